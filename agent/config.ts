@@ -1,0 +1,182 @@
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { z } from 'zod';
+
+const path = z.string().startsWith('/', 'must be an absolute path');
+const nullablePath = path.nullable().default(null);
+const seconds = z.number().positive().max(86_400);
+
+const tls = z
+  .strictObject({
+    caFile: nullablePath,
+    certFile: nullablePath,
+    keyFile: nullablePath,
+  })
+  .nullable()
+  .default(null);
+
+const natsSection = z.strictObject({
+  url: z.string().min(1).default('nats://127.0.0.1:4222'),
+  credentialsFile: nullablePath,
+  tls,
+});
+
+const redisSection = z.strictObject({
+  url: z
+    .string()
+    .regex(/^(rediss?|unix):\/\//, 'must begin with redis://, rediss:// or unix://')
+    .default('redis://127.0.0.1:6379/0'),
+  mode: z.enum(['single', 'sentinel', 'cluster']).default('single'),
+  nodes: z
+    .array(z.strictObject({ host: z.string().min(1), port: z.int().min(1).max(65_535) }))
+    .min(1)
+    .nullable()
+    .default(null),
+  masterName: z.string().min(1).nullable().default(null),
+  username: z.string().min(1).nullable().default(null),
+  passwordFile: nullablePath,
+  tls,
+  keyPrefix: z.string().min(1).max(64).default('volt:'),
+  minReplicas: z.int().min(0).max(16).default(0),
+});
+
+/** `agent.json`: every key optional, unknown keys refused. Defaults are those of docs/operating.md. */
+const configSchema = z.strictObject({
+  host: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]{1,64}$/, 'must be letters, digits, "-" and "_", 64 at most')
+    .optional(),
+  nats: natsSection.prefault({}),
+  redis: redisSection.prefault({}),
+  runtimeDir: path.default('/run/volt-vmm/network'),
+  stateDir: path.default('/var/lib/volt/network'),
+  networksDir: path.default('/etc/volt/network/networks'),
+  subjectPrefix: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$/, 'must be NATS subject tokens joined by "."')
+    .default('volt.net.v1'),
+  heartbeatSeconds: seconds.default(5),
+  suspectAfterSeconds: seconds.default(20),
+  recoveryWindowSeconds: seconds.nullable().default(null),
+  onReboot: z.enum(['recreate', 'release']).default('recreate'),
+  logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+});
+
+export type Config = z.infer<typeof configSchema> & { readonly host: string };
+
+/** The configuration cannot be used. The message names the key, what is wrong, and where it was given. */
+export class ConfigError extends Error {
+  readonly code = 'INVALID_CONFIG';
+}
+
+export const DEFAULT_CONFIG_FILE = '/etc/volt/network/agent.json';
+
+// One row a setting that can also be given by variable and flag. Flags win over variables, which win over
+// the file.
+const OVERRIDES = [
+  { key: 'host', variable: 'VOLT_NET_HOST' },
+  { key: 'nats.url', variable: 'VOLT_NET_NATS_URL' },
+  { key: 'nats.credentialsFile', variable: 'VOLT_NET_NATS_CREDENTIALS_FILE' },
+  { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL' },
+  { key: 'redis.username', variable: 'VOLT_NET_REDIS_USERNAME' },
+  { key: 'redis.passwordFile', variable: 'VOLT_NET_REDIS_PASSWORD_FILE' },
+  { key: 'redis.keyPrefix', variable: 'VOLT_NET_REDIS_KEY_PREFIX' },
+  { key: 'runtimeDir', variable: 'VOLT_NET_RUNTIME_DIR' },
+  { key: 'stateDir', variable: 'VOLT_NET_STATE_DIR' },
+  { key: 'networksDir', variable: 'VOLT_NET_NETWORKS_DIR' },
+  { key: 'subjectPrefix', variable: 'VOLT_NET_SUBJECT_PREFIX' },
+  { key: 'onReboot', variable: 'VOLT_NET_ON_REBOOT' },
+  { key: 'logLevel', variable: 'VOLT_NET_LOG_LEVEL' },
+] as const;
+
+export type OverrideKey = (typeof OVERRIDES)[number]['key'];
+
+export interface ConfigSources {
+  /** Given by `--config`; without it the default file is read where it exists. */
+  readonly file?: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly flags?: Partial<Record<OverrideKey, string>>;
+}
+
+/** Reads and checks the configuration. Throws ConfigError; never returns a value that was not checked. */
+export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
+  const settings = readSettings(file);
+  const origins = new Map<string, string>();
+  for (const { key, variable } of OVERRIDES) {
+    const flag = flags[key];
+    const value = flag ?? env[variable];
+    if (value === undefined) continue;
+    put(settings, key.split('.'), value);
+    origins.set(key, flag === undefined ? variable : 'the command line');
+  }
+  refuseUnknownVariables(env);
+  const checked = configSchema.safeParse(settings);
+  if (!checked.success) {
+    const problems = checked.error.issues.map(({ path: keys, message }) => {
+      const key = keys.join('.');
+      const origin = origins.get(key) ?? file ?? DEFAULT_CONFIG_FILE;
+      return `${key === '' ? 'the configuration' : key}: ${message} (in ${origin})`;
+    });
+    throw new ConfigError(problems.join('; '));
+  }
+  const { redis } = checked.data;
+  if (redis.mode !== 'single' && redis.nodes === null) {
+    throw new ConfigError(`redis.nodes: must be given with redis.mode "${redis.mode}"`);
+  }
+  if (redis.mode === 'sentinel' && redis.masterName === null) {
+    throw new ConfigError('redis.masterName: must be given with redis.mode "sentinel"');
+  }
+  return { ...checked.data, host: checked.data.host ?? hostId(hostname()) };
+}
+
+/** A host name as a host id: `node1.example.org` is `node1_example_org`. */
+const hostId = (name: string): string => name.replace(/[^A-Za-z0-9_-]/g, '_').slice(0, 64);
+
+function readSettings(file: string | undefined): Record<string, unknown> {
+  const name = file ?? DEFAULT_CONFIG_FILE;
+  let text: string;
+  try {
+    text = readFileSync(name, 'utf8');
+  } catch (cause) {
+    const missing = cause instanceof Error && 'code' in cause && cause.code === 'ENOENT';
+    if (missing && file === undefined) return {};
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError(`cannot read ${name}: ${reason}`, { cause });
+  }
+  const value = parseJson(text, name);
+  if (!isRecord(value)) throw new ConfigError(`${name}: must hold one JSON object`);
+  return value;
+}
+
+function parseJson(text: string, name: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError(`${name}: not JSON: ${reason}`, { cause });
+  }
+}
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+function put(settings: Record<string, unknown>, keys: readonly string[], value: string): void {
+  const [key, ...rest] = keys;
+  if (key === undefined) return;
+  if (rest.length === 0) {
+    settings[key] = value;
+    return;
+  }
+  const inner = settings[key];
+  const section = isRecord(inner) ? inner : {};
+  settings[key] = section;
+  put(section, rest, value);
+}
+
+// A misspelt variable would otherwise be a setting that silently has no effect.
+function refuseUnknownVariables(env: ConfigSources['env']): void {
+  const known = new Set<string>(OVERRIDES.map(({ variable }) => variable));
+  const unknown = Object.keys(env).filter((n) => n.startsWith('VOLT_NET_') && !known.has(n));
+  if (unknown.length === 0) return;
+  throw new ConfigError(`unknown environment variable ${unknown.join(', ')}`);
+}

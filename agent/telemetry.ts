@@ -1,0 +1,137 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { tracingChannel } from 'node:diagnostics_channel';
+import {
+  propagation,
+  ROOT_CONTEXT,
+  type Span,
+  SpanKind,
+  type SpanOptions,
+  SpanStatusCode,
+  trace,
+} from '@opentelemetry/api';
+import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from './trace.ts';
+
+// The other files publish what they do on diagnostics channels; this one makes spans of it. The parent of
+// a span is the innermost channel event under way, carried by an AsyncLocalStorage of our own that the
+// channels bind, so no context manager is needed.
+const current = new AsyncLocalStorage<Span>();
+
+export interface Telemetry {
+  /** Exports what is buffered, within the exporter's own timeout. */
+  shutdown(): Promise<void>;
+}
+
+/**
+ * `env` is the process's own environment: the SDK reads its settings there, so defaults are put there.
+ * Starts exporting traces when the standard OpenTelemetry variables name an exporter
+ * (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER`) and do
+ * not disable the SDK. Otherwise nothing is loaded and nothing is traced: the SDK costs 0.4 s and 40 MiB.
+ */
+export async function startTelemetry(options: {
+  env: NodeJS.ProcessEnv;
+  host: string;
+  version: string;
+}): Promise<Telemetry> {
+  const { env } = options;
+  if (!exporterConfigured(env)) return { shutdown: async () => {} };
+  // The batch processor drops spans beyond its queue without a word; 2,048 is 150 attaches.
+  env['OTEL_BSP_MAX_QUEUE_SIZE'] ??= '65536';
+  env['OTEL_SERVICE_NAME'] ??= 'volt-network-agent';
+  // Traces are all we make: without these the SDK may start exporters for the rest.
+  env['OTEL_METRICS_EXPORTER'] ??= 'none';
+  env['OTEL_LOGS_EXPORTER'] ??= 'none';
+  const known = `host.name=${options.host},service.version=${options.version}`;
+  const given = env['OTEL_RESOURCE_ATTRIBUTES'] ?? '';
+  env['OTEL_RESOURCE_ATTRIBUTES'] = given === '' ? known : `${known},${given}`;
+  const { NodeSDK } = await import('@opentelemetry/sdk-node');
+  const sdk = new NodeSDK({ instrumentations: [] });
+  sdk.start();
+  subscribe();
+  return { shutdown: () => sdk.shutdown() };
+}
+
+function exporterConfigured(env: NodeJS.ProcessEnv): boolean {
+  if (env['OTEL_SDK_DISABLED'] === 'true' || env['OTEL_TRACES_EXPORTER'] === 'none') return false;
+  return [
+    'OTEL_EXPORTER_OTLP_ENDPOINT',
+    'OTEL_EXPORTER_OTLP_TRACES_ENDPOINT',
+    'OTEL_TRACES_EXPORTER',
+  ].some((name) => (env[name] ?? '') !== '');
+}
+
+function subscribe(): void {
+  spansOf<RequestTrace>(REQUEST_CHANNEL, (request) => ({
+    name: request.name,
+    options: {
+      kind: request.role === 'server' ? SpanKind.SERVER : SpanKind.PRODUCER,
+      attributes: request.attributes,
+    },
+    remote: request,
+  }));
+  spansOf<StepTrace>(STEP_CHANNEL, (step) => ({ name: step.name, options: {} }));
+  spansOf<{ operation: string; subject: string }>('volt:kernel', ({ operation, subject }) => ({
+    name: `${operation} ${subject}`,
+    options: { attributes: { 'volt.kernel.operation': operation, 'volt.kernel.subject': subject } },
+  }));
+  spansOf<{ command: string; serverAddress: string }>('ioredis:command', (command) => ({
+    name: `redis ${command.command}`,
+    options: {
+      kind: SpanKind.CLIENT,
+      attributes: { 'db.system.name': 'redis', 'server.address': command.serverAddress },
+    },
+    // The client's own pings and handshakes belong to no request: they would be traces of one span.
+    onlyInside: true,
+  }));
+}
+
+interface SpanShape {
+  readonly name: string;
+  readonly options: SpanOptions;
+  /** Trace context from outside, taken as the parent and replaced by the new span's. */
+  readonly remote?: RequestTrace;
+  readonly onlyInside?: boolean;
+}
+
+function spansOf<Message extends object>(
+  channelName: string,
+  shapeOf: (message: Message) => SpanShape,
+): void {
+  const tracer = trace.getTracer('volt-network');
+  const spans = new WeakMap<object, Span>();
+  const channel = tracingChannel<Message>(channelName);
+  const finish = (message: object): void => {
+    spans.get(message)?.end();
+    spans.delete(message);
+  };
+
+  channel.start.bindStore(current, (message): Span => {
+    const { name, options, remote, onlyInside } = shapeOf(message as Message);
+    const outer = current.getStore();
+    if (onlyInside === true && outer === undefined) return trace.wrapSpanContext(NO_SPAN);
+    let parent = ROOT_CONTEXT;
+    if (remote?.traceparent !== undefined) parent = propagation.extract(ROOT_CONTEXT, remote);
+    else if (outer !== undefined) parent = trace.setSpan(ROOT_CONTEXT, outer);
+    const span = tracer.startSpan(name, options, parent);
+    if (remote !== undefined) propagation.inject(trace.setSpan(ROOT_CONTEXT, span), remote);
+    spans.set(message as object, span);
+    return span;
+  });
+  channel.subscribe({
+    start: () => {},
+    // `end` closes a synchronous operation; of an asynchronous one it is the end of the first stretch
+    // only, which a message without `result` or `error` tells apart.
+    end: (message) => {
+      if ('result' in message || 'error' in message) finish(message);
+    },
+    asyncStart: () => {},
+    asyncEnd: (message) => finish(message),
+    error: (message) => {
+      const error = message.error;
+      const text = error instanceof Error ? error.message : String(error);
+      spans.get(message)?.setStatus({ code: SpanStatusCode.ERROR, message: text });
+      if (error instanceof Error) spans.get(message)?.recordException(error);
+    },
+  });
+}
+
+const NO_SPAN = { traceId: '0'.repeat(32), spanId: '0'.repeat(16), traceFlags: 0 };
