@@ -167,8 +167,8 @@ function put(settings: Record<string, unknown>, keys: readonly string[], value: 
     settings[key] = value;
     return;
   }
-  const inner = settings[key];
-  const section = isRecord(inner) ? inner : {};
+  const section = settings[key] ?? {};
+  if (!isRecord(section)) return; // wrong already, and reported by the check that follows
   settings[key] = section;
   put(section, rest, value);
 }

@@ -98,14 +98,14 @@ function spansOf<Message extends object>(
 ): void {
   const tracer = trace.getTracer('volt-network');
   const spans = new WeakMap<object, Span>();
-  const channel = tracingChannel<Message>(channelName);
+  const channel = tracingChannel<Span, Message>(channelName);
   const finish = (message: object): void => {
     spans.get(message)?.end();
     spans.delete(message);
   };
 
   channel.start.bindStore(current, (message): Span => {
-    const { name, options, remote, onlyInside } = shapeOf(message as Message);
+    const { name, options, remote, onlyInside } = shapeOf(message);
     const outer = current.getStore();
     if (onlyInside === true && outer === undefined) return trace.wrapSpanContext(NO_SPAN);
     let parent = ROOT_CONTEXT;
@@ -113,7 +113,7 @@ function spansOf<Message extends object>(
     else if (outer !== undefined) parent = trace.setSpan(ROOT_CONTEXT, outer);
     const span = tracer.startSpan(name, options, parent);
     if (remote !== undefined) propagation.inject(trace.setSpan(ROOT_CONTEXT, span), remote);
-    spans.set(message as object, span);
+    spans.set(message, span);
     return span;
   });
   channel.subscribe({

@@ -1,0 +1,495 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  type Attachment,
+  type AttachAnswer,
+  type AttachRequest,
+  contentKey,
+  type DetachAnswer,
+  type DetachRequest,
+} from '#protocol/attachment.ts';
+import { deriveMac } from '#protocol/address.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { type Ledger, type Lease, RevisionChanged } from '#ipam-store/ledger.ts';
+import { namespaceIdentity } from '#native/namespace.ts';
+import { toVoltError } from './errors.ts';
+import type { EventLog } from './events.ts';
+import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
+import type { Log } from './log.ts';
+import type { AttachedDevice, CheckedAttach, NetworkType } from './networks/network.ts';
+import { type RequestTrace, tracedStep, tracedStepSync } from './trace.ts';
+
+/** How a request came: its trace, and until when its caller waits (`performance.now()` time). */
+export interface Call {
+  readonly trace: RequestTrace;
+  readonly deadline: number;
+}
+
+export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>>>;
+
+export interface AttachmentsOptions {
+  readonly host: string;
+  readonly bootId: string;
+  readonly ledger: Ledger;
+  readonly journal: Journal;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly log: Log;
+}
+
+interface Revised {
+  readonly network: Network;
+  readonly revision: number;
+}
+
+interface Making {
+  readonly request: AttachRequest & { readonly requestId: string };
+  readonly revised: Revised;
+  readonly checked: CheckedAttach;
+  readonly record: AttachmentRecord;
+  readonly call: Call;
+}
+
+const REVISION_TRIES = 3;
+const FINISH_RETRY_FIRST_MS = 50;
+const FINISH_RETRY_MOST_MS = 5_000;
+
+/**
+ * The attachments of this host: from request to lease, device, record and event, and back. Requests for
+ * one id run one after the other; the kernel work of one attach is one synchronous stretch.
+ */
+export class Attachments {
+  readonly #options: AttachmentsOptions;
+  /** The last request of each id that has one under way; whoever comes next waits for it. */
+  readonly #turns = new Map<string, Promise<void>>();
+  /** Detaches whose second half is under way: deletion confirmed, lease released, record removed. */
+  readonly #finishing = new Map<string, Promise<void>>();
+  readonly #networks = new Map<string, Revised>();
+  #stopping = false;
+
+  constructor(options: AttachmentsOptions) {
+    this.#options = options;
+  }
+
+  /** Takes up what an earlier agent of this host left half done: it is detached. */
+  resume(): void {
+    for (const record of this.#options.journal.values()) {
+      if (record.state === 'attached') continue;
+      this.#beginDetach(
+        record,
+        record.detach ?? {
+          reason: 'interrupted',
+          requestId: `interrupted-${record.createdAt}`,
+          startedAt: new Date().toISOString(),
+        },
+      );
+    }
+  }
+
+  /** Lets what is under way end, `timeoutMs` at most. What is left then, the next agent's `resume` takes up. */
+  async stop(timeoutMs: number): Promise<void> {
+    const busy = Promise.allSettled([...this.#turns.values(), ...this.#finishing.values()]);
+    await Promise.race([busy, sleep(timeoutMs, undefined, { ref: false })]);
+    this.#stopping = true;
+  }
+
+  /** Gives a workload its device and addresses, or answers what it has already (`replayed`). */
+  attach(given: AttachRequest, call: Call): Promise<AttachAnswer> {
+    const request = { ...given, requestId: given.requestId ?? randomUUID() };
+    return this.#inTurn(request.id, call.deadline, async () => {
+      try {
+        return await this.#attach(request, call);
+      } catch (cause) {
+        const error = toVoltError(cause);
+        this.#options.events.add({
+          type: 'failed',
+          network: request.network,
+          subject: request.id,
+          operation: 'attach',
+          // A retryable error is not the outcome: the repeat may well succeed, as an event of its own.
+          requestId: error.retryable ? `${request.requestId}#${randomUUID()}` : request.requestId,
+          trace: call.trace,
+          body: { ...toErrorBody(error), operation: 'attach', request },
+        });
+        throw error;
+      }
+    });
+  }
+
+  /** Takes the device away at once; deletion and release follow, and with them the `detached` event. */
+  detach(request: DetachRequest, call: Call): Promise<DetachAnswer> {
+    const { id, generation } = request;
+    return this.#inTurn(id, call.deadline, async () => {
+      const record = this.#options.journal.get(id);
+      if (record === undefined) return this.#detachUnknown(id, generation);
+      if (record.state === 'detaching') return { detached: true, releasing: true };
+      refuseOtherGeneration(record, generation);
+      const { traceparent, tracestate } = call.trace;
+      this.#beginDetach(record, {
+        reason: 'requested',
+        requestId: request.requestId ?? randomUUID(),
+        startedAt: new Date().toISOString(),
+        ...(traceparent !== undefined && { traceparent }),
+        ...(tracestate !== undefined && { tracestate }),
+      });
+      return { detached: true, releasing: true };
+    });
+  }
+
+  /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
+  async expire({ id, nowMs }: { id: string; nowMs: number }): Promise<void> {
+    const { journal, ledger } = this.#options;
+    await this.#inTurn(id, Infinity, async () => {
+      const record = journal.get(id);
+      if (record?.state !== 'attached') return;
+      const lease = await ledger.getLease(id);
+      if (lease?.expiresAt === undefined || Date.parse(lease.expiresAt) > nowMs) return;
+      this.#beginDetach(record, {
+        reason: 'expired',
+        requestId: `expired-${lease.generation}`,
+        startedAt: new Date().toISOString(),
+      });
+    });
+  }
+
+  async #attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
+    await this.#untilFinished(request.id, call.deadline);
+    for (let tries = 1; ; tries += 1) {
+      const revised = await this.#network(request.network);
+      const type = this.#options.networkTypes[revised.network.type];
+      if (type === undefined) {
+        throw new VoltError('UNSUPPORTED', `network type ${revised.network.type} is not supported`);
+      }
+      const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
+      const key = contentKey(request, identity === undefined ? {} : { netns: identity });
+      const held = this.#options.journal.get(request.id);
+      const replayed = held && (await this.#repeat(held, request, key, type));
+      if (replayed !== undefined) return replayed;
+      using checked = type.check(request, revised.network);
+      const record: AttachmentRecord = {
+        id: request.id,
+        state: 'attaching',
+        networkType: revised.network.type,
+        request,
+        contentKey: key,
+        createdAt: new Date().toISOString(),
+        bootId: this.#options.bootId,
+        deviceName: checked.deviceName,
+        ...(identity !== undefined && { namespaceIdentity: identity }),
+        // Made again: should that fail, the addresses have been in use and the attachment has ended.
+        ...(held?.attachment !== undefined && { attachment: held.attachment }),
+      };
+      try {
+        return await this.#make({ request, revised, checked, record, call });
+      } catch (error) {
+        if (!(error instanceof RevisionChanged) || tries === REVISION_TRIES) throw error;
+        this.#networks.delete(request.network);
+      }
+    }
+  }
+
+  /** The answer to a repeated request; undefined when its device is gone. */
+  async #repeat(
+    held: AttachmentRecord,
+    request: AttachRequest,
+    key: string,
+    type: NetworkType,
+  ): Promise<AttachAnswer | undefined> {
+    const { journal, log } = this.#options;
+    const { attachment, generation } = held;
+    if (attachment === undefined || held.contentKey !== key) {
+      throw new VoltError('ALREADY_ATTACHED', `${request.id} is attached with other content`, {
+        details: { id: request.id, generation },
+      });
+    }
+    const differences = type.observe(attachment);
+    if (differences.length > 0) {
+      // The lease stays: the same id is granted the same addresses again.
+      log.warn({ id: request.id, differences }, 'attached, but not as recorded: made again');
+      await type.detach(held).removed;
+      return undefined;
+    }
+    if (request.leaseTtlSeconds === undefined) return { attachment, replayed: true };
+    const lease = await this.#acquire(request, await this.#network(request.network));
+    const extended = { ...attachment, lease: leaseFields(lease) };
+    journal.put({ ...held, attachment: extended });
+    return { attachment: extended, replayed: true };
+  }
+
+  /** Lease, device, record, event; each undone when a later one fails. */
+  async #make({ request, revised, checked, record, call }: Making): Promise<AttachAnswer> {
+    const { journal, events } = this.#options;
+    const started = performance.now();
+    journal.put(record);
+    let lease: Lease;
+    try {
+      lease = await tracedStep('ipam', () => this.#acquire(request, revised));
+    } catch (error) {
+      if (mayHaveBeenGranted(error)) this.#beginDetach(record, this.#failure(request, call));
+      else journal.remove(record.id);
+      throw error;
+    }
+    const leased = performance.now();
+    try {
+      using undo = new DisposableStack();
+      const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
+      const kernelDone = performance.now();
+      const attachment = this.#attachmentOf({ request, network: revised.network, lease, made, record });
+      journal.put({ ...record, state: 'attached', generation: lease.generation, attachment });
+      events.add({
+        type: 'attached',
+        network: request.network,
+        subject: request.id,
+        operation: 'attach',
+        requestId: request.requestId,
+        trace: call.trace,
+        body: attachment,
+        durationMs: { ipam: leased - started, kernel: kernelDone - leased },
+      });
+      undo.move();
+      return { attachment, replayed: false };
+    } catch (error) {
+      // What the undo has not removed, the second half of a detach does, and it returns the lease.
+      this.#beginDetach({ ...record, generation: lease.generation }, this.#failure(request, call));
+      await this.#untilFinished(record.id, call.deadline).catch(() => {});
+      throw error;
+    }
+  }
+
+  async #acquire(request: AttachRequest, { network, revision }: Revised): Promise<Lease> {
+    const { ledger, host, bootId } = this.#options;
+    const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
+    const { lease } = await ledger.acquire({
+      id,
+      workload,
+      kind,
+      network: network.network,
+      revision,
+      host,
+      bootId,
+      derivedMac: deriveMac(id).toString(),
+      ...(mac !== undefined && { mac }),
+      ...(addresses !== undefined && { addresses }),
+      ...(hostname !== undefined && { hostname }),
+      ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
+    });
+    return lease;
+  }
+
+  async #network(name: string): Promise<Revised> {
+    const cached = this.#networks.get(name);
+    if (cached !== undefined) return cached;
+    const found = await this.#options.ledger.getNetwork(name);
+    if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
+    const revised = { network: found.network, revision: found.revision };
+    this.#networks.set(name, revised);
+    return revised;
+  }
+
+  #attachmentOf(parts: {
+    request: AttachRequest;
+    network: Network;
+    lease: Lease;
+    made: AttachedDevice;
+    record: AttachmentRecord;
+  }): Attachment {
+    const { request, network, lease, made, record } = parts;
+    const gateways = [network.gateway, network.ipv6?.gateway];
+    return {
+      id: request.id,
+      generation: lease.generation,
+      workload: request.workload,
+      kind: request.kind,
+      network: network.network,
+      type: network.type,
+      host: this.#options.host,
+      state: 'attached',
+      mac: lease.mac,
+      device: made.device,
+      filter: made.filter,
+      ...(request.netns !== undefined && { netns: request.netns }),
+      addresses: lease.addresses.map((address) => {
+        const gateway = gateways.find((one) => one?.includes(':') === address.includes(':'));
+        return gateway === undefined ? { address } : { address, gateway };
+      }),
+      routes: network.routes ?? [],
+      dns: network.dns ?? {},
+      ports: request.ports ?? [],
+      bandwidth: request.bandwidth ?? {},
+      lease: leaseFields(lease),
+      createdAt: record.createdAt,
+      labels: request.labels ?? {},
+    };
+  }
+
+  /** First half of every detach: out of use, name free, and the record says so. */
+  #beginDetach(record: AttachmentRecord, detach: DetachIntent): void {
+    const { journal, networkTypes } = this.#options;
+    const detaching: AttachmentRecord = { ...record, state: 'detaching', detach };
+    journal.put(detaching);
+    const type = networkTypes[record.networkType];
+    const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();
+    const finishing = this.#finish(detaching, detach, remove).finally(() => {
+      this.#finishing.delete(record.id);
+    });
+    this.#finishing.set(record.id, finishing);
+  }
+
+  /** Second half: repeated until the kernel confirms and the ledger has the lease back. */
+  async #finish(
+    record: AttachmentRecord,
+    detach: DetachIntent,
+    remove: () => Promise<void>,
+  ): Promise<void> {
+    const { journal, log } = this.#options;
+    for (let waitMs = FINISH_RETRY_FIRST_MS; !this.#stopping; ) {
+      try {
+        await remove();
+        await this.#release(record);
+        this.#reportDetached(record, detach);
+        journal.remove(record.id);
+        return;
+      } catch (error) {
+        log.warn({ id: record.id, error: String(error) }, 'detach not finished yet: trying again');
+        await sleep(waitMs, undefined, { ref: false });
+        waitMs = Math.min(waitMs * 2, FINISH_RETRY_MOST_MS);
+      }
+    }
+  }
+
+  async #release(record: AttachmentRecord): Promise<void> {
+    const { ledger, host } = this.#options;
+    let { generation } = record;
+    if (generation === undefined) {
+      const lease = await ledger.getLease(record.id);
+      if (lease === null || lease.host !== host) return;
+      ({ generation } = lease);
+    }
+    // Addresses that no workload has ever used need no cool-down.
+    const cool = record.attachment !== undefined;
+    try {
+      await ledger.release({ id: record.id, generation, host, cool });
+    } catch (error) {
+      // Somebody else holds the id by now: there is nothing of ours to give back.
+      const code = error instanceof VoltError ? error.code : undefined;
+      if (code !== 'STALE_GENERATION' && code !== 'WRONG_HOST') throw error;
+    }
+  }
+
+  #reportDetached(record: AttachmentRecord, detach: DetachIntent): void {
+    const { attachment } = record;
+    if (attachment === undefined) return;
+    this.#options.events.add({
+      type: 'detached',
+      network: attachment.network,
+      subject: record.id,
+      operation: 'detach',
+      requestId: detach.requestId,
+      trace: detach,
+      body: { ...attachment, state: 'detached', reason: detach.reason },
+      durationMs: { total: Date.now() - Date.parse(detach.startedAt) },
+    });
+  }
+
+  #failure({ requestId }: Making['request'], { trace }: Call): DetachIntent {
+    const { traceparent, tracestate } = trace;
+    return {
+      reason: 'failed',
+      requestId,
+      startedAt: new Date().toISOString(),
+      ...(traceparent !== undefined && { traceparent }),
+      ...(tracestate !== undefined && { tracestate }),
+    };
+  }
+
+  /** Detaching what this host has no record of: another host's, a lease without device, or nothing. */
+  async #detachUnknown(id: string, generation: number | undefined): Promise<DetachAnswer> {
+    const { ledger, host } = this.#options;
+    const lease = await ledger.getLease(id);
+    if (lease === null) return { detached: false, releasing: false };
+    if (lease.host !== host) {
+      throw new VoltError('WRONG_HOST', `${id} is attached on host ${lease.host}`, {
+        details: { host: lease.host },
+      });
+    }
+    refuseOtherGeneration(lease, generation);
+    await ledger.release({ id, generation: lease.generation, host, cool: true });
+    return { detached: true, releasing: false };
+  }
+
+  /** Waits for a detach of this id that is under way, within the caller's deadline. */
+  async #untilFinished(id: string, deadline: number): Promise<void> {
+    const finishing = this.#finishing.get(id);
+    if (finishing === undefined) return;
+    await withDeadline(finishing, deadline, () =>
+      this.#options.ledger.status.state === 'ready'
+        ? new VoltError('DEADLINE_EXCEEDED', `${id} is still being detached`)
+        : new VoltError('STORE_UNAVAILABLE', `${id} is still being detached: Redis is away`),
+    );
+  }
+
+  async #inTurn<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
+    const previous = this.#turns.get(id);
+    const { promise: done, resolve } = Promise.withResolvers<void>();
+    const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
+    this.#turns.set(id, turn);
+    try {
+      if (previous !== undefined) {
+        await withDeadline(previous, deadline, () => {
+          return new VoltError('DEADLINE_EXCEEDED', `other requests for ${id} are under way`);
+        });
+      }
+      return await work();
+    } finally {
+      resolve();
+      if (this.#turns.get(id) === turn) this.#turns.delete(id);
+    }
+  }
+}
+
+/** STORE_UNAVAILABLE leaves open whether the ledger granted, unless the request never left. */
+const mayHaveBeenGranted = (error: unknown): boolean =>
+  error instanceof VoltError &&
+  error.code === 'STORE_UNAVAILABLE' &&
+  error.details?.['sent'] !== false;
+
+function refuseOtherGeneration(
+  held: { readonly id: string; readonly generation?: number },
+  asked: number | undefined,
+): void {
+  if (asked === undefined || held.generation === undefined || asked === held.generation) return;
+  if (asked < held.generation) {
+    throw new VoltError(
+      'STALE_GENERATION',
+      `${held.id} has generation ${held.generation}, the request is for ${asked}`,
+      { details: { generation: held.generation } },
+    );
+  }
+  throw new VoltError('INVALID_REQUEST', `generation ${asked} of ${held.id} was never given out`, {
+    details: { path: 'generation', generation: held.generation },
+  });
+}
+
+const leaseFields = ({ generation, grantedAt, expiresAt }: Lease): Attachment['lease'] =>
+  expiresAt === undefined ? { generation, grantedAt } : { generation, grantedAt, expiresAt };
+
+async function withDeadline(
+  work: Promise<unknown>,
+  deadline: number,
+  late: () => VoltError,
+): Promise<void> {
+  if (deadline === Infinity) {
+    await work;
+    return;
+  }
+  const timer = new AbortController();
+  const timeout = sleep(Math.max(0, deadline - performance.now()), 'late', {
+    signal: timer.signal,
+  }).catch(() => 'cancelled');
+  try {
+    if ((await Promise.race([work, timeout])) === 'late') throw late();
+  } finally {
+    timer.abort();
+  }
+}

@@ -1,0 +1,268 @@
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  connect,
+  type ConnectionOptions,
+  credsAuthenticator,
+  Events,
+  headers as createHeaders,
+  type NatsConnection,
+  nanos,
+  RetentionPolicy,
+  type Service,
+  type ServiceMsg,
+  StorageType,
+} from 'nats';
+import type { Config } from './config.ts';
+import type { Log } from './log.ts';
+
+/** A request as it came: bytes and the headers that matter. */
+export interface BusRequest {
+  readonly subject: string;
+  readonly payload: Uint8Array;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+  /** How long the caller waits (`volt-timeout-ms`). */
+  readonly timeoutMs?: number;
+}
+
+/** What goes back. An error travels in the payload and, by number and text, in the NATS service headers. */
+export interface BusAnswer {
+  readonly payload: Uint8Array;
+  readonly error?: { readonly status: number; readonly code: string };
+}
+
+export interface BusEndpoint {
+  readonly name: string;
+  readonly subject: string;
+  /** Endpoints of several agents with the same queue share the requests: each goes to one of them. */
+  readonly queue: string;
+  readonly answer: (request: BusRequest) => Promise<BusAnswer>;
+}
+
+export interface BusOptions {
+  readonly config: Config['nats'];
+  readonly host: string;
+  readonly service: { name: string; version: string; metadata: Record<string, string> };
+  readonly endpoints: readonly BusEndpoint[];
+  readonly eventStream: { readonly name: string; readonly subjects: readonly string[] };
+  readonly log: Log;
+  /** Called with every change of state. */
+  readonly onState: (state: BusState) => void;
+}
+
+export type BusState = 'connecting' | 'connected' | 'closed';
+
+const RECONNECT_WAIT_MS = 250;
+const EVENT_ACK_TIMEOUT_MS = 5_000;
+const EVENT_AGE_DAYS = 7;
+const EVENT_STREAM_BYTES = 1 << 30;
+// An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
+const EVENT_DUPLICATE_WINDOW_MS = 10 * 60_000;
+
+/**
+ * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
+ * state, never an error of `start`. The service and its endpoints live as long as a connection.
+ */
+export class Bus {
+  readonly #options: BusOptions;
+  #connection: NatsConnection | undefined;
+  #service: Service | undefined;
+  #state: BusState = 'connecting';
+  #streamEnsured = false;
+  #stopping = false;
+
+  constructor(options: BusOptions) {
+    this.#options = options;
+  }
+
+  get state(): BusState {
+    return this.#state;
+  }
+
+  start(): void {
+    void this.#run();
+  }
+
+  /**
+   * Stores one event in the event stream; resolves once JetStream acknowledged it, and rejects when it
+   * did not, or when there is no connection. `id` makes a repeat harmless within ten minutes.
+   */
+  async publishEvent(event: {
+    subject: string;
+    id: string;
+    headers: Readonly<Record<string, string>>;
+    payload: Uint8Array;
+  }): Promise<void> {
+    const connection = this.#connection;
+    if (connection === undefined || this.#state !== 'connected') throw new Error('NATS is away');
+    await this.#ensureEventStream(connection);
+    const headers = createHeaders();
+    for (const [name, value] of Object.entries(event.headers)) headers.set(name, value);
+    await connection.jetstream().publish(event.subject, event.payload, {
+      msgID: event.id,
+      headers,
+      timeout: EVENT_ACK_TIMEOUT_MS,
+    });
+  }
+
+  /** Stops taking requests; those under way go on, and their answers are still sent. */
+  async stopTaking(): Promise<void> {
+    await this.#service?.stop().catch(() => {});
+  }
+
+  async close(): Promise<void> {
+    this.#stopping = true;
+    const connection = this.#connection;
+    this.#connection = undefined;
+    if (connection !== undefined && !connection.isClosed()) {
+      // A drain flushes the answers; it waits for ever where the server is away.
+      await Promise.race([connection.drain().catch(() => {}), sleep(1_000)]);
+      if (!connection.isClosed()) await connection.close().catch(() => {});
+    }
+    this.#setState('closed');
+  }
+
+  async #run(): Promise<void> {
+    const { log } = this.#options;
+    while (!this.#stopping) {
+      try {
+        const connection = await connect(this.#connectionOptions());
+        if (this.#stopping) return await connection.close();
+        this.#connection = connection;
+        void this.#watch(connection);
+        await this.#serve(connection);
+        this.#setState('connected');
+        const reason = await connection.closed();
+        if (!this.#stopping) log.warn({ reason: reason?.message }, 'NATS connection closed');
+      } catch (error) {
+        log.warn({ error: messageOf(error) }, 'cannot connect to NATS');
+      }
+      this.#setState('connecting');
+      if (!this.#stopping) await sleep(RECONNECT_WAIT_MS);
+    }
+  }
+
+  #connectionOptions(): ConnectionOptions {
+    const { config, host } = this.#options;
+    const options: ConnectionOptions = {
+      servers: config.url.split(','),
+      name: `volt-network-agent ${host}`,
+      waitOnFirstConnect: true,
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: RECONNECT_WAIT_MS,
+      // A wrong or rotated credential is repaired by an operator while we wait, not by our exit.
+      ignoreAuthErrorAbort: true,
+    };
+    if (config.credentialsFile !== null) {
+      options.authenticator = credsAuthenticator(readFileSync(config.credentialsFile));
+    }
+    if (config.tls !== null) {
+      const { caFile, certFile, keyFile } = config.tls;
+      options.tls = {
+        ...(caFile !== null && { caFile }),
+        ...(certFile !== null && { certFile }),
+        ...(keyFile !== null && { keyFile }),
+      };
+    }
+    return options;
+  }
+
+  async #watch(connection: NatsConnection): Promise<void> {
+    const { log } = this.#options;
+    for await (const { type, data } of connection.status()) {
+      if (type === Events.Disconnect) {
+        this.#setState('connecting');
+      } else if (type === Events.Reconnect) {
+        // The stream may be gone with the server's storage.
+        this.#streamEnsured = false;
+        this.#setState('connected');
+      } else if (type === Events.Error) {
+        log.warn({ error: String(data) }, 'NATS reports an error');
+      }
+    }
+  }
+
+  async #serve(connection: NatsConnection): Promise<void> {
+    const { service, endpoints } = this.#options;
+    const added = await connection.services.add({
+      name: service.name,
+      version: service.version,
+      description: 'Network of virtual machines and containers on this host',
+      metadata: service.metadata,
+    });
+    this.#service = added;
+    for (const { name, subject, queue, answer } of endpoints) {
+      added.addEndpoint(name, {
+        subject,
+        queue,
+        handler: (error, message) => {
+          if (error === null) void this.#answer(message, answer);
+        },
+      });
+    }
+    await connection.flush();
+  }
+
+  async #answer(message: ServiceMsg, answer: BusEndpoint['answer']): Promise<void> {
+    const { payload, error } = await answer(requestOf(message));
+    try {
+      if (error === undefined) message.respond(payload);
+      else message.respondError(error.status, error.code, payload);
+    } catch (cause) {
+      this.#options.log.warn({ error: messageOf(cause) }, 'cannot answer: the connection is closed');
+    }
+  }
+
+  async #ensureEventStream(connection: NatsConnection): Promise<void> {
+    if (this.#streamEnsured) return;
+    const { eventStream, log } = this.#options;
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    try {
+      await manager.streams.info(eventStream.name);
+    } catch {
+      try {
+        await manager.streams.add({
+          name: eventStream.name,
+          subjects: [...eventStream.subjects],
+          retention: RetentionPolicy.Limits,
+          storage: StorageType.File,
+          max_age: nanos(EVENT_AGE_DAYS * 86_400_000),
+          max_bytes: EVENT_STREAM_BYTES,
+          duplicate_window: nanos(EVENT_DUPLICATE_WINDOW_MS),
+        });
+      } catch (error) {
+        // Where the agent's permissions do not allow it, an administrator made the stream, or the
+        // publication that follows says what is wrong.
+        log.debug({ error: messageOf(error) }, 'cannot make the event stream');
+      }
+    }
+    this.#streamEnsured = true;
+  }
+
+  #setState(state: BusState): void {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.#options.onState(state);
+  }
+}
+
+function requestOf(message: ServiceMsg): BusRequest {
+  const header = (name: string): string | undefined => {
+    const value = message.headers?.get(name) ?? '';
+    return value === '' ? undefined : value;
+  };
+  const traceparent = header('traceparent');
+  const tracestate = header('tracestate');
+  const timeoutMs = Number(header('volt-timeout-ms'));
+  return {
+    subject: message.subject,
+    payload: message.data,
+    ...(traceparent !== undefined && { traceparent }),
+    ...(tracestate !== undefined && { tracestate }),
+    ...(Number.isFinite(timeoutMs) && timeoutMs > 0 && { timeoutMs }),
+  };
+}
+
+const messageOf = (error: unknown): string =>
+  error instanceof Error ? error.message : String(error);

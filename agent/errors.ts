@@ -1,0 +1,30 @@
+import { VoltError } from '#protocol/errors.ts';
+import { isKernelError, KernelError } from '#native/errors.ts';
+
+/** Whatever was thrown, as one of the contract's errors. */
+export function toVoltError(error: unknown): VoltError {
+  if (error instanceof VoltError) return error;
+  // An undo that failed hides what it was undone for; that is what the caller has to hear.
+  if (error instanceof SuppressedError) return toVoltError(error.suppressed);
+  if (error instanceof KernelError) return fromKernelError(error);
+  const reason = error instanceof Error ? error.message : String(error);
+  return new VoltError('INTERNAL', reason, { cause: error });
+}
+
+function fromKernelError(error: KernelError): VoltError {
+  const { operation, subject, code: errno, kernelText } = error;
+  const details = { errno, operation, subject, ...(kernelText !== undefined && { kernelText }) };
+  const options = { details, cause: error };
+  if (isKernelError(error, 'EXFULL')) {
+    return new VoltError('BRIDGE_FULL', `the bridge has no free port for ${subject}`, options);
+  }
+  if (isKernelError(error, 'EEXIST')) {
+    return new VoltError('INTERFACE_EXISTS', error.message, options);
+  }
+  if (isKernelError(error, 'EBUSY')) return new VoltError('DEVICE_BUSY', error.message, options);
+  if (isKernelError(error, 'EPERM', 'EACCES')) {
+    const message = `${error.message}: the agent lacks a capability (CAP_NET_ADMIN, CAP_SYS_ADMIN)`;
+    return new VoltError('KERNEL_ERROR', message, options);
+  }
+  return new VoltError('KERNEL_ERROR', error.message, options);
+}

@@ -1,0 +1,198 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Attachment } from '#protocol/attachment.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import type { Descriptor } from '#native/descriptor.ts';
+import { openTap } from '#native/tun.ts';
+import {
+  listenSeqpacket,
+  type PeerCredentials,
+  type SeqpacketConnection,
+  type SeqpacketServer,
+} from '#native/unix.ts';
+import { toVoltError } from './errors.ts';
+import type { Journal } from './journal.ts';
+import type { Kernel } from './kernel.ts';
+import type { Log } from './log.ts';
+
+export const SOCKET_NAME = 'agent.sock';
+
+export interface HandoffOptions {
+  readonly runtimeDir: string;
+  readonly journal: Journal;
+  readonly kernel: Kernel;
+  /** What `{"op":"health"}` answers. */
+  readonly health: () => Readonly<Record<string, unknown>>;
+  readonly log: Log;
+}
+
+interface Answer extends Disposable {
+  readonly body: Readonly<Record<string, unknown>>;
+  readonly descriptors: readonly Descriptor[];
+}
+
+const ROOT = 0;
+const PRIVILEGED_GROUP = 'volt';
+
+/**
+ * The local socket: one packet of JSON in, one out. `claim` hands over the descriptors of a TAP to the
+ * process that is to run the VM; `health` says how the agent stands. Whoever may connect (anybody) is
+ * judged by its credentials as the kernel reports them.
+ */
+export class Handoff {
+  readonly #options: HandoffOptions;
+  #server: SeqpacketServer | undefined;
+
+  constructor(options: HandoffOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    this.#server = listenSeqpacket({
+      path: join(this.#options.runtimeDir, SOCKET_NAME),
+      mode: 0o666,
+      onConnection: (connection) => this.#accept(connection),
+    });
+  }
+
+  close(): void {
+    this.#server?.close();
+  }
+
+  #accept(connection: SeqpacketConnection): void {
+    connection.onPacket((bytes) => {
+      using answer = this.#answer(bytes, connection.peer);
+      const payload = Buffer.from(JSON.stringify(answer.body));
+      const fds = answer.descriptors.map(({ fd }) => fd);
+      try {
+        connection.send(payload, fds);
+      } catch (error) {
+        // The peer went away, or does not read: its descriptors are closed here and it may ask again.
+        this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
+        connection.close();
+      }
+    });
+  }
+
+  #answer(bytes: Uint8Array, peer: PeerCredentials): Answer {
+    try {
+      const request = parsePacket(bytes);
+      if (request.op === 'health') return answer(this.#options.health());
+      return this.#claim(request, peer);
+    } catch (error) {
+      return answer(toErrorBody(toVoltError(error)));
+    }
+  }
+
+  #claim({ id, generation }: Claim, peer: PeerCredentials): Answer {
+    const { journal, kernel, log } = this.#options;
+    const record = journal.get(id);
+    const attachment = record?.state === 'attached' ? record.attachment : undefined;
+    if (record === undefined || attachment === undefined) {
+      throw new VoltError('NOT_FOUND', `${id} is not attached on this host`);
+    }
+    if (!mayClaim(peer, record.request.tap)) {
+      throw new VoltError('UNAUTHORIZED', `uid ${peer.uid} may not claim ${id}`, {
+        details: { uid: peer.uid, gid: peer.gid },
+      });
+    }
+    if (generation !== undefined && generation !== attachment.generation) {
+      throw new VoltError('STALE_GENERATION', `${id} has generation ${attachment.generation}`, {
+        details: { generation: attachment.generation },
+      });
+    }
+    const { device } = attachment;
+    if (device?.type !== 'tap') {
+      throw new VoltError('UNSUPPORTED', `${id} is a ${device?.type ?? 'container'}: no descriptor`);
+    }
+    refuseHeldTap(kernel, attachment, device.ifindex);
+    const descriptors = openTap({
+      name: device.name,
+      queues: device.queues ?? 1,
+      vnetHdr: device.vnetHdr ?? true,
+    });
+    log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'TAP claimed');
+    return answer({ attachment }, descriptors);
+  }
+}
+
+/** `health`, or a `claim` of these. */
+interface Claim {
+  readonly op: 'claim' | 'health';
+  readonly id: string;
+  readonly generation?: number;
+}
+
+function parsePacket(bytes: Uint8Array): Claim {
+  let value: unknown;
+  try {
+    value = JSON.parse(Buffer.from(bytes).toString('utf8'));
+  } catch (cause) {
+    throw new VoltError('INVALID_REQUEST', 'the packet is not JSON', { cause });
+  }
+  if (typeof value !== 'object' || value === null || !('op' in value)) {
+    throw new VoltError('INVALID_REQUEST', 'the packet must be {"op": "claim" | "health", …}');
+  }
+  if (value.op === 'health') return { op: 'health', id: '' };
+  if (value.op !== 'claim') {
+    throw new VoltError('INVALID_REQUEST', 'op: must be "claim" or "health"', {
+      details: { path: 'op' },
+    });
+  }
+  const id = 'id' in value ? value.id : undefined;
+  if (typeof id !== 'string') {
+    throw new VoltError('INVALID_REQUEST', 'id: must be a string', { details: { path: 'id' } });
+  }
+  const generation = 'generation' in value ? value.generation : undefined;
+  if (generation === undefined || generation === null) return { op: 'claim', id };
+  if (!Number.isSafeInteger(generation) || typeof generation !== 'number') {
+    throw new VoltError('INVALID_REQUEST', 'generation: must be an integer', {
+      details: { path: 'generation' },
+    });
+  }
+  return { op: 'claim', id, generation };
+}
+
+function mayClaim(
+  peer: PeerCredentials,
+  owner: { ownerUid?: number | undefined; ownerGid?: number | undefined } | undefined,
+): boolean {
+  if (peer.uid === ROOT || (owner?.ownerUid !== undefined && peer.uid === owner.ownerUid)) {
+    return true;
+  }
+  const groups = new Set([peer.gid, ...peer.groups]);
+  if (owner?.ownerGid !== undefined && groups.has(owner.ownerGid)) return true;
+  const privileged = privilegedGid();
+  return privileged !== undefined && groups.has(privileged);
+}
+
+/** Read at each claim, so that a group made after the agent started counts. */
+function privilegedGid(): number | undefined {
+  const entry = readFileSync('/etc/group', 'utf8')
+    .split('\n')
+    .find((line) => line.startsWith(`${PRIVILEGED_GROUP}:`));
+  const gid = Number(entry?.split(':')[2]);
+  return entry === undefined || Number.isNaN(gid) ? undefined : gid;
+}
+
+// The kernel refuses a second holder of a single-queue TAP; to a multi-queue one it would add a queue.
+function refuseHeldTap(kernel: Kernel, { id }: Attachment, ifindex: number): void {
+  const link = kernel.links.get(ifindex);
+  if (link === null) throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
+  const held = link.tun?.queues ?? 0;
+  if (held === 0) return;
+  throw new VoltError('DEVICE_BUSY', `${id}: ${held} queues of ${link.name} are held`, {
+    details: { name: link.name, queues: held },
+  });
+}
+
+const answer = (
+  body: Readonly<Record<string, unknown>>,
+  descriptors: readonly Descriptor[] = [],
+): Answer => ({
+  body,
+  descriptors,
+  [Symbol.dispose]: () => {
+    for (const descriptor of descriptors) descriptor.close();
+  },
+});

@@ -1,0 +1,123 @@
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import {
+  type Attachment,
+  type AttachRequest,
+  attachRequestSchema,
+  parseRequest,
+} from '#protocol/attachment.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Log } from './log.ts';
+
+const RECORD_VERSION = 1;
+
+/**
+ * What this host knows of one attachment: the intent before the first side effect, the result after the
+ * last. The record is there as long as anything of the attachment may be: device, lease, or both.
+ */
+export interface AttachmentRecord {
+  readonly id: string;
+  readonly state: 'attaching' | 'attached' | 'detaching';
+  readonly networkType: Network['type'];
+  readonly request: AttachRequest;
+  /** Equal for requests of the same content (contract of `attach`). */
+  readonly contentKey: string;
+  readonly createdAt: string;
+  /** The boot (/proc/sys/kernel/random/boot_id) in which devices were made. */
+  readonly bootId: string;
+  /** The name that the host's end has or is about to get; reserved from the intent on. */
+  readonly deviceName: string;
+  /** The lease's generation as soon as it is known. */
+  readonly generation?: number;
+  /** Device and inode of the network namespace that holds the workload's end. */
+  readonly namespaceIdentity?: string;
+  readonly attachment?: Attachment;
+  /** Why and for whom it is being detached; the event that ends it is made from this. */
+  readonly detach?: DetachIntent;
+}
+
+export interface DetachIntent {
+  readonly reason: 'requested' | 'expired' | 'failed' | 'interrupted';
+  readonly requestId: string;
+  readonly startedAt: string;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+}
+
+/**
+ * The records of this host: a map in memory, one readable JSON file per attachment behind it, replaced by
+ * rename so that a reader and a crash see the old or the new one. The folder is on tmpfs: no fsync.
+ */
+export class Journal {
+  readonly #folder: string;
+  readonly #records = new Map<string, AttachmentRecord>();
+
+  constructor(runtimeDir: string) {
+    this.#folder = join(runtimeDir, 'attachments');
+  }
+
+  /** Reads the folder. Files that cannot be read as records are set aside under `corrupt/` and reported. */
+  load(log: Log): void {
+    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+    for (const name of readdirSync(this.#folder)) {
+      const path = join(this.#folder, name);
+      if (name.endsWith('.tmp')) {
+        rmSync(path, { force: true });
+      } else if (name.endsWith('.json')) {
+        try {
+          const record = parseRecord(readFileSync(path, 'utf8'));
+          if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
+          this.#records.set(record.id, record);
+        } catch (error) {
+          this.#setAside(name);
+          log.error({ file: path, error: String(error) }, 'record set aside: it cannot be read');
+        }
+      }
+    }
+  }
+
+  get(id: string): AttachmentRecord | undefined {
+    return this.#records.get(id);
+  }
+
+  values(): AttachmentRecord[] {
+    return [...this.#records.values()];
+  }
+
+  /** True when a record has or reserves this device name. */
+  namesDevice(name: string): boolean {
+    for (const record of this.#records.values()) if (record.deviceName === name) return true;
+    return false;
+  }
+
+  put(record: AttachmentRecord): void {
+    const path = join(this.#folder, `${record.id}.json`);
+    const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
+    writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
+    renameSync(`${path}.tmp`, path);
+    this.#records.set(record.id, record);
+  }
+
+  remove(id: string): void {
+    rmSync(join(this.#folder, `${id}.json`), { force: true });
+    this.#records.delete(id);
+  }
+
+  #setAside(name: string): void {
+    const corrupt = join(this.#folder, 'corrupt');
+    mkdirSync(corrupt, { recursive: true, mode: 0o700 });
+    renameSync(join(this.#folder, name), join(corrupt, name));
+  }
+}
+
+const STATES: readonly unknown[] = ['attaching', 'attached', 'detaching'];
+
+function parseRecord(text: string): AttachmentRecord {
+  const { version, ...record } = JSON.parse(text) as { version?: unknown } & AttachmentRecord;
+  if (version !== RECORD_VERSION) throw new Error(`has version ${String(version)}`);
+  if (!STATES.includes(record.state)) throw new Error(`has state ${String(record.state)}`);
+  if (record.state === 'attached' && record.attachment === undefined) {
+    throw new Error('is attached but says not to what');
+  }
+  return { ...record, request: parseRequest(attachRequestSchema, record.request) };
+}

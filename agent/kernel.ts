@@ -1,0 +1,24 @@
+import type { Namespace } from '#native/namespace.ts';
+import { Addresses } from '#native/address.ts';
+import { Links } from '#native/link.ts';
+import { NetlinkSocket } from '#native/netlink.ts';
+import { Routes } from '#native/route.ts';
+
+/** The kernel's network configuration in one namespace: one socket, and the verbs over it. */
+export class Kernel implements Disposable {
+  readonly links: Links;
+  readonly addresses: Addresses;
+  readonly routes: Routes;
+  readonly #socket: NetlinkSocket;
+
+  constructor(namespace?: Namespace) {
+    this.#socket = NetlinkSocket.open(namespace === undefined ? {} : { namespace });
+    this.links = new Links(this.#socket);
+    this.addresses = new Addresses(this.#socket);
+    this.routes = new Routes(this.#socket);
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,303 @@
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Command } from 'commander';
+import { z } from 'zod';
+import { VoltError } from '#protocol/errors.ts';
+import { parseNetwork } from '#protocol/network.ts';
+import { EVENT_STREAM, subjects } from '#protocol/subjects.ts';
+import { Ledger } from '#ipam-store/ledger.ts';
+import { lockFile } from '#native/lock.ts';
+import { sendDatagram } from '#native/unix.ts';
+import packageJson from '../package.json' with { type: 'json' };
+import { Attachments, type NetworkTypes } from './attachments.ts';
+import { Bus } from './bus.ts';
+import { type Config, ConfigError, loadConfig } from './config.ts';
+import { EventLog } from './events.ts';
+import { Handoff } from './handoff.ts';
+import { Inspection } from './inspection.ts';
+import { Journal } from './journal.ts';
+import { Kernel } from './kernel.ts';
+import { createLog, type Log } from './log.ts';
+import { Bridged } from './networks/bridged.ts';
+import { Removal } from './networks/removal.ts';
+import { createEndpoints } from './service.ts';
+import { Session } from './session.ts';
+import { startTelemetry } from './telemetry.ts';
+
+const SERVICE_NAME = 'volt-network-agent';
+const VERSION = packageJson.version;
+const DRAIN_TIMEOUT_MS = 10_000;
+const FLUSH_TIMEOUT_MS = 2_000;
+// sysexits.h: what systemd and scripts can tell apart.
+const EXIT_CONFIG = 78;
+const EXIT_TEMPORARY = 75;
+
+/** Reads flags, variables and file; prints what is wrong with them and exits 78. */
+function configured(): Config {
+  const command = new Command(SERVICE_NAME)
+    .description('Network of the virtual machines and containers of this host.')
+    .version(VERSION)
+    .option('--config <file>', 'agent.json to read (default: /etc/volt/network/agent.json)')
+    .option('--host <id>', 'host id, instead of the host name')
+    .option('--nats <url>', 'NATS server')
+    .option('--redis <url>', 'Redis server')
+    .option('--runtime-dir <folder>', 'records, socket and lock')
+    .option('--state-dir <folder>', 'what survives a reboot')
+    .option('--networks-dir <folder>', 'network files')
+    .option('--log-level <level>', 'debug, info, warn or error')
+    .option('--check-config', 'print the checked configuration and exit')
+    .parse();
+  const flags = flagsSchema.parse(command.opts());
+  try {
+    const config = loadConfig({
+      ...(flags.config !== undefined && { file: flags.config }),
+      env: process.env,
+      flags: {
+        ...(flags.host !== undefined && { host: flags.host }),
+        ...(flags.nats !== undefined && { 'nats.url': flags.nats }),
+        ...(flags.redis !== undefined && { 'redis.url': flags.redis }),
+        ...(flags.runtimeDir !== undefined && { runtimeDir: flags.runtimeDir }),
+        ...(flags.stateDir !== undefined && { stateDir: flags.stateDir }),
+        ...(flags.networksDir !== undefined && { networksDir: flags.networksDir }),
+        ...(flags.logLevel !== undefined && { logLevel: flags.logLevel }),
+      },
+    });
+    if (flags.checkConfig !== true) return config;
+    process.stdout.write(`${JSON.stringify(config, null, 2)}\n`);
+    process.exit(0);
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`${SERVICE_NAME}: ${error.message}\n`);
+    process.exit(EXIT_CONFIG);
+  }
+}
+
+const text = z.string().optional();
+const flagsSchema = z.object({
+  config: text,
+  host: text,
+  nats: text,
+  redis: text,
+  runtimeDir: text,
+  stateDir: text,
+  networksDir: text,
+  logLevel: text,
+  checkConfig: z.boolean().optional(),
+});
+
+async function main(): Promise<void> {
+  const config = configured();
+  const log = createLog(config.logLevel, config.host);
+  const telemetry = await startTelemetry({
+    env: process.env,
+    host: config.host,
+    version: VERSION,
+  });
+  using _lock = exclusive(config, log);
+  const agent = new Agent(config, log);
+  agent.start();
+  notifySystemd('READY=1');
+  log.info({ version: VERSION, socket: config.runtimeDir }, 'ready');
+
+  const signal = await terminationSignal();
+  log.info({ signal }, 'stopping: attachments stay as they are');
+  notifySystemd('STOPPING=1');
+  await agent.stop();
+  await telemetry.shutdown().catch((error: unknown) => {
+    log.warn({ error: String(error) }, 'spans were not exported');
+  });
+  log.info('stopped');
+}
+
+/** The parts of one running agent, made in the order in which they need each other. */
+class Agent {
+  readonly #log: Log;
+  readonly #config: Config;
+  readonly #ledger: Ledger;
+  readonly #bus: Bus;
+  readonly #events: EventLog;
+  readonly #attachments: Attachments;
+  readonly #session: Session;
+  readonly #handoff: Handoff;
+  readonly #journal: Journal;
+  readonly #startedAt = new Date().toISOString();
+  #stopping = false;
+
+  constructor(config: Config, log: Log) {
+    this.#config = config;
+    this.#log = log;
+    const { host, runtimeDir, stateDir, subjectPrefix } = config;
+    const bootId = readWord('/proc/sys/kernel/random/boot_id');
+    this.#journal = new Journal(runtimeDir);
+    const journal = this.#journal;
+    const kernel = new Kernel();
+    const removal = new Removal(new Kernel(), log);
+    const networkTypes: NetworkTypes = {
+      bridged: new Bridged({ host, kernel, removal, journal, log }),
+    };
+    const ledger = new Ledger(ledgerOptions(config));
+    this.#ledger = ledger;
+    this.#events = new EventLog({
+      host,
+      subjectPrefix,
+      stateDir,
+      log,
+      publish: (event) => this.#bus.publishEvent(event),
+    });
+    const events = this.#events;
+    this.#attachments = new Attachments({
+      host,
+      bootId,
+      ledger,
+      journal,
+      events,
+      networkTypes,
+      log,
+    });
+    const attachments = this.#attachments;
+    const inspection = new Inspection({ host, journal, ledger, networkTypes });
+    this.#session = new Session({
+      host,
+      machineId: readWord('/etc/machine-id'),
+      bootId,
+      heartbeatSeconds: config.heartbeatSeconds,
+      ledger,
+      attachments,
+      log,
+    });
+    this.#handoff = new Handoff({ runtimeDir, journal, kernel, health: () => this.#health(), log });
+    this.#bus = new Bus({
+      config: config.nats,
+      host,
+      service: { name: SERVICE_NAME, version: VERSION, metadata: { host, features: 'bridged' } },
+      endpoints: createEndpoints({
+        host,
+        subjectPrefix,
+        attachments,
+        inspection,
+        ledger,
+        events,
+        stopping: () => this.#stopping,
+        log,
+      }),
+      eventStream: { name: EVENT_STREAM, subjects: [subjects(subjectPrefix).events()] },
+      log,
+      onState: (state) => {
+        log.info({ nats: state }, 'NATS');
+        if (state === 'connected') this.#events.nudge();
+      },
+    });
+  }
+
+  /** Returns when the socket is open. NATS and Redis are connected to in the background. */
+  start(): void {
+    this.#journal.load(this.#log);
+    this.#events.start();
+    this.#handoff.start();
+    this.#ledger.onStatus((status) => {
+      this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');
+      if (status.state !== 'ready') return;
+      void this.#session.beat();
+      void this.#createNetworks();
+    });
+    this.#ledger.start();
+    this.#bus.start();
+    this.#session.start();
+    this.#attachments.resume();
+  }
+
+  /** Takes no more requests, lets those under way end, publishes what is left. Devices stay. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#session.stop();
+    await this.#bus.stopTaking();
+    await this.#attachments.stop(DRAIN_TIMEOUT_MS);
+    await this.#events.stop(this.#bus.state === 'connected' ? FLUSH_TIMEOUT_MS : 0);
+    await this.#bus.close();
+    await this.#ledger.close();
+    this.#handoff.close();
+  }
+
+  #health(): Readonly<Record<string, unknown>> {
+    const records = this.#journal.values();
+    return {
+      health: {
+        version: VERSION,
+        host: this.#config.host,
+        pid: process.pid,
+        startedAt: this.#startedAt,
+        nats: this.#bus.state,
+        redis: this.#ledger.status,
+        attachments: records.filter(({ state }) => state === 'attached').length,
+        unfinished: records.filter(({ state }) => state !== 'attached').length,
+        eventsPending: this.#events.pending,
+      },
+    };
+  }
+
+  /** A file creates the network that is not there; where the record differs, the record is used. */
+  async #createNetworks(): Promise<void> {
+    const { networksDir } = this.#config;
+    for (const file of networkFiles(networksDir)) {
+      const path = join(networksDir, file);
+      try {
+        await this.#ledger.putNetwork(parseNetwork(JSON.parse(readFileSync(path, 'utf8'))));
+      } catch (error) {
+        const conflict = error instanceof VoltError && error.code === 'NETWORK_CONFLICT';
+        const what = conflict ? 'differs from the record, which is used' : 'not used';
+        this.#log.warn({ file: path, error: String(error) }, `network file ${what}`);
+      }
+    }
+  }
+}
+
+function networkFiles(folder: string): string[] {
+  try {
+    return readdirSync(folder)
+      .filter((name) => name.endsWith('.json'))
+      .toSorted();
+  } catch {
+    return [];
+  }
+}
+
+function ledgerOptions({ redis }: Config): ConstructorParameters<typeof Ledger>[0] {
+  const { passwordFile, ...rest } = redis;
+  const password = passwordFile === null ? null : readFileSync(passwordFile, 'utf8').trim();
+  return { ...rest, password };
+}
+
+/** One agent per host: the lock is the kernel's, and goes with the process. */
+function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
+  mkdirSync(runtimeDir, { recursive: true, mode: 0o755 });
+  mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+  try {
+    return lockFile(join(runtimeDir, 'agent.lock'));
+  } catch (error) {
+    log.fatal({ error: String(error) }, 'another agent runs on this host');
+    process.exit(EXIT_TEMPORARY);
+  }
+}
+
+const readWord = (path: string): string => {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return 'unknown';
+  }
+};
+
+function notifySystemd(message: string): void {
+  const path = process.env['NOTIFY_SOCKET'];
+  if (path !== undefined && path !== '') sendDatagram(path, message);
+}
+
+const terminationSignal = (): Promise<NodeJS.Signals> =>
+  new Promise((resolve) => {
+    process.once('SIGTERM', resolve);
+    process.once('SIGINT', resolve);
+  });
+
+await main();
+// A connection attempt to an absent NATS server cannot be called off.
+process.exit(0);

@@ -1,0 +1,99 @@
+import { deriveMac, InterfaceAddress, IpPrefix } from '#protocol/address.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import type { Kernel } from '../kernel.ts';
+import type { Log } from '../log.ts';
+import { DEVICE_GROUP } from './network.ts';
+
+const DEFAULT_MTU = 1500;
+
+/** The bridge of a network on this host. */
+export interface Bridge {
+  readonly index: number;
+  readonly mtu: number;
+  /** False for a bridge that was there: its address, MTU and state are its owner's. */
+  readonly ours: boolean;
+}
+
+const bridgeTag = (network: string): string => `volt:bridge:${network}`;
+
+/**
+ * Checks without touching: the MTU that the network's bridge has or would get. A device of that name that
+ * is no bridge is INTERFACE_EXISTS.
+ */
+export function bridgeMtu(kernel: Kernel, network: Network): number {
+  const found = kernel.links.get(network.bridge);
+  if (found === null) return network.mtu ?? DEFAULT_MTU;
+  refuseOtherKind(found, network);
+  return found.mtu;
+}
+
+/**
+ * The network's bridge: adopted when a foreign one of that name exists (systemd-networkd may own it), else
+ * made: fixed MAC, so that it does not follow its lowest port; the gateway's address; up. The tag comes
+ * last, so that a bridge of ours without it is one whose making was interrupted, and is completed.
+ */
+export function ensureBridge(
+  kernel: Kernel,
+  network: Network,
+  { host, log }: { host: string; log: Log },
+): Bridge {
+  const name = network.bridge;
+  const mac = deriveMac(`bridge ${host} ${name}`);
+  let link = kernel.links.get(name);
+  if (link === null) {
+    try {
+      link = kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });
+      log.info({ bridge: name, network: network.network }, 'bridge made');
+    } catch (error) {
+      // Somebody, networkd for one, made it between the look and the making.
+      if (!isKernelError(error, 'EEXIST')) throw error;
+      link = kernel.links.get(name);
+      if (link === null) throw error;
+    }
+  }
+  refuseOtherKind(link, network);
+  const { index } = link;
+  const tag = bridgeTag(network.network);
+  if (link.alias === tag) return { index, mtu: link.mtu, ours: true };
+  const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
+  if (!interrupted || link.alias !== undefined) return { index, mtu: link.mtu, ours: false };
+  const mtu = network.mtu ?? DEFAULT_MTU;
+  pinMtu(kernel, index, mtu);
+  for (const address of gatewayAddresses(network)) {
+    try {
+      kernel.addresses.add({ ifindex: index, address, noDad: true });
+    } catch (error) {
+      if (!isKernelError(error, 'EEXIST')) throw error;
+    }
+  }
+  kernel.links.set(index, { up: true });
+  kernel.links.set(index, { alias: tag });
+  return { index, mtu, ours: true };
+}
+
+// A bridge's MTU follows its lowest port until somebody has set it to another value than it had
+// (BROPT_MTU_SET_BY_USER); a value given at creation does not count.
+function pinMtu(kernel: Kernel, index: number, mtu: number): void {
+  kernel.links.set(index, { mtu: mtu - 1 });
+  kernel.links.set(index, { mtu });
+}
+
+function gatewayAddresses(network: Network): InterfaceAddress[] {
+  const families = [network, network.ipv6];
+  return families.flatMap((family) => {
+    if (family?.gateway === undefined || family.subnet === undefined) return [];
+    return [InterfaceAddress.parse(`${family.gateway}/${IpPrefix.parse(family.subnet).length}`)];
+  });
+}
+
+function refuseOtherKind(link: Link, network: Network): void {
+  if (link.kind === 'bridge') return;
+  throw new VoltError(
+    'INTERFACE_EXISTS',
+    `network ${network.network} wants bridge ${link.name}, which is a ${link.kind ?? 'device'}`,
+    { details: { name: link.name, kind: link.kind ?? null } },
+  );
+}

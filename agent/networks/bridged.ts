@@ -1,0 +1,195 @@
+import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { deviceNames } from '#protocol/names.ts';
+import type { Network } from '#protocol/network.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import { Namespace } from '#native/namespace.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord, Journal } from '../journal.ts';
+import { Kernel } from '../kernel.ts';
+import type { Log } from '../log.ts';
+import { bridgeMtu, ensureBridge } from './bridge.ts';
+import {
+  type AttachedDevice,
+  type CheckedAttach,
+  DEVICE_GROUP,
+  deviceTag,
+  isTagOf,
+  type NetworkType,
+  type RemovingDevice,
+} from './network.ts';
+import { observePort } from './observe.ts';
+import type { Removal } from './removal.ts';
+import { makeTap } from './tap.ts';
+import { makeVeth } from './veth.ts';
+
+const DEFAULT_IFNAME = 'eth0';
+
+export interface BridgedOptions {
+  readonly host: string;
+  readonly kernel: Kernel;
+  readonly removal: Removal;
+  readonly journal: Journal;
+  readonly log: Log;
+}
+
+/** Ports of a bridge on this host: a TAP for a VM, a veth pair for a container. */
+export class Bridged implements NetworkType {
+  readonly #options: BridgedOptions;
+
+  constructor(options: BridgedOptions) {
+    this.#options = options;
+  }
+
+  check(request: AttachRequest, network: Network): CheckedAttach {
+    refuseUnsupported(request, network);
+    const { kernel, journal } = this.#options;
+    const bridgeLimit = bridgeMtu(kernel, network);
+    const mtu = request.mtu ?? network.mtu ?? bridgeLimit;
+    if (mtu > bridgeLimit) {
+      throw new VoltError(
+        'INVALID_REQUEST',
+        `mtu: ${mtu} is more than the ${bridgeLimit} of bridge ${network.bridge}`,
+        { details: { path: 'mtu', limit: bridgeLimit } },
+      );
+    }
+    const taken = (name: string): boolean =>
+      journal.namesDevice(name) || kernel.links.get(name) !== null;
+    const names = deviceNames({ id: request.id, workload: request.workload, taken });
+    if (request.kind === 'vm') return this.#checkedTap(request, network, { name: names.tap, mtu });
+    return this.#checkedVeth(request, network, { names: names.veth, mtu });
+  }
+
+  #checkedTap(
+    request: AttachRequest,
+    network: Network,
+    { name, mtu }: { name: string; mtu: number },
+  ): CheckedAttach {
+    const { kernel } = this.#options;
+    return {
+      deviceName: name,
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        const { index: master } = ensureBridge(kernel, network, this.#options);
+        const order = { name, mtu, tap: request.tap, master, lease };
+        return { device: makeTap(kernel, order, undo), filter: 'none' };
+      },
+      [Symbol.dispose]: () => {},
+    };
+  }
+
+  #checkedVeth(
+    request: AttachRequest,
+    network: Network,
+    { names, mtu }: { names: { host: string; container: string }; mtu: number },
+  ): CheckedAttach {
+    const { kernel } = this.#options;
+    const peerName = request.netns === undefined ? names.container : ifnameOf(request);
+    const namespace =
+      request.netns === undefined ? undefined : openNamespace(request.netns, peerName);
+    return {
+      deviceName: names.host,
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        const { index: master } = ensureBridge(kernel, network, this.#options);
+        const order = {
+          name: names.host,
+          peerName,
+          mtu,
+          master,
+          lease,
+          network,
+          ...(namespace !== undefined && { namespace }),
+        };
+        return { device: makeVeth(kernel, order, undo), filter: 'none' };
+      },
+      [Symbol.dispose]: () => namespace?.handle[Symbol.dispose](),
+    };
+  }
+
+  detach(record: AttachmentRecord): RemovingDevice {
+    const { kernel, removal } = this.#options;
+    const link = this.#linkOf(record);
+    if (link === null) return { removed: Promise.resolve() };
+    try {
+      // The name is free and the port closed when this returns. Kernels before 6.2 rename only what is down.
+      kernel.links.set(link.index, { up: false });
+      kernel.links.set(link.index, { name: `vdel${link.index}` });
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV')) throw error;
+      return { removed: Promise.resolve() };
+    }
+    return { removed: removal.delete(link) };
+  }
+
+  observe(attachment: Attachment): Difference[] {
+    return observePort(this.#options.kernel, attachment);
+  }
+
+  /** The device of a record, by index when it is known, else by the name of its open intent. */
+  #linkOf(record: AttachmentRecord): Link | null {
+    const { kernel } = this.#options;
+    const { attachment, id, deviceName } = record;
+    if (attachment?.device !== undefined && attachment.device !== null) {
+      const link = kernel.links.get(attachment.device.ifindex);
+      return link?.alias === deviceTag(attachment) ? link : null;
+    }
+    const link = kernel.links.get(deviceName);
+    if (link === null) return null;
+    const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
+    return untagged || isTagOf(link.alias, id) ? link : null;
+  }
+}
+
+const ifnameOf = (request: AttachRequest): string => request.ifname ?? DEFAULT_IFNAME;
+
+/** What belongs to other network types, or comes with a later release, is refused, never ignored. */
+function refuseUnsupported(request: AttachRequest, network: Network): void {
+  const given: [string, boolean][] = [
+    ['ports', (request.ports?.length ?? 0) > 0],
+    ['bandwidth', request.bandwidth !== undefined],
+    ['dryRun', request.dryRun === true],
+    ['network.uplink', network.uplink !== undefined],
+    ['network.portIsolation', network.portIsolation === true],
+    ['network.dhcp', network.dhcp !== undefined],
+  ];
+  for (const [path, present] of given) {
+    if (!present) continue;
+    throw new VoltError('UNSUPPORTED', `${path}: not supported on ${network.type} networks`, {
+      details: { path },
+    });
+  }
+}
+
+function openNamespace(path: string, ifname: string): { handle: Namespace; path: string } {
+  const handle = openNamespaceFile(path);
+  try {
+    using own = Namespace.current();
+    if (own.identity === handle.identity) {
+      throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
+        details: { path: 'netns' },
+      });
+    }
+    using inside = new Kernel(handle);
+    if (inside.links.get(ifname) !== null) {
+      throw new VoltError('INTERFACE_EXISTS', `${path} has an interface ${ifname} already`, {
+        details: { netns: path, ifname },
+      });
+    }
+    return { handle, path };
+  } catch (error) {
+    handle[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function openNamespaceFile(path: string): Namespace {
+  try {
+    return Namespace.open(path);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new VoltError('NAMESPACE_NOT_FOUND', `netns: ${reason}`, {
+      details: { path: 'netns', netns: path },
+      cause: error,
+    });
+  }
+}

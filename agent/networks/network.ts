@@ -1,0 +1,58 @@
+import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord } from '../journal.ts';
+
+export type Device = NonNullable<Attachment['device']>;
+
+/** What a network type makes of one request in order. It owns what it opened to check it (`using`). */
+export interface CheckedAttach extends Disposable {
+  /** The name that the host's end will have. */
+  readonly deviceName: string;
+  /**
+   * Makes the device, synchronously and in as few messages as the kernel allows. Each step registers its
+   * undo before the next begins; the caller runs them when this throws.
+   */
+  attach(lease: Lease, undo: DisposableStack): AttachedDevice;
+}
+
+export interface AttachedDevice {
+  readonly device: Device;
+  readonly filter: Attachment['filter'];
+}
+
+/**
+ * One network type. Nothing here talks to Redis or NATS, and nothing is made before `check` has found
+ * everything in order.
+ */
+export interface NetworkType {
+  /** Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. */
+  check(request: AttachRequest, network: Network): CheckedAttach;
+  /**
+   * Takes the device of a record, finished or not, out of use at once: its name is free and its traffic
+   * has stopped when this returns. Deletes only what is tagged as this attachment's or matches its
+   * open intent. Success when nothing is there.
+   */
+  detach(record: AttachmentRecord): RemovingDevice;
+  /** Compares the kernel with the attachment; reads only. Empty when they agree. */
+  observe(attachment: Attachment): Difference[];
+}
+
+export interface RemovingDevice {
+  /** Resolves when the kernel has confirmed that nothing of the device is left. */
+  readonly removed: Promise<void>;
+}
+
+/** Alias of every object of ours: whose it is, and of which generation. */
+export const deviceTag = ({ id, generation }: { id: string; generation: number }): string =>
+  `volt:${id}#${generation}`;
+
+/** True for an alias of any generation of this attachment. */
+export const isTagOf = (alias: string | undefined, id: string): boolean =>
+  alias?.startsWith(`volt:${id}#`) ?? false;
+
+/**
+ * Link group of every device of ours ("volt" in ASCII). An alias cannot be given in the message that makes
+ * a device; until it follows, name and group together say that an open intent made it.
+ */
+export const DEVICE_GROUP = 0x766f6c74;

@@ -1,0 +1,83 @@
+import { InterfaceAddress } from '#protocol/address.ts';
+import type { Attachment, Difference } from '#protocol/attachment.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import { Namespace } from '#native/namespace.ts';
+import { Kernel } from '../kernel.ts';
+import { deviceTag } from './network.ts';
+
+/** Compares a bridge port, and a container's end where it lies in a namespace, with its attachment. */
+export function observePort(kernel: Kernel, bridge: string, attachment: Attachment): Difference[] {
+  const { id, device } = attachment;
+  if (device === null) return [];
+  const differences = new Differences(id);
+  const link = kernel.links.get(device.ifindex);
+  if (link === null || link.alias !== deviceTag(attachment)) {
+    return [{ id, what: 'device', expected: device.name, observed: null }];
+  }
+  differences.compare('device.name', device.name, link.name);
+  compareLink(differences, 'device', device, link);
+  const master = link.master === undefined ? null : kernel.links.get(link.master);
+  differences.compare('device.master', bridge, master?.name ?? null);
+  if (device.peer?.netns !== undefined) observePeer(differences, attachment, device.peer);
+  return differences.found;
+}
+
+class Differences {
+  readonly found: Difference[] = [];
+  readonly #id: string;
+
+  constructor(id: string) {
+    this.#id = id;
+  }
+
+  compare(what: string, expected: unknown, observed: unknown): void {
+    if (expected !== observed) this.found.push({ id: this.#id, what, expected, observed });
+  }
+}
+
+function compareLink(
+  differences: Differences,
+  what: string,
+  expected: { readonly mac: string; readonly mtu: number },
+  link: Link,
+): void {
+  differences.compare(`${what}.mac`, expected.mac, link.mac?.toString() ?? null);
+  differences.compare(`${what}.mtu`, expected.mtu, link.mtu);
+  differences.compare(`${what}.up`, true, link.up);
+}
+
+type Peer = NonNullable<NonNullable<Attachment['device']>['peer']>;
+
+function observePeer(differences: Differences, attachment: Attachment, peer: Peer): void {
+  const namespace = openIfThere(peer.netns ?? '');
+  if (namespace === null) {
+    differences.compare('netns', peer.netns, null);
+    return;
+  }
+  using handle = namespace;
+  using inside = new Kernel(handle);
+  const link = inside.links.get(peer.name);
+  if (link === null) {
+    differences.compare('device.peer', peer.name, null);
+    return;
+  }
+  const mtu = attachment.device?.mtu ?? link.mtu;
+  compareLink(differences, 'device.peer', { mac: peer.mac, mtu }, link);
+  const held = new Set(
+    inside.addresses.list({ ifindex: link.index }).map(({ address }) => address.toString()),
+  );
+  for (const { address } of attachment.addresses) {
+    const wanted = InterfaceAddress.parse(address).toString();
+    differences.compare('address', wanted, held.has(wanted) ? wanted : null);
+  }
+}
+
+function openIfThere(path: string): Namespace | null {
+  try {
+    return Namespace.open(path);
+  } catch (error) {
+    if (isKernelError(error, 'ENOENT', 'EACCES')) return null;
+    throw error;
+  }
+}

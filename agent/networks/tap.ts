@@ -1,0 +1,67 @@
+import { hostEndMac, MacAddress } from '#protocol/address.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import { createTap, VNET_HDR_SIZE } from '#native/tun.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { Kernel } from '../kernel.ts';
+import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
+
+export interface TapOrder {
+  readonly name: string;
+  readonly mtu: number;
+  readonly tap: AttachRequest['tap'];
+}
+
+/** Queues and header of a TAP as the request has them, or the defaults that QEMU and Firecracker expect. */
+export const tapShape = (tap: AttachRequest['tap']): { queues: number; vnetHdr: boolean } => ({
+  queues: tap?.queues ?? 1,
+  vnetHdr: tap?.vnetHdr ?? true,
+});
+
+/**
+ * Makes a persistent TAP on a bridge, tagged and up. It becomes persistent last: an agent that dies before
+ * leaves nothing, since the kernel removes the device with its last descriptor.
+ */
+export function makeTap(
+  kernel: Kernel,
+  order: TapOrder & { readonly master: number; readonly lease: Lease },
+  undo: DisposableStack,
+): Device {
+  const { name, mtu, master, lease } = order;
+  const { queues, vnetHdr } = tapShape(order.tap);
+  const { ownerUid, ownerGid } = order.tap ?? {};
+  using tap = createTap({
+    name,
+    queues,
+    vnetHdr,
+    ...(ownerUid !== undefined && { ownerUid }),
+    ...(ownerGid !== undefined && { ownerGid }),
+  });
+  const link = kernel.links.get(name);
+  if (link === null) throw new VoltError('INTERNAL', `TAP ${name} vanished while it was made`);
+  const { index } = link;
+  const mac = hostEndMac(MacAddress.parse(lease.mac));
+  kernel.links.set(index, { mac, mtu, master, group: DEVICE_GROUP, alias: deviceTag(lease) });
+  closeToIpv6(name);
+  kernel.links.set(index, { up: true });
+  tap.persist();
+  undo.defer(() => kernel.links.delete(index));
+  return {
+    type: 'tap',
+    name,
+    ifindex: index,
+    mac: mac.toString(),
+    mtu,
+    queues,
+    vnetHdr,
+    ...(vnetHdr && { vnetHdrSize: VNET_HDR_SIZE }),
+  };
+}
+
+/**
+ * Before the port is up: no IPv6 of the host's own on it. A port that speaks to the workload for the host is
+ * a way in (OSSN-0069), and its multicast memberships make every further attach slower.
+ */
+export const closeToIpv6 = (name: string): void =>
+  writeSysctl(['net', 'ipv6', 'conf', name, 'disable_ipv6'], '1');
