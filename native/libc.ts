@@ -46,6 +46,9 @@ export const mount = libc.func(
   'int mount(const char *source, const char *target, const char *type, uint64_t flags, const char *options)',
 );
 export const umount2 = libc.func('int umount2(const char *target, int flags)');
+export const execvp = libc.func('int execvp(const char *file, const char **argv)');
+export const signal = libc.func('void *signal(int signum, void *handler)');
+export const sigprocmask = libc.func('int sigprocmask(int how, const void *set, void *old)');
 export const strerror = libc.func('const char *strerror(int errnum)');
 
 /** The calling thread's errno after a call that failed. */
