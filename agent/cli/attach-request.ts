@@ -1,0 +1,116 @@
+import { readFileSync } from 'node:fs';
+import { parsePort } from './ports.ts';
+import { isRecord, parseJsonObject } from './settings.ts';
+import { parseBitsPerSecond, parseSeconds, wholeNumber } from './units.ts';
+import { UsageError } from './errors.ts';
+
+/** The flags of `voltnet attach`, as the command line has them: text, lists of text, switches. */
+export interface AttachFlags {
+  readonly file?: string;
+  readonly id?: string;
+  readonly workload?: string;
+  readonly kind?: string;
+  readonly network?: string;
+  readonly requestId?: string;
+  readonly netns?: string;
+  readonly ifname?: string;
+  readonly address?: readonly string[];
+  readonly mac?: string;
+  readonly mtu?: string;
+  readonly hostname?: string;
+  readonly queues?: string;
+  /** False with `--no-vnet-hdr`; true when nothing is said. */
+  readonly vnetHdr?: boolean;
+  readonly owner?: string;
+  readonly group?: string;
+  readonly port?: readonly string[];
+  readonly ingress?: string;
+  readonly egress?: string;
+  readonly ttl?: string;
+  readonly label?: readonly string[];
+  readonly dryRun?: boolean;
+}
+
+/**
+ * The request that the flags and the file say, keys of the wire, flags over the file. Only what a flag's
+ * own form demands is checked here (numbers, ports, units): the agent checks the request, so that both
+ * never disagree about what is valid.
+ */
+export function attachRequest(flags: AttachFlags): Record<string, unknown> {
+  const given = flags.file === undefined ? {} : readJsonObject(flags.file);
+  const request: Record<string, unknown> = { ...given };
+  const set = (key: string, value: unknown): void => {
+    if (value !== undefined) request[key] = value;
+  };
+  set('id', flags.id);
+  set('workload', flags.workload);
+  set('kind', flags.kind);
+  set('network', flags.network);
+  set('requestId', flags.requestId);
+  set('netns', flags.netns);
+  set('ifname', flags.ifname);
+  set('addresses', flags.address);
+  set('mac', flags.mac);
+  set('mtu', wholeNumber('--mtu', flags.mtu));
+  set('hostname', flags.hostname);
+  set('tap', merged(given['tap'], tapOf(flags)));
+  set('ports', flags.port?.map(parsePort));
+  set('bandwidth', merged(given['bandwidth'], bandwidthOf(flags)));
+  set('leaseTtlSeconds', flags.ttl === undefined ? undefined : parseSeconds(flags.ttl));
+  set('labels', merged(given['labels'], labelsOf(flags.label)));
+  if (flags.dryRun === true) request['dryRun'] = true;
+  refuseMissing(request);
+  return request;
+}
+
+/** Reads one JSON object from a file, or from standard input for `-`. */
+export function readJsonObject(file: string): Record<string, unknown> {
+  const origin = file === '-' ? 'standard input' : file;
+  let content: string;
+  try {
+    content = readFileSync(file === '-' ? 0 : file, 'utf8');
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError(`cannot read ${origin}: ${reason}`, { cause });
+  }
+  return parseJsonObject(content, origin);
+}
+
+function tapOf({ queues, vnetHdr, owner, group }: AttachFlags): Record<string, unknown> {
+  return {
+    ...(queues !== undefined && { queues: wholeNumber('--queues', queues) }),
+    ...(vnetHdr === false && { vnetHdr }),
+    ...(owner !== undefined && { ownerUid: wholeNumber('--owner', owner) }),
+    ...(group !== undefined && { ownerGid: wholeNumber('--group', group) }),
+  };
+}
+
+const bandwidthOf = ({ ingress, egress }: AttachFlags): Record<string, unknown> => ({
+  ...(ingress !== undefined && { ingressBitsPerSecond: parseBitsPerSecond(ingress) }),
+  ...(egress !== undefined && { egressBitsPerSecond: parseBitsPerSecond(egress) }),
+});
+
+function labelsOf(labels: readonly string[] = []): Record<string, unknown> {
+  return Object.fromEntries(
+    labels.map((label) => {
+      const equals = label.indexOf('=');
+      if (equals > 0) return [label.slice(0, equals), label.slice(equals + 1)];
+      throw new UsageError(`--label "${label}": write key=value`);
+    }),
+  );
+}
+
+/** A nested object of the file with the flags' keys over it; undefined where neither has any. */
+function merged(given: unknown, flags: Record<string, unknown>): unknown {
+  if (Object.keys(flags).length === 0) return given;
+  return isRecord(given) ? { ...given, ...flags } : flags;
+}
+
+// The agent would say the same, one key at a time, after a connection.
+function refuseMissing(request: Readonly<Record<string, unknown>>): void {
+  const missing = ['id', 'workload', 'kind', 'network'].filter((key) => request[key] === undefined);
+  if (missing.length === 0) return;
+  const flags = missing.map((key) => `--${key}`).join(', ');
+  throw new UsageError(`missing ${flags}; the smallest request is:
+  voltnet attach --id web --workload vm-web --kind vm --network volt0`);
+}

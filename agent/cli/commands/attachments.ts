@@ -1,0 +1,175 @@
+import type { Command } from 'commander';
+import type { Attachment, ListAnswer, ListRequest } from '#protocol/attachment.ts';
+import { EXIT } from '../exit-codes.ts';
+import type { Shell } from '../shell.ts';
+import { wholeNumber } from '../units.ts';
+import { UsageError } from '../errors.ts';
+import { attachmentDetails, attachmentTable, differenceTable } from '../views.ts';
+
+/** `detach`, `get`, `list`, `check`: what is attached on a host. */
+export function addAttachmentCommands(program: Command, shell: Shell): void {
+  addDetach(program, shell);
+  addGet(program, shell);
+  addList(program, shell);
+  addCheck(program, shell);
+}
+
+const addDetach = (program: Command, shell: Shell): Command =>
+  program
+    .command('detach')
+    .description('take the interface away and release the addresses')
+    .argument('<id>', 'attachment id')
+    .option('--generation <number>', 'only if it still is this generation')
+    .option('--request-id <id>', 'a repeat with this id gets the first answer')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet detach web
+  $ voltnet detach web --generation 4294967301
+  $ voltnet list --json | jq -r '.attachments[].id' | xargs -n1 voltnet detach
+
+What is not attached is detached already: no error. With --generation, an attachment made anew since
+is left alone (exit code 5).`,
+    )
+    .action(async (id: string, flags: DetachFlags, command: Command) => {
+      const { requestId } = flags;
+      const generation = wholeNumber('--generation', flags.generation);
+      const request = {
+        id,
+        ...(generation !== undefined && { generation }),
+        ...(requestId !== undefined && { requestId }),
+      };
+      const answer = await shell.withClient(command, (client, { host }) =>
+        client.detach(host, request),
+      );
+      shell
+        .output(command)
+        .result(answer, () => (answer.detached ? `${id} detached` : `${id} was not attached`));
+    });
+
+interface DetachFlags {
+  readonly generation?: string;
+  readonly requestId?: string;
+}
+
+const addGet = (program: Command, shell: Shell): Command =>
+  program
+    .command('get')
+    .description('show one attachment')
+    .argument('<id>', 'attachment id')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet get web
+  $ voltnet get web --json | jq -r .attachment.device.name
+  $ voltnet --host h2 get web`,
+    )
+    .action(async (id: string, _flags: object, command: Command) => {
+      const answer = await shell.withClient(command, (client, { host }) =>
+        client.get(host, { id }),
+      );
+      shell.output(command).result(answer, (style) => attachmentDetails(answer.attachment, style));
+    });
+
+interface ListFlags {
+  readonly network?: string;
+  readonly workload?: string;
+  readonly kind?: string;
+  readonly state?: string;
+  readonly limit?: string;
+  readonly cursor?: string;
+}
+
+const addList = (program: Command, shell: Shell): Command =>
+  program
+    .command('list')
+    .description('list what is attached on a host')
+    .option('--network <name>', 'only of this network')
+    .option('--workload <id>', 'only of this workload')
+    .option('--kind <kind>', 'only vm, or only container')
+    .option('--state <state>', 'only attaching, attached or detaching')
+    .option('--limit <number>', 'one page of at most so many, with a cursor when more follow')
+    .option('--cursor <cursor>', 'the page after this cursor')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet list
+  $ voltnet list --network volt0 --kind vm
+  $ voltnet --host h2 list --json | jq -r '.attachments[] | [.id, .mac] | @tsv'
+
+  Page by page
+  $ voltnet list --limit 100 --json > page1.json
+  $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"`,
+    )
+    .action(async (flags: ListFlags, command: Command) => {
+      const request = listRequest(flags);
+      const paged = flags.limit !== undefined || flags.cursor !== undefined;
+      const output = shell.output(command);
+      const answer = await shell.withClient(
+        command,
+        async (client, { host }): Promise<ListAnswer> => {
+          if (paged) return client.list(host, request);
+          const attachments: Attachment[] = [];
+          for await (const one of client.listAll(host, request)) attachments.push(one);
+          return { attachments };
+        },
+      );
+      output.result(answer, (style) => attachmentTable(answer.attachments, style));
+      if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
+    });
+
+/** The filters as the wire has them. A kind or state that does not exist is refused here by name. */
+export function listRequest(flags: ListFlags): ListRequest {
+  const { network, workload, cursor } = flags;
+  const kind = oneOf('--kind', flags.kind, ['vm', 'container']);
+  const state = oneOf('--state', flags.state, ['attaching', 'attached', 'detaching']);
+  const limit = wholeNumber('--limit', flags.limit);
+  return {
+    ...(network !== undefined && { network }),
+    ...(workload !== undefined && { workload }),
+    ...(kind !== undefined && { kind }),
+    ...(state !== undefined && { state }),
+    ...(limit !== undefined && { limit }),
+    ...(cursor !== undefined && { cursor }),
+  };
+}
+
+const addCheck = (program: Command, shell: Shell): Command =>
+  program
+    .command('check')
+    .description('compare records, kernel and ledger; change nothing')
+    .argument('[id]', 'one attachment; all of the host without it')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet check
+  $ voltnet check web || echo "look at web"
+
+Exit code 8 when something differs, 0 when all is as recorded.`,
+    )
+    .action(async (id: string | undefined, _flags: object, command: Command) => {
+      const answer = await shell.withClient(command, (client, { host }) =>
+        client.check(host, id === undefined ? {} : { id }),
+      );
+      shell
+        .output(command)
+        .result(answer, (style) =>
+          answer.inSync ? style.good('in sync') : differenceTable(answer.differences, style),
+        );
+      if (!answer.inSync) shell.exitCode = EXIT.differs;
+    });
+
+function oneOf<Value extends string>(
+  flag: string,
+  value: string | undefined,
+  values: readonly Value[],
+): Value | undefined {
+  if (value === undefined) return undefined;
+  const known = values.find((one) => one === value);
+  if (known !== undefined) return known;
+  throw new UsageError(`${flag} "${value}": must be ${values.join(', ')}`);
+}

@@ -1,0 +1,157 @@
+import type { Command } from 'commander';
+import { readJsonObject } from '../attach-request.ts';
+import { details, table } from '../output.ts';
+import type { Shell } from '../shell.ts';
+import { wholeNumber } from '../units.ts';
+
+/** `network put`, `get`, `list`, `delete`: the networks of the whole fleet. */
+export function addNetworkCommands(program: Command, shell: Shell): void {
+  const network = program
+    .command('network')
+    .description('networks of the fleet: put, get, list, delete')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet network put volt0.json
+  $ voltnet network list
+  $ voltnet network get volt0
+  $ voltnet network delete volt0`,
+    );
+  addPut(network, shell);
+  addGet(network, shell);
+  addList(network, shell);
+  addDelete(network, shell);
+}
+
+const addPut = (network: Command, shell: Shell): Command =>
+  network
+    .command('put')
+    .description('create a network, or replace the revision that is named')
+    .argument('<file>', 'the network as JSON; - for standard input')
+    .option('--revision <number>', 'replace this revision of the network')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ cat volt0.json
+  {
+    "network": "volt0",
+    "subnet": "10.42.0.0/24",
+    "gateway": "10.42.0.1",
+    "pool": { "start": "10.42.0.2", "end": "10.42.0.254" },
+    "reservations": { "vm-web": "10.42.0.10" }
+  }
+  $ voltnet network put volt0.json
+  $ echo '{"network":"lab","subnet":"10.77.0.0/24"}' | voltnet network put -
+
+  Change it: take the revision from "network get", so that nobody's change is lost
+  $ voltnet network put volt0.json --revision 3
+
+The same content again is no error. Other content without --revision is (exit code 5).`,
+    )
+    .action(async (file: string, flags: { revision?: string }, command: Command) => {
+      const body = readJsonObject(file);
+      const revision = wholeNumber('--revision', flags.revision);
+      if (revision !== undefined) body['revision'] = revision;
+      const answer = await shell.withClient(command, (client) => client.putNetwork(body));
+      shell.output(command).result(answer, () => {
+        const { network: name } = answer.network;
+        return `${name} ${answer.created ? 'created' : 'is'} at revision ${answer.revision}`;
+      });
+    });
+
+const addGet = (network: Command, shell: Shell): Command =>
+  network
+    .command('get')
+    .description('show a network, its revision and how full it is')
+    .argument('<network>')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet network get volt0
+  $ voltnet network get volt0 --json | jq .usage.free
+
+  Edit a network
+  $ voltnet network get volt0 --json | jq .network > volt0.json
+  $ voltnet network put volt0.json --revision "$(voltnet network get volt0 --json | jq .revision)"`,
+    )
+    .action(async (name: string, _flags: object, command: Command) => {
+      const answer = await shell.withClient(command, (client) => client.getNetwork(name));
+      shell.output(command).result(answer, (style) => {
+        const { usage } = answer;
+        const summary = details(
+          [
+            ['revision', answer.revision],
+            ['addresses', usage.size],
+            ['used', usage.used],
+            ['free', usage.free],
+            ['reserved', usage.reserved],
+            ['cooling', usage.cooling],
+            ['suspect', usage.suspect],
+          ],
+          style,
+        );
+        return `${JSON.stringify(answer.network, null, 2)}\n${summary}`;
+      });
+    });
+
+const addList = (network: Command, shell: Shell): Command =>
+  network
+    .command('list')
+    .description('list the networks of the fleet')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet network list
+  $ voltnet network list --json | jq -r '.networks[].network.network'`,
+    )
+    .action(async (_flags: object, command: Command) => {
+      const networks = await shell.withClient(command, async (client) => {
+        const all = [];
+        let cursor: string | undefined;
+        do {
+          const page = await client.listNetworks(cursor === undefined ? {} : { cursor });
+          all.push(...page.networks);
+          ({ cursor } = page);
+        } while (cursor !== undefined);
+        return all;
+      });
+      shell.output(command).result({ networks }, (style) =>
+        table(
+          ['NETWORK', 'TYPE', 'SUBNET', 'GATEWAY', 'IPV6', 'REVISION'],
+          networks.map(({ network: one, revision }) => [
+            one.network,
+            one.type,
+            one.subnet,
+            one.gateway,
+            one.ipv6?.subnet,
+            revision,
+          ]),
+          style,
+        ),
+      );
+    });
+
+const addDelete = (network: Command, shell: Shell): Command =>
+  network
+    .command('delete')
+    .description('delete a network that nothing is attached to')
+    .argument('<network>')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet network delete volt0
+
+Exit code 5 while something is attached to it, 6 while the last detaches are under way.
+A network that is not there is deleted already: no error.`,
+    )
+    .action(async (name: string, _flags: object, command: Command) => {
+      const answer = await shell.withClient(command, (client) => client.deleteNetwork(name));
+      shell
+        .output(command)
+        .result(answer, () => (answer.deleted ? `${name} deleted` : `${name} was not there`));
+    });

@@ -1,0 +1,45 @@
+import type { Command } from 'commander';
+import { EXIT } from '../exit-codes.ts';
+import { details } from '../output.ts';
+import { isRecord } from '../settings.ts';
+import type { Shell } from '../shell.ts';
+
+/** `status`: how the agent of this host stands, asked over its local socket. */
+export function addStatusCommand(program: Command, shell: Shell): void {
+  program
+    .command('status')
+    .description('how the agent of this host stands, also while NATS or Redis is away')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet status
+  $ voltnet status --json | jq -r .health.redis.state
+  $ until voltnet status >/dev/null; do sleep 1; done
+
+Exit code 0 when the agent has NATS and Redis, 8 while one of them is away, 3 without an agent.`,
+    )
+    .action(async (_flags: object, command: Command) => {
+      const { runtimeDir, timeoutMs } = shell.settings(command);
+      const { askAgent } = await import('../local-socket.ts');
+      using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
+      const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
+      shell.output(command).result(reply.body, (style) => details(flatten(health), style));
+      if (stateOf(health['nats']) !== 'connected' || stateOf(health['redis']) !== 'ready') {
+        shell.exitCode = EXIT.differs;
+      }
+    });
+}
+
+const stateOf = (value: unknown): unknown => (isRecord(value) ? value['state'] : value);
+
+/** A property a line; `redis: { state, reason }` is "unavailable: connection refused". */
+const flatten = (health: Readonly<Record<string, unknown>>): [string, string][] =>
+  Object.entries(health).map(([name, value]) => [
+    name,
+    isRecord(value)
+      ? Object.values(value)
+          .filter((part) => part !== undefined && part !== null)
+          .join(': ')
+      : String(value),
+  ]);

@@ -1,0 +1,81 @@
+import { VoltError } from '#protocol/errors.ts';
+import { replaceProcess } from '#native/exec.ts';
+import { isKernelError } from '#native/errors.ts';
+import { askAgent } from './local-socket.ts';
+import { isRecord } from './settings.ts';
+import { ExecError, UsageError } from './errors.ts';
+
+export interface ExecOptions {
+  readonly runtimeDir: string;
+  readonly timeoutMs: number;
+  readonly id: string;
+  readonly generation?: number;
+  /** The command and its arguments, with placeholders. */
+  readonly words: readonly string[];
+}
+
+/**
+ * Claims the attachment's descriptors and becomes the command: this returns only by throwing. Standard
+ * input and output are not touched before, or Node would have made them non-blocking for the command too.
+ */
+export async function execClaimed(options: ExecOptions): Promise<never> {
+  const { runtimeDir, timeoutMs, id, generation, words } = options;
+  const request = { op: 'claim', id, ...(generation !== undefined && { generation }) };
+  using reply = await askAgent({ runtimeDir, timeoutMs, request });
+  const claim = claimOf(
+    reply.body,
+    reply.descriptors.map(({ fd }) => fd),
+  );
+  const [file, ...args] = words.map((word) => filledIn(word, claim));
+  if (file === undefined) throw new UsageError('exec: no command');
+  try {
+    return replaceProcess({ file, args, keep: claim.fds });
+  } catch (cause) {
+    if (isKernelError(cause)) throw new ExecError(file, cause);
+    throw cause;
+  }
+}
+
+/** What the placeholders of a command stand for. */
+export interface ClaimValues {
+  readonly fds: readonly number[];
+  readonly mac: string;
+  readonly mtu: number;
+  readonly ifname: string;
+}
+
+function claimOf(body: Readonly<Record<string, unknown>>, fds: readonly number[]): ClaimValues {
+  const attachment = body['attachment'];
+  const device = isRecord(attachment) ? attachment['device'] : undefined;
+  if (isRecord(attachment) && isRecord(device)) {
+    const { mac } = attachment;
+    const { mtu, name } = device;
+    if (typeof mac === 'string' && typeof mtu === 'number' && typeof name === 'string') {
+      return { fds, mac, mtu, ifname: name };
+    }
+  }
+  throw new VoltError('INTERNAL', 'the agent answered a claim without its attachment');
+}
+
+/** One word of the command with its placeholders replaced. Other braces are the command's own. */
+export function filledIn(word: string, { fds, mac, mtu, ifname }: ClaimValues): string {
+  return word.replace(/\{(fd|fds|mac|mtu|ifname)\}/g, (_, name: string) => {
+    switch (name) {
+      case 'fd':
+        if (fds.length !== 1) {
+          throw new UsageError(
+            `{fd} stands for one descriptor; there are ${fds.length}: use {fds}`,
+          );
+        }
+        return String(fds[0]);
+      case 'fds':
+        return fds.join(':');
+      case 'mac':
+        return mac;
+      case 'mtu':
+        return String(mtu);
+      default:
+        return ifname;
+    }
+  });
+}

@@ -1,0 +1,71 @@
+import type { VoltError } from '#protocol/errors.ts';
+
+/**
+ * What `voltnet` exits with. Stable: scripts branch on these. After `voltnet exec` has started its command
+ * the code is the command's own.
+ */
+export const EXIT = {
+  ok: 0,
+  /** The agent answered an error that has no code of its own here. */
+  failed: 1,
+  /** The command line, a file it names or the request itself is wrong: repeating it cannot help. */
+  usage: 2,
+  /** No agent answered: NATS is away, no agent serves this host, or its local socket is not there. */
+  unreachable: 3,
+  /** What the request names does not exist. */
+  notFound: 4,
+  /** Somebody else has it, or it is there with other content. */
+  conflict: 5,
+  /** The same request may succeed later: retryable errors, and a deadline that passed. */
+  retry: 6,
+  /** The agent refuses this caller. */
+  denied: 7,
+  /** `check` found differences; `status` found the agent without one of its servers. */
+  differs: 8,
+  /** `exec`: the command is there and cannot be executed. */
+  cannotExecute: 126,
+  /** `exec`: there is no such command. */
+  commandNotFound: 127,
+} as const;
+
+export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
+
+const BY_ERROR_CODE: Readonly<Record<string, ExitCode>> = {
+  INVALID_REQUEST: EXIT.usage,
+  TOO_LARGE: EXIT.usage,
+  AGENT_UNAVAILABLE: EXIT.unreachable,
+  NOT_FOUND: EXIT.notFound,
+  UNKNOWN_NETWORK: EXIT.notFound,
+  NAMESPACE_NOT_FOUND: EXIT.notFound,
+  PARENT_NOT_FOUND: EXIT.notFound,
+  ALREADY_ATTACHED: EXIT.conflict,
+  NETWORK_CONFLICT: EXIT.conflict,
+  NETWORK_IN_USE: EXIT.conflict,
+  WRONG_HOST: EXIT.conflict,
+  HOST_CONFLICT: EXIT.conflict,
+  STALE_GENERATION: EXIT.conflict,
+  SUPERSEDED: EXIT.conflict,
+  ADDRESS_IN_USE: EXIT.conflict,
+  MAC_IN_USE: EXIT.conflict,
+  INTERFACE_EXISTS: EXIT.conflict,
+  PORT_IN_USE: EXIT.conflict,
+  DEADLINE_EXCEEDED: EXIT.retry,
+  UNAUTHORIZED: EXIT.denied,
+};
+
+/** Unreachable comes first: it is retryable too, and tells a script where to look. */
+export function exitCodeOf(error: Pick<VoltError, 'code' | 'retryable'>): ExitCode {
+  const known = BY_ERROR_CODE[error.code];
+  if (known === EXIT.unreachable) return known;
+  if (error.retryable) return EXIT.retry;
+  return known ?? EXIT.failed;
+}
+
+/** The end of `voltnet --help`. */
+export const EXIT_CODES_HELP = `
+Exit codes:
+  0  done                                  5  somebody else has it, or its content differs
+  1  the agent answered an error           6  try again: a server is away, the device is busy, ...
+  2  wrong usage or invalid request        7  not permitted
+  3  no agent answered, or NATS is away    8  check or status found something amiss
+  4  not found                             126, 127  exec: command not executable, not found`;

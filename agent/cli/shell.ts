@@ -1,0 +1,52 @@
+import type { Command } from 'commander';
+import type { VoltNetworkClient } from '#protocol/client.ts';
+import { EXIT, type ExitCode } from './exit-codes.ts';
+import { createOutput, type Output, type Style, styleFor } from './output.ts';
+import { type CommonFlags, loadSettings, type Settings } from './settings.ts';
+
+/** What a run of `voltnet` has of the outside. */
+export interface Surroundings {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly write: (text: string) => void;
+  readonly writeError: (text: string) => void;
+  readonly isTTY: () => boolean;
+}
+
+/** What every command works with: settings, output, a connection when it asks for one, the exit code. */
+export class Shell {
+  readonly #surroundings: Surroundings;
+  exitCode: ExitCode = EXIT.ok;
+  /** Known once the command line is parsed; an error before that is for people. */
+  json = false;
+
+  constructor(surroundings: Surroundings) {
+    this.#surroundings = surroundings;
+  }
+
+  settings(command: Command): Settings {
+    return loadSettings(this.#flags(command), this.#surroundings.env);
+  }
+
+  output(command: Command): Output {
+    this.#flags(command);
+    const { write, writeError, isTTY, env } = this.#surroundings;
+    const style = (): Style => styleFor(isTTY(), env);
+    return createOutput({ json: this.json, style, write, writeNote: writeError });
+  }
+
+  /** NATS and the client are loaded here, by the commands that talk to an agent and by no other. */
+  async withClient<T>(
+    command: Command,
+    work: (client: VoltNetworkClient, settings: Settings) => Promise<T>,
+  ): Promise<T> {
+    const settings = this.settings(command);
+    const { withClient } = await import('./connect.ts');
+    return withClient(settings, (client) => work(client, settings));
+  }
+
+  #flags(command: Command): CommonFlags {
+    const flags = command.optsWithGlobals<CommonFlags>();
+    this.json = flags.json === true;
+    return flags;
+  }
+}

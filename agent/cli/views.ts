@@ -1,0 +1,92 @@
+import type { Attachment, Difference } from '#protocol/attachment.ts';
+import { details, NO_COLOURS, type Style, table } from './output.ts';
+import { age } from './units.ts';
+
+/** Attachments as a table, one a row. */
+export const attachmentTable = (
+  attachments: readonly Attachment[],
+  style: Style = NO_COLOURS,
+  now: number = Date.now(),
+): string =>
+  table(
+    ['ID', 'KIND', 'NETWORK', 'STATE', 'DEVICE', 'ADDRESSES', 'MAC', 'AGE'],
+    attachments.map((one) => [
+      one.id,
+      one.kind,
+      one.network,
+      one.state,
+      one.device?.name,
+      one.addresses.map(({ address }) => address).join(','),
+      one.mac,
+      age(one.createdAt, now),
+    ]),
+    style,
+  );
+
+/** One attachment, everything that its answer says. */
+export function attachmentDetails(attachment: Attachment, style: Style = NO_COLOURS): string {
+  const { device, lease, labels, bandwidth } = attachment;
+  const peer = device?.peer;
+  return details(
+    [
+      ['id', attachment.id],
+      ['generation', attachment.generation],
+      ['workload', `${attachment.workload} (${attachment.kind})`],
+      ['network', `${attachment.network} (${attachment.type}) on host ${attachment.host}`],
+      ['state', attachment.state],
+      ['mac', attachment.mac],
+      ...attachment.addresses.map(
+        ({ address, gateway }) =>
+          ['address', gateway === undefined ? address : `${address} via ${gateway}`] as const,
+      ),
+      ['device', device === null ? 'none' : deviceText(device)],
+      [
+        'peer',
+        peer &&
+          `${peer.name}, ifindex ${peer.ifindex}, ${peer.mac}${peer.netns === undefined ? ' on the host' : ` in ${peer.netns}`}`,
+      ],
+      ...(attachment.ports ?? []).map(
+        ({ protocol, hostAddress, hostPort, port }) =>
+          ['port', `${hostAddress ?? '*'}:${hostPort} -> ${port}/${protocol}`] as const,
+      ),
+      ['ingress', bandwidth?.ingressBitsPerSecond && `${bandwidth.ingressBitsPerSecond} bit/s`],
+      ['egress', bandwidth?.egressBitsPerSecond && `${bandwidth.egressBitsPerSecond} bit/s`],
+      ['filter', attachment.filter],
+      ['lease', leaseText(lease)],
+      ...Object.entries(labels ?? {}).map(([key, value]) => ['label', `${key}=${value}`] as const),
+    ],
+    style,
+  );
+}
+
+function deviceText(device: NonNullable<Attachment['device']>): string {
+  const { type, name, ifindex, mac, mtu, queues, vnetHdr, vnetHdrSize } = device;
+  const text = `${type} ${name}, ifindex ${ifindex}, ${mac}, mtu ${mtu}`;
+  if (queues === undefined) return text;
+  const header = vnetHdr === true ? `vnet header of ${vnetHdrSize ?? 12} bytes` : 'no vnet header';
+  return `${text}, ${queues === 1 ? '1 queue' : `${queues} queues`}, ${header}`;
+}
+
+const leaseText = ({ grantedAt, expiresAt }: Attachment['lease']): string =>
+  expiresAt === undefined ? `since ${grantedAt}` : `since ${grantedAt}, until ${expiresAt}`;
+
+/** What `check` found, one difference a row. */
+export const differenceTable = (
+  differences: readonly Difference[],
+  style: Style = NO_COLOURS,
+): string =>
+  table(
+    ['ID', 'WHAT', 'EXPECTED', 'OBSERVED'],
+    differences.map(({ id, what, expected, observed }) => [
+      id,
+      what,
+      valueText(expected),
+      valueText(observed),
+    ]),
+    style,
+  );
+
+export function valueText(value: unknown): string {
+  if (value === null || value === undefined) return 'absent';
+  return typeof value === 'string' ? value : JSON.stringify(value);
+}
