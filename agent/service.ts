@@ -1,6 +1,6 @@
+import { randomUUID } from 'node:crypto';
 import type { z } from 'zod';
 import {
-  type Attachment,
   attachRequestSchema,
   checkRequestSchema,
   detachRequestSchema,
@@ -13,7 +13,8 @@ import {
   parseRequest,
 } from '#protocol/attachment.ts';
 import { decode, encodeAnswer } from '#protocol/envelope.ts';
-import { ERRORS, toErrorBody, VoltError } from '#protocol/errors.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { parseNetwork } from '#protocol/network.ts';
 import { subjects } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import type { Attachments, Call } from './attachments.ts';
@@ -23,3 +24,144 @@ import type { EventLog } from './events.ts';
 import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
+
+export interface ServiceOptions {
+  readonly host: string;
+  readonly subjectPrefix: string;
+  readonly attachments: Attachments;
+  readonly inspection: Inspection;
+  readonly ledger: Ledger;
+  readonly events: EventLog;
+  readonly stopping: () => boolean;
+  readonly log: Log;
+}
+
+interface Operation {
+  /** Last token of the subject, and the name of the endpoint. */
+  readonly name: string;
+  readonly run: (payload: unknown, call: Call) => Promise<object> | object;
+}
+
+const DEFAULT_TIMEOUT_MS = 10_000;
+const MAX_TIMEOUT_MS = 120_000;
+/** Requests under way at once; further ones are refused as OVERLOADED. */
+const MAX_UNDER_WAY = 1_024;
+
+/** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
+export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
+  const { host, subjectPrefix } = options;
+  const known = subjects(subjectPrefix);
+  const gate = new Gate(options);
+  const onHost = hostOperations(options).map(({ name, run }) => ({
+    name,
+    subject: known.host(host, name),
+    queue: `host-${host}`,
+    answer: (request: BusRequest) => gate.pass(name, request, run),
+  }));
+  const anywhere = networkOperations(options).map(({ name, run }) => ({
+    name: `network-${name}`,
+    subject: known.network(name),
+    queue: 'agents',
+    answer: (request: BusRequest) => gate.pass(`network.${name}`, request, run),
+  }));
+  return [...onHost, ...anywhere];
+}
+
+/** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */
+const operation = <Schema extends z.ZodType>(
+  name: string,
+  schema: Schema,
+  run: (request: z.infer<Schema>, call: Call) => Promise<object> | object,
+): Operation => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
+
+const hostOperations = ({ attachments, inspection }: ServiceOptions): Operation[] => [
+  operation('attach', attachRequestSchema, (request, call) => attachments.attach(request, call)),
+  operation('detach', detachRequestSchema, (request, call) => attachments.detach(request, call)),
+  operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
+  operation('list', listRequestSchema, (request) => inspection.list(request)),
+  operation('check', checkRequestSchema, (request) => inspection.check(request)),
+];
+
+const networkOperations = ({ ledger, events }: ServiceOptions): Operation[] => [
+  operation('put', networkPutRequestSchema, async ({ revision, ...keys }, { trace }) => {
+    const network = parseNetwork(keys);
+    const answer = await ledger.putNetwork(network, revision);
+    events.add({
+      type: 'network-changed',
+      network: network.network,
+      subject: network.network,
+      operation: 'network.put',
+      requestId: `${network.network}-${answer.revision}`,
+      trace,
+      body: { ...answer },
+    });
+    return answer;
+  }),
+  operation('get', networkGetRequestSchema, async ({ network }) => {
+    const found = await ledger.getNetwork(network);
+    if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${network}`);
+    return found;
+  }),
+  operation('list', networkListRequestSchema, (request) => ledger.listNetworks(request)),
+  operation('delete', networkDeleteRequestSchema, async ({ network }, { trace }) => {
+    const answer = await ledger.deleteNetwork(network);
+    if (!answer.deleted) return answer;
+    events.add({
+      type: 'network-changed',
+      network,
+      subject: network,
+      operation: 'network.delete',
+      requestId: randomUUID(),
+      trace,
+      body: { network, deleted: true },
+    });
+    return answer;
+  }),
+];
+
+/** What every request goes through: bounds, decoding, trace, and an answer whatever happens. */
+class Gate {
+  readonly #options: ServiceOptions;
+  #underWay = 0;
+
+  constructor(options: ServiceOptions) {
+    this.#options = options;
+  }
+
+  async pass(name: string, request: BusRequest, run: Operation['run']): Promise<BusAnswer> {
+    const started = performance.now();
+    const { log, host } = this.#options;
+    const trace: RequestTrace = {
+      name,
+      role: 'server',
+      attributes: { 'volt.host': host, 'messaging.destination.name': request.subject },
+      ...(request.traceparent !== undefined && { traceparent: request.traceparent }),
+      ...(request.tracestate !== undefined && { tracestate: request.tracestate }),
+    };
+    const timeoutMs = Math.min(request.timeoutMs ?? DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS);
+    this.#underWay += 1;
+    try {
+      this.#refuseWhenFull();
+      const answer = await tracedRequest(trace, async () =>
+        run(decode(request.payload), { trace, deadline: started + timeoutMs }),
+      );
+      log.debug({ operation: name, ms: performance.now() - started }, 'answered');
+      return { payload: encodeAnswer(answer) };
+    } catch (cause) {
+      const error = toVoltError(cause);
+      const { code, message } = error;
+      const level = code === 'INTERNAL' ? 'error' : 'info';
+      log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
+      return { payload: encodeAnswer(toErrorBody(error)), error: { status: error.status, code } };
+    } finally {
+      this.#underWay -= 1;
+    }
+  }
+
+  #refuseWhenFull(): void {
+    if (this.#options.stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
+    if (this.#underWay > MAX_UNDER_WAY) {
+      throw new VoltError('OVERLOADED', `${MAX_UNDER_WAY} requests are under way on this host`);
+    }
+  }
+}

@@ -1,0 +1,56 @@
+import { createHash } from 'node:crypto';
+
+export const EVENT_TYPES = [
+  'attached',
+  'detached',
+  'updated',
+  'failed',
+  'repaired',
+  'suspect',
+  'recovering',
+  'recovered',
+  'host-up',
+  'host-down',
+  'network-changed',
+] as const;
+
+export type EventType = (typeof EVENT_TYPES)[number];
+
+/** In a subject and a CloudEvent where no network applies. */
+export const NO_NETWORK = '-';
+
+/**
+ * The id of an outcome, and so its `Nats-Msg-Id`: a function of host, operation and request, so that the
+ * same outcome told twice is one event.
+ */
+export const eventId = (outcome: { host: string; operation: string; requestId: string }): string =>
+  createHash('sha256')
+    .update(JSON.stringify([outcome.host, outcome.operation, outcome.requestId]))
+    .digest('hex')
+    .slice(0, 32);
+
+export interface EventAttributes {
+  readonly id: string;
+  readonly type: string;
+  /** `/volt/network/<host>`: who says so. */
+  readonly source: string;
+  /** The attachment, network or host that it is about. */
+  readonly subject: string;
+  /** RFC 3339. */
+  readonly time: string;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+}
+
+/** Headers of CloudEvents 1.0 in NATS binary mode. */
+export const eventHeaders = (event: EventAttributes): Record<string, string> => ({
+  'ce-specversion': '1.0',
+  'ce-id': event.id,
+  'ce-type': `volt.net.${event.type}`,
+  'ce-source': event.source,
+  'ce-subject': event.subject,
+  'ce-time': event.time,
+  'ce-datacontenttype': 'application/msgpack',
+  ...(event.traceparent !== undefined && { traceparent: event.traceparent }),
+  ...(event.tracestate !== undefined && { tracestate: event.tracestate }),
+});

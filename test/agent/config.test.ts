@@ -1,0 +1,83 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { ConfigError, loadConfig } from '#agent/config.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'volt-config-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const fileWith = (text: string): string => {
+  const path = join(folder, `${Math.random()}.json`);
+  writeFileSync(path, text);
+  return path;
+};
+
+test('an empty file is the documented defaults', () => {
+  const config = loadConfig({ file: fileWith('{"host":"h1"}'), env: {} });
+  expect(config).toEqual({
+    host: 'h1',
+    nats: { url: 'nats://127.0.0.1:4222', credentialsFile: null, tls: null },
+    redis: {
+      url: 'redis://127.0.0.1:6379/0',
+      mode: 'single',
+      nodes: null,
+      masterName: null,
+      username: null,
+      passwordFile: null,
+      tls: null,
+      keyPrefix: 'volt:',
+      minReplicas: 0,
+    },
+    runtimeDir: '/run/volt-vmm/network',
+    stateDir: '/var/lib/volt/network',
+    networksDir: '/etc/volt/network/networks',
+    subjectPrefix: 'volt.net.v1',
+    heartbeatSeconds: 5,
+    suspectAfterSeconds: 20,
+    recoveryWindowSeconds: null,
+    onReboot: 'recreate',
+    logLevel: 'info',
+  });
+});
+
+test('flags win over variables, variables over the file', () => {
+  const file = fileWith('{"host":"file","nats":{"url":"nats://file:1"},"stateDir":"/file"}');
+  const env = { VOLT_NET_NATS_URL: 'nats://variable:1', VOLT_NET_STATE_DIR: '/variable' };
+  const config = loadConfig({ file, env, flags: { stateDir: '/flag' } });
+  expect(config).toMatchObject({
+    host: 'file',
+    nats: { url: 'nats://variable:1' },
+    stateDir: '/flag',
+  });
+});
+
+describe('what is wrong is named with its key and where it was given', () => {
+  const cases: [name: string, file: string, env: Record<string, string>, message: RegExp][] = [
+    ['an unknown key', '{"hots":"h1"}', {}, /"hots".*\.json/],
+    ['a key of a section', '{"nats":{"uri":"x"}}', {}, /^nats: .*"uri"/],
+    ['a wrong type', '{"heartbeatSeconds":"5"}', {}, /^heartbeatSeconds: /],
+    ['a relative path', '{"runtimeDir":"run"}', {}, /^runtimeDir: must be an absolute path/],
+    ['a host with dots', '{"host":"a.b"}', {}, /^host: must be letters/],
+    ['a section that is none', '{"nats":5}', { VOLT_NET_NATS_URL: 'x' }, /^nats: /],
+    ['a variable', '{}', { VOLT_NET_RUNTIME_DIR: 'run' }, /\(in VOLT_NET_RUNTIME_DIR\)/],
+    ['an unknown variable', '{}', { VOLT_NET_HOTS: 'x' }, /VOLT_NET_HOTS/],
+    ['no JSON', '{', {}, /not JSON/],
+    ['no object', '[]', {}, /one JSON object/],
+    ['sentinel without nodes', '{"redis":{"mode":"sentinel"}}', {}, /^redis\.nodes: /],
+    [
+      'sentinel without a master',
+      '{"redis":{"mode":"sentinel","nodes":[{"host":"a","port":26379}]}}',
+      {},
+      /^redis\.masterName: /,
+    ],
+  ];
+  test.each(cases)('%s', (_name, text, env, message) => {
+    expect(() => loadConfig({ file: fileWith(text), env })).toThrow(message);
+    expect(() => loadConfig({ file: fileWith(text), env })).toThrow(ConfigError);
+  });
+
+  test('a file that was asked for must be there', () => {
+    expect(() => loadConfig({ file: join(folder, 'none.json'), env: {} })).toThrow(/cannot read/);
+  });
+});
