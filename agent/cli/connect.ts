@@ -5,33 +5,45 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Settings } from './settings.ts';
 import { UsageError } from './errors.ts';
 
+export interface Connected {
+  readonly client: VoltNetworkClient;
+  readonly settings: Settings;
+  /** Resolves when the server has all that was sent: a subscription made before is active then. */
+  readonly flush: () => Promise<void>;
+}
+
 /**
  * Connects, lends the client to `work`, and closes whatever came of it. A server that cannot be reached is
- * AGENT_UNAVAILABLE at once: whoever runs a command wants to know, not to wait.
+ * AGENT_UNAVAILABLE at once: whoever runs a command wants to know, not to wait. A connection that is lost
+ * later is made again with `stay`, for work that has no end of its own.
  */
 export async function withClient<T>(
   settings: Settings,
-  work: (client: VoltNetworkClient) => Promise<T>,
+  work: (connected: Connected) => Promise<T>,
+  options: { stay?: boolean } = {},
 ): Promise<T> {
-  const connection = await open(settings);
+  const connection = await open(settings, options.stay === true);
   try {
-    return await work(
-      new VoltNetworkClient({
-        connection,
-        headers,
-        prefix: settings.subjectPrefix,
-        timeoutMs: settings.timeoutMs,
-        traceContext: () => settings.traceContext,
-      }),
-    );
+    const client = new VoltNetworkClient({
+      connection,
+      headers,
+      prefix: settings.subjectPrefix,
+      timeoutMs: settings.timeoutMs,
+      traceContext: () => settings.traceContext,
+    });
+    return await work({ client, settings, flush: () => connection.flush() });
   } finally {
     await connection.close();
   }
 }
 
-async function open(settings: Settings): ReturnType<typeof connect> {
+async function open(settings: Settings, stay: boolean): ReturnType<typeof connect> {
   try {
-    return await connect(connectionOptions(settings));
+    return await connect({
+      ...connectionOptions(settings),
+      reconnect: stay,
+      maxReconnectAttempts: -1,
+    });
   } catch (cause) {
     if (cause instanceof UsageError) throw cause;
     const reason = cause instanceof NatsError ? `${cause.code}: ${cause.message}` : String(cause);
@@ -45,7 +57,6 @@ function connectionOptions(settings: Settings): ConnectionOptions {
     servers: natsUrl.split(','),
     name: 'voltnet',
     timeout: timeoutMs,
-    reconnect: false,
     ...(tls !== undefined && { tls: { ...tls } }),
     ...(credentialsFile !== undefined && {
       authenticator: credsAuthenticator(readCredentials(credentialsFile)),

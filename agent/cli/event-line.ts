@@ -11,32 +11,29 @@ export function eventLine(event: VoltEvent, style: Style = NO_COLOURS): string {
     paint(type.padEnd(15)),
     printable(host.padEnd(8)),
     printable(network.padEnd(8)),
-    printable(subjectText(body)),
+    printable(subjectText(event)),
     durationText(body),
   ]
     .filter((part) => part !== '')
     .join('  ');
 }
 
-function subjectText(body: unknown): string {
-  if (!isRecord(body)) return '';
-  const { error, request, id, device, addresses } = body;
-  if (isRecord(error)) {
-    const about = isRecord(request) ? `${textOf(request['id'])}: ` : '';
-    return `${about}${textOf(error['code'])} ${textOf(error['message'])}`;
-  }
-  const parts = [textOf(id ?? body['network'])];
+function subjectText({ subject, body }: VoltEvent): string {
+  const { error, device, addresses, reason } = body;
+  const parts = [subject];
+  if (isRecord(error)) parts.push(`${textOf(error['code'])}: ${textOf(error['message'])}`);
   if (isRecord(device)) parts.push(textOf(device['name']));
   if (Array.isArray(addresses)) {
     for (const one of addresses) parts.push(isRecord(one) ? textOf(one['address']) : textOf(one));
   }
-  if (isRecord(body['attachment'])) return subjectText(body['attachment']);
+  if (typeof reason === 'string') parts.push(`(${reason})`);
   return parts.filter((part) => part !== '').join(' ');
 }
 
-function durationText(body: unknown): string {
-  if (!isRecord(body) || !isRecord(body['durationMs'])) return '';
-  return Object.entries(body['durationMs'])
+function durationText(body: VoltEvent['body']): string {
+  const { durationMs } = body;
+  if (!isRecord(durationMs)) return '';
+  return Object.entries(durationMs)
     .map(([phase, ms]) => `${phase} ${typeof ms === 'number' ? ms.toFixed(1) : '?'} ms`)
     .join(', ');
 }

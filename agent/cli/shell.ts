@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import type { VoltNetworkClient } from '#protocol/client.ts';
+import type { Connected } from './connect.ts';
 import { EXIT, type ExitCode } from './exit-codes.ts';
 import { createOutput, type Output, type Style, styleFor } from './output.ts';
 import { type CommonFlags, loadSettings, type Settings } from './settings.ts';
@@ -37,11 +37,12 @@ export class Shell {
   /** NATS and the client are loaded here, by the commands that talk to an agent and by no other. */
   async withClient<T>(
     command: Command,
-    work: (client: VoltNetworkClient, settings: Settings) => Promise<T>,
+    work: (connected: Connected) => Promise<T>,
+    options: { stay?: boolean } = {},
   ): Promise<T> {
     const settings = this.settings(command);
     const { withClient } = await import('./connect.ts');
-    return withClient(settings, (client) => work(client, settings));
+    return withClient(settings, work, options);
   }
 
   #flags(command: Command): CommonFlags {

@@ -4,6 +4,7 @@ import {
   createOutput,
   details,
   NO_COLOURS,
+  type Output,
   printable,
   styleFor,
   table,
@@ -59,17 +60,6 @@ describe('colours', () => {
 });
 
 describe('--json', () => {
-  const written = (json: boolean): { output: ReturnType<typeof createOutput>; text: string[] } => {
-    const text: string[] = [];
-    const output = createOutput({
-      json,
-      style: () => NO_COLOURS,
-      write: (part) => text.push(`out ${part}`),
-      writeNote: (part) => text.push(`note ${part}`),
-    });
-    return { output, text };
-  };
-
   test('results are JSON, notes are silent', () => {
     const { output, text } = written(true);
     output.result({ a: 1 }, () => 'a is 1');
@@ -86,3 +76,14 @@ describe('--json', () => {
     expect(text).toEqual(['out a is 1\n', 'out a is 2\n', 'note for people\n']);
   });
 });
+
+function written(json: boolean): { output: Output; text: string[] } {
+  const text: string[] = [];
+  const output = createOutput({
+    json,
+    style: () => NO_COLOURS,
+    write: (part) => text.push(`out ${part}`),
+    writeNote: (part) => text.push(`note ${part}`),
+  });
+  return { output, text };
+}

@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { type AttachFlags, attachRequest } from '../attach-request.ts';
 import type { Shell } from '../shell.ts';
-import { attachmentDetails, valueText } from '../views.ts';
+import { attachmentDetails } from '../views.ts';
 
 /** `attach`: a flag for every field of the request, or the request itself. */
 export function addAttachCommand(program: Command, shell: Shell): void {
@@ -10,13 +10,10 @@ export function addAttachCommand(program: Command, shell: Shell): void {
     .addHelpText('after', EXAMPLES)
     .action(async (flags: AttachFlags, command: Command) => {
       const request = attachRequest(flags);
-      const answer = await shell.withClient(command, (client, { host }) =>
+      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
         client.attach(host, request),
       );
-      shell.output(command).result(answer, (style) => {
-        if ('attachment' in answer) return attachmentDetails(answer.attachment, style);
-        return valueText(answer);
-      });
+      shell.output(command).result(answer, (style) => attachmentDetails(answer.attachment, style));
     });
 }
 
@@ -69,4 +66,4 @@ Examples:
   $ voltnet attach --file web.json --json | jq -r '.attachment.addresses[0].address'
 
 The same request again changes nothing and gets the same answer (replayed). The same id with other
-content is exit code 5; so is an address or MAC that somebody else has.`;
+content is exit code 5, an address that somebody holds at the moment 6.`;

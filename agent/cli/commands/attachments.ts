@@ -40,7 +40,7 @@ is left alone (exit code 5).`,
         ...(generation !== undefined && { generation }),
         ...(requestId !== undefined && { requestId }),
       };
-      const answer = await shell.withClient(command, (client, { host }) =>
+      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
         client.detach(host, request),
       );
       shell
@@ -67,7 +67,7 @@ Examples:
   $ voltnet --host h2 get web`,
     )
     .action(async (id: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, (client, { host }) =>
+      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
         client.get(host, { id }),
       );
       shell.output(command).result(answer, (style) => attachmentDetails(answer.attachment, style));
@@ -110,7 +110,7 @@ Examples:
       const output = shell.output(command);
       const answer = await shell.withClient(
         command,
-        async (client, { host }): Promise<ListAnswer> => {
+        async ({ client, settings: { host } }): Promise<ListAnswer> => {
           if (paged) return client.list(host, request);
           const attachments: Attachment[] = [];
           for await (const one of client.listAll(host, request)) attachments.push(one);
@@ -152,7 +152,7 @@ Examples:
 Exit code 8 when something differs, 0 when all is as recorded.`,
     )
     .action(async (id: string | undefined, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, (client, { host }) =>
+      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
         client.check(host, id === undefined ? {} : { id }),
       );
       shell

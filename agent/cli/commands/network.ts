@@ -2,6 +2,7 @@ import type { Command } from 'commander';
 import { readJsonObject } from '../attach-request.ts';
 import { details, table } from '../output.ts';
 import type { Shell } from '../shell.ts';
+import { UsageError } from '../errors.ts';
 import { wholeNumber } from '../units.ts';
 
 /** `network put`, `get`, `list`, `delete`: the networks of the whole fleet. */
@@ -51,13 +52,15 @@ Examples:
 The same content again is no error. Other content without --revision is (exit code 5).`,
     )
     .action(async (file: string, flags: { revision?: string }, command: Command) => {
-      const body = readJsonObject(file);
+      const keys = readJsonObject(file);
       const revision = wholeNumber('--revision', flags.revision);
-      if (revision !== undefined) body['revision'] = revision;
-      const answer = await shell.withClient(command, (client) => client.putNetwork(body));
+      const { network: name } = keys;
+      if (typeof name !== 'string') throw new UsageError(`${file}: has no "network"`);
+      const body = { ...keys, network: name, ...(revision !== undefined && { revision }) };
+      const answer = await shell.withClient(command, ({ client }) => client.putNetwork(body));
       shell.output(command).result(answer, () => {
-        const { network: name } = answer.network;
-        return `${name} ${answer.created ? 'created' : 'is'} at revision ${answer.revision}`;
+        const what = answer.created ? 'created, revision' : 'is at revision';
+        return `${name} ${what} ${answer.revision}`;
       });
     });
 
@@ -78,7 +81,7 @@ Examples:
   $ voltnet network put volt0.json --revision "$(voltnet network get volt0 --json | jq .revision)"`,
     )
     .action(async (name: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, (client) => client.getNetwork(name));
+      const answer = await shell.withClient(command, ({ client }) => client.getNetwork(name));
       shell.output(command).result(answer, (style) => {
         const { usage } = answer;
         const summary = details(
@@ -109,7 +112,7 @@ Examples:
   $ voltnet network list --json | jq -r '.networks[].network.network'`,
     )
     .action(async (_flags: object, command: Command) => {
-      const networks = await shell.withClient(command, async (client) => {
+      const networks = await shell.withClient(command, async ({ client }) => {
         const all = [];
         let cursor: string | undefined;
         do {
@@ -150,7 +153,7 @@ Exit code 5 while something is attached to it, 6 while the last detaches are und
 A network that is not there is deleted already: no error.`,
     )
     .action(async (name: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, (client) => client.deleteNetwork(name));
+      const answer = await shell.withClient(command, ({ client }) => client.deleteNetwork(name));
       shell
         .output(command)
         .result(answer, () => (answer.deleted ? `${name} deleted` : `${name} was not there`));

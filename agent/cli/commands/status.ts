@@ -3,6 +3,7 @@ import { EXIT } from '../exit-codes.ts';
 import { details } from '../output.ts';
 import { isRecord } from '../settings.ts';
 import type { Shell } from '../shell.ts';
+import { valueText } from '../views.ts';
 
 /** `status`: how the agent of this host stands, asked over its local socket. */
 export function addStatusCommand(program: Command, shell: Shell): void {
@@ -37,9 +38,5 @@ const stateOf = (value: unknown): unknown => (isRecord(value) ? value['state'] :
 const flatten = (health: Readonly<Record<string, unknown>>): [string, string][] =>
   Object.entries(health).map(([name, value]) => [
     name,
-    isRecord(value)
-      ? Object.values(value)
-          .filter((part) => part !== undefined && part !== null)
-          .join(': ')
-      : String(value),
+    isRecord(value) ? Object.values(value).map(valueText).join(': ') : valueText(value),
   ]);

@@ -1,5 +1,7 @@
 import type { Command } from 'commander';
-import { EVENT_TYPES, type EventType } from '#protocol/events.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { EventType } from '#protocol/events.ts';
+import type { Connected } from '../connect.ts';
 import type { Shell } from '../shell.ts';
 import { wholeNumber } from '../units.ts';
 import { UsageError } from '../errors.ts';
@@ -22,31 +24,36 @@ export function addWatchCommand(program: Command, shell: Shell): void {
     .addHelpText('after', EXAMPLES)
     .action(async (flags: WatchFlags, command: Command) => {
       const count = wholeNumber('--count', flags.count) ?? Number.POSITIVE_INFINITY;
-      const types = flags.type?.map(eventType);
+      const { EVENT_TYPES } = await import('#protocol/events.ts');
+      const types = flags.type?.map((type) => eventType(type, EVENT_TYPES));
       const output = shell.output(command);
-      await shell.withClient(command, async (client, { host, hostGiven }) => {
+      const watch = async ({ client, settings, flush }: Connected): Promise<void> => {
         const events = client.watch({
-          ...(hostGiven && { host }),
+          ...(settings.hostGiven && { host: settings.host }),
           ...(flags.network !== undefined && { network: flags.network }),
           ...(types !== undefined && { types }),
         });
+        // The first call subscribes. Whoever reads "watching" may rely on seeing what happens from then on.
+        let next = events.next();
+        await flush();
         output.note('watching; press Ctrl-C to end');
-        let seen = 0;
-        for await (const event of events) {
-          output.line(event, (style) => eventLine(event, style));
-          seen += 1;
-          if (seen >= count) break;
+        for (let seen = 0; seen < count; seen += 1) {
+          const { done, value } = await next;
+          if (done === true) throw new VoltError('AGENT_UNAVAILABLE', 'the connection was closed');
+          output.line(value, (style) => eventLine(value, style));
+          next = events.next();
         }
-      });
+      };
+      await shell.withClient(command, watch, { stay: true });
     });
 }
 
 const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
 
-function eventType(text: string): EventType {
-  const known = EVENT_TYPES.find((type) => type === text);
+function eventType(text: string, types: readonly EventType[]): EventType {
+  const known = types.find((type) => type === text);
   if (known !== undefined) return known;
-  throw new UsageError(`--type "${text}": must be one of ${EVENT_TYPES.join(', ')}`);
+  throw new UsageError(`--type "${text}": must be one of ${types.join(', ')}`);
 }
 
 const EXAMPLES = `

@@ -1,0 +1,84 @@
+/** One span as it came over OTLP. Times in nanoseconds since 1970. */
+export interface Span {
+  readonly traceId: string;
+  readonly spanId: string;
+  readonly parentSpanId?: string;
+  readonly name: string;
+  readonly start: bigint;
+  readonly end: bigint;
+  readonly failed: boolean;
+}
+
+const BAR = '━';
+const NAME_WIDTH = 46;
+const DURATION_WIDTH = 10;
+
+/**
+ * A trace as rows: the tree of names, a bar where each span lies in time, and how long it took. The axis is
+ * that of the spans in `within` and all below it; a span that lies around it fills its row.
+ */
+export function waterfall(
+  spans: readonly Span[],
+  options: { readonly within: string; readonly width: number },
+): string[] {
+  const rows = inTreeOrder(spans);
+  const axis = extent(rows, options.within);
+  const barWidth = Math.max(10, options.width - NAME_WIDTH - DURATION_WIDTH - 4);
+  const scale = (time: bigint): number => {
+    const share = Number(time - axis.start) / Math.max(1, Number(axis.end - axis.start));
+    return Math.min(1, Math.max(0, share)) * barWidth;
+  };
+  return rows.map(({ span, depth }) => {
+    const from = Math.min(barWidth - 1, Math.floor(scale(span.start)));
+    const to = Math.max(from + 1, Math.ceil(scale(span.end)));
+    const bar = ' '.repeat(from) + BAR.repeat(to - from);
+    const name = fitted(`${'  '.repeat(depth)}${span.name}${span.failed ? ' (failed)' : ''}`);
+    return `${name}  ${bar.padEnd(barWidth)}  ${milliseconds(span).padStart(DURATION_WIDTH)}`;
+  });
+}
+
+interface Row {
+  readonly span: Span;
+  readonly depth: number;
+}
+
+/** Parents before their children, children by start; a span whose parent is missing stands at the top. */
+function inTreeOrder(spans: readonly Span[]): Row[] {
+  const known = new Set(spans.map(({ spanId }) => spanId));
+  const byStart = spans.toSorted((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
+  const childrenOf = (parent: string | undefined): Span[] =>
+    byStart.filter(({ parentSpanId }) =>
+      parent === undefined
+        ? parentSpanId === undefined || !known.has(parentSpanId)
+        : parentSpanId === parent,
+    );
+  const rows: Row[] = [];
+  const add = (parent: string | undefined, depth: number): void => {
+    for (const span of childrenOf(parent)) {
+      rows.push({ span, depth });
+      add(span.spanId, depth + 1);
+    }
+  };
+  add(undefined, 0);
+  return rows;
+}
+
+/** From the start of the named span to the end of the last one at or below it. */
+function extent(rows: readonly Row[], name: string): { start: bigint; end: bigint } {
+  const first = rows.findIndex(({ span }) => span.name === name);
+  const top = rows[first] ?? rows[0];
+  if (top === undefined) return { start: 0n, end: 1n };
+  let { start, end } = top.span;
+  for (const { span, depth } of rows.slice(first + 1)) {
+    if (depth <= top.depth) break;
+    if (span.start < start) start = span.start;
+    if (span.end > end) end = span.end;
+  }
+  return { start, end };
+}
+
+const fitted = (name: string): string =>
+  name.length > NAME_WIDTH ? `${name.slice(0, NAME_WIDTH - 1)}…` : name.padEnd(NAME_WIDTH);
+
+const milliseconds = ({ start, end }: Span): string =>
+  `${(Number(end - start) / 1e6).toFixed(3)} ms`;
