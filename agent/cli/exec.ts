@@ -2,6 +2,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { replaceProcess } from '#native/exec.ts';
 import { isKernelError } from '#native/errors.ts';
 import { askAgent } from './local-socket.ts';
+import { type ClaimValues, filledIn } from './placeholders.ts';
 import { isRecord } from './settings.ts';
 import { ExecError, UsageError } from './errors.ts';
 
@@ -36,14 +37,6 @@ export async function execClaimed(options: ExecOptions): Promise<never> {
   }
 }
 
-/** What the placeholders of a command stand for. */
-export interface ClaimValues {
-  readonly fds: readonly number[];
-  readonly mac: string;
-  readonly mtu: number;
-  readonly ifname: string;
-}
-
 function claimOf(body: Readonly<Record<string, unknown>>, fds: readonly number[]): ClaimValues {
   const attachment = body['attachment'];
   const device = isRecord(attachment) ? attachment['device'] : undefined;
@@ -55,27 +48,4 @@ function claimOf(body: Readonly<Record<string, unknown>>, fds: readonly number[]
     }
   }
   throw new VoltError('INTERNAL', 'the agent answered a claim without its attachment');
-}
-
-/** One word of the command with its placeholders replaced. Other braces are the command's own. */
-export function filledIn(word: string, { fds, mac, mtu, ifname }: ClaimValues): string {
-  return word.replace(/\{(fd|fds|mac|mtu|ifname)\}/g, (_, name: string) => {
-    switch (name) {
-      case 'fd':
-        if (fds.length !== 1) {
-          throw new UsageError(
-            `{fd} stands for one descriptor; there are ${fds.length}: use {fds}`,
-          );
-        }
-        return String(fds[0]);
-      case 'fds':
-        return fds.join(':');
-      case 'mac':
-        return mac;
-      case 'mtu':
-        return String(mtu);
-      default:
-        return ifname;
-    }
-  });
 }

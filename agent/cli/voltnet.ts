@@ -18,7 +18,8 @@ const shell = new Shell({
 
 async function run(words: readonly string[]): Promise<ExitCode> {
   try {
-    await createProgram(shell, packageJson.version).parseAsync(words, { from: 'user' });
+    const program = await createProgram({ shell, version: packageJson.version, words });
+    await program.parseAsync(words, { from: 'user' });
     return shell.exitCode;
   } catch (error) {
     return report(error);

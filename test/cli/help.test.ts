@@ -1,0 +1,74 @@
+import type { Command } from 'commander';
+import { describe, expect, test } from 'vitest';
+import { allCommands, createProgram } from '#agent/cli/program.ts';
+import { Shell } from '#agent/cli/shell.ts';
+
+const shellOf = (): Shell =>
+  new Shell({ env: {}, write: () => {}, writeError: () => {}, isTTY: () => false });
+
+const program = await createProgram({ shell: shellOf(), version: '1.2.3', words: ['--help'] });
+
+async function names(...words: string[]): Promise<string[]> {
+  const small = await createProgram({ shell: shellOf(), version: '1', words });
+  return small.commands.map((command) => command.name());
+}
+
+/** What `--help` prints, with what was added after it. */
+function helpOf(command: Command): string {
+  let help = '';
+  command.configureOutput({ writeOut: (text) => (help += text) });
+  command.outputHelp();
+  return help;
+}
+
+describe('help', () => {
+  const commands = allCommands(program).slice(1);
+
+  test('has all the commands of the contract', () => {
+    const paths = commands.map((command) =>
+      [command.parent?.name(), command.name()].join(' ').replace('voltnet ', ''),
+    );
+    expect(paths).toEqual([
+      'network',
+      'network put',
+      'network get',
+      'network list',
+      'network delete',
+      'attach',
+      'detach',
+      'get',
+      'list',
+      'check',
+      'exec',
+      'watch',
+      'status',
+    ]);
+  });
+
+  test.each(commands.map((command): [string, Command] => [command.name(), command]))(
+    '%s teaches by example, in lines that fit a terminal',
+    (name, command) => {
+      const help = helpOf(command);
+      expect(help).toMatch(new RegExp(`Examples:[^]*\\$ .*voltnet.* ${name}`));
+      expect(help).toContain('--json');
+      expect(help.split('\n').filter((line) => line.length > 100)).toEqual([]);
+    },
+  );
+
+  test('the first page lists the exit codes', () => {
+    expect(helpOf(program)).toMatch(/Exit codes:\n +0 +done/);
+  });
+
+  test('only the commands whose names occur are loaded, and all when none does', async () => {
+    expect(await names('--host', 'h1', 'watch')).toEqual(['watch']);
+    expect(await names('--host', 'attach', 'get', 'x')).toEqual([
+      'attach',
+      'detach',
+      'get',
+      'list',
+      'check',
+    ]);
+    expect(await names('lsit')).toHaveLength(9);
+    expect(await names('list', '--help')).toHaveLength(9);
+  });
+});
