@@ -1,0 +1,32 @@
+import { defineConfig } from 'vitest/config';
+
+const LIVE = 'test/**/*.live.test.ts';
+
+// Every test file has a process of its own, and with it a main thread that a live test can move into a
+// throw-away network and mount namespace. Two at a time: live tests start servers and measure time-outs.
+export default defineConfig({
+  test: {
+    pool: 'forks',
+    isolate: true,
+    maxWorkers: 2,
+    testTimeout: 10_000,
+    hookTimeout: 30_000,
+    teardownTimeout: 10_000,
+    projects: [
+      {
+        extends: true,
+        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE] },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'live',
+          include: [LIVE],
+          setupFiles: ['test/support/live.ts'],
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+  },
+});
