@@ -38,7 +38,10 @@ export const open = libc.func('int open(const char *path, int flags, uint32_t mo
 export const close = libc.func('int close(int fd)');
 export const dup = libc.func('int dup(int fd)');
 export const fcntl = libc.func('int fcntl(int fd, int command, int64_t argument)');
+export const flock = libc.func('int flock(int fd, int operation)');
 export const ioctl = libc.func('int ioctl(int fd, uint64_t request, _Inout_ void *argument)');
+/** ioctl whose argument is a number, not a pointer: TUNSETPERSIST and its like. */
+export const ioctlValue = libc.func('ioctl', 'int', ['int', 'uint64_t', 'int64_t']);
 
 export const setns = libc.func('int setns(int fd, int nstype)');
 export const unshare = libc.func('int unshare(int flags)');

@@ -1,0 +1,101 @@
+import { InterfaceAddress } from '#protocol/address.ts';
+import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import {
+  AF_INET,
+  AF_INET6,
+  AF_UNSPEC,
+  addressMessage,
+  IFA_F_NODAD,
+  NLM_F_CREATE,
+  NLM_F_EXCL,
+  RTM_DELADDR,
+  RTM_GETADDR,
+  RTM_NEWADDR,
+} from './rtnetlink.ts';
+
+export interface AssignedAddress {
+  readonly ifindex: number;
+  readonly address: InterfaceAddress;
+}
+
+/** Addresses of the devices of one network namespace. */
+export class Addresses {
+  readonly #socket: NetlinkSocket;
+
+  constructor(socket: NetlinkSocket) {
+    this.#socket = socket;
+  }
+
+  /**
+   * Adds an address; EEXIST when the device has it. `noDad`: an IPv6 address is usable at once, without the
+   * one to three seconds of duplicate address detection; for addresses that a ledger has made unique.
+   */
+  add({ ifindex, address, noDad = false }: AssignedAddress & { noDad?: boolean }): void {
+    const flags = noDad && address.address.family === 6 ? IFA_F_NODAD : 0;
+    this.#socket.request({
+      ...addressRequest(RTM_NEWADDR, 'RTM_NEWADDR', { ifindex, address }, flags),
+      flags: NLM_F_CREATE | NLM_F_EXCL,
+    });
+  }
+
+  /** Removes an address; EADDRNOTAVAIL when the device does not have it. */
+  remove(assigned: AssignedAddress): void {
+    this.#socket.request(addressRequest(RTM_DELADDR, 'RTM_DELADDR', assigned, 0));
+  }
+
+  /** All addresses, or those of one device. */
+  list({ ifindex }: { ifindex?: number } = {}): AssignedAddress[] {
+    const rows = this.#socket.dump(
+      {
+        type: RTM_GETADDR,
+        operation: 'RTM_GETADDR',
+        subject: ifindex === undefined ? 'addresses' : `#${ifindex}`,
+        write: (writer) =>
+          addressMessage.write(
+            writer,
+            { ifa_family: AF_UNSPEC, ...(ifindex !== undefined && { ifa_index: ifindex }) },
+            {},
+          ),
+      },
+      parseAddress,
+    );
+    return rows.filter((row) => row !== null);
+  }
+}
+
+function addressRequest(
+  type: number,
+  operation: string,
+  { ifindex, address }: AssignedAddress,
+  flags: number,
+): Request {
+  const own = address.address;
+  return {
+    type,
+    operation,
+    subject: `${address.toString()} dev #${ifindex}`,
+    write: (writer) =>
+      addressMessage.write(
+        writer,
+        {
+          ifa_family: own.family === 4 ? AF_INET : AF_INET6,
+          ifa_prefixlen: address.prefixLength,
+          ifa_flags: flags,
+          ifa_index: ifindex,
+        },
+        { IFA_LOCAL: own, IFA_ADDRESS: own },
+      ),
+  };
+}
+
+/** An address from the body of an RTM_NEWADDR message; null when it holds none. */
+export function parseAddress({ body }: Received): AssignedAddress | null {
+  const { header, attributes } = addressMessage.read(body);
+  // Of a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL is ours wherever it is given.
+  const address = attributes.IFA_LOCAL ?? attributes.IFA_ADDRESS;
+  if (address === undefined) return null;
+  return {
+    ifindex: header.ifa_index,
+    address: new InterfaceAddress(address, header.ifa_prefixlen),
+  };
+}

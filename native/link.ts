@@ -1,0 +1,346 @@
+import type { MacAddress } from '#protocol/address.ts';
+import type { Values, Writer } from './codec.ts';
+import { isKernelError } from './errors.ts';
+import type { Namespace } from './namespace.ts';
+import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import {
+  AF_BRIDGE,
+  BRIDGE_PORT,
+  IFF_UP,
+  LINK,
+  type LinkInfo,
+  linkMessage,
+  NLM_F_CREATE,
+  NLM_F_EXCL,
+  RTEXT_FILTER_SKIP_STATS,
+  RTEXT_FILTER_VF,
+  RTM_DELLINK,
+  RTM_GETLINK,
+  RTM_NEWLINK,
+  RTM_SETLINK,
+  VF_INFO,
+} from './rtnetlink.ts';
+
+/** A network device as the kernel reports it. */
+export interface Link {
+  readonly index: number;
+  readonly name: string;
+  /** `bridge`, `veth`, `tun`, …; absent for loopback and most hardware. */
+  readonly kind?: string;
+  /** Absent where the device has no Ethernet address. */
+  readonly mac?: MacAddress;
+  readonly mtu: number;
+  /** IFF_UP: set up by somebody. A TAP that nobody holds is up without a carrier. */
+  readonly up: boolean;
+  readonly carrier: boolean;
+  /** Index of the bridge that it is a port of. */
+  readonly master?: number;
+  /** 0 is the default group. */
+  readonly group: number;
+  readonly alias?: string;
+  /** IFLA_LINK: of a veth the index of its peer, of a macvlan that of its parent. */
+  readonly linkIndex?: number;
+  /** Of a TAP. */
+  readonly tun?: {
+    readonly owner?: number;
+    readonly group?: number;
+    readonly persistent: boolean;
+    readonly multiQueue: boolean;
+    /** Queues held by a process; of a single-queue device 1 when it has a carrier. */
+    readonly queues: number;
+  };
+  /** Of a macvlan or macvtap: 1 private, 2 vepa, 4 bridge, 8 passthru. */
+  readonly macvlanMode?: number;
+  /** Of a bridge's port. */
+  readonly bridgePort?: Values<typeof BRIDGE_PORT>;
+  /** Settings of the virtual functions of a PF, by VF number; only from `getWithVfs`. */
+  readonly vfs?: readonly Values<typeof VF_INFO>[];
+  /** `0000:01:00.0` and `pci`. */
+  readonly parentDevice?: { readonly name: string; readonly bus: string };
+}
+
+/** What RTM_SETLINK can change in one message. Keys left out stay as they are. */
+export interface LinkChange {
+  readonly name?: string;
+  readonly up?: boolean;
+  readonly mtu?: number;
+  readonly mac?: MacAddress;
+  /** Index of a bridge; null takes the port out. */
+  readonly master?: number | null;
+  readonly group?: number;
+  readonly alias?: string;
+  readonly namespace?: Namespace;
+}
+
+/** A device by index; with its name, errors and traces say that. */
+export type LinkReference = number | Pick<Link, 'index' | 'name'>;
+
+interface NewLink {
+  readonly name: string;
+  readonly mac?: MacAddress;
+  readonly mtu?: number;
+  readonly group?: number;
+}
+
+/** Devices of one network namespace, over one netlink socket. Errors are KernelError. */
+export class Links {
+  readonly #socket: NetlinkSocket;
+
+  constructor(socket: NetlinkSocket) {
+    this.#socket = socket;
+  }
+
+  /** One device by index or name; null when there is none. */
+  get(which: number | string): Link | null {
+    return this.#get(which, RTEXT_FILTER_SKIP_STATS);
+  }
+
+  /** Like `get`, with the settings of the device's virtual functions. */
+  getWithVfs(which: number | string): Link | null {
+    return this.#get(which, RTEXT_FILTER_SKIP_STATS | RTEXT_FILTER_VF);
+  }
+
+  /** All devices. */
+  list(): Link[] {
+    return this.#socket.dump(
+      linkRequest(RTM_GETLINK, 'links', {}, { IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS }),
+      parseLink,
+    );
+  }
+
+  /** A bridge, down. The MAC keeps it from following its lowest port. */
+  createBridge(bridge: NewLink): Link {
+    return this.#create(bridge, { IFLA_LINKINFO: { kind: 'bridge' } });
+  }
+
+  /**
+   * A veth pair, both ends down; the peer in its namespace under its final name. EEXIST when either name is
+   * taken.
+   */
+  createVeth(
+    pair: NewLink & {
+      readonly master?: number;
+      readonly peer: NewLink & { readonly namespace?: Namespace };
+    },
+  ): Link {
+    const { master, peer } = pair;
+    return this.#create(pair, {
+      ...(master !== undefined && { IFLA_MASTER: master }),
+      IFLA_LINKINFO: {
+        kind: 'veth',
+        data: {
+          VETH_INFO_PEER: {
+            ...commonAttributes(peer),
+            ...(peer.namespace !== undefined && { IFLA_NET_NS_FD: peer.namespace.fd }),
+          },
+        },
+      },
+    });
+  }
+
+  /** A macvlan, or macvtap, on a parent device; made in `namespace` when one is given. */
+  createMacvlan(
+    device: NewLink & {
+      readonly kind: 'macvlan' | 'macvtap';
+      readonly parent: number;
+      readonly mode: number;
+      readonly namespace?: Namespace;
+    },
+  ): void {
+    const { kind, parent, mode, namespace } = device;
+    this.#new(device, {
+      IFLA_LINK: parent,
+      ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
+      IFLA_LINKINFO: { kind, data: { IFLA_MACVLAN_MODE: mode } },
+    });
+  }
+
+  /** A VXLAN device. */
+  createVxlan(
+    device: NewLink & { readonly data: Extract<LinkInfo, { kind: 'vxlan' }>['data'] },
+  ): Link {
+    const { data } = device;
+    const info: LinkInfo = data === undefined ? { kind: 'vxlan' } : { kind: 'vxlan', data };
+    return this.#create(device, { IFLA_LINKINFO: info });
+  }
+
+  /** Changes a device, all in one message. */
+  set(link: LinkReference, change: LinkChange): void {
+    const index = indexOf(link);
+    const { name, up, mtu, mac, master, group, alias, namespace } = change;
+    const header = {
+      ifi_index: index,
+      ...(up !== undefined && { ifi_flags: up ? IFF_UP : 0, ifi_change: IFF_UP }),
+    };
+    const attributes: Values<typeof LINK> = {
+      ...(name !== undefined && { IFLA_IFNAME: name }),
+      ...(mac !== undefined && { IFLA_ADDRESS: mac }),
+      ...(mtu !== undefined && { IFLA_MTU: mtu }),
+      ...(master !== undefined && { IFLA_MASTER: master ?? 0 }),
+      ...(group !== undefined && { IFLA_GROUP: group }),
+      ...(alias !== undefined && { IFLA_IFALIAS: alias }),
+      ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
+    };
+    this.#socket.request(linkRequest(RTM_SETLINK, subjectOf(link), header, attributes));
+  }
+
+  /** Changes how a bridge treats one of its ports. */
+  setBridgePort(link: LinkReference, port: Values<typeof BRIDGE_PORT>): void {
+    const header = { ifi_family: AF_BRIDGE, ifi_index: indexOf(link) };
+    this.#socket.request(
+      linkRequest(RTM_SETLINK, subjectOf(link), header, { IFLA_PROTINFO: port }),
+    );
+  }
+
+  /** Changes settings of one virtual function of a PF. */
+  setVf(link: LinkReference, settings: Values<typeof VF_INFO>): void {
+    const header = { ifi_index: indexOf(link) };
+    this.#socket.request(
+      linkRequest(RTM_SETLINK, subjectOf(link), header, { IFLA_VFINFO_LIST: [settings] }),
+    );
+  }
+
+  /** Deletes a device and waits: 16 ms and more, whatever it is. ENODEV is success. */
+  delete(link: LinkReference): void {
+    const header = { ifi_index: indexOf(link) };
+    try {
+      this.#socket.request(linkRequest(RTM_DELLINK, subjectOf(link), header, {}));
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV')) throw error;
+    }
+  }
+
+  /** The same off the main thread. The socket takes nothing else meanwhile. */
+  async deleteAsync(link: LinkReference): Promise<void> {
+    const header = { ifi_index: indexOf(link) };
+    await this.#deleteAsync(linkRequest(RTM_DELLINK, subjectOf(link), header, {}));
+  }
+
+  /** Deletes all devices of a group in one transaction, off the main thread. */
+  async deleteGroupAsync(group: number): Promise<void> {
+    await this.#deleteAsync(linkRequest(RTM_DELLINK, `group ${group}`, {}, { IFLA_GROUP: group }));
+  }
+
+  async #deleteAsync(request: Request): Promise<void> {
+    try {
+      await this.#socket.requestAsync(request);
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV')) throw error;
+    }
+  }
+
+  #get(which: number | string, mask: number): Link | null {
+    const byIndex = typeof which === 'number';
+    const request = linkRequest(
+      RTM_GETLINK,
+      byIndex ? `#${which}` : which,
+      byIndex ? { ifi_index: which } : {},
+      { ...(!byIndex && { IFLA_IFNAME: which }), IFLA_EXT_MASK: mask },
+    );
+    let link: Link | null = null;
+    try {
+      this.#socket.request(request, (message) => {
+        link = parseLink(message);
+      });
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV')) throw error;
+    }
+    return link;
+  }
+
+  #new(link: NewLink, attributes: Values<typeof LINK>): void {
+    const all = { ...commonAttributes(link), ...attributes };
+    this.#socket.request({
+      ...linkRequest(RTM_NEWLINK, link.name, {}, all),
+      flags: NLM_F_CREATE | NLM_F_EXCL,
+    });
+  }
+
+  #create(link: NewLink, attributes: Values<typeof LINK>): Link {
+    this.#new(link, attributes);
+    const made = this.get(link.name);
+    if (made === null) throw new Error(`${link.name} vanished after it was made`);
+    return made;
+  }
+}
+
+const indexOf = (link: LinkReference): number => (typeof link === 'number' ? link : link.index);
+
+const subjectOf = (link: LinkReference): string =>
+  typeof link === 'number' ? `#${link}` : link.name;
+
+const commonAttributes = ({ name, mac, mtu, group }: NewLink) => ({
+  IFLA_IFNAME: name,
+  ...(mac !== undefined && { IFLA_ADDRESS: mac }),
+  ...(mtu !== undefined && { IFLA_MTU: mtu }),
+  ...(group !== undefined && { IFLA_GROUP: group }),
+});
+
+const OPERATIONS = new Map([
+  [RTM_NEWLINK, 'RTM_NEWLINK'],
+  [RTM_DELLINK, 'RTM_DELLINK'],
+  [RTM_GETLINK, 'RTM_GETLINK'],
+  [RTM_SETLINK, 'RTM_SETLINK'],
+]);
+
+const linkRequest = (
+  type: number,
+  subject: string,
+  header: Parameters<typeof linkMessage.write>[1],
+  attributes: Values<typeof LINK>,
+): Request => ({
+  type,
+  operation: OPERATIONS.get(type) ?? String(type),
+  subject,
+  write: (writer: Writer) => linkMessage.write(writer, header, attributes),
+});
+
+/** A link from the body of an RTM_NEWLINK message: an answer, a dump's row, an event. */
+export function parseLink({ body }: Received): Link {
+  const { header, attributes } = linkMessage.read(body);
+  const { IFLA_LINKINFO: info, IFLA_PARENT_DEV_NAME: parent } = attributes;
+  const carrier = attributes.IFLA_CARRIER === 1;
+  return {
+    index: header.ifi_index,
+    name: attributes.IFLA_IFNAME ?? '',
+    mtu: attributes.IFLA_MTU ?? 0,
+    up: (header.ifi_flags & IFF_UP) !== 0,
+    carrier,
+    group: attributes.IFLA_GROUP ?? 0,
+    ...(info !== undefined && { kind: info.kind === 'other' ? info.name : info.kind }),
+    ...(attributes.IFLA_ADDRESS !== undefined && { mac: attributes.IFLA_ADDRESS }),
+    ...(attributes.IFLA_MASTER !== undefined && { master: attributes.IFLA_MASTER }),
+    ...(attributes.IFLA_IFALIAS !== undefined && { alias: attributes.IFLA_IFALIAS }),
+    ...(attributes.IFLA_LINK !== undefined && { linkIndex: attributes.IFLA_LINK }),
+    ...(attributes.IFLA_PROTINFO !== undefined && { bridgePort: attributes.IFLA_PROTINFO }),
+    ...(attributes.IFLA_VFINFO_LIST !== undefined && { vfs: attributes.IFLA_VFINFO_LIST }),
+    ...(parent !== undefined && {
+      parentDevice: { name: parent, bus: attributes.IFLA_PARENT_DEV_BUS_NAME ?? '' },
+    }),
+    ...kindFields(info, carrier),
+  };
+}
+
+function kindFields(
+  info: LinkInfo | undefined,
+  carrier: boolean,
+): Pick<Link, 'tun' | 'macvlanMode'> {
+  if (info?.kind === 'tun') {
+    const { data = {} } = info;
+    const multiQueue = data.IFLA_TUN_MULTI_QUEUE === 1;
+    return {
+      tun: {
+        ...(data.IFLA_TUN_OWNER !== undefined && { owner: data.IFLA_TUN_OWNER }),
+        ...(data.IFLA_TUN_GROUP !== undefined && { group: data.IFLA_TUN_GROUP }),
+        persistent: data.IFLA_TUN_PERSIST === 1,
+        multiQueue,
+        queues: multiQueue ? (data.IFLA_TUN_NUM_QUEUES ?? 0) : Number(carrier),
+      },
+    };
+  }
+  if (info?.kind === 'macvlan' || info?.kind === 'macvtap') {
+    const mode = info.data?.IFLA_MACVLAN_MODE;
+    return mode === undefined ? {} : { macvlanMode: mode };
+  }
+  return {};
+}

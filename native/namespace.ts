@@ -1,0 +1,155 @@
+import { closeSync, fstatSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { Descriptor } from './descriptor.ts';
+import { checked, isKernelError } from './errors.ts';
+import * as libc from './libc.ts';
+import { traced } from './trace.ts';
+
+const O_RDONLY = 0;
+const O_NONBLOCK = 0o4000;
+const O_CLOEXEC = 0o2000000;
+const CLONE_NEWNET = 0x40000000;
+/** _IO(0xb7, 3) of linux/nsfs.h: which CLONE_NEW… the namespace is. */
+const NS_GET_NSTYPE = 0xb703;
+const MS_BIND = 0x1000;
+const MS_SHARED = 0x100000;
+const MS_REC = 0x4000;
+const MNT_DETACH = 2;
+
+/** The file is there, but no network namespace. */
+export class NotANamespaceError extends Error {
+  readonly code = 'NOT_A_NAMESPACE';
+}
+
+/**
+ * A network namespace, held open. Held open it outlives its last process, so hold it no longer than needed:
+ * `using`.
+ */
+export class Namespace implements Disposable {
+  readonly #descriptor: Descriptor;
+  /** `device:inode`: equal for every path and descriptor of the same namespace. */
+  readonly identity: string;
+  readonly #path: string;
+
+  private constructor(descriptor: Descriptor, path: string) {
+    this.#descriptor = descriptor;
+    this.#path = path;
+    this.identity = identityOf(fstatSync(descriptor.fd));
+  }
+
+  /**
+   * Opens `/run/netns/NAME`, `/proc/PID/ns/net` or another file of a namespace. KernelError (ENOENT, EACCES,
+   * …) when it cannot be opened, NotANamespaceError when it is something else. O_NONBLOCK: a FIFO under that
+   * name must not stop the process.
+   */
+  static open(path: string): Namespace {
+    const fd = checked(libc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0), 'open', path);
+    const descriptor = new Descriptor(fd);
+    if (libc.ioctl(fd, NS_GET_NSTYPE, null) !== CLONE_NEWNET) {
+      descriptor.close();
+      throw new NotANamespaceError(`${path} is not a network namespace`);
+    }
+    return new Namespace(descriptor, path);
+  }
+
+  /** The namespace of the calling thread. */
+  static current(): Namespace {
+    return Namespace.open('/proc/thread-self/ns/net');
+  }
+
+  /**
+   * Makes a namespace and binds it to `path`, as `ip netns add` does for paths under /run/netns. EEXIST when
+   * the path is taken; nothing is left when a step fails.
+   */
+  static create(path: string): Namespace {
+    return traced('unshare', path, () => {
+      prepareFolder(dirname(path));
+      closeSync(openSync(path, 'ax', 0o400));
+      try {
+        using own = Namespace.current();
+        checked(libc.unshare(CLONE_NEWNET), 'unshare', path);
+        try {
+          checked(libc.mount('/proc/thread-self/ns/net', path, 'none', MS_BIND, null), 'mount', path);
+        } finally {
+          enter(own);
+        }
+        return Namespace.open(path);
+      } catch (error) {
+        libc.umount2(path, MNT_DETACH);
+        rmSync(path, { force: true });
+        throw error;
+      }
+    });
+  }
+
+  /** Unbinds a path that `create` or `ip netns add` made. Success when it is gone. */
+  static remove(path: string): void {
+    traced('umount', path, () => {
+      try {
+        checked(libc.umount2(path, MNT_DETACH), 'umount', path);
+      } catch (error) {
+        // EINVAL: a file that nothing is mounted on.
+        if (!isKernelError(error, 'ENOENT', 'EINVAL')) throw error;
+      }
+      rmSync(path, { force: true });
+    });
+  }
+
+  get fd(): number {
+    return this.#descriptor.fd;
+  }
+
+  /**
+   * Runs `work` with this thread inside the namespace, and comes back. `work` must not be async: a promise
+   * would finish in some other namespace, and file calls on the thread pool never enter this one. If the way
+   * back fails the process ends: nothing it does afterwards could be trusted.
+   */
+  run<T>(work: () => T): T {
+    using own = Namespace.current();
+    checked(libc.setns(this.fd, CLONE_NEWNET), 'setns', this.#path);
+    let result: T;
+    try {
+      result = work();
+    } finally {
+      enter(own);
+    }
+    if (result instanceof Promise) {
+      throw new TypeError('Namespace.run: the work must not be asynchronous');
+    }
+    return result;
+  }
+
+  [Symbol.dispose](): void {
+    this.#descriptor.close();
+  }
+}
+
+/** `device:inode` of a namespace file, following links; undefined when the path leads nowhere. */
+export function namespaceIdentity(path: string): string | undefined {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  return stat === undefined ? undefined : identityOf(stat);
+}
+
+const identityOf = ({ dev, ino }: { dev: number; ino: number }): string => `${dev}:${ino}`;
+
+function enter(own: Namespace): void {
+  if (libc.setns(own.fd, CLONE_NEWNET) < 0) {
+    process.stderr.write('cannot return to my own network namespace\n');
+    process.abort();
+  }
+}
+
+/** A folder whose mounts are seen in mount namespaces made later, as `ip netns` prepares /run/netns. */
+function prepareFolder(folder: string): void {
+  mkdirSync(folder, { recursive: true, mode: 0o755 });
+  if (isMountPoint(folder)) return;
+  checked(libc.mount(folder, folder, 'none', MS_BIND | MS_REC, null), 'mount', folder);
+  checked(libc.mount('', folder, 'none', MS_SHARED | MS_REC, null), 'mount', folder);
+}
+
+function isMountPoint(folder: string): boolean {
+  // The fifth field is the mount point (proc_pid_mountinfo(5)).
+  return readFileSync('/proc/thread-self/mountinfo', 'utf8')
+    .split('\n')
+    .some((line) => line.split(' ')[4] === folder);
+}

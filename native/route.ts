@@ -1,0 +1,118 @@
+import { IpAddress, IpPrefix } from '#protocol/address.ts';
+import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import {
+  AF_INET,
+  AF_INET6,
+  AF_UNSPEC,
+  NLM_F_CREATE,
+  NLM_F_EXCL,
+  RT_SCOPE_LINK,
+  RT_SCOPE_UNIVERSE,
+  RT_TABLE_MAIN,
+  RTM_DELROUTE,
+  RTM_GETROUTE,
+  RTM_NEWROUTE,
+  RTN_UNICAST,
+  routeMessage,
+  RTPROT_STATIC,
+} from './rtnetlink.ts';
+
+export interface Route {
+  /** Absent: the default route, of the family of `via`. */
+  readonly to?: IpPrefix;
+  readonly via?: IpAddress;
+  readonly ifindex?: number;
+  /** Default: main (254). */
+  readonly table?: number;
+  readonly metric?: number;
+}
+
+const MAX_TABLE_BYTE = 255;
+
+/** Unicast routes of one network namespace. */
+export class Routes {
+  readonly #socket: NetlinkSocket;
+
+  constructor(socket: NetlinkSocket) {
+    this.#socket = socket;
+  }
+
+  /** Adds a route; EEXIST when there is one to the same destination with the same metric. */
+  add(route: Route): void {
+    this.#socket.request({
+      ...routeRequest(RTM_NEWROUTE, 'RTM_NEWROUTE', route),
+      flags: NLM_F_CREATE | NLM_F_EXCL,
+    });
+  }
+
+  /** Removes a route; ESRCH when there is none. */
+  remove(route: Route): void {
+    this.#socket.request(routeRequest(RTM_DELROUTE, 'RTM_DELROUTE', route));
+  }
+
+  /** All unicast routes, of every table unless one is given. */
+  list({ table }: { table?: number } = {}): Route[] {
+    const rows = this.#socket.dump(
+      {
+        type: RTM_GETROUTE,
+        operation: 'RTM_GETROUTE',
+        subject: 'routes',
+        write: (writer) => routeMessage.write(writer, { rtm_family: AF_UNSPEC }, {}),
+      },
+      parseRoute,
+    );
+    return rows
+      .filter((row) => row !== null)
+      .filter((row) => table === undefined || row.table === table);
+  }
+}
+
+function routeRequest(type: number, operation: string, route: Route): Request {
+  const { to, via, ifindex, metric, table = RT_TABLE_MAIN } = route;
+  const family = to?.family ?? via?.family ?? 4;
+  return {
+    type,
+    operation,
+    subject: subjectOf(route),
+    write: (writer) =>
+      routeMessage.write(
+        writer,
+        {
+          rtm_family: family === 4 ? AF_INET : AF_INET6,
+          rtm_dst_len: to?.length ?? 0,
+          rtm_table: table > MAX_TABLE_BYTE ? 0 : table,
+          rtm_protocol: RTPROT_STATIC,
+          rtm_scope: via === undefined ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE,
+          rtm_type: RTN_UNICAST,
+        },
+        {
+          ...(to !== undefined && { RTA_DST: to.network }),
+          ...(via !== undefined && { RTA_GATEWAY: via }),
+          ...(ifindex !== undefined && { RTA_OIF: ifindex }),
+          ...(metric !== undefined && { RTA_PRIORITY: metric }),
+          ...(table > MAX_TABLE_BYTE && { RTA_TABLE: table }),
+        },
+      ),
+  };
+}
+
+function subjectOf({ to, via, ifindex }: Route): string {
+  const parts = [to?.toString() ?? 'default'];
+  if (via !== undefined) parts.push(`via ${via.toString()}`);
+  if (ifindex !== undefined) parts.push(`dev #${ifindex}`);
+  return parts.join(' ');
+}
+
+/** A route from the body of an RTM_NEWROUTE message; null for other than unicast. */
+export function parseRoute({ body }: Received): Route | null {
+  const { header, attributes } = routeMessage.read(body);
+  if (header.rtm_type !== RTN_UNICAST) return null;
+  const { RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE } = attributes;
+  return {
+    ...(RTA_DST !== undefined && { to: IpPrefix.around(RTA_DST, header.rtm_dst_len) }),
+    ...(RTA_GATEWAY !== undefined && { via: RTA_GATEWAY }),
+    ...(RTA_OIF !== undefined && { ifindex: RTA_OIF }),
+    table: RTA_TABLE ?? header.rtm_table,
+    ...(RTA_PRIORITY !== undefined && { metric: RTA_PRIORITY }),
+  };
+}
