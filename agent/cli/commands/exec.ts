@@ -42,6 +42,6 @@ Examples:
   $ voltnet exec web2 -- qemu-system-x86_64 ... -netdev tap,id=n0,fds={fds} \\
       -device virtio-net-pci,netdev=n0,mac={mac},mq=on,vectors=6
 
-The command replaces voltnet: it has its process id, and signals and exit code are the command's own.
-The agent's local socket hands the descriptors over, to root, to the attachment's owner, and to group
-volt. While another process holds them the exit code is 6; 126 and 127 are those of a shell.`;
+The command replaces voltnet: it has its process id, and signals and exit code are its own. The
+agent's local socket hands the descriptors over: to root, to the attachment's owner, to group volt.
+While another process holds them the exit code is 6; 126 and 127 are those of a shell.`;
