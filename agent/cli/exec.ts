@@ -15,10 +15,7 @@ export interface ExecOptions {
   readonly words: readonly string[];
 }
 
-/**
- * Claims the attachment's descriptors and becomes the command: this returns only by throwing. Standard
- * input and output are not touched before, or Node would have made them non-blocking for the command too.
- */
+/** Claims the attachment's descriptors and becomes the command: this returns only by throwing. */
 export async function execClaimed(options: ExecOptions): Promise<never> {
   const { runtimeDir, timeoutMs, id, generation, words } = options;
   const request = { op: 'claim', id, ...(generation !== undefined && { generation }) };

@@ -54,6 +54,7 @@ export async function createProgram(options: {
       ),
     )
     .addOption(new Option('--json', 'print results, and errors, as JSON'))
+    .hook('preAction', (_program, command) => shell.begin(command))
     .helpCommand('help [command]', 'show the help of a command')
     .configureHelp({ showGlobalOptions: true })
     .addHelpText('after', FIRST_STEPS + EXIT_CODES_HELP);
@@ -61,7 +62,9 @@ export async function createProgram(options: {
   const named = FAMILIES.filter(({ names }) => names.some((name) => words.includes(name)));
   const families = help || named.length === 0 ? FAMILIES : named;
   for (const { load } of families) (await load())(program, shell);
-  for (const command of allCommands(program)) command.exitOverride();
+  for (const command of allCommands(program)) {
+    command.exitOverride().showHelpAfterError('--help shows examples.');
+  }
   return program;
 }
 

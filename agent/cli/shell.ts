@@ -15,20 +15,28 @@ export interface Surroundings {
 /** What every command works with: settings, output, a connection when it asks for one, the exit code. */
 export class Shell {
   readonly #surroundings: Surroundings;
+  #flags: CommonFlags = {};
   exitCode: ExitCode = EXIT.ok;
-  /** Known once the command line is parsed; an error before that is for people. */
-  json = false;
 
   constructor(surroundings: Surroundings) {
     this.#surroundings = surroundings;
   }
 
-  settings(command: Command): Settings {
-    return loadSettings(this.#flags(command), this.#surroundings.env);
+  /** Takes note of the common flags, before the command runs. */
+  begin(command: Command): void {
+    this.#flags = command.optsWithGlobals<CommonFlags>();
   }
 
-  output(command: Command): Output {
-    this.#flags(command);
+  /** Also of errors. What is wrong with the command line itself is said in words. */
+  get json(): boolean {
+    return this.#flags.json === true;
+  }
+
+  settings(): Settings {
+    return loadSettings(this.#flags, this.#surroundings.env);
+  }
+
+  output(): Output {
     const { write, writeError, isTTY, env } = this.#surroundings;
     const style = (): Style => styleFor(isTTY(), env);
     return createOutput({ json: this.json, style, write, writeNote: writeError });
@@ -36,18 +44,11 @@ export class Shell {
 
   /** NATS and the client are loaded here, by the commands that talk to an agent and by no other. */
   async withClient<T>(
-    command: Command,
     work: (connected: Connected) => Promise<T>,
     options: { stay?: boolean } = {},
   ): Promise<T> {
-    const settings = this.settings(command);
+    const settings = this.settings();
     const { withClient } = await import('./connect.ts');
     return withClient(settings, work, options);
-  }
-
-  #flags(command: Command): CommonFlags {
-    const flags = command.optsWithGlobals<CommonFlags>();
-    this.json = flags.json === true;
-    return flags;
   }
 }

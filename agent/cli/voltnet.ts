@@ -8,7 +8,6 @@ import { printable } from './output.ts';
 import { createProgram } from './program.ts';
 import { Shell } from './shell.ts';
 
-// The standard streams are looked at when something is written, and not before: see exec.ts.
 const shell = new Shell({
   env: process.env,
   write: (text) => writeTo(process.stdout, text),
@@ -30,18 +29,17 @@ async function run(words: readonly string[]): Promise<ExitCode> {
 function report(error: unknown): ExitCode {
   // Commander has said it already; asking for help or for the version is no error.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
-  if (error instanceof UsageError) {
-    complain(new VoltError('INVALID_REQUEST', error.message));
-    return EXIT.usage;
-  }
   complain(error);
+  if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof ExecError) return error.exitCode;
   return error instanceof VoltError ? exitCodeOf(error) : EXIT.failed;
 }
 
 function complain(error: unknown): void {
   if (shell.json) {
-    writeTo(process.stderr, `${JSON.stringify(toErrorBody(error))}\n`);
+    const known =
+      error instanceof UsageError ? new VoltError('INVALID_REQUEST', error.message) : error;
+    writeTo(process.stderr, `${JSON.stringify(toErrorBody(known))}\n`);
     return;
   }
   const code = error instanceof VoltError ? ` (${error.code})` : '';

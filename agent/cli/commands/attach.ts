@@ -8,12 +8,12 @@ export function addAttachCommand(program: Command, shell: Shell): void {
   withFlags(program.command('attach'))
     .description('give a VM or a container its interface and addresses')
     .addHelpText('after', EXAMPLES)
-    .action(async (flags: AttachFlags, command: Command) => {
+    .action(async (flags: AttachFlags) => {
       const request = attachRequest(flags);
-      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
+      const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
-      shell.output(command).result(answer, (style) => attachmentDetails(answer.attachment, style));
+      shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
     });
 }
 

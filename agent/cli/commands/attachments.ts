@@ -32,7 +32,7 @@ Examples:
 What is not attached is detached already: no error. With --generation, an attachment made anew since
 is left alone (exit code 5).`,
     )
-    .action(async (id: string, flags: DetachFlags, command: Command) => {
+    .action(async (id: string, flags: DetachFlags) => {
       const { requestId } = flags;
       const generation = wholeNumber('--generation', flags.generation);
       const request = {
@@ -40,11 +40,11 @@ is left alone (exit code 5).`,
         ...(generation !== undefined && { generation }),
         ...(requestId !== undefined && { requestId }),
       };
-      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
+      const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.detach(host, request),
       );
       shell
-        .output(command)
+        .output()
         .result(answer, () => (answer.detached ? `${id} detached` : `${id} was not attached`));
     });
 
@@ -66,11 +66,11 @@ Examples:
   $ voltnet get web --json | jq -r .attachment.device.name
   $ voltnet --host h2 get web`,
     )
-    .action(async (id: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
+    .action(async (id: string) => {
+      const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.get(host, { id }),
       );
-      shell.output(command).result(answer, (style) => attachmentDetails(answer.attachment, style));
+      shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
     });
 
 interface ListFlags {
@@ -104,12 +104,11 @@ Examples:
   $ voltnet list --limit 100 --json > page1.json
   $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"`,
     )
-    .action(async (flags: ListFlags, command: Command) => {
+    .action(async (flags: ListFlags) => {
       const request = listRequest(flags);
       const paged = flags.limit !== undefined || flags.cursor !== undefined;
-      const output = shell.output(command);
+      const output = shell.output();
       const answer = await shell.withClient(
-        command,
         async ({ client, settings: { host } }): Promise<ListAnswer> => {
           if (paged) return client.list(host, request);
           const attachments: Attachment[] = [];
@@ -151,12 +150,12 @@ Examples:
 
 Exit code 8 when something differs, 0 when all is as recorded.`,
     )
-    .action(async (id: string | undefined, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, ({ client, settings: { host } }) =>
+    .action(async (id: string | undefined) => {
+      const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.check(host, id === undefined ? {} : { id }),
       );
       shell
-        .output(command)
+        .output()
         .result(answer, (style) =>
           answer.inSync ? style.good('in sync') : differenceTable(answer.differences, style),
         );

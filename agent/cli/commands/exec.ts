@@ -11,21 +11,18 @@ export function addExecCommand(program: Command, shell: Shell): void {
     .argument('<command...>', 'the command, after --')
     .option('--generation <number>', 'only if it still is this generation')
     .addHelpText('after', EXAMPLES)
-    .action(
-      async (id: string, words: string[], flags: { generation?: string }, command: Command) => {
-        const generation = wholeNumber('--generation', flags.generation);
-        const { runtimeDir, timeoutMs } = shell.settings(command);
-        shell.output(command);
-        const { execClaimed } = await import('../exec.ts');
-        await execClaimed({
-          runtimeDir,
-          timeoutMs,
-          id,
-          words,
-          ...(generation !== undefined && { generation }),
-        });
-      },
-    );
+    .action(async (id: string, words: string[], flags: { generation?: string }) => {
+      const generation = wholeNumber('--generation', flags.generation);
+      const { runtimeDir, timeoutMs } = shell.settings();
+      const { execClaimed } = await import('../exec.ts');
+      await execClaimed({
+        runtimeDir,
+        timeoutMs,
+        id,
+        words,
+        ...(generation !== undefined && { generation }),
+      });
+    });
 }
 
 const EXAMPLES = `

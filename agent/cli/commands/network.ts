@@ -51,14 +51,14 @@ Examples:
 
 The same content again is no error. Other content without --revision is (exit code 5).`,
     )
-    .action(async (file: string, flags: { revision?: string }, command: Command) => {
+    .action(async (file: string, flags: { revision?: string }) => {
       const keys = readJsonObject(file);
       const revision = wholeNumber('--revision', flags.revision);
       const { network: name } = keys;
       if (typeof name !== 'string') throw new UsageError(`${file}: has no "network"`);
       const body = { ...keys, network: name, ...(revision !== undefined && { revision }) };
-      const answer = await shell.withClient(command, ({ client }) => client.putNetwork(body));
-      shell.output(command).result(answer, () => {
+      const answer = await shell.withClient(({ client }) => client.putNetwork(body));
+      shell.output().result(answer, () => {
         const what = answer.created ? 'created, revision' : 'is at revision';
         return `${name} ${what} ${answer.revision}`;
       });
@@ -80,9 +80,9 @@ Examples:
   $ voltnet network get volt0 --json | jq .network > volt0.json
   $ voltnet network put volt0.json --revision "$(voltnet network get volt0 --json | jq .revision)"`,
     )
-    .action(async (name: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, ({ client }) => client.getNetwork(name));
-      shell.output(command).result(answer, (style) => {
+    .action(async (name: string) => {
+      const answer = await shell.withClient(({ client }) => client.getNetwork(name));
+      shell.output().result(answer, (style) => {
         const { usage } = answer;
         const summary = details(
           [
@@ -111,8 +111,8 @@ Examples:
   $ voltnet network list
   $ voltnet network list --json | jq -r '.networks[].network.network'`,
     )
-    .action(async (_flags: object, command: Command) => {
-      const networks = await shell.withClient(command, async ({ client }) => {
+    .action(async () => {
+      const networks = await shell.withClient(async ({ client }) => {
         const all = [];
         let cursor: string | undefined;
         do {
@@ -122,7 +122,7 @@ Examples:
         } while (cursor !== undefined);
         return all;
       });
-      shell.output(command).result({ networks }, (style) =>
+      shell.output().result({ networks }, (style) =>
         table(
           ['NETWORK', 'TYPE', 'SUBNET', 'GATEWAY', 'IPV6', 'REVISION'],
           networks.map(({ network: one, revision }) => [
@@ -152,9 +152,9 @@ Examples:
 Exit code 5 while something is attached to it, 6 while the last detaches are under way.
 A network that is not there is deleted already: no error.`,
     )
-    .action(async (name: string, _flags: object, command: Command) => {
-      const answer = await shell.withClient(command, ({ client }) => client.deleteNetwork(name));
+    .action(async (name: string) => {
+      const answer = await shell.withClient(({ client }) => client.deleteNetwork(name));
       shell
-        .output(command)
+        .output()
         .result(answer, () => (answer.deleted ? `${name} deleted` : `${name} was not there`));
     });

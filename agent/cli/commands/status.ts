@@ -20,12 +20,12 @@ Examples:
 
 Exit code 0 when the agent has NATS and Redis, 8 while one of them is away, 3 without an agent.`,
     )
-    .action(async (_flags: object, command: Command) => {
-      const { runtimeDir, timeoutMs } = shell.settings(command);
+    .action(async () => {
+      const { runtimeDir, timeoutMs } = shell.settings();
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
-      shell.output(command).result(reply.body, (style) => details(flatten(health), style));
+      shell.output().result(reply.body, (style) => details(flatten(health), style));
       if (stateOf(health['nats']) !== 'connected' || stateOf(health['redis']) !== 'ready') {
         shell.exitCode = EXIT.differs;
       }

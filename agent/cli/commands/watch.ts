@@ -22,11 +22,11 @@ export function addWatchCommand(program: Command, shell: Shell): void {
     .option('--type <type>', 'only of this type; may be repeated', collect)
     .option('--count <number>', 'end after so many events')
     .addHelpText('after', EXAMPLES)
-    .action(async (flags: WatchFlags, command: Command) => {
+    .action(async (flags: WatchFlags) => {
       const count = wholeNumber('--count', flags.count) ?? Number.POSITIVE_INFINITY;
       const { EVENT_TYPES } = await import('#protocol/events.ts');
       const types = flags.type?.map((type) => eventType(type, EVENT_TYPES));
-      const output = shell.output(command);
+      const output = shell.output();
       const watch = async ({ client, settings, flush }: Connected): Promise<void> => {
         const events = client.watch({
           ...(settings.hostGiven && { host: settings.host }),
@@ -44,7 +44,7 @@ export function addWatchCommand(program: Command, shell: Shell): void {
           next = events.next();
         }
       };
-      await shell.withClient(command, watch, { stay: true });
+      await shell.withClient(watch, { stay: true });
     });
 }
 
