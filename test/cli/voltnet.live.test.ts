@@ -1,0 +1,249 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
+import { attachmentSchema } from '#protocol/attachment.ts';
+import { startStack, type Stack } from '../support/stack.ts';
+
+// The command line as installed, against a real agent.
+
+const VOLTNET = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+
+let stack: Stack;
+beforeAll(async () => {
+  stack = await startStack();
+});
+afterAll(() => stack[Symbol.asyncDispose]());
+
+interface Ended {
+  readonly exitCode: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly pid: number | undefined;
+}
+
+function start(words: readonly string[], env: Record<string, string> = {}): ChildProcess {
+  return spawn(VOLTNET, words, {
+    env: {
+      ...process.env,
+      VOLT_NET_NATS_URL: stack.nats.url,
+      VOLT_NET_HOST: stack.host,
+      VOLT_NET_RUNTIME_DIR: dirname(stack.agent.socketPath),
+      ...env,
+    },
+  });
+}
+
+async function ended(child: ChildProcess, input = ''): Promise<Ended> {
+  let stdout = '';
+  let stderr = '';
+  child.stdout?.on('data', (chunk: Buffer) => (stdout += chunk.toString('utf8')));
+  child.stderr?.on('data', (chunk: Buffer) => (stderr += chunk.toString('utf8')));
+  child.stdin?.end(input);
+  await once(child, 'close');
+  return { exitCode: child.exitCode, stdout, stderr, pid: child.pid };
+}
+
+const voltnet = (...words: string[]): Promise<Ended> => ended(start(words));
+
+/** The answer of a command that has to succeed. */
+async function json(...words: string[]): Promise<Record<string, unknown>> {
+  const { exitCode, stdout, stderr } = await voltnet(...words, '--json');
+  expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' });
+  return z.record(z.string(), z.unknown()).parse(JSON.parse(stdout));
+}
+
+const vm = (id: string, ...more: string[]): string[] => [
+  ...`attach --id ${id} --workload vm-${id} --kind vm --network volt0`.split(' '),
+  ...more,
+];
+
+const gone = async (id: string): Promise<void> => {
+  expect((await voltnet('detach', id)).exitCode).toBe(0);
+  await stack.gone(id);
+};
+
+describe('networks', () => {
+  test('are put, shown, listed and deleted, and refused with the exit code of the reason', async () => {
+    const lab = '{"network":"lab","subnet":"10.77.0.0/24"}';
+    const put = await ended(start(['network', 'put', '-']), lab);
+    expect(put).toMatchObject({ exitCode: 0, stdout: expect.stringContaining('lab created') });
+    expect((await ended(start(['network', 'put', '-']), lab)).stdout).toContain(
+      'lab is at revision',
+    );
+    const other = lab.replace('10.77', '10.78');
+    expect(await ended(start(['network', 'put', '-', '--json']), other)).toMatchObject({
+      exitCode: 5,
+      stdout: '',
+      stderr: expect.stringContaining('"NETWORK_CONFLICT"'),
+    });
+    expect(await json('network', 'get', 'lab')).toMatchObject({
+      network: { subnet: '10.77.0.0/24' },
+      usage: { used: 0 },
+    });
+    expect((await voltnet('network', 'list')).stdout).toMatch(/^lab +bridged +10\.77\.0\.0\/24/m);
+    expect((await voltnet('network', 'delete', 'lab')).stdout).toBe('lab deleted\n');
+    expect((await voltnet('network', 'get', 'lab')).exitCode).toBe(4);
+    const wrong = await ended(
+      start(['network', 'put', '-']),
+      '{"network":"x","subnet":"10.0.0.1/24"}',
+    );
+    expect(wrong.exitCode).toBe(2);
+    expect(wrong.stderr).toContain('10.0.0.0/24');
+  });
+});
+
+describe('attachments', () => {
+  test('attach, repeat, get, check, detach', async () => {
+    const first = await json(...vm('web', '--label', 'team=a', '--address', '10.42.0.50'));
+    expect(first).toMatchObject({
+      replayed: false,
+      attachment: { id: 'web', addresses: [{ address: '10.42.0.50/24' }], labels: { team: 'a' } },
+    });
+    expect(await json(...vm('web', '--address', '10.42.0.50'))).toMatchObject({ replayed: true });
+    expect((await voltnet(...vm('web', '--mtu', '1400'))).exitCode).toBe(5);
+    expect((await voltnet('get', 'web')).stdout).toMatch(
+      /^address +10\.42\.0\.50\/24 via 10\.42\.0\.1$/m,
+    );
+    expect((await voltnet('get', 'nobody')).exitCode).toBe(4);
+    expect(await voltnet('check', 'web')).toMatchObject({ exitCode: 0, stdout: 'in sync\n' });
+    execFileSync('ip', ['link', 'set', 'tap-web', 'mtu', '1300']);
+    expect(await voltnet('check', 'web')).toMatchObject({
+      exitCode: 8,
+      stdout: expect.stringMatching(/^web +\S*mtu\S* +1500 +1300$/m),
+    });
+    execFileSync('ip', ['link', 'set', 'tap-web', 'mtu', '1500']);
+    expect((await voltnet('detach', 'web', '--generation', '1')).exitCode).toBe(5);
+    await gone('web');
+    expect((await voltnet('detach', 'web')).stdout).toBe('web was not attached\n');
+  });
+
+  test('list pages, filters, and without a page size shows all', async () => {
+    const ids = ['page-1', 'page-2', 'page-3', 'page-4', 'page-5'];
+    for (const id of ids) expect((await voltnet(...vm(id))).exitCode).toBe(0);
+    const seen: string[] = [];
+    let cursor: unknown;
+    do {
+      const more = typeof cursor === 'string' ? ['--cursor', cursor] : [];
+      const page = await json('list', '--limit', '2', ...more);
+      const attachments = z.array(attachmentSchema).parse(page['attachments']);
+      expect(attachments.length).toBeLessThanOrEqual(2);
+      seen.push(...attachments.map(({ id }) => id));
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    expect(seen).toEqual(ids);
+    const table = (await voltnet('list', '--kind', 'vm')).stdout.trimEnd().split('\n');
+    expect(table).toHaveLength(1 + ids.length);
+    expect(table[0]).toMatch(/^ID +KIND +NETWORK/);
+    expect(
+      (await voltnet('list', '--kind', 'container')).stdout.trimEnd().split('\n'),
+    ).toHaveLength(1);
+    expect((await voltnet('list', '--kind', 'cat')).exitCode).toBe(2);
+    await Promise.all(ids.map(gone));
+  });
+});
+
+describe('exec', () => {
+  test('becomes the command, with the descriptor of the TAP open and what Node changed undone', async () => {
+    const attachment = attachmentSchema.parse((await json(...vm('run')))['attachment']);
+    const script =
+      'echo $$; grep iff /proc/$$/fdinfo/{fd}; grep -h flags /proc/$$/fdinfo/1; ' +
+      'grep -E "^Sig(Blk|Ign)" /proc/$$/status; echo {mac} {mtu} {ifname}; cat; exit 42';
+    const child = start(['exec', 'run', '--', 'sh', '-c', script]);
+    const { exitCode, stdout, pid } = await ended(child, 'from standard input');
+    expect(exitCode).toBe(42);
+    expect(stdout.split('\n')).toEqual([
+      String(pid),
+      'iff:\ttap-run',
+      'flags:\t01',
+      'SigBlk:\t0000000000000000',
+      'SigIgn:\t0000000000000000',
+      `${attachment.mac} 1500 tap-run`,
+      'from standard input',
+    ]);
+    await gone('run');
+  });
+
+  test('hands over every queue, and refuses a second holder until the first has gone', async () => {
+    expect((await voltnet(...vm('two', '--queues', '2'))).exitCode).toBe(0);
+    const holder = start(['exec', 'two', '--', 'sh', '-c', 'echo {fds}; exec sleep 60']);
+    const [line] = await once(holder.stdout ?? holder, 'data');
+    const fds = String(line).trim().split(':');
+    expect(fds).toHaveLength(2);
+    const held = execFileSync('grep', [
+      '-h',
+      'iff',
+      ...fds.map((fd) => `/proc/${holder.pid}/fdinfo/${fd}`),
+    ]);
+    expect(held.toString('utf8')).toBe('iff:\ttap-two\niff:\ttap-two\n');
+    expect((await voltnet('exec', 'two', '--', 'true')).exitCode).toBe(6);
+    holder.kill('SIGTERM');
+    await once(holder, 'close');
+    expect(holder.signalCode).toBe('SIGTERM');
+    expect((await voltnet('exec', 'two', '--', 'true')).exitCode).toBe(0);
+    expect((await voltnet('exec', 'two', '--', 'echo', '{fd}')).exitCode).toBe(2);
+    await gone('two');
+  });
+
+  test.each([
+    ['a command that is not there', ['exec', 'codes', '--', 'nonesuch'], 127],
+    ['a command that is no program', ['exec', 'codes', '--', '/etc/passwd'], 126],
+    ['another generation', ['exec', 'codes', '--generation', '1', '--', 'true'], 5],
+    ['an attachment that is not there', ['exec', 'nobody', '--', 'true'], 4],
+    ['no command', ['exec', 'codes'], 2],
+  ])('%s has an exit code of its own', async (_claim, words, exitCode) => {
+    await voltnet(...vm('codes'));
+    expect((await voltnet(...words)).exitCode).toBe(exitCode);
+    await gone('codes');
+  });
+});
+
+describe('watch and status', () => {
+  test('watch shows what happens after it said that it watches, as JSON for scripts', async () => {
+    const text = start(['watch', '--type', 'attached', '--count', '1']);
+    const lines = ended(text);
+    await once(text.stderr ?? text, 'data');
+    const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
+    await ended(start(vm('seen'), { TRACEPARENT: traceparent }));
+    expect(await lines).toMatchObject({
+      exitCode: 0,
+      stdout: expect.stringMatching(/attached .* volt0 +seen tap-seen 10\.42\.0\.\d+\/24 /),
+    });
+    await gone('seen');
+  });
+
+  test('the trace of TRACEPARENT goes on in the events', async () => {
+    const watch = start(['watch', '--json', '--count', '1', '--type', 'attached']);
+    const lines = ended(watch);
+    const trace = '0af7651916cd43dd8448eb211c80319c';
+    // Nothing says when a watch with --json has begun: attach until it has seen one.
+    for (let tries = 0; watch.exitCode === null && tries < 20; tries += 1) {
+      const env = { TRACEPARENT: `00-${trace}-b7ad6b7169203331-01` };
+      await ended(start(vm(`traced-${tries}`), env));
+      await gone(`traced-${tries}`);
+    }
+    const event: unknown = JSON.parse((await lines).stdout);
+    expect(event).toMatchObject({
+      type: 'attached',
+      host: stack.host,
+      network: 'volt0',
+      traceparent: expect.stringContaining(trace),
+      body: { state: 'attached' },
+    });
+  });
+
+  test('status answers over the local socket', async () => {
+    expect(await json('status')).toMatchObject({ health: { nats: 'connected' } });
+    expect((await voltnet('status')).exitCode).toBe(0);
+  });
+
+  test('what cannot be reached is exit code 3', async () => {
+    const nats = { VOLT_NET_NATS_URL: 'nats://127.0.0.1:1' };
+    expect((await ended(start(['list'], nats))).exitCode).toBe(3);
+    expect((await ended(start(['list', '--host', 'elsewhere']))).exitCode).toBe(3);
+    const nowhere = { VOLT_NET_RUNTIME_DIR: '/nonexistent' };
+    expect((await ended(start(['status'], nowhere))).exitCode).toBe(3);
+  });
+});
