@@ -28,6 +28,8 @@ async function main(): Promise<void> {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
       process.once(signal, () => reject(new Error(`interrupted by ${signal}`)));
     }
+    // Whoever read went away (`npm run demo | head`).
+    process.stdout.on('error', reject);
   });
   const width = (process.stdout.columns ?? 100) - 6;
   const story = new Story({ stage, world, realGuest: flags.vm, width });

@@ -14,9 +14,11 @@ export class Running {
   #output = '';
   #failure: Error | undefined;
 
-  constructor(name: string, [file = '', ...args]: readonly string[], env: NodeJS.ProcessEnv) {
+  constructor(name: string, words: readonly string[], env: NodeJS.ProcessEnv) {
     this.name = name;
-    this.#child = spawn(file, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    // The kernel ends it also when the demo is killed and cannot.
+    const args = ['--pdeathsig', 'TERM', '--', ...words];
+    this.#child = spawn('setpriv', args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
     const keep = (chunk: Buffer): void => {
       this.#output = (this.#output + chunk.toString('utf8')).slice(-KEPT_OUTPUT);
       for (const listener of this.#listeners) listener();
