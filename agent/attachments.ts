@@ -8,7 +8,6 @@ import {
   type DetachAnswer,
   type DetachRequest,
 } from '#protocol/attachment.ts';
-import { deriveMac } from '#protocol/address.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { type Ledger, type Lease, RevisionChanged } from '#ipam-store/ledger.ts';
@@ -235,7 +234,13 @@ export class Attachments {
       using undo = new DisposableStack();
       const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
       const kernelDone = performance.now();
-      const attachment = this.#attachmentOf({ request, network: revised.network, lease, made, record });
+      const attachment = this.#attachmentOf({
+        request,
+        network: revised.network,
+        lease,
+        made,
+        record,
+      });
       journal.put({ ...record, state: 'attached', generation: lease.generation, attachment });
       events.add({
         type: 'attached',
@@ -264,11 +269,10 @@ export class Attachments {
       id,
       workload,
       kind,
-      network: network.network,
+      network,
       revision,
       host,
       bootId,
-      derivedMac: deriveMac(id).toString(),
       ...(mac !== undefined && { mac }),
       ...(addresses !== undefined && { addresses }),
       ...(hostname !== undefined && { hostname }),
@@ -343,7 +347,7 @@ export class Attachments {
     remove: () => Promise<void>,
   ): Promise<void> {
     const { journal, log } = this.#options;
-    for (let waitMs = FINISH_RETRY_FIRST_MS; !this.#stopping; ) {
+    for (let waitMs = FINISH_RETRY_FIRST_MS; !this.#stopping;) {
       try {
         await remove();
         await this.#release(record);

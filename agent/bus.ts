@@ -210,7 +210,10 @@ export class Bus {
       if (error === undefined) message.respond(payload);
       else message.respondError(error.status, error.code, payload);
     } catch (cause) {
-      this.#options.log.warn({ error: messageOf(cause) }, 'cannot answer: the connection is closed');
+      this.#options.log.warn(
+        { error: messageOf(cause) },
+        'cannot answer: the connection is closed',
+      );
     }
   }
 

@@ -1,5 +1,5 @@
 import { VoltError } from '#protocol/errors.ts';
-import { isKernelError, KernelError } from '#native/errors.ts';
+import { KernelError } from '#native/errors.ts';
 
 /** Whatever was thrown, as one of the contract's errors. */
 export function toVoltError(error: unknown): VoltError {
@@ -15,16 +15,21 @@ function fromKernelError(error: KernelError): VoltError {
   const { operation, subject, code: errno, kernelText } = error;
   const details = { errno, operation, subject, ...(kernelText !== undefined && { kernelText }) };
   const options = { details, cause: error };
-  if (isKernelError(error, 'EXFULL')) {
-    return new VoltError('BRIDGE_FULL', `the bridge has no free port for ${subject}`, options);
+  switch (errno) {
+    case 'EXFULL':
+      return new VoltError('BRIDGE_FULL', `the bridge has no free port for ${subject}`, options);
+    case 'EEXIST':
+      return new VoltError('INTERFACE_EXISTS', error.message, options);
+    case 'EBUSY':
+      return new VoltError('DEVICE_BUSY', error.message, options);
+    case 'EPERM':
+    case 'EACCES':
+      return new VoltError(
+        'KERNEL_ERROR',
+        `${error.message}: the agent lacks a capability (CAP_NET_ADMIN, CAP_SYS_ADMIN)`,
+        options,
+      );
+    default:
+      return new VoltError('KERNEL_ERROR', error.message, options);
   }
-  if (isKernelError(error, 'EEXIST')) {
-    return new VoltError('INTERFACE_EXISTS', error.message, options);
-  }
-  if (isKernelError(error, 'EBUSY')) return new VoltError('DEVICE_BUSY', error.message, options);
-  if (isKernelError(error, 'EPERM', 'EACCES')) {
-    const message = `${error.message}: the agent lacks a capability (CAP_NET_ADMIN, CAP_SYS_ADMIN)`;
-    return new VoltError('KERNEL_ERROR', message, options);
-  }
-  return new VoltError('KERNEL_ERROR', error.message, options);
 }

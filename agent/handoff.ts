@@ -80,7 +80,7 @@ export class Handoff {
       if (request.op === 'health') return answer(this.#options.health());
       return this.#claim(request, peer);
     } catch (error) {
-      return answer(toErrorBody(toVoltError(error)));
+      return answer({ ...toErrorBody(toVoltError(error)) });
     }
   }
 
@@ -103,7 +103,10 @@ export class Handoff {
     }
     const { device } = attachment;
     if (device?.type !== 'tap') {
-      throw new VoltError('UNSUPPORTED', `${id} is a ${device?.type ?? 'container'}: no descriptor`);
+      throw new VoltError(
+        'UNSUPPORTED',
+        `${id} is a ${device?.type ?? 'container'}: no descriptor`,
+      );
     }
     refuseHeldTap(kernel, attachment, device.ifindex);
     const descriptors = openTap({

@@ -1,11 +1,7 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import {
-  type Attachment,
-  type AttachRequest,
-  attachRequestSchema,
-  parseRequest,
-} from '#protocol/attachment.ts';
+import { type Attachment, type AttachRequest, attachRequestSchema } from '#protocol/attachment.ts';
+import { parseRequest } from '#protocol/parse.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Log } from './log.ts';
 

@@ -10,12 +10,12 @@ import {
   networkGetRequestSchema,
   networkListRequestSchema,
   networkPutRequestSchema,
-  parseRequest,
 } from '#protocol/attachment.ts';
 import { decode, encodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import { subjects } from '#protocol/subjects.ts';
+import { parseRequest } from '#protocol/parse.ts';
+import { type HostOperation, type NetworkOperation, subjects } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import type { Attachments, Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
@@ -36,9 +36,9 @@ export interface ServiceOptions {
   readonly log: Log;
 }
 
-interface Operation {
+interface Operation<Name extends string> {
   /** Last token of the subject, and the name of the endpoint. */
-  readonly name: string;
+  readonly name: Name;
   readonly run: (payload: unknown, call: Call) => Promise<object> | object;
 }
 
@@ -68,13 +68,16 @@ export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
 }
 
 /** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */
-const operation = <Schema extends z.ZodType>(
-  name: string,
+const operation = <Name extends string, Schema extends z.ZodType>(
+  name: Name,
   schema: Schema,
   run: (request: z.infer<Schema>, call: Call) => Promise<object> | object,
-): Operation => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
+): Operation<Name> => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
 
-const hostOperations = ({ attachments, inspection }: ServiceOptions): Operation[] => [
+const hostOperations = ({
+  attachments,
+  inspection,
+}: ServiceOptions): Operation<HostOperation>[] => [
   operation('attach', attachRequestSchema, (request, call) => attachments.attach(request, call)),
   operation('detach', detachRequestSchema, (request, call) => attachments.detach(request, call)),
   operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
@@ -82,7 +85,7 @@ const hostOperations = ({ attachments, inspection }: ServiceOptions): Operation[
   operation('check', checkRequestSchema, (request) => inspection.check(request)),
 ];
 
-const networkOperations = ({ ledger, events }: ServiceOptions): Operation[] => [
+const networkOperations = ({ ledger, events }: ServiceOptions): Operation<NetworkOperation>[] => [
   operation('put', networkPutRequestSchema, async ({ revision, ...keys }, { trace }) => {
     const network = parseNetwork(keys);
     const answer = await ledger.putNetwork(network, revision);
@@ -128,7 +131,7 @@ class Gate {
     this.#options = options;
   }
 
-  async pass(name: string, request: BusRequest, run: Operation['run']): Promise<BusAnswer> {
+  async pass(name: string, request: BusRequest, run: Operation<string>['run']): Promise<BusAnswer> {
     const started = performance.now();
     const { log, host } = this.#options;
     const trace: RequestTrace = {

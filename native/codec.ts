@@ -222,7 +222,16 @@ export const listOf = <T extends Table>(
   },
 });
 
-const FIELD_BYTES = { u8: 1, u16: 2, be16: 2, u32: 4, i32: 4, pad1: 1, pad2: 2, mac32: 32 } as const;
+const FIELD_BYTES = {
+  u8: 1,
+  u16: 2,
+  be16: 2,
+  u32: 4,
+  i32: 4,
+  pad1: 1,
+  pad2: 2,
+  mac32: 32,
+} as const;
 type FieldKind = keyof typeof FIELD_BYTES;
 type FieldValue<Kind> = Kind extends 'mac32' ? MacAddress : number;
 
@@ -230,9 +239,9 @@ type FieldValue<Kind> = Kind extends 'mac32' ? MacAddress : number;
 export type StructFields = Readonly<Record<string, FieldKind>>;
 
 export type StructValue<Fields extends StructFields> = {
-  -readonly [Name in keyof Fields as Fields[Name] extends `pad${string}` ? never : Name]: FieldValue<
-    Fields[Name]
-  >;
+  -readonly [
+    Name in keyof Fields as Fields[Name] extends `pad${string}` ? never : Name
+  ]: FieldValue<Fields[Name]>;
 };
 
 export interface Struct<Fields extends StructFields> {
@@ -327,7 +336,11 @@ function readField(payload: Buffer, offset: number, kind: FieldKind): unknown {
 }
 
 /** Writes the attributes that have a value, in the order of `values`. */
-export function writeAttributes<T extends Table>(writer: Writer, table: T, values: Values<T>): void {
+export function writeAttributes<T extends Table>(
+  writer: Writer,
+  table: T,
+  values: Values<T>,
+): void {
   for (const [name, value] of Object.entries(values)) {
     if (value === undefined) continue;
     const attribute = table[name];
@@ -360,16 +373,15 @@ export function readAttributes<T extends Table>(table: T, payload: Buffer): Valu
 }
 
 /** Walks attributes. A header that claims more than there is ends in CodecError. */
-export function eachAttribute(
-  payload: Buffer,
-  visit: (type: number, body: Buffer) => void,
-): void {
+export function eachAttribute(payload: Buffer, visit: (type: number, body: Buffer) => void): void {
   let offset = 0;
   while (offset + NLA_HEADER_BYTES <= payload.length) {
     const length = payload.readUInt16LE(offset);
     const type = payload.readUInt16LE(offset + 2) & NLA_TYPE_MASK;
     if (length < NLA_HEADER_BYTES || offset + length > payload.length) {
-      throw new CodecError(`attribute ${type} claims ${length} of ${payload.length - offset} bytes`);
+      throw new CodecError(
+        `attribute ${type} claims ${length} of ${payload.length - offset} bytes`,
+      );
     }
     visit(type, payload.subarray(offset + NLA_HEADER_BYTES, offset + length));
     offset += aligned(length);
@@ -378,11 +390,7 @@ export function eachAttribute(
 
 /** A netlink message body: a fixed header and attributes. */
 export interface Family<Fields extends StructFields, T extends Table> {
-  write(
-    writer: Writer,
-    header: Partial<StructValue<Fields>>,
-    attributes: Values<T>,
-  ): void;
+  write(writer: Writer, header: Partial<StructValue<Fields>>, attributes: Values<T>): void;
   read(payload: Buffer): { header: StructValue<Fields>; attributes: Values<T> };
 }
 

@@ -22,7 +22,9 @@ export const bind = libc.func('int bind(int fd, const void *address, uint32_t le
 export const connect = libc.func('int connect(int fd, const void *address, uint32_t length)');
 export const listen = libc.func('int listen(int fd, int backlog)');
 export const accept4 = libc.func('int accept4(int fd, void *address, void *length, int flags)');
-export const getsockname = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
+export const getsockname = libc.func(
+  'int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)',
+);
 export const getsockopt = libc.func(
   'int getsockopt(int fd, int level, int name, _Out_ void *value, _Inout_ uint32_t *length)',
 );

@@ -69,7 +69,11 @@ export class Namespace implements Disposable {
         using own = Namespace.current();
         checked(libc.unshare(CLONE_NEWNET), 'unshare', path);
         try {
-          checked(libc.mount('/proc/thread-self/ns/net', path, 'none', MS_BIND, null), 'mount', path);
+          checked(
+            libc.mount('/proc/thread-self/ns/net', path, 'none', MS_BIND, null),
+            'mount',
+            path,
+          );
         } finally {
           enter(own);
         }

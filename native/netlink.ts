@@ -170,7 +170,8 @@ export class NetlinkSocket implements Disposable {
   }
 
   #assertIdle(): void {
-    if (this.#busy) throw new Error('netlink socket used while an asynchronous request is under way');
+    if (this.#busy)
+      throw new Error('netlink socket used while an asynchronous request is under way');
   }
 
   /** Writes the messages; returns the sequence number of the first. */
@@ -235,11 +236,7 @@ export class NetlinkSocket implements Disposable {
   }
 
   /** Reads one dump to its end; false when the kernel says that it was interrupted. */
-  #readDump(
-    request: Request,
-    expected: number,
-    onMessage: (message: Received) => void,
-  ): boolean {
+  #readDump(request: Request, expected: number, onMessage: (message: Received) => void): boolean {
     let whole = true;
     let done = false;
     while (!done) {
@@ -270,7 +267,10 @@ export interface EventHandlers {
 export function subscribe(
   groups: readonly number[],
   { onMessage, onOverrun }: EventHandlers,
-  { namespace, bufferBytes = EVENT_BUFFER_BYTES }: { namespace?: Namespace; bufferBytes?: number } = {},
+  {
+    namespace,
+    bufferBytes = EVENT_BUFFER_BYTES,
+  }: { namespace?: Namespace; bufferBytes?: number } = {},
 ): Disposable {
   const descriptor = openSocket(namespace);
   setOption(descriptor.fd, SOL_SOCKET, SO_RCVBUF, bufferBytes);
@@ -354,7 +354,11 @@ function eachMessage(bytes: Buffer, visit: (message: RawMessage) => void): void 
 function acknowledged(request: Request, flags: number, body: Buffer): KernelError | undefined {
   const errno = body.length >= 4 ? -body.readInt32LE(0) : 0;
   if (errno === 0) return undefined;
-  return errorOf(request, errno, (flags & NLM_F_ACK_TLVS) === 0 ? undefined : extendedText(flags, body));
+  return errorOf(
+    request,
+    errno,
+    (flags & NLM_F_ACK_TLVS) === 0 ? undefined : extendedText(flags, body),
+  );
 }
 
 function extendedText(flags: number, body: Buffer): string | undefined {

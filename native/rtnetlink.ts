@@ -196,9 +196,11 @@ export const LINK_KINDS = {
 type KnownKind = keyof typeof LINK_KINDS;
 
 /** IFLA_LINKINFO: the kind of a link, and the attributes of that kind. */
-export type LinkInfo = {
-  [Kind in KnownKind]: { kind: Kind; data?: Values<(typeof LINK_KINDS)[Kind]> };
-}[KnownKind] | { kind: 'other'; name: string };
+export type LinkInfo =
+  | {
+      [Kind in KnownKind]: { kind: Kind; data?: Values<(typeof LINK_KINDS)[Kind]> };
+    }[KnownKind]
+  | { kind: 'other'; name: string };
 
 const INFO_KIND = text(1);
 const INFO_DATA_TYPE = 2;

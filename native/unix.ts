@@ -26,6 +26,7 @@ const PATH_BYTES = 108;
 const CMSG_HEADER_BYTES = 16;
 const EMSGSIZE = 90;
 const ECONNRESET = 104;
+const ETIMEDOUT = 110;
 
 /** A packet of either direction. */
 export const MAX_PACKET_BYTES = 64 * 1024;
@@ -137,56 +138,33 @@ export function listenSeqpacket(options: {
   };
 }
 
-/** The calling side of a connection: one request at a time. */
-export interface SeqpacketClient extends Disposable {
-  /**
-   * Sends one packet and waits for one. The descriptors that come with it are the caller's, and close on
-   * exec. Rejects with KernelError ECONNRESET when the connection is closed unanswered or disposed.
-   */
-  request(bytes: Uint8Array): Promise<Packet>;
-}
-
-/** Connects to a listener; KernelError ENOENT or ECONNREFUSED when there is none. */
-export function connectSeqpacket(path: string): SeqpacketClient {
-  const socket = openSocket(SOCK_SEQPACKET | SOCK_NONBLOCK);
+/**
+ * Connects, sends one packet, waits for one, and closes. The descriptors that come with the answer are the
+ * caller's, and close on exec. KernelError: ENOENT or ECONNREFUSED when nobody listens, ECONNRESET when the
+ * connection is closed unanswered, ETIMEDOUT when no answer comes in time.
+ */
+export async function requestSeqpacket(
+  path: string,
+  bytes: Uint8Array,
+  { timeoutMs = 10_000 }: { timeoutMs?: number } = {},
+): Promise<Packet> {
+  using socket = openSocket(SOCK_SEQPACKET | SOCK_NONBLOCK);
   const address = addressOf(path);
+  checked(libc.connect(socket.fd, address, address.length), 'connect', path);
+  transmit(socket.fd, bytes, []);
+  const answered = Promise.withResolvers<void>();
+  const failed = (errno: number): KernelError =>
+    new KernelError({ operation: 'recvmsg', subject: path, errno });
+  const timer = setTimeout(() => answered.reject(failed(ETIMEDOUT)), timeoutMs);
+  using _watch = watchReadable(socket.fd, () => answered.resolve());
   try {
-    checked(libc.connect(socket.fd, address, address.length), 'connect', path);
-  } catch (error) {
-    socket.close();
-    throw error;
+    await answered.promise;
+  } finally {
+    clearTimeout(timer);
   }
-  const closed = (): KernelError =>
-    new KernelError({ operation: 'recvmsg', subject: path, errno: ECONNRESET });
-  let waiting: PromiseWithResolvers<Packet> | undefined;
-  const watch = watchReadable(socket.fd, () => {
-    const answered = waiting;
-    waiting = undefined;
-    try {
-      const packet = receive(socket.fd, MSG_DONTWAIT);
-      if (packet.bytes.length > 0 && answered !== undefined) return answered.resolve(packet);
-      for (const descriptor of packet.descriptors) descriptor.close();
-      dispose();
-      answered?.reject(closed());
-    } catch (error) {
-      if (isKernelError(error, 'EAGAIN', 'EINTR')) waiting = answered;
-      else answered?.reject(error);
-    }
-  });
-  const dispose = (): void => {
-    if (socket.closed) return;
-    watch[Symbol.dispose]();
-    socket.close();
-    waiting?.reject(closed());
-  };
-  return {
-    request: async (bytes) => {
-      transmit(socket.fd, bytes, []);
-      waiting = Promise.withResolvers<Packet>();
-      return waiting.promise;
-    },
-    [Symbol.dispose]: dispose,
-  };
+  const packet = receive(socket.fd, MSG_DONTWAIT);
+  if (packet.bytes.length === 0) throw failed(ECONNRESET);
+  return packet;
 }
 
 /** Sends one datagram, as sd_notify(3) does; a leading "@" names an abstract socket. */
@@ -225,10 +203,18 @@ function removeStale(path: string): void {
 
 function peerCredentials(fd: number): PeerCredentials {
   const ucred = Buffer.alloc(12);
-  checked(libc.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ucred, [ucred.length]), 'getsockopt', 'SO_PEERCRED');
+  checked(
+    libc.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ucred, [ucred.length]),
+    'getsockopt',
+    'SO_PEERCRED',
+  );
   const groups = Buffer.alloc(MAX_GROUPS * 4);
   const length = [groups.length];
-  checked(libc.getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, length), 'getsockopt', 'SO_PEERGROUPS');
+  checked(
+    libc.getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, length),
+    'getsockopt',
+    'SO_PEERGROUPS',
+  );
   const count = (length[0] ?? 0) / 4;
   return {
     pid: ucred.readInt32LE(0),
@@ -265,11 +251,7 @@ function receive(fd: number, flags: number): Packet {
   const bytes = Buffer.alloc(MAX_PACKET_BYTES);
   const control = Buffer.alloc(CMSG_HEADER_BYTES + align8(MAX_DESCRIPTORS * 4));
   const message = messageOf(bytes, control);
-  const length = checked(
-    libc.recvmsg(fd, message, flags | MSG_CMSG_CLOEXEC),
-    'recvmsg',
-    'packet',
-  );
+  const length = checked(libc.recvmsg(fd, message, flags | MSG_CMSG_CLOEXEC), 'recvmsg', 'packet');
   const descriptors = descriptorsIn(control.subarray(0, Number(message.msg_controllen)));
   if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) !== 0) {
     for (const descriptor of descriptors) descriptor.close();

@@ -16,6 +16,8 @@ export class AddressError extends Error {
   }
 }
 
+// ::ffff:0:0/96 without its last 32 bits.
+const MAPPED_PREFIX = 0xffffn;
 const bitsOf = (family: Family): number => (family === 4 ? 32 : 128);
 
 /** One IPv4 or IPv6 address: a family and a number. IPv4-mapped IPv6 addresses stay IPv6. */
@@ -31,12 +33,15 @@ export class IpAddress {
     this.value = value;
   }
 
-  /** Four decimal parts without leading zeros, or RFC 4291 text without a zone. */
+  /**
+   * Four decimal parts without leading zeros (elsewhere `010` is eight), or RFC 4291 text without a zone,
+   * which means something on one host only.
+   */
   static parse(text: string): IpAddress {
     if (ipaddr.IPv4.isValidFourPartDecimal(text)) {
       return IpAddress.fromBytes(Uint8Array.from(ipaddr.IPv4.parse(text).toByteArray()));
     }
-    if (text.includes(':') && !text.includes('%') && ipaddr.IPv6.isValid(text)) {
+    if (isStrictIPv6(text)) {
       return IpAddress.fromBytes(Uint8Array.from(ipaddr.IPv6.parse(text).toByteArray()));
     }
     throw new AddressError(`"${text}" is not an IP address`);
@@ -62,8 +67,11 @@ export class IpAddress {
     return bytes;
   }
 
-  /** Canonical text: dotted decimal, or RFC 5952. */
+  /** Canonical text: dotted decimal, or RFC 5952; an IPv4-mapped address ends in dotted decimal (section 5). */
   toString(): string {
+    if (this.family === 6 && this.value >> 32n === MAPPED_PREFIX) {
+      return `::ffff:${new IpAddress(4, this.value & 0xffff_ffffn).toString()}`;
+    }
     return ipaddr.fromByteArray([...this.toBytes()]).toString();
   }
 
@@ -83,8 +91,14 @@ export class IpAddress {
   }
 }
 
+function isStrictIPv6(text: string): boolean {
+  if (!text.includes(':') || text.includes('%') || !ipaddr.IPv6.isValid(text)) return false;
+  const tail = text.slice(text.lastIndexOf(':') + 1);
+  return !tail.includes('.') || ipaddr.IPv4.isValidFourPartDecimal(tail);
+}
+
 function parseLength(text: string, family: Family, whole: string): number {
-  const length = /^\d{1,3}$/.test(text) ? Number(text) : Number.NaN;
+  const length = /^(0|[1-9]\d{0,2})$/.test(text) ? Number(text) : Number.NaN;
   if (!(length <= bitsOf(family))) {
     throw new AddressError(`"${whole}" needs a prefix length of 0 to ${bitsOf(family)}`);
   }
@@ -223,13 +237,16 @@ export class MacAddress {
   /** Six pairs of hexadecimal digits separated by colons, either case. */
   static parse(text: string): MacAddress {
     if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text)) {
-      throw new AddressError(`"${text}" is not a MAC address (six pairs of hex digits with colons)`);
+      throw new AddressError(
+        `"${text}" is not a MAC address (six pairs of hex digits with colons)`,
+      );
     }
     return new MacAddress(Uint8Array.from(text.split(':'), (pair) => Number.parseInt(pair, 16)));
   }
 
   static fromBytes(bytes: Uint8Array): MacAddress {
-    if (bytes.length !== 6) throw new AddressError(`a MAC address has 6 bytes, not ${bytes.length}`);
+    if (bytes.length !== 6)
+      throw new AddressError(`a MAC address has 6 bytes, not ${bytes.length}`);
     return new MacAddress(Uint8Array.from(bytes));
   }
 

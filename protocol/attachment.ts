@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { AddressError, IpAddress, MacAddress } from './address.ts';
+import { AddressError, deriveMac, hostEndMac, IpAddress, MacAddress } from './address.ts';
 import { HOSTNAME_PATTERN, ID_PATTERN, isDeviceName, NETWORK_PATTERN } from './names.ts';
 import { mtuSchema, NETWORK_TYPES } from './network.ts';
 
@@ -12,43 +12,52 @@ export const PORT_PROTOCOLS = ['tcp', 'udp', 'sctp'] as const;
 const id = z.string().regex(ID_PATTERN, 'must be an id: [A-Za-z0-9][A-Za-z0-9._:-]{0,63}');
 const network = z.string().regex(NETWORK_PATTERN, 'must be a network: [a-z0-9][a-z0-9_-]{0,14}');
 const generation = z.int().min(1);
-const requestId = z.string().min(1).max(128);
+// It travels in a header of jobs, where a line break would begin another header.
+const requestId = z
+  .string()
+  .regex(/^[^\p{Cc}\p{Cs}]{1,128}$/u, 'must be 1 to 128 characters without control characters');
 const uid = z.int().min(0).max(0xff_ff_ff_fe);
 const port = z.int().min(1).max(65_535);
-/** Up to 1 Tbit/s. */
+/** From 8 kbit/s to 1 Tbit/s. */
 const bitsPerSecond = z.int().min(8_000).max(1e12);
 
-const parses = (parse: (text: string) => unknown) => (text: string, context: z.RefinementCtx) => {
-  try {
-    parse(text);
-  } catch (error) {
-    if (!(error instanceof AddressError)) throw error;
-    context.addIssue({ code: 'custom', message: error.message });
-  }
-};
+/** A transformation for zod out of a parser of protocol/address.ts. */
+const parsing =
+  <Value>(parse: (text: string) => Value) =>
+  (text: string, context: z.RefinementCtx): Value => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (!(error instanceof AddressError)) throw error;
+      context.addIssue({ code: 'custom', message: error.message });
+      return z.NEVER;
+    }
+  };
 
 const address = z
   .string()
   .max(45)
-  .superRefine(parses((text) => IpAddress.parse(text)))
-  .transform((text) => IpAddress.parse(text).toString());
+  .transform(parsing((text) => IpAddress.parse(text).toString()));
 
 const mac = z
   .string()
   .max(17)
-  .superRefine(parses(MacAddress.parse))
-  .refine(
-    (text) => {
-      try {
-        const parsed = MacAddress.parse(text);
-        return !parsed.isMulticast && !parsed.isZero;
-      } catch {
-        return true; // reported already
-      }
-    },
-    { message: 'must be a unicast MAC address' },
-  )
-  .transform((text) => text.toLowerCase());
+  .transform(parsing((text) => MacAddress.parse(text)))
+  .refine((parsed) => !parsed.isMulticast && !parsed.isZero, 'must be a unicast MAC address')
+  // The host's end would have the same address, and the bridge would keep the workload's frames.
+  .refine((parsed) => !hostEndMac(parsed).equals(parsed), 'begins with fe, as only host ends do')
+  .transform((parsed) => parsed.toString());
+
+const addresses = z
+  .array(address)
+  .min(1)
+  .max(2)
+  .refine((given) => given.length < 2 || isIPv6(given[0]) !== isIPv6(given[1]), {
+    message: 'must be one address per family',
+  })
+  .transform((given) => given.toSorted((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))));
+
+const isIPv6 = (text: string | undefined): boolean => text?.includes(':') === true;
 
 const ifname = z.string().refine(isDeviceName, 'must be a device name of 15 bytes at most');
 
@@ -61,12 +70,29 @@ const labels = z
   .record(z.string().min(1).max(64), z.string().max(256))
   .refine((given) => Object.keys(given).length <= 64, 'must be 64 labels at most');
 
+const tap = z.strictObject({
+  queues: z.int().min(1).max(256).optional(),
+  vnetHdr: z.boolean().optional(),
+  ownerUid: uid.optional(),
+  ownerGid: uid.optional(),
+});
+
 const portMap = z.strictObject({
   protocol: z.enum(PORT_PROTOCOLS),
   hostPort: port,
   port,
   hostAddress: address.optional(),
 });
+
+const hostEnd = ({ protocol, hostAddress = '*', hostPort }: z.infer<typeof portMap>): string =>
+  `${protocol} ${hostAddress} ${hostPort}`;
+
+const ports = z
+  .array(portMap)
+  .max(256)
+  .refine((given) => new Set(given.map(hostEnd)).size === given.length, {
+    message: 'must not map one host port twice',
+  });
 
 const bandwidth = z.strictObject({
   ingressBitsPerSecond: bitsPerSecond.optional(),
@@ -82,38 +108,27 @@ export const attachRequestSchema = z
     requestId: requestId.optional(),
     netns: netns.optional(),
     ifname: ifname.optional(),
-    addresses: z.array(address).min(1).max(2).optional(),
+    addresses: addresses.optional(),
     mac: mac.optional(),
     mtu: mtuSchema.optional(),
     hostname: z.string().regex(HOSTNAME_PATTERN, 'must be an RFC 1123 host name').optional(),
-    tap: z
-      .strictObject({
-        queues: z.int().min(1).max(256).optional(),
-        vnetHdr: z.boolean().optional(),
-        ownerUid: uid.optional(),
-        ownerGid: uid.optional(),
-      })
-      .optional(),
-    ports: z.array(portMap).max(256).optional(),
+    tap: tap.optional(),
+    ports: ports.optional(),
     bandwidth: bandwidth.optional(),
     leaseTtlSeconds: z.int().min(1).max(31_536_000).optional(),
     dryRun: z.boolean().optional(),
     labels: labels.optional(),
   })
   .superRefine((request, context) => {
-    const misplaced =
-      request.kind === 'vm' ? (['netns', 'ifname'] as const) : (['tap'] as const);
-    for (const key of misplaced) {
-      if (request[key] === undefined) continue;
-      context.addIssue({ code: 'custom', path: [key], message: `not for kind ${request.kind}` });
-    }
-    if (request.ifname !== undefined && request.netns === undefined && request.kind !== 'vm') {
-      context.addIssue({ code: 'custom', path: ['ifname'], message: 'needs netns' });
-    }
-    const [first, second] = request.addresses ?? [];
-    if (second !== undefined && first?.includes(':') === second.includes(':')) {
-      const message = 'must be one address per family';
-      context.addIssue({ code: 'custom', path: ['addresses'], message });
+    const refuse = (key: keyof typeof request, message: string): void => {
+      if (request[key] !== undefined) context.addIssue({ code: 'custom', path: [key], message });
+    };
+    if (request.kind === 'vm') {
+      refuse('netns', 'is for containers');
+      refuse('ifname', 'is for containers');
+    } else {
+      refuse('tap', 'is for VMs');
+      if (request.netns === undefined) refuse('ifname', 'needs netns');
     }
   });
 
@@ -127,12 +142,15 @@ export const getRequestSchema = z.strictObject({ id });
 
 export const checkRequestSchema = z.strictObject({ id: id.optional() });
 
+const limit = z.int().min(1).max(1_000);
+
 export const listRequestSchema = z.strictObject({
   network: network.optional(),
   workload: id.optional(),
   kind: z.enum(KINDS).optional(),
   state: z.enum(STATES).optional(),
-  limit: z.int().min(1).max(1_000).optional(),
+  limit: limit.optional(),
+  /** As the page before gave it. */
   cursor: id.optional(),
 });
 
@@ -141,7 +159,7 @@ export const networkPutRequestSchema = z.looseObject({ revision: z.int().min(1).
 export const networkGetRequestSchema = z.strictObject({ network });
 export const networkDeleteRequestSchema = z.strictObject({ network });
 export const networkListRequestSchema = z.strictObject({
-  limit: z.int().min(1).max(1_000).optional(),
+  limit: limit.optional(),
   cursor: network.optional(),
 });
 
@@ -152,34 +170,40 @@ export type CheckRequest = z.infer<typeof checkRequestSchema>;
 export type ListRequest = z.infer<typeof listRequestSchema>;
 export type NetworkListRequest = z.infer<typeof networkListRequestSchema>;
 
-// Answers and events are read loosely: a newer agent may say more.
+// Answers and events are read loosely, keys that are not known here left out: a newer agent may say more.
 
-const deviceSchema = z.looseObject({
-  /** The host's end. Its MAC is not the workload's for `tap` and `veth`: it begins with `fe`. */
+const deviceSchema = z.object({
   type: z.enum(DEVICE_TYPES),
   name: z.string(),
   ifindex: z.int(),
+  /** The host's end's own: for `tap` and `veth` it begins with `fe` and is not the workload's. */
   mac: z.string(),
   mtu: z.int(),
+  /** The bridge that it is a port of. */
+  bridge: z.string().optional(),
   /** veth: the workload's end. */
   peer: z
-    .looseObject({
+    .object({
       name: z.string(),
       ifindex: z.int(),
       mac: z.string(),
       netns: z.string().optional(),
     })
     .optional(),
+  /** tap, macvtap: what a holder of its descriptors has to know. */
   queues: z.int().optional(),
   vnetHdr: z.boolean().optional(),
   vnetHdrSize: z.int().optional(),
+  /** macvtap: its character device. */
   path: z.string().optional(),
+  /** vf */
   pciAddress: z.string().optional(),
   driver: z.string().optional(),
 });
 
-export const attachmentSchema = z.looseObject({
+export const attachmentSchema = z.object({
   id: z.string(),
+  /** Fencing token: of two with one id, the higher is the newer one, in the whole fleet. */
   generation: z.int(),
   workload: z.string(),
   kind: z.enum(KINDS),
@@ -189,21 +213,31 @@ export const attachmentSchema = z.looseObject({
   state: z.enum(STATES),
   /** The workload's own: the guest's NIC, the container's interface. */
   mac: z.string(),
-  /** null for an isolated container. */
+  /** The host's end; null for an isolated container. */
   device: deviceSchema.nullable(),
   filter: z.enum(FILTERS),
   netns: z.string().optional(),
   /** `10.42.0.5/24`, with the gateway of its family. */
-  addresses: z.array(z.looseObject({ address: z.string(), gateway: z.string().optional() })),
-  routes: z.array(z.looseObject({ to: z.string(), via: z.string() })),
-  dns: z.looseObject({
+  addresses: z.array(z.object({ address: z.string(), gateway: z.string().optional() })),
+  routes: z.array(z.object({ to: z.string(), via: z.string() })),
+  dns: z.object({
     servers: z.array(z.string()).optional(),
     search: z.array(z.string()).optional(),
     domain: z.string().optional(),
   }),
-  ports: z.array(portMap),
-  bandwidth,
-  lease: z.looseObject({
+  ports: z.array(
+    z.object({
+      protocol: z.enum(PORT_PROTOCOLS),
+      hostPort: z.int(),
+      port: z.int(),
+      hostAddress: z.string().optional(),
+    }),
+  ),
+  bandwidth: z.object({
+    ingressBitsPerSecond: z.int().optional(),
+    egressBitsPerSecond: z.int().optional(),
+  }),
+  lease: z.object({
     generation: z.int(),
     grantedAt: z.string(),
     expiresAt: z.string().optional(),
@@ -214,51 +248,24 @@ export const attachmentSchema = z.looseObject({
 
 export type Attachment = z.infer<typeof attachmentSchema>;
 
-export interface AttachAnswer {
-  readonly attachment: Attachment;
-  /** True: the id was attached already with the same content, and nothing was done. */
-  readonly replayed: boolean;
-}
-
-export interface DetachAnswer {
-  /** False: there was nothing to detach. */
-  readonly detached: boolean;
-  /** True: the device is out of use; its deletion and the release of the lease follow. */
-  readonly releasing: boolean;
-}
-
-/** One thing that is not as recorded. `observed` is null where it is missing. */
-export interface Difference {
-  readonly id: string;
-  readonly what: string;
-  readonly expected: unknown;
-  readonly observed: unknown;
-}
-
-export interface CheckAnswer {
-  readonly inSync: boolean;
-  readonly differences: readonly Difference[];
-}
-
-export interface ListAnswer {
-  readonly attachments: readonly Attachment[];
-  readonly cursor?: string;
-}
-
 /**
  * Equal for requests of the same content: all of the request after defaults but `requestId`, `labels` and
- * `dryRun`; a namespace counts by what it is (`netns`: device and inode), not by its path.
+ * `dryRun`; a namespace counts by what it is (`netns`: device and inode), not by its path. The MTU of the
+ * network is no part of it, or a network that changes would change what was asked for.
  */
 export function contentKey(request: AttachRequest, identity: { netns?: string } = {}): string {
   const { requestId: _request, labels: _labels, dryRun: _dryRun, netns: path, ...rest } = request;
-  const content = {
+  return canonical({
     ...rest,
+    mac: request.mac ?? deriveMac(request.id).toString(),
+    ports: (request.ports ?? []).map(canonical).toSorted(),
+    bandwidth: request.bandwidth ?? {},
     ...(request.kind === 'vm' && { tap: { queues: 1, vnetHdr: true, ...request.tap } }),
     ...(path !== undefined && { netns: identity.netns ?? path, ifname: request.ifname ?? 'eth0' }),
-  };
-  return canonical(content);
+  });
 }
 
+/** JSON with keys in order and without undefined values. */
 function canonical(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`;
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);

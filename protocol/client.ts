@@ -17,7 +17,13 @@ import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
 import type { EventType } from './events.ts';
 import type { Network } from './network.ts';
-import { DEFAULT_PREFIX, JOB_STREAM, type JobOperation, type Subjects, subjects } from './subjects.ts';
+import {
+  DEFAULT_PREFIX,
+  JOB_STREAM,
+  type JobOperation,
+  type Subjects,
+  subjects,
+} from './subjects.ts';
 
 // Nothing here loads a schema: what an agent answers is typed, not parsed again, and unknown keys pass
 // through. That keeps the import of an orchestrator, and the start of `voltnet`, to a few milliseconds.
@@ -205,7 +211,10 @@ export class VoltNetworkClient {
    */
   async *watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
     const { host, network, types, signal } = options;
-    const filter = { ...(host !== undefined && { host }), ...(network !== undefined && { network }) };
+    const filter = {
+      ...(host !== undefined && { host }),
+      ...(network !== undefined && { network }),
+    };
     const subscription = this.#connection.subscribe(this.#subjects.events(filter));
     const end = (): void => subscription.unsubscribe();
     signal?.addEventListener('abort', end, { once: true });

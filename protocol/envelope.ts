@@ -1,5 +1,6 @@
 import { Decoder, Encoder, ExtensionCodec } from '@msgpack/msgpack';
 import { VoltError } from './errors.ts';
+import { checkShape } from './shape.ts';
 
 /** A request, job or event is one MessagePack map of at most this size. */
 export const MAX_PAYLOAD_BYTES = 64 * 1024;
@@ -7,21 +8,14 @@ export const MAX_PAYLOAD_BYTES = 64 * 1024;
 export const MAX_ANSWER_BYTES = 512 * 1024;
 /** Maps and arrays within each other, the outermost included. */
 export const MAX_DEPTH = 8;
-// A length that a header claims is believed up to here, so that five bytes cannot claim a gigabyte.
-const MAX_ELEMENTS = 16_384;
-
-const refuseExtension = (): never => {
-  throw new VoltError('INVALID_REQUEST', 'extension types (timestamps too) are not allowed');
-};
 
 // Dates and other extensions would not survive other languages' libraries: times are RFC 3339 text.
-const noExtensions: ExtensionCodec<undefined> = Object.assign(new ExtensionCodec<undefined>(), {
+const plainOnly = Object.assign(new ExtensionCodec(), {
   tryToEncode: (value: unknown) => {
     const plain = Array.isArray(value) || value instanceof Uint8Array || isPlainObject(value);
     if (!plain) throw new TypeError(`cannot encode ${Object.prototype.toString.call(value)}`);
     return null;
   },
-  decode: refuseExtension,
 });
 
 function isPlainObject(value: unknown): boolean {
@@ -30,72 +24,64 @@ function isPlainObject(value: unknown): boolean {
   return prototype === Object.prototype || prototype === null;
 }
 
-const encoder = new Encoder({ extensionCodec: noExtensions, ignoreUndefined: true, maxDepth: 32 });
+// The encoder counts the values inside the innermost map as a level too.
+const encoder = new Encoder({
+  extensionCodec: plainOnly,
+  ignoreUndefined: true,
+  maxDepth: MAX_DEPTH + 1,
+});
+const decoder = new Decoder();
 
-/** Encodes a request or an event. Keys whose value is undefined are left out. Throws TOO_LARGE. */
+/**
+ * Encodes a request, a job or an event. Keys whose value is undefined are left out. Throws TOO_LARGE past
+ * MAX_PAYLOAD_BYTES, and a plain Error for what no receiver would take: a Date, a bigint, another class's
+ * object, or more than MAX_DEPTH levels.
+ */
 export const encode = (value: unknown): Uint8Array => encodeWithin(value, MAX_PAYLOAD_BYTES);
 
-/** Encodes an answer. */
+/** Encodes an answer: as `encode`, within MAX_ANSWER_BYTES. */
 export const encodeAnswer = (value: unknown): Uint8Array => encodeWithin(value, MAX_ANSWER_BYTES);
 
 function encodeWithin(value: unknown, maxBytes: number): Uint8Array {
   const bytes = encoder.encode(value);
-  if (bytes.byteLength > maxBytes) {
-    throw new VoltError('TOO_LARGE', `${bytes.byteLength} bytes are more than ${maxBytes}`, {
-      details: { bytes: bytes.byteLength, limit: maxBytes },
-    });
-  }
+  refuseLarger(bytes, maxBytes);
   return bytes;
 }
 
 /**
  * Decodes one MessagePack value from outside. Maps come out without a prototype and without the keys whose
  * value is nil (nil means absent). Throws TOO_LARGE past `maxBytes`, and INVALID_REQUEST for what is not
- * MessagePack, is nested deeper than MAX_DEPTH, has keys that are not text, bytes after the value, or
- * extension types.
+ * MessagePack, is nested deeper than MAX_DEPTH, has map keys that are not text or are `__proto__`, bytes
+ * after the value, text that is not UTF-8, or extension types.
  */
 export function decode(bytes: Uint8Array, { maxBytes = MAX_PAYLOAD_BYTES } = {}): unknown {
-  if (bytes.byteLength > maxBytes) {
-    throw new VoltError('TOO_LARGE', `${bytes.byteLength} bytes are more than ${maxBytes}`, {
-      details: { bytes: bytes.byteLength, limit: maxBytes },
-    });
+  refuseLarger(bytes, maxBytes);
+  checkShape(bytes, MAX_DEPTH);
+  try {
+    return withoutPrototypes(decoder.decode(bytes));
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new VoltError('INVALID_REQUEST', `the payload is not acceptable: ${reason}`, { cause });
   }
-  return cleaned(decodeAny(bytes), 1);
 }
 
+/** Decodes an answer or an event: as `decode`, within MAX_ANSWER_BYTES. */
 export const decodeAnswer = (bytes: Uint8Array): unknown =>
   decode(bytes, { maxBytes: MAX_ANSWER_BYTES });
 
-function decodeAny(bytes: Uint8Array): unknown {
-  // A decoder that has thrown is in an unknown state, so each message has its own.
-  const decoder = new Decoder({
-    extensionCodec: noExtensions,
-    keyDecoder: null,
-    maxArrayLength: MAX_ELEMENTS,
-    maxMapLength: MAX_ELEMENTS,
-    mapKeyConverter: (key) => {
-      if (typeof key === 'string') return key;
-      throw new VoltError('INVALID_REQUEST', 'map keys must be strings');
-    },
+function refuseLarger(bytes: Uint8Array, limit: number): void {
+  if (bytes.byteLength <= limit) return;
+  throw new VoltError('TOO_LARGE', `${bytes.byteLength} bytes are more than ${limit}`, {
+    details: { bytes: bytes.byteLength, limit },
   });
-  try {
-    return decoder.decode(bytes);
-  } catch (cause) {
-    if (cause instanceof VoltError) throw cause;
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new VoltError('INVALID_REQUEST', `the payload is not MessagePack: ${reason}`, { cause });
-  }
 }
 
-function cleaned(value: unknown, depth: number): unknown {
+// At most MAX_DEPTH calls deep: the shape has been checked.
+function withoutPrototypes(value: unknown): unknown {
   if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return value;
-  if (depth > MAX_DEPTH) {
-    throw new VoltError('INVALID_REQUEST', `nested deeper than ${MAX_DEPTH} levels`);
-  }
-  if (Array.isArray(value)) return value.map((element: unknown) => cleaned(element, depth + 1));
-  const map: Record<string, unknown> = Object.create(null) as Record<string, unknown>;
-  for (const [key, element] of Object.entries(value)) {
-    if (element !== null && element !== undefined) map[key] = cleaned(element, depth + 1);
-  }
-  return map;
+  if (Array.isArray(value)) return value.map(withoutPrototypes);
+  const entries = Object.entries(value)
+    .filter(([, element]) => element !== null)
+    .map(([key, element]) => [key, withoutPrototypes(element)]);
+  return Object.setPrototypeOf(Object.fromEntries(entries), null);
 }

@@ -16,9 +16,6 @@ export const EVENT_TYPES = [
 
 export type EventType = (typeof EVENT_TYPES)[number];
 
-/** In a subject and a CloudEvent where no network applies. */
-export const NO_NETWORK = '-';
-
 /**
  * The id of an outcome, and so its `Nats-Msg-Id`: a function of host, operation and request, so that the
  * same outcome told twice is one event.

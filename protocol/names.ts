@@ -13,9 +13,16 @@ export const HOSTNAME_PATTERN =
 /** IFNAMSIZ without the terminating zero (linux/if.h). */
 export const DEVICE_NAME_BYTES = 15;
 
-/** True for what the kernel takes as the name of a device (dev_valid_name) and shells need not quote. */
+/**
+ * True for what the kernel takes as the name of a device (dev_valid_name) and shells need not quote. `all`
+ * and `default` are folders in /proc/sys/net/ipv4/conf: a setting of such a device would be everybody's.
+ */
 export const isDeviceName = (name: string): boolean =>
-  /^[A-Za-z0-9_.-]{1,15}$/.test(name) && name !== '.' && name !== '..';
+  /^[A-Za-z0-9_.-]{1,15}$/.test(name) && !['.', '..', 'all', 'default'].includes(name);
+
+/** True for names that systemd-networkd's own units match (80-container-*, 80-vm-vt): it would configure them. */
+export const isNetworkdName = (name: string): boolean =>
+  /^(ve|vb|vz|vt|ns)-/.test(name) || name.startsWith('host0');
 
 const TAP_REST_BYTES = DEVICE_NAME_BYTES - 'tap-'.length;
 const VETH_REST_BYTES = DEVICE_NAME_BYTES - 'veth--h'.length;

@@ -1,3 +1,6 @@
+import { VoltError } from './errors.ts';
+import { HOST_PATTERN, NETWORK_PATTERN } from './names.ts';
+
 /** Operations on one host, the last token of its subjects. */
 export const HOST_OPERATIONS = ['attach', 'detach', 'update', 'check', 'get', 'list'] as const;
 export const JOB_OPERATIONS = ['attach', 'detach', 'update'] as const;
@@ -13,8 +16,18 @@ export const DEFAULT_PREFIX = 'volt.net.v1';
 /** JetStream streams: outcomes by limits, jobs as a work queue. */
 export const EVENT_STREAM = 'VOLT_NET_EVENTS';
 export const JOB_STREAM = 'VOLT_NET_JOBS';
+/** In a subject where no network applies. */
+export const NO_NETWORK = '-';
 
+/** The durable consumer of a host's jobs. */
 export const jobConsumer = (host: string): string => `agent-${host}`;
+
+/** `Nats-Msg-Id` of a job. JetStream drops a repeat by this id within the stream, whatever the subject. */
+export const jobMessageId = (job: {
+  host: string;
+  operation: JobOperation;
+  requestId: string;
+}): string => `${job.host}.${job.operation}.${job.requestId}`;
 
 /** What a subject of ours says. */
 export type Subject =
@@ -22,8 +35,17 @@ export type Subject =
   | { readonly kind: 'job'; readonly host: string; readonly operation: JobOperation }
   | { readonly kind: 'network'; readonly operation: NetworkOperation }
   | { readonly kind: 'ledger'; readonly operation: LedgerOperation }
-  | { readonly kind: 'event'; readonly host: string; readonly network: string; readonly type: string };
+  | {
+      readonly kind: 'event';
+      readonly host: string;
+      readonly network: string;
+      readonly type: string;
+    };
 
+/**
+ * Builds and reads subjects. Builders throw INVALID_REQUEST for a name that is no host, network or event
+ * type: a dot, a `*` or a `>` in it would address somebody else, or everybody.
+ */
 export interface Subjects {
   host(host: string, operation: HostOperation): string;
   job(host: string, operation: JobOperation): string;
@@ -40,18 +62,40 @@ export interface Subjects {
   match(subject: string): Subject | null;
 }
 
-/** The table of subjects below one prefix. Host ids and networks hold no dots, so each is one token. */
+const EVENT_TYPE_PATTERN = /^[a-z][a-z-]{0,31}$/;
+const isHost = (name: string): boolean => HOST_PATTERN.test(name);
+const isNetwork = (name: string): boolean => NETWORK_PATTERN.test(name) || name === NO_NETWORK;
+const isEventType = (name: string): boolean => EVENT_TYPE_PATTERN.test(name);
+
+const token = (kind: string, name: string, isOne: (name: string) => boolean): string => {
+  if (isOne(name)) return name;
+  throw new VoltError('INVALID_REQUEST', `${kind}: "${name.slice(0, 64)}" is no ${kind}`, {
+    details: { path: kind },
+  });
+};
+const hostToken = (host: string): string => token('host', host, isHost);
+const networkToken = (network: string): string => token('network', network, isNetwork);
+const typeToken = (type: string): string => token('type', type, isEventType);
+
+/** The table of subjects below one prefix. */
 export function subjects(prefix: string = DEFAULT_PREFIX): Subjects {
+  const below = (...tokens: readonly string[]): string => [prefix, ...tokens].join('.');
   return {
-    host: (host, operation) => `${prefix}.host.${host}.${operation}`,
-    job: (host, operation) => `${prefix}.job.${host}.${operation}`,
-    network: (operation) => `${prefix}.network.${operation}`,
-    ledger: (operation) => `${prefix}.ledger.${operation}`,
-    event: (host, network, type) => `${prefix}.event.${host}.${network}.${type}`,
-    events: ({ host = '*', network = '*', type = '*' } = {}) =>
-      `${prefix}.event.${host}.${network}.${type}`,
-    jobs: (host) => `${prefix}.job.${host}.*`,
-    allJobs: () => `${prefix}.job.*.*`,
+    host: (host, operation) => below('host', hostToken(host), operation),
+    job: (host, operation) => below('job', hostToken(host), operation),
+    network: (operation) => below('network', operation),
+    ledger: (operation) => below('ledger', operation),
+    event: (host, network, type) =>
+      below('event', hostToken(host), networkToken(network), typeToken(type)),
+    events: ({ host, network, type } = {}) =>
+      below(
+        'event',
+        host === undefined ? '*' : hostToken(host),
+        network === undefined ? '*' : networkToken(network),
+        type === undefined ? '*' : typeToken(type),
+      ),
+    jobs: (host) => below('job', hostToken(host), '*'),
+    allJobs: () => below('job', '*', '*'),
     match: (subject) =>
       subject.startsWith(`${prefix}.`) ? parse(subject.slice(prefix.length + 1).split('.')) : null,
   };
@@ -59,15 +103,18 @@ export function subjects(prefix: string = DEFAULT_PREFIX): Subjects {
 
 function parse(tokens: readonly string[]): Subject | null {
   const [kind, first = '', second = '', third = ''] = tokens;
-  if (tokens.some((token) => token === '')) return null;
   switch (kind) {
     case 'host': {
       const operation = HOST_OPERATIONS.find((one) => one === second);
-      return tokens.length === 3 && operation ? { kind, host: first, operation } : null;
+      return tokens.length === 3 && operation && isHost(first)
+        ? { kind, host: first, operation }
+        : null;
     }
     case 'job': {
       const operation = JOB_OPERATIONS.find((one) => one === second);
-      return tokens.length === 3 && operation ? { kind, host: first, operation } : null;
+      return tokens.length === 3 && operation && isHost(first)
+        ? { kind, host: first, operation }
+        : null;
     }
     case 'network': {
       const operation = NETWORK_OPERATIONS.find((one) => one === first);
@@ -78,7 +125,9 @@ function parse(tokens: readonly string[]): Subject | null {
       return tokens.length === 2 && operation ? { kind, operation } : null;
     }
     case 'event':
-      return tokens.length === 4 ? { kind, host: first, network: second, type: third } : null;
+      return tokens.length === 4 && isHost(first) && isNetwork(second) && isEventType(third)
+        ? { kind, host: first, network: second, type: third }
+        : null;
     default:
       return null;
   }

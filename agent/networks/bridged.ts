@@ -1,6 +1,6 @@
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { deviceNames } from '#protocol/names.ts';
+import { tapName, vethNames } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
@@ -56,9 +56,10 @@ export class Bridged implements NetworkType {
     }
     const taken = (name: string): boolean =>
       journal.namesDevice(name) || kernel.links.get(name) !== null;
-    const names = deviceNames({ id: request.id, workload: request.workload, taken });
-    if (request.kind === 'vm') return this.#checkedTap(request, network, { name: names.tap, mtu });
-    return this.#checkedVeth(request, network, { names: names.veth, mtu });
+    if (request.kind === 'vm') {
+      return this.#checkedTap(request, network, { name: tapName(request, taken), mtu });
+    }
+    return this.#checkedVeth(request, network, { names: vethNames(request, taken), mtu });
   }
 
   #checkedTap(
@@ -71,7 +72,8 @@ export class Bridged implements NetworkType {
       deviceName: name,
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { index: master } = ensureBridge(kernel, network, this.#options);
-        const order = { name, mtu, tap: request.tap, master, lease };
+        const { bridge } = network;
+        const order = { name, mtu, bridge, tap: request.tap, master, lease };
         return { device: makeTap(kernel, order, undo), filter: 'none' };
       },
       [Symbol.dispose]: () => {},
@@ -112,13 +114,13 @@ export class Bridged implements NetworkType {
     if (link === null) return { removed: Promise.resolve() };
     try {
       // The name is free and the port closed when this returns. Kernels before 6.2 rename only what is down.
-      kernel.links.set(link.index, { up: false });
-      kernel.links.set(link.index, { name: `vdel${link.index}` });
+      kernel.links.set(link, { up: false });
+      kernel.links.set(link, { name: `vdel${link.index}` });
     } catch (error) {
       if (!isKernelError(error, 'ENODEV')) throw error;
       return { removed: Promise.resolve() };
     }
-    return { removed: removal.delete(link) };
+    return { removed: removal.delete({ index: link.index, alias: link.alias }) };
   }
 
   observe(attachment: Attachment): Difference[] {

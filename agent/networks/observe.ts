@@ -7,7 +7,7 @@ import { Kernel } from '../kernel.ts';
 import { deviceTag } from './network.ts';
 
 /** Compares a bridge port, and a container's end where it lies in a namespace, with its attachment. */
-export function observePort(kernel: Kernel, bridge: string, attachment: Attachment): Difference[] {
+export function observePort(kernel: Kernel, attachment: Attachment): Difference[] {
   const { id, device } = attachment;
   if (device === null) return [];
   const differences = new Differences(id);
@@ -18,7 +18,7 @@ export function observePort(kernel: Kernel, bridge: string, attachment: Attachme
   differences.compare('device.name', device.name, link.name);
   compareLink(differences, 'device', device, link);
   const master = link.master === undefined ? null : kernel.links.get(link.master);
-  differences.compare('device.master', bridge, master?.name ?? null);
+  differences.compare('device.bridge', device.bridge, master?.name ?? null);
   if (device.peer?.netns !== undefined) observePeer(differences, attachment, device.peer);
   return differences.found;
 }

@@ -74,5 +74,4 @@ export class Removal {
       if (!isKernelError(error, 'ENODEV')) throw error;
     }
   }
-
 }

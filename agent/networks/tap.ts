@@ -10,6 +10,7 @@ import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
 export interface TapOrder {
   readonly name: string;
   readonly mtu: number;
+  readonly bridge: string;
   readonly tap: AttachRequest['tap'];
 }
 
@@ -28,7 +29,7 @@ export function makeTap(
   order: TapOrder & { readonly master: number; readonly lease: Lease },
   undo: DisposableStack,
 ): Device {
-  const { name, mtu, master, lease } = order;
+  const { name, mtu, bridge, master, lease } = order;
   const { queues, vnetHdr } = tapShape(order.tap);
   const { ownerUid, ownerGid } = order.tap ?? {};
   using tap = createTap({
@@ -53,6 +54,7 @@ export function makeTap(
     ifindex: index,
     mac: mac.toString(),
     mtu,
+    bridge,
     queues,
     vnetHdr,
     ...(vnetHdr && { vnetHdrSize: VNET_HDR_SIZE }),

@@ -1,4 +1,10 @@
-import { hostEndMac, InterfaceAddress, IpAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
+import {
+  hostEndMac,
+  InterfaceAddress,
+  IpAddress,
+  IpPrefix,
+  MacAddress,
+} from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
@@ -34,6 +40,7 @@ export function makeVeth(
   undo: DisposableStack,
 ): Device {
   const { name, peerName, mtu, namespace, master, lease, network } = order;
+  const { bridge } = network;
   const peerMac = MacAddress.parse(lease.mac);
   const mac = hostEndMac(peerMac);
   const { index } = kernel.links.createVeth({
@@ -62,6 +69,7 @@ export function makeVeth(
     ifindex: index,
     mac: mac.toString(),
     mtu,
+    bridge,
     peer: {
       name: peerName,
       ifindex: peer,

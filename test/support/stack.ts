@@ -1,6 +1,8 @@
 import { connect, headers, type NatsConnection } from 'nats';
+import { join } from 'node:path';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { type RunningAgent, startAgent } from './agent.ts';
+import { type RunningAgent, startAgent, until } from './agent.ts';
+import { deviceNames, filesIn } from './kernel.ts';
 import { type Server, startNats, startRedis } from './servers.ts';
 
 /** The network of the documentation, as an operator writes it. */
@@ -20,26 +22,62 @@ export interface Stack extends AsyncDisposable {
   readonly connection: NatsConnection;
   readonly client: VoltNetworkClient;
   readonly host: string;
+  /** Until nothing of the attachment is left on the host. */
+  gone(id: string): Promise<void>;
+  /** What an attach that failed, or a detach that ended, must leave as it was. */
+  snapshot(): Promise<Snapshot>;
+}
+
+export interface Snapshot {
+  readonly devices: readonly string[];
+  readonly records: readonly string[];
+  readonly attachments: number;
+  readonly usage: Readonly<Record<string, number>>;
 }
 
 export async function startStack(
-  options: { networks?: readonly object[]; config?: object; env?: Record<string, string> } = {},
+  options: {
+    networks?: readonly { network: string }[];
+    config?: object;
+    env?: Record<string, string>;
+    wrap?: readonly string[];
+  } = {},
 ): Promise<Stack> {
   const [nats, redis] = await Promise.all([startNats(), startRedis()]);
+  const { networks = [VOLT0], config, env, wrap } = options;
   const agent = await startAgent({
-    config: { nats: { url: nats.url }, redis: { url: redis.url }, ...options.config },
-    ...(options.env !== undefined && { env: options.env }),
+    config: { nats: { url: nats.url }, redis: { url: redis.url }, ...config },
+    ...(env !== undefined && { env }),
+    ...(wrap !== undefined && { wrap }),
   });
+  await agent.ready();
   const connection = await connect({ servers: nats.url, maxReconnectAttempts: -1 });
   const client = new VoltNetworkClient({ connection, headers });
-  for (const network of options.networks ?? [VOLT0]) await putWhenReady(client, network);
+  for (const network of networks) await client.putNetwork({ ...network });
+  const { host } = agent;
   return {
     nats,
     redis,
     agent,
     connection,
     client,
-    host: agent.host,
+    host,
+    gone: (id) =>
+      until(`${id} is gone`, async () => {
+        const error: unknown = await client.get(host, { id }).catch((cause: unknown) => cause);
+        return error instanceof Error && 'code' in error && error.code === 'NOT_FOUND';
+      }),
+    snapshot: async () => {
+      const [first] = networks;
+      const { attachments } = await client.list(host, {});
+      const usage = first === undefined ? {} : (await client.getNetwork(first.network)).usage;
+      return {
+        devices: deviceNames().toSorted(),
+        records: filesIn(join(agent.runtimeDir, 'attachments')),
+        attachments: attachments.length,
+        usage: { ...usage },
+      };
+    },
     async [Symbol.asyncDispose]() {
       await connection.close();
       await agent.stop();

@@ -1,0 +1,138 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { requestSeqpacket } from '#native/unix.ts';
+
+export const AGENT = new URL('../../deploy/bin/volt-network-agent', import.meta.url).pathname;
+const START_TIMEOUT_MS = 20_000;
+
+export interface RunningAgent {
+  readonly host: string;
+  readonly pid: number;
+  readonly runtimeDir: string;
+  readonly stateDir: string;
+  readonly socketPath: string;
+  readonly configFile: string;
+  /** All that it has written. */
+  output(): string;
+  health(): Promise<Record<string, unknown>>;
+  /** Until NATS and Redis are connected. */
+  ready(): Promise<void>;
+  /** SIGTERM, and the folders removed; resolves with its exit code. */
+  stop(): Promise<number | null>;
+  /** SIGKILL; the folders stay. */
+  kill(): Promise<void>;
+  /** SIGTERM or SIGKILL, then a new process on the same folders. */
+  restart(signal?: NodeJS.Signals): Promise<void>;
+}
+
+/** Starts the agent as installed, with folders of its own; returns when its socket answers. */
+export async function startAgent(
+  options: { config?: object; env?: Record<string, string>; wrap?: readonly string[] } = {},
+): Promise<RunningAgent> {
+  const folder = mkdtempSync(join(tmpdir(), 'volt-test-agent-'));
+  const runtimeDir = join(folder, 'run');
+  const stateDir = join(folder, 'state');
+  const networksDir = join(folder, 'networks');
+  mkdirSync(networksDir);
+  const host = 'h1';
+  const config = {
+    host,
+    runtimeDir,
+    stateDir,
+    networksDir,
+    heartbeatSeconds: 1,
+    ...options.config,
+  };
+  const configFile = join(folder, 'agent.json');
+  writeFileSync(configFile, JSON.stringify(config));
+  const socketPath = join(runtimeDir, 'agent.sock');
+  let output = '';
+  const health = async (): Promise<Record<string, unknown>> => {
+    const { bytes } = await requestSeqpacket(socketPath, Buffer.from('{"op":"health"}'));
+    const answer = JSON.parse(bytes.toString()) as { health: Record<string, unknown> };
+    return answer.health;
+  };
+  const launch = async (): Promise<ChildProcess> => {
+    const command = [...(options.wrap ?? []), AGENT, '--config', configFile];
+    const [program = AGENT, ...args] = command;
+    const env = { ...process.env, ...options.env };
+    const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    running.add(child);
+    child.once('exit', () => running.delete(child));
+    child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
+    child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
+    const end = Date.now() + START_TIMEOUT_MS;
+    for (;;) {
+      if (child.exitCode !== null) throw new Error(`the agent ended: ${output}`);
+      if (Date.now() > end) throw new Error(`the agent does not answer: ${output}`);
+      if (existsSync(socketPath) && (await health().catch(() => null))?.['pid'] === child.pid)
+        break;
+      await sleep(20);
+    }
+    return child;
+  };
+  let child = await launch();
+  const end = async (signal: NodeJS.Signals): Promise<number | null> => {
+    if (child.exitCode !== null || child.signalCode !== null) return child.exitCode;
+    const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
+    child.kill(signal);
+    return exited;
+  };
+  return {
+    host,
+    runtimeDir,
+    stateDir,
+    socketPath,
+    configFile,
+    get pid() {
+      return child.pid ?? 0;
+    },
+    output: () => output,
+    health,
+    ready: async () => {
+      await until('the agent is connected', async () => {
+        const { nats, redis } = await health();
+        return nats === 'connected' && (redis as { state: string }).state === 'ready';
+      });
+    },
+    stop: async () => {
+      const code = await end('SIGTERM');
+      rmSync(folder, { recursive: true, force: true });
+      return code;
+    },
+    kill: async () => {
+      await end('SIGKILL');
+    },
+    restart: async (signal = 'SIGTERM') => {
+      await end(signal);
+      child = await launch();
+    },
+  };
+}
+
+/** Repeats a question until the answer is yes; an error counts as no. */
+export async function until(
+  what: string,
+  ask: () => Promise<boolean> | boolean,
+  timeoutMs = 15_000,
+): Promise<void> {
+  const end = Date.now() + timeoutMs;
+  let last: unknown;
+  while (Date.now() < end) {
+    try {
+      if (await ask()) return;
+    } catch (error) {
+      last = error;
+    }
+    await sleep(10);
+  }
+  throw new Error(`not in ${timeoutMs} ms: ${what}`, { cause: last });
+}
+
+const running = new Set<ChildProcess>();
+process.on('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});

@@ -1,0 +1,129 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { requireTool } from './tools.ts';
+
+/** A real server on loopback, in the namespace of whoever started it, with data in a folder of its own. */
+export interface Server {
+  readonly url: string;
+  readonly port: number;
+  readonly pid: number;
+  /** Ends it and removes its data. */
+  stop(): Promise<void>;
+  /** SIGKILL; its data stays. */
+  kill(): Promise<void>;
+  /** Starts it again on its port with the data that it left. */
+  restart(): Promise<void>;
+  pause(): void;
+  resume(): void;
+}
+
+/** nats-server with JetStream. */
+export async function startNats({ port }: { port?: number } = {}): Promise<Server> {
+  const own = port ?? (await freePort());
+  return startServer('nats', own, (folder) => [
+    requireTool('nats-server'),
+    ...['--addr', '127.0.0.1', '--port', String(own), '--jetstream', '--store_dir', folder],
+  ]);
+}
+
+/** redis-server. `args` as on its command line: `--appendonly yes`. */
+export async function startRedis({
+  args = [],
+  port,
+}: { args?: readonly string[]; port?: number } = {}): Promise<Server> {
+  const own = port ?? (await freePort());
+  return startServer('redis', own, (folder) => [
+    requireTool('redis-server'),
+    ...['--bind', '127.0.0.1', '--port', String(own), '--dir', folder],
+    ...['--save', '', '--daemonize', 'no', ...args],
+  ]);
+}
+
+const START_TIMEOUT_MS = 15_000;
+
+// A test process that dies must not leave servers behind.
+const running = new Set<ChildProcess>();
+process.on('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+
+async function startServer(
+  scheme: 'nats' | 'redis',
+  port: number,
+  commandIn: (folder: string) => string[],
+): Promise<Server> {
+  const folder = mkdtempSync(join(tmpdir(), `volt-test-${scheme}-`));
+  const [program = '', ...args] = commandIn(folder);
+  let child = await launch(program, args, port);
+  const end = async (signal: NodeJS.Signals): Promise<void> => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    const exited = new Promise((resolve) => child.once('exit', resolve));
+    child.kill('SIGCONT');
+    child.kill(signal);
+    await exited;
+  };
+  return {
+    url: `${scheme}://127.0.0.1:${port}`,
+    port,
+    get pid() {
+      return child.pid ?? 0;
+    },
+    stop: async () => {
+      await end('SIGKILL');
+      rmSync(folder, { recursive: true, force: true });
+    },
+    kill: () => end('SIGKILL'),
+    restart: async () => {
+      await end('SIGTERM');
+      child = await launch(program, args, port);
+    },
+    pause: () => child.kill('SIGSTOP'),
+    resume: () => child.kill('SIGCONT'),
+  };
+}
+
+async function launch(program: string, args: string[], port: number): Promise<ChildProcess> {
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  running.add(child);
+  child.once('exit', () => running.delete(child));
+  let output = '';
+  const keep = (chunk: Buffer): void => {
+    output = (output + chunk.toString()).slice(-4_000);
+  };
+  child.stdout.on('data', keep);
+  child.stderr.on('data', keep);
+  const end = Date.now() + START_TIMEOUT_MS;
+  while (!(await accepts(port))) {
+    if (child.exitCode !== null) throw new Error(`${program} ended: ${output}`);
+    if (Date.now() > end) throw new Error(`${program} does not listen on ${port}: ${output}`);
+    await sleep(20);
+  }
+  return child;
+}
+
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      const port = typeof address === 'object' && address !== null ? address.port : 0;
+      server.close(() => resolve(port));
+    });
+  });
+}
+
+function accepts(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect({ host: '127.0.0.1', port });
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
+}
