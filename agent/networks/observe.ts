@@ -12,7 +12,7 @@ export function observePort(kernel: Kernel, attachment: Attachment): Difference[
   if (device === null) return [];
   const differences = new Differences(id);
   const link = kernel.links.get(device.ifindex);
-  if (link === null || link.alias !== deviceTag(attachment)) {
+  if (link?.alias !== deviceTag(attachment)) {
     return [{ id, what: 'device', expected: device.name, observed: null }];
   }
   differences.compare('device.name', device.name, link.name);

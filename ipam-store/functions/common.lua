@@ -34,6 +34,11 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
+-- An array of what is JSON already. cjson writes an empty table as an object.
+local function json_array(encoded)
+  return '[' .. table.concat(encoded, ',') .. ']'
+end
+
 local function refuse(code, message, details, retry_after_ms)
   return cjson.encode({
     error = { code = code, message = message, details = details, retryAfterMs = retry_after_ms },

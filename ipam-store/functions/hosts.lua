@@ -15,9 +15,9 @@ local function heartbeat(keys, args)
     'ZRANGEBYSCORE', root .. ':host:' .. ask.host .. ':due', '-inf', digits(now), 'LIMIT', 0, MAX_DUE)
   local due = {}
   for _, id in ipairs(ids) do
-    table.insert(due, { id = id, generation = lease_of(root, id).generation })
+    table.insert(due, cjson.encode({ id = id, generation = lease_of(root, id).generation }))
   end
-  return cjson.encode({ nowMs = digits(now), due = #due > 0 and due or cjson.decode('[]') })
+  return '{"nowMs":"' .. digits(now) .. '","due":' .. json_array(due) .. '}'
 end
 
 redis.register_function('volt1_heartbeat', heartbeat)

@@ -222,12 +222,13 @@ local function list(keys, args)
   local names, cursor = page_of(key, ask.cursor, ask.limit)
   local leases = {}
   for _, id in ipairs(names) do
-    local lease = lease_of(root, id)
-    if not ask.network or lease.network == ask.network then
+    local lease = redis.call('HGET', root .. ':leases', id)
+    if not ask.network or cjson.decode(lease).network == ask.network then
       table.insert(leases, lease)
     end
   end
-  return cjson.encode({ leases = #leases > 0 and leases or cjson.decode('[]'), cursor = cursor })
+  local rest = cursor and (',"cursor":' .. cjson.encode(cursor)) or ''
+  return '{"leases":' .. json_array(leases) .. rest .. '}'
 end
 
 redis.register_function('volt1_acquire', acquire)

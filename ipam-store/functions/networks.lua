@@ -158,9 +158,10 @@ local function list(keys, _)
   local networks = {}
   for _, name in ipairs(names) do
     local record = cjson.decode(records[name])
-    table.insert(networks, { network = record.network, revision = record.revision })
+    table.insert(networks,
+      cjson.encode({ network = record.network, revision = record.revision }))
   end
-  return cjson.encode({ networks = #networks > 0 and networks or cjson.decode('[]') })
+  return '{"networks":' .. json_array(networks) .. '}'
 end
 
 -- delete {name} -> {deleted}

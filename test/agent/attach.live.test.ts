@@ -148,7 +148,7 @@ describe('a repeated request', () => {
     const first = await attachContainer('six', 'c6');
     execFileSync('ip', ['link', 'delete', first.device?.name ?? '']);
     expect((await stack.client.check(stack.host, { id: 'six' })).differences).toMatchObject([
-      { id: 'six', what: 'device', observed: null },
+      { id: 'six', what: 'device', expected: 'veth-six-h' },
     ]);
     const again = await attachContainer('six', 'c6');
     expect(again.addresses).toEqual(first.addresses);
