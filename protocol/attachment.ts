@@ -246,7 +246,47 @@ export const attachmentSchema = z.object({
   labels: z.record(z.string(), z.string()),
 });
 
+export const attachAnswerSchema = z.object({
+  attachment: attachmentSchema,
+  /** True: the id was attached already with the same content, and nothing was done. */
+  replayed: z.boolean(),
+});
+
+export const detachAnswerSchema = z.object({
+  /** False: there was nothing to detach. */
+  detached: z.boolean(),
+  /** True: the device is out of use; its deletion and the release of the lease follow. */
+  releasing: z.boolean(),
+});
+
+export const getAnswerSchema = z.object({ attachment: attachmentSchema });
+
+/** One thing that is not as recorded. null: not there. */
+const differenceSchema = z.object({
+  id: z.string(),
+  what: z.string(),
+  expected: z.unknown(),
+  observed: z.unknown(),
+});
+
+export const checkAnswerSchema = z.object({
+  inSync: z.boolean(),
+  differences: z.array(differenceSchema),
+});
+
+export const listAnswerSchema = z.object({
+  attachments: z.array(attachmentSchema),
+  /** More follows; a request with it gets the next page. */
+  cursor: z.string().optional(),
+});
+
 export type Attachment = z.infer<typeof attachmentSchema>;
+export type AttachAnswer = z.infer<typeof attachAnswerSchema>;
+export type DetachAnswer = z.infer<typeof detachAnswerSchema>;
+export type GetAnswer = z.infer<typeof getAnswerSchema>;
+export type Difference = z.infer<typeof differenceSchema>;
+export type CheckAnswer = z.infer<typeof checkAnswerSchema>;
+export type ListAnswer = z.infer<typeof listAnswerSchema>;
 
 /**
  * Equal for requests of the same content: all of the request after defaults but `requestId`, `labels` and

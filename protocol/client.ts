@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import type { Msg, MsgHdrs, NatsConnection } from 'nats';
+import type { Msg, MsgHdrs, NatsConnection, Subscription } from 'nats';
 import type {
   AttachAnswer,
   Attachment,
@@ -8,6 +8,7 @@ import type {
   CheckRequest,
   DetachAnswer,
   DetachRequest,
+  GetAnswer,
   GetRequest,
   ListAnswer,
   ListRequest,
@@ -16,17 +17,26 @@ import type {
 import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
 import type { EventType } from './events.ts';
-import type { Network } from './network.ts';
+import { fromNatsError } from './nats-errors.ts';
+import type {
+  NetworkDeleteAnswer,
+  NetworkGetAnswer,
+  NetworkListAnswer,
+  NetworkPutAnswer,
+} from './network.ts';
+import { IS_ANSWER, type IsAnswer } from './outlines.ts';
 import {
   DEFAULT_PREFIX,
+  type HostOperation,
   JOB_STREAM,
+  jobMessageId,
   type JobOperation,
   type Subjects,
   subjects,
 } from './subjects.ts';
 
-// Nothing here loads a schema: what an agent answers is typed, not parsed again, and unknown keys pass
-// through. That keeps the import of an orchestrator, and the start of `voltnet`, to a few milliseconds.
+// Nothing here loads a schema: of an answer its outline is checked, and unknown keys pass through. That
+// keeps the import of an orchestrator, and the start of `voltnet`, to a few milliseconds.
 
 /** W3C trace context of the caller's span. */
 export interface TraceContext {
@@ -57,32 +67,6 @@ export interface NetworkInput {
   readonly [key: string]: unknown;
 }
 
-export interface NetworkUsage {
-  readonly size: number;
-  readonly used: number;
-  readonly free: number;
-  readonly reserved: number;
-  readonly cooling: number;
-  readonly suspect: number;
-}
-
-export interface PutNetworkAnswer {
-  readonly network: Network;
-  readonly revision: number;
-  readonly created: boolean;
-}
-
-export interface NetworkAnswer {
-  readonly network: Network;
-  readonly revision: number;
-  readonly usage: NetworkUsage;
-}
-
-export interface NetworkListAnswer {
-  readonly networks: readonly { readonly network: Network; readonly revision: number }[];
-  readonly cursor?: string;
-}
-
 /** A job that the work queue has taken. Its outcome is an event with this `requestId`. */
 export interface SubmittedJob {
   readonly requestId: string;
@@ -95,7 +79,8 @@ export interface SubmittedJob {
 /** One event, as it came. */
 export interface VoltEvent {
   readonly id: string;
-  readonly type: EventType;
+  /** One of EVENT_TYPES, or the type of a newer agent: whoever does not know it passes it over. */
+  readonly type: string;
   /** Who published it. */
   readonly host: string;
   readonly network: string;
@@ -121,7 +106,7 @@ const ANSWER_GRACE_MS = 500;
 /**
  * What an orchestrator uses. Errors are VoltError: those of the agent, AGENT_UNAVAILABLE when nobody serves
  * the host, DEADLINE_EXCEEDED when no answer came in time (then nobody knows whether it was done: repeat it,
- * a repeat is harmless).
+ * a repeat is harmless), INVALID_REQUEST for what cannot be sent.
  */
 export class VoltNetworkClient {
   readonly #connection: NatsConnection;
@@ -139,28 +124,25 @@ export class VoltNetworkClient {
   }
 
   attach(host: string, request: AttachRequest, options?: CallOptions): Promise<AttachAnswer> {
-    return this.#ask(this.#subjects.host(host, 'attach'), request, 'attachment', options);
+    return this.#askHost(host, 'attach', request, IS_ANSWER.attach, options);
   }
 
   detach(host: string, request: DetachRequest, options?: CallOptions): Promise<DetachAnswer> {
-    return this.#ask(this.#subjects.host(host, 'detach'), request, 'detached', options);
+    return this.#askHost(host, 'detach', request, IS_ANSWER.detach, options);
   }
 
-  get(
-    host: string,
-    request: GetRequest,
-    options?: CallOptions,
-  ): Promise<{ attachment: Attachment }> {
-    return this.#ask(this.#subjects.host(host, 'get'), request, 'attachment', options);
+  get(host: string, request: GetRequest, options?: CallOptions): Promise<GetAnswer> {
+    return this.#askHost(host, 'get', request, IS_ANSWER.get, options);
   }
 
-  check(host: string, request: CheckRequest, options?: CallOptions): Promise<CheckAnswer> {
-    return this.#ask(this.#subjects.host(host, 'check'), request, 'inSync', options);
+  /** Compares records, kernel and ledger: of one attachment, or of all without `id`. */
+  check(host: string, request: CheckRequest = {}, options?: CallOptions): Promise<CheckAnswer> {
+    return this.#askHost(host, 'check', request, IS_ANSWER.check, options);
   }
 
   /** One page; `cursor` in the answer asks for the next. */
-  list(host: string, request: ListRequest, options?: CallOptions): Promise<ListAnswer> {
-    return this.#ask(this.#subjects.host(host, 'list'), request, 'attachments', options);
+  list(host: string, request: ListRequest = {}, options?: CallOptions): Promise<ListAnswer> {
+    return this.#askHost(host, 'list', request, IS_ANSWER.list, options);
   }
 
   /** All pages, one attachment at a time. */
@@ -177,26 +159,27 @@ export class VoltNetworkClient {
     } while (cursor !== undefined);
   }
 
-  putNetwork(network: NetworkInput, options?: CallOptions): Promise<PutNetworkAnswer> {
-    return this.#ask(this.#subjects.network('put'), network, 'revision', options);
+  putNetwork(network: NetworkInput, options?: CallOptions): Promise<NetworkPutAnswer> {
+    return this.#ask(this.#subjects.network('put'), network, IS_ANSWER.networkPut, options);
   }
 
-  getNetwork(network: string, options?: CallOptions): Promise<NetworkAnswer> {
-    return this.#ask(this.#subjects.network('get'), { network }, 'usage', options);
+  getNetwork(network: string, options?: CallOptions): Promise<NetworkGetAnswer> {
+    return this.#ask(this.#subjects.network('get'), { network }, IS_ANSWER.networkGet, options);
   }
 
   listNetworks(
     request: NetworkListRequest = {},
     options?: CallOptions,
   ): Promise<NetworkListAnswer> {
-    return this.#ask(this.#subjects.network('list'), request, 'networks', options);
+    return this.#ask(this.#subjects.network('list'), request, IS_ANSWER.networkList, options);
   }
 
-  deleteNetwork(network: string, options?: CallOptions): Promise<{ deleted: boolean }> {
-    return this.#ask(this.#subjects.network('delete'), { network }, 'deleted', options);
+  deleteNetwork(network: string, options?: CallOptions): Promise<NetworkDeleteAnswer> {
+    const subject = this.#subjects.network('delete');
+    return this.#ask(subject, { network }, IS_ANSWER.networkDelete, options);
   }
 
-  /** Stores an attach in the work queue: it is done as soon as the host's agent takes it, even if that is later. */
+  /** Stores an attach in the work queue: the host's agent does it when it takes it, now or when it is back. */
   submitAttach(host: string, request: AttachRequest, options?: CallOptions): Promise<SubmittedJob> {
     return this.#submit(host, 'attach', request, options);
   }
@@ -206,56 +189,80 @@ export class VoltNetworkClient {
   }
 
   /**
-   * Events from now on, live. What happened before, and what happens while nobody watches, the stream
-   * VOLT_NET_EVENTS keeps.
+   * Events from now on, live: subscribed when this returns, so that what a request sent afterwards on the
+   * same connection causes is seen. What happened before, and what happens while nobody watches, the stream
+   * VOLT_NET_EVENTS keeps. Ends when `signal` says so or the connection closes; whoever does not iterate
+   * ends it by `signal`. Messages that are no events of the protocol are passed over.
    */
-  async *watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
+  watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
     const { host, network, types, signal } = options;
-    const filter = {
+    const subject = this.#subjects.events({
       ...(host !== undefined && { host }),
       ...(network !== undefined && { network }),
-    };
-    const subscription = this.#connection.subscribe(this.#subjects.events(filter));
-    const end = (): void => subscription.unsubscribe();
-    signal?.addEventListener('abort', end, { once: true });
+      ...(types?.length === 1 && { type: types[0] }),
+    });
     try {
-      if (signal?.aborted === true) return;
+      const subscription = this.#connection.subscribe(subject);
+      if (signal?.aborted === true) subscription.unsubscribe();
+      signal?.addEventListener('abort', () => subscription.unsubscribe(), { once: true });
+      return this.#events(subscription, types);
+    } catch (cause) {
+      throw fromNatsError(cause, { subject });
+    }
+  }
+
+  async *#events(
+    subscription: Subscription,
+    types: readonly EventType[] | undefined,
+  ): AsyncGenerator<VoltEvent, void, undefined> {
+    try {
       for await (const message of subscription) {
         const event = this.#eventOf(message);
-        if (event !== null && (types?.includes(event.type) ?? true)) yield event;
+        if (event === null) continue;
+        if (types === undefined || types.some((type) => type === event.type)) yield event;
       }
+    } catch (cause) {
+      throw fromNatsError(cause, { subject: subscription.getSubject() });
     } finally {
-      signal?.removeEventListener('abort', end);
       subscription.unsubscribe();
     }
+  }
+
+  // Async, so that a host that is none rejects as every other mistake does.
+  async #askHost<Answer>(
+    host: string,
+    operation: HostOperation,
+    request: object,
+    isAnswer: IsAnswer<Answer>,
+    options: CallOptions | undefined,
+  ): Promise<Answer> {
+    return this.#ask(this.#subjects.host(host, operation), request, isAnswer, options);
   }
 
   async #ask<Answer>(
     subject: string,
     request: object,
-    key: keyof Answer & string,
+    isAnswer: IsAnswer<Answer>,
     options: CallOptions = {},
   ): Promise<Answer> {
     const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
     const headers = this.#traceHeaders(options);
     headers.set('volt-timeout-ms', String(timeoutMs));
+    const payload = encoded(request);
     let message: Msg;
     try {
-      message = await this.#connection.request(subject, encode(request), {
+      message = await this.#connection.request(subject, payload, {
         timeout: timeoutMs + ANSWER_GRACE_MS,
         headers,
       });
     } catch (cause) {
-      throw fromNatsError(cause, subject, timeoutMs);
+      throw fromNatsError(cause, { subject, timeoutMs });
     }
-    const answer = decodeAnswer(message.data);
+    const answer = decoded(message.data, subject);
     const error = fromErrorBody(answer);
     if (error !== null) throw error;
-    if (typeof answer !== 'object' || answer === null || !(key in answer)) {
-      throw new VoltError('INTERNAL', `the answer to ${subject} has no ${key}`);
-    }
-    // The one place where an answer is believed to be what the protocol says it is.
-    return answer as Answer;
+    if (isAnswer(answer)) return answer;
+    throw new VoltError('INTERNAL', `the answer to ${subject} lacks what the protocol promises`);
   }
 
   async #submit(
@@ -266,19 +273,18 @@ export class VoltNetworkClient {
   ): Promise<SubmittedJob> {
     const requestId = request.requestId ?? randomUUID();
     const subject = this.#subjects.job(host, operation);
-    const timeout = options.timeoutMs ?? this.#timeoutMs;
+    const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
+    const payload = encoded({ ...request, requestId });
     try {
-      const stored = await this.#connection
-        .jetstream()
-        .publish(subject, encode({ ...request, requestId }), {
-          msgID: `${host}.${operation}.${requestId}`,
-          headers: this.#traceHeaders(options),
-          expect: { streamName: JOB_STREAM },
-          timeout,
-        });
+      const stored = await this.#connection.jetstream().publish(subject, payload, {
+        msgID: jobMessageId({ host, operation, requestId }),
+        headers: this.#traceHeaders(options),
+        expect: { streamName: JOB_STREAM },
+        timeout: timeoutMs,
+      });
       return { requestId, sequence: stored.seq, duplicate: stored.duplicate };
     } catch (cause) {
-      throw fromNatsError(cause, subject, timeout);
+      throw fromNatsError(cause, { subject, timeoutMs });
     }
   }
 
@@ -293,32 +299,47 @@ export class VoltNetworkClient {
   #eventOf(message: Msg): VoltEvent | null {
     const subject = this.#subjects.match(message.subject);
     if (subject?.kind !== 'event') return null;
-    const body = decodeAnswer(message.data);
-    if (typeof body !== 'object' || body === null) return null;
+    const body = eventBody(message.data);
+    if (body === null) return null;
     const header = (name: string): string => message.headers?.get(name) ?? '';
     const traceparent = header('traceparent');
     return {
       id: header('ce-id'),
-      // Types of newer agents pass through; a reader that does not know one ignores it.
-      type: subject.type as EventType,
+      type: subject.type,
       host: subject.host,
       network: subject.network,
       subject: header('ce-subject'),
       time: header('ce-time'),
       ...(traceparent !== '' && { traceparent }),
-      body: { ...body },
+      body,
     };
   }
 }
 
-function fromNatsError(cause: unknown, subject: string, timeoutMs: number): VoltError {
-  if (cause instanceof VoltError) return cause;
-  const code = cause instanceof Error && 'code' in cause ? cause.code : undefined;
-  if (code === 'TIMEOUT') {
-    return new VoltError('DEADLINE_EXCEEDED', `no answer to ${subject} in ${timeoutMs} ms`, {
-      cause,
-    });
+function encoded(request: object): Uint8Array {
+  try {
+    return encode(request);
+  } catch (cause) {
+    if (cause instanceof VoltError) throw cause;
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new VoltError('INVALID_REQUEST', `cannot be sent: ${reason}`, { cause });
   }
-  const reason = code === '503' ? 'nobody serves it' : String(cause);
-  return new VoltError('AGENT_UNAVAILABLE', `${subject}: ${reason}`, { cause });
+}
+
+// What cannot be read is the other side's fault, not that of the request.
+function decoded(payload: Uint8Array, subject: string): unknown {
+  try {
+    return decodeAnswer(payload);
+  } catch (cause) {
+    throw new VoltError('INTERNAL', `the answer to ${subject} cannot be read`, { cause });
+  }
+}
+
+function eventBody(payload: Uint8Array): Record<string, unknown> | null {
+  try {
+    const body = decodeAnswer(payload);
+    return typeof body === 'object' && body !== null && !Array.isArray(body) ? { ...body } : null;
+  } catch {
+    return null;
+  }
 }

@@ -49,25 +49,27 @@ function encodeWithin(value: unknown, maxBytes: number): Uint8Array {
 }
 
 /**
- * Decodes one MessagePack value from outside. Maps come out without a prototype and without the keys whose
- * value is nil (nil means absent). Throws TOO_LARGE past `maxBytes`, and INVALID_REQUEST for what is not
+ * Decodes a request or a job. Maps come out without a prototype and without the keys whose value is nil (in
+ * a request nil means absent). Throws TOO_LARGE past MAX_PAYLOAD_BYTES, and INVALID_REQUEST for what is not
  * MessagePack, is nested deeper than MAX_DEPTH, has map keys that are not text or are `__proto__`, bytes
  * after the value, text that is not UTF-8, or extension types.
  */
-export function decode(bytes: Uint8Array, { maxBytes = MAX_PAYLOAD_BYTES } = {}): unknown {
+export const decode = (bytes: Uint8Array): unknown =>
+  withoutNil(decodeAny(bytes, MAX_PAYLOAD_BYTES));
+
+/** Decodes an answer or an event: as `decode`, within MAX_ANSWER_BYTES; nil stays, as null. */
+export const decodeAnswer = (bytes: Uint8Array): unknown => decodeAny(bytes, MAX_ANSWER_BYTES);
+
+function decodeAny(bytes: Uint8Array, maxBytes: number): unknown {
   refuseLarger(bytes, maxBytes);
   checkShape(bytes, MAX_DEPTH);
   try {
-    return withoutPrototypes(decoder.decode(bytes));
+    return withoutPrototype(decoder.decode(bytes));
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new VoltError('INVALID_REQUEST', `the payload is not acceptable: ${reason}`, { cause });
   }
 }
-
-/** Decodes an answer or an event: as `decode`, within MAX_ANSWER_BYTES. */
-export const decodeAnswer = (bytes: Uint8Array): unknown =>
-  decode(bytes, { maxBytes: MAX_ANSWER_BYTES });
 
 function refuseLarger(bytes: Uint8Array, limit: number): void {
   if (bytes.byteLength <= limit) return;
@@ -76,12 +78,24 @@ function refuseLarger(bytes: Uint8Array, limit: number): void {
   });
 }
 
-// At most MAX_DEPTH calls deep: the shape has been checked.
-function withoutPrototypes(value: unknown): unknown {
-  if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return value;
-  if (Array.isArray(value)) return value.map(withoutPrototypes);
-  const entries = Object.entries(value)
-    .filter(([, element]) => element !== null)
-    .map(([key, element]) => [key, withoutPrototypes(element)]);
-  return Object.setPrototypeOf(Object.fromEntries(entries), null);
+// Both walk at most MAX_DEPTH calls deep: the shape has been checked.
+
+function withoutPrototype(value: unknown): unknown {
+  if (!isMapOrArray(value)) return value;
+  if (Array.isArray(value)) return value.map(withoutPrototype);
+  for (const [key, element] of Object.entries(value)) value[key] = withoutPrototype(element);
+  return Object.setPrototypeOf(value, null);
 }
+
+function withoutNil(value: unknown): unknown {
+  if (!isMapOrArray(value)) return value;
+  if (Array.isArray(value)) return value.map(withoutNil);
+  for (const [key, element] of Object.entries(value)) {
+    if (element === null) delete value[key];
+    else value[key] = withoutNil(element);
+  }
+  return value;
+}
+
+const isMapOrArray = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !(value instanceof Uint8Array);

@@ -125,6 +125,44 @@ export function parseNetwork(value: unknown): Network {
     : { ...checked, routes: checkedRoutes(keys.routes, subnetsOf(checked)) };
 }
 
+/** What a network came to be in a record of the fleet: its keys, loosely, since a newer agent may have more. */
+const recorded = z.custom<Network>(
+  (value) => typeof value === 'object' && value !== null && 'network' in value,
+  'must be a network',
+);
+
+/** Addresses by what they are; IPv6 networks have more than 2^53. */
+const usageSchema = z.object({
+  size: z.number(),
+  used: z.number(),
+  free: z.number(),
+  reserved: z.number(),
+  cooling: z.number(),
+  suspect: z.number(),
+});
+
+export const networkPutAnswerSchema = z.object({
+  network: recorded,
+  revision: z.int(),
+  created: z.boolean(),
+});
+export const networkGetAnswerSchema = z.object({
+  network: recorded,
+  revision: z.int(),
+  usage: usageSchema,
+});
+export const networkListAnswerSchema = z.object({
+  networks: z.array(z.object({ network: recorded, revision: z.int() })),
+  cursor: z.string().optional(),
+});
+export const networkDeleteAnswerSchema = z.object({ deleted: z.boolean() });
+
+export type NetworkUsage = z.infer<typeof usageSchema>;
+export type NetworkPutAnswer = z.infer<typeof networkPutAnswerSchema>;
+export type NetworkGetAnswer = z.infer<typeof networkGetAnswerSchema>;
+export type NetworkListAnswer = z.infer<typeof networkListAnswerSchema>;
+export type NetworkDeleteAnswer = z.infer<typeof networkDeleteAnswerSchema>;
+
 /** The subnets of a network, IPv4 first. */
 export const subnetsOf = ({ subnet, ipv6 }: Pick<Network, 'subnet' | 'ipv6'>): IpPrefix[] =>
   [subnet, ipv6?.subnet].filter((one) => one !== undefined).map((one) => IpPrefix.parse(one));

@@ -1,0 +1,56 @@
+import { z } from 'zod';
+import { attachmentSchema } from './attachment.ts';
+import type { EventType } from './events.ts';
+import { networkPutAnswerSchema } from './network.ts';
+
+/** In the body of every event: the request that it is the outcome of, and how long its phases took. */
+const outcome = {
+  requestId: z.string(),
+  /** Milliseconds by phase: `ipam`, `kernel`, `publish`. */
+  durationMs: z.record(z.string(), z.number()),
+};
+
+/** As an answer carries it, too. `code` may be one of a newer agent. */
+export const errorSchema = z.object({
+  code: z.string(),
+  message: z.string(),
+  retryable: z.boolean(),
+  retryAfterMs: z.number().optional(),
+  details: z.record(z.string(), z.unknown()).optional(),
+});
+
+const attached = z.object({ ...attachmentSchema.shape, ...outcome });
+const onHost = z.looseObject(outcome);
+
+/**
+ * What the body of each event type holds, read as answers are: keys that are not known here are left out.
+ * Types whose body is not fixed yet keep all keys.
+ */
+export const eventBodySchemas = {
+  attached,
+  updated: attached,
+  /** The attachment as it was, and why it ended. */
+  detached: attached.extend({
+    state: z.literal('detached'),
+    /** `requested`, `expired`, `failed`, `interrupted`; a newer agent may have more. */
+    reason: z.string(),
+  }),
+  failed: z.object({
+    error: errorSchema,
+    operation: z.string(),
+    request: z.record(z.string(), z.unknown()),
+    ...outcome,
+  }),
+  'network-changed': z.union([
+    z.object({ ...networkPutAnswerSchema.shape, ...outcome }),
+    z.object({ network: z.string(), deleted: z.literal(true), ...outcome }),
+  ]),
+  repaired: onHost,
+  suspect: onHost,
+  recovering: onHost,
+  recovered: onHost,
+  'host-up': onHost,
+  'host-down': onHost,
+} as const satisfies Record<EventType, z.ZodType>;
+
+export type EventBody<Type extends EventType> = z.infer<(typeof eventBodySchemas)[Type]>;

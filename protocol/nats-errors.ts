@@ -1,0 +1,47 @@
+import { type ErrorCode, VoltError } from './errors.ts';
+
+// Codes of the package `nats` (its enum ErrorCode), which is not imported: its errors are known by their
+// `code`, and those of JetStream by the number in `api_error`.
+const CODES: Readonly<Record<string, ErrorCode>> = {
+  TIMEOUT: 'DEADLINE_EXCEEDED',
+  PERMISSIONS_VIOLATION: 'UNAUTHORIZED',
+  AUTHORIZATION_VIOLATION: 'UNAUTHORIZED',
+  MAX_PAYLOAD_EXCEEDED: 'TOO_LARGE',
+  BAD_SUBJECT: 'INVALID_REQUEST',
+};
+const NO_RESPONDERS = '503';
+
+// JSApiError numbers of nats-server: 10023 insufficient resources, 10047 storage, 10054 a message larger than
+// the stream takes, 10077 a limit of the stream with discard new.
+const JETSTREAM_CODES: Readonly<Record<number, ErrorCode>> = {
+  10023: 'OVERLOADED',
+  10047: 'OVERLOADED',
+  10054: 'TOO_LARGE',
+  10077: 'OVERLOADED',
+};
+
+/** An error of the NATS client as one of ours; AGENT_UNAVAILABLE where nothing else fits. */
+export function fromNatsError(
+  cause: unknown,
+  { subject, timeoutMs }: { readonly subject: string; readonly timeoutMs?: number },
+): VoltError {
+  if (cause instanceof VoltError) return cause;
+  const natsCode = cause instanceof Error && 'code' in cause ? String(cause.code) : '';
+  const code = JETSTREAM_CODES[jetStreamNumber(cause)] ?? CODES[natsCode] ?? 'AGENT_UNAVAILABLE';
+  return new VoltError(code, `${subject}: ${reasonOf(cause, natsCode, timeoutMs)}`, { cause });
+}
+
+function jetStreamNumber(cause: unknown): number {
+  if (!(cause instanceof Error) || !('api_error' in cause)) return 0;
+  const error = cause.api_error;
+  if (typeof error !== 'object' || error === null || !('err_code' in error)) return 0;
+  return Number(error.err_code);
+}
+
+function reasonOf(cause: unknown, natsCode: string, timeoutMs: number | undefined): string {
+  if (natsCode === NO_RESPONDERS) return 'nobody serves this subject';
+  if (natsCode === 'TIMEOUT') {
+    return timeoutMs === undefined ? 'no answer' : `no answer within ${timeoutMs} ms`;
+  }
+  return cause instanceof Error ? cause.message : String(cause);
+}

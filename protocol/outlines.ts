@@ -1,0 +1,55 @@
+import type {
+  AttachAnswer,
+  CheckAnswer,
+  DetachAnswer,
+  GetAnswer,
+  ListAnswer,
+} from './attachment.ts';
+import type {
+  NetworkDeleteAnswer,
+  NetworkGetAnswer,
+  NetworkListAnswer,
+  NetworkPutAnswer,
+} from './network.ts';
+
+/** Believes an answer to be what the protocol says it is once its outline fits. */
+export type IsAnswer<Answer> = (answer: unknown) => answer is Answer;
+
+type TypeName = 'object' | 'boolean' | 'number';
+
+const outlined =
+  <Answer extends object>(
+    outline: Readonly<Partial<Record<keyof Answer & string, TypeName>>>,
+  ): IsAnswer<Answer> =>
+  (answer): answer is Answer => {
+    if (typeof answer !== 'object' || answer === null) return false;
+    const found = new Map<string, unknown>(Object.entries(answer));
+    return Object.entries(outline).every(([key, type]) => {
+      const value = found.get(key);
+      return value !== null && typeof value === type;
+    });
+  };
+
+/**
+ * For readers that do without the schemas: by operation, whether an answer has the keys that its caller will
+ * look at. What is below them is as the protocol says, or the agent is broken.
+ */
+export const IS_ANSWER = {
+  attach: outlined<AttachAnswer>({ attachment: 'object', replayed: 'boolean' }),
+  detach: outlined<DetachAnswer>({ detached: 'boolean', releasing: 'boolean' }),
+  get: outlined<GetAnswer>({ attachment: 'object' }),
+  check: outlined<CheckAnswer>({ inSync: 'boolean', differences: 'object' }),
+  list: outlined<ListAnswer>({ attachments: 'object' }),
+  networkPut: outlined<NetworkPutAnswer>({
+    network: 'object',
+    revision: 'number',
+    created: 'boolean',
+  }),
+  networkGet: outlined<NetworkGetAnswer>({
+    network: 'object',
+    revision: 'number',
+    usage: 'object',
+  }),
+  networkList: outlined<NetworkListAnswer>({ networks: 'object' }),
+  networkDelete: outlined<NetworkDeleteAnswer>({ deleted: 'boolean' }),
+} as const;
