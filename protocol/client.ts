@@ -199,21 +199,26 @@ export class VoltNetworkClient {
     const subject = this.#subjects.events({
       ...(host !== undefined && { host }),
       ...(network !== undefined && { network }),
-      ...(types?.length === 1 && { type: types[0] }),
     });
+    let subscription: Subscription;
     try {
-      const subscription = this.#connection.subscribe(subject);
-      if (signal?.aborted === true) subscription.unsubscribe();
-      signal?.addEventListener('abort', () => subscription.unsubscribe(), { once: true });
-      return this.#events(subscription, types);
+      subscription = this.#connection.subscribe(subject);
     } catch (cause) {
       throw fromNatsError(cause, { subject });
     }
+    const end = (): void => subscription.unsubscribe();
+    if (signal?.aborted === true) end();
+    signal?.addEventListener('abort', end, { once: true });
+    return this.#events(subscription, types, () => {
+      signal?.removeEventListener('abort', end);
+      end();
+    });
   }
 
   async *#events(
     subscription: Subscription,
     types: readonly EventType[] | undefined,
+    end: () => void,
   ): AsyncGenerator<VoltEvent, void, undefined> {
     try {
       for await (const message of subscription) {
@@ -224,7 +229,7 @@ export class VoltNetworkClient {
     } catch (cause) {
       throw fromNatsError(cause, { subject: subscription.getSubject() });
     } finally {
-      subscription.unsubscribe();
+      end();
     }
   }
 
