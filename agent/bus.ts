@@ -54,6 +54,7 @@ export interface BusOptions {
 export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
+const DRAIN_TIMEOUT_MS = 1_000;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
 const EVENT_AGE_DAYS = 7;
 const EVENT_STREAM_BYTES = 1 << 30;
@@ -108,7 +109,10 @@ export class Bus {
 
   /** Stops taking requests; those under way go on, and their answers are still sent. */
   async stopTaking(): Promise<void> {
-    await this.#service?.stop().catch(() => {});
+    // Without a connection nothing can come, and a drain would wait for one.
+    if (this.#state !== 'connected') return;
+    const stopped = this.#service?.stop().catch(() => {});
+    await Promise.race([stopped, sleep(DRAIN_TIMEOUT_MS)]);
   }
 
   async close(): Promise<void> {
@@ -117,7 +121,7 @@ export class Bus {
     this.#connection = undefined;
     if (connection !== undefined && !connection.isClosed()) {
       // A drain flushes the answers; it waits for ever where the server is away.
-      await Promise.race([connection.drain().catch(() => {}), sleep(1_000)]);
+      await Promise.race([connection.drain().catch(() => {}), sleep(DRAIN_TIMEOUT_MS)]);
       if (!connection.isClosed()) await connection.close().catch(() => {});
     }
     this.#setState('closed');

@@ -237,15 +237,7 @@ export class Links {
       byIndex ? { ifi_index: which } : {},
       { ...(!byIndex && { IFLA_IFNAME: which }), IFLA_EXT_MASK: mask },
     );
-    let link: Link | null = null;
-    try {
-      this.#socket.request(request, (message) => {
-        link = parseLink(message);
-      });
-    } catch (error) {
-      if (!isKernelError(error, 'ENODEV')) throw error;
-    }
-    return link;
+    return this.#socket.find(request, 'ENODEV', parseLink);
   }
 
   #new(link: NewLink, attributes: Values<typeof LINK>): void {

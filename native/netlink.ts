@@ -108,6 +108,27 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
+   * Asks for one object; null when the kernel answers with the errno that means there is none, which is no
+   * failure, and no failed operation in a trace.
+   */
+  find<T>(request: Request, absent: string, parse: (message: Received) => T): T | null {
+    return traced(request.operation, request.subject, () => {
+      this.#assertIdle();
+      const first = this.#compose([request], NLM_F_ACK);
+      this.#send(request);
+      let found: T | null = null;
+      try {
+        this.#collect([request], first, (message) => {
+          found = parse(message);
+        });
+      } catch (error) {
+        if (!isKernelError(error, absent)) throw error;
+      }
+      return found;
+    });
+  }
+
+  /**
    * Does several requests in one send. The kernel tries each whatever becomes of those before; the first
    * error is thrown once all are answered.
    */

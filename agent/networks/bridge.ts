@@ -61,7 +61,7 @@ export function ensureBridge(
   const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
   if (!interrupted || link.alias !== undefined) return { index, mtu: link.mtu, ours: false };
   const mtu = network.mtu ?? DEFAULT_MTU;
-  pinMtu(kernel, index, mtu);
+  pinMtu(kernel, link, mtu);
   for (const address of gatewayAddresses(network)) {
     try {
       kernel.addresses.add({ ifindex: index, address, noDad: true });
@@ -69,16 +69,16 @@ export function ensureBridge(
       if (!isKernelError(error, 'EEXIST')) throw error;
     }
   }
-  kernel.links.set(index, { up: true });
-  kernel.links.set(index, { alias: tag });
+  kernel.links.set(link, { up: true });
+  kernel.links.set(link, { alias: tag });
   return { index, mtu, ours: true };
 }
 
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had
 // (BROPT_MTU_SET_BY_USER); a value given at creation does not count.
-function pinMtu(kernel: Kernel, index: number, mtu: number): void {
-  kernel.links.set(index, { mtu: mtu - 1 });
-  kernel.links.set(index, { mtu });
+function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
+  kernel.links.set(link, { mtu: mtu - 1 });
+  kernel.links.set(link, { mtu });
 }
 
 function gatewayAddresses(network: Network): InterfaceAddress[] {

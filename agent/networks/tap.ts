@@ -43,11 +43,11 @@ export function makeTap(
   if (link === null) throw new VoltError('INTERNAL', `TAP ${name} vanished while it was made`);
   const { index } = link;
   const mac = hostEndMac(MacAddress.parse(lease.mac));
-  kernel.links.set(index, { mac, mtu, master, group: DEVICE_GROUP, alias: deviceTag(lease) });
+  kernel.links.set(link, { mac, mtu, master, group: DEVICE_GROUP, alias: deviceTag(lease) });
   closeToIpv6(name);
-  kernel.links.set(index, { up: true });
+  kernel.links.set(link, { up: true });
   tap.persist();
-  undo.defer(() => kernel.links.delete(index));
+  undo.defer(() => kernel.links.delete(link));
   return {
     type: 'tap',
     name,

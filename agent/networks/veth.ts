@@ -43,7 +43,7 @@ export function makeVeth(
   const { bridge } = network;
   const peerMac = MacAddress.parse(lease.mac);
   const mac = hostEndMac(peerMac);
-  const { index } = kernel.links.createVeth({
+  const link = kernel.links.createVeth({
     name,
     mac,
     mtu,
@@ -56,9 +56,9 @@ export function makeVeth(
       ...(namespace !== undefined && { namespace: namespace.handle }),
     },
   });
-  undo.defer(() => kernel.links.delete(index));
+  undo.defer(() => kernel.links.delete(link));
   closeToIpv6(name);
-  kernel.links.set(index, { alias: deviceTag(lease), up: true });
+  kernel.links.set(link, { alias: deviceTag(lease), up: true });
   const peer =
     namespace === undefined
       ? peerOnHost(kernel, peerName)
@@ -66,7 +66,7 @@ export function makeVeth(
   return {
     type: 'veth',
     name,
-    ifindex: index,
+    ifindex: link.index,
     mac: mac.toString(),
     mtu,
     bridge,
@@ -104,8 +104,8 @@ function configurePeer(order: {
   for (const address of lease.addresses) {
     inside.addresses.add({ ifindex: index, address: InterfaceAddress.parse(address), noDad: true });
   }
-  inside.links.set(LOOPBACK_INDEX, { up: true });
-  inside.links.set(index, { up: true });
+  inside.links.set({ index: LOOPBACK_INDEX, name: 'lo' }, { up: true });
+  inside.links.set(peer, { up: true });
   for (const gateway of [network.gateway, network.ipv6?.gateway]) {
     if (gateway === undefined) continue;
     try {

@@ -51,7 +51,11 @@ export async function startStack(
     ...(wrap !== undefined && { wrap }),
   });
   await agent.ready();
-  const connection = await connect({ servers: nats.url, maxReconnectAttempts: -1 });
+  const connection = await connect({
+    servers: nats.url,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 100,
+  });
   const client = new VoltNetworkClient({ connection, headers });
   for (const network of networks) await client.putNetwork({ ...network });
   const { host } = agent;
