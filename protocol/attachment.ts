@@ -70,8 +70,12 @@ const labels = z
   .record(z.string().min(1).max(64), z.string().max(256))
   .refine((given) => Object.keys(given).length <= 64, 'must be 64 labels at most');
 
+// The kernel allows 256 queues, but no more descriptors in one packet than this (SCM_MAX_FD), and a claim
+// hands over all of them at once.
+const MAX_QUEUES = 253;
+
 const tap = z.strictObject({
-  queues: z.int().min(1).max(256).optional(),
+  queues: z.int().min(1).max(MAX_QUEUES).optional(),
   vnetHdr: z.boolean().optional(),
   ownerUid: uid.optional(),
   ownerGid: uid.optional(),

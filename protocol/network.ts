@@ -77,6 +77,8 @@ const networkSchema = z.strictObject({
   reclaimAfterSeconds: seconds.min(1).optional(),
 });
 
+export const NETWORK_KEYS: readonly string[] = Object.keys(networkSchema.shape);
+
 type NetworkKeys = z.infer<typeof networkSchema>;
 export type NetworkType = NetworkKeys['type'];
 
