@@ -79,7 +79,7 @@ export class Attachments {
         record,
         record.detach ?? {
           reason: 'interrupted',
-          requestId: `interrupted-${record.createdAt}`,
+          requestId: `interrupted-${record.id}-${record.createdAt}`,
           startedAt: new Date().toISOString(),
         },
       );
@@ -106,8 +106,9 @@ export class Attachments {
           network: request.network,
           subject: request.id,
           operation: 'attach',
+          requestId: request.requestId,
           // A retryable error is not the outcome: the repeat may well succeed, as an event of its own.
-          requestId: error.retryable ? `${request.requestId}#${randomUUID()}` : request.requestId,
+          final: !error.retryable,
           trace: call.trace,
           body: { ...toErrorBody(error), operation: 'attach', request },
         });
@@ -146,7 +147,7 @@ export class Attachments {
       if (lease?.expiresAt === undefined || Date.parse(lease.expiresAt) > nowMs) return;
       this.#beginDetach(record, {
         reason: 'expired',
-        requestId: `expired-${lease.generation}`,
+        requestId: `expired-${id}-${lease.generation}`,
         startedAt: new Date().toISOString(),
       });
     });

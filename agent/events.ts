@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { encode } from '#protocol/envelope.ts';
 import { eventHeaders, eventId, type EventType } from '#protocol/events.ts';
 import { subjects } from '#protocol/subjects.ts';
@@ -15,6 +16,8 @@ export interface Outcome {
   readonly operation: string;
   /** With host and operation it makes the event's id: the same outcome is the same event. */
   readonly requestId: string;
+  /** False for what is no outcome yet (a retryable failure): an event of its own each time. */
+  readonly final?: boolean;
   /** Of the request that caused it. */
   readonly trace: { readonly traceparent?: string; readonly tracestate?: string };
   readonly body: Readonly<Record<string, unknown>>;
@@ -61,9 +64,10 @@ export class EventLog {
   add(outcome: Outcome): void {
     const { host } = this.#options;
     const { type, network, subject, operation, requestId, trace, body, durationMs } = outcome;
+    const attempt = outcome.final === false ? `${operation} ${randomUUID()}` : operation;
     const { traceparent, tracestate } = trace;
     this.#outbox.add({
-      id: eventId({ host, operation, requestId }),
+      id: eventId({ host, operation: attempt, requestId }),
       type,
       network,
       subject,

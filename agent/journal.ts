@@ -47,6 +47,7 @@ export interface DetachIntent {
 export class Journal {
   readonly #folder: string;
   readonly #records = new Map<string, AttachmentRecord>();
+  readonly #deviceNames = new Set<string>();
 
   constructor(runtimeDir: string) {
     this.#folder = join(runtimeDir, 'attachments');
@@ -63,7 +64,7 @@ export class Journal {
         try {
           const record = parseRecord(readFileSync(path, 'utf8'));
           if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
-          this.#records.set(record.id, record);
+          this.#keep(record);
         } catch (error) {
           this.#setAside(name);
           log.error({ file: path, error: String(error) }, 'record set aside: it cannot be read');
@@ -82,8 +83,7 @@ export class Journal {
 
   /** True when a record has or reserves this device name. */
   namesDevice(name: string): boolean {
-    for (const record of this.#records.values()) if (record.deviceName === name) return true;
-    return false;
+    return this.#deviceNames.has(name);
   }
 
   put(record: AttachmentRecord): void {
@@ -91,11 +91,23 @@ export class Journal {
     const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
     writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
     renameSync(`${path}.tmp`, path);
-    this.#records.set(record.id, record);
+    this.#keep(record);
   }
 
   remove(id: string): void {
     rmSync(join(this.#folder, `${id}.json`), { force: true });
+    this.#forget(id);
+  }
+
+  #keep(record: AttachmentRecord): void {
+    this.#forget(record.id);
+    this.#records.set(record.id, record);
+    this.#deviceNames.add(record.deviceName);
+  }
+
+  #forget(id: string): void {
+    const record = this.#records.get(id);
+    if (record !== undefined) this.#deviceNames.delete(record.deviceName);
     this.#records.delete(id);
   }
 

@@ -67,13 +67,14 @@ export class Outbox {
     this.#next += 1;
     const path = join(this.#folder, file);
     try {
-      writeFileSync(`${path}.tmp`, JSON.stringify(event), { mode: 0o600 });
-      renameSync(`${path}.tmp`, path);
+      // One write of a few hundred bytes: an agent that dies within it has answered nobody yet.
+      writeFileSync(path, JSON.stringify(event), { mode: 0o600 });
     } catch (error) {
       this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
     }
     this.#queue.push({ file, event });
-    this.#wake.resolve();
+    // The caller's answer goes first: publishing is nobody's wait.
+    setImmediate(() => this.#wake.resolve());
   }
 
   /** Tries again at once what waits for a retry: NATS is back. */

@@ -11,6 +11,7 @@ import {
   type LinkInfo,
   linkMessage,
   NLM_F_CREATE,
+  NLM_F_ECHO,
   NLM_F_EXCL,
   RTEXT_FILTER_SKIP_STATS,
   RTEXT_FILTER_VF,
@@ -240,18 +241,20 @@ export class Links {
     return this.#socket.find(request, 'ENODEV', parseLink);
   }
 
-  #new(link: NewLink, attributes: Values<typeof LINK>): void {
-    const all = { ...commonAttributes(link), ...attributes };
-    this.#socket.request({
-      ...linkRequest(RTM_NEWLINK, link.name, {}, all),
-      flags: NLM_F_CREATE | NLM_F_EXCL,
-    });
+  /** Kernels since 6.2 answer with the device that they made (NLM_F_ECHO); earlier ones are asked for it. */
+  #create(link: NewLink, attributes: Values<typeof LINK>): Link {
+    const made = this.#new(link, attributes) ?? this.get(link.name);
+    if (made === null) throw new Error(`${link.name} vanished after it was made`);
+    return made;
   }
 
-  #create(link: NewLink, attributes: Values<typeof LINK>): Link {
-    this.#new(link, attributes);
-    const made = this.get(link.name);
-    if (made === null) throw new Error(`${link.name} vanished after it was made`);
+  #new(link: NewLink, attributes: Values<typeof LINK>): Link | undefined {
+    const all = { ...commonAttributes(link), ...attributes };
+    const flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+    let made: Link | undefined;
+    this.#socket.request({ ...linkRequest(RTM_NEWLINK, link.name, {}, all), flags }, (message) => {
+      made = parseLink(message);
+    });
     return made;
   }
 }

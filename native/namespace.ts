@@ -15,6 +15,7 @@ const MS_BIND = 0x1000;
 const MS_SHARED = 0x100000;
 const MS_REC = 0x4000;
 const MNT_DETACH = 2;
+const OWN_PATH = '/proc/thread-self/ns/net';
 
 /** The file is there, but no network namespace. */
 export class NotANamespaceError extends Error {
@@ -54,7 +55,7 @@ export class Namespace implements Disposable {
 
   /** The namespace of the calling thread. */
   static current(): Namespace {
-    return Namespace.open('/proc/thread-self/ns/net');
+    return Namespace.open(OWN_PATH);
   }
 
   /**
@@ -66,14 +67,10 @@ export class Namespace implements Disposable {
       prepareFolder(dirname(path));
       closeSync(openSync(path, 'ax', 0o400));
       try {
-        using own = Namespace.current();
+        const own = ownNamespace();
         checked(libc.unshare(CLONE_NEWNET), 'unshare', path);
         try {
-          checked(
-            libc.mount('/proc/thread-self/ns/net', path, 'none', MS_BIND, null),
-            'mount',
-            path,
-          );
+          checked(libc.mount(OWN_PATH, path, 'none', MS_BIND, null), 'mount', path);
         } finally {
           enter(own);
         }
@@ -109,7 +106,7 @@ export class Namespace implements Disposable {
    * back fails the process ends: nothing it does afterwards could be trusted.
    */
   run<T>(work: () => T): T {
-    using own = Namespace.current();
+    const own = ownNamespace();
     checked(libc.setns(this.fd, CLONE_NEWNET), 'setns', this.#path);
     let result: T;
     try {
@@ -135,6 +132,15 @@ export function namespaceIdentity(path: string): string | undefined {
 }
 
 const identityOf = ({ dev, ino }: { dev: number; ino: number }): string => `${dev}:${ino}`;
+
+// Where the way back leads. Only `create` and `run` move the thread, and they bring it back, so it is opened
+// once; a program that moves its thread for good (a test's sandbox) does so before.
+let home: Namespace | undefined;
+
+function ownNamespace(): Namespace {
+  home ??= Namespace.current();
+  return home;
+}
 
 function enter(own: Namespace): void {
   if (libc.setns(own.fd, CLONE_NEWNET) < 0) {

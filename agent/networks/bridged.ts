@@ -4,7 +4,7 @@ import { tapName, vethNames } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import { Namespace } from '#native/namespace.ts';
+import { Namespace, namespaceIdentity } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
@@ -22,7 +22,7 @@ import {
 import { observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
 import { makeTap } from './tap.ts';
-import { makeVeth } from './veth.ts';
+import { makeVeth, type TargetNamespace } from './veth.ts';
 
 const DEFAULT_IFNAME = 'eth0';
 
@@ -104,7 +104,7 @@ export class Bridged implements NetworkType {
         };
         return { device: makeVeth(kernel, order, undo), filter: 'none' };
       },
-      [Symbol.dispose]: () => namespace?.handle[Symbol.dispose](),
+      [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
     };
   }
 
@@ -162,26 +162,22 @@ function refuseUnsupported(request: AttachRequest, network: Network): void {
   }
 }
 
-function openNamespace(path: string, ifname: string): { handle: Namespace; path: string } {
-  const handle = openNamespaceFile(path);
-  try {
-    using own = Namespace.current();
-    if (own.identity === handle.identity) {
-      throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
-        details: { path: 'netns' },
-      });
-    }
-    using inside = new Kernel(handle);
-    if (inside.links.get(ifname) !== null) {
-      throw new VoltError('INTERFACE_EXISTS', `${path} has an interface ${ifname} already`, {
-        details: { netns: path, ifname },
-      });
-    }
-    return { handle, path };
-  } catch (error) {
-    handle[Symbol.dispose]();
-    throw error;
+function openNamespace(path: string, ifname: string): TargetNamespace & Disposable {
+  using opened = new DisposableStack();
+  const handle = opened.use(openNamespaceFile(path));
+  if (namespaceIdentity('/proc/thread-self/ns/net') === handle.identity) {
+    throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
+      details: { path: 'netns' },
+    });
   }
+  const inside = opened.use(new Kernel(handle));
+  if (inside.links.get(ifname) !== null) {
+    throw new VoltError('INTERFACE_EXISTS', `${path} has an interface ${ifname} already`, {
+      details: { netns: path, ifname },
+    });
+  }
+  const kept = opened.move();
+  return { handle, path, kernel: inside, [Symbol.dispose]: () => kept.dispose() };
 }
 
 function openNamespaceFile(path: string): Namespace {

@@ -5,13 +5,12 @@ import {
   IpPrefix,
   MacAddress,
 } from '#protocol/address.ts';
-import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Namespace } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
-import { Kernel } from '../kernel.ts';
+import type { Kernel } from '../kernel.ts';
 import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
 import { closeToIpv6 } from './tap.ts';
 
@@ -20,7 +19,14 @@ export interface VethOrder {
   /** The workload's end: `eth0` inside its namespace, `veth-…-c` without one. */
   readonly peerName: string;
   readonly mtu: number;
-  readonly namespace?: { readonly handle: Namespace; readonly path: string };
+  readonly namespace?: TargetNamespace;
+}
+
+/** The workload's namespace, and the kernel's configuration seen from inside. */
+export interface TargetNamespace {
+  readonly handle: Namespace;
+  readonly path: string;
+  readonly kernel: Kernel;
 }
 
 const LOOPBACK_INDEX = 1;
@@ -59,10 +65,10 @@ export function makeVeth(
   undo.defer(() => kernel.links.delete(link));
   closeToIpv6(name);
   kernel.links.set(link, { alias: deviceTag(lease), up: true });
-  const peer =
-    namespace === undefined
-      ? peerOnHost(kernel, peerName)
-      : configurePeer({ namespace: namespace.handle, name: peerName, lease, network });
+  // The kernel reports the other end of a pair by its index there.
+  const peer = { index: link.linkIndex ?? 0, name: peerName };
+  if (namespace === undefined) closeToIpv6(peerName);
+  else configurePeer(peer, { namespace, lease, network });
   return {
     type: 'veth',
     name,
@@ -72,34 +78,23 @@ export function makeVeth(
     bridge,
     peer: {
       name: peerName,
-      ifindex: peer,
+      ifindex: peer.index,
       mac: peerMac.toString(),
       ...(namespace !== undefined && { netns: namespace.path }),
     },
   };
 }
 
-function peerOnHost(kernel: Kernel, name: string): number {
-  const peer = kernel.links.get(name);
-  if (peer === null) throw new VoltError('INTERNAL', `${name} vanished while it was made`);
-  closeToIpv6(name);
-  return peer.index;
-}
-
-function configurePeer(order: {
-  namespace: Namespace;
-  name: string;
-  lease: Lease;
-  network: Network;
-}): number {
-  const { namespace, name, lease, network } = order;
-  using inside = new Kernel(namespace);
-  const peer = inside.links.get(name);
-  if (peer === null) throw new VoltError('INTERNAL', `${name} vanished while it was made`);
-  const { index } = peer;
+function configurePeer(
+  peer: { readonly index: number; readonly name: string },
+  order: { namespace: TargetNamespace; lease: Lease; network: Network },
+): void {
+  const { namespace, lease, network } = order;
+  const { index, name } = peer;
+  const inside = namespace.kernel;
   // Whoever answers router solicitations on this segment must not become the workload's gateway.
   if (network.ipv6 !== undefined) {
-    namespace.run(() => writeSysctl(['net', 'ipv6', 'conf', name, 'accept_ra'], '0'));
+    namespace.handle.run(() => writeSysctl(['net', 'ipv6', 'conf', name, 'accept_ra'], '0'));
   }
   for (const address of lease.addresses) {
     inside.addresses.add({ ifindex: index, address: InterfaceAddress.parse(address), noDad: true });
@@ -118,5 +113,4 @@ function configurePeer(order: {
   for (const { to, via } of network.routes ?? []) {
     inside.routes.add({ to: IpPrefix.parse(to), via: IpAddress.parse(via), ifindex: index });
   }
-  return index;
 }

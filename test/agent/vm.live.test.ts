@@ -146,7 +146,6 @@ describe('a claim', () => {
         cwd: new URL('../..', import.meta.url).pathname,
       }).trim();
     };
-    execFileSync('chmod', ['755', new URL('.', `file://${stack.agent.configFile}`).pathname]);
     const stranger = ['--reuid', '4713', '--regid', '4713', '--clear-groups'];
     expect(claimAs('owned', '--reuid', '4711', '--regid', '4713', '--clear-groups')).toBe('1');
     expect(claimAs('owned', ...stranger)).toBe('UNAUTHORIZED');

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -33,7 +33,9 @@ export async function startAgent(
   options: { config?: object; env?: Record<string, string>; wrap?: readonly string[] } = {},
 ): Promise<RunningAgent> {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-agent-'));
-  const runtimeDir = join(folder, 'run');
+  // The runtime folder is on the sandbox's tmpfs, as it is on a host.
+  const runtimeDir = mkdtempSync('/run/volt-test-');
+  chmodSync(runtimeDir, 0o755);
   const stateDir = join(folder, 'state');
   const networksDir = join(folder, 'networks');
   mkdirSync(networksDir);
@@ -100,7 +102,7 @@ export async function startAgent(
     },
     stop: async () => {
       const code = await end('SIGTERM');
-      rmSync(folder, { recursive: true, force: true });
+      for (const own of [folder, runtimeDir]) rmSync(own, { recursive: true, force: true });
       return code;
     },
     kill: async () => {

@@ -1,0 +1,22 @@
+import { enterSandbox } from '../support/sandbox.ts';
+
+// `npm run bench [-- NAME]`: figures beside those of others, in one run, in namespaces of its own. Ratios are
+// what counts: absolute times drift with the machine.
+
+const BENCHES: Readonly<Record<string, () => Promise<void>>> = {
+  attach: async () => (await import('./attach.ts')).benchAttach(),
+  start: async () => (await import('./start.ts')).benchStart(),
+};
+
+const names = process.argv.slice(2);
+const chosen = names.length === 0 ? Object.keys(BENCHES) : names;
+const unknown = chosen.filter((name) => !Object.hasOwn(BENCHES, name));
+if (unknown.length > 0) {
+  process.stderr.write(
+    `unknown: ${unknown.join(', ')}; known: ${Object.keys(BENCHES).join(', ')}\n`,
+  );
+  process.exit(64);
+}
+enterSandbox();
+for (const name of chosen) await BENCHES[name]?.();
+process.exit(0);
