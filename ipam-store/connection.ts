@@ -1,7 +1,15 @@
 import { readFileSync } from 'node:fs';
-import { Cluster, Redis, ReplyError } from 'ioredis';
+import { Cluster, Redis } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
-import { compareVersions, librarySource, libraryVersion } from './library.ts';
+import {
+  isFinal,
+  isForbidden,
+  isMissingFunction,
+  messageOf,
+  storeError,
+  unavailable,
+} from './errors.ts';
+import { compareVersions, librarySource, libraryVersion, NEXT_MAJOR } from './library.ts';
 
 /** The `redis` section of agent.json, with the password itself. */
 export interface LedgerOptions {
@@ -31,22 +39,36 @@ export interface LedgerStatus {
 const COMMAND_TIMEOUT_MS = 2_000;
 const CONNECT_TIMEOUT_MS = 2_000;
 const RECONNECT_WAIT_MS = 250;
-const CHECK_RETRY_MS = 5_000;
+const CHECK_RETRY_MS = 2_000;
+/** A connection on which nothing came for this long beyond a command's time is given up. */
+const SILENCE_GRACE_MS = 500;
 
 /**
  * The connection to Redis: made in the background, kept for ever, used for function calls alone. A call is
  * sent at once or refused; nothing waits in a queue for a server to come back, and nothing is sent twice.
  */
 export class Connection {
-  readonly #options: LedgerOptions;
+  readonly #client: Redis | Cluster;
+  readonly #minReplicas: number;
+  readonly #commandTimeoutMs: number;
   readonly #listeners = new Set<(status: LedgerStatus) => void>();
-  #client: Redis | Cluster | undefined;
   #status: LedgerStatus = { state: 'connecting' };
+  #verifying: Promise<void> | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
 
+  /** Throws for options that cannot be meant; never because a server is away. */
   constructor(options: LedgerOptions) {
-    this.#options = options;
+    const { mode, minReplicas, commandTimeoutMs = COMMAND_TIMEOUT_MS } = options;
+    if (mode === 'cluster' && minReplicas > 0) {
+      throw new VoltError('UNSUPPORTED', 'redis.minReplicas does not work with mode "cluster"');
+    }
+    this.#minReplicas = minReplicas;
+    this.#commandTimeoutMs = commandTimeoutMs;
+    this.#client = createClient(options, commandTimeoutMs);
+    this.#client.on('ready', () => void this.#verify());
+    this.#client.on('error', (error: Error) => this.#lost(error.message));
+    this.#client.on('close', () => this.#lost('the connection was closed'));
   }
 
   get status(): LedgerStatus {
@@ -58,76 +80,84 @@ export class Connection {
   }
 
   start(): void {
-    const client = createClient(this.#options);
-    this.#client = client;
-    client.on('ready', () => void this.#verify());
-    client.on('error', (error: Error) => this.#lost(error.message));
-    client.on('close', () => this.#lost('the connection was closed'));
-    client.connect().catch(() => {}); // reported by the error event
+    this.#client.connect().catch(() => {}); // The error event has said it, and the next try follows.
   }
 
-  /**
-   * Calls one function of the library. A server that does not answer is STORE_UNAVAILABLE; `details.sent`
-   * says whether the call may have been done.
-   */
-  async call(name: string, root: string, args: unknown): Promise<unknown> {
-    if (this.#status.state === 'incompatible') {
-      throw new VoltError('STORE_VERSION', `Redis cannot be used: ${this.#status.reason ?? ''}`);
-    }
-    const client = this.#client;
-    if (this.#status.state !== 'ready' || client === undefined) {
-      throw unavailable(this.#status.reason ?? 'not connected', { sent: false });
-    }
-    const json = JSON.stringify(args);
+  /** Calls one function of the library; `root` is its only key. */
+  async call(name: string, root: string, args: readonly string[]): Promise<string> {
+    this.#refuseUnready();
     try {
-      return await client.fcall(name, 1, root, json);
+      return await this.#fcall(name, root, args);
     } catch (error) {
       if (!isMissingFunction(error)) throw storeError(error);
     }
-    // The server was emptied, and lost the library with the rest. It did nothing: loading and one more
-    // try is safe.
+    // The server was emptied, and lost the library with the rest. It has done nothing of this call.
     await this.#verify();
+    this.#refuseUnready();
     try {
-      return await client.fcall(name, 1, root, json);
+      return await this.#fcall(name, root, args);
     } catch (error) {
       throw storeError(error);
     }
   }
 
-  /** Waits until enough replicas have what this connection wrote. */
+  /** Waits until enough replicas have what this connection wrote; WAIT on another one would tell nothing. */
   async replicated(): Promise<void> {
-    const { minReplicas, commandTimeoutMs = COMMAND_TIMEOUT_MS } = this.#options;
-    if (minReplicas === 0 || !(this.#client instanceof Redis)) return;
+    if (this.#minReplicas === 0 || this.#client instanceof Cluster) return;
     let count: number;
     try {
-      count = await this.#client.wait(minReplicas, Math.ceil(commandTimeoutMs / 2));
+      count = await this.#client.wait(this.#minReplicas, Math.ceil(this.#commandTimeoutMs / 2));
     } catch (error) {
       throw storeError(error);
     }
-    if (count >= minReplicas) return;
-    throw unavailable(`${count} of ${minReplicas} replicas have the lease`, { sent: true });
+    if (count >= this.#minReplicas) return;
+    throw unavailable(`${count} of ${this.#minReplicas} replicas have the lease`, true);
   }
 
-  async close(): Promise<void> {
+  close(): void {
     this.#closed = true;
     clearTimeout(this.#retry);
-    this.#client?.disconnect();
+    this.#client.disconnect();
     this.#setStatus({ state: 'unavailable', reason: 'closed' });
   }
 
+  async #fcall(name: string, root: string, args: readonly string[]): Promise<string> {
+    const reply = await this.#client.fcall(name, 1, root, ...args);
+    if (typeof reply === 'string') return reply;
+    throw new TypeError(`${name} answered no text`);
+  }
+
+  #refuseUnready(): void {
+    const { state, reason = 'not connected yet' } = this.#status;
+    if (state === 'ready') return;
+    if (state === 'incompatible') {
+      throw new VoltError('STORE_VERSION', `Redis cannot be used: ${reason}`);
+    }
+    throw unavailable(reason, false);
+  }
+
   /** After every connect: the server's settings and the library are what the ledger needs. */
-  async #verify(): Promise<void> {
-    const client = this.#client;
-    if (client === undefined || this.#closed) return;
+  #verify(): Promise<void> {
+    this.#verifying ??= this.#check().finally(() => {
+      this.#verifying = undefined;
+    });
+    return this.#verifying;
+  }
+
+  async #check(): Promise<void> {
+    clearTimeout(this.#retry);
     try {
-      await refuseEviction(client);
-      await loadLibrary(client);
-      this.#setStatus({ state: 'ready' });
+      const servers =
+        this.#client instanceof Cluster ? this.#client.nodes('master') : [this.#client];
+      for (const server of servers) {
+        await refuseEviction(server);
+        await loadLibrary(server);
+      }
+      if (!this.#closed) this.#setStatus({ state: 'ready' });
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      if (this.#closed) return;
       const state = error instanceof IncompatibleError ? 'incompatible' : 'unavailable';
-      this.#setStatus({ state, reason });
-      clearTimeout(this.#retry);
+      this.#setStatus({ state, reason: messageOf(error) });
       this.#retry = setTimeout(() => void this.#verify(), CHECK_RETRY_MS).unref();
     }
   }
@@ -148,7 +178,7 @@ export class Connection {
 
 class IncompatibleError extends Error {}
 
-function createClient(options: LedgerOptions): Redis | Cluster {
+function createClient(options: LedgerOptions, commandTimeoutMs: number): Redis | Cluster {
   const { url, mode, nodes, masterName, username, password, tls } = options;
   const common = {
     lazyConnect: true,
@@ -156,8 +186,12 @@ function createClient(options: LedgerOptions): Redis | Cluster {
     autoResendUnfulfilledCommands: false,
     maxRetriesPerRequest: 0,
     connectTimeout: CONNECT_TIMEOUT_MS,
-    commandTimeout: options.commandTimeoutMs ?? COMMAND_TIMEOUT_MS,
+    commandTimeout: commandTimeoutMs,
+    // A server that hangs must not gather commands that nobody waits for any more.
+    socketTimeout: commandTimeoutMs + SILENCE_GRACE_MS,
     retryStrategy: () => RECONNECT_WAIT_MS,
+    // After a fail-over the old master answers READONLY: whom to ask has to be found anew.
+    reconnectOnError: (error: Error) => error.message.startsWith('READONLY'),
     ...(username !== null && { username }),
     ...(password !== null && { password }),
     ...(tls !== null && { tls: tlsOptions(tls) }),
@@ -186,55 +220,51 @@ function tlsOptions(tls: NonNullable<LedgerOptions['tls']>): Record<string, Buff
 }
 
 /** A server that evicts keys when it is full would forget leases. */
-async function refuseEviction(client: Redis | Cluster): Promise<void> {
-  const info = await client.info('memory');
+async function refuseEviction(server: Redis): Promise<void> {
+  let info: string;
+  try {
+    info = await server.info('memory');
+  } catch (error) {
+    if (!isForbidden(error)) throw error;
+    throw new IncompatibleError(`maxmemory-policy cannot be read: ${messageOf(error)}`);
+  }
   const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1];
   if (policy === undefined || policy === 'noeviction') return;
   throw new IncompatibleError(`maxmemory-policy is ${policy}; it must be noeviction`);
 }
 
-async function loadLibrary(client: Redis | Cluster): Promise<void> {
+/** Loads the library where it is missing or older. A newer one of this major is used as it is. */
+async function loadLibrary(server: Redis): Promise<void> {
   const source = librarySource();
   const wanted = libraryVersion(source);
-  const loaded = await loadedVersion(client);
+  const next = await versionOf(server, NEXT_MAJOR);
+  if (next !== null) {
+    throw new IncompatibleError(`its ledger is of version ${next}, newer than ${wanted}`);
+  }
+  const loaded = await versionOf(server, 'volt1_version');
   if (loaded !== null && compareVersions(loaded, wanted) >= 0) return;
   try {
-    await client.function('LOAD', 'REPLACE', source);
+    // Without REPLACE where nothing was: of two agents that load at once, the older must not be the later.
+    await (loaded === null
+      ? server.function('LOAD', source)
+      : server.function('LOAD', 'REPLACE', source));
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    const have = loaded === null ? 'no library' : `library ${loaded}`;
-    throw new IncompatibleError(`has ${have}, needs ${wanted}, and loading it failed: ${reason}`);
+    if (!isFinal(error)) throw error;
+    const now = await versionOf(server, 'volt1_version');
+    if (now !== null && compareVersions(now, wanted) >= 0) return;
+    const have = now === null ? 'the function library is missing' : `its library is ${now}`;
+    throw new IncompatibleError(
+      `${have}, ${wanted} is needed, and loading it failed: ${messageOf(error)}`,
+    );
   }
 }
 
-async function loadedVersion(client: Redis | Cluster): Promise<string | null> {
+async function versionOf(server: Redis, name: string): Promise<string | null> {
   try {
-    return String(await client.fcall_ro('volt1_version', 0));
+    return String(await server.fcall_ro(name, 0));
   } catch (error) {
     if (isMissingFunction(error)) return null;
-    throw error;
+    if (!isForbidden(error)) throw error;
+    throw new IncompatibleError(messageOf(error));
   }
-}
-
-const isMissingFunction = (error: unknown): boolean =>
-  isReply(error) && error.message.includes('Function not found');
-
-/** An error that the server answered, as opposed to one of the connection. */
-const isReply = (error: unknown): error is Error =>
-  error instanceof Error && error instanceof ReplyError;
-
-const unavailable = (reason: string, details: { sent: boolean }): VoltError =>
-  new VoltError('STORE_UNAVAILABLE', `Redis: ${reason}`, { details });
-
-// Replies with which the server says that it did not do what it was told.
-const NOT_DONE =
-  /^(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|BUSY|OOM|NOPERM|NOAUTH|MISCONF|NOREPLICAS)/;
-
-function storeError(error: unknown): VoltError {
-  const reason = error instanceof Error ? error.message : String(error);
-  const queued = reason.includes('enableOfflineQueue');
-  if (isReply(error) && !NOT_DONE.test(reason)) {
-    return new VoltError('INTERNAL', `Redis: ${reason}`, { cause: error });
-  }
-  return unavailable(reason, { sent: !isReply(error) && !queued });
 }

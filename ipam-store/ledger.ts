@@ -1,90 +1,45 @@
-import { deriveMac, InterfaceAddress, IpAddress } from '#protocol/address.ts';
-import { type ErrorCode, ERRORS, VoltError } from '#protocol/errors.ts';
+import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { Connection, type LedgerOptions, type LedgerStatus } from './connection.ts';
+import { refusalError } from './errors.ts';
+import { Fields } from './fields.ts';
+import { rootKey } from './keys.ts';
+import { acquireArgs, type Lease, leaseOf, type LeaseRequest, wantedOf } from './lease.ts';
 import {
-  checkAsked,
-  familiesOf,
-  type FamilyName,
-  fromHex,
-  reservedFor,
-  rulesOf,
-  subnetOf,
-  toHex,
-} from './pool.ts';
+  definitionOf,
+  type NetworkRecord,
+  type NetworkUsage,
+  recordOf,
+  usageOf,
+} from './network.ts';
 
 export type { LedgerOptions, LedgerStatus } from './connection.ts';
+export { RevisionChanged } from './errors.ts';
+export type { Lease, LeaseRequest } from './lease.ts';
+export type { NetworkRecord, NetworkUsage } from './network.ts';
 
-/** An id's hold on its addresses and MAC. */
-export interface Lease {
-  readonly id: string;
-  /** Fencing token: of two leases of an id the higher is the later. */
-  readonly generation: number;
-  readonly network: string;
-  readonly workload: string;
-  readonly kind: 'vm' | 'container';
-  readonly host: string;
-  readonly bootId: string;
-  readonly hostname?: string;
-  readonly mac: string;
-  /** With the subnet's prefix length, IPv4 first: `10.42.0.5/24`. */
-  readonly addresses: readonly string[];
-  /** RFC 3339, of the server's clock. */
-  readonly grantedAt: string;
-  readonly expiresAt?: string;
-}
-
-export interface LeaseRequest {
-  readonly id: string;
-  readonly workload: string;
-  readonly kind: 'vm' | 'container';
-  /** The definition that the request was checked against, and its revision. */
-  readonly network: Network;
-  readonly revision: number;
-  readonly host: string;
-  readonly bootId: string;
-  /** Asked for; else it is derived from the id. */
-  readonly mac?: string;
-  readonly addresses?: readonly string[];
-  readonly hostname?: string;
-  readonly ttlSeconds?: number;
-}
-
-export interface NetworkUsage {
-  /** Addresses that can be given out: pool and reservations. */
-  readonly size: number;
-  readonly used: number;
-  readonly free: number;
-  /** Reserved and not held. */
-  readonly reserved: number;
-  readonly cooling: number;
-  readonly suspect: number;
-}
-
-export interface NetworkRecord {
-  readonly network: Network;
-  readonly revision: number;
-}
-
-/** The network's definition has changed since the request was checked: read it again, and check again. */
-export class RevisionChanged extends Error {
-  readonly code = 'REVISION_CHANGED';
+export interface Page {
+  /** What the page before ended with. */
+  readonly cursor?: string | undefined;
+  readonly limit?: number | undefined;
 }
 
 const MAC_CANDIDATES = 8;
-const PAGE = 500;
+const PAGE_LENGTH = 500;
+const DEFAULT_SUSPECT_AFTER_SECONDS = 20;
 
 /**
- * The fleet's ledger of networks and leases, in Redis. Each method is one atomic function there; errors are
- * VoltError, STORE_UNAVAILABLE whenever Redis does not answer in time.
+ * The fleet's ledger of networks and leases, in Redis. Each method is one atomic function there, which does all
+ * or nothing. Errors are VoltError; STORE_UNAVAILABLE whenever Redis does not answer in time.
  */
 export class Ledger {
   readonly #connection: Connection;
   readonly #root: string;
 
+  /** Throws for options that cannot be meant. */
   constructor(options: LedgerOptions) {
+    this.#root = rootKey(options.keyPrefix);
     this.#connection = new Connection(options);
-    this.#root = `${options.keyPrefix}{ledger}`;
   }
 
   /** Connects in the background. Redis being away is a status, never an error here. */
@@ -101,114 +56,53 @@ export class Ledger {
   }
 
   async close(): Promise<void> {
-    await this.#connection.close();
+    this.#connection.close();
   }
 
   /**
    * Makes a network, or replaces the one of that `revision`. The same content again changes nothing.
    * NETWORK_CONFLICT: other content without its revision, or a subnet of another network; NETWORK_IN_USE: a
-   * lease would be stranded, named in `details.id`.
+   * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing.
    */
   async putNetwork(
     network: Network,
     revision?: number,
   ): Promise<NetworkRecord & { readonly created: boolean }> {
-    const families = familiesOf(network);
-    const rules = new Map(families.map((family) => [family, rulesOf(network, family)]));
-    const answer = await this.#call<{ network: string; revision: number; created: boolean }>(
-      'network_put',
-      {
-        name: network.network,
-        type: network.type,
-        revision,
-        network: JSON.stringify(network),
-        reuseDelayMs: network.reuseDelaySeconds * 1_000,
-        subnets: [...rules.values()].map(({ first, last }) => [first, last]),
-        sizes: fromEntries(rules, ({ size }) => size),
-        reserved: fromEntries(rules, ({ reserved }) => Object.keys(reserved)),
-        families: fromEntries(rules, (one) => one),
-      },
-    );
-    return { ...answer, network: storedNetwork(answer.network) };
+    const answer = await this.#call('network_put', { ...definitionOf(network), revision });
+    return { ...recordOf(answer), created: answer.flag('created') };
   }
 
   async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
-    const answer = await this.#call<{
-      network: string;
-      revision: number;
-      usage: Partial<Record<FamilyName, Omit<NetworkUsage, 'free' | 'suspect'>>>;
-    } | null>('network_get', { name });
-    if (answer === null) return null;
-    const { size, used, cooling, reserved } = answer.usage['4'] ??
-      answer.usage['6'] ?? { size: 0, used: 0, cooling: 0, reserved: 0 };
-    const free = Math.max(0, size - used - cooling - reserved);
-    return {
-      network: storedNetwork(answer.network),
-      revision: answer.revision,
-      usage: { size, used, free, reserved, cooling, suspect: 0 },
-    };
+    const answer = await this.#find('network_get', [JSON.stringify({ name })]);
+    return answer && { ...recordOf(answer), usage: usageOf(answer.object('usage')) };
   }
 
-  /** By name; `cursor` is the last name of the page before. */
-  async listNetworks({
-    cursor,
-    limit = PAGE,
-  }: { cursor?: string | undefined; limit?: number | undefined } = {}): Promise<{
-    networks: NetworkRecord[];
-    cursor?: string;
-  }> {
-    const { networks } = await this.#call<{ networks: { network: string; revision: number }[] }>(
-      'network_list',
-      {},
-    );
-    const rest = networks
-      .map(({ network, revision }) => ({ network: storedNetwork(network), revision }))
-      .filter(({ network }) => cursor === undefined || network.network > cursor);
-    const page = rest.slice(0, limit);
-    const last = page.at(-1);
-    if (last === undefined || page.length === rest.length) return { networks: page };
-    return { networks: page, cursor: last.network.network };
+  /** By name. A page is bounded by bytes too: `cursor` says whether more follows. */
+  async listNetworks(page: Page = {}): Promise<{ networks: NetworkRecord[]; cursor?: string }> {
+    const answer = await this.#call('network_list', pageOf(page));
+    return { networks: answer.list('networks').map(recordOf), ...cursorOf(answer) };
   }
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. */
-  deleteNetwork(name: string): Promise<{ deleted: boolean }> {
-    return this.#call('network_delete', { name });
+  async deleteNetwork(name: string): Promise<{ deleted: boolean }> {
+    const answer = await this.#call('network_delete', { name });
+    return { deleted: answer.flag('deleted') };
   }
 
   /**
    * Grants what is asked, all families or none, or finds the lease that the id has (`created` false), whose
    * expiry it then extends. Order of sources: asked for, the workload's reservation, never used, least
-   * recently used.
+   * recently used. Throws RevisionChanged where the network is not of the revision given any more.
    */
   async acquire(request: LeaseRequest): Promise<{ lease: Lease; created: boolean }> {
-    const { network, addresses = [], ttlSeconds, ...rest } = request;
-    const asked = addresses.map((text) => IpAddress.parse(text));
-    for (const address of asked) checkAsked(network, { address, workload: request.workload });
-    const families = familiesOf(network).map((family) => {
-      const own = asked.find((address) => String(address.family) === family);
-      const reserved = reservedFor(network, family, request.workload);
-      return {
-        family,
-        length: subnetOf(network, family).length,
-        ...(own !== undefined && { asked: toHex(own), askedText: own.toString() }),
-        ...(reserved !== undefined && { reserved }),
-      };
-    });
-    const answer = await this.#call<{ lease: StoredLease; created: boolean }>('acquire', {
-      ...rest,
-      network: network.network,
-      type: network.type,
-      families,
-      derivedMacs: derivedMacs(request.id),
-      ...(ttlSeconds !== undefined && { ttlMs: ttlSeconds * 1_000 }),
-    });
+    const answer = await this.#acquire(request);
     await this.#connection.replicated();
-    return { lease: leaseOf(answer.lease), created: answer.created };
+    return { lease: leaseOf(answer.object('lease')), created: answer.flag('created') };
   }
 
   /**
-   * Gives a lease back if it is still of this generation. `cool: false` for one that no workload has used:
-   * its addresses are as free as before.
+   * Gives a lease back if it is still of this generation and host: else STALE_GENERATION, WRONG_HOST. With
+   * `cool: false`, for one that no workload has used, its addresses are what they were before.
    */
   async release(lease: {
     id: string;
@@ -216,125 +110,83 @@ export class Ledger {
     host: string;
     cool: boolean;
   }): Promise<'released' | 'absent'> {
-    const { released } = await this.#call<{ released: boolean }>('release', {
-      ...lease,
-      generation: String(lease.generation),
-    });
-    return released ? 'released' : 'absent';
+    const { generation, ...rest } = lease;
+    const answer = await this.#call('release', { ...rest, generation: String(generation) });
+    return answer.flag('released') ? 'released' : 'absent';
   }
 
   async getLease(id: string): Promise<Lease | null> {
-    const stored = await this.#call<StoredLease | null>('lease', { id });
-    return stored === null ? null : leaseOf(stored);
+    const stored = await this.#find('lease', [JSON.stringify({ id })]);
+    return stored && leaseOf(stored);
   }
 
-  /** By id; of one host, one network, or all. */
-  async listLeases(filter: {
-    network?: string;
-    host?: string;
-    cursor?: string;
-    limit?: number;
-  }): Promise<{ leases: Lease[]; cursor?: string }> {
-    const { leases, cursor } = await this.#call<{ leases: StoredLease[]; cursor?: string }>(
-      'leases',
-      { limit: PAGE, ...filter },
-    );
-    const page = leases.map((stored) => leaseOf(stored));
-    return cursor === undefined ? { leases: page } : { leases: page, cursor };
+  /** By id; of one host, one network, or all. `cursor` says whether more follows, also after an empty page. */
+  async listLeases(
+    filter: Page & { network?: string; host?: string },
+  ): Promise<{ leases: Lease[]; cursor?: string }> {
+    const { network, host } = filter;
+    const answer = await this.#call('leases', { network, host, ...pageOf(filter) });
+    return { leases: answer.list('leases').map(leaseOf), ...cursorOf(answer) };
   }
 
-  /** Says that the host lives; answers the server's time and which of the host's leases have expired. */
+  /**
+   * Says that the host lives; answers the server's time and which of the host's leases have expired.
+   * HOST_CONFLICT while another machine has said so under the same name.
+   */
   async heartbeat(session: {
     host: string;
     machineId: string;
     bootId: string;
+    suspectAfterSeconds?: number;
   }): Promise<{ nowMs: number; due: { id: string; generation: number }[] }> {
-    const { nowMs, due } = await this.#call<{
-      nowMs: string;
-      due: { id: string; generation: string }[];
-    }>('heartbeat', session);
+    const { suspectAfterSeconds = DEFAULT_SUSPECT_AFTER_SECONDS, ...rest } = session;
+    const answer = await this.#call('heartbeat', { ...rest, liveMs: suspectAfterSeconds * 1_000 });
     return {
-      nowMs: Number(nowMs),
-      due: due.map(({ id, generation }) => ({ id, generation: Number(generation) })),
+      nowMs: answer.digits('nowMs'),
+      due: answer
+        .list('due')
+        .map((lease) => ({ id: lease.text('id'), generation: lease.digits('generation') })),
     };
   }
 
-  /** One function; what it answers is ours, so its shape is believed. */
-  async #call<Answer>(name: string, args: object): Promise<Answer> {
-    const reply = await this.#connection.call(`volt1_${name}`, this.#root, args);
-    const answer: unknown = JSON.parse(String(reply));
-    const { error } = (answer ?? {}) as { error?: StoredError };
-    if (error !== undefined) throw fromStoredError(error);
-    return answer as Answer;
+  /** A derived MAC that somebody has asked for before is derived anew. */
+  async #acquire(request: LeaseRequest): Promise<Fields> {
+    const families = wantedOf(request);
+    for (let tries = 1; ; tries += 1) {
+      try {
+        return await this.#run('acquire', acquireArgs(request, families, tries));
+      } catch (error) {
+        const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
+        if (!taken || request.mac !== undefined || tries === MAC_CANDIDATES) throw error;
+      }
+    }
+  }
+
+  #call(name: string, args: object): Promise<Fields> {
+    return this.#run(name, [JSON.stringify(args)]);
+  }
+
+  async #run(name: string, args: readonly string[]): Promise<Fields> {
+    const answer = await this.#find(name, args);
+    if (answer === null) throw new TypeError(`volt1_${name} answered nothing`);
+    return answer;
+  }
+
+  async #find(name: string, args: readonly string[]): Promise<Fields | null> {
+    const json = await this.#connection.call(`volt1_${name}`, this.#root, args);
+    if (json === 'null') return null;
+    const answer = Fields.parse(json, `volt1_${name}`);
+    if (answer.has('error')) throw refusalError(answer.object('error'));
+    return answer;
   }
 }
 
-/** A lease as the functions keep it. Numbers of more than 14 digits are text there. */
-interface StoredLease {
-  readonly id: string;
-  readonly generation: string;
-  readonly network: string;
-  readonly workload: string;
-  readonly kind: 'vm' | 'container';
-  readonly host: string;
-  readonly bootId: string;
-  readonly hostname?: string;
-  readonly mac: string;
-  readonly hex: Partial<Record<FamilyName, string>>;
-  readonly lengths: Partial<Record<FamilyName, number>>;
-  readonly grantedAtMs: string;
-  readonly expiresAtMs?: string;
+const pageOf = ({ cursor, limit = PAGE_LENGTH }: Page): Page => ({
+  ...(cursor !== undefined && { cursor }),
+  limit: Math.max(1, Math.min(limit, PAGE_LENGTH)),
+});
+
+function cursorOf(answer: Fields): { cursor?: string } {
+  const cursor = answer.optionalText('cursor');
+  return cursor === undefined ? {} : { cursor };
 }
-
-interface StoredError {
-  readonly code: string;
-  readonly message: string;
-  readonly details?: Record<string, unknown>;
-  readonly retryAfterMs?: number;
-}
-
-function fromStoredError({ code, message, details, retryAfterMs }: StoredError): Error {
-  if (code === 'REVISION_CHANGED') return new RevisionChanged(message);
-  const known: ErrorCode = Object.hasOwn(ERRORS, code) ? (code as ErrorCode) : 'INTERNAL';
-  return new VoltError(known, message, { details, retryAfterMs });
-}
-
-function leaseOf(stored: StoredLease): Lease {
-  const { hex, lengths, grantedAtMs, expiresAtMs, hostname } = stored;
-  const addresses = (['4', '6'] as const).flatMap((family) => {
-    const address = hex[family];
-    const length = lengths[family];
-    if (address === undefined || length === undefined) return [];
-    return [new InterfaceAddress(fromHex(address), length).toString()];
-  });
-  return {
-    id: stored.id,
-    generation: Number(stored.generation),
-    network: stored.network,
-    workload: stored.workload,
-    kind: stored.kind,
-    host: stored.host,
-    bootId: stored.bootId,
-    ...(hostname !== undefined && { hostname }),
-    mac: stored.mac,
-    addresses,
-    grantedAt: timeOf(grantedAtMs),
-    ...(expiresAtMs !== undefined && { expiresAt: timeOf(expiresAtMs) }),
-  };
-}
-
-const timeOf = (ms: string): string => new Date(Number(ms)).toISOString();
-
-/** What is stored was checked when it was put. */
-const storedNetwork = (text: string): Network => JSON.parse(text) as Network;
-
-const derivedMacs = (id: string): string[] =>
-  Array.from({ length: MAC_CANDIDATES }, (_, n) =>
-    deriveMac(n === 0 ? id : `${id} ${n}`).toString(),
-  );
-
-const fromEntries = <Value, Result>(
-  rules: ReadonlyMap<FamilyName, Value>,
-  pick: (value: Value) => Result,
-): Record<string, Result> =>
-  Object.fromEntries([...rules].map(([family, value]) => [family, pick(value)]));

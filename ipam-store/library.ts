@@ -1,9 +1,12 @@
 import { readFileSync } from 'node:fs';
 
-/** The major version is part of every name: another major lives beside this one. */
+/** The major version is part of every name: functions of the next major stand beside these. */
 export const LIBRARY = 'volt1';
+/** Every major from the next on has this function: where it is, this version must not touch the ledger. */
+export const NEXT_MAJOR = 'volt2_version';
 
-const FILES = ['common', 'networks', 'leases', 'hosts'];
+// In the order of use: a file sees the locals of those before it.
+const FILES = ['common', 'pool', 'networks', 'leases', 'hosts'];
 
 /** The function library as FUNCTION LOAD takes it. */
 export const librarySource = (): string => {

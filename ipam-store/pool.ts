@@ -2,29 +2,27 @@ import { type Family, IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 
-// What a network's definition says about its addresses, in the form the ledger's functions work with:
-// fixed-width hex, and inclusive ranges of it.
+// What a network's definition says about its addresses, in the form that the ledger's functions work with:
+// fixed-width hex, and ranges of it that include both ends. Nothing here grows with the size of a pool.
 
-export type HexRange = readonly [first: string, last: string];
+export const FAMILIES = ['4', '6'] as const;
+export type FamilyName = (typeof FAMILIES)[number];
 
+type HexRange = readonly [first: string, last: string];
+
+/** One family of a network as `volt1_network_put` takes it. */
 export interface FamilyRules {
   readonly first: string;
   readonly last: string;
-  /** Never given out: network, broadcast, gateway, excluded. */
-  readonly forbidden: readonly HexRange[];
-  /** Given out to their workload alone: address → workload. */
-  readonly reserved: Readonly<Record<string, string>>;
-  /** What the pool gives to anybody: the pool less forbidden and reserved. */
-  readonly allowed: readonly HexRange[];
-  /** How many addresses can be given out: pool and reservations. */
+  /** How many addresses can be given out without being asked for: pool and reservations. */
   readonly size: number;
-}
-
-interface FamilyKeys {
-  readonly subnet?: string | undefined;
-  readonly gateway?: string | undefined;
-  readonly pool?: { readonly start: string; readonly end: string } | undefined;
-  readonly reservations?: Readonly<Record<string, string>> | undefined;
+  readonly poolSize: number;
+  /** What the pool gives to anybody: the pool less closed and reserved. */
+  readonly allowed: readonly HexRange[];
+  /** Given to their workload alone. */
+  readonly reserved: Readonly<Record<string, string>>;
+  /** Never given out, and which key of the network says so. */
+  readonly forbidden: readonly (readonly [first: string, last: string, path: string])[];
 }
 
 interface Interval {
@@ -32,13 +30,15 @@ interface Interval {
   readonly last: bigint;
 }
 
-export type FamilyName = '4' | '6';
+interface ClosedInterval extends Interval {
+  readonly path: string;
+}
 
-/** The families that a network gives addresses of. */
-export const familiesOf = (network: Network): FamilyName[] => [
-  ...(network.subnet === undefined ? [] : (['4'] as const)),
-  ...(network.ipv6 === undefined ? [] : (['6'] as const)),
-];
+interface FamilyKeys {
+  readonly gateway?: string | undefined;
+  readonly pool?: { readonly start: string; readonly end: string } | undefined;
+  readonly reservations?: Readonly<Record<string, string>> | undefined;
+}
 
 export const toHex = (address: IpAddress): string => hexOf(address.family, address.value);
 
@@ -48,105 +48,140 @@ export const fromHex = (hex: string): IpAddress =>
 const hexOf = (family: Family, value: bigint): string =>
   value.toString(16).padStart(family === 4 ? 8 : 32, '0');
 
-const keysOf = (network: Network, family: FamilyName): FamilyKeys =>
-  family === '4' ? network : (network.ipv6 ?? {});
+/** The addresses of one family of a network. */
+export class FamilyPool {
+  readonly family: FamilyName;
+  readonly subnet: IpPrefix;
+  readonly #network: string;
+  readonly #pool: Interval;
+  readonly #closed: readonly ClosedInterval[];
+  /** Address → workload. */
+  readonly #reserved: ReadonlyMap<bigint, string>;
+  /** Workload → address. */
+  readonly #reservations: ReadonlyMap<string, bigint>;
 
-/** Prefix of a family's subnet: the length that leased addresses carry. */
-export const subnetOf = (network: Network, family: FamilyName): IpPrefix =>
-  IpPrefix.parse(keysOf(network, family).subnet ?? '');
-
-/** Address reserved for a workload in one family, as hex. */
-export function reservedFor(
-  network: Network,
-  family: FamilyName,
-  workload: string,
-): string | undefined {
-  const { reservations = {} } = keysOf(network, family);
-  const text = Object.hasOwn(reservations, workload) ? reservations[workload] : undefined;
-  return text === undefined ? undefined : toHex(IpAddress.parse(text));
-}
-
-export function rulesOf(network: Network, family: FamilyName): FamilyRules {
-  const keys = keysOf(network, family);
-  const subnet = subnetOf(network, family);
-  const hex = (value: bigint): string => hexOf(subnet.family, value);
-  const usable = subnet.usable();
-  const pool = {
-    first: IpAddress.parse(keys.pool?.start ?? usable.start.toString()).value,
-    last: IpAddress.parse(keys.pool?.end ?? usable.end.toString()).value,
-  };
-  const forbidden = forbiddenIn(network, keys, subnet);
-  const reserved = Object.entries(keys.reservations ?? {}).map(
-    ([workload, text]): [bigint, string] => [IpAddress.parse(text).value, workload],
-  );
-  const usableReserved = reserved.filter(([value]) => !covers(forbidden, value));
-  const reservedIntervals = reserved.map(([value]): Interval => ({ first: value, last: value }));
-  const allowed = subtract(pool, [...forbidden, ...reservedIntervals]);
-  const size = allowed.reduce((sum, { first, last }) => sum + (last - first + 1n), 0n);
-  return {
-    first: hex(subnet.first.value),
-    last: hex(subnet.last.value),
-    forbidden: forbidden.map(({ first, last }) => [hex(first), hex(last)] as const),
-    reserved: Object.fromEntries(reserved.map(([value, workload]) => [hex(value), workload])),
-    allowed: allowed.map(({ first, last }) => [hex(first), hex(last)] as const),
-    size: Number(size) + usableReserved.length,
-  };
-}
-
-/** Throws when an asked-for address is not one that this workload may be given in this network. */
-export function checkAsked(
-  network: Network,
-  { address, workload }: { address: IpAddress; workload: string },
-): void {
-  const family: FamilyName = address.family === 4 ? '4' : '6';
-  const text = address.toString();
-  const keys = keysOf(network, family);
-  const refuse = (why: string): never => {
-    throw new VoltError('ADDRESS_OUT_OF_RANGE', `${text} ${why}`, {
-      details: { address: text, network: network.network },
-    });
-  };
-  if (keys.subnet === undefined) return refuse(`: network ${network.network} has no IPv${family}`);
-  const subnet = IpPrefix.parse(keys.subnet);
-  if (!subnet.contains(address)) return refuse(`is outside ${keys.subnet}`);
-  if (covers(forbiddenIn(network, keys, subnet), address.value)) {
-    return refuse('is the network, broadcast, gateway or an excluded address');
+  constructor(network: Network, subnet: IpPrefix, keys: FamilyKeys) {
+    const usable = subnet.usable();
+    const { start = usable.start.toString(), end = usable.end.toString() } = keys.pool ?? {};
+    const reservations = Object.entries(keys.reservations ?? {}).map(
+      ([workload, text]): [string, bigint] => [workload, IpAddress.parse(text).value],
+    );
+    this.family = subnet.family === 4 ? '4' : '6';
+    this.subnet = subnet;
+    this.#network = network.network;
+    this.#pool = { first: IpAddress.parse(start).value, last: IpAddress.parse(end).value };
+    this.#closed = [...edges(subnet), ...gatewayOf(keys), ...excludes(network, subnet.family)];
+    this.#reservations = new Map(reservations);
+    this.#reserved = new Map(reservations.map(([workload, value]) => [value, workload]));
   }
-  for (const [owner, reserved] of Object.entries(keys.reservations ?? {})) {
-    if (owner !== workload && IpAddress.parse(reserved).equals(address)) {
+
+  /** Throws INVALID_REQUEST where a reservation is an address that is never given out. */
+  rules(): FamilyRules {
+    for (const [workload, value] of this.#reservations) {
+      const closed = this.#closed.find((interval) => contains(interval, value));
+      if (closed === undefined) continue;
+      const path = `${this.family === '6' ? 'ipv6.' : ''}reservations.${workload}`;
+      const text = this.#address(value).toString();
+      throw new VoltError('INVALID_REQUEST', `${path}: ${text} is closed by ${closed.path}`, {
+        details: { path },
+      });
+    }
+    const reserved = [...this.#reserved.keys()].map((value) => ({ first: value, last: value }));
+    const allowed = subtract(this.#pool, [...this.#closed, ...reserved]);
+    const poolSize = allowed.reduce((sum, { first, last }) => sum + (last - first + 1n), 0n);
+    const hex = (value: bigint): string => hexOf(this.subnet.family, value);
+    return {
+      first: toHex(this.subnet.first),
+      last: toHex(this.subnet.last),
+      size: Number(poolSize + BigInt(reserved.length)),
+      poolSize: Number(poolSize),
+      allowed: allowed.map(({ first, last }) => [hex(first), hex(last)]),
+      reserved: Object.fromEntries(
+        [...this.#reserved].map(([value, workload]) => [hex(value), workload]),
+      ),
+      forbidden: this.#closed.map(({ first, last, path }) => [hex(first), hex(last), path]),
+    };
+  }
+
+  /** The address that is reserved for a workload, as hex. */
+  reservedFor(workload: string): string | undefined {
+    const value = this.#reservations.get(workload);
+    return value === undefined ? undefined : hexOf(this.subnet.family, value);
+  }
+
+  /** Throws where an asked-for address is none that this workload may be given; it may lie outside the pool. */
+  check(asked: IpAddress, workload: string): void {
+    const text = asked.toString();
+    const details = { address: text, network: this.#network };
+    if (!this.subnet.contains(asked)) {
+      const why = `${text} is outside ${this.subnet.toString()}`;
+      throw new VoltError('ADDRESS_OUT_OF_RANGE', why, { details });
+    }
+    const closed = this.#closed.find((interval) => contains(interval, asked.value));
+    if (closed !== undefined) {
+      const why = `${text} is never given out, by ${closed.path} of network ${this.#network}`;
+      throw new VoltError('ADDRESS_OUT_OF_RANGE', why, { details });
+    }
+    const owner = this.#reserved.get(asked.value);
+    if (owner !== undefined && owner !== workload) {
       throw new VoltError('ADDRESS_IN_USE', `${text} is reserved for ${owner}`, {
         retryable: false,
-        details: { address: text, workload: owner },
+        details: { ...details, workload: owner },
       });
     }
   }
+
+  #address(value: bigint): IpAddress {
+    return new IpAddress(this.subnet.family, value);
+  }
 }
 
-function forbiddenIn(network: Network, keys: FamilyKeys, subnet: IpPrefix): Interval[] {
-  const usable = subnet.usable();
-  const forbidden: Interval[] = [];
-  if (!usable.start.equals(subnet.first)) {
-    forbidden.push({ first: subnet.first.value, last: subnet.first.value });
-  }
-  if (!usable.end.equals(subnet.last)) {
-    forbidden.push({ first: subnet.last.value, last: subnet.last.value });
-  }
-  if (keys.gateway !== undefined) {
-    const gateway = IpAddress.parse(keys.gateway).value;
-    forbidden.push({ first: gateway, last: gateway });
-  }
-  for (const text of network.exclude ?? []) {
-    const range = text.includes('/')
-      ? IpPrefix.parse(text)
-      : IpPrefix.around(IpAddress.parse(text), IpAddress.parse(text).family === 4 ? 32 : 128);
-    if (range.family !== subnet.family) continue;
-    forbidden.push({ first: range.first.value, last: range.last.value });
-  }
-  return forbidden;
+// Whoever attaches uses one definition over and over, until its revision changes.
+const poolsOf = new WeakMap<Network, readonly FamilyPool[]>();
+
+/** The families that a network gives addresses of, IPv4 first; none where it has no subnet. */
+export function familyPools(network: Network): readonly FamilyPool[] {
+  const known = poolsOf.get(network);
+  if (known !== undefined) return known;
+  const { subnet, ipv6 } = network;
+  const pools = [
+    ...(subnet === undefined ? [] : [new FamilyPool(network, IpPrefix.parse(subnet), network)]),
+    ...(ipv6 === undefined ? [] : [new FamilyPool(network, IpPrefix.parse(ipv6.subnet), ipv6)]),
+  ];
+  poolsOf.set(network, pools);
+  return pools;
 }
 
-const covers = (intervals: readonly Interval[], value: bigint): boolean =>
-  intervals.some(({ first, last }) => first <= value && value <= last);
+/** Network and broadcast address, where the subnet has them. */
+function edges(subnet: IpPrefix): ClosedInterval[] {
+  const { start, end } = subnet.usable();
+  return [
+    { first: subnet.first.value, last: start.value - 1n, path: 'subnet' },
+    { first: end.value + 1n, last: subnet.last.value, path: 'subnet' },
+  ].filter(({ first, last }) => first <= last);
+}
+
+function gatewayOf({ gateway }: FamilyKeys): ClosedInterval[] {
+  if (gateway === undefined) return [];
+  const { value } = IpAddress.parse(gateway);
+  return [{ first: value, last: value, path: 'gateway' }];
+}
+
+function excludes(network: Network, family: Family): ClosedInterval[] {
+  return (network.exclude ?? []).flatMap((text, index) => {
+    const path = `exclude.${index}`;
+    if (text.includes('/')) {
+      const range = IpPrefix.parse(text);
+      const interval = { first: range.first.value, last: range.last.value, path };
+      return range.family === family ? [interval] : [];
+    }
+    const address = IpAddress.parse(text);
+    return address.family === family ? [{ first: address.value, last: address.value, path }] : [];
+  });
+}
+
+const contains = ({ first, last }: Interval, value: bigint): boolean =>
+  first <= value && value <= last;
 
 /** What is left of an interval, in order. */
 function subtract(whole: Interval, holes: readonly Interval[]): Interval[] {

@@ -1,26 +1,35 @@
-local MAX_DUE = 1000
+local MAX_DUE = 500
 
--- heartbeat {host, machineId, bootId} -> {nowMs, due: [{id, generation}…]}: what of this host has expired
+-- heartbeat {host, machineId, bootId, liveMs} -> {nowMs (text), due: [{id, generation (text)}…]}: the leases of
+-- this host that have expired. Costs the same whatever the host holds. A session of another machine is live
+-- for liveMs after its last heartbeat.
 local function heartbeat(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
   local now = now_ms()
-  redis.call('HSET', root .. ':hosts', ask.host, cjson.encode({
-    host = ask.host,
-    machineId = ask.machineId,
-    bootId = ask.bootId,
-    seenAtMs = digits(now),
-  }))
-  local ids = redis.call(
-    'ZRANGEBYSCORE', root .. ':host:' .. ask.host .. ':due', '-inf', digits(now), 'LIMIT', 0, MAX_DUE)
-  local due = {}
-  for _, id in ipairs(ids) do
-    table.insert(due, cjson.encode({ id = id, generation = lease_of(root, id).generation }))
+  local session = root .. ':host:' .. ask.host
+  local machine = redis.call('HGET', session, 'machineId')
+  local seen = tonumber(redis.call('ZSCORE', root .. ':hosts', ask.host) or 0)
+  if machine and machine ~= ask.machineId and seen + ask.liveMs > now then
+    return reply_of(refuse('HOST_CONFLICT',
+      'another machine, ' .. machine .. ', calls itself host ' .. ask.host,
+      { host = ask.host, machineId = machine }))
   end
-  return '{"nowMs":"' .. digits(now) .. '","due":' .. json_array(due) .. '}'
+  redis.call('HSET', session, 'machineId', ask.machineId, 'bootId', ask.bootId)
+  redis.call('ZADD', root .. ':hosts', digits(now), ask.host)
+  local due = {}
+  local ids = redis.call('ZRANGEBYSCORE', session .. ':due', '-inf', digits(now), 'LIMIT', 0, MAX_DUE)
+  for index, id in ipairs(ids) do
+    due[index] = cjson.encode({ id = id, generation = lease_of(root, id).generation })
+  end
+  return '{"nowMs":"' .. digits(now) .. '","due":' .. json_list(due) .. '}'
 end
 
-redis.register_function('volt1_heartbeat', heartbeat)
+redis.register_function({
+  function_name = 'volt1_heartbeat',
+  callback = heartbeat,
+  flags = { 'allow-oom' },
+})
 redis.register_function({
   function_name = 'volt1_version',
   callback = function()

@@ -1,195 +1,225 @@
-local function overlap(a, b)
-  for _, one in ipairs(a) do
-    for _, other in ipairs(b) do
-      if #one[1] == #other[1] and one[1] <= other[2] and other[1] <= one[2] then
-        return true
-      end
-    end
-  end
-  return false
-end
-
--- Why a lease could not go on under the new definition; nil when it can.
-local function stranded(lease, put)
-  if lease.type ~= put.type then
-    return 'type'
-  end
-  for family, address in pairs(lease.hex) do
-    local rules = put.families[family]
-    if not rules or address < rules.first or address > rules.last then
-      return 'subnet'
-    end
-    for _, range in ipairs(rules.forbidden) do
-      if address >= range[1] and address <= range[2] then
-        return 'gateway or exclude'
-      end
-    end
-    local owner = rules.reserved[address]
-    if owner and owner ~= lease.workload then
-      return 'reservations'
+-- The network whose subnet shares an address with first to last, other than `name`.
+local function overlapping(root, family, name, first, last)
+  local found = redis.call(
+    'ZREVRANGEBYLEX', root .. ':subnets:' .. family, '[' .. last .. '-g', '-', 'LIMIT', 0, 2)
+  for _, entry in ipairs(found) do
+    local space = string.find(entry, ' ', 1, true)
+    local other = string.sub(entry, space + 1)
+    local _, other_last = bounds_of(string.sub(entry, 1, space - 1))
+    if other ~= name then
+      return other_last >= first and other or nil
     end
   end
   return nil
 end
 
--- Fresh ranges and the order of the free ones, anew: what is allowed, less what is held or was.
-local function rebuild_pool(root, network, family, allowed)
-  local held = redis.call('HKEYS', family_key(root, network, family, 'held'))
-  local released = redis.call('HGETALL', family_key(root, network, family, 'released'))
-  local keys = {
-    allowed = family_key(root, network, family, 'allowed'),
-    fresh = family_key(root, network, family, 'fresh'),
-    free = family_key(root, network, family, 'free'),
-  }
-  redis.call('DEL', keys.allowed, keys.fresh, keys.free)
-  for _, range in ipairs(allowed) do
-    redis.call('ZADD', keys.allowed, 0, range[1] .. '-' .. range[2])
-    redis.call('ZADD', keys.fresh, 0, range[1] .. '-' .. range[2])
+-- The lease of one family that could not go on under the new rules: address, id, and what is in its way.
+local function stranded_in(root, name, family, rules)
+  local held = pool_key(root, name, family, 'held')
+  local digits_of_family = family == '4' and 8 or 32
+  local all = { { string.rep('0', digits_of_family), string.rep('f', digits_of_family) } }
+  local closed = minus(all, rules and { { rules.first, rules.last } } or {})
+  for _, range in ipairs(rules and rules.forbidden or {}) do
+    table.insert(closed, range)
   end
-  for _, address in ipairs(held) do
-    cut_fresh(keys.fresh, address)
-  end
-  for index = 1, #released, 2 do
-    local address = released[index]
-    cut_fresh(keys.fresh, address)
-    if range_around(keys.allowed, address) then
-      redis.call('ZADD', keys.free, string.match(released[index + 1], '^%d+'), address)
+  for _, range in ipairs(closed) do
+    local address, id = entry_between(held, range[1], range[2])
+    if address then
+      return address, id, range[3] or 'subnet'
     end
   end
-end
-
-local function usage_of(root, network, record)
-  local usage = {}
-  for family, size in pairs(record.sizes) do
-    local held = redis.call('HLEN', family_key(root, network, family, 'held'))
-    local delay = tonumber(redis.call('HGET', root .. ':net:' .. network, 'reuseDelayMs'))
-    local cooling = redis.call(
-      'ZCOUNT', family_key(root, network, family, 'free'), '(' .. digits(now_ms() - delay), '+inf')
-    local reserved = 0
-    for _, address in ipairs(record.reserved[family]) do
-      if redis.call('HEXISTS', family_key(root, network, family, 'held'), address) == 0 then
-        reserved = reserved + 1
-      end
+  for address, workload in pairs(rules and rules.reserved or {}) do
+    local id = entry_of(held, address)
+    if id and lease_of(root, id).workload ~= workload then
+      return address, id, 'reservations.' .. workload
     end
-    usage[family] = { size = size, used = held, cooling = cooling, reserved = reserved }
   end
-  return usage
+  return nil
 end
 
--- put {name, type, revision?, network (JSON text), subnets, reuseDelayMs, sizes, reserved,
---      families: {"4": {first, last, forbidden, reserved, allowed}, "6": …}}
+local function stranded(root, ask, type_before)
+  if type_before and type_before ~= ask.type then
+    local ids = ids_in(root, ask.name, 1)
+    if ids[1] then
+      return refuse('NETWORK_IN_USE', 'the type cannot change while ' .. ids[1] .. ' has a lease',
+        { id = ids[1], path = 'type' })
+    end
+  end
+  for _, family in ipairs(FAMILIES) do
+    local address, id, path = stranded_in(root, ask.name, family, ask.families[family])
+    if address then
+      path = (family == '6' and 'ipv6.' or '') .. path
+      return refuse('NETWORK_IN_USE', path .. ' would strand the lease of ' .. id .. ' on {address}',
+        { id = id, address = address, path = path })
+    end
+  end
+  return nil
+end
+
+-- Makes the addresses of a family follow its rules; nil for none any more.
+local function set_family(root, name, family, rules, now)
+  local key = network_key(root, name)
+  local before = redis.call('HMGET', key, 'family:' .. family, 'delayMs')
+  local old = before[1] and cjson.decode(before[1])
+  local subnets = root .. ':subnets:' .. family
+  if old then
+    redis.call('ZREM', subnets, old.first .. '-' .. old.last .. ' ' .. name)
+    local kept = rules and { { rules.first, rules.last } } or {}
+    for _, range in ipairs(minus({ { old.first, old.last } }, kept)) do
+      bury(root, name, family, range[1], range[2], now, tonumber(before[2]))
+    end
+  end
+  if not rules then
+    set_allowed(root, name, family, {})
+    redis.call('HDEL', key, 'family:' .. family)
+    return
+  end
+  redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name)
+  unearth(root, name, family, rules.first, rules.last)
+  set_allowed(root, name, family, rules.allowed)
+  local reserved = {}
+  for address in pairs(rules.reserved) do
+    table.insert(reserved, cjson.encode(address))
+  end
+  redis.call('HSET', key, 'family:' .. family, string.format(
+    '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%s}',
+    rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved)))
+end
+
+-- put {name, type, revision?, network (JSON text), digest, delayMs,
+--      families: {"4": {first, last, size, poolSize, allowed: [[first, last]…], reserved: {address: workload},
+--                 forbidden: [[first, last, path]…]}, "6": …}}
 -- -> {network, revision, created}
-local function put(keys, args)
+local function put_network(keys, args)
   local root = keys[1]
-  local put_ = cjson.decode(args[1])
-  local held = redis.call('HGET', root .. ':networks', put_.name)
-  local current = held and cjson.decode(held) or nil
-  if current and current.network == put_.network then
-    return cjson.encode({ network = current.network, revision = current.revision, created = false })
+  local ask = cjson.decode(args[1])
+  local key = network_key(root, ask.name)
+  local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
+  local revision = tonumber(held[1])
+  if revision and held[2] == ask.digest then
+    return reply_of({ network = held[3], revision = revision, created = false })
   end
-  if current and put_.revision ~= current.revision then
-    return refuse('NETWORK_CONFLICT',
-      'network ' .. put_.name .. ' exists with other content at revision ' .. current.revision,
-      { network = put_.name, revision = current.revision })
+  if revision and ask.revision ~= revision then
+    return reply_of(refuse('NETWORK_CONFLICT',
+      'network ' .. ask.name .. ' has other content, at revision ' .. revision,
+      { network = ask.name, revision = revision }))
   end
-  if not current and put_.revision then
-    return refuse('UNKNOWN_NETWORK', 'there is no network ' .. put_.name .. ' to replace')
+  if not revision and ask.revision then
+    return reply_of(refuse('UNKNOWN_NETWORK', 'there is no network ' .. ask.name .. ' to replace',
+      { network = ask.name }))
   end
-  local all = redis.call('HGETALL', root .. ':networks')
-  for index = 1, #all, 2 do
-    local other = cjson.decode(all[index + 1])
-    if all[index] ~= put_.name and overlap(put_.subnets, other.subnets) then
-      return refuse('NETWORK_CONFLICT',
-        'subnet of ' .. put_.name .. ' overlaps that of network ' .. all[index],
-        { path = 'subnet', network = all[index] })
+  for family, rules in pairs(ask.families) do
+    local other = overlapping(root, family, ask.name, rules.first, rules.last)
+    if other then
+      local path = family == '6' and 'ipv6.subnet' or 'subnet'
+      return reply_of(refuse('NETWORK_CONFLICT', path .. ' overlaps that of network ' .. other,
+        { network = other, path = path }))
     end
   end
-  for _, id in ipairs(redis.call('ZRANGE', root .. ':net:' .. put_.name .. ':ids', 0, -1)) do
-    local why = stranded(lease_of(root, id), put_)
-    if why then
-      return refuse('NETWORK_IN_USE', 'lease of ' .. id .. ' would be stranded by ' .. why,
-        { id = id, path = why })
-    end
+  local refusal = stranded(root, ask, held[4])
+  if refusal then
+    return reply_of(refusal)
   end
-  local revision = next_counter(root, 'revisions')
-  redis.call('HSET', root .. ':networks', put_.name, cjson.encode({
-    revision = revision,
-    network = put_.network,
-    subnets = put_.subnets,
-    sizes = put_.sizes,
-    reserved = put_.reserved,
-  }))
-  redis.call('HSET', root .. ':net:' .. put_.name,
-    'revision', revision, 'reuseDelayMs', put_.reuseDelayMs, 'type', put_.type)
-  for _, family in ipairs({ '4', '6' }) do
-    local rules = put_.families[family]
-    redis.call('PERSIST', family_key(root, put_.name, family, 'released'))
-    rebuild_pool(root, put_.name, family, rules and rules.allowed or {})
+  local now = now_ms()
+  for _, family in ipairs(FAMILIES) do
+    set_family(root, ask.name, family, ask.families[family], now)
   end
-  return cjson.encode({ network = put_.network, revision = revision, created = current == nil })
+  local next_revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
+  redis.call('ZADD', root .. ':networks', 0, ask.name)
+  redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest, 'revision', next_revision,
+    'type', ask.type, 'delayMs', digits(ask.delayMs))
+  return reply_of({ network = ask.network, revision = next_revision, created = not revision })
 end
 
--- get {name} -> {network, revision, usage: {"4": {size, used, cooling, reserved}, …}} or null
-local function get(keys, args)
+-- What is used of one family. Of a pool, only its ranges are walked, and of reservations each.
+local function usage_of(root, name, family, rules, delay)
+  local held = pool_key(root, name, family, 'held')
+  local in_pool = 0
+  for _, range in ipairs(redis.call('ZRANGE', pool_key(root, name, family, 'allowed'), 0, -1)) do
+    local first, last = bounds_of(range)
+    in_pool = in_pool + redis.call('ZLEXCOUNT', held, '[' .. first, '(' .. last .. '!')
+  end
+  local reserved = 0
+  for _, address in ipairs(rules.reserved) do
+    if not entry_of(held, address) then
+      reserved = reserved + 1
+    end
+  end
+  local cooling = redis.call(
+    'ZCOUNT', pool_key(root, name, family, 'free'), '(' .. digits(now_ms() - delay), '+inf')
+  return {
+    size = rules.size,
+    used = redis.call('ZCARD', held),
+    free = rules.poolSize - in_pool - cooling,
+    reserved = reserved,
+    cooling = cooling,
+  }
+end
+
+-- get {name} -> {network, revision, usage: {"4": {size, used, free, reserved, cooling}, "6": …}} or null
+local function get_network(keys, args)
   local root = keys[1]
   local name = cjson.decode(args[1]).name
-  local held = redis.call('HGET', root .. ':networks', name)
-  if not held then
+  local held = redis.call(
+    'HMGET', network_key(root, name), 'network', 'revision', 'delayMs', 'family:4', 'family:6')
+  if not held[1] then
     return 'null'
   end
-  local record = cjson.decode(held)
-  return cjson.encode({
-    network = record.network,
-    revision = record.revision,
-    usage = usage_of(root, name, record),
-  })
+  local usage = {}
+  for index, family in ipairs(FAMILIES) do
+    if held[3 + index] then
+      usage[family] = usage_of(root, name, family, cjson.decode(held[3 + index]), tonumber(held[3]))
+    end
+  end
+  return reply_of({ network = held[1], revision = tonumber(held[2]), usage = usage })
 end
 
--- list {} -> {networks: [{network, revision}…]}, by name
-local function list(keys, _)
-  local all = redis.call('HGETALL', keys[1] .. ':networks')
-  local names = {}
-  local records = {}
-  for index = 1, #all, 2 do
-    table.insert(names, all[index])
-    records[all[index]] = all[index + 1]
-  end
-  table.sort(names)
-  local networks = {}
-  for _, name in ipairs(names) do
-    local record = cjson.decode(records[name])
-    table.insert(networks,
-      cjson.encode({ network = record.network, revision = record.revision }))
-  end
-  return '{"networks":' .. json_array(networks) .. '}'
+-- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
+local function list_networks(keys, args)
+  local root = keys[1]
+  local networks, cursor = page_of(root .. ':networks', '', cjson.decode(args[1]), function(name)
+    local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+    return cjson.encode({ network = held[1], revision = tonumber(held[2]) })
+  end)
+  return '{"networks":' .. networks .. ',"cursor":' .. cursor .. '}'
 end
 
 -- delete {name} -> {deleted}
-local function delete(keys, args)
+local function delete_network(keys, args)
   local root = keys[1]
   local name = cjson.decode(args[1]).name
-  local ids = redis.call('ZRANGE', root .. ':net:' .. name .. ':ids', 0, 15)
+  local key = network_key(root, name)
+  local ids = ids_in(root, name, 16)
   if #ids > 0 then
-    return refuse('NETWORK_IN_USE', 'network ' .. name .. ' has leases: ' .. table.concat(ids, ', '),
-      { network = name, ids = ids })
+    return reply_of(refuse('NETWORK_IN_USE', 'network ' .. name .. ' has leases: ' .. table.concat(ids, ', '),
+      { network = name, ids = ids }))
   end
-  local delay = redis.call('HGET', root .. ':net:' .. name, 'reuseDelayMs')
-  if not delay then
-    return cjson.encode({ deleted = false })
+  if redis.call('EXISTS', key) == 0 then
+    return reply_of({ deleted = false })
   end
-  redis.call('HDEL', root .. ':networks', name)
-  redis.call('DEL', root .. ':net:' .. name, root .. ':net:' .. name .. ':macs')
-  for _, family in ipairs({ '4', '6' }) do
-    for _, part in ipairs({ 'allowed', 'fresh', 'held', 'free' }) do
-      redis.call('DEL', family_key(root, name, family, part))
-    end
-    -- A network made anew under this name must not give out what is still cooling down.
-    redis.call('PEXPIRE', family_key(root, name, family, 'released'), delay)
+  local now = now_ms()
+  for _, family in ipairs(FAMILIES) do
+    set_family(root, name, family, nil, now)
   end
-  return cjson.encode({ deleted = true })
+  redis.call('DEL', key)
+  redis.call('ZREM', root .. ':networks', name)
+  return reply_of({ deleted = true })
 end
 
-redis.register_function('volt1_network_put', put)
-redis.register_function('volt1_network_get', get)
-redis.register_function('volt1_network_list', list)
-redis.register_function('volt1_network_delete', delete)
+redis.register_function('volt1_network_put', put_network)
+redis.register_function({
+  function_name = 'volt1_network_get',
+  callback = get_network,
+  flags = { 'no-writes' },
+})
+redis.register_function({
+  function_name = 'volt1_network_list',
+  callback = list_networks,
+  flags = { 'no-writes' },
+})
+-- Allowed when memory has run out: it gives some back.
+redis.register_function({
+  function_name = 'volt1_network_delete',
+  callback = delete_network,
+  flags = { 'allow-oom' },
+})

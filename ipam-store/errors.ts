@@ -1,0 +1,63 @@
+import { ReplyError } from 'ioredis';
+import { VoltError } from '#protocol/errors.ts';
+import type { Fields } from './fields.ts';
+import { fromHex } from './pool.ts';
+
+/** The network's definition has changed since the request was checked: read it again, and check again. */
+export class RevisionChanged extends Error {
+  readonly code = 'REVISION_CHANGED';
+}
+
+/**
+ * Redis did not answer. `details.sent` is false where the call has certainly not been done; otherwise it may
+ * have been, and only a repeat or a read tells.
+ */
+export const unavailable = (reason: string, sent: boolean, cause?: unknown): VoltError =>
+  new VoltError('STORE_UNAVAILABLE', `Redis: ${reason}`, { details: { sent }, cause });
+
+// Replies with which a server says that it will not do anything for now.
+const NOT_NOW = /^(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|OOM|MISCONF|NOREPLICAS)\b/;
+const NOT_ALLOWED = /^(NOPERM|NOAUTH|WRONGPASS)\b/;
+
+export const messageOf = (error: unknown): string =>
+  error instanceof Error ? error.message : String(error);
+
+/** True when the server refused for reasons that an operator has to mend. */
+export const isForbidden = (error: unknown): boolean =>
+  error instanceof ReplyError && NOT_ALLOWED.test(messageOf(error));
+
+/** True when the server has answered, and waiting will not change the answer. */
+export const isFinal = (error: unknown): boolean =>
+  error instanceof ReplyError && !NOT_NOW.test(messageOf(error));
+
+export const isMissingFunction = (error: unknown): boolean =>
+  error instanceof ReplyError && messageOf(error).includes('Function not found');
+
+/** What a call ended with, as an error of the protocol. */
+export function storeError(error: unknown): VoltError {
+  const reason = messageOf(error);
+  if (isForbidden(error)) return unavailable(reason, false, error);
+  if (isFinal(error)) return new VoltError('INTERNAL', `Redis: ${reason}`, { cause: error });
+  // ioredis says this of what it never wrote.
+  const kept = reason.includes('enableOfflineQueue');
+  return unavailable(reason, !(error instanceof ReplyError) && !kept, error);
+}
+
+/** The error that a function answered. Addresses come as hex, generations as text. */
+export function refusalError(refusal: Fields): Error {
+  const code = refusal.text('code');
+  let message = refusal.text('message');
+  if (code === 'REVISION_CHANGED') return new RevisionChanged(message);
+  const details = refusal.has('details') ? { ...refusal.object('details').all() } : {};
+  const { address, generation } = details;
+  if (typeof address === 'string') {
+    const text = fromHex(address).toString();
+    details['address'] = text;
+    message = message.replace('{address}', text);
+  }
+  if (generation !== undefined) details['generation'] = Number(generation);
+  return new VoltError(code, message, {
+    details,
+    ...(refusal.has('retryAfterMs') && { retryAfterMs: refusal.number('retryAfterMs') }),
+  });
+}

@@ -1,0 +1,283 @@
+-- Addresses of one network and family: which are free, who holds the others, who held them last.
+
+local function network_key(root, name)
+  return root .. ':net:' .. name
+end
+
+local function pool_key(root, network, family, part)
+  return root .. ':net:' .. network .. ':' .. family .. ':' .. part
+end
+
+-- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
+local function hex_step(hex, step)
+  local value = tonumber(string.sub(hex, -8), 16) + step
+  local rest = string.sub(hex, 1, -9)
+  if value >= 0 and value < EPOCH_UNIT then
+    return rest .. string.format('%08x', value)
+  end
+  return (rest == '' and '' or hex_step(rest, step)) .. (step > 0 and '00000000' or 'ffffffff')
+end
+
+local function bounds_of(range)
+  local dash = string.find(range, '-', 1, true)
+  return string.sub(range, 1, dash - 1), string.sub(range, dash + 1)
+end
+
+-- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
+local function range_before(key, address)
+  return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', 0, 1)[1]
+end
+
+local function is_in(key, address)
+  local range = range_before(key, address)
+  if not range then
+    return false
+  end
+  local _, last = bounds_of(range)
+  return last >= address
+end
+
+-- Takes first to last out of a zset of ranges, whatever of it is there.
+local function cut(key, first, last)
+  local range = range_before(key, last)
+  while range do
+    local range_first, range_last = bounds_of(range)
+    if range_last < first then
+      return
+    end
+    redis.call('ZREM', key, range)
+    if range_last > last then
+      redis.call('ZADD', key, 0, hex_step(last, 1) .. '-' .. range_last)
+    end
+    if range_first < first then
+      redis.call('ZADD', key, 0, range_first .. '-' .. hex_step(first, -1))
+      return
+    end
+    range = range_before(key, last)
+  end
+end
+
+-- Puts first to last, of which nothing is there, into a zset of ranges; touching neighbours become one.
+local function join(key, first, last)
+  local below = range_before(key, first)
+  if below then
+    local below_first, below_last = bounds_of(below)
+    if hex_step(below_last, 1) == first then
+      redis.call('ZREM', key, below)
+      first = below_first
+    end
+  end
+  local above = redis.call('ZRANGEBYLEX', key, '[' .. hex_step(last, 1) .. '-', '+', 'LIMIT', 0, 1)[1]
+  if above then
+    local above_first, above_last = bounds_of(above)
+    if above_first == hex_step(last, 1) then
+      redis.call('ZREM', key, above)
+      last = above_last
+    end
+  end
+  redis.call('ZADD', key, 0, first .. '-' .. last)
+end
+
+-- Sets next:<f> to the first fresh range, taking it out of the others.
+local function open_next(root, network, family)
+  local fresh = pool_key(root, network, family, 'fresh')
+  local range = redis.call('ZRANGE', fresh, 0, 0)[1]
+  if range then
+    redis.call('ZREM', fresh, range)
+    redis.call('HSET', network_key(root, network), 'next:' .. family, range)
+  else
+    redis.call('HDEL', network_key(root, network), 'next:' .. family)
+  end
+end
+
+-- Changes the fresh ranges, with the first among them.
+local function change_fresh(root, network, family, change)
+  local fresh = pool_key(root, network, family, 'fresh')
+  local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
+  if range then
+    redis.call('ZADD', fresh, 0, range)
+  end
+  change(fresh)
+  open_next(root, network, family)
+end
+
+-- What is in the first list of ranges and not in the second; both in order.
+local function minus(whole, holes)
+  local rest = {}
+  local from = 1
+  for _, range in ipairs(whole) do
+    local first, last = range[1], range[2]
+    while holes[from] and holes[from][2] < first do
+      from = from + 1
+    end
+    local index = from
+    local covered = false
+    while holes[index] and holes[index][1] <= last do
+      if holes[index][1] > first then
+        table.insert(rest, { first, hex_step(holes[index][1], -1) })
+      end
+      if holes[index][2] >= last then
+        covered = true
+        break
+      end
+      first = hex_step(holes[index][2], 1)
+      index = index + 1
+    end
+    if not covered then
+      table.insert(rest, { first, last })
+    end
+  end
+  return rest
+end
+
+-- The entry of an address in a zset of "address ...", without the address.
+local function entry_of(key, address)
+  local found = redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', 0, 1)
+  return found[1] and string.sub(found[1], #address + 2)
+end
+
+-- The first entry of first to last in a zset of "address ...": address and the rest.
+local function entry_between(key, first, last)
+  local found = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, 1)
+  if not found[1] then
+    return nil
+  end
+  local space = string.find(found[1], ' ', 1, true)
+  return string.sub(found[1], 1, space - 1), string.sub(found[1], space + 1)
+end
+
+-- Calls visit(address, rest) for each entry of first to last in a zset of "address ...", which may remove it.
+local function each_between(key, first, last, visit)
+  local from = '[' .. first
+  while true do
+    local entries = redis.call('ZRANGEBYLEX', key, from, '(' .. last .. '!', 'LIMIT', 0, 512)
+    for _, entry in ipairs(entries) do
+      local space = string.find(entry, ' ', 1, true)
+      visit(string.sub(entry, 1, space - 1), string.sub(entry, space + 1))
+    end
+    if #entries < 512 then
+      return
+    end
+    from = '(' .. entries[#entries]
+  end
+end
+
+-- "time workload" of a release.
+local function time_and_workload(text)
+  local space = string.find(text, ' ', 1, true)
+  return tonumber(string.sub(text, 1, space - 1)), string.sub(text, space + 1)
+end
+
+-- Notes who had an address last, and when.
+local function remember(root, network, family, address, text)
+  local at, workload = time_and_workload(text)
+  redis.call('ZADD', pool_key(root, network, family, 'last'), 0, address .. ' ' .. text)
+  redis.call('ZADD', pool_key(root, network, family, 'by'), 0, workload .. ' ' .. address)
+  if is_in(pool_key(root, network, family, 'allowed'), address) then
+    redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)
+  end
+end
+
+local function forget(root, network, family, address, text)
+  local _, workload = time_and_workload(text)
+  redis.call('ZREM', pool_key(root, network, family, 'last'), address .. ' ' .. text)
+  redis.call('ZREM', pool_key(root, network, family, 'by'), workload .. ' ' .. address)
+  redis.call('ZREM', pool_key(root, network, family, 'free'), address)
+end
+
+-- Gives the first address of next:<f> to an id: the way of most.
+local function take_next(root, network, family, range, id)
+  local address, last = bounds_of(range)
+  if address == last then
+    open_next(root, network, family)
+  else
+    redis.call('HSET', network_key(root, network), 'next:' .. family, hex_step(address, 1) .. '-' .. last)
+  end
+  redis.call('ZADD', pool_key(root, network, family, 'held'), 0, address .. ' ' .. id)
+end
+
+-- Gives an address to an id. Answers what it was before: the text of its last release, or nil for never used.
+local function take(root, network, family, address, id)
+  local before = entry_of(pool_key(root, network, family, 'last'), address)
+  if before then
+    forget(root, network, family, address, before)
+  else
+    change_fresh(root, network, family, function(fresh)
+      cut(fresh, address, address)
+    end)
+  end
+  redis.call('ZADD', pool_key(root, network, family, 'held'), 0, address .. ' ' .. id)
+  return before
+end
+
+-- Takes an address from an id. With `text` it was last released then and by that workload; without, it was
+-- never used.
+local function give_back(root, network, family, address, id, text)
+  redis.call('ZREM', pool_key(root, network, family, 'held'), address .. ' ' .. id)
+  if text then
+    remember(root, network, family, address, text)
+  elseif is_in(pool_key(root, network, family, 'allowed'), address) then
+    change_fresh(root, network, family, function(fresh)
+      join(fresh, address, address)
+    end)
+  end
+end
+
+-- Keeps what is still cooling of first to last beyond the end of its network.
+local function bury(root, network, family, first, last, now, delay)
+  local gone = root .. ':gone:' .. family
+  each_between(pool_key(root, network, family, 'last'), first, last, function(address, text)
+    forget(root, network, family, address, text)
+    local at = time_and_workload(text)
+    if at + delay > now then
+      redis.call('ZADD', gone, 0, address .. ' ' .. text)
+    end
+  end)
+  if delay > 0 and delay > redis.call('PTTL', gone) then
+    redis.call('PEXPIRE', gone, digits(delay))
+  end
+end
+
+-- The reverse, for a network that now has these addresses.
+local function unearth(root, network, family, first, last)
+  local gone = root .. ':gone:' .. family
+  each_between(gone, first, last, function(address, text)
+    redis.call('ZREM', gone, address .. ' ' .. text)
+    remember(root, network, family, address, text)
+  end)
+end
+
+-- Changes what the pool gives out; costs what was used of the difference.
+local function set_allowed(root, network, family, ranges)
+  local allowed = pool_key(root, network, family, 'allowed')
+  local held = pool_key(root, network, family, 'held')
+  local last = pool_key(root, network, family, 'last')
+  local free = pool_key(root, network, family, 'free')
+  local before = {}
+  for index, range in ipairs(redis.call('ZRANGE', allowed, 0, -1)) do
+    before[index] = { bounds_of(range) }
+  end
+  redis.call('DEL', allowed)
+  for _, range in ipairs(ranges) do
+    redis.call('ZADD', allowed, 0, range[1] .. '-' .. range[2])
+  end
+  change_fresh(root, network, family, function(fresh)
+    for _, range in ipairs(minus(before, ranges)) do
+      cut(fresh, range[1], range[2])
+      each_between(last, range[1], range[2], function(address)
+        redis.call('ZREM', free, address)
+      end)
+    end
+    for _, range in ipairs(minus(ranges, before)) do
+      join(fresh, range[1], range[2])
+      each_between(held, range[1], range[2], function(address)
+        cut(fresh, address, address)
+      end)
+      each_between(last, range[1], range[2], function(address, text)
+        local at = time_and_workload(text)
+        cut(fresh, address, address)
+        redis.call('ZADD', free, digits(at), address)
+      end)
+    end
+  end)
+end

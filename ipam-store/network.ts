@@ -1,0 +1,87 @@
+import { createHash } from 'node:crypto';
+import { VoltError } from '#protocol/errors.ts';
+import { type Network, parseNetwork } from '#protocol/network.ts';
+import type { Fields } from './fields.ts';
+import { FAMILIES, familyPools } from './pool.ts';
+
+/** Of the IPv4 subnet; of the IPv6 subnet where that is the only one. */
+export interface NetworkUsage {
+  /** Addresses that are given out unasked: pool and reservations. */
+  readonly size: number;
+  /** Held, also outside the pool. */
+  readonly used: number;
+  /** What the pool could give at once. */
+  readonly free: number;
+  /** Reserved, and not held. */
+  readonly reserved: number;
+  /** Of the pool, released less than `reuseDelaySeconds` ago. */
+  readonly cooling: number;
+  readonly suspect: number;
+}
+
+export interface NetworkRecord {
+  readonly network: Network;
+  /** Grows with every change; never used twice, also by networks of other names. */
+  readonly revision: number;
+}
+
+/** Leaves room for a page of networks in one reply of 512 KiB. */
+const MAX_NETWORK_BYTES = 262_144;
+
+/** A network as `volt1_network_put` takes it. Throws TOO_LARGE, and INVALID_REQUEST as `FamilyPool.rules`. */
+export function definitionOf(network: Network): object {
+  const json = JSON.stringify(network);
+  const bytes = Buffer.byteLength(json);
+  if (bytes > MAX_NETWORK_BYTES) {
+    const message = `network ${network.network} has ${bytes} bytes, more than ${MAX_NETWORK_BYTES}`;
+    throw new VoltError('TOO_LARGE', message);
+  }
+  const families = familyPools(network).map((pool) => [pool.family, pool.rules()] as const);
+  return {
+    name: network.network,
+    type: network.type,
+    network: json,
+    digest: digestOf(network),
+    delayMs: network.reuseDelaySeconds * 1_000,
+    families: Object.fromEntries(families),
+  };
+}
+
+/** The same for two definitions that differ in the order of their keys alone. */
+function digestOf(network: Network): string {
+  const canonical = JSON.stringify(network, (_, value: unknown) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : value,
+  );
+  return createHash('sha256').update(canonical).digest('hex');
+}
+
+/** Throws UNSUPPORTED for a definition with keys that this version does not know: it must not ignore them. */
+export function recordOf(stored: Fields): NetworkRecord {
+  const json: unknown = JSON.parse(stored.text('network'));
+  try {
+    return { network: parseNetwork(json), revision: stored.number('revision') };
+  } catch (error) {
+    if (!(error instanceof VoltError)) throw error;
+    throw new VoltError('UNSUPPORTED', `a network was put by a newer version: ${error.message}`, {
+      details: error.details,
+      cause: error,
+    });
+  }
+}
+
+export function usageOf(families: Fields): NetworkUsage {
+  const family = FAMILIES.find((one) => families.has(one));
+  if (family === undefined)
+    return { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 };
+  const usage = families.object(family);
+  return {
+    size: usage.number('size'),
+    used: usage.number('used'),
+    free: usage.number('free'),
+    reserved: usage.number('reserved'),
+    cooling: usage.number('cooling'),
+    suspect: 0,
+  };
+}
