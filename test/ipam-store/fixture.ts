@@ -1,0 +1,154 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis } from 'ioredis';
+import { afterAll, beforeAll, beforeEach, expect } from 'vitest';
+import { type Network, parseNetwork } from '#protocol/network.ts';
+import {
+  type Lease,
+  Ledger,
+  type LedgerOptions,
+  type LeaseRequest,
+  type NetworkRecord,
+} from '#ipam-store/ledger.ts';
+import { type Server, startRedis } from '#test/support/servers.ts';
+
+export const ROOT = 'volt:{ledger}';
+
+export const optionsFor = (url: string, more: Partial<LedgerOptions> = {}): LedgerOptions => ({
+  url,
+  mode: 'single',
+  nodes: null,
+  masterName: null,
+  username: null,
+  password: null,
+  tls: null,
+  keyPrefix: 'volt:',
+  minReplicas: 0,
+  ...more,
+});
+
+/** Opens a ledger and waits until it is ready. */
+export async function openLedger(url: string, more: Partial<LedgerOptions> = {}): Promise<Ledger> {
+  const ledger = new Ledger(optionsFor(url, more));
+  ledger.start();
+  await until(() => ledger.status.state === 'ready');
+  return ledger;
+}
+
+export async function until(done: () => boolean, timeoutMs = 8_000): Promise<void> {
+  const end = Date.now() + timeoutMs;
+  while (!done()) {
+    if (Date.now() > end) throw new Error('waited in vain');
+    await sleep(5);
+  }
+}
+
+/** What a test needs of a real redis-server; emptied before each test. */
+export interface Store {
+  readonly server: Server;
+  readonly ledger: Ledger;
+  /** For looking behind the ledger's back. */
+  readonly raw: Redis;
+}
+
+export function useStore(args: readonly string[] = []): Store {
+  const store: { server?: Server; ledger?: Ledger; raw?: Redis } = {};
+  const there = <T>(value: T | undefined): T => {
+    if (value === undefined) throw new Error('the server is not started yet');
+    return value;
+  };
+  beforeAll(async () => {
+    store.server = await startRedis({ args });
+    store.raw = new Redis(store.server.url);
+    store.ledger = await openLedger(store.server.url);
+  });
+  beforeEach(async () => {
+    await store.raw?.flushall();
+  });
+  afterAll(async () => {
+    await store.ledger?.close();
+    store.raw?.disconnect();
+    await store.server?.stop();
+  });
+  return {
+    get server() {
+      return there(store.server);
+    },
+    get ledger() {
+      return there(store.ledger);
+    },
+    get raw() {
+      return there(store.raw);
+    },
+  };
+}
+
+/** Every key with what it holds, in an order of its own. */
+export async function contents(raw: Redis): Promise<Record<string, unknown>> {
+  const all: [string, unknown][] = [];
+  for (const key of (await raw.keys('*')).toSorted()) {
+    const type = await raw.type(key);
+    if (type === 'hash') {
+      all.push([key, Object.entries(await raw.hgetall(key)).toSorted()]);
+    } else if (type === 'zset') {
+      all.push([key, await raw.zrange(key, '0', '-1', 'WITHSCORES')]);
+    } else {
+      all.push([key, type]);
+    }
+  }
+  return Object.fromEntries(all);
+}
+
+/** The same without the counters, which only grow. */
+export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
+  const { [`${ROOT}:meta`]: _, ...rest } = await contents(raw);
+  return rest;
+}
+
+/** What must not change anything: the error's code, and a store that is as before. */
+export async function refused(
+  raw: Redis,
+  code: string,
+  call: () => Promise<unknown>,
+): Promise<Error & { details?: Record<string, unknown>; retryAfterMs?: number }> {
+  const before = await contents(raw);
+  const error: unknown = await call().then(
+    (value) => new Error(`not refused: ${JSON.stringify(value)}`),
+    (cause: unknown) => cause,
+  );
+  expect(error).toMatchObject({ code });
+  expect(await contents(raw)).toEqual(before);
+  if (!(error instanceof Error)) throw new TypeError('no error');
+  return error;
+}
+
+export const VOLT0 = {
+  network: 'volt0',
+  subnet: '10.42.0.0/24',
+  gateway: '10.42.0.1',
+  pool: { start: '10.42.0.2', end: '10.42.0.254' },
+  reservations: { 'vm-web': '10.42.0.10', 'container-db': '10.42.0.20' },
+};
+
+export const network = (keys: object): Network => parseNetwork(keys);
+
+export const put = (ledger: Ledger, keys: object, revision?: number): Promise<NetworkRecord> =>
+  ledger.putNetwork(network(keys), revision);
+
+export const askFor = (
+  record: NetworkRecord,
+  id: string,
+  more: Partial<LeaseRequest> = {},
+): LeaseRequest => ({
+  id,
+  workload: `vm-${id}`,
+  kind: 'vm',
+  network: record.network,
+  revision: record.revision,
+  host: 'h1',
+  bootId: 'boot-1',
+  ...more,
+});
+
+/** Address of a lease without its prefix length; of dual stack, both. */
+export const bare = ({ addresses }: Lease): string =>
+  addresses.map((address) => address.replace(/\/.*/, '')).join(' ');

@@ -1,0 +1,357 @@
+import { describe, expect, test } from 'vitest';
+import type { NetworkRecord } from '#ipam-store/ledger.ts';
+import {
+  askFor,
+  bare,
+  contents,
+  holdings,
+  network,
+  put,
+  refused,
+  ROOT,
+  useStore,
+  VOLT0,
+} from './fixture.ts';
+
+const store = useStore();
+
+const acquire = async (
+  record: NetworkRecord,
+  id: string,
+  addresses?: string[],
+): Promise<string> => {
+  const more = addresses === undefined ? {} : { addresses };
+  return bare((await store.ledger.acquire(askFor(record, id, more))).lease);
+};
+
+async function release(id: string): Promise<void> {
+  const lease = await store.ledger.getLease(id);
+  if (lease === null) throw new Error(`${id} has no lease`);
+  await store.ledger.release({ id, generation: lease.generation, host: lease.host, cool: true });
+}
+
+describe('a network put', () => {
+  test('for the first time is made', async () => {
+    const made = await store.ledger.putNetwork(network(VOLT0));
+    expect(made).toEqual({ network: network(VOLT0), revision: 1, created: true });
+    expect(await store.ledger.getNetwork('volt0')).toEqual({
+      network: network(VOLT0),
+      revision: 1,
+      usage: { size: 253, used: 0, free: 251, reserved: 2, cooling: 0, suspect: 0 },
+    });
+  });
+
+  test('again changes nothing, in whatever order its keys are', async () => {
+    await put(store.ledger, VOLT0);
+    const before = await contents(store.raw);
+    const reservations = { 'container-db': '10.42.0.20', 'vm-web': '10.42.0.10' };
+    const again = await store.ledger.putNetwork(network({ ...VOLT0, reservations }));
+    expect(again).toMatchObject({ revision: 1, created: false });
+    expect((await store.ledger.putNetwork(network(VOLT0), 77)).revision).toBe(1);
+    expect(await contents(store.raw)).toEqual(before);
+  });
+
+  test('with other content needs the revision that it replaces', async () => {
+    const { revision } = await put(store.ledger, VOLT0);
+    const other = { ...VOLT0, mtu: 1400 };
+    const error = await refused(store.raw, 'NETWORK_CONFLICT', () => put(store.ledger, other));
+    expect(error.details).toEqual({ network: 'volt0', revision });
+    const changed = await store.ledger.putNetwork(network(other), revision);
+    expect(changed).toMatchObject({ created: false, network: { mtu: 1400 } });
+    expect(changed.revision).toBeGreaterThan(revision);
+    await refused(store.raw, 'NETWORK_CONFLICT', () => put(store.ledger, VOLT0, revision));
+  });
+
+  test('with a revision of nothing is refused', async () => {
+    await refused(store.raw, 'UNKNOWN_NETWORK', () => put(store.ledger, VOLT0, 3));
+  });
+
+  test.each([
+    ['the same', '10.42.0.0/24'],
+    ['inside', '10.42.0.128/25'],
+    ['around', '10.40.0.0/13'],
+  ])('whose subnet overlaps that of another is refused: %s', async (_, subnet) => {
+    await put(store.ledger, VOLT0);
+    await put(store.ledger, { network: 'low', subnet: '10.8.0.0/24' });
+    await put(store.ledger, { network: 'high', subnet: '10.200.0.0/24' });
+    const error = await refused(store.raw, 'NETWORK_CONFLICT', () =>
+      put(store.ledger, { network: 'other', subnet }),
+    );
+    expect(error.details).toEqual({ network: 'volt0', path: 'subnet' });
+  });
+
+  test('whose IPv6 subnet overlaps is refused, and one beside it is not', async () => {
+    await put(store.ledger, { network: 'six', ipv6: { subnet: '2001:db8::/64' } });
+    const error = await refused(store.raw, 'NETWORK_CONFLICT', () =>
+      put(store.ledger, {
+        network: 'both',
+        subnet: '10.1.0.0/24',
+        ipv6: { subnet: '2001:db8::/48' },
+      }),
+    );
+    expect(error.details).toEqual({ network: 'six', path: 'ipv6.subnet' });
+    await put(store.ledger, { network: 'beside', ipv6: { subnet: '2001:db8:0:1::/64' } });
+  });
+
+  test('with a reservation that is never given out is refused', async () => {
+    const error = await refused(store.raw, 'INVALID_REQUEST', () =>
+      put(store.ledger, { ...VOLT0, exclude: ['10.42.0.16/28'] }),
+    );
+    expect(error.details).toEqual({ path: 'reservations.container-db' });
+  });
+
+  test('that is too large is refused', async () => {
+    const reservations = Object.fromEntries(
+      Array.from({ length: 6_000 }, (_, n) => [
+        `${'w'.repeat(40)}${n}`,
+        `10.64.${n >> 8}.${n & 255}`,
+      ]),
+    );
+    const { '10.64.0.0': _, ...rest } = reservations;
+    delete rest[`${'w'.repeat(40)}0`];
+    await refused(store.raw, 'TOO_LARGE', () =>
+      put(store.ledger, { network: 'big', subnet: '10.64.0.0/16', reservations: rest }),
+    );
+  });
+});
+
+describe('a change that would strand a lease is refused by its name', () => {
+  test.each([
+    ['a smaller subnet', { subnet: '10.42.0.0/27', pool: undefined }, 'subnet'],
+    [
+      'another subnet',
+      { ...VOLT0, subnet: '10.50.0.0/24', gateway: '10.50.0.1', pool: undefined, reservations: {} },
+      'subnet',
+    ],
+    ['an exclude', { exclude: ['10.42.0.200', '10.42.0.32/27'] }, 'exclude.1'],
+    ['the gateway', { gateway: '10.42.0.50' }, 'gateway'],
+    ['a reservation', { reservations: { 'vm-new': '10.42.0.50' } }, 'reservations.vm-new'],
+    ['the type', { type: 'isolated' }, 'type'],
+  ])('%s', async (_, keys, path) => {
+    const record = await put(store.ledger, VOLT0);
+    await acquire(record, 'held', ['10.42.0.50']);
+    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
+      put(store.ledger, { ...VOLT0, ...keys }, record.revision),
+    );
+    expect(error.details).toMatchObject({ id: 'held', path });
+    expect(error.message).toContain('held');
+    if (path !== 'type') expect(error.message).toContain('10.42.0.50');
+    await release('held');
+    await put(store.ledger, { ...VOLT0, ...keys }, record.revision);
+  });
+
+  test('no IPv6 any more', async () => {
+    const dual = { ...VOLT0, ipv6: { subnet: '2001:db8::/64' } };
+    const record = await put(store.ledger, dual);
+    await acquire(record, 'held');
+    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
+      put(store.ledger, VOLT0, record.revision),
+    );
+    expect(error.details).toEqual({ id: 'held', path: 'ipv6.subnet', address: '2001:db8::1' });
+  });
+
+  test('but not one that leaves it where it is', async () => {
+    const record = await put(store.ledger, VOLT0);
+    await acquire(record, 'held', ['10.42.0.50']);
+    const changed = await put(
+      store.ledger,
+      {
+        ...VOLT0,
+        subnet: '10.42.0.0/23',
+        pool: { start: '10.42.1.0', end: '10.42.1.9' },
+        reservations: { 'vm-held': '10.42.0.50' },
+      },
+      record.revision,
+    );
+    expect(await acquire(changed, 'new')).toBe('10.42.1.0');
+  });
+});
+
+describe('a changed pool', () => {
+  const NET = {
+    network: 'n',
+    subnet: '10.9.0.0/24',
+    pool: { start: '10.9.0.10', end: '10.9.0.19' },
+  };
+
+  test('gives what was added, and keeps what was used in its order', async () => {
+    const record = await put(store.ledger, { ...NET, reuseDelaySeconds: 0 });
+    for (const id of ['a', 'b']) await acquire(record, id);
+    await release('a');
+    const pool = { start: '10.9.0.9', end: '10.9.0.20' };
+    const grown = await put(store.ledger, { ...NET, pool, reuseDelaySeconds: 0 }, record.revision);
+    expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
+      size: 12,
+      used: 1,
+      free: 11,
+    });
+    const given: string[] = [];
+    for (let n = 0; n < 11; n += 1) given.push(await acquire(grown, `n${n}`));
+    expect(given[0]).toBe('10.9.0.9');
+    expect(given.at(-2)).toBe('10.9.0.20');
+    expect(given.at(-1)).toBe('10.9.0.10');
+  });
+
+  test('that shrinks around a lease gives nothing outside it, and grown again misses nothing', async () => {
+    const record = await put(store.ledger, NET);
+    await acquire(record, 'a');
+    await acquire(record, 'b');
+    await release('b');
+    const pool = { start: '10.9.0.15', end: '10.9.0.15' };
+    const shrunk = await put(store.ledger, { ...NET, pool }, record.revision);
+    expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
+      size: 1,
+      used: 1,
+      free: 1,
+    });
+    expect(await acquire(shrunk, 'c')).toBe('10.9.0.15');
+    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(shrunk, 'd'));
+    await release('a');
+    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(shrunk, 'd'));
+    await put(store.ledger, NET, shrunk.revision);
+    expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
+      size: 10,
+      used: 1,
+      free: 7,
+      cooling: 2,
+    });
+  });
+
+  test('goes and comes back as it was', async () => {
+    const record = await put(store.ledger, NET);
+    for (const id of ['a', 'b', 'c']) await acquire(record, id);
+    await release('b');
+    const pools = async (): Promise<object> =>
+      Object.fromEntries(
+        Object.entries(await holdings(store.raw)).filter(([key]) => key.includes(':n:4:')),
+      );
+    const before = await pools();
+    const exclude = ['10.9.0.11', '10.9.0.14/31', '10.9.0.128/25'];
+    const cut = await put(store.ledger, { ...NET, exclude }, record.revision);
+    expect(await pools()).not.toEqual(before);
+    await put(store.ledger, NET, cut.revision);
+    expect(await pools()).toEqual(before);
+  });
+
+  test('has no address left out or in twice, whatever its holes', async () => {
+    const exclude = [
+      '10.9.0.10',
+      '10.9.0.12/30',
+      '10.9.0.12',
+      '10.9.0.14',
+      '10.9.0.19',
+      '0.0.0.0/9',
+    ];
+    const record = await put(store.ledger, {
+      ...NET,
+      gateway: '10.9.0.11',
+      reservations: { w: '10.9.0.18', x: '10.9.0.30' },
+      exclude,
+    });
+    expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
+      size: 4,
+      free: 2,
+      reserved: 2,
+    });
+    expect(await acquire(record, 'a')).toBe('10.9.0.16');
+    expect(await acquire(record, 'b')).toBe('10.9.0.17');
+    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'c'));
+  });
+});
+
+describe('a network deleted', () => {
+  test('is gone, and deleted again was not there', async () => {
+    await put(store.ledger, VOLT0);
+    expect(await store.ledger.deleteNetwork('volt0')).toEqual({ deleted: true });
+    expect(await store.ledger.deleteNetwork('volt0')).toEqual({ deleted: false });
+    expect(await store.ledger.getNetwork('volt0')).toBeNull();
+    expect(await holdings(store.raw)).toEqual({});
+  });
+
+  test('while leases exist is refused by their names', async () => {
+    const record = await put(store.ledger, VOLT0);
+    await put(store.ledger, { network: 'volt00', subnet: '10.43.0.0/24' });
+    for (let n = 0; n < 20; n += 1) await acquire(record, `n${n}`);
+    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
+      store.ledger.deleteNetwork('volt0'),
+    );
+    expect(error.details).toMatchObject({ network: 'volt0' });
+    expect(error.details?.['ids']).toHaveLength(16);
+    expect(await store.ledger.deleteNetwork('volt00')).toEqual({ deleted: true });
+  });
+
+  test('and made anew under any name lets its addresses cool down', async () => {
+    const first = await put(store.ledger, VOLT0);
+    await acquire(first, 'a');
+    await release('a');
+    await store.ledger.deleteNetwork('volt0');
+    expect(Object.keys(await holdings(store.raw))).toEqual([`${ROOT}:gone:4`]);
+    expect(await store.raw.pttl(`${ROOT}:gone:4`)).toBeGreaterThan(55_000);
+    const other = await put(store.ledger, {
+      network: 'other',
+      subnet: '10.42.0.0/30',
+      reuseDelaySeconds: 60,
+    });
+    expect(await acquire(other, 'b')).toBe('10.42.0.1');
+    const error = await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(other, 'c'));
+    expect(error.retryAfterMs).toBeGreaterThan(55_000);
+  });
+
+  test('never gives its revision to another', async () => {
+    const first = await put(store.ledger, VOLT0);
+    await store.ledger.deleteNetwork('volt0');
+    const second = await put(store.ledger, { ...VOLT0, reuseDelaySeconds: 1 });
+    expect(second.revision).toBeGreaterThan(first.revision);
+    await refused(store.raw, 'REVISION_CHANGED', () => acquire(first, 'a'));
+  });
+});
+
+describe('networks', () => {
+  test('are listed by name, page by page', async () => {
+    for (let n = 0; n < 7; n += 1) {
+      await put(store.ledger, { network: `n${n}`, subnet: `10.${n}.0.0/24` });
+    }
+    const first = await store.ledger.listNetworks({ limit: 3 });
+    expect(first.networks.map((one) => one.network.network)).toEqual(['n0', 'n1', 'n2']);
+    expect(first.networks[1]).toMatchObject({ revision: 2, network: { subnet: '10.1.0.0/24' } });
+    const rest = await store.ledger.listNetworks({ cursor: first.cursor });
+    expect(rest.networks.map((one) => one.network.network)).toEqual(['n3', 'n4', 'n5', 'n6']);
+    expect(rest.cursor).toBeUndefined();
+  });
+
+  test('of a newer version are not used', async () => {
+    await put(store.ledger, VOLT0);
+    const newer = JSON.stringify({ ...VOLT0, fromTheFuture: true });
+    await store.raw.hset(`${ROOT}:net:volt0`, 'network', newer);
+    await refused(store.raw, 'UNSUPPORTED', () => store.ledger.getNetwork('volt0'));
+  });
+
+  test('that are large come in pages that fit a reply', async () => {
+    const reservations = (n: number): object =>
+      Object.fromEntries(
+        Array.from({ length: 2_000 }, (_, w) => [
+          `${'w'.repeat(50)}${w}`,
+          `10.${n}.${(w >> 8) + 1}.${w & 255}`,
+        ]),
+      );
+    for (let n = 1; n <= 5; n += 1) {
+      await put(store.ledger, {
+        network: `n${n}`,
+        subnet: `10.${n}.0.0/16`,
+        reservations: reservations(n),
+      });
+    }
+    const names: string[] = [];
+    let pages = 0;
+    let cursor: string | undefined;
+    do {
+      const page = await store.ledger.listNetworks({ cursor });
+      expect(JSON.stringify(page).length).toBeLessThan(512 * 1024);
+      names.push(...page.networks.map((one) => one.network.network));
+      pages += 1;
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    expect(names).toEqual(['n1', 'n2', 'n3', 'n4', 'n5']);
+    expect(pages).toBeGreaterThan(1);
+  });
+});
