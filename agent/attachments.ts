@@ -74,6 +74,7 @@ export class Attachments {
   /** Takes up what an earlier agent of this host left half done: it is detached. */
   resume(): void {
     for (const record of this.#options.journal.values()) {
+      this.#announce(record.id);
       if (record.state === 'attached') continue;
       this.#beginDetach(
         record,
@@ -91,6 +92,7 @@ export class Attachments {
     const busy = Promise.allSettled([...this.#turns.values(), ...this.#finishing.values()]);
     await Promise.race([busy, sleep(timeoutMs, undefined, { ref: false })]);
     this.#stopping = true;
+    for (const { id } of this.#options.journal.values()) this.#announce(id);
   }
 
   /** Gives a workload its device and addresses, or answers what it has already (`replayed`). */
@@ -125,13 +127,11 @@ export class Attachments {
       if (record === undefined) return this.#detachUnknown(id, generation);
       if (record.state === 'detaching') return { detached: true, releasing: true };
       refuseOtherGeneration(record, generation);
-      const { traceparent, tracestate } = call.trace;
       this.#beginDetach(record, {
         reason: 'requested',
         requestId: request.requestId ?? randomUUID(),
         startedAt: new Date().toISOString(),
-        ...(traceparent !== undefined && { traceparent }),
-        ...(tracestate !== undefined && { tracestate }),
+        ...traceOf(call.trace),
       });
       return { detached: true, releasing: true };
     });
@@ -219,7 +219,7 @@ export class Attachments {
 
   /** Lease, device, record, event; each undone when a later one fails. */
   async #make({ request, revised, checked, record, call }: Making): Promise<AttachAnswer> {
-    const { journal, events } = this.#options;
+    const { journal } = this.#options;
     const started = performance.now();
     journal.put(record);
     let lease: Lease;
@@ -242,18 +242,20 @@ export class Attachments {
         made,
         record,
       });
-      journal.put({ ...record, state: 'attached', generation: lease.generation, attachment });
-      events.add({
-        type: 'attached',
-        network: request.network,
-        subject: request.id,
-        operation: 'attach',
-        requestId: request.requestId,
-        trace: call.trace,
-        body: attachment,
-        durationMs: { ipam: leased - started, kernel: kernelDone - leased },
+      journal.put({
+        ...record,
+        state: 'attached',
+        generation: lease.generation,
+        attachment,
+        announce: {
+          requestId: request.requestId,
+          durationMs: { ipam: leased - started, kernel: kernelDone - leased },
+          ...traceOf(call.trace),
+        },
       });
       undo.move();
+      // After the answer: nobody waits for the event.
+      setImmediate(() => this.#announce(record.id));
       return { attachment, replayed: false };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
@@ -261,6 +263,25 @@ export class Attachments {
       await this.#untilFinished(record.id, call.deadline).catch(() => {});
       throw error;
     }
+  }
+
+  /** Stores the `attached` event of a record that has not been announced yet. */
+  #announce(id: string): void {
+    const { journal, events } = this.#options;
+    const record = journal.get(id);
+    if (record?.announce === undefined || record.attachment === undefined) return;
+    const { announce, ...announced } = record;
+    events.add({
+      type: 'attached',
+      network: record.attachment.network,
+      subject: id,
+      operation: 'attach',
+      requestId: announce.requestId,
+      trace: announce,
+      body: record.attachment,
+      durationMs: announce.durationMs,
+    });
+    journal.put(announced);
   }
 
   async #acquire(request: AttachRequest, { network, revision }: Revised): Promise<Lease> {
@@ -331,7 +352,10 @@ export class Attachments {
   /** First half of every detach: out of use, name free, and the record says so. */
   #beginDetach(record: AttachmentRecord, detach: DetachIntent): void {
     const { journal, networkTypes } = this.#options;
-    const detaching: AttachmentRecord = { ...record, state: 'detaching', detach };
+    // In the order in which it came to pass.
+    this.#announce(record.id);
+    const { announce: _announced, ...rest } = record;
+    const detaching: AttachmentRecord = { ...rest, state: 'detaching', detach };
     journal.put(detaching);
     const type = networkTypes[record.networkType];
     const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();
@@ -398,13 +422,11 @@ export class Attachments {
   }
 
   #failure({ requestId }: Making['request'], { trace }: Call): DetachIntent {
-    const { traceparent, tracestate } = trace;
     return {
       reason: 'failed',
       requestId,
       startedAt: new Date().toISOString(),
-      ...(traceparent !== undefined && { traceparent }),
-      ...(tracestate !== undefined && { tracestate }),
+      ...traceOf(trace),
     };
   }
 
@@ -475,6 +497,14 @@ function refuseOtherGeneration(
     details: { path: 'generation', generation: held.generation },
   });
 }
+
+const traceOf = ({
+  traceparent,
+  tracestate,
+}: RequestTrace): { traceparent?: string; tracestate?: string } => ({
+  ...(traceparent !== undefined && { traceparent }),
+  ...(tracestate !== undefined && { tracestate }),
+});
 
 const leaseFields = ({ generation, grantedAt, expiresAt }: Lease): Attachment['lease'] =>
   expiresAt === undefined ? { generation, grantedAt } : { generation, grantedAt, expiresAt };

@@ -28,8 +28,20 @@ export interface AttachmentRecord {
   /** Device and inode of the network namespace that holds the workload's end. */
   readonly namespaceIdentity?: string;
   readonly attachment?: Attachment;
+  /**
+   * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in
+   * between leaves it to the next.
+   */
+  readonly announce?: Announcement;
   /** Why and for whom it is being detached; the event that ends it is made from this. */
   readonly detach?: DetachIntent;
+}
+
+export interface Announcement {
+  readonly requestId: string;
+  readonly durationMs: Readonly<Record<string, number>>;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
 }
 
 export interface DetachIntent {

@@ -73,8 +73,7 @@ export class Outbox {
       this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
     }
     this.#queue.push({ file, event });
-    // The caller's answer goes first: publishing is nobody's wait.
-    setImmediate(() => this.#wake.resolve());
+    this.#wake.resolve();
   }
 
   /** Tries again at once what waits for a retry: NATS is back. */

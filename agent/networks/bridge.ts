@@ -20,29 +20,33 @@ export interface Bridge {
 const bridgeTag = (network: string): string => `volt:bridge:${network}`;
 
 /**
- * Checks without touching: the MTU that the network's bridge has or would get. A device of that name that
- * is no bridge is INTERFACE_EXISTS.
+ * Looks without touching: the device that is the network's bridge on this host, null when it has to be made.
+ * A device of that name that is no bridge is INTERFACE_EXISTS.
  */
-export function bridgeMtu(kernel: Kernel, network: Network): number {
-  const found = kernel.links.get(network.bridge);
-  if (found === null) return network.mtu ?? DEFAULT_MTU;
-  refuseOtherKind(found, network);
-  return found.mtu;
+export function findBridge(kernel: Kernel, network: Network): Link | null {
+  const link = kernel.links.get(network.bridge);
+  if (link !== null) refuseOtherKind(link, network);
+  return link;
 }
 
+/** The MTU that the network's bridge has, or would get. */
+export const bridgeMtu = (found: Link | null, network: Network): number =>
+  found?.mtu ?? network.mtu ?? DEFAULT_MTU;
+
 /**
- * The network's bridge: adopted when a foreign one of that name exists (systemd-networkd may own it), else
- * made: fixed MAC, so that it does not follow its lowest port; the gateway's address; up. The tag comes
- * last, so that a bridge of ours without it is one whose making was interrupted, and is completed.
+ * The network's bridge, as `findBridge` found it: adopted when it is foreign (systemd-networkd may own it),
+ * made when it is not there: fixed MAC, so that it does not follow its lowest port; the gateway's address; up.
+ * The tag comes last, so that a bridge of ours without it is one whose making was interrupted, and is
+ * completed.
  */
 export function ensureBridge(
   kernel: Kernel,
   network: Network,
-  { host, log }: { host: string; log: Log },
+  { found, host, log }: { found: Link | null; host: string; log: Log },
 ): Bridge {
   const name = network.bridge;
   const mac = deriveMac(`bridge ${host} ${name}`);
-  let link = kernel.links.get(name);
+  let link = found;
   if (link === null) {
     try {
       link = kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });

@@ -9,7 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
-import { bridgeMtu, ensureBridge } from './bridge.ts';
+import { bridgeMtu, ensureBridge, findBridge } from './bridge.ts';
 import {
   type AttachedDevice,
   type CheckedAttach,
@@ -45,7 +45,8 @@ export class Bridged implements NetworkType {
   check(request: AttachRequest, network: Network): CheckedAttach {
     refuseUnsupported(request, network);
     const { kernel, journal } = this.#options;
-    const bridgeLimit = bridgeMtu(kernel, network);
+    const found = findBridge(kernel, network);
+    const bridgeLimit = bridgeMtu(found, network);
     const mtu = request.mtu ?? network.mtu ?? bridgeLimit;
     if (mtu > bridgeLimit) {
       throw new VoltError(
@@ -57,21 +58,21 @@ export class Bridged implements NetworkType {
     const taken = (name: string): boolean =>
       journal.namesDevice(name) || kernel.links.get(name) !== null;
     if (request.kind === 'vm') {
-      return this.#checkedTap(request, network, { name: tapName(request, taken), mtu });
+      return this.#checkedTap(request, network, { found, name: tapName(request, taken), mtu });
     }
-    return this.#checkedVeth(request, network, { names: vethNames(request, taken), mtu });
+    return this.#checkedVeth(request, network, { found, names: vethNames(request, taken), mtu });
   }
 
   #checkedTap(
     request: AttachRequest,
     network: Network,
-    { name, mtu }: { name: string; mtu: number },
+    { found, name, mtu }: { found: Link | null; name: string; mtu: number },
   ): CheckedAttach {
     const { kernel } = this.#options;
     return {
       deviceName: name,
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const { index: master } = ensureBridge(kernel, network, this.#options);
+        const { index: master } = ensureBridge(kernel, network, { found, ...this.#options });
         const { bridge } = network;
         const order = { name, mtu, bridge, tap: request.tap, master, lease };
         return { device: makeTap(kernel, order, undo), filter: 'none' };
@@ -83,7 +84,7 @@ export class Bridged implements NetworkType {
   #checkedVeth(
     request: AttachRequest,
     network: Network,
-    { names, mtu }: { names: { host: string; container: string }; mtu: number },
+    { found, names, mtu }: { found: Link | null; names: VethNames; mtu: number },
   ): CheckedAttach {
     const { kernel } = this.#options;
     const peerName = request.netns === undefined ? names.container : ifnameOf(request);
@@ -92,7 +93,7 @@ export class Bridged implements NetworkType {
     return {
       deviceName: names.host,
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const { index: master } = ensureBridge(kernel, network, this.#options);
+        const { index: master } = ensureBridge(kernel, network, { found, ...this.#options });
         const order = {
           name: names.host,
           peerName,
@@ -141,6 +142,8 @@ export class Bridged implements NetworkType {
     return untagged || isTagOf(link.alias, id) ? link : null;
   }
 }
+
+type VethNames = ReturnType<typeof vethNames>;
 
 const ifnameOf = (request: AttachRequest): string => request.ifname ?? DEFAULT_IFNAME;
 

@@ -16,7 +16,7 @@ const TINY = {
   network: 'tiny0',
   subnet: '10.43.0.0/29',
   gateway: '10.43.0.1',
-  pool: { start: '10.43.0.2', end: '10.43.0.3' },
+  pool: { start: '10.43.0.2', end: '10.43.0.4' },
   reservations: { 'vm-web': '10.43.0.5' },
   exclude: ['10.43.0.6'],
 };
@@ -113,6 +113,7 @@ describe('a refused attach leaves everything as it was', () => {
   });
 
   test('a pool that is exhausted: POOL_EXHAUSTED says when an address has cooled down', async () => {
+    await stack.client.attach(stack.host, request('last'));
     const before = await stack.snapshot();
     await expect(stack.client.attach(stack.host, request('third'))).rejects.toMatchObject({
       code: 'POOL_EXHAUSTED',
@@ -120,6 +121,8 @@ describe('a refused attach leaves everything as it was', () => {
       retryAfterMs: expect.any(Number),
     });
     expect(await stack.snapshot()).toEqual(before);
+    await stack.client.detach(stack.host, { id: 'last' });
+    await stack.gone('last');
   });
 });
 
