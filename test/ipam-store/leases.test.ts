@@ -1,16 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
-import {
-  askFor,
-  bare,
-  holdings,
-  put,
-  refused,
-  ROOT,
-  useStore,
-  VOLT0,
-} from './fixture.ts';
+import { askFor, bare, holdings, put, refused, ROOT, useStore, VOLT0 } from './fixture.ts';
 
 const store = useStore();
 
@@ -86,7 +77,9 @@ describe('a grant', () => {
   test('needs the revision of the network that it was checked against', async () => {
     const record = await put(store.ledger, VOLT0);
     await put(store.ledger, { ...VOLT0, exclude: ['10.42.0.2'] }, record.revision);
-    await refused(store.raw, 'REVISION_CHANGED', () => acquire(record, 'one'));
+    expect(await refused(store.raw, () => acquire(record, 'one'))).toMatchObject({
+      code: 'REVISION_CHANGED',
+    });
   });
 
   test('has a generation higher than every one before, whatever the id and network', async () => {
@@ -115,9 +108,10 @@ describe('a grant', () => {
     await store.raw.hset(`${ROOT}:meta`, 'generation', String(generation - 1));
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     expect(lease.generation).toBe(generation);
-    const error = await refused(store.raw, 'STALE_GENERATION', () =>
+    const error = await refused(store.raw, () =>
       store.ledger.release({ id: 'one', generation: generation - 1, host: 'h1', cool: true }),
     );
+    expect(error.code).toBe('STALE_GENERATION');
     expect(error.details).toMatchObject({ generation });
   });
 });
@@ -126,9 +120,8 @@ describe('an id', () => {
   test('is held by one host', async () => {
     const record = await put(store.ledger, VOLT0);
     await acquire(record, 'one');
-    const error = await refused(store.raw, 'WRONG_HOST', () =>
-      acquire(record, 'one', { host: 'h2' }),
-    );
+    const error = await refused(store.raw, () => acquire(record, 'one', { host: 'h2' }));
+    expect(error.code).toBe('WRONG_HOST');
     expect(error.details).toEqual({ host: 'h1' });
   });
 
@@ -140,14 +133,18 @@ describe('an id', () => {
   ] as const)('is not given another %s while it is held', async (_, more) => {
     const record = await put(store.ledger, VOLT0);
     await acquire(record, 'one');
-    await refused(store.raw, 'ALREADY_ATTACHED', () => acquire(record, 'one', more));
+    expect(await refused(store.raw, () => acquire(record, 'one', more))).toMatchObject({
+      code: 'ALREADY_ATTACHED',
+    });
   });
 
   test('is in one network at a time', async () => {
     const record = await put(store.ledger, VOLT0);
     const other = await put(store.ledger, small());
     await acquire(record, 'one');
-    await refused(store.raw, 'ALREADY_ATTACHED', () => acquire(other, 'one'));
+    expect(await refused(store.raw, () => acquire(other, 'one'))).toMatchObject({
+      code: 'ALREADY_ATTACHED',
+    });
   });
 
   test.each([
@@ -161,14 +158,17 @@ describe('an id', () => {
     ['addresses', { addresses: ['10.42.0.5', '10.42.0.6'] }],
   ] as const)('with a %s that cannot be is refused (%o)', async (path, more) => {
     const record = await put(store.ledger, VOLT0);
-    const error = await refused(store.raw, 'INVALID_REQUEST', () => acquire(record, 'one', more));
+    const error = await refused(store.raw, () => acquire(record, 'one', more));
+    expect(error.code).toBe('INVALID_REQUEST');
     expect(error.details).toEqual({ path });
   });
 
   test('of an unknown network is refused', async () => {
     const record = await put(store.ledger, VOLT0);
     await store.ledger.deleteNetwork('volt0');
-    await refused(store.raw, 'UNKNOWN_NETWORK', () => acquire(record, 'one'));
+    expect(await refused(store.raw, () => acquire(record, 'one'))).toMatchObject({
+      code: 'UNKNOWN_NETWORK',
+    });
   });
 });
 
@@ -201,27 +201,28 @@ describe('an address asked for', () => {
       ...VOLT0,
       exclude: ['10.42.0.77', '10.42.0.128/28'],
     });
-    const error = await refused(store.raw, 'ADDRESS_OUT_OF_RANGE', () =>
-      acquire(record, 'one', { addresses: [address] }),
-    );
+    const error = await refused(store.raw, () => acquire(record, 'one', { addresses: [address] }));
+    expect(error.code).toBe('ADDRESS_OUT_OF_RANGE');
     expect(error.details).toMatchObject({ address, network: 'volt0' });
   });
 
   test('is refused while another holds it, by name of the other', async () => {
     const record = await put(store.ledger, VOLT0);
     await acquire(record, 'one', { addresses: ['10.42.0.50'] });
-    const error = await refused(store.raw, 'ADDRESS_IN_USE', () =>
+    const error = await refused(store.raw, () =>
       acquire(record, 'two', { addresses: ['10.42.0.50'] }),
     );
+    expect(error.code).toBe('ADDRESS_IN_USE');
     expect(error.message).toBe('10.42.0.50 is held by one');
     expect(error.details).toMatchObject({ address: '10.42.0.50', id: 'one' });
   });
 
   test('is refused where it is reserved for another workload', async () => {
     const record = await put(store.ledger, VOLT0);
-    const error = await refused(store.raw, 'ADDRESS_IN_USE', () =>
+    const error = await refused(store.raw, () =>
       acquire(record, 'one', { addresses: ['10.42.0.10'] }),
     );
+    expect(error.code).toBe('ADDRESS_IN_USE');
     expect(error).toMatchObject({ retryable: false, details: { workload: 'vm-web' } });
   });
 
@@ -229,9 +230,10 @@ describe('an address asked for', () => {
     const record = await put(store.ledger, VOLT0);
     await acquire(record, 'one', { addresses: ['10.42.0.50'] });
     await release('one');
-    const error = await refused(store.raw, 'ADDRESS_IN_USE', () =>
+    const error = await refused(store.raw, () =>
       acquire(record, 'two', { addresses: ['10.42.0.50'] }),
     );
+    expect(error.code).toBe('ADDRESS_IN_USE');
     expect(error.retryAfterMs).toBeGreaterThan(55_000);
     expect(error.retryAfterMs).toBeLessThanOrEqual(60_000);
     const more = { workload: 'vm-one', addresses: ['10.42.0.50'] };
@@ -245,7 +247,9 @@ describe('a reservation', () => {
     const others: string[] = [];
     for (let n = 0; n < 4; n += 1) others.push(await acquire(record, `n${n}`));
     expect(others).toEqual(['10.9.0.3', '10.9.0.4', '10.9.0.5', '10.9.0.6']);
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'full'));
+    expect(await refused(store.raw, () => acquire(record, 'full'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
     expect(await acquire(record, 'web', { workload: 'vm-web' })).toBe('10.9.0.2');
   });
 
@@ -275,9 +279,8 @@ describe('a reservation', () => {
       { ...VOLT0, reservations: { 'vm-new': '10.42.0.50' } },
       record.revision,
     );
-    const error = await refused(store.raw, 'ADDRESS_IN_USE', () =>
-      acquire(changed, 'new', { workload: 'vm-new' }),
-    );
+    const error = await refused(store.raw, () => acquire(changed, 'new', { workload: 'vm-new' }));
+    expect(error.code).toBe('ADDRESS_IN_USE');
     expect(error.retryAfterMs).toBeGreaterThan(55_000);
   });
 });
@@ -289,7 +292,8 @@ describe('a MAC', () => {
     const mac = '02:AA:00:00:00:01';
     const { lease } = await store.ledger.acquire(askFor(record, 'one', { mac }));
     expect(lease.mac).toBe('02:aa:00:00:00:01');
-    const error = await refused(store.raw, 'MAC_IN_USE', () => acquire(record, 'two', { mac }));
+    const error = await refused(store.raw, () => acquire(record, 'two', { mac }));
+    expect(error.code).toBe('MAC_IN_USE');
     expect(error.details).toMatchObject({ mac: '02:aa:00:00:00:01', id: 'one' });
     await acquire(other, 'two', { mac });
     await release('one');
@@ -323,11 +327,13 @@ describe('order', () => {
   test('lets released addresses rest, and says when one will be free', async () => {
     const record = await put(store.ledger, small({ reuseDelaySeconds: 1 }));
     for (let n = 0; n < 5; n += 1) await acquire(record, `n${n}`);
-    const full = await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'new'));
+    const full = await refused(store.raw, () => acquire(record, 'new'));
+    expect(full.code).toBe('POOL_EXHAUSTED');
     expect(full.retryAfterMs).toBeUndefined();
     await release('n3');
     expect(await usage('small')).toMatchObject({ size: 5, used: 4, free: 0, cooling: 1 });
-    const error = await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'new'));
+    const error = await refused(store.raw, () => acquire(record, 'new'));
+    expect(error.code).toBe('POOL_EXHAUSTED');
     expect(error.retryAfterMs).toBeGreaterThan(0);
     expect(error.retryAfterMs).toBeLessThanOrEqual(1_000);
     await sleep((error.retryAfterMs ?? 0) + 5);
@@ -340,11 +346,13 @@ describe('order', () => {
     for (let n = 0; n < 5; n += 1) await acquire(record, `n${n}`);
     await release('n1');
     await release('n3');
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'new'));
+    expect(await refused(store.raw, () => acquire(record, 'new'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
     expect(await acquire(record, 'back', { workload: 'vm-n3' })).toBe('10.9.0.5');
-    await refused(store.raw, 'POOL_EXHAUSTED', () =>
-      acquire(record, 'more', { workload: 'vm-n3' }),
-    );
+    expect(
+      await refused(store.raw, () => acquire(record, 'more', { workload: 'vm-n3' })),
+    ).toMatchObject({ code: 'POOL_EXHAUSTED' });
   });
 });
 
@@ -367,18 +375,20 @@ describe('a release', () => {
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     await release('one');
     await acquire(record, 'one');
-    const error = await refused(store.raw, 'STALE_GENERATION', () =>
+    const error = await refused(store.raw, () =>
       store.ledger.release({ id: 'one', generation: lease.generation, host: 'h1', cool: true }),
     );
+    expect(error.code).toBe('STALE_GENERATION');
     expect(error.details).toEqual({ id: 'one', generation: lease.generation + 1 });
   });
 
   test('by another host changes nothing', async () => {
     const record = await put(store.ledger, VOLT0);
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
-    const error = await refused(store.raw, 'WRONG_HOST', () =>
+    const error = await refused(store.raw, () =>
       store.ledger.release({ id: 'one', generation: lease.generation, host: 'h2', cool: true }),
     );
+    expect(error.code).toBe('WRONG_HOST');
     expect(error.details).toEqual({ host: 'h1' });
   });
 
@@ -434,15 +444,19 @@ describe('dual stack', () => {
   ])('gives nothing where %s is exhausted', async (_, keys) => {
     const record = await put(store.ledger, keys);
     await acquire(record, 'one');
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'two'));
+    expect(await refused(store.raw, () => acquire(record, 'two'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
   });
 
   test('gives nothing where one of two asked for is taken', async () => {
     const record = await put(store.ledger, DUAL);
     await acquire(record, 'one', { addresses: ['2001:db8:0:1::aaaa'] });
-    await refused(store.raw, 'ADDRESS_IN_USE', () =>
-      acquire(record, 'two', { addresses: ['10.9.0.5', '2001:db8:0:1::aaaa'] }),
-    );
+    expect(
+      await refused(store.raw, () =>
+        acquire(record, 'two', { addresses: ['10.9.0.5', '2001:db8:0:1::aaaa'] }),
+      ),
+    ).toMatchObject({ code: 'ADDRESS_IN_USE' });
     expect(await acquire(record, 'three', { addresses: ['2001:db8:0:1:ffff::'] })).toBe(
       '10.9.0.3 2001:db8:0:1:ffff::',
     );
@@ -477,7 +491,9 @@ describe('leases', () => {
     const record = await put(store.ledger, { network: 'dark', type: 'isolated' });
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     expect(lease.addresses).toEqual([]);
-    await refused(store.raw, 'NETWORK_IN_USE', () => store.ledger.deleteNetwork('dark'));
+    expect(await refused(store.raw, () => store.ledger.deleteNetwork('dark'))).toMatchObject({
+      code: 'NETWORK_IN_USE',
+    });
     await release('one');
     expect(await store.ledger.deleteNetwork('dark')).toEqual({ deleted: true });
   });

@@ -54,16 +54,21 @@ describe('a network put', () => {
   test('with other content needs the revision that it replaces', async () => {
     const { revision } = await put(store.ledger, VOLT0);
     const other = { ...VOLT0, mtu: 1400 };
-    const error = await refused(store.raw, 'NETWORK_CONFLICT', () => put(store.ledger, other));
+    const error = await refused(store.raw, () => put(store.ledger, other));
+    expect(error.code).toBe('NETWORK_CONFLICT');
     expect(error.details).toEqual({ network: 'volt0', revision });
     const changed = await store.ledger.putNetwork(network(other), revision);
     expect(changed).toMatchObject({ created: false, network: { mtu: 1400 } });
     expect(changed.revision).toBeGreaterThan(revision);
-    await refused(store.raw, 'NETWORK_CONFLICT', () => put(store.ledger, VOLT0, revision));
+    expect(await refused(store.raw, () => put(store.ledger, VOLT0, revision))).toMatchObject({
+      code: 'NETWORK_CONFLICT',
+    });
   });
 
   test('with a revision of nothing is refused', async () => {
-    await refused(store.raw, 'UNKNOWN_NETWORK', () => put(store.ledger, VOLT0, 3));
+    expect(await refused(store.raw, () => put(store.ledger, VOLT0, 3))).toMatchObject({
+      code: 'UNKNOWN_NETWORK',
+    });
   });
 
   test.each([
@@ -74,29 +79,30 @@ describe('a network put', () => {
     await put(store.ledger, VOLT0);
     await put(store.ledger, { network: 'low', subnet: '10.8.0.0/24' });
     await put(store.ledger, { network: 'high', subnet: '10.200.0.0/24' });
-    const error = await refused(store.raw, 'NETWORK_CONFLICT', () =>
-      put(store.ledger, { network: 'other', subnet }),
-    );
+    const error = await refused(store.raw, () => put(store.ledger, { network: 'other', subnet }));
+    expect(error.code).toBe('NETWORK_CONFLICT');
     expect(error.details).toEqual({ network: 'volt0', path: 'subnet' });
   });
 
   test('whose IPv6 subnet overlaps is refused, and one beside it is not', async () => {
     await put(store.ledger, { network: 'six', ipv6: { subnet: '2001:db8::/64' } });
-    const error = await refused(store.raw, 'NETWORK_CONFLICT', () =>
+    const error = await refused(store.raw, () =>
       put(store.ledger, {
         network: 'both',
         subnet: '10.1.0.0/24',
         ipv6: { subnet: '2001:db8::/48' },
       }),
     );
+    expect(error.code).toBe('NETWORK_CONFLICT');
     expect(error.details).toEqual({ network: 'six', path: 'ipv6.subnet' });
     await put(store.ledger, { network: 'beside', ipv6: { subnet: '2001:db8:0:1::/64' } });
   });
 
   test('with a reservation that is never given out is refused', async () => {
-    const error = await refused(store.raw, 'INVALID_REQUEST', () =>
+    const error = await refused(store.raw, () =>
       put(store.ledger, { ...VOLT0, exclude: ['10.42.0.16/28'] }),
     );
+    expect(error.code).toBe('INVALID_REQUEST');
     expect(error.details).toEqual({ path: 'reservations.container-db' });
   });
 
@@ -109,9 +115,11 @@ describe('a network put', () => {
     );
     const { '10.64.0.0': _, ...rest } = reservations;
     delete rest[`${'w'.repeat(40)}0`];
-    await refused(store.raw, 'TOO_LARGE', () =>
-      put(store.ledger, { network: 'big', subnet: '10.64.0.0/16', reservations: rest }),
-    );
+    expect(
+      await refused(store.raw, () =>
+        put(store.ledger, { network: 'big', subnet: '10.64.0.0/16', reservations: rest }),
+      ),
+    ).toMatchObject({ code: 'TOO_LARGE' });
   });
 });
 
@@ -130,12 +138,12 @@ describe('a change that would strand a lease is refused by its name', () => {
   ])('%s', async (_, keys, path) => {
     const record = await put(store.ledger, VOLT0);
     await acquire(record, 'held', ['10.42.0.50']);
-    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
+    const error = await refused(store.raw, () =>
       put(store.ledger, { ...VOLT0, ...keys }, record.revision),
     );
+    expect(error.code).toBe('NETWORK_IN_USE');
     expect(error.details).toMatchObject({ id: 'held', path });
-    expect(error.message).toContain('held');
-    if (path !== 'type') expect(error.message).toContain('10.42.0.50');
+    expect(error.message).toMatch(path === 'type' ? /held/ : /held.*10\.42\.0\.50/);
     await release('held');
     await put(store.ledger, { ...VOLT0, ...keys }, record.revision);
   });
@@ -144,9 +152,8 @@ describe('a change that would strand a lease is refused by its name', () => {
     const dual = { ...VOLT0, ipv6: { subnet: '2001:db8::/64' } };
     const record = await put(store.ledger, dual);
     await acquire(record, 'held');
-    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
-      put(store.ledger, VOLT0, record.revision),
-    );
+    const error = await refused(store.raw, () => put(store.ledger, VOLT0, record.revision));
+    expect(error.code).toBe('NETWORK_IN_USE');
     expect(error.details).toEqual({ id: 'held', path: 'ipv6.subnet', address: '2001:db8::1' });
   });
 
@@ -205,9 +212,13 @@ describe('a changed pool', () => {
       free: 1,
     });
     expect(await acquire(shrunk, 'c')).toBe('10.9.0.15');
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(shrunk, 'd'));
+    expect(await refused(store.raw, () => acquire(shrunk, 'd'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
     await release('a');
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(shrunk, 'd'));
+    expect(await refused(store.raw, () => acquire(shrunk, 'd'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
     await put(store.ledger, NET, shrunk.revision);
     expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
       size: 10,
@@ -255,7 +266,9 @@ describe('a changed pool', () => {
     });
     expect(await acquire(record, 'a')).toBe('10.9.0.16');
     expect(await acquire(record, 'b')).toBe('10.9.0.17');
-    await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(record, 'c'));
+    expect(await refused(store.raw, () => acquire(record, 'c'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
   });
 });
 
@@ -272,9 +285,8 @@ describe('a network deleted', () => {
     const record = await put(store.ledger, VOLT0);
     await put(store.ledger, { network: 'volt00', subnet: '10.43.0.0/24' });
     for (let n = 0; n < 20; n += 1) await acquire(record, `n${n}`);
-    const error = await refused(store.raw, 'NETWORK_IN_USE', () =>
-      store.ledger.deleteNetwork('volt0'),
-    );
+    const error = await refused(store.raw, () => store.ledger.deleteNetwork('volt0'));
+    expect(error.code).toBe('NETWORK_IN_USE');
     expect(error.details).toMatchObject({ network: 'volt0' });
     expect(error.details?.['ids']).toHaveLength(16);
     expect(await store.ledger.deleteNetwork('volt00')).toEqual({ deleted: true });
@@ -293,7 +305,8 @@ describe('a network deleted', () => {
       reuseDelaySeconds: 60,
     });
     expect(await acquire(other, 'b')).toBe('10.42.0.1');
-    const error = await refused(store.raw, 'POOL_EXHAUSTED', () => acquire(other, 'c'));
+    const error = await refused(store.raw, () => acquire(other, 'c'));
+    expect(error.code).toBe('POOL_EXHAUSTED');
     expect(error.retryAfterMs).toBeGreaterThan(55_000);
   });
 
@@ -302,7 +315,9 @@ describe('a network deleted', () => {
     await store.ledger.deleteNetwork('volt0');
     const second = await put(store.ledger, { ...VOLT0, reuseDelaySeconds: 1 });
     expect(second.revision).toBeGreaterThan(first.revision);
-    await refused(store.raw, 'REVISION_CHANGED', () => acquire(first, 'a'));
+    expect(await refused(store.raw, () => acquire(first, 'a'))).toMatchObject({
+      code: 'REVISION_CHANGED',
+    });
   });
 });
 
@@ -323,7 +338,9 @@ describe('networks', () => {
     await put(store.ledger, VOLT0);
     const newer = JSON.stringify({ ...VOLT0, fromTheFuture: true });
     await store.raw.hset(`${ROOT}:net:volt0`, 'network', newer);
-    await refused(store.raw, 'UNSUPPORTED', () => store.ledger.getNetwork('volt0'));
+    expect(await refused(store.raw, () => store.ledger.getNetwork('volt0'))).toMatchObject({
+      code: 'UNSUPPORTED',
+    });
   });
 
   test('that are large come in pages that fit a reply', async () => {
