@@ -182,7 +182,7 @@ export class Bus {
         this.#streamEnsured = false;
         this.#setState('connected');
       } else if (type === Events.Error) {
-        log.warn({ error: String(data) }, 'NATS reports an error');
+        log.warn({ error: JSON.stringify(data) }, 'NATS reports an error');
       }
     }
   }

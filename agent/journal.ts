@@ -1,6 +1,11 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Attachment, type AttachRequest, attachRequestSchema } from '#protocol/attachment.ts';
+import {
+  type Attachment,
+  type AttachRequest,
+  attachmentSchema,
+  attachRequestSchema,
+} from '#protocol/attachment.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Log } from './log.ts';
@@ -130,14 +135,24 @@ export class Journal {
   }
 }
 
-const STATES: readonly unknown[] = ['attaching', 'attached', 'detaching'];
+const STATES: ReadonlySet<unknown> = new Set(['attaching', 'attached', 'detaching']);
 
 function parseRecord(text: string): AttachmentRecord {
-  const { version, ...record } = JSON.parse(text) as { version?: unknown } & AttachmentRecord;
-  if (version !== RECORD_VERSION) throw new Error(`has version ${String(version)}`);
-  if (!STATES.includes(record.state)) throw new Error(`has state ${String(record.state)}`);
-  if (record.state === 'attached' && record.attachment === undefined) {
-    throw new Error('is attached but says not to what');
-  }
-  return { ...record, request: parseRequest(attachRequestSchema, record.request) };
+  const record: unknown = JSON.parse(text);
+  if (!isRecord(record)) throw new Error('is no record of this version');
+  const { version: _version, ...fields } = record;
+  return { ...fields, request: parseRequest(attachRequestSchema, record.request) };
+}
+
+/** The fields on which anything here depends; the request in it is parsed like any other. */
+function isRecord(value: unknown): value is AttachmentRecord & { version: number } {
+  if (typeof value !== 'object' || value === null) return false;
+  const field = (key: string): unknown => Object.getOwnPropertyDescriptor(value, key)?.value;
+  const texts = ['id', 'networkType', 'contentKey', 'createdAt', 'bootId', 'deviceName'];
+  return (
+    field('version') === RECORD_VERSION &&
+    STATES.has(field('state')) &&
+    texts.every((key) => typeof field(key) === 'string') &&
+    (field('state') !== 'attached' || attachmentSchema.safeParse(field('attachment')).success)
+  );
 }

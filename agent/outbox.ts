@@ -129,7 +129,7 @@ export class Outbox {
 
   #read(file: string): PendingEvent | undefined {
     try {
-      return JSON.parse(readFileSync(join(this.#folder, file), 'utf8')) as PendingEvent;
+      return parseEvent(readFileSync(join(this.#folder, file), 'utf8'));
     } catch (error) {
       const aside = `${file}.corrupt`;
       renameSync(join(this.#folder, file), join(this.#folder, aside));
@@ -138,3 +138,21 @@ export class Outbox {
     }
   }
 }
+
+/** An event as `add` wrote it. What was cut short, or is another's, is refused. */
+function parseEvent(text: string): PendingEvent {
+  const event: unknown = JSON.parse(text);
+  if (isEvent(event)) return event;
+  throw new Error('is no event');
+}
+
+const isEvent = (value: unknown): value is PendingEvent =>
+  typeof value === 'object' &&
+  value !== null &&
+  ['id', 'type', 'network', 'subject', 'time'].every(
+    (key) => typeof Object.getOwnPropertyDescriptor(value, key)?.value === 'string',
+  ) &&
+  'body' in value &&
+  typeof value.body === 'object' &&
+  'durationMs' in value &&
+  typeof value.durationMs === 'object';

@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { tracingChannel } from 'node:diagnostics_channel';
+import { type TracingChannel, tracingChannel } from 'node:diagnostics_channel';
 import {
   propagation,
   ROOT_CONTEXT,
@@ -9,6 +9,7 @@ import {
   SpanStatusCode,
   trace,
 } from '@opentelemetry/api';
+import { KERNEL_CHANNEL, type KernelOperation } from '#native/trace.ts';
 import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from './trace.ts';
 
 // The other files publish what they do on diagnostics channels; this one makes spans of it. The parent of
@@ -60,7 +61,7 @@ function exporterConfigured(env: NodeJS.ProcessEnv): boolean {
 }
 
 function subscribe(): void {
-  spansOf<RequestTrace>(REQUEST_CHANNEL, (request) => ({
+  spansOf(tracingChannel<Span, RequestTrace>(REQUEST_CHANNEL), (request) => ({
     name: request.name,
     options: {
       kind: request.role === 'server' ? SpanKind.SERVER : SpanKind.PRODUCER,
@@ -68,12 +69,15 @@ function subscribe(): void {
     },
     remote: request,
   }));
-  spansOf<StepTrace>(STEP_CHANNEL, (step) => ({ name: step.name, options: {} }));
-  spansOf<{ operation: string; subject: string }>('volt:kernel', ({ operation, subject }) => ({
+  spansOf(tracingChannel<Span, StepTrace>(STEP_CHANNEL), (step) => ({
+    name: step.name,
+    options: {},
+  }));
+  spansOf(tracingChannel<Span, KernelOperation>(KERNEL_CHANNEL), ({ operation, subject }) => ({
     name: `${operation} ${subject}`,
     options: { attributes: { 'volt.kernel.operation': operation, 'volt.kernel.subject': subject } },
   }));
-  spansOf<{ command: string; serverAddress: string }>('ioredis:command', (command) => ({
+  spansOf(tracingChannel<Span, RedisCommand>('ioredis:command'), (command) => ({
     name: `redis ${command.command}`,
     options: {
       kind: SpanKind.CLIENT,
@@ -82,6 +86,12 @@ function subscribe(): void {
     // The client's own pings and handshakes belong to no request: they would be traces of one span.
     onlyInside: true,
   }));
+}
+
+/** What ioredis says of a command; the arguments are left out on purpose. */
+interface RedisCommand {
+  readonly command: string;
+  readonly serverAddress: string;
 }
 
 interface SpanShape {
@@ -93,12 +103,11 @@ interface SpanShape {
 }
 
 function spansOf<Message extends object>(
-  channelName: string,
+  channel: TracingChannel<Span, Message>,
   shapeOf: (message: Message) => SpanShape,
 ): void {
   const tracer = trace.getTracer('volt-network');
   const spans = new WeakMap<object, Span>();
-  const channel = tracingChannel<Span, Message>(channelName);
   const finish = (message: object): void => {
     spans.get(message)?.end();
     spans.delete(message);

@@ -36,7 +36,7 @@ export class Writer {
     this.#length = 0;
   }
 
-  /** Takes `count` zeroed bytes and gives their offset. */
+  /** Takes `count` zeroed bytes and gives their offset. It may move the buffer: take it first, write then. */
   reserve(count: number): number {
     const offset = this.#length;
     const end = offset + count;
@@ -51,31 +51,38 @@ export class Writer {
   }
 
   u8(value: number): void {
-    this.#buffer.writeUInt8(value, this.reserve(1));
+    const offset = this.reserve(1);
+    this.#buffer.writeUInt8(value, offset);
   }
 
   u16(value: number): void {
-    this.#buffer.writeUInt16LE(value, this.reserve(2));
+    const offset = this.reserve(2);
+    this.#buffer.writeUInt16LE(value, offset);
   }
 
   be16(value: number): void {
-    this.#buffer.writeUInt16BE(value, this.reserve(2));
+    const offset = this.reserve(2);
+    this.#buffer.writeUInt16BE(value, offset);
   }
 
   u32(value: number): void {
-    this.#buffer.writeUInt32LE(value, this.reserve(4));
+    const offset = this.reserve(4);
+    this.#buffer.writeUInt32LE(value, offset);
   }
 
   i32(value: number): void {
-    this.#buffer.writeInt32LE(value, this.reserve(4));
+    const offset = this.reserve(4);
+    this.#buffer.writeInt32LE(value, offset);
   }
 
   u64(value: bigint): void {
-    this.#buffer.writeBigUInt64LE(value, this.reserve(8));
+    const offset = this.reserve(8);
+    this.#buffer.writeBigUInt64LE(value, offset);
   }
 
   raw(bytes: Uint8Array): void {
-    this.#buffer.set(bytes, this.reserve(bytes.length));
+    const offset = this.reserve(bytes.length);
+    this.#buffer.set(bytes, offset);
   }
 
   patchU16(offset: number, value: number): void {

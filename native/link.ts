@@ -3,11 +3,13 @@ import type { Values, Writer } from './codec.ts';
 import { isKernelError } from './errors.ts';
 import type { Namespace } from './namespace.ts';
 import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import type {
+  BRIDGE_PORT,
+  LINK,
+  VF_INFO} from './rtnetlink.ts';
 import {
   AF_BRIDGE,
-  BRIDGE_PORT,
   IFF_UP,
-  LINK,
   type LinkInfo,
   linkMessage,
   NLM_F_CREATE,
@@ -18,8 +20,7 @@ import {
   RTM_DELLINK,
   RTM_GETLINK,
   RTM_NEWLINK,
-  RTM_SETLINK,
-  VF_INFO,
+  RTM_SETLINK
 } from './rtnetlink.ts';
 
 /** A network device as the kernel reports it. */

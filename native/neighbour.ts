@@ -9,6 +9,7 @@ import {
   NLM_F_CREATE,
   NLM_F_REPLACE,
   NTF_MASTER,
+  NUD_NOARP,
   NUD_PERMANENT,
   NUD_REACHABLE,
   RTM_DELNEIGH,
@@ -126,7 +127,7 @@ const forwardingRequest = (
       {
         ndm_family: AF_BRIDGE,
         ndm_ifindex: ifindex,
-        ndm_state: NUD_REACHABLE,
+        ndm_state: NUD_NOARP | NUD_REACHABLE,
         ndm_flags: NTF_MASTER,
       },
       { NDA_LLADDR: mac },

@@ -1,4 +1,5 @@
-import { IpAddress, IpPrefix } from '#protocol/address.ts';
+import type { IpAddress} from '#protocol/address.ts';
+import { IpPrefix } from '#protocol/address.ts';
 import type { NetlinkSocket, Received, Request } from './netlink.ts';
 import {
   AF_INET,

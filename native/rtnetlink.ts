@@ -67,6 +67,8 @@ export const RTEXT_FILTER_SKIP_STATS = 0x8;
 export const IFA_F_NODAD = 0x02;
 export const IFA_F_PERMANENT = 0x80;
 export const NUD_REACHABLE = 0x02;
+/** With NUD_REACHABLE: a static entry of a bridge, which does not age. */
+export const NUD_NOARP = 0x40;
 export const NUD_PERMANENT = 0x80;
 export const NTF_SELF = 0x02;
 export const NTF_MASTER = 0x04;

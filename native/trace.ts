@@ -8,11 +8,13 @@ export interface KernelOperation {
   readonly subject: string;
 }
 
+export const KERNEL_CHANNEL = 'volt:kernel';
+
 /**
  * Kernel operations for tracing: `start`, `end` and `error` of each. Whoever traces subscribes; without a
  * subscriber an operation costs one property read.
  */
-const channel = tracingChannel<KernelOperation>('volt:kernel');
+const channel = tracingChannel<KernelOperation>(KERNEL_CHANNEL);
 
 /** Runs `work` as the named operation. Errors pass through. */
 export function traced<T>(operation: string, subject: string, work: () => T): T {

@@ -62,8 +62,8 @@ const WIDE = { network: 'volt0', subnet: '10.42.0.0/16', gateway: '10.42.0.1' };
 interface Rival {
   readonly name: string;
   /** A slot is the name of a network namespace, and of what is attached. */
-  readonly attach: (slot: string) => Promise<unknown> | unknown;
-  readonly detach: (slot: string) => Promise<unknown> | unknown;
+  readonly attach: (slot: string) => unknown;
+  readonly detach: (slot: string) => unknown;
   readonly prepare?: () => Promise<unknown>;
   /** What follows the answer, and is waited for before the next turn. */
   readonly settle?: (slot: string) => Promise<unknown>;

@@ -23,9 +23,9 @@ export interface Stack extends AsyncDisposable {
   readonly client: VoltNetworkClient;
   readonly host: string;
   /** Until nothing of the attachment is left on the host. */
-  gone(id: string): Promise<void>;
+  readonly gone: (id: string) => Promise<void>;
   /** What an attach that failed, or a detach that ended, must leave as it was. */
-  snapshot(): Promise<Snapshot>;
+  readonly snapshot: () => Promise<Snapshot>;
 }
 
 export interface Snapshot {
