@@ -199,6 +199,27 @@ describe('a changed pool', () => {
     expect(given.at(-1)).toBe('10.9.0.10');
   });
 
+  test('grown over what is held outside it does not give that again', async () => {
+    const reservations = { 'vm-r': '10.9.0.21' };
+    const record = await put(store.ledger, { ...NET, reservations });
+    await acquire(record, 'asked', ['10.9.0.20']);
+    await acquire(record, 'r');
+    await acquire(record, 'gone', ['10.9.0.22']);
+    await release('gone');
+    const pool = { start: '10.9.0.20', end: '10.9.0.23' };
+    const grown = await put(store.ledger, { ...NET, pool }, record.revision);
+    expect((await store.ledger.getNetwork('n'))?.usage).toMatchObject({
+      size: 4,
+      used: 2,
+      free: 1,
+      cooling: 1,
+    });
+    expect(await acquire(grown, 'a')).toBe('10.9.0.23');
+    expect(await refused(store.raw, () => acquire(grown, 'b'))).toMatchObject({
+      code: 'POOL_EXHAUSTED',
+    });
+  });
+
   test('that shrinks around a lease gives nothing outside it, and grown again misses nothing', async () => {
     const record = await put(store.ledger, NET);
     await acquire(record, 'a');
@@ -242,6 +263,36 @@ describe('a changed pool', () => {
     expect(await pools()).not.toEqual(before);
     await put(store.ledger, NET, cut.revision);
     expect(await pools()).toEqual(before);
+  });
+
+  test('loses none of many addresses when it goes and comes back', async () => {
+    const large = { network: 'large', subnet: '10.16.0.0/12' };
+    let record = await put(store.ledger, large);
+    const ids = Array.from({ length: 1_300 }, (_, n) => `n${n}`);
+    await Promise.all(ids.map((id) => acquire(record, id)));
+    await Promise.all(ids.slice(0, 1_200).map(release));
+    const size = 2 ** 20 - 2;
+    const usage = { size, used: 100, cooling: 1_200, free: size - 1_300 };
+    expect((await store.ledger.getNetwork('large'))?.usage).toMatchObject(usage);
+    const exclude = ['10.16.0.0/22'];
+    const held = (await store.ledger.listLeases({})).leases;
+    for (const lease of held) await store.ledger.release({ ...lease, cool: true });
+    record = await put(store.ledger, { ...large, exclude }, record.revision);
+    expect((await store.ledger.getNetwork('large'))?.usage).toMatchObject({
+      size: size - 1_023,
+      used: 0,
+      cooling: 1_300 - 1_023,
+      free: size - 1_300,
+    });
+    await put(store.ledger, large, record.revision);
+    expect((await store.ledger.getNetwork('large'))?.usage).toMatchObject({
+      size,
+      used: 0,
+      cooling: 1_300,
+      free: size - 1_300,
+    });
+    await store.ledger.deleteNetwork('large');
+    expect(await store.raw.zcard(`${ROOT}:gone:4`)).toBe(1_300);
   });
 
   test('has no address left out or in twice, whatever its holes', async () => {
