@@ -23,6 +23,12 @@ async function main(): Promise<void> {
     colours: process.stdout.isTTY && (process.env['NO_COLOR'] ?? '') === '',
     write: (text) => process.stdout.write(text),
   });
+  await play(stage);
+  stage.end('Done: both came, talked and went; every process has ended');
+}
+
+/** Tells the story. Returns or throws when everything that was started has ended. */
+async function play(stage: Stage): Promise<void> {
   await using world = new World(process.env);
   const interrupted = new Promise<never>((_, reject) => {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {

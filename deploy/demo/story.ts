@@ -19,8 +19,8 @@ const VOLT0 = `{
   "reservations": { "vm-web": "10.42.0.10", "container-db": "10.42.0.20" }
 }`;
 const GATEWAY = '10.42.0.1';
-export const VM_ADDRESS = '10.42.0.10';
-export const CONTAINER_ADDRESS = '10.42.0.20';
+const VM_ADDRESS = '10.42.0.10';
+const CONTAINER_ADDRESS = '10.42.0.20';
 const NETNS = '/run/netns/db';
 const PING_MS = 5_000;
 const EVENTS_MS = 5_000;
@@ -123,6 +123,10 @@ export class Story {
       await runGuest({
         stage: this.#stage,
         world: this.#world,
+        id: 'web',
+        address: `${VM_ADDRESS}/24`,
+        gateway: GATEWAY,
+        ping: CONTAINER_ADDRESS,
         whileItRuns: () => this.#pingFromContainer(),
       });
       return;

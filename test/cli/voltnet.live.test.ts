@@ -157,7 +157,7 @@ describe('exec', () => {
     expect(stdout.split('\n')).toEqual([
       String(pid),
       'iff:\ttap-run',
-      'flags:\t01',
+      'flags:\t02', // a socket of Node's, for reading and writing, and no O_NONBLOCK
       'SigBlk:\t0000000000000000',
       'SigIgn:\t0000000000000000',
       `${attachment.mac} 1500 tap-run`,
