@@ -10,6 +10,7 @@ import {
   type LedgerOptions,
   type LeaseRequest,
   type NetworkRecord,
+  type NetworkUsage,
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
@@ -152,3 +153,30 @@ export const askFor = (
 /** Address of a lease without its prefix length; of dual stack, both. */
 export const bare = ({ addresses }: Lease): string =>
   addresses.map((address) => address.replace(/\/.*/, '')).join(' ');
+
+export interface Actions {
+  /** Address granted; of dual stack, both. */
+  acquire(record: NetworkRecord, id: string, more?: Partial<LeaseRequest>): Promise<string>;
+  release(id: string, options?: { cool?: boolean }): Promise<void>;
+  usage(name: string): Promise<NetworkUsage | undefined>;
+}
+
+/** What most tests do with a store. */
+export const actionsOn = (store: Store): Actions => ({
+  acquire: async (record, id, more = {}) =>
+    bare((await store.ledger.acquire(askFor(record, id, more))).lease),
+  release: async (id, { cool = true } = {}) => {
+    const lease = await store.ledger.getLease(id);
+    if (lease === null) throw new Error(`${id} has no lease`);
+    assert.equal(await store.ledger.release({ ...lease, cool }), 'released');
+  },
+  usage: async (name) => (await store.ledger.getNetwork(name))?.usage,
+});
+
+/** A network of five addresses, .2 to .6. */
+export const small = (keys: object = {}): object => ({
+  network: 'small',
+  subnet: '10.9.0.0/29',
+  gateway: '10.9.0.1',
+  ...keys,
+});
