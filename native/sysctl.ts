@@ -5,31 +5,42 @@ import { traced } from './trace.ts';
 // A setting is a path of components, so that a device name with a dot is one component. What lies below
 // `net` belongs to the network namespace of the calling thread, so calls are synchronous: the thread pool
 // never enters another.
-const fileOf = (path: readonly string[]): string => `/proc/sys/${path.join('/')}`;
 
-/** `readSysctl(['net', 'ipv4', 'ip_forward'])` → `"0"`. KernelError ENOENT when there is none. */
+const SEPARATOR_OR_END = /[/\0]/;
+
+/**
+ * `readSysctl(['net', 'ipv4', 'ip_forward'])` → `"0"`. KernelError: ENOENT when there is no such setting,
+ * EACCES. A component that is none (empty, `..`, with a slash) is a TypeError.
+ */
 export function readSysctl(path: readonly string[]): string {
-  return asKernelError('read', path, () => readFileSync(fileOf(path), 'utf8').trim());
+  return asKernelError('read', path, (file) => readFileSync(file, 'utf8').trim());
 }
 
-/** Sets it for the running kernel. KernelError: ENOENT, EACCES, EINVAL. */
+/** Sets it for the running kernel. KernelError: ENOENT, EACCES, EINVAL for a value that it refuses. */
 export function writeSysctl(path: readonly string[], value: string): void {
-  traced('sysctl', `${path.join('.')}=${value}`, () => {
-    asKernelError('write', path, () => writeFileSync(fileOf(path), value));
+  traced('sysctl', `${path.join('/')}=${value}`, () => {
+    // Opened as it is: the usual O_CREAT makes EACCES of a setting that is not there.
+    asKernelError('write', path, (file) => writeFileSync(file, value, { flag: 'r+' }));
   });
 }
 
-function asKernelError<T>(verb: string, path: readonly string[], work: () => T): T {
+function asKernelError<T>(verb: string, path: readonly string[], work: (file: string) => T): T {
   try {
-    return work();
+    return work(fileOf(path));
   } catch (cause) {
-    const negative = cause instanceof Error && 'errno' in cause ? Number(cause.errno) : Number.NaN;
-    if (Number.isNaN(negative)) throw cause;
-    throw new KernelError({
-      operation: `sysctl ${verb}`,
-      subject: path.join('.'),
-      errno: -negative,
-      cause,
-    });
+    const errno = cause instanceof Error && 'errno' in cause ? cause.errno : undefined;
+    if (typeof errno !== 'number') throw cause;
+    const subject = path.join('/');
+    // libuv's numbers are negative.
+    throw new KernelError({ operation: `sysctl ${verb}`, subject, errno: -errno, cause });
   }
+}
+
+function fileOf(path: readonly string[]): string {
+  for (const part of path) {
+    if (part === '' || part === '.' || part === '..' || SEPARATOR_OR_END.test(part)) {
+      throw new TypeError(`sysctl: "${part}" is no component of a path`);
+    }
+  }
+  return `/proc/sys/${path.join('/')}`;
 }

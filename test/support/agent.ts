@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { requestSeqpacket } from '#native/unix.ts';
+import { dyingWithParent } from './tools.ts';
 
 export const AGENT = new URL('../../deploy/bin/volt-network-agent', import.meta.url).pathname;
 const START_TIMEOUT_MS = 20_000;
@@ -59,11 +60,9 @@ export async function startAgent(
   };
   const launch = async (): Promise<ChildProcess> => {
     const command = [...(options.wrap ?? []), AGENT, '--config', configFile];
-    const [program = AGENT, ...args] = command;
+    const [program, args] = dyingWithParent(command);
     const env = { ...process.env, ...options.env };
     const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
-    running.add(child);
-    child.once('exit', () => running.delete(child));
     child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
     child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
     const end = Date.now() + START_TIMEOUT_MS;
@@ -133,8 +132,3 @@ export async function until(
   }
   throw new Error(`not in ${timeoutMs} ms: ${what}`, { cause: last });
 }
-
-const running = new Set<ChildProcess>();
-process.on('exit', () => {
-  for (const child of running) child.kill('SIGKILL');
-});

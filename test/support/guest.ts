@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { type GuestOptions, qemuCommand } from '../../deploy/guest/qemu.ts';
 import { until } from './agent.ts';
-import { requireTool } from './tools.ts';
+import { dyingWithParent, requireTool } from './tools.ts';
 
 export const VOLTNET = new URL('../../deploy/bin/voltnet', import.meta.url).pathname;
 
@@ -23,12 +23,11 @@ export async function bootGuest(
 ): Promise<Guest> {
   requireTool('qemu-system-x86_64');
   const command = qemuCommand({ ...guest, mac: '{mac}' });
-  const child: ChildProcess = spawn(VOLTNET, ['exec', id, '--', ...command], {
+  const [program, args] = dyingWithParent([VOLTNET, 'exec', id, '--', ...command]);
+  const child: ChildProcess = spawn(program, args, {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  running.add(child);
-  child.once('exit', () => running.delete(child));
   let output = '';
   child.stdout?.on('data', (chunk: Buffer) => (output += chunk.toString()));
   child.stderr?.on('data', (chunk: Buffer) => (output += chunk.toString()));
@@ -58,8 +57,3 @@ export async function bootGuest(
     [Symbol.asyncDispose]: kill,
   };
 }
-
-const running = new Set<ChildProcess>();
-process.on('exit', () => {
-  for (const child of running) child.kill('SIGKILL');
-});

@@ -4,7 +4,7 @@ import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { requireTool } from './tools.ts';
+import { dyingWithParent, requireTool } from './tools.ts';
 
 /** A real server on loopback, in the namespace of whoever started it, with data in a folder of its own. */
 export interface Server {
@@ -45,20 +45,14 @@ export async function startRedis({
 
 const START_TIMEOUT_MS = 15_000;
 
-// A test process that dies must not leave servers behind.
-const running = new Set<ChildProcess>();
-process.on('exit', () => {
-  for (const child of running) child.kill('SIGKILL');
-});
-
 async function startServer(
   scheme: 'nats' | 'redis',
   port: number,
   commandIn: (folder: string) => string[],
 ): Promise<Server> {
   const folder = mkdtempSync(join(tmpdir(), `volt-test-${scheme}-`));
-  const [program = '', ...args] = commandIn(folder);
-  let child = await launch(program, args, port);
+  const command = commandIn(folder);
+  let child = await launch(command, port);
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     if (child.exitCode !== null || child.signalCode !== null) return;
     const exited = new Promise((resolve) => child.once('exit', resolve));
@@ -79,17 +73,16 @@ async function startServer(
     kill: () => end('SIGKILL'),
     restart: async () => {
       await end('SIGTERM');
-      child = await launch(program, args, port);
+      child = await launch(command, port);
     },
     pause: () => child.kill('SIGSTOP'),
     resume: () => child.kill('SIGCONT'),
   };
 }
 
-async function launch(program: string, args: string[], port: number): Promise<ChildProcess> {
+async function launch(command: readonly string[], port: number): Promise<ChildProcess> {
+  const [program, args] = dyingWithParent(command);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-  running.add(child);
-  child.once('exit', () => running.delete(child));
   let output = '';
   const keep = (chunk: Buffer): void => {
     output = (output + chunk.toString()).slice(-4_000);

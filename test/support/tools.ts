@@ -13,6 +13,15 @@ const PACKAGES: Readonly<Record<string, string>> = {
   'qemu-system-x86_64': 'qemu-system-x86',
 };
 
+/**
+ * A command that ends with the process that starts it, also when that is killed: no test, however it dies,
+ * leaves a server behind.
+ */
+export const dyingWithParent = (command: readonly string[]): [string, string[]] => [
+  requireTool('setpriv'),
+  ['--pdeathsig', 'KILL', '--', ...command],
+];
+
 /** Path of a program. A test that needs one that is missing fails with the command that installs it. */
 export function requireTool(name: string): string {
   const folders = `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin:/usr/bin`.split(delimiter);

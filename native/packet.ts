@@ -1,0 +1,128 @@
+import { Descriptor } from './descriptor.ts';
+import { checked, KernelError } from './errors.ts';
+import * as libc from './libc.ts';
+
+// Packets of a SOCK_SEQPACKET socket with descriptors beside them (man 7 unix, man 3 cmsg).
+
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const MSG_CTRUNC = 0x8;
+const MSG_TRUNC = 0x20;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CMSG_CLOEXEC = 0x4000_0000;
+const CMSG_HEADER_BYTES = 16;
+const EINTR = 4;
+const EAGAIN = 11;
+const EMFILE = 24;
+const EMSGSIZE = 90;
+
+/** A packet of either direction. */
+export const MAX_PACKET_BYTES = 64 * 1024;
+/** SCM_MAX_FD of the kernel: descriptors beside one packet. */
+export const MAX_DESCRIPTORS = 253;
+
+export interface Packet {
+  /** None: the peer has closed its end. */
+  readonly bytes: Buffer;
+  /** Owned by whoever takes the packet. They close on exec. */
+  readonly descriptors: Descriptor[];
+}
+
+/**
+ * Sends one packet, or throws KernelError: EAGAIN when the peer does not read and its queue is full, EPIPE
+ * or ECONNRESET when it is gone, EMSGSIZE over the limits. The descriptors stay the caller's.
+ */
+export function sendPacket(fd: number, bytes: Uint8Array, fds: readonly number[] = []): void {
+  const subject = `${bytes.length} bytes, ${fds.length} descriptors`;
+  if (bytes.length > MAX_PACKET_BYTES || fds.length > MAX_DESCRIPTORS) {
+    throw new KernelError({ operation: 'sendmsg', subject, errno: EMSGSIZE });
+  }
+  const message = messageOf(bytes, rightsOf(fds));
+  checked(
+    uninterrupted(() => libc.sendmsg(fd, message, MSG_NOSIGNAL | MSG_DONTWAIT)),
+    'sendmsg',
+    subject,
+  );
+}
+
+// Reading is synchronous, so one buffer serves every socket. One byte over the limit would be cut anyway.
+const received = Buffer.alloc(MAX_PACKET_BYTES);
+const receivedControl = Buffer.alloc(CMSG_HEADER_BYTES + aligned(MAX_DESCRIPTORS * 4));
+
+/**
+ * Takes the next packet, without waiting: undefined when there is none. KernelError: ECONNRESET when the
+ * peer went without reading what it was sent, EMSGSIZE when the packet was longer than the limit, EMFILE
+ * when this process could not take all its descriptors. Of a packet that is refused nothing stays open.
+ */
+export function receivePacket(fd: number): Packet | undefined {
+  const message = messageOf(received, receivedControl);
+  const length = uninterrupted(() => libc.recvmsg(fd, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
+  if (length < 0 && libc.errno() === EAGAIN) return undefined;
+  checked(length, 'recvmsg', 'packet');
+  const descriptors = descriptorsIn(receivedControl.subarray(0, message.msg_controllen));
+  const refused = refusal(message.msg_flags);
+  if (refused !== undefined) {
+    for (const descriptor of descriptors) descriptor.close();
+    throw new KernelError({ operation: 'recvmsg', subject: 'packet', errno: refused });
+  }
+  return { bytes: Buffer.from(received.subarray(0, length)), descriptors };
+}
+
+// There is room for every descriptor that the kernel passes at once: it cuts them only at RLIMIT_NOFILE.
+function refusal(flags: number): number | undefined {
+  if ((flags & MSG_TRUNC) !== 0) return EMSGSIZE;
+  return (flags & MSG_CTRUNC) === 0 ? undefined : EMFILE;
+}
+
+/** Repeats a call that a signal interrupted; errno is that of the last try. */
+function uninterrupted(call: () => number): number {
+  for (;;) {
+    const result = call();
+    if (result >= 0 || libc.errno() !== EINTR) return result;
+  }
+}
+
+const messageOf = (bytes: Uint8Array, control: Buffer) => ({
+  msg_name: null,
+  msg_namelen: 0,
+  msg_iov: [{ iov_base: bytes, iov_len: bytes.length }],
+  msg_iovlen: 1,
+  msg_control: control.length === 0 ? null : control,
+  msg_controllen: control.length,
+  msg_flags: 0,
+});
+
+/** One SCM_RIGHTS message; nothing for no descriptors. */
+function rightsOf(fds: readonly number[]): Buffer {
+  if (fds.length === 0) return Buffer.alloc(0);
+  const control = Buffer.alloc(CMSG_HEADER_BYTES + aligned(fds.length * 4));
+  control.writeBigUInt64LE(BigInt(CMSG_HEADER_BYTES + fds.length * 4), 0);
+  control.writeInt32LE(SOL_SOCKET, 8);
+  control.writeInt32LE(SCM_RIGHTS, 12);
+  for (const [n, fd] of fds.entries()) control.writeInt32LE(fd, CMSG_HEADER_BYTES + n * 4);
+  return control;
+}
+
+function descriptorsIn(control: Buffer): Descriptor[] {
+  const descriptors: Descriptor[] = [];
+  let offset = 0;
+  while (offset + CMSG_HEADER_BYTES <= control.length) {
+    const length = Number(control.readBigUInt64LE(offset));
+    if (length < CMSG_HEADER_BYTES) break;
+    const end = Math.min(offset + length, control.length);
+    const level = control.readInt32LE(offset + 8);
+    const type = control.readInt32LE(offset + 12);
+    if (level === SOL_SOCKET && type === SCM_RIGHTS) {
+      for (let at = offset + CMSG_HEADER_BYTES; at + 4 <= end; at += 4) {
+        descriptors.push(new Descriptor(control.readInt32LE(at)));
+      }
+    }
+    offset += aligned(length);
+  }
+  return descriptors;
+}
+
+function aligned(bytes: number): number {
+  return (bytes + 7) & ~7;
+}
