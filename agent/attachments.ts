@@ -16,7 +16,14 @@ import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
-import type { AttachedDevice, CheckedAttach, NetworkType } from './networks/network.ts';
+import { Detaches } from './detaches.ts';
+import type {
+  AttachedDevice,
+  CheckedAttach,
+  NetworkType,
+  NetworkTypes,
+} from './networks/network.ts';
+import { Turns } from './turns.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from './trace.ts';
 
 /** How a request came: its trace, and until when its caller waits (`performance.now()` time). */
@@ -24,8 +31,6 @@ export interface Call {
   readonly trace: RequestTrace;
   readonly deadline: number;
 }
-
-export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>>>;
 
 export interface AttachmentsOptions {
   readonly host: string;
@@ -51,8 +56,6 @@ interface Making {
 }
 
 const REVISION_TRIES = 3;
-const FINISH_RETRY_FIRST_MS = 50;
-const FINISH_RETRY_MOST_MS = 5_000;
 
 /**
  * The attachments of this host: from request to lease, device, record and event, and back. Requests for
@@ -60,15 +63,13 @@ const FINISH_RETRY_MOST_MS = 5_000;
  */
 export class Attachments {
   readonly #options: AttachmentsOptions;
-  /** The last request of each id that has one under way; whoever comes next waits for it. */
-  readonly #turns = new Map<string, Promise<void>>();
-  /** Detaches whose second half is under way: deletion confirmed, lease released, record removed. */
-  readonly #finishing = new Map<string, Promise<void>>();
+  readonly #turns = new Turns();
+  readonly #detaches: Detaches;
   readonly #networks = new Map<string, Revised>();
-  #stopping = false;
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
+    this.#detaches = new Detaches(options);
   }
 
   /** Takes up what an earlier agent of this host left half done: it is detached. */
@@ -89,16 +90,16 @@ export class Attachments {
 
   /** Lets what is under way end, `timeoutMs` at most. What is left then, the next agent's `resume` takes up. */
   async stop(timeoutMs: number): Promise<void> {
-    const busy = Promise.allSettled([...this.#turns.values(), ...this.#finishing.values()]);
-    await Promise.race([busy, sleep(timeoutMs, undefined, { ref: false })]);
-    this.#stopping = true;
+    const idle = this.#turns.idle().then(() => this.#detaches.idle());
+    await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]);
+    this.#detaches.stop();
     for (const { id } of this.#options.journal.values()) this.#announce(id);
   }
 
   /** Gives a workload its device and addresses, or answers what it has already (`replayed`). */
   attach(given: AttachRequest, call: Call): Promise<AttachAnswer> {
     const request = { ...given, requestId: given.requestId ?? randomUUID() };
-    return this.#inTurn(request.id, call.deadline, async () => {
+    return this.#turns.take(request.id, call.deadline, async () => {
       try {
         return await this.#attach(request, call);
       } catch (cause) {
@@ -122,7 +123,7 @@ export class Attachments {
   /** Takes the device away at once; deletion and release follow, and with them the `detached` event. */
   detach(request: DetachRequest, call: Call): Promise<DetachAnswer> {
     const { id, generation } = request;
-    return this.#inTurn(id, call.deadline, async () => {
+    return this.#turns.take(id, call.deadline, async () => {
       const record = this.#options.journal.get(id);
       if (record === undefined) return this.#detachUnknown(id, generation);
       if (record.state === 'detaching') return { detached: true, releasing: true };
@@ -140,7 +141,7 @@ export class Attachments {
   /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
   async expire({ id, nowMs }: { id: string; nowMs: number }): Promise<void> {
     const { journal, ledger } = this.#options;
-    await this.#inTurn(id, Infinity, async () => {
+    await this.#turns.take(id, Infinity, async () => {
       const record = journal.get(id);
       if (record?.state !== 'attached') return;
       const lease = await ledger.getLease(id);
@@ -154,18 +155,16 @@ export class Attachments {
   }
 
   async #attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
-    await this.#untilFinished(request.id, call.deadline);
+    await this.#detaches.finished(request.id, call.deadline);
     for (let tries = 1; ; tries += 1) {
-      const revised = await this.#network(request.network);
-      const type = this.#options.networkTypes[revised.network.type];
-      if (type === undefined) {
-        throw new VoltError('UNSUPPORTED', `network type ${revised.network.type} is not supported`);
-      }
       const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
       const key = contentKey(request, identity === undefined ? {} : { netns: identity });
       const held = this.#options.journal.get(request.id);
-      const replayed = held && (await this.#repeat(held, request, key, type));
+      // First, since a repeat needs no ledger.
+      const replayed = held && (await this.#repeat(held, request, key));
       if (replayed !== undefined) return replayed;
+      const revised = await this.#network(request.network);
+      const type = this.#networkType(revised.network.type);
       using checked = type.check(request, revised.network);
       const record: AttachmentRecord = {
         id: request.id,
@@ -194,7 +193,6 @@ export class Attachments {
     held: AttachmentRecord,
     request: AttachRequest,
     key: string,
-    type: NetworkType,
   ): Promise<AttachAnswer | undefined> {
     const { journal, log } = this.#options;
     const { attachment, generation } = held;
@@ -203,6 +201,7 @@ export class Attachments {
         details: { id: request.id, generation },
       });
     }
+    const type = this.#networkType(held.networkType);
     const differences = type.observe(attachment);
     if (differences.length > 0) {
       // The lease stays: the same id is granted the same addresses again.
@@ -260,7 +259,7 @@ export class Attachments {
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
       this.#beginDetach({ ...record, generation: lease.generation }, this.#failure(request, call));
-      await this.#untilFinished(record.id, call.deadline).catch(() => {});
+      await this.#detaches.finished(record.id, call.deadline).catch(() => {});
       throw error;
     }
   }
@@ -301,6 +300,12 @@ export class Attachments {
       ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
     });
     return lease;
+  }
+
+  #networkType(name: Network['type']): NetworkType {
+    const type = this.#options.networkTypes[name];
+    if (type !== undefined) return type;
+    throw new VoltError('UNSUPPORTED', `network type ${name} is not supported`);
   }
 
   async #network(name: string): Promise<Revised> {
@@ -349,76 +354,11 @@ export class Attachments {
     };
   }
 
-  /** First half of every detach: out of use, name free, and the record says so. */
   #beginDetach(record: AttachmentRecord, detach: DetachIntent): void {
-    const { journal, networkTypes } = this.#options;
-    // In the order in which it came to pass.
+    // Events come in the order in which it came to pass.
     this.#announce(record.id);
     const { announce: _announced, ...rest } = record;
-    const detaching: AttachmentRecord = { ...rest, state: 'detaching', detach };
-    journal.put(detaching);
-    const type = networkTypes[record.networkType];
-    const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();
-    const finishing = this.#finish(detaching, detach, remove).finally(() => {
-      this.#finishing.delete(record.id);
-    });
-    this.#finishing.set(record.id, finishing);
-  }
-
-  /** Second half: repeated until the kernel confirms and the ledger has the lease back. */
-  async #finish(
-    record: AttachmentRecord,
-    detach: DetachIntent,
-    remove: () => Promise<void>,
-  ): Promise<void> {
-    const { journal, log } = this.#options;
-    for (let waitMs = FINISH_RETRY_FIRST_MS; !this.#stopping;) {
-      try {
-        await remove();
-        await this.#release(record);
-        this.#reportDetached(record, detach);
-        journal.remove(record.id);
-        return;
-      } catch (error) {
-        log.warn({ id: record.id, error: String(error) }, 'detach not finished yet: trying again');
-        await sleep(waitMs, undefined, { ref: false });
-        waitMs = Math.min(waitMs * 2, FINISH_RETRY_MOST_MS);
-      }
-    }
-  }
-
-  async #release(record: AttachmentRecord): Promise<void> {
-    const { ledger, host } = this.#options;
-    let { generation } = record;
-    if (generation === undefined) {
-      const lease = await ledger.getLease(record.id);
-      if (lease === null || lease.host !== host) return;
-      ({ generation } = lease);
-    }
-    // Addresses that no workload has ever used need no cool-down.
-    const cool = record.attachment !== undefined;
-    try {
-      await ledger.release({ id: record.id, generation, host, cool });
-    } catch (error) {
-      // Somebody else holds the id by now: there is nothing of ours to give back.
-      const code = error instanceof VoltError ? error.code : undefined;
-      if (code !== 'STALE_GENERATION' && code !== 'WRONG_HOST') throw error;
-    }
-  }
-
-  #reportDetached(record: AttachmentRecord, detach: DetachIntent): void {
-    const { attachment } = record;
-    if (attachment === undefined) return;
-    this.#options.events.add({
-      type: 'detached',
-      network: attachment.network,
-      subject: record.id,
-      operation: 'detach',
-      requestId: detach.requestId,
-      trace: detach,
-      body: { ...attachment, state: 'detached', reason: detach.reason },
-      durationMs: { total: Date.now() - Date.parse(detach.startedAt) },
-    });
+    this.#detaches.begin(rest, detach);
   }
 
   #failure({ requestId }: Making['request'], { trace }: Call): DetachIntent {
@@ -443,35 +383,6 @@ export class Attachments {
     refuseOtherGeneration(lease, generation);
     await ledger.release({ id, generation: lease.generation, host, cool: true });
     return { detached: true, releasing: false };
-  }
-
-  /** Waits for a detach of this id that is under way, within the caller's deadline. */
-  async #untilFinished(id: string, deadline: number): Promise<void> {
-    const finishing = this.#finishing.get(id);
-    if (finishing === undefined) return;
-    await withDeadline(finishing, deadline, () =>
-      this.#options.ledger.status.state === 'ready'
-        ? new VoltError('DEADLINE_EXCEEDED', `${id} is still being detached`)
-        : new VoltError('STORE_UNAVAILABLE', `${id} is still being detached: Redis is away`),
-    );
-  }
-
-  async #inTurn<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
-    const previous = this.#turns.get(id);
-    const { promise: done, resolve } = Promise.withResolvers<void>();
-    const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
-    this.#turns.set(id, turn);
-    try {
-      if (previous !== undefined) {
-        await withDeadline(previous, deadline, () => {
-          return new VoltError('DEADLINE_EXCEEDED', `other requests for ${id} are under way`);
-        });
-      }
-      return await work();
-    } finally {
-      resolve();
-      if (this.#turns.get(id) === turn) this.#turns.delete(id);
-    }
   }
 }
 
@@ -508,23 +419,3 @@ const traceOf = ({
 
 const leaseFields = ({ generation, grantedAt, expiresAt }: Lease): Attachment['lease'] =>
   expiresAt === undefined ? { generation, grantedAt } : { generation, grantedAt, expiresAt };
-
-async function withDeadline(
-  work: Promise<unknown>,
-  deadline: number,
-  late: () => VoltError,
-): Promise<void> {
-  if (deadline === Infinity) {
-    await work;
-    return;
-  }
-  const timer = new AbortController();
-  const timeout = sleep(Math.max(0, deadline - performance.now()), 'late', {
-    signal: timer.signal,
-  }).catch(() => 'cancelled');
-  try {
-    if ((await Promise.race([work, timeout])) === 'late') throw late();
-  } finally {
-    timer.abort();
-  }
-}

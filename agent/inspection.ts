@@ -9,7 +9,7 @@ import type {
 import { encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
-import type { NetworkTypes } from './attachments.ts';
+import type { NetworkTypes } from './networks/network.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 
 const LIST_LIMIT = 1_000;

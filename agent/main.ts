@@ -9,7 +9,8 @@ import { Ledger } from '#ipam-store/ledger.ts';
 import { lockFile } from '#native/lock.ts';
 import { sendDatagram } from '#native/unix.ts';
 import packageJson from '../package.json' with { type: 'json' };
-import { Attachments, type NetworkTypes } from './attachments.ts';
+import { Attachments } from './attachments.ts';
+import type { NetworkTypes } from './networks/network.ts';
 import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
 import { EventLog } from './events.ts';
@@ -161,6 +162,7 @@ class Agent {
       machineId: readWord('/etc/machine-id'),
       bootId,
       heartbeatSeconds: config.heartbeatSeconds,
+      suspectAfterSeconds: config.suspectAfterSeconds,
       ledger,
       attachments,
       log,

@@ -7,6 +7,7 @@ export interface SessionOptions {
   readonly machineId: string;
   readonly bootId: string;
   readonly heartbeatSeconds: number;
+  readonly suspectAfterSeconds: number;
   readonly ledger: Ledger;
   readonly attachments: Attachments;
   readonly log: Log;
@@ -36,11 +37,17 @@ export class Session {
 
   /** Also called when the ledger comes back, so that a period is not waited for. */
   async beat(): Promise<void> {
-    const { host, machineId, bootId, ledger, attachments, log } = this.#options;
+    const { host, machineId, bootId, suspectAfterSeconds, ledger, attachments, log } =
+      this.#options;
     if (this.#beating || ledger.status.state !== 'ready') return;
     this.#beating = true;
     try {
-      const { nowMs, due } = await ledger.heartbeat({ host, machineId, bootId });
+      const { nowMs, due } = await ledger.heartbeat({
+        host,
+        machineId,
+        bootId,
+        suspectAfterSeconds,
+      });
       for (const { id } of due) await attachments.expire({ id, nowMs });
     } catch (error) {
       log.warn({ error: String(error) }, 'heartbeat refused');

@@ -3,10 +3,7 @@ import type { Values, Writer } from './codec.ts';
 import { isKernelError } from './errors.ts';
 import type { Namespace } from './namespace.ts';
 import type { NetlinkSocket, Received, Request } from './netlink.ts';
-import type {
-  BRIDGE_PORT,
-  LINK,
-  VF_INFO} from './rtnetlink.ts';
+import type { BRIDGE_PORT, LINK, VF_INFO } from './rtnetlink.ts';
 import {
   AF_BRIDGE,
   IFF_UP,
@@ -20,7 +17,7 @@ import {
   RTM_DELLINK,
   RTM_GETLINK,
   RTM_NEWLINK,
-  RTM_SETLINK
+  RTM_SETLINK,
 } from './rtnetlink.ts';
 
 /** A network device as the kernel reports it. */

@@ -1,4 +1,4 @@
-import type { IpAddress} from '#protocol/address.ts';
+import type { IpAddress } from '#protocol/address.ts';
 import { IpPrefix } from '#protocol/address.ts';
 import type { NetlinkSocket, Received, Request } from './netlink.ts';
 import {

@@ -38,6 +38,9 @@ export interface NetworkType {
   observe(attachment: Attachment): Difference[];
 }
 
+/** The types that this agent has. */
+export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>>>;
+
 export interface RemovingDevice {
   /** Resolves when the kernel has confirmed that nothing of the device is left. */
   readonly removed: Promise<void>;

@@ -1,0 +1,123 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { VoltError } from '#protocol/errors.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import type { EventLog } from './events.ts';
+import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
+import type { Log } from './log.ts';
+import type { NetworkTypes } from './networks/network.ts';
+import { withDeadline } from './turns.ts';
+
+export interface DetachesOptions {
+  readonly host: string;
+  readonly ledger: Ledger;
+  readonly journal: Journal;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly log: Log;
+}
+
+const RETRY_FIRST_MS = 50;
+const RETRY_MOST_MS = 5_000;
+
+/**
+ * Detaches under way. The first half is done when `begin` returns: the record says so, the port is closed and
+ * its name free. The second half follows by itself: deletion confirmed by the kernel, lease released, event
+ * stored, record removed; each is repeated until it succeeds.
+ */
+export class Detaches {
+  readonly #options: DetachesOptions;
+  readonly #underWay = new Map<string, Promise<void>>();
+  #stopped = false;
+
+  constructor(options: DetachesOptions) {
+    this.#options = options;
+  }
+
+  begin(record: AttachmentRecord, detach: DetachIntent): void {
+    const { journal, networkTypes } = this.#options;
+    const detaching: AttachmentRecord = { ...record, state: 'detaching', detach };
+    journal.put(detaching);
+    const type = networkTypes[record.networkType];
+    const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();
+    const finishing = this.#finish(detaching, detach, remove).finally(() => {
+      this.#underWay.delete(record.id);
+    });
+    this.#underWay.set(record.id, finishing);
+  }
+
+  /** Waits for a detach of this id, if there is one, until `deadline` at most. */
+  async finished(id: string, deadline: number): Promise<void> {
+    const underWay = this.#underWay.get(id);
+    if (underWay === undefined) return;
+    await withDeadline(underWay, deadline, () =>
+      this.#options.ledger.status.state === 'ready'
+        ? new VoltError('DEADLINE_EXCEEDED', `${id} is still being detached`)
+        : new VoltError('STORE_UNAVAILABLE', `${id} is still being detached: Redis is away`),
+    );
+  }
+
+  /** Resolves when all that are under way now have ended. */
+  async idle(): Promise<void> {
+    await Promise.all(this.#underWay.values());
+  }
+
+  /** Repeats nothing any more; records of what is left stay for the next agent. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  async #finish(
+    record: AttachmentRecord,
+    detach: DetachIntent,
+    remove: () => Promise<void>,
+  ): Promise<void> {
+    const { journal, log } = this.#options;
+    for (let waitMs = RETRY_FIRST_MS; !this.#stopped;) {
+      try {
+        await remove();
+        await this.#release(record);
+        this.#report(record, detach);
+        journal.remove(record.id);
+        return;
+      } catch (error) {
+        log.warn({ id: record.id, error: String(error) }, 'detach not finished yet: trying again');
+        await sleep(waitMs, undefined, { ref: false });
+        waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
+      }
+    }
+  }
+
+  async #release(record: AttachmentRecord): Promise<void> {
+    const { ledger, host } = this.#options;
+    let { generation } = record;
+    if (generation === undefined) {
+      const lease = await ledger.getLease(record.id);
+      if (lease === null || lease.host !== host) return;
+      ({ generation } = lease);
+    }
+    // Addresses that no workload has ever used need no cool-down.
+    const cool = record.attachment !== undefined;
+    try {
+      await ledger.release({ id: record.id, generation, host, cool });
+    } catch (error) {
+      // Somebody else holds the id by now: there is nothing of ours to give back.
+      const code = error instanceof VoltError ? error.code : undefined;
+      if (code !== 'STALE_GENERATION' && code !== 'WRONG_HOST') throw error;
+    }
+  }
+
+  #report(record: AttachmentRecord, detach: DetachIntent): void {
+    const { attachment } = record;
+    if (attachment === undefined) return;
+    this.#options.events.add({
+      type: 'detached',
+      network: attachment.network,
+      subject: record.id,
+      operation: 'detach',
+      requestId: detach.requestId,
+      trace: detach,
+      body: { ...attachment, state: 'detached', reason: detach.reason },
+      durationMs: { total: Date.now() - Date.parse(detach.startedAt) },
+    });
+  }
+}

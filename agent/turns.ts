@@ -1,0 +1,53 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { VoltError } from '#protocol/errors.ts';
+
+/** Work for one id runs one after the other, in the order it came; different ids side by side. */
+export class Turns {
+  /** The last work of each id that has some under way. */
+  readonly #last = new Map<string, Promise<void>>();
+
+  /** Waits for its turn, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. */
+  async take<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
+    const previous = this.#last.get(id);
+    const { promise: done, resolve } = Promise.withResolvers<void>();
+    const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
+    this.#last.set(id, turn);
+    try {
+      if (previous !== undefined) {
+        await withDeadline(previous, deadline, () => {
+          return new VoltError('DEADLINE_EXCEEDED', `other requests for ${id} are under way`);
+        });
+      }
+      return await work();
+    } finally {
+      resolve();
+      if (this.#last.get(id) === turn) this.#last.delete(id);
+    }
+  }
+
+  /** Resolves when all that is under way now has ended. */
+  async idle(): Promise<void> {
+    await Promise.all(this.#last.values());
+  }
+}
+
+/** Waits for `work` until `deadline` (`performance.now()` time), then throws what `late` makes. */
+export async function withDeadline(
+  work: Promise<unknown>,
+  deadline: number,
+  late: () => VoltError,
+): Promise<void> {
+  if (deadline === Infinity) {
+    await work;
+    return;
+  }
+  const timer = new AbortController();
+  const timeout = sleep(Math.max(0, deadline - performance.now()), 'late', {
+    signal: timer.signal,
+  }).catch(() => 'cancelled');
+  try {
+    if ((await Promise.race([work, timeout])) === 'late') throw late();
+  } finally {
+    timer.abort();
+  }
+}
