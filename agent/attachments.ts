@@ -221,9 +221,11 @@ export class Attachments {
     const { journal } = this.#options;
     const started = performance.now();
     journal.put(record);
+    const granting = tracedStep('ipam', () => this.#acquire(request, revised));
+    const obstacle = failureOf(() => checked.prepare());
     let lease: Lease;
     try {
-      lease = await tracedStep('ipam', () => this.#acquire(request, revised));
+      lease = await granting;
     } catch (error) {
       if (mayHaveBeenGranted(error)) this.#beginDetach(record, this.#failure(request, call));
       else journal.remove(record.id);
@@ -231,6 +233,7 @@ export class Attachments {
     }
     const leased = performance.now();
     try {
+      if (obstacle !== undefined) throw obstacle.error;
       using undo = new DisposableStack();
       const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
       const kernelDone = performance.now();
@@ -383,6 +386,16 @@ export class Attachments {
     refuseOtherGeneration(lease, generation);
     await ledger.release({ id, generation: lease.generation, host, cool: true });
     return { detached: true, releasing: false };
+  }
+}
+
+/** What a piece of work throws, for later; undefined when it succeeds. */
+function failureOf(work: () => void): { readonly error: unknown } | undefined {
+  try {
+    work();
+    return undefined;
+  } catch (error) {
+    return { error };
   }
 }
 

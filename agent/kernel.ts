@@ -1,7 +1,7 @@
 import type { Namespace } from '#native/namespace.ts';
 import { Addresses } from '#native/address.ts';
 import { Links } from '#native/link.ts';
-import { NetlinkSocket } from '#native/netlink.ts';
+import { NetlinkSocket, type Request } from '#native/netlink.ts';
 import { Routes } from '#native/route.ts';
 
 /** The kernel's network configuration in one namespace: one socket, and the verbs over it. */
@@ -16,6 +16,11 @@ export class Kernel implements Disposable {
     this.links = new Links(this.#socket);
     this.addresses = new Addresses(this.#socket);
     this.routes = new Routes(this.#socket);
+  }
+
+  /** Does several requests in one message to the kernel; throws the first error once all were tried. */
+  batch(requests: readonly Request[]): void {
+    this.#socket.batch(requests);
   }
 
   [Symbol.dispose](): void {

@@ -30,12 +30,17 @@ export class Addresses {
    * Adds an address; EEXIST when the device has it. `noDad`: an IPv6 address is usable at once, without the
    * one to three seconds of duplicate address detection; for addresses that a ledger has made unique.
    */
-  add({ ifindex, address, noDad = false }: AssignedAddress & { noDad?: boolean }): void {
+  add(added: AssignedAddress & { noDad?: boolean }): void {
+    this.#socket.request(this.addition(added));
+  }
+
+  /** The request of `add`, for a batch. */
+  addition({ ifindex, address, noDad = false }: AssignedAddress & { noDad?: boolean }): Request {
     const flags = noDad && address.address.family === 6 ? IFA_F_NODAD : 0;
-    this.#socket.request({
+    return {
       ...addressRequest(RTM_NEWADDR, 'RTM_NEWADDR', { ifindex, address }, flags),
       flags: NLM_F_CREATE | NLM_F_EXCL,
-    });
+    };
   }
 
   /** Removes an address; EADDRNOTAVAIL when the device does not have it. */

@@ -165,6 +165,11 @@ export class Links {
 
   /** Changes a device, all in one message. */
   set(link: LinkReference, change: LinkChange): void {
+    this.#socket.request(this.change(link, change));
+  }
+
+  /** The request of `set`, for a batch. */
+  change(link: LinkReference, change: LinkChange): Request {
     const index = indexOf(link);
     const { name, up, mtu, mac, master, group, alias, namespace } = change;
     const header = {
@@ -180,7 +185,7 @@ export class Links {
       ...(alias !== undefined && { IFLA_IFALIAS: alias }),
       ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
     };
-    this.#socket.request(linkRequest(RTM_SETLINK, subjectOf(link), header, attributes));
+    return linkRequest(RTM_SETLINK, subjectOf(link), header, attributes);
   }
 
   /** Changes how a bridge treats one of its ports. */

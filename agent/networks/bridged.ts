@@ -77,6 +77,7 @@ export class Bridged implements NetworkType {
         const order = { name, mtu, bridge, tap: request.tap, master, lease };
         return { device: makeTap(kernel, order, undo), filter: 'none' };
       },
+      prepare: () => {},
       [Symbol.dispose]: () => {},
     };
   }
@@ -89,9 +90,10 @@ export class Bridged implements NetworkType {
     const { kernel } = this.#options;
     const peerName = request.netns === undefined ? names.container : ifnameOf(request);
     const namespace =
-      request.netns === undefined ? undefined : openNamespace(request.netns, peerName);
+      request.netns === undefined ? undefined : new RequestedNamespace(request.netns);
     return {
       deviceName: names.host,
+      prepare: () => namespace?.enter(peerName),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { index: master } = ensureBridge(kernel, network, { found, ...this.#options });
         const order = {
@@ -165,22 +167,39 @@ function refuseUnsupported(request: AttachRequest, network: Network): void {
   }
 }
 
-function openNamespace(path: string, ifname: string): TargetNamespace & Disposable {
-  using opened = new DisposableStack();
-  const handle = opened.use(openNamespaceFile(path));
-  if (namespaceIdentity('/proc/thread-self/ns/net') === handle.identity) {
+/** The namespace of a request: the file is opened at once, a socket inside it by `enter`. */
+class RequestedNamespace implements TargetNamespace, Disposable {
+  readonly path: string;
+  readonly handle: Namespace;
+  #kernel: Kernel | undefined;
+
+  constructor(path: string) {
+    this.path = path;
+    this.handle = openNamespaceFile(path);
+    if (namespaceIdentity('/proc/thread-self/ns/net') !== this.handle.identity) return;
+    this.handle[Symbol.dispose]();
     throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
       details: { path: 'netns' },
     });
   }
-  const inside = opened.use(new Kernel(handle));
-  if (inside.links.get(ifname) !== null) {
-    throw new VoltError('INTERFACE_EXISTS', `${path} has an interface ${ifname} already`, {
-      details: { netns: path, ifname },
+
+  /** Throws INTERFACE_EXISTS when the namespace has an interface of that name. */
+  enter(ifname: string): void {
+    if (this.kernel.links.get(ifname) === null) return;
+    throw new VoltError('INTERFACE_EXISTS', `${this.path} has an interface ${ifname} already`, {
+      details: { netns: this.path, ifname },
     });
   }
-  const kept = opened.move();
-  return { handle, path, kernel: inside, [Symbol.dispose]: () => kept.dispose() };
+
+  get kernel(): Kernel {
+    this.#kernel ??= new Kernel(this.handle);
+    return this.#kernel;
+  }
+
+  [Symbol.dispose](): void {
+    this.#kernel?.[Symbol.dispose]();
+    this.handle[Symbol.dispose]();
+  }
 }
 
 function openNamespaceFile(path: string): Namespace {

@@ -10,6 +10,11 @@ export interface CheckedAttach extends Disposable {
   /** The name that the host's end will have. */
   readonly deviceName: string;
   /**
+   * What need not wait for the lease: opening and looking, making nothing. It runs while the ledger works, and
+   * what it throws counts once the lease is there.
+   */
+  prepare(): void;
+  /**
    * Makes the device, synchronously and in as few messages as the kernel allows. Each step registers its
    * undo before the next begins; the caller runs them when this throws.
    */

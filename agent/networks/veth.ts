@@ -96,11 +96,14 @@ function configurePeer(
   if (network.ipv6 !== undefined) {
     namespace.handle.run(() => writeSysctl(['net', 'ipv6', 'conf', name, 'accept_ra'], '0'));
   }
-  for (const address of lease.addresses) {
-    inside.addresses.add({ ifindex: index, address: InterfaceAddress.parse(address), noDad: true });
-  }
-  inside.links.set({ index: LOOPBACK_INDEX, name: 'lo' }, { up: true });
-  inside.links.set(peer, { up: true });
+  const addresses = lease.addresses.map((text) => InterfaceAddress.parse(text));
+  inside.batch([
+    ...addresses.map((address) =>
+      inside.addresses.addition({ ifindex: index, address, noDad: true }),
+    ),
+    inside.links.change({ index: LOOPBACK_INDEX, name: 'lo' }, { up: true }),
+    inside.links.change(peer, { up: true }),
+  ]);
   for (const gateway of [network.gateway, network.ipv6?.gateway]) {
     if (gateway === undefined) continue;
     try {
