@@ -1,17 +1,18 @@
 #!/bin/sh
-# Installs what a command of this project needs and the machine lacks: Debian packages (as root) and npm
-# packages. Quick when all is there. Usage: sh deploy/bootstrap.sh test|demo|vm|bench|run
+# Installs what a command of this project needs and the machine lacks: Debian packages (as root), npm packages
+# and, for virtual machines, a guest. Quick when all is there.
+# Usage: sh deploy/bootstrap.sh test|demo|vm|bench|run
 set -eu
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 purpose=${1:-run}
+# Where the servers are, also for a caller that is not a login shell of root.
+PATH="$PATH:/usr/sbin:/sbin"
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
 
-has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
-
-# need PROGRAM PACKAGE: the package is wanted when the program is missing.
+# A package is wanted when its program or file is missing.
 packages=
-need() { has "$1" || packages="$packages $2"; }
+need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
 need_file() { [ -e "$1" ] || packages="$packages $2"; }
 
 servers() {
@@ -33,7 +34,6 @@ case $purpose in
     servers
     guest
     need strace strace
-    need setpriv util-linux
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     ;;
   demo) servers ;;
@@ -52,42 +52,58 @@ case $purpose in
     ;;
 esac
 
-# Servers that a package brings must not be started by its installation: the tests start their own.
+# The packages bring services, and Debian starts those it installs. Ours start their own servers, so that
+# is forbidden for the time of the installation, in the way Debian provides (/usr/sbin/policy-rc.d), and
+# what the machine had there is put back, however this ends.
 policy=/usr/sbin/policy-rc.d
+saved=
+forbid_service_starts() {
+  saved=$(mktemp -d)
+  [ ! -e "$policy" ] || cp -p "$policy" "$saved/policy"
+  trap restore_policy EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  printf '#!/bin/sh\nexit 101\n' >"$saved/forbid"
+  chmod 755 "$saved/forbid"
+  mv -f "$saved/forbid" "$policy"
+}
+
+restore_policy() {
+  if [ -e "$saved/policy" ]; then mv -f "$saved/policy" "$policy"; else rm -f "$policy"; fi
+  rm -rf "$saved"
+  trap - EXIT INT TERM
+}
+
+# A machine that has just been started may be installing its updates: its lock is waited for.
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null; }
+
 install_packages() {
   if [ "$(id -u)" -ne 0 ]; then
-    say "missing:$packages; as root: apt-get install$packages"
+    say "missing; as root: apt-get install$packages"
     exit 77
   fi
   say "installing$packages"
-  made_policy=
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-    made_policy=1
-    trap 'rm -f "$policy"' EXIT INT TERM
-  fi
-  export DEBIAN_FRONTEND=noninteractive
+  forbid_service_starts
+  # The first try fails where the package lists are missing or old; what it says would only confuse.
   # shellcheck disable=SC2086 # a list of words
-  if ! apt-get install -qq -y --no-install-recommends $packages >/dev/null 2>&1; then
-    apt-get update -qq
+  if ! apt install -y --no-install-recommends $packages 2>/dev/null; then
+    say 'reading the package lists'
+    apt update
     # shellcheck disable=SC2086
-    apt-get install -qq -y --no-install-recommends $packages >/dev/null
+    apt install -y --no-install-recommends $packages
   fi
-  if [ -n "$made_policy" ]; then
-    rm -f "$policy"
-    trap - EXIT INT TERM
-  fi
+  restore_policy
 }
 [ -z "$packages" ] || install_packages
 
-stamp=$root/node_modules/.package-lock.json
-if [ ! -e "$stamp" ] || [ "$root/package-lock.json" -nt "$stamp" ]; then
+# npm notes here what it installed; development packages are wanted whatever NODE_ENV says.
+installed=$root/node_modules/.package-lock.json
+if [ ! -e "$installed" ] || [ "$root/package-lock.json" -nt "$installed" ]; then
   say 'installing npm packages'
-  (cd "$root" && npm ci --no-audit --no-fund --loglevel=error >&2)
-  touch "$stamp"
+  (cd "$root" && npm ci --include=dev --include=optional --no-audit --no-fund --loglevel=error >&2)
+  touch "$installed"
 fi
 
-if [ "$purpose" = vm ] || [ "$purpose" = test ]; then
-  sh "$root/deploy/guest/prepare.sh"
-fi
+case $purpose in
+  vm | test) sh "$root/deploy/guest/prepare.sh" >/dev/null ;;
+esac

@@ -9,14 +9,6 @@ import { DEVICE_GROUP } from './network.ts';
 
 const DEFAULT_MTU = 1500;
 
-/** The bridge of a network on this host. */
-export interface Bridge {
-  readonly index: number;
-  readonly mtu: number;
-  /** False for a bridge that was there: its address, MTU and state are its owner's. */
-  readonly ours: boolean;
-}
-
 const bridgeTag = (network: string): string => `volt:bridge:${network}`;
 
 /**
@@ -34,8 +26,8 @@ export const bridgeMtu = (found: Link | null, network: Network): number =>
   found?.mtu ?? network.mtu ?? DEFAULT_MTU;
 
 /**
- * The network's bridge, as `findBridge` found it: adopted when it is foreign (systemd-networkd may own it),
- * made when it is not there: fixed MAC, so that it does not follow its lowest port; the gateway's address; up.
+ * Index of the network's bridge, as `findBridge` found it: adopted when it is foreign (systemd-networkd may own
+ * it), made when it is not there: fixed MAC, so that it does not follow its lowest port; the gateway's address; up.
  * The tag comes last, so that a bridge of ours without it is one whose making was interrupted, and is
  * completed.
  */
@@ -43,7 +35,7 @@ export function ensureBridge(
   kernel: Kernel,
   network: Network,
   { found, host, log }: { found: Link | null; host: string; log: Log },
-): Bridge {
+): number {
   const name = network.bridge;
   const mac = deriveMac(`bridge ${host} ${name}`);
   let link = found;
@@ -61,11 +53,10 @@ export function ensureBridge(
   refuseOtherKind(link, network);
   const { index } = link;
   const tag = bridgeTag(network.network);
-  if (link.alias === tag) return { index, mtu: link.mtu, ours: true };
+  if (link.alias === tag) return index;
   const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
-  if (!interrupted || link.alias !== undefined) return { index, mtu: link.mtu, ours: false };
-  const mtu = network.mtu ?? DEFAULT_MTU;
-  pinMtu(kernel, link, mtu);
+  if (!interrupted || link.alias !== undefined) return index;
+  pinMtu(kernel, link, network.mtu ?? DEFAULT_MTU);
   for (const address of gatewayAddresses(network)) {
     try {
       kernel.addresses.add({ ifindex: index, address, noDad: true });
@@ -75,7 +66,17 @@ export function ensureBridge(
   }
   kernel.links.set(link, { up: true });
   kernel.links.set(link, { alias: tag });
-  return { index, mtu, ours: true };
+  return index;
+}
+
+/**
+ * An adopted bridge keeps the MTU that it had: one that nobody has set follows its lowest port, and would carry
+ * less for everybody because of one workload.
+ */
+export function keepMtu(kernel: Kernel, found: Link | null, portMtu: number): void {
+  if (found === null || portMtu >= found.mtu) return;
+  const now = kernel.links.get(found.index);
+  if (now !== null && now.mtu !== found.mtu) kernel.links.set(found, { mtu: found.mtu });
 }
 
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had

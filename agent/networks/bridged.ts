@@ -9,7 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
-import { bridgeMtu, ensureBridge, findBridge } from './bridge.ts';
+import { bridgeMtu, ensureBridge, findBridge, keepMtu } from './bridge.ts';
 import {
   type AttachedDevice,
   type CheckedAttach,
@@ -72,10 +72,12 @@ export class Bridged implements NetworkType {
     return {
       deviceName: name,
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const { index: master } = ensureBridge(kernel, network, { found, ...this.#options });
+        const master = ensureBridge(kernel, network, { found, ...this.#options });
         const { bridge } = network;
         const order = { name, mtu, bridge, tap: request.tap, master, lease };
-        return { device: makeTap(kernel, order, undo), filter: 'none' };
+        const device = makeTap(kernel, order, undo);
+        keepMtu(kernel, found, mtu);
+        return { device, filter: 'none' };
       },
       prepare: () => {},
       [Symbol.dispose]: () => {},
@@ -95,7 +97,7 @@ export class Bridged implements NetworkType {
       deviceName: names.host,
       prepare: () => namespace?.enter(peerName),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const { index: master } = ensureBridge(kernel, network, { found, ...this.#options });
+        const master = ensureBridge(kernel, network, { found, ...this.#options });
         const order = {
           name: names.host,
           peerName,
@@ -105,7 +107,9 @@ export class Bridged implements NetworkType {
           network,
           ...(namespace !== undefined && { namespace }),
         };
-        return { device: makeVeth(kernel, order, undo), filter: 'none' };
+        const device = makeVeth(kernel, order, undo);
+        keepMtu(kernel, found, mtu);
+        return { device, filter: 'none' };
       },
       [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
     };

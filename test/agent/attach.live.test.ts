@@ -122,6 +122,35 @@ describe('a container', () => {
   });
 });
 
+test('a bridge that was there keeps its addresses, MTU and state, whatever its ports have', async () => {
+  for (const command of [
+    'link add own0 address 02:00:00:00:00:77 type bridge',
+    'addr add 10.99.7.1/24 dev own0',
+    'link set own0 up',
+  ]) {
+    execFileSync('ip', command.split(' '));
+  }
+  await stack.client.putNetwork({ network: 'own0', subnet: '10.99.0.0/24', gateway: '10.99.0.1' });
+  const request = {
+    id: 'own',
+    workload: 'vm-own',
+    kind: 'vm',
+    network: 'own0',
+    mtu: 1300,
+  } as const;
+  const { attachment } = await stack.client.attach(stack.host, request);
+  expect(attachment.device).toMatchObject({ mtu: 1300, bridge: 'own0' });
+  const bridge = only(ip('addr', 'show', 'own0'));
+  expect(bridge).toMatchObject({ mtu: 1500, address: '02:00:00:00:00:77' });
+  expect(bridge['ifalias']).toBeUndefined();
+  const ipv4 = bridge.addr_info.filter(({ local }) => local.includes('.'));
+  expect(ipv4.map(({ local }) => local)).toEqual(['10.99.7.1']);
+  await stack.client.detach(stack.host, { id: 'own' });
+  await detached('own');
+  expect(only(ip('link', 'show', 'own0'))['mtu']).toBe(1500);
+  await stack.client.deleteNetwork('own0');
+});
+
 describe('a repeated request', () => {
   test('gets the same answer, also under another path of the same namespace', async () => {
     addNamespace('c5');
