@@ -141,7 +141,8 @@ answer, descriptors, *_ = socket.recv_fds(peer, 65536, 8)
 print(json.loads(answer).get("error", {}).get("code", len(descriptors)))`;
     const claimAs = (id: string, ...identity: string[]): string => {
       const packet = JSON.stringify({ op: 'claim', id });
-      const run = [requireTool('python3'), '-c', script, stack.agent.socketPath, packet];
+      // Debian's: another user has to be able to start it.
+      const run = ['/usr/bin/python3', '-c', script, stack.agent.socketPath, packet];
       return execFileSync(requireTool('setpriv'), [...identity, '--', ...run], {
         encoding: 'utf8',
         cwd: '/',
