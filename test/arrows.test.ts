@@ -7,14 +7,16 @@ import { describe, expect, test } from 'vitest';
 
 const ROOT = new URL('..', import.meta.url).pathname;
 
-/** Imports of a file at run time: type-only ones are gone once the types are stripped. */
-function importsOf(file: string, source: string): string[] {
-  // A package that is imported only for its types leaves nothing behind.
-  const code = stripTypeScriptTypes(source, { mode: 'strip' });
-  const pattern =
-    /(?:^|[\s;}])(?:import|export)\s+(?:[^'"()]*?\bfrom\s*)?['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]/g;
-  return [...code.matchAll(pattern)].map((match) => resolve(file, match[1] ?? match[2] ?? ''));
-}
+const IMPORT =
+  /(?:^|[\s;}])(?:import|export)\s+(?:[^'"()]*?\bfrom\s*)?['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]/g;
+
+/** What a file names in its imports, also for types alone. */
+const importsOf = (file: string, source: string): string[] =>
+  [...source.matchAll(IMPORT)].map((match) => resolve(file, match[1] ?? match[2] ?? ''));
+
+/** What is left of them at run time: an import for types alone is gone once the types are. */
+const runTimeImportsOf = (file: string, source: string): string[] =>
+  importsOf(file, stripTypeScriptTypes(source, { mode: 'strip' }));
 
 function resolve(file: string, specifier: string): string {
   if (specifier.startsWith('#')) return specifier.slice(1);
@@ -27,37 +29,41 @@ const FOLDERS = {
   native: ['native', 'protocol/address.ts'],
   'ipam-store': ['ipam-store', 'protocol'],
   agent: ['agent', 'native', 'ipam-store', 'protocol', 'package.json'],
+  deploy: ['deploy', 'native', 'protocol'],
 } as const;
 
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
-  [/^koffi$/, /^native\//],
-  [/^ioredis$/, /^ipam-store\//],
+  [/^koffi$/, /^native\/(libc|poll)\.ts$/],
+  [/^ioredis$/, /^ipam-store\/(connection|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
   [/^zod$/, /^(protocol\/|agent\/(config|main)\.ts$)/],
-  [/^@msgpack\/msgpack$/, /^protocol\//],
+  [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
+  [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
+  [/^pino$/, /^agent\/log\.ts$/],
+  [/^commander$/, /^agent\/(main\.ts$|cli\/)/],
 ];
+
+const OURS = /^(agent|protocol|native|ipam-store|deploy|test)\//;
 
 function violations(file: string, source: string): string[] {
   const folder = Object.keys(FOLDERS).find((name) => file.startsWith(`${name}/`));
   if (folder === undefined) return [];
   const allowed: readonly string[] = FOLDERS[folder as keyof typeof FOLDERS];
-  const ours = /^(agent|protocol|native|ipam-store|deploy|test)\//;
-  return importsOf(file, source).flatMap((target) => {
-    if (ours.test(target)) {
-      const fits = allowed.some((one) => target === one || target.startsWith(`${one}/`));
-      return fits ? [] : [`${file} imports ${target}`];
-    }
-    return LIBRARIES.filter(([library, homes]) => library.test(target) && !homes.test(file)).map(
-      () => `${file} imports ${target}`,
-    );
-  });
+  const fits = (target: string): boolean =>
+    allowed.some((one) => target === one || target.startsWith(`${one}/`));
+  const away = (target: string): boolean =>
+    LIBRARIES.some(([library, homes]) => library.test(target) && !homes.test(file));
+  // Types go the way of the arrows too; those of a library may be named anywhere.
+  const own = importsOf(file, source).filter((target) => OURS.test(target) && !fits(target));
+  const foreign = runTimeImportsOf(file, source).filter(away);
+  return [...own, ...foreign].map((target) => `${file} imports ${target}`);
 }
 
 const files = Object.keys(FOLDERS).flatMap((folder) =>
   readdirSync(join(ROOT, folder), { recursive: true })
     .map((name) => join(folder, String(name)))
-    .filter((name) => name.endsWith('.ts')),
+    .filter((name) => /\.[jt]s$/.test(name)),
 );
 
 test('every import goes the way the arrows do', () => {
@@ -72,6 +78,9 @@ describe('a planted import is found', () => {
     ['native/x.ts', `import { a } from '#protocol/errors.ts';`],
     ['native/x.ts', `import { a } from '../protocol/errors.ts';`],
     ['native/x.ts', `import {\n  a,\n} from '#agent/bus.ts';`],
+    ['native/x.ts', `import type { A } from '#protocol/errors.ts';`],
+    ['native/x.ts', `import { type A } from '#agent/bus.ts';`],
+    ['native/x.ts', `import koffi from 'koffi';`],
     ['protocol/x.ts', `import '#native/link.ts';`],
     ['protocol/x.ts', `export { a } from '#ipam-store/ledger.ts';`],
     ['ipam-store/x.ts', `const a = await import('#native/link.ts');`],
@@ -79,14 +88,17 @@ describe('a planted import is found', () => {
     ['agent/x.ts', `import { Redis } from 'ioredis';`],
     ['agent/x.ts', `import { connect, type NatsConnection } from 'nats';`],
     ['agent/x.ts', `import { z } from 'zod';`],
+    ['agent/x.ts', `import { trace } from '@opentelemetry/api';`],
     ['agent/x.ts', `import '#test/support/stack.ts';`],
+    ['deploy/x.ts', `import { loadConfig } from '../agent/config.ts';`],
   ];
   test.each(planted)('%s: %s', (file, source) => {
     expect(violations(file, source)).toHaveLength(1);
   });
 
   test.each([
-    ['native/x.ts', `import type { A } from '#protocol/errors.ts';`],
+    ['native/libc.ts', `import koffi from 'koffi';`],
+    ['native/x.ts', `import type { IpAddress } from '#protocol/address.ts';`],
     ['native/x.ts', `import { MacAddress } from '#protocol/address.ts';`],
     ['protocol/x.ts', `import type { NatsConnection } from 'nats';`],
     ['agent/x.ts', `import { link } from '#native/link.ts';`],
