@@ -1,5 +1,6 @@
 import { InterfaceAddress } from '#protocol/address.ts';
-import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Received } from './netlink-message.ts';
 import {
   AF_INET,
   AF_INET6,
@@ -98,7 +99,7 @@ export function parseAddress({ body }: Received): AssignedAddress | null {
   const { header, attributes } = addressMessage.read(body);
   // Of a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL is ours wherever it is given.
   const address = attributes.IFA_LOCAL ?? attributes.IFA_ADDRESS;
-  if (address === undefined) return null;
+  if (address === undefined || header.ifa_prefixlen > address.toBytes().length * 8) return null;
   return {
     ifindex: header.ifa_index,
     address: new InterfaceAddress(address, header.ifa_prefixlen),

@@ -1,109 +1,13 @@
 import { IpAddress, MacAddress } from '#protocol/address.ts';
+import { aligned, CodecError, NLA_HEADER_BYTES, type Writer } from './writer.ts';
 
 // Wire formats of netlink (man 7 netlink, linux/netlink.h), declared as tables: a table names each attribute
 // as the kernel does and says of what kind it is; encoder, decoder and TypeScript type follow from it.
 // Integers are in the host's byte order, which is little-endian on every machine we run on, but for those
 // that a declaration calls be16.
 
-const NLA_HEADER_BYTES = 4;
 const NLA_F_NESTED = 0x8000;
 const NLA_TYPE_MASK = 0x3fff;
-const MAX_ATTRIBUTE_BYTES = 0xffff;
-const FIRST_CAPACITY = 4_096;
-
-const aligned = (bytes: number): number => (bytes + 3) & ~3;
-
-/** Bytes that are no message of the declared form: cut short, or lengths that do not fit each other. */
-export class CodecError extends Error {
-  readonly code = 'MALFORMED_MESSAGE';
-}
-
-/** Builds messages in one buffer that grows and is used again. */
-export class Writer {
-  #buffer = Buffer.alloc(FIRST_CAPACITY);
-  #length = 0;
-
-  get length(): number {
-    return this.#length;
-  }
-
-  /** What was written; valid until the next write or reset. */
-  get bytes(): Buffer {
-    return this.#buffer.subarray(0, this.#length);
-  }
-
-  reset(): void {
-    this.#length = 0;
-  }
-
-  /** Takes `count` zeroed bytes and gives their offset. It may move the buffer: take it first, write then. */
-  reserve(count: number): number {
-    const offset = this.#length;
-    const end = offset + count;
-    if (end > this.#buffer.length) {
-      const grown = Buffer.alloc(Math.max(end, this.#buffer.length * 2));
-      this.#buffer.copy(grown, 0, 0, offset);
-      this.#buffer = grown;
-    }
-    this.#buffer.fill(0, offset, end);
-    this.#length = end;
-    return offset;
-  }
-
-  u8(value: number): void {
-    const offset = this.reserve(1);
-    this.#buffer.writeUInt8(value, offset);
-  }
-
-  u16(value: number): void {
-    const offset = this.reserve(2);
-    this.#buffer.writeUInt16LE(value, offset);
-  }
-
-  be16(value: number): void {
-    const offset = this.reserve(2);
-    this.#buffer.writeUInt16BE(value, offset);
-  }
-
-  u32(value: number): void {
-    const offset = this.reserve(4);
-    this.#buffer.writeUInt32LE(value, offset);
-  }
-
-  i32(value: number): void {
-    const offset = this.reserve(4);
-    this.#buffer.writeInt32LE(value, offset);
-  }
-
-  u64(value: bigint): void {
-    const offset = this.reserve(8);
-    this.#buffer.writeBigUInt64LE(value, offset);
-  }
-
-  raw(bytes: Uint8Array): void {
-    const offset = this.reserve(bytes.length);
-    this.#buffer.set(bytes, offset);
-  }
-
-  patchU16(offset: number, value: number): void {
-    this.#buffer.writeUInt16LE(value, offset);
-  }
-
-  patchU32(offset: number, value: number): void {
-    this.#buffer.writeUInt32LE(value, offset);
-  }
-
-  /** One attribute around what `body` writes, padded to four bytes. */
-  attribute(type: number, body: () => void): void {
-    const start = this.reserve(NLA_HEADER_BYTES);
-    body();
-    const length = this.#length - start;
-    if (length > MAX_ATTRIBUTE_BYTES) throw new CodecError(`attribute ${type} has ${length} bytes`);
-    this.patchU16(start, length);
-    this.patchU16(start + 2, type);
-    this.reserve(aligned(length) - length);
-  }
-}
 
 /** One kind of attribute: its number in its table, and how its payload is written and read. */
 export interface Attribute<Value> {
@@ -154,23 +58,26 @@ export const i32 = (type: number): Attribute<number> => ({
   read: (payload) => (payload.length >= 4 ? payload.readInt32LE(0) : undefined),
 });
 
-export const u64 = (type: number): Attribute<bigint> => ({
-  type,
-  write: (writer, value) => writer.u64(value),
-  read: (payload) => (payload.length >= 8 ? payload.readBigUInt64LE(0) : undefined),
-});
+function readText(payload: Buffer): string {
+  const end = payload.indexOf(0);
+  return payload.toString('utf8', 0, end < 0 ? payload.length : end);
+}
 
 /** Text with a terminating zero on the wire. */
 export const text = (type: number): Attribute<string> => ({
   type,
   write: (writer, value) => {
-    writer.raw(Buffer.from(value, 'utf8'));
+    writer.utf8(value);
     writer.u8(0);
   },
-  read: (payload) => {
-    const end = payload.indexOf(0);
-    return payload.toString('utf8', 0, end < 0 ? payload.length : end);
-  },
+  read: readText,
+});
+
+/** Text without a terminating zero on the wire; read with or without. */
+export const unterminated = (type: number): Attribute<string> => ({
+  type,
+  write: (writer, value) => writer.utf8(value),
+  read: readText,
 });
 
 export const bytes = (type: number): Attribute<Uint8Array> => ({
@@ -222,8 +129,8 @@ export const listOf = <T extends Table>(
   },
   read: (payload) => {
     const list: Values<T>[] = [];
-    eachAttribute(payload, (element, body) => {
-      if (element === elementType) list.push(readAttributes(table, body));
+    eachAttribute(payload, (element, start, end) => {
+      if (element === elementType) list.push(readAttributes(table, payload.subarray(start, end)));
     });
     return list;
   },
@@ -264,7 +171,7 @@ export function struct<Fields extends StructFields>(fields: Fields): Struct<Fiel
   return {
     size,
     write: (writer, value) => {
-      const given: Readonly<Record<string, unknown>> = { ...value };
+      const given = value as Readonly<Record<string, unknown>>;
       for (const [name, kind] of layout) writeField(writer, kind, given[name]);
     },
     read: (payload) => {
@@ -372,15 +279,23 @@ function namesOf(table: Table): Map<number, string> {
 export function readAttributes<T extends Table>(table: T, payload: Buffer): Values<T> {
   const names = namesOf(table);
   const values: Record<string, unknown> = {};
-  eachAttribute(payload, (type, body) => {
+  eachAttribute(payload, (type, start, end) => {
     const name = names.get(type);
-    if (name !== undefined) values[name] = table[name]?.read(body);
+    if (name === undefined) return;
+    const value = table[name]?.read(payload.subarray(start, end));
+    if (value !== undefined) values[name] = value;
   });
   return values as Values<T>;
 }
 
-/** Walks attributes. A header that claims more than there is ends in CodecError. */
-export function eachAttribute(payload: Buffer, visit: (type: number, body: Buffer) => void): void {
+/**
+ * Walks attributes: their types, and where in the payload their bodies are. CodecError for a header that claims
+ * more than there is.
+ */
+export function eachAttribute(
+  payload: Buffer,
+  visit: (type: number, start: number, end: number) => void,
+): void {
   let offset = 0;
   while (offset + NLA_HEADER_BYTES <= payload.length) {
     const length = payload.readUInt16LE(offset);
@@ -390,7 +305,7 @@ export function eachAttribute(payload: Buffer, visit: (type: number, body: Buffe
         `attribute ${type} claims ${length} of ${payload.length - offset} bytes`,
       );
     }
-    visit(type, payload.subarray(offset + NLA_HEADER_BYTES, offset + length));
+    visit(type, offset + NLA_HEADER_BYTES, offset + length);
     offset += aligned(length);
   }
 }

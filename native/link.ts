@@ -1,8 +1,9 @@
 import type { MacAddress } from '#protocol/address.ts';
-import type { Values, Writer } from './codec.ts';
+import type { Values } from './codec.ts';
 import { isKernelError } from './errors.ts';
 import type { Namespace } from './namespace.ts';
-import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Received } from './netlink-message.ts';
 import type { BRIDGE_PORT, LINK, VF_INFO } from './rtnetlink.ts';
 import {
   AF_BRIDGE,
@@ -19,6 +20,9 @@ import {
   RTM_NEWLINK,
   RTM_SETLINK,
 } from './rtnetlink.ts';
+
+/** IFNAMSIZ without the terminating zero. */
+const MAX_NAME_BYTES = 15;
 
 /** A network device as the kernel reports it. */
 export interface Link {
@@ -39,6 +43,11 @@ export interface Link {
   readonly alias?: string;
   /** IFLA_LINK: of a veth the index of its peer, of a macvlan that of its parent. */
   readonly linkIndex?: number;
+  /**
+   * IFLA_LINK_NETNSID: `linkIndex` counts in another namespace, which ours knows under this id. Absent when it
+   * counts here.
+   */
+  readonly linkNamespaceId?: number;
   /** Of a TAP. */
   readonly tun?: {
     readonly owner?: number;
@@ -123,7 +132,7 @@ export class Links {
     },
   ): Link {
     const { master, peer } = pair;
-    return this.#create(pair, {
+    const made = this.#create(pair, {
       ...(master !== undefined && { IFLA_MASTER: master }),
       IFLA_LINKINFO: {
         kind: 'veth',
@@ -135,6 +144,8 @@ export class Links {
         },
       },
     });
+    // The kernel enslaves the new device after it has told what it made.
+    return master === undefined ? made : { ...made, master };
   }
 
   /** A macvlan, or macvtap, on a parent device; made in `namespace` when one is given. */
@@ -235,6 +246,8 @@ export class Links {
 
   #get(which: number | string, mask: number): Link | null {
     const byIndex = typeof which === 'number';
+    // The kernel refuses to look for what cannot be a name.
+    if (!byIndex && Buffer.byteLength(which) > MAX_NAME_BYTES) return null;
     const request = linkRequest(
       RTM_GETLINK,
       byIndex ? `#${which}` : which,
@@ -290,7 +303,7 @@ const linkRequest = (
   type,
   operation: OPERATIONS.get(type) ?? String(type),
   subject,
-  write: (writer: Writer) => linkMessage.write(writer, header, attributes),
+  write: (writer) => linkMessage.write(writer, header, attributes),
 });
 
 /** A link from the body of an RTM_NEWLINK message: an answer, a dump's row, an event. */
@@ -305,12 +318,15 @@ export function parseLink({ body }: Received): Link {
     up: (header.ifi_flags & IFF_UP) !== 0,
     carrier,
     group: attributes.IFLA_GROUP ?? 0,
-    ...(info !== undefined && { kind: info.kind === 'other' ? info.name : info.kind }),
+    ...(info !== undefined && info.kind !== 'none' && { kind: kindName(info) }),
     ...(attributes.IFLA_ADDRESS !== undefined && { mac: attributes.IFLA_ADDRESS }),
     ...(attributes.IFLA_MASTER !== undefined && { master: attributes.IFLA_MASTER }),
     ...(attributes.IFLA_IFALIAS !== undefined && { alias: attributes.IFLA_IFALIAS }),
     ...(attributes.IFLA_LINK !== undefined && { linkIndex: attributes.IFLA_LINK }),
-    ...(attributes.IFLA_PROTINFO !== undefined && { bridgePort: attributes.IFLA_PROTINFO }),
+    ...(attributes.IFLA_LINK_NETNSID !== undefined && {
+      linkNamespaceId: attributes.IFLA_LINK_NETNSID,
+    }),
+    ...(info?.port !== undefined && { bridgePort: info.port }),
     ...(attributes.IFLA_VFINFO_LIST !== undefined && { vfs: attributes.IFLA_VFINFO_LIST }),
     ...(parent !== undefined && {
       parentDevice: { name: parent, bus: attributes.IFLA_PARENT_DEV_BUS_NAME ?? '' },
@@ -318,6 +334,8 @@ export function parseLink({ body }: Received): Link {
     ...kindFields(info, carrier),
   };
 }
+
+const kindName = (info: LinkInfo): string => (info.kind === 'other' ? info.name : info.kind);
 
 function kindFields(
   info: LinkInfo | undefined,

@@ -1,5 +1,6 @@
 import type { IpAddress, MacAddress } from '#protocol/address.ts';
-import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Received } from './netlink-message.ts';
 import {
   AF_BRIDGE,
   AF_INET,

@@ -1,6 +1,6 @@
-import type { IpAddress } from '#protocol/address.ts';
-import { IpPrefix } from '#protocol/address.ts';
-import type { NetlinkSocket, Received, Request } from './netlink.ts';
+import { IpAddress, IpPrefix } from '#protocol/address.ts';
+import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Received } from './netlink-message.ts';
 import {
   AF_INET,
   AF_INET6,
@@ -19,7 +19,7 @@ import {
 } from './rtnetlink.ts';
 
 export interface Route {
-  /** Absent: the default route, of the family of `via`. */
+  /** Absent: the default route, of the family of `via`; without `via`, IPv4's. */
   readonly to?: IpPrefix;
   readonly via?: IpAddress;
   readonly ifindex?: number;
@@ -46,7 +46,10 @@ export class Routes {
     });
   }
 
-  /** Removes a route; ESRCH when there is none. */
+  /**
+   * Removes a route that `add` or an operator made (RTPROT_STATIC), with any metric unless one is given; ESRCH
+   * when there is none, also where the kernel or a daemon made one like it.
+   */
   remove(route: Route): void {
     this.#socket.request(routeRequest(RTM_DELROUTE, 'RTM_DELROUTE', route));
   }
@@ -104,16 +107,33 @@ function subjectOf({ to, via, ifindex }: Route): string {
   return parts.join(' ');
 }
 
-/** A route from the body of an RTM_NEWROUTE message; null for other than unicast. */
+/** A route from the body of an RTM_NEWROUTE message; null for other than unicast of IPv4 and IPv6. */
 export function parseRoute({ body }: Received): Route | null {
   const { header, attributes } = routeMessage.read(body);
-  if (header.rtm_type !== RTN_UNICAST) return null;
+  const ipFamily = ipFamilyOf(header.rtm_family);
+  if (header.rtm_type !== RTN_UNICAST || ipFamily === undefined) return null;
   const { RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE } = attributes;
+  if (header.rtm_dst_len > bitsOf(RTA_DST?.family ?? ipFamily)) return null;
+  const to =
+    RTA_DST === undefined
+      ? defaultWithout(RTA_GATEWAY, ipFamily)
+      : IpPrefix.around(RTA_DST, header.rtm_dst_len);
   return {
-    ...(RTA_DST !== undefined && { to: IpPrefix.around(RTA_DST, header.rtm_dst_len) }),
+    ...(to !== undefined && { to }),
     ...(RTA_GATEWAY !== undefined && { via: RTA_GATEWAY }),
     ...(RTA_OIF !== undefined && { ifindex: RTA_OIF }),
     table: RTA_TABLE ?? header.rtm_table,
     ...(RTA_PRIORITY !== undefined && { metric: RTA_PRIORITY }),
   };
 }
+
+function ipFamilyOf(addressFamily: number): 4 | 6 | undefined {
+  if (addressFamily === AF_INET) return 4;
+  return addressFamily === AF_INET6 ? 6 : undefined;
+}
+
+const bitsOf = (family: 4 | 6): number => (family === 4 ? 32 : 128);
+
+/** A default route without a gateway names its destination, which alone tells its family. */
+const defaultWithout = (via: IpAddress | undefined, family: 4 | 6): IpPrefix | undefined =>
+  via === undefined ? IpPrefix.around(new IpAddress(family, 0n), 0) : undefined;

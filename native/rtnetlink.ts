@@ -16,9 +16,11 @@ import {
   u16,
   u32,
   u8,
+  unterminated,
   type Values,
   writeAttributes,
 } from './codec.ts';
+import type { Writer } from './writer.ts';
 
 // The messages of NETLINK_ROUTE (man 7 rtnetlink) under the kernel's names: linux/rtnetlink.h, if_link.h,
 // if_addr.h, neighbour.h, veth.h. What is not declared here is skipped when read.
@@ -97,7 +99,7 @@ const BRIDGE = {
   IFLA_BR_VLAN_DEFAULT_PVID: u16(39),
 } as const;
 
-/** IFLA_PROTINFO of a bridge's port. */
+/** Of a bridge's port: IFLA_PROTINFO in messages of AF_BRIDGE, IFLA_INFO_SLAVE_DATA in others. */
 export const BRIDGE_PORT = {
   IFLA_BRPORT_STATE: u8(1),
   IFLA_BRPORT_PRIORITY: u16(2),
@@ -198,40 +200,60 @@ export const LINK_KINDS = {
 
 type KnownKind = keyof typeof LINK_KINDS;
 
-/** IFLA_LINKINFO: the kind of a link, and the attributes of that kind. */
-export type LinkInfo =
+/** IFLA_LINKINFO: the kind of a link, the attributes of that kind, and those of the bridge's port that it is. */
+export type LinkInfo = (
   | {
       [Kind in KnownKind]: { kind: Kind; data?: Values<(typeof LINK_KINDS)[Kind]> };
     }[KnownKind]
-  | { kind: 'other'; name: string };
+  | { kind: 'other'; name: string }
+  /** Has no kind: hardware, and loopback. */
+  | { kind: 'none' }
+) & { port?: Values<typeof BRIDGE_PORT> };
 
-const INFO_KIND = text(1);
+const INFO_KIND = unterminated(1);
 const INFO_DATA_TYPE = 2;
+const INFO_SLAVE_KIND = unterminated(4);
+const INFO_SLAVE_DATA = nested(5, BRIDGE_PORT);
 
 const isKnownKind = (kind: string): kind is KnownKind => Object.hasOwn(LINK_KINDS, kind);
 
-const linkInfo = (type: number): Attribute<LinkInfo> => ({
-  type,
-  write: (writer, info) => {
+function writeLinkInfo(writer: Writer, info: LinkInfo): void {
+  if (info.kind !== 'none') {
     const kind = info.kind === 'other' ? info.name : info.kind;
-    writer.attribute(INFO_KIND.type, () => writer.raw(Buffer.from(kind, 'utf8')));
-    if (info.kind === 'other' || info.data === undefined) return;
+    writer.attribute(INFO_KIND.type, () => INFO_KIND.write(writer, kind));
+  }
+  if (info.kind !== 'none' && info.kind !== 'other' && info.data !== undefined) {
     const { data } = info;
     const table = LINK_KINDS[info.kind];
     writer.attribute(INFO_DATA_TYPE, () => writeAttributes(writer, table, data));
-  },
-  read: (payload) => {
-    let kind: string | undefined;
-    let data: Buffer | undefined;
-    eachAttribute(payload, (attribute, body) => {
-      if (attribute === INFO_KIND.type) kind = INFO_KIND.read(body);
-      else if (attribute === INFO_DATA_TYPE) data = body;
-    });
-    if (kind === undefined) return undefined;
-    if (!isKnownKind(kind)) return { kind: 'other', name: kind };
-    if (data === undefined) return { kind };
-    return { kind, data: readAttributes(LINK_KINDS[kind], data) } as LinkInfo;
-  },
+  }
+  if (info.port === undefined) return;
+  const { port } = info;
+  writer.attribute(INFO_SLAVE_KIND.type, () => INFO_SLAVE_KIND.write(writer, 'bridge'));
+  writer.attribute(INFO_SLAVE_DATA.type, () => INFO_SLAVE_DATA.write(writer, port));
+}
+
+function readLinkInfo(payload: Buffer): LinkInfo {
+  const parts = new Map<number, Buffer>();
+  eachAttribute(payload, (type, start, end) => parts.set(type, payload.subarray(start, end)));
+  const part = <T>(attribute: Attribute<T>): T | undefined => {
+    const body = parts.get(attribute.type);
+    return body && attribute.read(body);
+  };
+  const port = part(INFO_SLAVE_KIND) === 'bridge' ? part(INFO_SLAVE_DATA) : undefined;
+  const ofPort = port === undefined ? {} : { port };
+  const kind = part(INFO_KIND);
+  if (kind === undefined) return { kind: 'none', ...ofPort };
+  if (!isKnownKind(kind)) return { kind: 'other', name: kind, ...ofPort };
+  const data = parts.get(INFO_DATA_TYPE);
+  if (data === undefined) return { kind, ...ofPort };
+  return { kind, data: readAttributes(LINK_KINDS[kind], data), ...ofPort } as LinkInfo;
+}
+
+const linkInfo = (type: number): Attribute<LinkInfo> => ({
+  type,
+  write: writeLinkInfo,
+  read: readLinkInfo,
 });
 
 /** IFLA_VF_INFO: each setting is a struct that names its VF. Rates are in Mbit/s, 0 is no limit. */
@@ -257,7 +279,8 @@ export const LINK = {
   IFLA_OPERSTATE: u8(16),
   IFLA_LINKINFO: linkInfo(18),
   IFLA_NET_NS_PID: u32(19),
-  IFLA_IFALIAS: text(20),
+  /** An empty one, which takes the alias away, has to be empty on the wire too. */
+  IFLA_IFALIAS: unterminated(20),
   IFLA_NUM_VF: u32(21),
   IFLA_VFINFO_LIST: listOf(22, 1, VF_INFO),
   IFLA_GROUP: u32(27),

@@ -1,0 +1,83 @@
+import { checked, isKernelError } from './errors.ts';
+import * as libc from './libc.ts';
+import type { Namespace } from './namespace.ts';
+import {
+  openNetlink,
+  retryInterrupted,
+  setOption,
+  SOL_NETLINK,
+  SOL_SOCKET,
+} from './netlink-descriptor.ts';
+import { eachMessage, type Received } from './netlink-message.ts';
+import { watchReadable } from './poll.ts';
+import { CodecError } from './writer.ts';
+
+const SO_RCVBUF = 8;
+const SO_RCVBUFFORCE = 33;
+const NETLINK_ADD_MEMBERSHIP = 1;
+const MSG_DONTWAIT = 0x40;
+const EVENT_BYTES = 64 * 1024;
+const EVENT_BUFFER_BYTES = 4 * 1024 * 1024;
+/** Events taken in one turn of the event loop: a flood must not keep everything else waiting. */
+const MAX_PER_WAKEUP = 256;
+
+/** Where a change of the kernel's tables is told. */
+export interface EventHandlers {
+  readonly onMessage: (message: Received) => void;
+  /** Events were lost (ENOBUFS), or one could not be read (CodecError): what was known has to be read anew. */
+  readonly onOverrun: () => void;
+}
+
+/**
+ * Subscribes to multicast groups (RTNLGRP_…) of the caller's or a given namespace, until disposed. Keeps the
+ * process alive. The socket buffer passes net.core.rmem_max where the process may (CAP_NET_ADMIN).
+ */
+export function subscribe(
+  groups: readonly number[],
+  handlers: EventHandlers,
+  {
+    namespace,
+    bufferBytes = EVENT_BUFFER_BYTES,
+  }: { namespace?: Namespace; bufferBytes?: number } = {},
+): Disposable {
+  const descriptor = openNetlink(namespace, (fd) => {
+    growBuffer(fd, bufferBytes);
+    for (const group of groups) setOption(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group);
+  });
+  const buffer = Buffer.alloc(EVENT_BYTES);
+  const watch = watchReadable(descriptor.fd, () => {
+    for (let taken = 0; taken < MAX_PER_WAKEUP && !descriptor.closed; taken += 1) {
+      if (!takeDatagram(descriptor.fd, buffer, handlers)) return;
+    }
+  });
+  return {
+    [Symbol.dispose]: () => {
+      watch[Symbol.dispose]();
+      descriptor.close();
+    },
+  };
+}
+
+/** False when there is nothing to read. */
+function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): boolean {
+  try {
+    const length = retryInterrupted(() =>
+      checked(libc.recv(fd, buffer, buffer.length, MSG_DONTWAIT), 'recv', 'netlink events'),
+    );
+    eachMessage(buffer.subarray(0, length), handlers.onMessage);
+  } catch (error) {
+    if (isKernelError(error, 'EAGAIN', 'EWOULDBLOCK')) return false;
+    if (!isKernelError(error, 'ENOBUFS') && !(error instanceof CodecError)) throw error;
+    handlers.onOverrun();
+  }
+  return true;
+}
+
+function growBuffer(fd: number, bytes: number): void {
+  try {
+    setOption(fd, SOL_SOCKET, SO_RCVBUFFORCE, bytes);
+  } catch (error) {
+    if (!isKernelError(error, 'EPERM')) throw error;
+    setOption(fd, SOL_SOCKET, SO_RCVBUF, bytes);
+  }
+}
