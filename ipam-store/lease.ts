@@ -6,8 +6,8 @@ import {
   MacAddress,
 } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { HOST_PATTERN, ID_PATTERN } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
+import { allow, need, refuseField } from './checks.ts';
 import type { Fields } from './fields.ts';
 import { FAMILIES, familyPools, fromHex, toHex } from './pool.ts';
 
@@ -81,13 +81,14 @@ type Wanted = readonly [family: string, asked: string, reserved: string];
  * not for this workload.
  */
 export function wantedOf(request: LeaseRequest): Wanted[] {
-  checkNames(request);
+  need(request, 'id', 'workload', 'kind', 'revision', 'host', 'bootId');
+  allow(request, 'mac', 'addresses', 'hostname', 'ttlSeconds');
   const { network, workload, addresses = [] } = request;
   const asked = new Map<string, IpAddress>();
   for (const text of addresses) {
     const address = parsed('addresses', () => IpAddress.parse(text));
     const family = String(address.family);
-    if (asked.has(family)) refuse('addresses', `more than one of IPv${family}`);
+    if (asked.has(family)) refuseField('addresses', `more than one of IPv${family}`);
     asked.set(family, address);
   }
   const pools = familyPools(network);
@@ -138,22 +139,11 @@ export function acquireArgs(
   ];
 }
 
-/** Names become parts of keys and of entries that are taken apart again. */
-function checkNames({ id, workload, host }: LeaseRequest): void {
-  if (!ID_PATTERN.test(id)) refuse('id', `"${id}" is no attachment id`);
-  if (!ID_PATTERN.test(workload)) refuse('workload', `"${workload}" is no workload id`);
-  if (!HOST_PATTERN.test(host)) refuse('host', `"${host}" is no host id`);
-}
-
-function refuse(path: string, message: string): never {
-  throw new VoltError('INVALID_REQUEST', `${path}: ${message}`, { details: { path } });
-}
-
 function parsed<T>(path: string, parse: () => T): T {
   try {
     return parse();
   } catch (error) {
-    if (error instanceof AddressError) return refuse(path, error.message);
+    if (error instanceof AddressError) return refuseField(path, error.message);
     throw error;
   }
 }

@@ -1,5 +1,6 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import { allow, need } from './checks.ts';
 import { Connection, type LedgerOptions, type LedgerStatus } from './connection.ts';
 import { refusalError } from './errors.ts';
 import { Fields } from './fields.ts';
@@ -68,11 +69,13 @@ export class Ledger {
     network: Network,
     revision?: number,
   ): Promise<NetworkRecord & { readonly created: boolean }> {
+    allow({ revision }, 'revision');
     const answer = await this.#call('network_put', { ...definitionOf(network), revision });
     return { ...recordOf(answer), created: answer.flag('created') };
   }
 
   async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
+    need({ network: name }, 'network');
     const answer = await this.#find('network_get', [JSON.stringify({ name })]);
     return answer && { ...recordOf(answer), usage: usageOf(answer.object('usage')) };
   }
@@ -85,6 +88,7 @@ export class Ledger {
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. */
   async deleteNetwork(name: string): Promise<{ deleted: boolean }> {
+    need({ network: name }, 'network');
     const answer = await this.#call('network_delete', { name });
     return { deleted: answer.flag('deleted') };
   }
@@ -110,12 +114,14 @@ export class Ledger {
     host: string;
     cool: boolean;
   }): Promise<'released' | 'absent'> {
+    need(lease, 'id', 'generation', 'host', 'cool');
     const { generation, ...rest } = lease;
     const answer = await this.#call('release', { ...rest, generation: String(generation) });
     return answer.flag('released') ? 'released' : 'absent';
   }
 
   async getLease(id: string): Promise<Lease | null> {
+    need({ id }, 'id');
     const stored = await this.#find('lease', [JSON.stringify({ id })]);
     return stored && leaseOf(stored);
   }
@@ -124,6 +130,7 @@ export class Ledger {
   async listLeases(
     filter: Page & { network?: string; host?: string },
   ): Promise<{ leases: Lease[]; cursor?: string }> {
+    allow(filter, 'network', 'host');
     const { network, host } = filter;
     const answer = await this.#call('leases', { network, host, ...pageOf(filter) });
     return { leases: answer.list('leases').map(leaseOf), ...cursorOf(answer) };
@@ -139,6 +146,8 @@ export class Ledger {
     bootId: string;
     suspectAfterSeconds?: number;
   }): Promise<{ nowMs: number; due: { id: string; generation: number }[] }> {
+    need(session, 'host', 'machineId', 'bootId');
+    allow(session, 'suspectAfterSeconds');
     const { suspectAfterSeconds = DEFAULT_SUSPECT_AFTER_SECONDS, ...rest } = session;
     const answer = await this.#call('heartbeat', { ...rest, liveMs: suspectAfterSeconds * 1_000 });
     return {
@@ -181,10 +190,14 @@ export class Ledger {
   }
 }
 
-const pageOf = ({ cursor, limit = PAGE_LENGTH }: Page): Page => ({
-  ...(cursor !== undefined && { cursor }),
-  limit: Math.max(1, Math.min(limit, PAGE_LENGTH)),
-});
+function pageOf(page: Page): Page {
+  allow(page, 'cursor', 'limit');
+  const { cursor, limit = PAGE_LENGTH } = page;
+  return {
+    ...(cursor !== undefined && { cursor }),
+    limit: Math.max(1, Math.min(limit, PAGE_LENGTH)),
+  };
+}
 
 function cursorOf(answer: Fields): { cursor?: string } {
   const cursor = answer.optionalText('cursor');

@@ -28,8 +28,12 @@ export interface NetworkRecord {
 /** Leaves room for a page of networks in one reply of 512 KiB. */
 const MAX_NETWORK_BYTES = 262_144;
 
-/** A network as `volt1_network_put` takes it. Throws TOO_LARGE, and INVALID_REQUEST as `FamilyPool.rules`. */
-export function definitionOf(network: Network): object {
+/**
+ * A network as `volt1_network_put` takes it. Throws TOO_LARGE, and INVALID_REQUEST as `parseNetwork` and
+ * `FamilyPool.rules`.
+ */
+export function definitionOf(given: Network): object {
+  const network = parseNetwork(given);
   const json = JSON.stringify(network);
   const bytes = Buffer.byteLength(json);
   if (bytes > MAX_NETWORK_BYTES) {

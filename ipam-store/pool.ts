@@ -1,6 +1,6 @@
 import { type Family, IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
-import type { Network } from '#protocol/network.ts';
+import { type Network, parseNetwork } from '#protocol/network.ts';
 
 // What a network's definition says about its addresses, in the form that the ledger's functions work with:
 // fixed-width hex, and ranges of it that include both ends. Nothing here grows with the size of a pool.
@@ -136,19 +136,23 @@ export class FamilyPool {
   }
 }
 
-// Whoever attaches uses one definition over and over, until its revision changes.
+// Whoever attaches uses one definition over and over, until its revision changes: it is checked once.
 const poolsOf = new WeakMap<Network, readonly FamilyPool[]>();
 
-/** The families that a network gives addresses of, IPv4 first; none where it has no subnet. */
-export function familyPools(network: Network): readonly FamilyPool[] {
-  const known = poolsOf.get(network);
+/**
+ * The families that a network gives addresses of, IPv4 first; none where it has no subnet. Throws
+ * INVALID_REQUEST for a definition that `parseNetwork` would refuse.
+ */
+export function familyPools(given: Network): readonly FamilyPool[] {
+  const known = poolsOf.get(given);
   if (known !== undefined) return known;
+  const network = parseNetwork(given);
   const { subnet, ipv6 } = network;
   const pools = [
     ...(subnet === undefined ? [] : [new FamilyPool(network, IpPrefix.parse(subnet), network)]),
     ...(ipv6 === undefined ? [] : [new FamilyPool(network, IpPrefix.parse(ipv6.subnet), ipv6)]),
   ];
-  poolsOf.set(network, pools);
+  poolsOf.set(given, pools);
   return pools;
 }
 

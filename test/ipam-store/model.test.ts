@@ -149,7 +149,7 @@ class Run {
 
   async #release({ id: of, cool, late }: Step & { do: 'release' }): Promise<string | undefined> {
     const held = this.#model.leases.get(of);
-    const generation = (this.#generations.get(of) ?? 1) - (late ? 1 : 0);
+    const generation = (this.#generations.get(of) ?? 2) - (late ? 1 : 0);
     const error = held !== undefined && late ? 'STALE_GENERATION' : undefined;
     const host = held?.host ?? 'h1';
     const answer = await this.#expect(error, () =>
