@@ -103,6 +103,11 @@ export class Links {
     return this.#get(which, RTEXT_FILTER_SKIP_STATS);
   }
 
+  /** The index of the device of that name, null when there is none. Much cheaper than `get`. */
+  indexOf(name: string): number | null {
+    return this.#socket.deviceIndex(name);
+  }
+
   /** Like `get`, with the settings of the device's virtual functions. */
   getWithVfs(which: number | string): Link | null {
     return this.#get(which, RTEXT_FILTER_SKIP_STATS | RTEXT_FILTER_VF);

@@ -1,5 +1,5 @@
 import type { Descriptor } from './descriptor.ts';
-import { checked, isKernelError, KernelError } from './errors.ts';
+import { checked, errnoName, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import type { Namespace } from './namespace.ts';
 import {
@@ -33,8 +33,13 @@ const NETLINK_CAP_ACK = 10;
 const NETLINK_EXT_ACK = 11;
 const NETLINK_GET_STRICT_CHK = 12;
 const MSG_TRUNC = 0x20;
+const SIOCGIFINDEX = 0x8933;
+/** struct ifreq: name of 16 bytes, then here the index. */
+const IFREQ_BYTES = 40;
+const IFNAME_BYTES = 16;
 const EINTR = 4;
 const EIO = 5;
+const ENODEV = 19;
 
 /** The kernel fills dumps up to 32 KiB a message where the reader offers that much. */
 const RECEIVE_BYTES = 64 * 1024;
@@ -54,6 +59,8 @@ export interface Request {
   readonly subject: string;
   /** NLM_F_CREATE, NLM_F_EXCL and the like; REQUEST and ACK are set for all. */
   readonly flags?: number;
+  /** An errno that counts as success: what was to be done is done already. */
+  readonly accept?: 'EEXIST';
   /** Writes header and attributes of the message's family. */
   readonly write: (writer: Writer) => void;
 }
@@ -101,6 +108,23 @@ export class NetlinkSocket implements Disposable {
       }
       return found;
     });
+  }
+
+  /**
+   * The index of the device of that name, null when there is none: SIOCGIFINDEX (man 7 netdevice), which takes
+   * a microsecond and no lock, where RTM_GETLINK describes the whole device.
+   */
+  deviceIndex(name: string): number | null {
+    // The kernel would look for the first 15 bytes.
+    if (Buffer.byteLength(name) >= IFNAME_BYTES) return null;
+    const ifreq = Buffer.alloc(IFREQ_BYTES);
+    ifreq.write(name, 'utf8');
+    if (libc.ioctl(this.#descriptor.fd, SIOCGIFINDEX, ifreq) === 0) {
+      return ifreq.readInt32LE(IFNAME_BYTES);
+    }
+    const errno = libc.errno();
+    if (errno === ENODEV) return null;
+    throw new KernelError({ operation: 'SIOCGIFINDEX', subject: name, errno });
   }
 
   /**
@@ -277,7 +301,8 @@ class Failures {
   /** Notes what the kernel answered, if it is an error. */
   note(request: Request, message: Framed): void {
     const outcome = outcomeOf(message);
-    if (outcome.errno !== 0) this.#seen.push(errorOf(request, outcome));
+    if (outcome.errno === 0 || errnoName(outcome.errno) === request.accept) return;
+    this.#seen.push(errorOf(request, outcome));
   }
 
   /** Runs work, once nothing has failed before. */

@@ -40,10 +40,15 @@ export class Routes {
 
   /** Adds a route; EEXIST when there is one to the same destination with the same metric. */
   add(route: Route): void {
-    this.#socket.request({
+    this.#socket.request(this.addition(route));
+  }
+
+  /** The request of `add`, for a batch. */
+  addition(route: Route): Request {
+    return {
       ...routeRequest(RTM_NEWROUTE, 'RTM_NEWROUTE', route),
       flags: NLM_F_CREATE | NLM_F_EXCL,
-    });
+    };
   }
 
   /**

@@ -1,4 +1,4 @@
-import { deriveMac, InterfaceAddress, IpPrefix } from '#protocol/address.ts';
+import { deriveMac, InterfaceAddress, IpPrefix, type MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
@@ -12,72 +12,98 @@ const DEFAULT_MTU = 1500;
 const bridgeTag = (network: string): string => `volt:bridge:${network}`;
 
 /**
- * Looks without touching: the device that is the network's bridge on this host, null when it has to be made.
- * A device of that name that is no bridge is INTERFACE_EXISTS.
+ * The bridge of a network on this host, from looking to having it. It is adopted when it is foreign
+ * (systemd-networkd may own it), and made when it is not there: fixed MAC, so that it does not follow its
+ * lowest port; the gateway's address; up.
  */
-export function findBridge(kernel: Kernel, network: Network): Link | null {
-  const link = kernel.links.get(network.bridge);
-  if (link !== null) refuseOtherKind(link, network);
-  return link;
-}
+export class NetworkBridge {
+  readonly #kernel: Kernel;
+  readonly #network: Network;
+  readonly #options: { readonly host: string; readonly log: Log };
+  #found: Link | null = null;
+  #portMtu = 0;
 
-/** The MTU that the network's bridge has, or would get. */
-export const bridgeMtu = (found: Link | null, network: Network): number =>
-  found?.mtu ?? network.mtu ?? DEFAULT_MTU;
+  constructor(kernel: Kernel, network: Network, options: { host: string; log: Log }) {
+    this.#kernel = kernel;
+    this.#network = network;
+    this.#options = options;
+  }
 
-/**
- * Index of the network's bridge, as `findBridge` found it: adopted when it is foreign (systemd-networkd may own
- * it), made when it is not there: fixed MAC, so that it does not follow its lowest port; the gateway's address; up.
- * The tag comes last, so that a bridge of ours without it is one whose making was interrupted, and is
- * completed.
- */
-export function ensureBridge(
-  kernel: Kernel,
-  network: Network,
-  { found, host, log }: { found: Link | null; host: string; log: Log },
-): number {
-  const name = network.bridge;
-  const mac = deriveMac(`bridge ${host} ${name}`);
-  let link = found;
-  if (link === null) {
+  /**
+   * Looks without touching. INTERFACE_EXISTS: a device of that name is no bridge. INVALID_REQUEST: the port is to
+   * have a larger MTU than the bridge.
+   */
+  look(askedMtu: number | undefined): void {
+    const { bridge, mtu } = this.#network;
+    this.#found = this.#kernel.links.get(bridge);
+    if (this.#found !== null) refuseOtherKind(this.#found, this.#network);
+    const limit = this.#found?.mtu ?? mtu ?? DEFAULT_MTU;
+    this.#portMtu = askedMtu ?? mtu ?? limit;
+    if (this.#portMtu <= limit) return;
+    throw new VoltError(
+      'INVALID_REQUEST',
+      `mtu: ${this.#portMtu} is more than the ${limit} of bridge ${bridge}`,
+      { details: { path: 'mtu', limit } },
+    );
+  }
+
+  /** Makes what `look` has not found; answers the bridge's index, and the MTU of the port to be made. */
+  ensure(): { readonly master: number; readonly mtu: number } {
+    const link = this.#found ?? this.#make();
+    const mac = bridgeMac(this.#options.host, this.#network);
+    // The tag comes last: a bridge of ours without it is one whose making was interrupted.
+    const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
+    if (interrupted && link.alias === undefined) this.#complete(link);
+    return { master: link.index, mtu: this.#portMtu };
+  }
+
+  /**
+   * After the port is made. An adopted bridge keeps the MTU that it had: one that nobody has set follows its
+   * lowest port, and would carry less for everybody because of one workload.
+   */
+  keepMtu(): void {
+    const found = this.#found;
+    if (found === null || this.#portMtu >= found.mtu) return;
+    const now = this.#kernel.links.get(found.index);
+    if (now !== null && now.mtu !== found.mtu) {
+      this.#kernel.links.set(found, { mtu: found.mtu });
+    }
+  }
+
+  #make(): Link {
+    const { host, log } = this.#options;
+    const { bridge: name, network } = this.#network;
+    const mac = bridgeMac(host, this.#network);
     try {
-      link = kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });
-      log.info({ bridge: name, network: network.network }, 'bridge made');
+      const made = this.#kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });
+      log.info({ bridge: name, network }, 'bridge made');
+      return made;
     } catch (error) {
       // Somebody, networkd for one, made it between the look and the making.
-      if (!isKernelError(error, 'EEXIST')) throw error;
-      link = kernel.links.get(name);
+      const link = isKernelError(error, 'EEXIST') ? this.#kernel.links.get(name) : null;
       if (link === null) throw error;
+      refuseOtherKind(link, this.#network);
+      return link;
     }
   }
-  refuseOtherKind(link, network);
-  const { index } = link;
-  const tag = bridgeTag(network.network);
-  if (link.alias === tag) return index;
-  const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
-  if (!interrupted || link.alias !== undefined) return index;
-  pinMtu(kernel, link, network.mtu ?? DEFAULT_MTU);
-  for (const address of gatewayAddresses(network)) {
-    try {
-      kernel.addresses.add({ ifindex: index, address, noDad: true });
-    } catch (error) {
-      if (!isKernelError(error, 'EEXIST')) throw error;
+
+  #complete(link: Link): void {
+    const { links, addresses } = this.#kernel;
+    pinMtu(this.#kernel, link, this.#network.mtu ?? DEFAULT_MTU);
+    for (const address of gatewayAddresses(this.#network)) {
+      try {
+        addresses.add({ ifindex: link.index, address, noDad: true });
+      } catch (error) {
+        if (!isKernelError(error, 'EEXIST')) throw error;
+      }
     }
+    links.set(link, { up: true });
+    links.set(link, { alias: bridgeTag(this.#network.network) });
   }
-  kernel.links.set(link, { up: true });
-  kernel.links.set(link, { alias: tag });
-  return index;
 }
 
-/**
- * An adopted bridge keeps the MTU that it had: one that nobody has set follows its lowest port, and would carry
- * less for everybody because of one workload.
- */
-export function keepMtu(kernel: Kernel, found: Link | null, portMtu: number): void {
-  if (found === null || portMtu >= found.mtu) return;
-  const now = kernel.links.get(found.index);
-  if (now !== null && now.mtu !== found.mtu) kernel.links.set(found, { mtu: found.mtu });
-}
+const bridgeMac = (host: string, { bridge }: Network): MacAddress =>
+  deriveMac(`bridge ${host} ${bridge}`);
 
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had
 // (BROPT_MTU_SET_BY_USER); a value given at creation does not count.

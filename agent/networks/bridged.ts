@@ -9,7 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
-import { bridgeMtu, ensureBridge, findBridge, keepMtu } from './bridge.ts';
+import { NetworkBridge } from './bridge.ts';
 import {
   type AttachedDevice,
   type CheckedAttach,
@@ -25,6 +25,8 @@ import { makeTap } from './tap.ts';
 import { makeVeth, type TargetNamespace } from './veth.ts';
 
 const DEFAULT_IFNAME = 'eth0';
+/** An agent never leaves it. */
+const HOST_NAMESPACE = namespaceIdentity('/proc/self/ns/net');
 
 export interface BridgedOptions {
   readonly host: string;
@@ -45,59 +47,44 @@ export class Bridged implements NetworkType {
   check(request: AttachRequest, network: Network): CheckedAttach {
     refuseUnsupported(request, network);
     const { kernel, journal } = this.#options;
-    const found = findBridge(kernel, network);
-    const bridgeLimit = bridgeMtu(found, network);
-    const mtu = request.mtu ?? network.mtu ?? bridgeLimit;
-    if (mtu > bridgeLimit) {
-      throw new VoltError(
-        'INVALID_REQUEST',
-        `mtu: ${mtu} is more than the ${bridgeLimit} of bridge ${network.bridge}`,
-        { details: { path: 'mtu', limit: bridgeLimit } },
-      );
-    }
     const taken = (name: string): boolean =>
-      journal.namesDevice(name) || kernel.links.get(name) !== null;
-    if (request.kind === 'vm') {
-      return this.#checkedTap(request, network, { found, name: tapName(request, taken), mtu });
-    }
-    return this.#checkedVeth(request, network, { found, names: vethNames(request, taken), mtu });
+      journal.namesDevice(name) || kernel.links.indexOf(name) !== null;
+    return request.kind === 'vm'
+      ? this.#checkedTap(request, network, tapName(request, taken))
+      : this.#checkedVeth(request, network, vethNames(request, taken));
   }
 
-  #checkedTap(
-    request: AttachRequest,
-    network: Network,
-    { found, name, mtu }: { found: Link | null; name: string; mtu: number },
-  ): CheckedAttach {
+  #checkedTap(request: AttachRequest, network: Network, name: string): CheckedAttach {
     const { kernel } = this.#options;
+    const bridge = new NetworkBridge(kernel, network, this.#options);
     return {
       deviceName: name,
+      prepare: () => bridge.look(request.mtu),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const master = ensureBridge(kernel, network, { found, ...this.#options });
-        const { bridge } = network;
-        const order = { name, mtu, bridge, tap: request.tap, master, lease };
+        const { master, mtu } = bridge.ensure();
+        const order = { name, mtu, bridge: network.bridge, tap: request.tap, master, lease };
         const device = makeTap(kernel, order, undo);
-        keepMtu(kernel, found, mtu);
+        bridge.keepMtu();
         return { device, filter: 'none' };
       },
-      prepare: () => {},
       [Symbol.dispose]: () => {},
     };
   }
 
-  #checkedVeth(
-    request: AttachRequest,
-    network: Network,
-    { found, names, mtu }: { found: Link | null; names: VethNames; mtu: number },
-  ): CheckedAttach {
+  #checkedVeth(request: AttachRequest, network: Network, names: VethNames): CheckedAttach {
     const { kernel } = this.#options;
+    const bridge = new NetworkBridge(kernel, network, this.#options);
     const peerName = request.netns === undefined ? names.container : ifnameOf(request);
     const namespace =
       request.netns === undefined ? undefined : new RequestedNamespace(request.netns);
     return {
       deviceName: names.host,
-      prepare: () => namespace?.enter(peerName),
+      prepare: () => {
+        bridge.look(request.mtu);
+        namespace?.enter(peerName);
+      },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const master = ensureBridge(kernel, network, { found, ...this.#options });
+        const { master, mtu } = bridge.ensure();
         const order = {
           name: names.host,
           peerName,
@@ -108,7 +95,7 @@ export class Bridged implements NetworkType {
           ...(namespace !== undefined && { namespace }),
         };
         const device = makeVeth(kernel, order, undo);
-        keepMtu(kernel, found, mtu);
+        bridge.keepMtu();
         return { device, filter: 'none' };
       },
       [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
@@ -180,7 +167,7 @@ class RequestedNamespace implements TargetNamespace, Disposable {
   constructor(path: string) {
     this.path = path;
     this.handle = openNamespaceFile(path);
-    if (namespaceIdentity('/proc/thread-self/ns/net') !== this.handle.identity) return;
+    if (this.handle.identity !== HOST_NAMESPACE) return;
     this.handle[Symbol.dispose]();
     throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
       details: { path: 'netns' },
@@ -189,7 +176,7 @@ class RequestedNamespace implements TargetNamespace, Disposable {
 
   /** Throws INTERFACE_EXISTS when the namespace has an interface of that name. */
   enter(ifname: string): void {
-    if (this.kernel.links.get(ifname) === null) return;
+    if (this.kernel.links.indexOf(ifname) === null) return;
     throw new VoltError('INTERFACE_EXISTS', `${this.path} has an interface ${ifname} already`, {
       details: { netns: this.path, ifname },
     });

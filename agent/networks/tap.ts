@@ -39,9 +39,9 @@ export function makeTap(
     ...(ownerUid !== undefined && { ownerUid }),
     ...(ownerGid !== undefined && { ownerGid }),
   });
-  const link = kernel.links.get(name);
-  if (link === null) throw new VoltError('INTERNAL', `TAP ${name} vanished while it was made`);
-  const { index } = link;
+  const index = kernel.links.indexOf(name);
+  if (index === null) throw new VoltError('INTERNAL', `TAP ${name} vanished while it was made`);
+  const link = { index, name };
   const mac = hostEndMac(MacAddress.parse(lease.mac));
   kernel.links.set(link, { mac, mtu, master, group: DEVICE_GROUP, alias: deviceTag(lease) });
   closeToIpv6(name);

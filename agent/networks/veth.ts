@@ -6,7 +6,6 @@ import {
   MacAddress,
 } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
-import { isKernelError } from '#native/errors.ts';
 import type { Namespace } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -103,17 +102,16 @@ function configurePeer(
     ),
     inside.links.change({ index: LOOPBACK_INDEX, name: 'lo' }, { up: true }),
     inside.links.change(peer, { up: true }),
-  ]);
-  for (const gateway of [network.gateway, network.ipv6?.gateway]) {
-    if (gateway === undefined) continue;
-    try {
-      inside.routes.add({ via: IpAddress.parse(gateway), ifindex: index });
-    } catch (error) {
+    ...gatewaysOf(network).map((via) => ({
+      ...inside.routes.addition({ via, ifindex: index }),
       // A workload with several interfaces keeps the default route of the first.
-      if (!isKernelError(error, 'EEXIST')) throw error;
-    }
-  }
-  for (const { to, via } of network.routes ?? []) {
-    inside.routes.add({ to: IpPrefix.parse(to), via: IpAddress.parse(via), ifindex: index });
-  }
+      accept: 'EEXIST' as const,
+    })),
+    ...(network.routes ?? []).map(({ to, via }) =>
+      inside.routes.addition({ to: IpPrefix.parse(to), via: IpAddress.parse(via), ifindex: index }),
+    ),
+  ]);
 }
+
+const gatewaysOf = ({ gateway, ipv6 }: Network): IpAddress[] =>
+  [gateway, ipv6?.gateway].filter((one) => one !== undefined).map((one) => IpAddress.parse(one));

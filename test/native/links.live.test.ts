@@ -55,6 +55,18 @@ test('a bridge, and a port made on it already, with its peer in a namespace unde
   });
 });
 
+test('a name is found by its index, also an alternative one, and nothing where there is none', () => {
+  execFileSync(requireTool('ip'), ['link', 'property', 'add', 'dev', 'br0', 'altname', 'bridge0']);
+  expect(links.indexOf('br0')).toBe(links.get('br0')?.index);
+  expect(links.indexOf('bridge0')).toBe(links.get('br0')?.index);
+  expect(links.indexOf('br1')).toBe(null);
+  // The kernel would take the first fifteen bytes for the name.
+  execFileSync(requireTool('ip'), ['link', 'add', 'fifteen-letters', 'type', 'bridge']);
+  expect(links.indexOf('fifteen-letters')).not.toBe(null);
+  expect(links.indexOf('fifteen-letters-and-more')).toBe(null);
+  execFileSync(requireTool('ip'), ['link', 'delete', 'fifteen-letters']);
+});
+
 test('dumps agree with ip on every device, address, route and forwarding entry', () => {
   addresses.add({
     ifindex: links.get('br0')?.index ?? 0,
@@ -94,6 +106,7 @@ test('routes, neighbours and forwarding entries come and go', () => {
   routes.add({ to, via, ifindex: index });
   expect(only(ip('route', 'show', '10.77.0.0/16'))).toMatchObject({ gateway: '10.9.0.254' });
   expect(() => routes.add({ to, via, ifindex: index })).toThrow(/EEXIST/);
+  socket.batch([{ ...routes.addition({ to, via, ifindex: index }), accept: 'EEXIST' }]);
   routes.remove({ to, via, ifindex: index });
   expect(ip('route', 'show', '10.77.0.0/16')).toEqual([]);
 
