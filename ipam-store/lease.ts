@@ -119,7 +119,7 @@ export function acquireArgs(
   const mac =
     request.mac === undefined
       ? deriveMac(tries === 1 ? id : `${id} ${tries}`).toString()
-      : parsed('mac', () => MacAddress.parse(request.mac ?? '')).toString();
+      : unicast(request.mac).toString();
   const lengths = Object.fromEntries(
     familyPools(network).map(({ family, subnet }) => [family, subnet.length]),
   );
@@ -137,6 +137,12 @@ export function acquireArgs(
     JSON.stringify(lease).slice(0, -1),
     ...families.flat(),
   ];
+}
+
+function unicast(text: string): MacAddress {
+  const mac = parsed('mac', () => MacAddress.parse(text));
+  if (mac.isMulticast || mac.isZero) refuseField('mac', `${text} is no unicast MAC address`);
+  return mac;
 }
 
 function parsed<T>(path: string, parse: () => T): T {
