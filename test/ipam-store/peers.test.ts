@@ -1,10 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
+import type { Network } from '#protocol/network.ts';
 import { askFor, bare, put, refused, useStore } from './fixture.ts';
 
-// Cases that the allocators of others answer for, as inputs and results: the order tests of CNI's host-local
-// (plugins/ipam/host-local/backend/allocator) and of its ranges; the gateway is the first usable address there.
+// Cases that the allocators of others answer for, as inputs and results. Those of host-local are of CNI's
+// plugins/ipam/host-local/backend/allocator: allocator_test.go, range_test.go and range_set_test.go; the gateway
+// is the first usable address there, and said here.
 
 const store = useStore();
 
@@ -64,12 +66,16 @@ describe('host-local: the next address given, all having been used', () => {
 });
 
 describe('host-local: refusals', () => {
-  test('a full pool is named', async () => {
-    const record = await put(store.ledger, gatewayed('10.0.0.0/30', '10.0.0.1'));
-    await acquire(record, 'one');
-    const error = await refused(store.raw, () => acquire(record, 'two'));
+  test.each([
+    ['10.0.0.0/30', '10.0.0.1', 1, 'network n has no IPv4 address left'],
+    ['10.0.0.0/29', '10.0.0.1', 5, 'network n has no IPv4 address left'],
+    ['2001:db8:1::/126', '2001:db8:1::1', 2, 'network n has no IPv6 address left'],
+  ])('%s, all taken: an error that names the pool', async (subnet, gateway, size, message) => {
+    const record = await put(store.ledger, gatewayed(subnet, gateway));
+    for (let n = 0; n < size; n += 1) await acquire(record, `n${n}`);
+    const error = await refused(store.raw, () => acquire(record, 'more'));
     expect(error.code).toBe('POOL_EXHAUSTED');
-    expect(error.message).toBe('network n has no IPv4 address left');
+    expect(error.message).toBe(message);
   });
 
   test.each(['10.0.0.1', '10.0.0.7', '10.0.0.0'])('%s cannot be asked for', async (address) => {
@@ -77,6 +83,48 @@ describe('host-local: refusals', () => {
     expect(await refused(store.raw, () => acquire(record, 'one', [address]))).toMatchObject({
       code: 'ADDRESS_OUT_OF_RANGE',
     });
+  });
+});
+
+describe('ranges refused', () => {
+  test.each([
+    ['host bits', { subnet: '192.0.2.12/24' }, 'subnet', '192.0.2.0/24'],
+    ['host bits of a /23', { subnet: '192.168.127.0/23' }, 'subnet', '192.168.126.0/23'],
+    [
+      'host bits of IPv6',
+      { ipv6: { subnet: '2001:db8:24:19ff::/63' } },
+      'ipv6.subnet',
+      '2001:db8:24:19fe::/63',
+    ],
+    [
+      'a start outside',
+      { subnet: '192.0.2.0/24', pool: { start: '192.0.3.0', end: '192.0.2.9' } },
+      'pool.start',
+      '192.0.2.0/24',
+    ],
+    [
+      'an end outside',
+      { subnet: '192.0.2.0/24', pool: { start: '192.0.2.9', end: '192.0.4.0' } },
+      'pool.end',
+      '192.0.2.0/24',
+    ],
+    [
+      'a start after the end',
+      { subnet: '192.0.2.0/24', pool: { start: '192.0.2.50', end: '192.0.2.40' } },
+      'pool',
+      '192.0.2.40 to 192.0.2.50',
+    ],
+    [
+      'a gateway outside',
+      { subnet: '192.0.2.0/24', gateway: '192.0.3.1' },
+      'gateway',
+      '192.0.2.0/24',
+    ],
+  ])('%s: %o', async (_, keys, path, named) => {
+    const given = { network: 'n', ...keys } as Network;
+    const error = await refused(store.raw, () => store.ledger.putNetwork(given));
+    expect(error).toMatchObject({ code: 'INVALID_REQUEST', details: { path } });
+    expect(error.message).toContain(named);
   });
 });
 
