@@ -1,0 +1,93 @@
+import type { Redis } from 'ioredis';
+import assert from 'node:assert/strict';
+import { describe, expect, test } from 'vitest';
+import type { Ledger, LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
+import { librarySource } from '#ipam-store/library.ts';
+import { askFor, bare, openLedger, type Store, until } from './fixture.ts';
+import { mutated, type Patch } from './mutants.ts';
+
+/** A ledger with one library, the true one or a mistaken one, and nothing in it yet. */
+export interface World {
+  readonly raw: Redis;
+  readonly ledger: Ledger;
+  /** The ledger as another client sees it. */
+  other(): Promise<Ledger>;
+  /** Redis restarts, with all that it held. */
+  restart(): Promise<void>;
+}
+
+export interface Mistake {
+  /** Who made it. */
+  readonly seenAt: string;
+  /** Fails by an AssertionError where the mistake shows. */
+  readonly scenario: (world: World) => Promise<void>;
+  /** Ways to make it, and what the failure then says. */
+  readonly mutants: Readonly<Record<string, { patches: readonly Patch[]; shows: RegExp }>>;
+}
+
+/** Tests that a mistake is not made, and that the test would tell. */
+export function mistake(store: Store, title: string, { seenAt, scenario, mutants }: Mistake): void {
+  describe(`${title} (${seenAt})`, () => {
+    test('is not made', async () => {
+      await inWorld(store, librarySource(), scenario);
+    });
+    test.each(Object.entries(mutants))('shows when it is: %s', async (_, { patches, shows }) => {
+      const failure: unknown = await inWorld(store, mutated(patches), scenario).then(
+        () => new Error('nobody noticed'),
+        (error: unknown) => error,
+      );
+      if (!(failure instanceof assert.AssertionError)) throw failure;
+      expect(failure.message).toMatch(shows);
+    });
+  });
+}
+
+async function inWorld(
+  store: Store,
+  source: string,
+  scenario: (world: World) => Promise<void>,
+): Promise<void> {
+  const { raw, server } = store;
+  await raw.flushall();
+  await raw.call('FUNCTION', 'LOAD', 'REPLACE', source);
+  const ledgers: Ledger[] = [];
+  const open = async (): Promise<Ledger> => {
+    const ledger = await openLedger(server.url);
+    ledgers.push(ledger);
+    return ledger;
+  };
+  const ledger = await open();
+  try {
+    await scenario({
+      raw,
+      ledger,
+      other: open,
+      restart: async () => {
+        await server.restart();
+        await until(() => raw.status === 'ready');
+        for (const one of ledgers) await until(() => one.status.state === 'ready');
+      },
+    });
+  } finally {
+    for (const one of ledgers) await one.close();
+  }
+}
+
+/** The address, or the code of the error. */
+export async function attempt(
+  ledger: Ledger,
+  record: NetworkRecord,
+  id: string,
+  more: Partial<LeaseRequest> = {},
+): Promise<string> {
+  const answer = ledger.acquire(askFor(record, id, more));
+  return codeOr(answer.then(({ lease }) => bare(lease)));
+}
+
+/** What a call answers, or the code of its error. */
+export function codeOr(answer: Promise<string>): Promise<string> {
+  return answer.catch((error: unknown) => {
+    if (error instanceof Error && 'code' in error) return String(error.code);
+    throw error;
+  });
+}
