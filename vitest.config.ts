@@ -1,6 +1,8 @@
 import { defineConfig } from 'vitest/config';
 
 const LIVE = 'test/**/*.live.test.ts';
+/** What takes many minutes: `npm run test:soak`. */
+const SOAK = 'test/soak/**/*.test.ts';
 
 // Every test file has a process of its own, and with it a main thread that a live test can move into a
 // throw-away network and mount namespace. Two at a time: live tests start servers and measure time-outs.
@@ -15,16 +17,27 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE] },
+        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE, SOAK] },
       },
       {
         extends: true,
         test: {
           name: 'live',
           include: [LIVE],
+          exclude: [SOAK],
           setupFiles: ['test/support/live.ts'],
           testTimeout: 60_000,
           hookTimeout: 60_000,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'soak',
+          include: [SOAK],
+          setupFiles: ['test/support/live.ts'],
+          testTimeout: 3_600_000,
+          hookTimeout: 120_000,
         },
       },
     ],
