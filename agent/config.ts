@@ -35,6 +35,8 @@ const redisSection = z.strictObject({
   masterName: z.string().min(1).nullable().default(null),
   username: z.string().min(1).nullable().default(null),
   passwordFile: nullablePath,
+  sentinelUsername: z.string().min(1).nullable().default(null),
+  sentinelPasswordFile: nullablePath,
   tls,
   keyPrefix: z.string().min(1).max(64).default('volt:'),
   minReplicas: z.int().min(0).max(16).default(0),

@@ -136,7 +136,7 @@ class Agent {
     const networkTypes: NetworkTypes = {
       bridged: new Bridged({ host, kernel, removal, journal, log }),
     };
-    const ledger = new Ledger(ledgerOptions(config));
+    const ledger = new Ledger(config.redis);
     this.#ledger = ledger;
     this.#events = new EventLog({
       host,
@@ -261,12 +261,6 @@ function networkFiles(folder: string): string[] {
   } catch {
     return [];
   }
-}
-
-function ledgerOptions({ redis }: Config): ConstructorParameters<typeof Ledger>[0] {
-  const { passwordFile, ...rest } = redis;
-  const password = passwordFile === null ? null : readFileSync(passwordFile, 'utf8').trim();
-  return { ...rest, password };
 }
 
 /** One agent per host: the lock is the kernel's, and goes with the process. */

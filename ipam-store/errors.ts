@@ -16,11 +16,17 @@ export const unavailable = (reason: string, sent: boolean, cause?: unknown): Vol
   new VoltError('STORE_UNAVAILABLE', `Redis: ${reason}`, { details: { sent }, cause });
 
 // Replies with which a server says that it will not do anything for now.
-const NOT_NOW = /^(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|OOM|MISCONF|NOREPLICAS)\b/;
+const NOT_NOW =
+  /^(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|OOM|MISCONF|NOREPLICAS|MOVED|ASK|UNBLOCKED)\b/;
+// Those after which the ledger may be on another server.
+const ELSEWHERE = /^(READONLY|MASTERDOWN|CLUSTERDOWN|MOVED|UNBLOCKED)\b/;
 const NOT_ALLOWED = /^(NOPERM|NOAUTH|WRONGPASS)\b/;
 
-export const messageOf = (error: unknown): string =>
-  error instanceof Error ? error.message : String(error);
+/** An AggregateError, of a host name with several addresses, has no message of its own. */
+export const messageOf = (error: unknown): string => {
+  if (error instanceof AggregateError) return error.errors.map(messageOf).join(', ');
+  return error instanceof Error ? error.message : String(error);
+};
 
 /** True when the server refused for reasons that an operator has to mend. */
 export const isForbidden = (error: unknown): boolean =>
@@ -30,13 +36,18 @@ export const isForbidden = (error: unknown): boolean =>
 export const isFinal = (error: unknown): boolean =>
   error instanceof ReplyError && !NOT_NOW.test(messageOf(error));
 
+/** True when the server has said that it is not, or not any more, the one to ask. */
+export const isElsewhere = (error: unknown): boolean =>
+  error instanceof ReplyError && ELSEWHERE.test(messageOf(error));
+
 export const isMissingFunction = (error: unknown): boolean =>
   error instanceof ReplyError && messageOf(error).includes('Function not found');
 
 /** What a call ended with, as an error of the protocol. */
 export function storeError(error: unknown): VoltError {
+  if (error instanceof VoltError) return error;
   const reason = messageOf(error);
-  if (isForbidden(error)) return unavailable(reason, false, error);
+  if (isForbidden(error) || isMissingFunction(error)) return unavailable(reason, false, error);
   if (isFinal(error)) return new VoltError('INTERNAL', `Redis: ${reason}`, { cause: error });
   // ioredis says this of what it never wrote.
   const kept = reason.includes('enableOfflineQueue');

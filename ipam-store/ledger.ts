@@ -1,7 +1,8 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { allow, need } from './checks.ts';
-import { Connection, type LedgerOptions, type LedgerStatus } from './connection.ts';
+import type { LedgerOptions } from './client.ts';
+import { Connection, type LedgerStatus } from './connection.ts';
 import { refusalError } from './errors.ts';
 import { Fields } from './fields.ts';
 import { rootKey } from './keys.ts';
@@ -14,7 +15,8 @@ import {
   usageOf,
 } from './network.ts';
 
-export type { LedgerOptions, LedgerStatus } from './connection.ts';
+export type { LedgerOptions } from './client.ts';
+export type { LedgerStatus } from './connection.ts';
 export { RevisionChanged } from './errors.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
 export type { NetworkRecord, NetworkUsage } from './network.ts';
@@ -27,6 +29,8 @@ export interface Page {
 
 const MAC_CANDIDATES = 8;
 const PAGE_LENGTH = 500;
+/** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
+const PASSING = new Set(['network_get', 'network_list', 'lease', 'leases', 'hosts', 'heartbeat']);
 const DEFAULT_SUSPECT_AFTER_SECONDS = 20;
 
 /**
@@ -100,7 +104,6 @@ export class Ledger {
    */
   async acquire(request: LeaseRequest): Promise<{ lease: Lease; created: boolean }> {
     const answer = await this.#acquire(request);
-    await this.#connection.replicated();
     return { lease: leaseOf(answer.object('lease')), created: answer.flag('created') };
   }
 
@@ -182,10 +185,12 @@ export class Ledger {
   }
 
   async #find(name: string, args: readonly string[]): Promise<Fields | null> {
-    const json = await this.#connection.call(`volt1_${name}`, this.#root, args);
-    if (json === 'null') return null;
-    const answer = Fields.parse(json, `volt1_${name}`);
+    const durable = !PASSING.has(name);
+    const reply = await this.#connection.call(`volt1_${name}`, this.#root, args, { durable });
+    if (reply.text === 'null') return null;
+    const answer = Fields.parse(reply.text, `volt1_${name}`);
     if (answer.has('error')) throw refusalError(answer.object('error'));
+    await reply.stored;
     return answer;
   }
 }

@@ -1,4 +1,8 @@
 import { readFileSync } from 'node:fs';
+import type { Redis } from 'ioredis';
+import { VoltError } from '#protocol/errors.ts';
+import { isFinal, isForbidden, isMissingFunction, messageOf } from './errors.ts';
+import { Unfit } from './server.ts';
 
 /** The major version is part of every name: functions of the next major stand beside these. */
 export const LIBRARY = 'volt1';
@@ -25,4 +29,55 @@ export function compareVersions(a: string, b: string): number {
   const [majorA = 0, minorA = 0] = a.split('.').map(Number);
   const [majorB = 0, minorB = 0] = b.split('.').map(Number);
   return majorA - majorB || minorA - minorB;
+}
+
+export interface Installed {
+  /** The version that was there, if any. */
+  readonly before: string | null;
+  /** The version that is there now: this one, or a newer one of the same major. */
+  readonly after: string;
+}
+
+/**
+ * Loads the library where it is missing or older; a newer one of this major is left alone. STORE_VERSION where
+ * the next major is, Unfit where the library is needed and the user may not load it.
+ */
+export async function installLibrary(server: Redis): Promise<Installed> {
+  const source = librarySource();
+  const wanted = libraryVersion(source);
+  const next = await versionOf(server, NEXT_MAJOR);
+  if (next !== null) {
+    const message = `the ledger is of version ${next}, which needs a newer agent than this, of ${wanted}`;
+    throw new VoltError('STORE_VERSION', message, { details: { version: next, wanted } });
+  }
+  const before = await versionOf(server, `${LIBRARY}_version`);
+  if (before !== null && compareVersions(before, wanted) >= 0) return { before, after: before };
+  try {
+    // Without REPLACE where nothing was: of two that load at once, the older must not be the later.
+    await (before === null
+      ? server.function('LOAD', source)
+      : server.function('LOAD', 'REPLACE', source));
+  } catch (error) {
+    if (!isFinal(error)) throw error;
+    const now = await versionOf(server, `${LIBRARY}_version`);
+    if (now !== null && compareVersions(now, wanted) >= 0) return { before, after: now };
+    const have =
+      now === null ? 'the function library is missing' : `the function library is ${now}`;
+    throw new Unfit(
+      `${have}, ${wanted} is needed, and loading it failed (${messageOf(error)}): ` +
+        'run "voltnet ledger install" as a user who may',
+      error,
+    );
+  }
+  return { before, after: wanted };
+}
+
+async function versionOf(server: Redis, name: string): Promise<string | null> {
+  try {
+    return String(await server.fcall_ro(name, 0));
+  } catch (error) {
+    if (isMissingFunction(error)) return null;
+    if (!isForbidden(error)) throw error;
+    throw new Unfit(`the user may not call functions: ${messageOf(error)}`, error);
+  }
 }

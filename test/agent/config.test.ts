@@ -25,6 +25,8 @@ test('an empty file is the documented defaults', () => {
       masterName: null,
       username: null,
       passwordFile: null,
+      sentinelUsername: null,
+      sentinelPasswordFile: null,
       tls: null,
       keyPrefix: 'volt:',
       minReplicas: 0,

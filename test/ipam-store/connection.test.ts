@@ -1,143 +1,11 @@
 import { createServer, type Server as TcpServer, type Socket } from 'node:net';
-import { Redis } from 'ioredis';
-import { afterEach, describe, expect, test } from 'vitest';
-import { Ledger, type LedgerStatus } from '#ipam-store/ledger.ts';
-import { librarySource, libraryVersion } from '#ipam-store/library.ts';
-import { freePort, type Server, startRedis } from '#test/support/servers.ts';
-import { askFor, contents, openLedger, optionsFor, put, until, VOLT0 } from './fixture.ts';
+import { describe, expect, test } from 'vitest';
+import { Ledger } from '#ipam-store/ledger.ts';
+import { freePort, startRedis } from '#test/support/servers.ts';
+import { askFor, contents, optionsFor, put, until, VOLT0 } from './fixture.ts';
+import { stateOf, useOpening } from './opening.ts';
 
-const opened: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const close of opened.splice(0).toReversed()) await close();
-});
-
-async function server(...args: string[]): Promise<{ redis: Server; raw: Redis }> {
-  const redis = await startRedis({ args });
-  const raw = new Redis(redis.url);
-  raw.on('error', () => {});
-  opened.push(
-    () => redis.stop(),
-    () => raw.disconnect(),
-  );
-  return { redis, raw };
-}
-
-const ledgerOf = async (url: string, more = {}): Promise<Ledger> => {
-  const ledger = await openLedger(url, more);
-  opened.push(() => ledger.close());
-  return ledger;
-};
-
-function connecting(url: string, more = {}): { ledger: Ledger; seen: LedgerStatus[] } {
-  const ledger = new Ledger(optionsFor(url, more));
-  const seen: LedgerStatus[] = [];
-  ledger.onStatus((status) => seen.push(status));
-  opened.push(() => ledger.close());
-  ledger.start();
-  return { ledger, seen };
-}
-
-const stateOf = ({ status }: Ledger): string => status.state;
-
-const version = libraryVersion(librarySource());
-const otherVersion = (text: string): string =>
-  librarySource().replace(`local VERSION = '${version}'`, `local VERSION = '${text}'`);
-const loadedVersion = (raw: Redis): Promise<unknown> => raw.fcall_ro('volt1_version', 0);
-
-describe('the function library', () => {
-  test('is loaded where it is missing', async () => {
-    const { redis, raw } = await server();
-    await ledgerOf(redis.url);
-    expect(await loadedVersion(raw)).toBe(version);
-  });
-
-  test('is replaced where it is older', async () => {
-    const { redis, raw } = await server();
-    await raw.function('LOAD', otherVersion('0.9'));
-    await ledgerOf(redis.url);
-    expect(await loadedVersion(raw)).toBe(version);
-  });
-
-  test('stays where it is newer', async () => {
-    const { redis, raw } = await server();
-    await raw.function('LOAD', otherVersion('1.999'));
-    const ledger = await ledgerOf(redis.url);
-    expect(await loadedVersion(raw)).toBe('1.999');
-    await put(ledger, VOLT0);
-  });
-
-  test('of the next major is refused, until it is gone', async () => {
-    const { redis, raw } = await server();
-    const next =
-      "#!lua name=volt2\nredis.register_function{function_name='volt2_version', callback=function() return '2.3' end, flags={'no-writes'}}";
-    await raw.function('LOAD', next);
-    const { ledger } = connecting(redis.url);
-    await until(() => stateOf(ledger) === 'incompatible');
-    expect(ledger.status.reason).toContain('2.3');
-    await expect(ledger.getNetwork('volt0')).rejects.toMatchObject({ code: 'STORE_VERSION' });
-    await raw.function('DELETE', 'volt2');
-    await until(() => stateOf(ledger) === 'ready');
-  });
-
-  test('is found out to be of the next major on reconnect', async () => {
-    const { redis, raw } = await server();
-    const ledger = await ledgerOf(redis.url);
-    const next =
-      "#!lua name=volt2\nredis.register_function{function_name='volt2_version', callback=function() return '2.0' end, flags={'no-writes'}}";
-    await raw.function('LOAD', next);
-    await raw.call('CLIENT', 'KILL', 'TYPE', 'normal');
-    await until(() => stateOf(ledger) === 'incompatible');
-    expect(ledger.status.reason).toContain('2.0');
-  });
-
-  test('lost with everything else is loaded again, within the call', async () => {
-    const { redis, raw } = await server();
-    const ledger = await ledgerOf(redis.url);
-    await raw.flushall();
-    await raw.function('FLUSH');
-    expect((await put(ledger, VOLT0)).revision).toBe(1);
-  });
-
-  test('is loaded once by many that start together', async () => {
-    const { redis, raw } = await server();
-    await Promise.all(Array.from({ length: 8 }, () => ledgerOf(redis.url)));
-    expect(await loadedVersion(raw)).toBe(version);
-  });
-});
-
-describe('a user with no more rights than it needs', () => {
-  const DATA =
-    '~volt:* -@all +fcall +fcall_ro +info +ping +client +time +exists +del +hget +hset +hsetnx +hmget +hdel +hincrby +zadd +zrem +zrange +zrangebylex +zrevrangebylex +zrangebyscore +zscore +zcard +zcount +zlexcount +pttl +pexpire';
-
-  test('works without loading where an operator has loaded the library', async () => {
-    const { redis, raw } = await server();
-    await raw.call('ACL', 'SETUSER', 'agent', 'on', '>secret', ...DATA.split(' '));
-    await raw.function('LOAD', librarySource());
-    const ledger = await ledgerOf(redis.url, { username: 'agent', password: 'secret' });
-    const record = await put(ledger, VOLT0);
-    const { lease } = await ledger.acquire(askFor(record, 'one', { addresses: ['10.42.0.9'] }));
-    await ledger.heartbeat({ host: 'h1', machineId: 'm', bootId: 'b' });
-    await ledger.listLeases({});
-    await ledger.listNetworks();
-    await ledger.getNetwork('volt0');
-    await ledger.release({ ...lease, cool: true });
-    await ledger.acquire(askFor(record, 'two', { workload: 'vm-one', addresses: ['10.42.0.9'] }));
-    await put(ledger, { ...VOLT0, exclude: ['10.42.0.128/25'] }, record.revision);
-    const two = await ledger.getLease('two');
-    await ledger.release({ id: 'two', generation: two?.generation ?? 0, host: 'h1', cool: false });
-    expect(await ledger.deleteNetwork('volt0')).toEqual({ deleted: true });
-  });
-
-  test('says what it may not where the library is missing', async () => {
-    const { redis, raw } = await server();
-    await raw.call('ACL', 'SETUSER', 'agent', 'on', '>secret', ...DATA.split(' '));
-    const { ledger } = connecting(redis.url, { username: 'agent', password: 'secret' });
-    await until(() => stateOf(ledger) === 'incompatible');
-    expect(ledger.status.reason).toMatch(/library is missing.*loading it failed.*NOPERM/);
-    await raw.function('LOAD', librarySource());
-    await until(() => stateOf(ledger) === 'ready');
-  });
-});
+const { atEnd, server, ledgerOf, connecting } = useOpening();
 
 describe('settings', () => {
   test('that forget leases when memory runs out are refused, until they are mended', async () => {
@@ -145,7 +13,10 @@ describe('settings', () => {
     const { ledger } = connecting(redis.url);
     await until(() => stateOf(ledger) === 'incompatible');
     expect(ledger.status.reason).toBe('maxmemory-policy is allkeys-lru; it must be noeviction');
-    await expect(ledger.getLease('one')).rejects.toMatchObject({ code: 'STORE_VERSION' });
+    await expect(ledger.getLease('one')).rejects.toMatchObject({
+      code: 'STORE_UNAVAILABLE',
+      details: { sent: false },
+    });
     await raw.config('SET', 'maxmemory-policy', 'noeviction');
     await until(() => stateOf(ledger) === 'ready');
   });
@@ -166,9 +37,9 @@ describe('settings', () => {
   });
 
   test('that cannot be meant are refused at once', () => {
-    expect(() => new Ledger(optionsFor('', { mode: 'cluster', minReplicas: 1 }))).toThrow(
-      'minReplicas',
-    );
+    expect(() => new Ledger(optionsFor('', { mode: 'cluster' }))).toThrow('redis.nodes');
+    const nodes = [{ host: '127.0.0.1', port: 26_379 }];
+    expect(() => new Ledger(optionsFor('', { mode: 'sentinel', nodes }))).toThrow('masterName');
     expect(() => new Ledger(optionsFor('', { keyPrefix: 'a{b}' }))).toThrow('keyPrefix');
   });
 });
@@ -193,7 +64,7 @@ describe('Redis that is away', () => {
     const { ledger } = connecting(`redis://127.0.0.1:${port}`);
     await until(() => stateOf(ledger) === 'unavailable');
     const redis = await startRedis({ port });
-    opened.push(() => redis.stop());
+    atEnd(() => redis.stop());
     await until(() => stateOf(ledger) === 'ready');
     expect(await put(ledger, VOLT0)).toMatchObject({ created: true });
   });
@@ -251,7 +122,7 @@ describe('Redis that is away', () => {
     await expect(ledger.getLease('one')).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE' });
     await silent.stop();
     const redis = await startRedis({ port });
-    opened.push(() => redis.stop());
+    atEnd(() => redis.stop());
     await until(() => stateOf(ledger) === 'ready');
   });
 });

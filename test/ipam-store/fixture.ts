@@ -23,7 +23,7 @@ export const optionsFor = (url: string, more: Partial<LedgerOptions> = {}): Ledg
   nodes: null,
   masterName: null,
   username: null,
-  password: null,
+  passwordFile: null,
   tls: null,
   keyPrefix: 'volt:',
   minReplicas: 0,

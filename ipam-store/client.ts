@@ -1,0 +1,172 @@
+import { readFileSync } from 'node:fs';
+import { Redis, type RedisOptions } from 'ioredis';
+import { VoltError } from '#protocol/errors.ts';
+import { type Address, type Master, mastersOf } from './cluster.ts';
+import { messageOf } from './errors.ts';
+
+/** The `redis` section of agent.json. */
+export interface LedgerOptions {
+  /** With mode `single`: redis://, rediss:// or unix://. */
+  readonly url: string;
+  readonly mode: 'single' | 'sentinel' | 'cluster';
+  /** The sentinels, or some nodes of the cluster. */
+  readonly nodes: readonly Address[] | null;
+  readonly masterName: string | null;
+  readonly username: string | null;
+  readonly passwordFile: string | null;
+  readonly sentinelUsername?: string | null;
+  readonly sentinelPasswordFile?: string | null;
+  readonly tls: {
+    readonly caFile: string | null;
+    readonly certFile: string | null;
+    readonly keyFile: string | null;
+  } | null;
+  readonly keyPrefix: string;
+  readonly minReplicas: number;
+  /** How long one command may take. Default 2,000. */
+  readonly commandTimeoutMs?: number;
+}
+
+export const COMMAND_TIMEOUT_MS = 2_000;
+const CONNECT_TIMEOUT_MS = 2_000;
+const DISCONNECT_TIMEOUT_MS = 500;
+const LOADING_RETRY_MS = 500;
+const SENTINEL_RETRY_MS = 2_000;
+/** A connection on which nothing came for this long beyond a command's time is given up. */
+const SILENCE_GRACE_MS = 500;
+
+/** Throws for options that cannot be meant. */
+export function checkOptions({ mode, nodes, masterName }: LedgerOptions): void {
+  if (mode === 'single') return;
+  if (nodes === null || nodes.length === 0) refuse('nodes', mode);
+  if (mode === 'sentinel' && masterName === null) refuse('masterName', mode);
+}
+
+/**
+ * A client for one connection to the server that has the ledger: not connected yet, and never connected twice.
+ * So whatever was sent through it went to one server, in order. Passwords and TLS files are read anew for each,
+ * which is how changed ones are taken up. `turn` says which of several nodes is asked first: one that has missed
+ * a fail-over must not be asked for ever.
+ *
+ * A cluster is not left to ioredis, which follows ASK: half of a slot that is being moved looks like a ledger
+ * of which half was never written. All keys are in one slot, so the connection to its master is all it takes.
+ */
+export async function createClient(options: LedgerOptions, turn: number): Promise<Redis> {
+  const settings = settingsOf(options);
+  const { mode, masterName, url } = options;
+  const nodes = rotated(options.nodes ?? [], turn);
+  if (mode === 'single') return new Redis(locationOf(url, options), settings);
+  if (mode === 'cluster') {
+    const masters = await findMasters(nodes, settings);
+    const master = masters.find(({ hasLedger }) => hasLedger);
+    if (master === undefined) throw new Error("no master has the ledger's slot");
+    return new Redis({ ...settings, ...addressOf(master) });
+  }
+  const { sentinelUsername = null, sentinelPasswordFile = null } = options;
+  return new Redis({
+    ...settings,
+    sentinels: [...nodes],
+    name: masterName ?? '',
+    // Tells of a fail-over when the old master cannot, being cut off or hung.
+    failoverDetector: true,
+    updateSentinels: false,
+    sentinelRetryStrategy: () => null,
+    sentinelReconnectStrategy: () => SENTINEL_RETRY_MS,
+    sentinelCommandTimeout: settings.commandTimeout,
+    ...(sentinelUsername !== null && { sentinelUsername }),
+    ...(sentinelPasswordFile !== null && { sentinelPassword: readPassword(sentinelPasswordFile) }),
+    ...(settings.tls !== undefined && {
+      sentinelTLS: settings.tls,
+      enableTLSForSentinelMode: true,
+    }),
+  });
+}
+
+/** A client for each master that there is: of a cluster all, otherwise the one. */
+export async function createMasterClients(options: LedgerOptions): Promise<Redis[]> {
+  if (options.mode !== 'cluster') return [await createClient(options, 0)];
+  const settings = settingsOf(options);
+  const masters = await findMasters(options.nodes ?? [], settings);
+  return masters.map((master) => new Redis({ ...settings, ...addressOf(master) }));
+}
+
+type Settings = Omit<RedisOptions, 'replyMapping'> & { readonly commandTimeout: number };
+
+function settingsOf(options: LedgerOptions): Settings {
+  const { username, passwordFile, tls, commandTimeoutMs = COMMAND_TIMEOUT_MS } = options;
+  return {
+    lazyConnect: true,
+    enableOfflineQueue: false,
+    autoResendUnfulfilledCommands: false,
+    maxRetriesPerRequest: 0,
+    retryStrategy: null,
+    connectTimeout: CONNECT_TIMEOUT_MS,
+    disconnectTimeout: DISCONNECT_TIMEOUT_MS,
+    maxLoadingRetryTime: LOADING_RETRY_MS,
+    commandTimeout: commandTimeoutMs,
+    // A server that hangs must not gather commands that nobody waits for any more.
+    socketTimeout: commandTimeoutMs + SILENCE_GRACE_MS,
+    // It would need the right to CLIENT, and with it to much else.
+    disableClientInfo: true,
+    ...(username !== null && { username }),
+    ...(passwordFile !== null && { password: readPassword(passwordFile) }),
+    ...(tls !== null && { tls: readTls(tls) }),
+  };
+}
+
+function readTls(files: NonNullable<LedgerOptions['tls']>): Record<string, Buffer> {
+  const { caFile, certFile, keyFile } = files;
+  return {
+    ...(caFile !== null && { ca: readFileSync(caFile) }),
+    ...(certFile !== null && { cert: readFileSync(certFile) }),
+    ...(keyFile !== null && { key: readFileSync(keyFile) }),
+  };
+}
+
+/** The content of the file without the line feed that editors add. */
+const readPassword = (file: string): string => readFileSync(file, 'utf8').replace(/\r?\n$/, '');
+
+/** ioredis would let a user in the URL win over the one that is configured beside it. */
+function locationOf(url: string, { username, passwordFile }: LedgerOptions): string {
+  if (url.startsWith('unix://')) return url.slice('unix://'.length);
+  if (username === null && passwordFile === null) return url;
+  const location = new URL(url);
+  location.username = '';
+  location.password = '';
+  return location.href;
+}
+
+/** Asks the nodes of a cluster one after the other, until one answers. */
+async function findMasters(nodes: readonly Address[], settings: Settings): Promise<Master[]> {
+  const reasons = new Set<string>();
+  for (const asked of nodes) {
+    const node = new Redis({ ...settings, ...addressOf(asked), enableReadyCheck: false });
+    let reason: string | undefined;
+    node.on('error', (error: Error) => {
+      reason ??= messageOf(error);
+    });
+    try {
+      await node.connect();
+      return await mastersOf(node, asked, settings.tls !== undefined);
+    } catch (error) {
+      reasons.add(reason ?? messageOf(error));
+    } finally {
+      node.disconnect();
+    }
+  }
+  throw new Error(`no node of the cluster answers: ${[...reasons].toSorted().join('; ')}`);
+}
+
+const addressOf = ({ host, port }: Address): Address => ({ host, port });
+
+const rotated = <T>(items: readonly T[], turn: number): T[] => {
+  const start = items.length === 0 ? 0 : turn % items.length;
+  return [...items.slice(start), ...items.slice(0, start)];
+};
+
+function refuse(key: string, mode: string): never {
+  const path = `redis.${key}`;
+  throw new VoltError('INVALID_REQUEST', `${path}: must be given with redis.mode "${mode}"`, {
+    details: { path },
+  });
+}
