@@ -1,0 +1,232 @@
+import type { Redis } from 'ioredis';
+import assert from 'node:assert/strict';
+import { type Ledger, type NetworkRecord, RevisionChanged } from '#ipam-store/ledger.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { openLedger } from './fixture.ts';
+import { type Answer, Model, type Op } from './model.ts';
+import { mutated } from './mutants.ts';
+
+// Hosts of a fleet, each with a connection of its own, before one redis-server, and the model beside it.
+
+/** Begins in 2027, and stands still unless it is told. */
+const START_MS = 1_800_000_000_000;
+const CLOCK = 'test:clock';
+
+/** The library, the server's clock in it replaced by a key: histories of days pass in no time. */
+export const clockedLibrary = (): string =>
+  mutated([
+    [
+      "local time = redis.call('TIME')",
+      `local at = tonumber(redis.call('GET', '${CLOCK}'))
+  local time = { math.floor(at / 1000), at % 1000 * 1000 }`,
+    ],
+  ]);
+
+/** Everything that Redis holds, in one call: a line for each key. */
+const DUMP = `
+local keys = redis.call('KEYS', '*')
+table.sort(keys)
+local lines = {}
+for index, key in ipairs(keys) do
+  local parts = { key }
+  if redis.call('TYPE', key).ok == 'zset' then
+    parts = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  elseif redis.call('TYPE', key).ok == 'hash' then
+    parts = redis.call('HKEYS', key)
+    table.sort(parts)
+    for place, field in ipairs(parts) do
+      parts[place] = field .. '=' .. redis.call('HGET', key, field)
+    end
+  end
+  lines[index] = key .. ' ' .. table.concat(parts, ' ')
+end
+return lines`;
+
+export class Fleet {
+  readonly model = new Model();
+  readonly #raw: Redis;
+  readonly #clients: ReadonlyMap<string, Ledger>;
+  /** What each host has read of each network, newest last. */
+  readonly #known = new Map<string, NetworkRecord[]>();
+  readonly #transcript: string[] = [];
+  #steps = 0;
+
+  private constructor(raw: Redis, clients: ReadonlyMap<string, Ledger>) {
+    this.#raw = raw;
+    this.#clients = clients;
+    this.model.nowMs = START_MS;
+  }
+
+  static async open(url: string, raw: Redis, hosts: readonly string[]): Promise<Fleets> {
+    const clients = new Map<string, Ledger>();
+    for (const host of hosts) clients.set(host, await openLedger(url));
+    return {
+      begin: async () => {
+        await raw.flushall();
+        await raw.call('FUNCTION', 'LOAD', 'REPLACE', clockedLibrary());
+        await raw.set(CLOCK, START_MS);
+        return new Fleet(raw, clients);
+      },
+      close: async () => {
+        for (const client of clients.values()) await client.close();
+      },
+    };
+  }
+
+  /** What has happened so far, a line each. */
+  get transcript(): string {
+    return this.#transcript.join('\n');
+  }
+
+  say(line: string): void {
+    this.#steps += 1;
+    this.#transcript.push(`${String(this.#steps).padStart(3)}. ${line}`);
+  }
+
+  /** What a host knows of a network; an old definition where it is to be stale, if it has one. */
+  async known(host: string, name: string, stale: boolean): Promise<NetworkRecord | undefined> {
+    const key = `${host} ${name}`;
+    const seen = this.#known.get(key) ?? [];
+    if (stale && seen.length > 0) return seen[0];
+    const found = await this.#client(host).getNetwork(name);
+    const expected = this.model.networks.get(name);
+    assert.deepEqual(found?.network, expected?.network);
+    assert.equal(found?.revision, expected?.revision);
+    if (found !== null) this.#known.set(key, [...seen, found].slice(-2));
+    return found ?? seen.at(-1);
+  }
+
+  async do(op: Op): Promise<void> {
+    const before = await this.#dump();
+    const answer = await this.#perform(op);
+    this.say(`${describe(op)} → ${result(answer)}`);
+    this.model.apply(op, answer);
+    if (!('error' in answer)) return;
+    const after = await this.#dump();
+    const changed = after.filter((line) => !before.includes(line));
+    assert.equal(changed.join('\n'), '', 'refused, and changed all the same');
+    assert.equal(after.length, before.length, 'refused, and removed something');
+  }
+
+  /** Each on its own connection, at once. */
+  async doAll(ops: readonly Op[]): Promise<void> {
+    const answers = await Promise.all(ops.map(async (op) => this.#perform(op)));
+    const done = ops.map((op, index): [Op, Answer] => [op, answers[index] ?? { error: 'NONE' }]);
+    this.say('at once:');
+    for (const [op, answer] of done)
+      this.#transcript.push(`       ${describe(op)} → ${result(answer)}`);
+    this.model.applyAll(done);
+  }
+
+  async elapse(seconds: number): Promise<void> {
+    this.say(`${seconds} s pass`);
+    this.model.nowMs += seconds * 1_000;
+    await this.#raw.set(CLOCK, this.model.nowMs);
+  }
+
+  async beat(host: string): Promise<void> {
+    const session = { host, machineId: `machine-${host}`, bootId: 'boot-1' };
+    const { due, nowMs } = await this.#client(host).heartbeat(session);
+    this.say(
+      `${host} beats → ${due.map(({ id }) => `${id} is due`).join(', ') || 'nothing is due'}`,
+    );
+    assert.equal(nowMs, this.model.nowMs);
+    assert.deepEqual(due.map(({ id }) => id).toSorted(), this.model.due(host).toSorted());
+  }
+
+  /** What the ledger says it holds is what the model holds. */
+  async compare(): Promise<void> {
+    const client = this.#client('h1');
+    const { leases } = await client.listLeases({});
+    const byName = (a: { id: string }, b: { id: string }): number => (a.id < b.id ? -1 : 1);
+    const expected = [...this.model.leases.values()].map(({ lease }) => lease);
+    assert.deepEqual(leases.toSorted(byName), expected.toSorted(byName));
+    for (const name of this.model.networks.keys()) {
+      assert.deepEqual(
+        (await client.getNetwork(name))?.usage,
+        this.model.usage(name),
+        `usage of ${name}`,
+      );
+    }
+  }
+
+  #client(host: string): Ledger {
+    const client = this.#clients.get(host);
+    assert(client !== undefined);
+    return client;
+  }
+
+  async #dump(): Promise<readonly string[]> {
+    return (await this.#raw.eval(DUMP, 0)) as string[];
+  }
+
+  async #perform(op: Op): Promise<Answer> {
+    try {
+      return await this.#call(op);
+    } catch (error) {
+      if (error instanceof RevisionChanged) return { error: error.code };
+      if (!(error instanceof VoltError)) throw error;
+      return { error: error.code, retryAfterMs: error.retryAfterMs };
+    }
+  }
+
+  async #call(op: Op): Promise<Answer> {
+    switch (op.do) {
+      case 'acquire': {
+        const { do: _, record, ...rest } = op;
+        const bootId = 'boot-1';
+        return this.#client(op.host).acquire({ ...rest, ...record, kind: 'vm', bootId });
+      }
+      case 'release': {
+        const { do: _, ...rest } = op;
+        return { released: (await this.#client(op.host).release(rest)) === 'released' };
+      }
+      case 'put': {
+        const { revision, created } = await this.#client('h1').putNetwork(op.network, op.revision);
+        return { revision, created };
+      }
+      case 'delete':
+        return this.#client('h2').deleteNetwork(op.name);
+    }
+  }
+}
+
+export interface Fleets {
+  /** An empty Redis, and hosts that know nothing. */
+  begin(): Promise<Fleet>;
+  close(): Promise<void>;
+}
+
+function describe(op: Op): string {
+  switch (op.do) {
+    case 'acquire': {
+      const { host, id, workload, record, addresses, mac, ttlSeconds } = op;
+      const extras = [
+        ...addresses,
+        ...(mac === undefined ? [] : [mac]),
+        ...(ttlSeconds === undefined ? [] : [`for ${ttlSeconds} s`]),
+      ];
+      const asked = extras.length === 0 ? '' : `: ${extras.join(', ')}`;
+      return `${host} acquires ${id} (${workload}) in ${record.network.network}@${record.revision}${asked}`;
+    }
+    case 'release':
+      return `${op.host} releases ${op.id}#${op.generation % 2 ** 32}${op.cool ? '' : ', never used'}`;
+    case 'put':
+      return `put ${JSON.stringify(op.network)}@${op.revision ?? 'new'}`;
+    case 'delete':
+      return `delete ${op.name}`;
+  }
+}
+
+function result(answer: Answer): string {
+  if ('error' in answer) {
+    return answer.retryAfterMs === undefined
+      ? answer.error
+      : `${answer.error}, ${answer.retryAfterMs} ms`;
+  }
+  if ('lease' in answer) {
+    const { lease, created } = answer;
+    return `${created ? '' : 'found '}${lease.addresses.join(' ')}#${lease.generation % 2 ** 32}`;
+  }
+  return JSON.stringify(answer);
+}
