@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import { askFor, bare, put, small, useStore } from './fixture.ts';
+import { restoreGolden } from './golden.ts';
 import { attempt, codeOr, mistake, type World } from './mistakes.ts';
 
 // How peers got duplicate or lost addresses, each as a scenario that the ledger must live through; and the
@@ -146,6 +147,52 @@ mistake(store, 'pending treated as dead: an expired lease', {
         ],
       ],
       shows: /10\.9\.0\.2 was given to another id/,
+    },
+  },
+});
+
+mistake(store, 'owners misread after an upgrade', {
+  seenAt: 'calico#5044, neco#261',
+  scenario: async (world) => {
+    await restoreGolden(world.raw);
+    const record = await world.ledger.getNetwork('n');
+    assert(record !== null);
+    const a = { workload: 'vm-a', addresses: ['10.9.0.2', '2001:db8::1'] };
+    const again = await attempt(world.ledger, record, 'a', a);
+    assert.equal(again, '10.9.0.2 2001:db8::1', 'a lease is not recognised');
+    const others = [];
+    for (const id of ['new', 'more']) others.push(await attempt(world.ledger, record, id));
+    assert.deepEqual(
+      others,
+      ['10.9.0.6 2001:db8::5', 'POOL_EXHAUSTED'],
+      `what is held was given to others: ${others.join(', ')}`,
+    );
+    const taken = await attempt(world.ledger, record, 'thief', { addresses: ['10.9.0.3'] });
+    assert.equal(taken, 'ADDRESS_IN_USE', `${taken} was given to a thief`);
+    const b = await world.ledger.getLease('b');
+    assert(b !== null);
+    assert.equal(await world.ledger.release({ ...b, cool: true }), 'released');
+    const left = (await world.ledger.listLeases({})).leases.map(({ id }) => id);
+    assert.deepEqual(left, ['a', 'new', 'r'], 'a release took more than its own');
+  },
+  mutants: {
+    'the owner of an address is written in another form': {
+      patches: [
+        [
+          "redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', 0, 1)",
+          "redis.call('ZRANGEBYLEX', key, '[' .. address .. '/', '(' .. address .. '0', 'LIMIT', 0, 1)",
+        ],
+      ],
+      shows: /10\.9\.0\.3.* was given to a thief/,
+    },
+    'the host of a lease has another name': {
+      patches: [
+        [
+          'if lease.host ~= ask.host then\n    return refuse(',
+          'if lease.owner ~= ask.host then\n    return refuse(',
+        ],
+      ],
+      shows: /a lease is not recognised/,
     },
   },
 });
