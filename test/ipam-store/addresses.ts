@@ -24,12 +24,13 @@ interface FamilyKeys {
   readonly reservations?: Readonly<Record<string, string>> | undefined;
 }
 
-const known = new WeakMap<Network, readonly FamilyView[]>();
+const known = new Map<string, readonly FamilyView[]>();
 
 /** IPv4 first. */
 export function viewsOf(network: Network): readonly FamilyView[] {
-  const views = known.get(network) ?? familiesOf(network).map((keys) => viewOf(keys, network));
-  known.set(network, views);
+  const key = JSON.stringify(network);
+  const views = known.get(key) ?? familiesOf(network).map((keys) => viewOf(keys, network));
+  known.set(key, views);
   return views;
 }
 

@@ -39,8 +39,18 @@ const DEFINITIONS: Readonly<Record<string, readonly object[]>> = {
   ],
 };
 
-const definition = (name: string, variant: number): Network =>
-  parseNetwork({ network: name, ...DEFINITIONS[name]?.[variant] });
+const NETWORKS = new Map(
+  Object.entries(DEFINITIONS).map(([network, variants]) => [
+    network,
+    variants.map((keys) => parseNetwork({ network, ...keys })),
+  ]),
+);
+
+function definition(name: string, variant: number): Network {
+  const network = NETWORKS.get(name)?.[variant];
+  assert(network !== undefined);
+  return network;
+}
 
 type Command = fc.AsyncCommand<Model, Fleet>;
 
@@ -59,35 +69,42 @@ type Ask = (fleet: Fleet) => Promise<Op | undefined>;
 const name = fc.constantFrom('a', 'b', 'c');
 const host = fc.constantFrom(...HOSTS);
 
+/** Of ten ids, each with its host and workload most times; two ids share a workload now and then. */
 const acquire: fc.Arbitrary<Ask> = fc
   .record({
-    host,
     name,
     id: fc.nat(9),
-    other: fc.option(fc.nat(3), { freq: 5 }),
-    asked: fc.option(fc.nat(16), { freq: 2 }),
+    otherHost: fc.option(host, { freq: 8 }),
+    otherWorkload: fc.option(fc.nat(3), { freq: 5 }),
+    asked: fc.option(fc.nat(16), { freq: 3 }),
     both: fc.boolean(),
     mac: fc.option(fc.constantFrom('02:00:00:00:00:01', '02:00:00:00:00:02'), { freq: 8 }),
-    ttlSeconds: fc.option(fc.constantFrom(10, 100), { freq: 4 }),
+    ttlSeconds: fc.option(fc.constantFrom(10, 100), { freq: 3 }),
     stale: fc.constantFrom(false, false, false, true),
   })
-  .map(({ id, other, asked, both, mac, ttlSeconds, stale, ...who }) => async (fleet) => {
-    const record = await fleet.known(who.host, who.name, stale);
-    if (record === undefined) return undefined;
-    const views = viewsOf(record.network);
-    const addresses =
-      asked === null ? [] : views.slice(0, both ? 2 : 1).map(({ all }) => all[asked % all.length]);
-    return {
-      do: 'acquire',
-      host: who.host,
-      id: `i${id}`,
-      workload: `w${other ?? id % 4}`,
-      record,
-      addresses: addresses.filter((address) => address !== undefined),
-      ...(mac !== null && { mac }),
-      ...(ttlSeconds !== null && { ttlSeconds }),
-    };
-  });
+  .map(
+    ({ id, otherHost, otherWorkload, asked, both, mac, ttlSeconds, stale, ...where }) =>
+      async (fleet) => {
+        const own = otherHost ?? HOSTS[id % HOSTS.length] ?? 'h1';
+        const record = await fleet.known(own, where.name, stale);
+        if (record === undefined) return undefined;
+        const views = viewsOf(record.network);
+        const addresses =
+          asked === null
+            ? []
+            : views.slice(0, both ? 2 : 1).map(({ all }) => all[asked % all.length]);
+        return {
+          do: 'acquire',
+          host: own,
+          id: `i${id}`,
+          workload: `w${otherWorkload ?? id % 4}`,
+          record,
+          addresses: addresses.filter((address) => address !== undefined),
+          ...(mac !== null && { mac }),
+          ...(ttlSeconds !== null && { ttlSeconds }),
+        };
+      },
+  );
 
 /** Of a lease that is there, by whoever holds it; or late, by another, or of nothing. */
 const release: fc.Arbitrary<Ask> = fc
@@ -164,7 +181,7 @@ const together: fc.Arbitrary<Command> = fc
   );
 
 const elapse: fc.Arbitrary<Command> = fc
-  .constantFrom(0.001, 1, 9, 10, 59, 60, 61, 3_600)
+  .constantFrom(0.001, 10, 59.999, 60, 60, 3_599.999, 3_600)
   .map((seconds) => commandOf('time', (fleet) => fleet.elapse(seconds)));
 
 const beat: fc.Arbitrary<Command> = host.map((one) =>
@@ -181,35 +198,49 @@ export const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 2, arbitrary: beat },
 );
 
-/** Both networks anew, whatever is held released: then the pool gives each of its addresses, and no other. */
+/** The first step of a history: a fleet without networks has little to tell. */
+export const beginning: fc.Arbitrary<readonly number[]> = fc.array(fc.nat(3), {
+  minLength: 3,
+  maxLength: 3,
+});
+
+export async function begin(fleet: Fleet, variants: readonly number[]): Promise<void> {
+  for (const [index, network] of [...NETWORKS.keys()].entries()) {
+    const defined = definition(network, variants[index] ?? 0);
+    await fleet.do({ do: 'put', network: defined, revision: undefined });
+  }
+}
+
+/**
+ * The last steps: all that is held is released, and rests. Then each pool gives each of its addresses once, and
+ * no other; and when these have been released too, none of them sooner than it may.
+ */
 export async function drain(fleet: Fleet): Promise<void> {
   const { model } = fleet;
-  for (const { lease } of [...model.leases.values()]) {
-    await fleet.do({
-      do: 'release',
-      host: lease.host,
-      id: lease.id,
-      generation: lease.generation,
-      cool: true,
-    });
-  }
+  await releaseAll(fleet);
   await fleet.elapse(7_200);
-  for (const network of model.networks.keys()) {
-    const record = await fleet.known('h1', network, false);
+  for (const name of model.networks.keys()) {
+    const record = await fleet.known('h1', name, false);
     assert(record !== undefined);
     const views = viewsOf(record.network);
     const count = Math.min(...views.map(({ pool }) => pool.length));
-    for (let n = 0; n <= count; n += 1) {
-      await fleet.do({
-        do: 'acquire',
-        host: 'h1',
-        id: `last-${network}-${n}`,
-        workload: 'last',
-        record,
-        addresses: [],
-      });
-    }
-    const given = model.leasesOf('h1').filter((lease) => lease.network === network);
-    assert.equal(given.length, count, `${network} gave ${given.length} of ${count} addresses`);
+    const ask = (n: number, workload: string): Promise<void> =>
+      fleet.do({ do: 'acquire', host: 'h1', id: `${name}-${n}`, workload, record, addresses: [] });
+    for (let n = 0; n <= count; n += 1) await ask(n, 'last');
+    assert.equal(model.leasesOf('h1').length, count, `${name} gave not all of ${count} addresses`);
+    await releaseAll(fleet);
+    const delay = record.network.reuseDelaySeconds;
+    if (delay > 0) await fleet.elapse(delay - 0.001);
+    await ask(count, 'after');
+    await fleet.elapse(0.001);
+    await ask(count, 'after');
+    await releaseAll(fleet);
+  }
+}
+
+async function releaseAll(fleet: Fleet): Promise<void> {
+  for (const { lease } of fleet.model.leases.values()) {
+    const { id, host: holder, generation } = lease;
+    await fleet.do({ do: 'release', host: holder, id, generation, cool: true });
   }
 }
