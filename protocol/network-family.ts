@@ -47,15 +47,15 @@ export function checkedFamily(
 }
 
 // Where no workload can live: the kernel refuses such addresses on a device, or routes them elsewhere.
-const UNUSABLE = [
-  ['0.0.0.0/8', 'this host'],
-  ['127.0.0.0/8', 'loopback'],
-  ['224.0.0.0/4', 'multicast'],
-  ['::/127', 'this host and loopback'],
-  ['::ffff:0:0/96', 'IPv4-mapped addresses'],
-  ['fe80::/10', 'link-local addresses'],
-  ['ff00::/8', 'multicast'],
-] as const;
+const UNUSABLE = Object.entries({
+  '0.0.0.0/8': 'this host',
+  '127.0.0.0/8': 'loopback',
+  '224.0.0.0/4': 'multicast',
+  '::/127': 'this host and loopback',
+  '::ffff:0:0/96': 'IPv4-mapped addresses',
+  'fe80::/10': 'link-local addresses',
+  'ff00::/8': 'multicast',
+}).map(([text, what]) => ({ prefix: IpPrefix.parse(text), what }));
 
 function checkedSubnet(path: string, text: string, family: 4 | 6): IpPrefix {
   const subnet = at(path, () => IpPrefix.parse(text));
@@ -63,9 +63,9 @@ function checkedSubnet(path: string, text: string, family: 4 | 6): IpPrefix {
     const elsewhere = family === 4 ? '; IPv6 goes under "ipv6"' : '';
     refuse(path, `${text} is no IPv${family} prefix${elsewhere}`);
   }
-  for (const [reserved, what] of UNUSABLE) {
-    if (subnet.overlaps(IpPrefix.parse(reserved))) {
-      refuse(path, `${text} overlaps ${reserved}, which is for ${what}`);
+  for (const { prefix, what } of UNUSABLE) {
+    if (subnet.overlaps(prefix)) {
+      refuse(path, `${text} overlaps ${prefix.toString()}, which is for ${what}`);
     }
   }
   return subnet;
