@@ -106,6 +106,20 @@ const acquire: fc.Arbitrary<Ask> = fc
       },
   );
 
+/** The same once more: as after a time-out, or to extend it. */
+const renew: fc.Arbitrary<Ask> = fc
+  .record({ which: fc.nat(9), ttlSeconds: fc.option(fc.constantFrom(10, 100), { freq: 2 }) })
+  .map(({ which, ttlSeconds }) => async (fleet) => {
+    const leases = [...fleet.model.leases.values()];
+    const lease = leases[which % leases.length]?.lease;
+    if (lease === undefined) return undefined;
+    const { id, host: holder, workload, network } = lease;
+    const record = await fleet.known(holder, network, false);
+    if (record === undefined) return undefined;
+    const ttl = ttlSeconds === null ? {} : { ttlSeconds };
+    return { do: 'acquire', host: holder, id, workload, record, addresses: [], ...ttl };
+  });
+
 /** Of a lease that is there, by whoever holds it; or late, by another, or of nothing. */
 const release: fc.Arbitrary<Ask> = fc
   .record({
@@ -162,7 +176,8 @@ const alone = (what: string, ask: fc.Arbitrary<Ask>): fc.Arbitrary<Command> =>
 const together: fc.Arbitrary<Command> = fc
   .array(
     fc.oneof(
-      { weight: 6, arbitrary: acquire },
+      { weight: 5, arbitrary: acquire },
+      { weight: 1, arbitrary: renew },
       { weight: 4, arbitrary: release },
       { weight: 1, arbitrary: put },
       { weight: 1, arbitrary: remove },
@@ -190,6 +205,7 @@ const beat: fc.Arbitrary<Command> = host.map((one) =>
 
 export const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 12, arbitrary: alone('acquire', acquire) },
+  { weight: 3, arbitrary: alone('renew', renew) },
   { weight: 8, arbitrary: alone('release', release) },
   { weight: 3, arbitrary: alone('put', put) },
   { weight: 1, arbitrary: alone('delete', remove) },
