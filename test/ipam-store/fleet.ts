@@ -239,8 +239,17 @@ function describe(op: Op): string {
     }
     case 'release':
       return `${op.host} releases ${op.id}#${op.generation % 2 ** 32}${op.cool ? '' : ', never used'}`;
-    case 'put':
-      return `put ${JSON.stringify(op.network)}@${op.revision ?? 'new'}`;
+    case 'put': {
+      const {
+        network,
+        type: _type,
+        filter: _filter,
+        linkLocal: _local,
+        bridge: _,
+        ...rest
+      } = op.network;
+      return `put ${network}@${op.revision ?? 'new'} ${JSON.stringify(rest)}`;
+    }
     case 'delete':
       return `delete ${op.name}`;
   }
