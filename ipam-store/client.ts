@@ -3,6 +3,7 @@ import { Redis, type RedisOptions } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
 import { type Address, type Master, mastersOf } from './cluster.ts';
 import { messageOf } from './errors.ts';
+import { findMaster, watchMaster } from './sentinels.ts';
 
 /** The `redis` section of agent.json. */
 export interface LedgerOptions {
@@ -31,7 +32,6 @@ export const COMMAND_TIMEOUT_MS = 2_000;
 const CONNECT_TIMEOUT_MS = 2_000;
 const DISCONNECT_TIMEOUT_MS = 500;
 const LOADING_RETRY_MS = 500;
-const SENTINEL_RETRY_MS = 2_000;
 /** A connection on which nothing came for this long beyond a command's time is given up. */
 const SILENCE_GRACE_MS = 500;
 
@@ -42,53 +42,55 @@ export function checkOptions({ mode, nodes, masterName }: LedgerOptions): void {
   if (mode === 'sentinel' && masterName === null) refuse('masterName', mode);
 }
 
+/** A client for one connection to the server that has the ledger. It is not connected yet. */
+export interface Opened {
+  readonly client: Redis;
+  /** Tells when the ledger is elsewhere, where that would not be noticed on the connection itself. */
+  readonly watch: (onMoved: (to: Address) => void) => Disposable;
+}
+
 /**
- * A client for one connection to the server that has the ledger: not connected yet, and never connected twice.
- * So whatever was sent through it went to one server, in order. Passwords and TLS files are read anew for each,
- * which is how changed ones are taken up. `turn` says which of several nodes is asked first: one that has missed
- * a fail-over must not be asked for ever.
+ * A client is connected once: whatever was sent through it went to one server, in order. Passwords and TLS files
+ * are read anew for each, which is how changed ones are taken up. `turn` says which node of a cluster is asked
+ * first: one that has missed a fail-over must not be asked for ever.
  *
  * A cluster is not left to ioredis, which follows ASK: half of a slot that is being moved looks like a ledger
  * of which half was never written. All keys are in one slot, so the connection to its master is all it takes.
  */
-export async function createClient(options: LedgerOptions, turn: number): Promise<Redis> {
+export async function createClient(options: LedgerOptions, turn: number): Promise<Opened> {
   const settings = settingsOf(options);
   const { mode, masterName, url } = options;
-  const nodes = rotated(options.nodes ?? [], turn);
-  if (mode === 'single') return new Redis(locationOf(url, options), settings);
+  const nodes = options.nodes ?? [];
+  if (mode === 'single') {
+    return { client: new Redis(locationOf(url, options), settings), watch: watchNothing };
+  }
   if (mode === 'cluster') {
-    const masters = await findMasters(nodes, settings);
+    const masters = await findMasters(rotated(nodes, turn), settings);
     const master = masters.find(({ hasLedger }) => hasLedger);
     if (master === undefined) throw new Error("no master has the ledger's slot");
-    return new Redis({ ...settings, ...addressOf(master) });
+    return { client: new Redis({ ...settings, ...addressOf(master) }), watch: watchNothing };
   }
-  const { sentinelUsername = null, sentinelPasswordFile = null } = options;
-  return new Redis({
-    ...settings,
-    sentinels: [...nodes],
-    name: masterName ?? '',
-    // Tells of a fail-over when the old master cannot, being cut off or hung.
-    failoverDetector: true,
-    updateSentinels: false,
-    sentinelRetryStrategy: () => null,
-    sentinelReconnectStrategy: () => SENTINEL_RETRY_MS,
-    sentinelCommandTimeout: settings.commandTimeout,
-    ...(sentinelUsername !== null && { sentinelUsername }),
-    ...(sentinelPasswordFile !== null && { sentinelPassword: readPassword(sentinelPasswordFile) }),
-    ...(settings.tls !== undefined && {
-      sentinelTLS: settings.tls,
-      enableTLSForSentinelMode: true,
-    }),
-  });
+  const watching = {
+    nodes,
+    masterName: masterName ?? '',
+    settings: { ...settings, ...sentinelUserOf(options) },
+  };
+  const master = await findMaster(watching);
+  return {
+    client: new Redis({ ...settings, ...addressOf(master) }),
+    watch: (onMoved) => watchMaster(watching, master, onMoved),
+  };
 }
 
 /** A client for each master that there is: of a cluster all, otherwise the one. */
 export async function createMasterClients(options: LedgerOptions): Promise<Redis[]> {
-  if (options.mode !== 'cluster') return [await createClient(options, 0)];
+  if (options.mode !== 'cluster') return [(await createClient(options, 0)).client];
   const settings = settingsOf(options);
   const masters = await findMasters(options.nodes ?? [], settings);
   return masters.map((master) => new Redis({ ...settings, ...addressOf(master) }));
 }
+
+const watchNothing = (): Disposable => ({ [Symbol.dispose]: () => {} });
 
 type Settings = Omit<RedisOptions, 'replyMapping'> & { readonly commandTimeout: number };
 
@@ -111,6 +113,15 @@ function settingsOf(options: LedgerOptions): Settings {
     ...(username !== null && { username }),
     ...(passwordFile !== null && { password: readPassword(passwordFile) }),
     ...(tls !== null && { tls: readTls(tls) }),
+  };
+}
+
+/** The sentinels' own user, in place of the one for Redis. */
+function sentinelUserOf(options: LedgerOptions): Pick<RedisOptions, 'username' | 'password'> {
+  const { sentinelUsername = null, sentinelPasswordFile: file = null } = options;
+  return {
+    username: sentinelUsername ?? undefined,
+    password: file === null ? undefined : readPassword(file),
   };
 }
 

@@ -1,6 +1,12 @@
 import type { Redis } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
-import { checkOptions, COMMAND_TIMEOUT_MS, createClient, type LedgerOptions } from './client.ts';
+import {
+  checkOptions,
+  COMMAND_TIMEOUT_MS,
+  createClient,
+  type LedgerOptions,
+  type Opened,
+} from './client.ts';
 import { isElsewhere, isMissingFunction, messageOf, storeError, unavailable } from './errors.ts';
 import { installLibrary } from './library.ts';
 import { Replicas } from './replicas.ts';
@@ -20,7 +26,7 @@ export interface Reply {
 }
 
 const FIRST_RECONNECT_MS = 100;
-const LAST_RECONNECT_MS = 2_000;
+const LAST_RECONNECT_MS = 1_000;
 const CHECK_RETRY_MS = 1_000;
 const MAX_CALLS = 10_000;
 
@@ -131,18 +137,18 @@ export class Connection {
   }
 
   async #connect(): Promise<void> {
-    let client: Redis;
+    let opened: Opened;
     try {
-      client = await createClient(this.#options, this.#attempts);
+      opened = await createClient(this.#options, this.#attempts);
     } catch (error) {
       this.#ended(messageOf(error));
       return;
     }
     if (this.#closed) return;
-    const link = linkOf(client, this.#options, (reason) => this.#ended(reason));
+    const link = linkOf(opened, this.#options, (reason) => this.#ended(reason));
     this.#link = link;
-    client.once('ready', () => void this.#verify(link));
-    client.connect().catch(() => {}); // Its events say it.
+    link.client.once('ready', () => void this.#verify(link));
+    link.client.connect().catch(() => {}); // Its events say it.
   }
 
   /** The wait grows, and differs from agent to agent: a server that comes back is not met by all at once. */
@@ -194,23 +200,25 @@ export class Connection {
 }
 
 /** Calls `onEnd` once, with why. */
-function linkOf(client: Redis, options: LedgerOptions, onEnd: (reason: string) => void): Link {
+function linkOf(
+  { client, watch }: Opened,
+  options: LedgerOptions,
+  onEnd: (reason: string) => void,
+): Link {
   const { minReplicas: wanted, commandTimeoutMs = COMMAND_TIMEOUT_MS } = options;
-  const sentinels = new Set<string>();
   let reason: string | undefined;
+  let watching: Disposable | undefined;
   const fail = (cause: unknown): void => {
     if (reason !== undefined) return;
     reason = messageOf(cause);
-    // Of sentinels ioredis says last that there are none left to ask.
-    if (reason.includes('sentinels') && sentinels.size > 0) {
-      reason = [...sentinels].toSorted().join('; ');
-    }
     client.disconnect();
   };
-  client.on('sentinelError', (error: Error) => sentinels.add(error.message));
   client.on('error', fail);
+  client.once('ready', () => {
+    watching = watch(({ host, port }) => fail(`the sentinels' master is ${host}:${port} now`));
+  });
   client.once('end', () => {
-    client.disconnect(); // Lets go of the sentinels, too.
+    watching?.[Symbol.dispose]();
     onEnd(reason ?? 'the connection was closed');
   });
   return {

@@ -25,6 +25,9 @@ export async function checkServer(
   if (info.get('role') === 'slave') {
     throw unavailable('the server is a replica, which takes no writes', false);
   }
+  if (kind === 'cluster' && !/cluster_state:ok/.test(await server.cluster('INFO'))) {
+    throw unavailable('the cluster is down as this node sees it', false);
+  }
   const policy = info.get('maxmemory_policy');
   // A server that evicts keys when it is full would forget leases.
   if (policy !== undefined && policy !== 'noeviction') {

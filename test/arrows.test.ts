@@ -34,7 +34,7 @@ const FOLDERS = {
 
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^koffi$/, /^native\/(libc|poll)\.ts$/],
-  [/^ioredis$/, /^ipam-store\/(client|errors)\.ts$/],
+  [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
   [/^zod$/, /^(protocol\/|agent\/(config|main)\.ts$)/],

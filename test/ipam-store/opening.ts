@@ -1,8 +1,10 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { afterEach } from 'vitest';
+import { VoltError } from '#protocol/errors.ts';
 import { Ledger, type LedgerOptions, type LedgerStatus } from '#ipam-store/ledger.ts';
 import { librarySource, libraryVersion } from '#ipam-store/library.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
@@ -69,6 +71,27 @@ export function useOpening(): Opening {
     },
   };
 }
+
+/** What an agent does after each connect, and before it acquires anything. */
+export const beat = (ledger: Ledger, host = 'h1'): Promise<unknown> =>
+  ledger.heartbeat({ host, machineId: `machine-${host}`, bootId: 'boot-1' });
+
+/** Asks as an agent does: again for as long as the answer is that it may succeed later. */
+export async function persist<T>(ledger: Ledger, ask: () => Promise<T>): Promise<T> {
+  const end = Date.now() + PERSIST_MS;
+  for (;;) {
+    try {
+      await beat(ledger);
+      return await ask();
+    } catch (error) {
+      const later = error instanceof VoltError && error.retryable;
+      if (!later || Date.now() > end) throw error;
+    }
+    await sleep(20);
+  }
+}
+
+const PERSIST_MS = 20_000;
 
 export const stateOf = ({ status }: Ledger): string => status.state;
 

@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Certificates } from './certificates.ts';
 import { dyingWithParent, requireTool } from './tools.ts';
 
 /** A real server on loopback, in the namespace of whoever started it, with data in a folder of its own. */
@@ -30,18 +31,52 @@ export async function startNats({ port }: { port?: number } = {}): Promise<Serve
   ]);
 }
 
-/** redis-server. `args` as on its command line: `--appendonly yes`. */
+/** redis-server. `args` as on its command line: `--appendonly yes`. With `tls` its port speaks TLS alone. */
 export async function startRedis({
   args = [],
   port,
-}: { args?: readonly string[]; port?: number } = {}): Promise<Server> {
+  tls,
+}: {
+  args?: readonly string[];
+  port?: number;
+  tls?: Certificates | undefined;
+} = {}): Promise<Server> {
   const own = port ?? (await freePort());
-  return startServer('redis', own, (folder) => [
+  const server = await startServer('redis', own, (folder) => [
     requireTool('redis-server'),
-    ...['--bind', '127.0.0.1', '--port', String(own), '--dir', folder],
-    ...['--save', '', '--daemonize', 'no', ...args],
+    ...['--bind', '127.0.0.1', '--dir', folder, '--save', '', '--daemonize', 'no'],
+    ...portArgs(own, tls),
+    ...args,
   ]);
+  return tls === undefined ? server : Object.assign(server, { url: `rediss://127.0.0.1:${own}` });
 }
+
+/** redis-server as a Sentinel; `lines` are its configuration, which it rewrites as it learns. */
+export async function startSentinel({
+  lines,
+  tls,
+}: {
+  lines: readonly string[];
+  tls?: Certificates | undefined;
+}): Promise<Server> {
+  const own = await freePort();
+  return startServer('redis', own, (folder) => {
+    const file = join(folder, 'sentinel.conf');
+    writeFileSync(file, lines.join('\n'));
+    const address = ['--bind', '127.0.0.1', '--dir', folder, ...portArgs(own, tls)];
+    return [requireTool('redis-server'), file, '--sentinel', ...address];
+  });
+}
+
+/** TLS for servers and for whoever talks to them, other servers too: both sides show a certificate. */
+const portArgs = (port: number, tls: Certificates | undefined): string[] =>
+  tls === undefined
+    ? ['--port', String(port)]
+    : [
+        ...['--port', '0', '--tls-port', String(port), '--tls-ca-cert-file', tls.caFile],
+        ...['--tls-cert-file', tls.certFile, '--tls-key-file', tls.keyFile],
+        ...['--tls-replication', 'yes', '--tls-auth-clients', 'yes'],
+      ];
 
 const START_TIMEOUT_MS = 15_000;
 

@@ -4,6 +4,7 @@ import { delimiter, join } from 'node:path';
 const PACKAGES: Readonly<Record<string, string>> = {
   'nats-server': 'nats-server',
   'redis-server': 'redis-server',
+  openssl: 'openssl',
   ip: 'iproute2',
   bridge: 'iproute2',
   ping: 'iputils-ping',
