@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { type RunningAgent, until } from '../support/agent.ts';
+import { mutantAgent, type SourcePatch } from '../support/mutant.ts';
+import { type Stack, startStack, VOLT0 } from '../support/stack.ts';
+
+// How peers lost addresses on the side of the host, each as a scenario that a real agent must live through; and
+// the proof of the scenario: with the mistake made in a copy of the agent, it fails.
+
+interface Mistake {
+  readonly seenAt: string;
+  /** Fails by an AssertionError where the mistake shows. */
+  readonly scenario: (stack: Stack) => Promise<void>;
+  readonly mutants: Readonly<Record<string, { patches: readonly SourcePatch[]; shows: RegExp }>>;
+}
+
+function mistake(title: string, { seenAt, scenario, mutants }: Mistake): void {
+  describe(`${title} (${seenAt})`, () => {
+    test('is not made', async () => {
+      await using stack = await startStack({ networks: [VOLT0] });
+      await scenario(stack);
+    });
+    test.each(Object.entries(mutants))('shows when it is: %s', async (_, { patches, shows }) => {
+      using mutant = mutantAgent(patches);
+      await using stack = await startStack({ networks: [VOLT0], wrap: mutant.wrap });
+      const failure: unknown = await scenario(stack).then(
+        () => new Error('nobody noticed'),
+        (error: unknown) => error,
+      );
+      if (!(failure instanceof assert.AssertionError)) throw failure;
+      expect(failure.message).toMatch(shows);
+    });
+  });
+}
+
+const ONE = { id: 'one', workload: 'vm-one', kind: 'vm', network: 'volt0' } as const;
+async function isAway(agent: RunningAgent): Promise<boolean> {
+  const { redis } = await agent.health();
+  return (redis as { state: string }).state !== 'ready';
+}
+
+mistake('a failed release that is not retried, by this agent or the next', {
+  seenAt: 'calico#4502, cni#1167',
+  scenario: async (stack) => {
+    const { client, host, redis, agent, gone } = stack;
+    for (const id of ['one', 'two']) await client.attach(host, { ...ONE, id });
+    redis.pause();
+    try {
+      // Until then a release would be on its way, and done when Redis wakes up.
+      await until('the agent sees that Redis is away', () => isAway(agent));
+      await client.detach(host, { id: 'one' });
+      await sleep(300);
+      await agent.restart('SIGKILL');
+      await until(
+        'the next agent serves',
+        async () => (await agent.health())['nats'] === 'connected',
+      );
+      await client.detach(host, { id: 'two' });
+      await sleep(300);
+    } finally {
+      redis.resume();
+    }
+    await agent.ready();
+    for (const id of ['one', 'two']) await gone(id);
+    const { used } = (await client.getNetwork('volt0')).usage;
+    assert.equal(used, 0, `${used} addresses are leaked`);
+  },
+  mutants: {
+    'what a release ends with is nobody’s concern': {
+      patches: [
+        {
+          file: 'agent/detaches.ts',
+          right: 'await this.#release(record);',
+          wrong: 'await this.#release(record).catch(() => {});',
+        },
+      ],
+      shows: /2 addresses are leaked/,
+    },
+    'the record goes before the release': {
+      patches: [
+        {
+          file: 'agent/detaches.ts',
+          right: '        await this.#release(record);',
+          wrong: '        journal.remove(record.id);\n        await this.#release(record);',
+        },
+      ],
+      shows: /[12] addresses are leaked/,
+    },
+  },
+});
