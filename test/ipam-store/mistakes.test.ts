@@ -1,20 +1,15 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { NetworkRecord } from '#ipam-store/ledger.ts';
-import { askFor, bare, put, small, useStore } from './fixture.ts';
+import { askFor, put, small, useStore } from './fixture.ts';
 import { restoreGolden } from './golden.ts';
-import { attempt, codeOr, mistake, type World } from './mistakes.ts';
+import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
 // How peers got duplicate or lost addresses, each as a scenario that the ledger must live through; and the
 // proof of the scenario: with the mistake made in a copy of the function library, it fails.
 
-const store = useStore(['--appendonly', 'yes', '--appendfsync', 'always']);
+const store = useStore();
 
 const CLIENTS = 6;
-
-/** Of five addresses, .2 to .6. */
-const five = (world: World, keys: object = {}): Promise<NetworkRecord> =>
-  put(world.ledger, small({ reuseDelaySeconds: 0, ...keys }));
 
 mistake(store, 'read, modify, write without compare: of an address', {
   seenAt: 'whereabouts#110',
@@ -197,146 +192,31 @@ mistake(store, 'owners misread after an upgrade', {
   },
 });
 
-mistake(store, 'two hosts claim one block', {
-  seenAt: 'libcalico#58, libcalico-go#778',
+mistake(store, 'owners collected before reservations', {
+  seenAt: 'whereabouts#207',
   scenario: async (world) => {
-    const other = await world.other();
-    const block = (network: string): object => ({ network, subnet: '10.9.0.0/29' });
-    const around = (network: string): object => ({ network, subnet: '10.9.0.0/24' });
-    const outcomes = await Promise.all([
-      codeOr(put(world.ledger, block('east')).then(() => 'put')),
-      codeOr(put(other, around('west')).then(() => 'put')),
-      codeOr(put(other, block('south')).then(() => 'put')),
-    ]);
-    const addresses: string[] = [];
-    for (const { network, revision } of (await world.ledger.listNetworks()).networks) {
-      addresses.push(await attempt(other, { network, revision }, `in-${network.network}`));
+    const record = await five(world);
+    const collector = await world.other();
+    await attempt(world.ledger, record, 'web-0');
+    // Reservations first, then owners: what has none is given back by the generation that was read.
+    const { leases } = await collector.listLeases({ network: 'small' });
+    const owners = new Map([['web-0', 0]]);
+    for (const { id, generation } of leases) {
+      await world.ledger.release({ id, generation, host: 'h1', cool: false });
+      const { lease } = await world.ledger.acquire(askFor(record, id));
+      owners.set(id, lease.generation);
     }
-    assert.equal(new Set(addresses).size, addresses.length, `twice: ${addresses.join(' ')}`);
-    assert.deepEqual(outcomes.toSorted(), ['NETWORK_CONFLICT', 'NETWORK_CONFLICT', 'put']);
+    for (const { id, generation, host } of leases) {
+      if (owners.get(id) === generation) continue;
+      await codeOr(collector.release({ id, generation, host, cool: true }));
+    }
+    const left = (await world.ledger.listLeases({})).leases.map(({ id }) => id);
+    assert.deepEqual(left, ['web-0'], 'the lease of a live owner was collected');
   },
   mutants: {
-    'a put does not look for overlaps': {
-      patches: [['    if other ~= name then\n', '    if false then\n']],
-      shows: /twice: 10\.9\.0\.1/,
-    },
-    'a put finds only what begins inside': {
-      patches: [['return other_last >= first and other or nil', 'return nil']],
-      shows: /twice: 10\.9\.0\.1/,
-    },
-  },
-});
-
-mistake(store, 'reuse too soon, also after a restart', {
-  seenAt: 'moby#36069, amazon-vpc-cni-k8s#1127',
-  scenario: async (world) => {
-    const pool = { start: '10.9.0.2', end: '10.9.0.3' };
-    const record = await five(world, { pool, reuseDelaySeconds: 30 });
-    const { lease } = await world.ledger.acquire(askFor(record, 'a'));
-    await attempt(world.ledger, record, 'b');
-    await world.ledger.release({ ...lease, cool: true });
-    const expectRest = async (when: string): Promise<void> => {
-      const answer = await codeOr(
-        world.ledger.acquire(askFor(record, 'c')).then((got) => bare(got.lease)),
-      );
-      assert.equal(answer, 'POOL_EXHAUSTED', `${answer} was reused too soon ${when}`);
-      const asked = await attempt(world.ledger, record, 'c', { addresses: [bare(lease)] });
-      assert.equal(asked, 'ADDRESS_IN_USE', `${asked} was reused too soon ${when}, by name`);
-    };
-    await expectRest('after the release');
-    await world.restart();
-    await expectRest('after a restart');
-    assert.equal(await attempt(world.ledger, record, 'again', { workload: 'vm-a' }), bare(lease));
-  },
-  mutants: {
-    'nobody asks how long an address has rested': {
-      patches: [['if wait and wait <= 0 then', 'if wait then']],
-      shows: /10\.9\.0\.2 was reused too soon after the release/,
-    },
-    'not where it is asked for': {
-      patches: [['if rest > 0 and workload ~= ask.workload then', 'if false then']],
-      shows: /10\.9\.0\.2 was reused too soon after the release, by name/,
-    },
-    'the time of a release is in memory only': {
-      patches: [
-        ['-- Notes who had an address last, and when.\n', 'local RELEASED = {}\n'],
-        [
-          "redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)\n  end\nend",
-          "RELEASED[address] = at\n    redis.call('ZADD', pool_key(root, network, family, 'free'), '0', address)\n  end\nend",
-        ],
-        ['tonumber(oldest[2])', '(RELEASED[oldest[1]] or 0)'],
-      ],
-      shows: /10\.9\.0\.2 was reused too soon after a restart/,
-    },
-  },
-});
-
-mistake(store, 'reuse too soon: of a network made anew', {
-  seenAt: 'plugins#756',
-  scenario: async (world) => {
-    const record = await five(world, { reuseDelaySeconds: 30 });
-    const { lease } = await world.ledger.acquire(askFor(record, 'a'));
-    await world.ledger.release({ ...lease, cool: true });
-    await world.ledger.deleteNetwork('small');
-    const anew = await put(world.ledger, small({ network: 'anew', reuseDelaySeconds: 30 }));
-    const given = await attempt(world.ledger, anew, 'b');
-    assert.notEqual(given, bare(lease), `${given} was reused too soon`);
-  },
-  mutants: {
-    'what rests goes with its network': {
-      patches: [['if at + delay > now then', 'if false then']],
-      shows: /10\.9\.0\.2 was reused too soon/,
-    },
-  },
-});
-
-mistake(store, 'cooling addresses not counted, so the pool starves', {
-  seenAt: 'amazon-vpc-cni-k8s#1700, #2896',
-  scenario: async (world) => {
-    const pool = { start: '10.9.0.2', end: '10.9.0.4' };
-    const record = await five(world, { pool, reuseDelaySeconds: 1 });
-    const ids = ['a', 'b', 'c'];
-    for (const id of ids) await attempt(world.ledger, record, id);
-    const { leases } = await world.ledger.listLeases({ network: 'small' });
-    for (const lease of leases) await world.ledger.release({ ...lease, cool: true });
-    const usage = (await world.ledger.getNetwork('small'))?.usage;
-    assert.deepEqual(
-      { size: usage?.size, used: usage?.used, free: usage?.free, cooling: usage?.cooling },
-      { size: 3, used: 0, free: 0, cooling: 3 },
-      'an address is counted twice, or not at all',
-    );
-    let waitMs: number | undefined;
-    await world.ledger.acquire(askFor(record, 'd')).catch((error: { retryAfterMs?: number }) => {
-      waitMs = error.retryAfterMs;
-    });
-    assert(waitMs !== undefined && waitMs <= 1_000, 'nobody says when an address will be free');
-    await sleep(1_010);
-    const given = [];
-    for (const id of ['e', 'f', 'g']) given.push(await attempt(world.ledger, record, id));
-    assert.deepEqual(given, ['10.9.0.2', '10.9.0.3', '10.9.0.4'], 'the pool starves');
-  },
-  mutants: {
-    'the usage counts what rests as free': {
-      patches: [['free = rules.poolSize - in_pool - cooling', 'free = rules.poolSize - in_pool']],
-      shows: /counted twice, or not at all/,
-    },
-    'a release forgets the address': {
-      patches: [
-        [
-          "redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)\n  end\nend",
-          'local _ = at\n  end\nend',
-        ],
-      ],
-      shows: /counted twice, or not at all/,
-    },
-    'nobody waits for what rests': {
-      patches: [
-        [
-          '{ network = ask.network, family = tonumber(family) }, wait or nil)',
-          '{ network = ask.network, family = tonumber(family) })',
-        ],
-      ],
-      shows: /nobody says when/,
+    'a release does not compare the generation': {
+      patches: [['if lease.generation ~= ask.generation then', 'if false then']],
+      shows: /the lease of a live owner was collected/,
     },
   },
 });

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, expect, test } from 'vitest';
 import type { Ledger, LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
-import { askFor, bare, openLedger, type Store, until } from './fixture.ts';
+import { askFor, bare, openLedger, put, small, type Store, until } from './fixture.ts';
 import { mutated, type Patch } from './mutants.ts';
 
 /** A ledger with one library, the true one or a mistaken one, and nothing in it yet. */
@@ -72,6 +72,10 @@ async function inWorld(
     for (const one of ledgers) await one.close();
   }
 }
+
+/** A network of five addresses, .2 to .6. */
+export const five = (world: World, keys: object = {}): Promise<NetworkRecord> =>
+  put(world.ledger, small({ reuseDelaySeconds: 0, ...keys }));
 
 /** The address, or the code of the error. */
 export async function attempt(
