@@ -1,9 +1,36 @@
-import { test } from 'vitest';
-import { checkHistories } from './histories.ts';
+import { describe, expect, test } from 'vitest';
 import { useStore } from './fixture.ts';
+import { checkHistories } from './histories.ts';
+import type { Patch } from './mutants.ts';
 
 const store = useStore();
 
 test('any history is one that a plain model has too', { timeout: 60_000 }, async () => {
   await checkHistories(store, { histories: 150, longest: 40 });
+});
+
+describe('histories find the mistake, where the library', () => {
+  const MISTAKES: readonly [string, Patch][] = [
+    [
+      'releases whatever the generation',
+      ['if lease.generation ~= ask.generation then', 'if false then'],
+    ],
+    ['gives what has not rested', ['if wait and wait <= 0 then', 'if wait then']],
+    [
+      'gives what was used last',
+      ["family, 'free'), 0, 0, 'WITHSCORES')", "family, 'free'), -1, -1, 'WITHSCORES')"],
+    ],
+    ['waits a millisecond less', ['if wait and wait <= 0 then', 'if wait and wait <= 1 then']],
+    ['makes every release one with cool-down', ['    if cool then\n', '    if true then\n']],
+    ['deletes a network with leases', ['  if #ids > 0 then', '  if false then']],
+    [
+      'keeps the MAC of what was released',
+      ["  redis.call('HDEL', network_key(root, lease.network) .. ':macs', lease.mac)\n", ''],
+    ],
+  ];
+
+  test.each(MISTAKES)('%s', { timeout: 60_000 }, async (_, patch) => {
+    const checked = checkHistories(store, { histories: 300, longest: 40, mistakes: [patch] });
+    await expect(checked).rejects.toThrow(/history \d+ failed/);
+  });
 });
