@@ -246,7 +246,11 @@ export async function drain(fleet: Fleet): Promise<void> {
         { watched: false },
       );
     for (let n = 0; n <= count; n += 1) await ask(n, 'last');
-    assert.equal(model.leasesOf('h1').length, count, `${network} gave not all of ${count} addresses`);
+    assert.equal(
+      model.leasesOf('h1').length,
+      count,
+      `${network} gave not all of ${count} addresses`,
+    );
     await releaseAll(fleet);
     const delay = record.network.reuseDelaySeconds;
     if (delay > 0) await fleet.elapse(delay - 0.001);
