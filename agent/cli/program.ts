@@ -27,6 +27,10 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       names: ['status'],
       load: async () => (await import('./commands/status.ts')).addStatusCommand,
     },
+    {
+      names: ['ledger'],
+      load: async () => (await import('./commands/ledger.ts')).addLedgerCommands,
+    },
   ];
 
 /**
@@ -42,7 +46,7 @@ export async function createProgram(options: {
   const program = new Command('voltnet')
     .description(
       'Networks of virtual machines and containers, for people and scripts.\n' +
-        'Each command sends one request to the agent of a host and shows its answer.',
+        'Each command but "ledger install" sends one request to the agent of a host and shows its answer.',
     )
     .version(version)
     .addOption(new Option('--config <file>', 'agent.json to take servers, host and folders from'))

@@ -42,6 +42,8 @@ describe('help', () => {
       'exec',
       'watch',
       'status',
+      'ledger',
+      'ledger install',
     ]);
   });
 
@@ -68,7 +70,7 @@ describe('help', () => {
       'list',
       'check',
     ]);
-    expect(await names('lsit')).toHaveLength(9);
-    expect(await names('list', '--help')).toHaveLength(9);
+    expect(await names('lsit')).toHaveLength(10);
+    expect(await names('list', '--help')).toHaveLength(10);
   });
 });

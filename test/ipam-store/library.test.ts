@@ -1,4 +1,6 @@
+import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { compareVersions, librarySource } from '#ipam-store/library.ts';
 import { put, until, VOLT0 } from './fixture.ts';
@@ -139,6 +141,70 @@ describe('an emptied server', () => {
     expect(ledger.status.reason).toContain(`the function library is 0.9, ${VERSION} is needed`);
     await raw.function('LOAD', 'REPLACE', libraryOf('1.777'));
     await until(() => stateOf(ledger) === 'ready');
+  });
+});
+
+describe('voltnet ledger install', () => {
+  const voltnet = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+  const install = (...words: string[]) =>
+    spawnSync(voltnet, ['--json', 'ledger', 'install', ...words], {
+      encoding: 'utf8',
+      env: { PATH: process.env['PATH'] },
+    });
+
+  test('loads the library as a user who may, says what was there, and never downgrades', async () => {
+    const { redis, raw } = await server();
+    await raw.call('ACL', 'SETUSER', 'admin', 'on', '>secret', '+fcall_ro', '+function', '+info');
+    const admin = ['--username', 'admin', '--password-file', fileWith('secret\n')];
+    const at = redis.url.replace('redis://', '').replace(/\/.*/, '');
+    const versions = [
+      [libraryOf('0.9'), '0.9', VERSION],
+      [libraryOf('1.999'), '1.999', '1.999'],
+    ] as const;
+    const first = install('--redis', redis.url, ...admin);
+    expect(first.stderr).toBe('');
+    expect(JSON.parse(first.stdout)).toEqual({
+      installed: [{ server: at, before: null, after: VERSION }],
+    });
+    for (const [library, before, after] of versions) {
+      await raw.function('LOAD', 'REPLACE', library);
+      expect(JSON.parse(install('--redis', redis.url, ...admin).stdout)).toEqual({
+        installed: [{ server: at, before, after }],
+      });
+      expect(await loadedVersion(raw)).toBe(after);
+    }
+  });
+
+  test('names what is in its way: no server, a user who may not, the next major, a wrong setting', async () => {
+    const { redis, raw } = await server();
+    const refusal = (words: string[]): unknown => {
+      const { status, stderr } = install(...words);
+      const { error } = JSON.parse(stderr) as { error: { code: string; message: string } };
+      return [status, error.code, error.message];
+    };
+    expect(refusal(['--redis', 'redis://127.0.0.1:1'])).toEqual([
+      6,
+      'STORE_UNAVAILABLE',
+      expect.stringContaining('ECONNREFUSED'),
+    ]);
+    await raw.call('ACL', 'SETUSER', 'agent', 'on', 'nopass', '+fcall_ro', '+info');
+    const agent = ['--username', 'agent', '--password-file', fileWith('any')];
+    expect(refusal(['--redis', redis.url, ...agent])).toEqual([
+      6,
+      'STORE_UNAVAILABLE',
+      expect.stringMatching(/library is missing.*NOPERM/),
+    ]);
+    await raw.function('LOAD', nextMajor('2.3'));
+    expect(refusal(['--redis', redis.url])).toEqual([
+      1,
+      'STORE_VERSION',
+      expect.stringContaining('of version 2.3'),
+    ]);
+    expect(refusal(['--redis', 'http://127.0.0.1:1'])).toEqual([
+      2,
+      'INVALID_REQUEST',
+      expect.stringContaining('redis.url: must begin with'),
+    ]);
   });
 });
 

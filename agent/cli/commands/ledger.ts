@@ -1,0 +1,65 @@
+import type { Command } from 'commander';
+import { UsageError } from '../errors.ts';
+import { table } from '../output.ts';
+import type { Shell } from '../shell.ts';
+
+interface InstallFlags {
+  readonly config?: string;
+  readonly redis?: string;
+  readonly username?: string;
+  readonly passwordFile?: string;
+}
+
+/** `ledger install`: the one command that talks to Redis itself, as an administrator. */
+export function addLedgerCommands(program: Command, shell: Shell): void {
+  const ledger = program
+    .command('ledger')
+    .description('the ledger of networks and leases in Redis');
+  ledger
+    .command('install')
+    .description('load the function library into Redis, where agents may not do so themselves')
+    .option('--redis <url>', 'Redis server, instead of the configured one')
+    .option('--username <name>', 'user that may FUNCTION LOAD, instead of the configured one')
+    .option('--password-file <file>', 'file with its password')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet ledger install
+  $ voltnet ledger install --username admin --password-file /root/redis.password
+  $ voltnet ledger install --redis rediss://redis.example.org:6379/0 --json
+
+Asks no agent. In a cluster it goes to all masters. An older library is replaced, a newer one is
+left alone.`,
+    )
+    .action(async (_flags: unknown, command: Command) => {
+      const options = command.optsWithGlobals<InstallFlags>();
+      const { installLedger } = await import('#ipam-store/install.ts');
+      const installed = await installLedger(await redisOf(options));
+      shell.output().result({ installed }, (style) =>
+        table(
+          ['SERVER', 'BEFORE', 'NOW'],
+          installed.map(({ server, before, after }) => [server, before ?? undefined, after]),
+          style,
+        ),
+      );
+    });
+}
+
+/** The agent's own configuration, checked as the agent checks it. */
+async function redisOf({ config, redis, username, passwordFile }: InstallFlags) {
+  const { ConfigError, loadConfig } = await import('../../config.ts');
+  try {
+    return loadConfig({
+      ...(config !== undefined && { file: config }),
+      env: process.env,
+      flags: {
+        ...(redis !== undefined && { 'redis.url': redis }),
+        ...(username !== undefined && { 'redis.username': username }),
+        ...(passwordFile !== undefined && { 'redis.passwordFile': passwordFile }),
+      },
+    }).redis;
+  } catch (error) {
+    throw error instanceof ConfigError ? new UsageError(error.message, { cause: error }) : error;
+  }
+}
