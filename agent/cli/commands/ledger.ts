@@ -14,7 +14,14 @@ interface InstallFlags {
 export function addLedgerCommands(program: Command, shell: Shell): void {
   const ledger = program
     .command('ledger')
-    .description('the ledger of networks and leases in Redis');
+    .description('the ledger of networks and leases in Redis')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet ledger install
+  $ voltnet ledger install --help`,
+    );
   ledger
     .command('install')
     .description('load the function library into Redis, where agents may not do so themselves')
