@@ -28,7 +28,7 @@ export interface Reply {
 const FIRST_RECONNECT_MS = 100;
 const LAST_RECONNECT_MS = 1_000;
 const CHECK_RETRY_MS = 1_000;
-const MAX_CALLS = 10_000;
+const MAX_REQUESTS = 10_000;
 
 /** One connection, from when it is begun until it has ended. */
 interface Link {
@@ -52,7 +52,7 @@ export class Connection {
   #verifying: Promise<void> | undefined;
   #timer: NodeJS.Timeout | undefined;
   #attempts = 0;
-  #calls = 0;
+  #requests = 0;
   #closed = false;
 
   /** Throws for options that cannot be meant; never because a server is away. */
@@ -80,15 +80,21 @@ export class Connection {
     this.#setStatus({ state: 'unavailable', reason: 'closed' });
   }
 
-  /** Calls one function of the library; `root` is its only key. `durable`: what it writes must outlive a server. */
+  /**
+   * Calls one function of the library; `root` is its only key. `durable`: what it writes must outlive a server;
+   * `requests`: how many it carries.
+   */
   async call(
     name: string,
     root: string,
     args: readonly string[],
-    options: { durable: boolean },
+    options: { durable: boolean; requests: number },
   ): Promise<Reply> {
-    if (this.#calls >= MAX_CALLS) throw unavailable(`${MAX_CALLS} calls are under way`, false);
-    this.#calls += 1;
+    const { requests } = options;
+    if (this.#requests >= MAX_REQUESTS) {
+      throw unavailable(`${MAX_REQUESTS} requests are under way`, false);
+    }
+    this.#requests += requests;
     try {
       try {
         return await this.#send(name, root, args, options);
@@ -101,7 +107,7 @@ export class Connection {
     } catch (error) {
       throw storeError(error);
     } finally {
-      this.#calls -= 1;
+      this.#requests -= requests;
     }
   }
 

@@ -1,12 +1,21 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import { Batches } from './batches.ts';
 import { allow, need } from './checks.ts';
 import type { LedgerOptions } from './client.ts';
-import { Connection, type LedgerStatus } from './connection.ts';
-import { refusalError } from './errors.ts';
+import { Connection, type LedgerStatus, type Reply } from './connection.ts';
+import { refusalError, RevisionChanged } from './errors.ts';
 import { Fields } from './fields.ts';
 import { rootKey } from './keys.ts';
-import { acquireArgs, type Lease, leaseOf, type LeaseRequest, wantedOf } from './lease.ts';
+import {
+  acquireText,
+  askOf,
+  grantedOf,
+  type Lease,
+  leaseOf,
+  type LeaseRequest,
+  macOf,
+} from './lease.ts';
 import {
   definitionOf,
   type NetworkRecord,
@@ -27,7 +36,24 @@ export interface Page {
   readonly limit?: number | undefined;
 }
 
+/** A lease, and whether it is new. */
+export interface Acquired {
+  readonly lease: Lease;
+  readonly created: boolean;
+}
+
+/** Which lease to give back: one of another generation or host is another one. */
+export interface Release {
+  readonly id: string;
+  readonly generation: number;
+  readonly host: string;
+  /** False for one that no workload has used: its addresses are what they were before. */
+  readonly cool: boolean;
+}
+
 const MAC_CANDIDATES = 8;
+/** Requests of one bulk that are under way at once: Redis answers all of them well within a command's time. */
+const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
 /** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
 const PASSING = new Set(['network_get', 'network_list', 'lease', 'leases', 'hosts', 'heartbeat']);
@@ -40,11 +66,13 @@ const DEFAULT_SUSPECT_AFTER_SECONDS = 20;
 export class Ledger {
   readonly #connection: Connection;
   readonly #root: string;
+  readonly #batches: Batches;
 
   /** Throws for options that cannot be meant. */
   constructor(options: LedgerOptions) {
     this.#root = rootKey(options.keyPrefix);
     this.#connection = new Connection(options);
+    this.#batches = new Batches((name, args, requests) => this.#send(name, args, requests));
   }
 
   /** Connects in the background. Redis being away is a status, never an error here. */
@@ -102,25 +130,52 @@ export class Ledger {
    * expiry it then extends. Order of sources: asked for, the workload's reservation, never used, least
    * recently used. Throws RevisionChanged where the network is not of the revision given any more.
    */
-  async acquire(request: LeaseRequest): Promise<{ lease: Lease; created: boolean }> {
-    const answer = await this.#acquire(request);
-    return { lease: leaseOf(answer.object('lease')), created: answer.flag('created') };
+  async acquire(request: LeaseRequest): Promise<Acquired> {
+    const ask = askOf(request);
+    for (let tries = 1; ; tries += 1) {
+      const mac = macOf(ask, tries);
+      try {
+        const own = acquireText(ask, mac);
+        const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
+        const acquired = text.startsWith('granted ')
+          ? { lease: grantedOf(ask, mac, text), created: true }
+          : { lease: leaseOf(fieldsOf('acquire', text).object('lease')), created: false };
+        await stored;
+        return acquired;
+      } catch (error) {
+        // A derived MAC that somebody has asked for before is derived anew.
+        const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
+        if (!taken || request.mac !== undefined || tries === MAC_CANDIDATES) throw error;
+      }
+    }
+  }
+
+  /** Each as `acquire` does it, by itself: its lease or its error, at the place of its request. */
+  acquireMany(
+    requests: readonly LeaseRequest[],
+  ): Promise<(Acquired | VoltError | RevisionChanged)[]> {
+    return inBulk(requests, (request) => this.acquire(request));
   }
 
   /**
    * Gives a lease back if it is still of this generation and host: else STALE_GENERATION, WRONG_HOST. With
    * `cool: false`, for one that no workload has used, its addresses are what they were before.
    */
-  async release(lease: {
-    id: string;
-    generation: number;
-    host: string;
-    cool: boolean;
-  }): Promise<'released' | 'absent'> {
+  async release(lease: Release): Promise<'released' | 'absent'> {
     need(lease, 'id', 'generation', 'host', 'cool');
-    const { generation, ...rest } = lease;
-    const answer = await this.#call('release', { ...rest, generation: String(generation) });
-    return answer.flag('released') ? 'released' : 'absent';
+    const { id, generation, host, cool } = lease;
+    const own = `${id} ${generation} ${cool ? 1 : 0}`;
+    const { text, stored } = await this.#batches.add('release', host, own);
+    const released = fieldsOf('release', text).flag('released');
+    await stored;
+    return released ? 'released' : 'absent';
+  }
+
+  /** Each as `release` does it, by itself: its outcome or its error, at the place of its request. */
+  releaseMany(
+    leases: readonly Release[],
+  ): Promise<('released' | 'absent' | VoltError | RevisionChanged)[]> {
+    return inBulk(leases, (lease) => this.release(lease));
   }
 
   async getLease(id: string): Promise<Lease | null> {
@@ -161,19 +216,6 @@ export class Ledger {
     };
   }
 
-  /** A derived MAC that somebody has asked for before is derived anew. */
-  async #acquire(request: LeaseRequest): Promise<Fields> {
-    const families = wantedOf(request);
-    for (let tries = 1; ; tries += 1) {
-      try {
-        return await this.#run('acquire', acquireArgs(request, families, tries));
-      } catch (error) {
-        const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
-        if (!taken || request.mac !== undefined || tries === MAC_CANDIDATES) throw error;
-      }
-    }
-  }
-
   #call(name: string, args: object): Promise<Fields> {
     return this.#run(name, [JSON.stringify(args)]);
   }
@@ -185,14 +227,44 @@ export class Ledger {
   }
 
   async #find(name: string, args: readonly string[]): Promise<Fields | null> {
-    const durable = !PASSING.has(name);
-    const reply = await this.#connection.call(`volt1_${name}`, this.#root, args, { durable });
-    if (reply.text === 'null') return null;
-    const answer = Fields.parse(reply.text, `volt1_${name}`);
-    if (answer.has('error')) throw refusalError(answer.object('error'));
-    await reply.stored;
+    // What was asked for before is done before.
+    this.#batches.flush();
+    const { text, stored } = await this.#send(name, args);
+    if (text === 'null') return null;
+    const answer = fieldsOf(name, text);
+    await stored;
     return answer;
   }
+
+  #send(name: string, args: readonly string[], requests = 1): Promise<Reply> {
+    const durable = !PASSING.has(name);
+    return this.#connection.call(`volt1_${name}`, this.#root, args, { durable, requests });
+  }
+}
+
+/** Throws the error that a function answered, if it did. */
+function fieldsOf(name: string, text: string): Fields {
+  const answer = Fields.parse(text, `volt1_${name}`);
+  if (answer.has('error')) throw refusalError(answer.object('error'));
+  return answer;
+}
+
+async function inBulk<Request, Result>(
+  requests: readonly Request[],
+  run: (request: Request) => Promise<Result>,
+): Promise<(Result | VoltError | RevisionChanged)[]> {
+  const results: (Result | VoltError | RevisionChanged)[] = [];
+  for (let from = 0; from < requests.length; from += BULK_LENGTH) {
+    const some = requests.slice(from, from + BULK_LENGTH);
+    results.push(...(await Promise.all(some.map((request) => run(request).catch(errorOf)))));
+  }
+  return results;
+}
+
+/** Anything else is a mistake of this program, and no result. */
+function errorOf(error: unknown): VoltError | RevisionChanged {
+  if (error instanceof VoltError || error instanceof RevisionChanged) return error;
+  throw error;
 }
 
 function pageOf(page: Page): Page {

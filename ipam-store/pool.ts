@@ -45,6 +45,13 @@ export const toHex = (address: IpAddress): string => hexOf(address.family, addre
 export const fromHex = (hex: string): IpAddress =>
   new IpAddress(hex.length === 8 ? 4 : 6, BigInt(`0x${hex}`));
 
+/** The address as people write it. Without bigints for IPv4, since every lease is read through this. */
+export function addressText(hex: string): string {
+  if (hex.length !== 8) return fromHex(hex).toString();
+  const value = Number.parseInt(hex, 16);
+  return `${value >>> 24}.${(value >>> 16) & 0xff}.${(value >>> 8) & 0xff}.${value & 0xff}`;
+}
+
 const hexOf = (family: Family, value: bigint): string =>
   value.toString(16).padStart(family === 4 ? 8 : 32, '0');
 

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import ipaddr from 'ipaddr.js';
 
 export type Family = 4 | 6;
@@ -228,10 +228,11 @@ const HOST_END_FIRST_BYTE = 0xfe;
 
 /** A 48-bit Ethernet address. */
 export class MacAddress {
-  readonly #bytes: Uint8Array;
+  /** Twelve hexadecimal digits in lower case. */
+  readonly #digits: string;
 
-  private constructor(bytes: Uint8Array) {
-    this.#bytes = bytes;
+  private constructor(digits: string) {
+    this.#digits = digits;
   }
 
   /** Six pairs of hexadecimal digits separated by colons, either case. */
@@ -241,49 +242,59 @@ export class MacAddress {
         `"${text}" is not a MAC address (six pairs of hex digits with colons)`,
       );
     }
-    return new MacAddress(Uint8Array.from(text.split(':'), (pair) => Number.parseInt(pair, 16)));
+    return new MacAddress(text.replaceAll(':', '').toLowerCase());
   }
 
   static fromBytes(bytes: Uint8Array): MacAddress {
     if (bytes.length !== 6)
       throw new AddressError(`a MAC address has 6 bytes, not ${bytes.length}`);
-    return new MacAddress(Uint8Array.from(bytes));
+    return new MacAddress(Buffer.from(bytes).toString('hex'));
+  }
+
+  /** The first twelve of these hexadecimal digits, which are in lower case. */
+  static fromDigits(hex: string): MacAddress {
+    return new MacAddress(hex.slice(0, 12));
+  }
+
+  withFirstByte(first: number): MacAddress {
+    return new MacAddress(first.toString(16).padStart(2, '0') + this.#digits.slice(2));
   }
 
   toBytes(): Uint8Array {
-    return Uint8Array.from(this.#bytes);
+    return new Uint8Array(Buffer.from(this.#digits, 'hex'));
+  }
+
+  get firstByte(): number {
+    return Number.parseInt(this.#digits.slice(0, 2), 16);
   }
 
   get isMulticast(): boolean {
-    return (this.#first & MULTICAST_BIT) !== 0;
+    return (this.firstByte & MULTICAST_BIT) !== 0;
   }
 
   /** Locally administered: chosen by software, not burnt in by a manufacturer. */
   get isLocal(): boolean {
-    return (this.#first & LOCAL_BIT) !== 0;
+    return (this.firstByte & LOCAL_BIT) !== 0;
   }
 
   get isZero(): boolean {
-    return this.#bytes.every((byte) => byte === 0);
+    return this.#digits === '000000000000';
   }
 
   /** The link-local address that a host with this MAC gives itself (RFC 4291, modified EUI-64). */
   linkLocal(): IpAddress {
-    const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = this.#bytes;
+    const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = this.toBytes();
     const bytes = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ LOCAL_BIT, b, c, 0xff, 0xfe, d, e, f];
     return IpAddress.fromBytes(Uint8Array.from(bytes));
   }
 
   equals(other: MacAddress): boolean {
-    return this.toString() === other.toString();
+    return this.#digits === other.#digits;
   }
 
   toString(): string {
-    return Array.from(this.#bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
-  }
-
-  get #first(): number {
-    return this.#bytes[0] ?? 0;
+    const digits = this.#digits;
+    return `${digits.slice(0, 2)}:${digits.slice(2, 4)}:${digits.slice(4, 6)}:${digits.slice(6, 8)}:${digits.slice(8, 10)}:${digits.slice(10)}`;
   }
 }
 
@@ -292,10 +303,9 @@ export class MacAddress {
  * which marks the host's ends.
  */
 export function deriveMac(seed: string): MacAddress {
-  const bytes = new Uint8Array(createHash('sha256').update(seed).digest().subarray(0, 6));
-  const first = ((bytes[0] ?? 0) & ~MULTICAST_BIT) | LOCAL_BIT;
-  bytes[0] = first === HOST_END_FIRST_BYTE ? 0x02 : first;
-  return MacAddress.fromBytes(bytes);
+  const mac = MacAddress.fromDigits(hash('sha256', seed, 'hex'));
+  const first = (mac.firstByte & ~MULTICAST_BIT) | LOCAL_BIT;
+  return mac.withFirstByte(first === HOST_END_FIRST_BYTE ? 0x02 : first);
 }
 
 /**
@@ -303,7 +313,5 @@ export function deriveMac(seed: string): MacAddress {
  * one and a bridge that follows its lowest port never follows it.
  */
 export function hostEndMac(mac: MacAddress): MacAddress {
-  const bytes = mac.toBytes();
-  bytes[0] = HOST_END_FIRST_BYTE;
-  return MacAddress.fromBytes(bytes);
+  return mac.withFirstByte(HOST_END_FIRST_BYTE);
 }

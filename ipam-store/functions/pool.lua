@@ -25,7 +25,7 @@ end
 
 -- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
 local function range_before(key, address)
-  return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', 0, 1)[1]
+  return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', '0', '1')[1]
 end
 
 local function is_in(key, address)
@@ -47,10 +47,10 @@ local function cut(key, first, last)
     end
     redis.call('ZREM', key, range)
     if range_last > last then
-      redis.call('ZADD', key, 0, hex_step(last, 1) .. '-' .. range_last)
+      redis.call('ZADD', key, '0', hex_step(last, 1) .. '-' .. range_last)
     end
     if range_first < first then
-      redis.call('ZADD', key, 0, range_first .. '-' .. hex_step(first, -1))
+      redis.call('ZADD', key, '0', range_first .. '-' .. hex_step(first, -1))
       return
     end
     range = range_before(key, last)
@@ -67,7 +67,7 @@ local function join(key, first, last)
       first = below_first
     end
   end
-  local above = redis.call('ZRANGEBYLEX', key, '[' .. hex_step(last, 1) .. '-', '+', 'LIMIT', 0, 1)[1]
+  local above = redis.call('ZRANGEBYLEX', key, '[' .. hex_step(last, 1) .. '-', '+', 'LIMIT', '0', '1')[1]
   if above then
     local above_first, above_last = bounds_of(above)
     if above_first == hex_step(last, 1) then
@@ -75,19 +75,20 @@ local function join(key, first, last)
       last = above_last
     end
   end
-  redis.call('ZADD', key, 0, first .. '-' .. last)
+  redis.call('ZADD', key, '0', first .. '-' .. last)
 end
 
--- Sets next:<f> to the first fresh range, taking it out of the others.
+-- Sets next:<f> to the first fresh range, taking it out of the others. Answers it.
 local function open_next(root, network, family)
   local fresh = pool_key(root, network, family, 'fresh')
-  local range = redis.call('ZRANGE', fresh, 0, 0)[1]
+  local range = redis.call('ZRANGE', fresh, '0', '0')[1]
   if range then
     redis.call('ZREM', fresh, range)
     redis.call('HSET', network_key(root, network), 'next:' .. family, range)
   else
     redis.call('HDEL', network_key(root, network), 'next:' .. family)
   end
+  return range
 end
 
 -- Changes the fresh ranges, with the first among them.
@@ -95,7 +96,7 @@ local function change_fresh(root, network, family, change)
   local fresh = pool_key(root, network, family, 'fresh')
   local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
   if range then
-    redis.call('ZADD', fresh, 0, range)
+    redis.call('ZADD', fresh, '0', range)
   end
   change(fresh)
   open_next(root, network, family)
@@ -132,13 +133,13 @@ end
 
 -- The entry of an address in a zset of "address ...", without the address.
 local function entry_of(key, address)
-  local found = redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', 0, 1)
+  local found = redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', '0', '1')
   return found[1] and string.sub(found[1], #address + 2)
 end
 
 -- The first entry of first to last in a zset of "address ...": address and the rest.
 local function entry_between(key, first, last)
-  local found = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, 1)
+  local found = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', '0', '1')
   if not found[1] then
     return nil
   end
@@ -171,8 +172,8 @@ end
 -- Notes who had an address last, and when.
 local function remember(root, network, family, address, text)
   local at, workload = time_and_workload(text)
-  redis.call('ZADD', pool_key(root, network, family, 'last'), 0, address .. ' ' .. text)
-  redis.call('ZADD', pool_key(root, network, family, 'by'), 0, workload .. ' ' .. address)
+  redis.call('ZADD', pool_key(root, network, family, 'last'), '0', address .. ' ' .. text)
+  redis.call('ZADD', pool_key(root, network, family, 'by'), '0', workload .. ' ' .. address)
   if is_in(pool_key(root, network, family, 'allowed'), address) then
     redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)
   end
@@ -185,17 +186,6 @@ local function forget(root, network, family, address, text)
   redis.call('ZREM', pool_key(root, network, family, 'free'), address)
 end
 
--- Gives the first address of next:<f> to an id: the way of most.
-local function take_next(root, network, family, range, id)
-  local address, last = bounds_of(range)
-  if address == last then
-    open_next(root, network, family)
-  else
-    redis.call('HSET', network_key(root, network), 'next:' .. family, hex_step(address, 1) .. '-' .. last)
-  end
-  redis.call('ZADD', pool_key(root, network, family, 'held'), 0, address .. ' ' .. id)
-end
-
 -- Gives an address to an id. Answers what it was before: the text of its last release, or nil for never used.
 local function take(root, network, family, address, id)
   local before = entry_of(pool_key(root, network, family, 'last'), address)
@@ -206,7 +196,7 @@ local function take(root, network, family, address, id)
       cut(fresh, address, address)
     end)
   end
-  redis.call('ZADD', pool_key(root, network, family, 'held'), 0, address .. ' ' .. id)
+  redis.call('ZADD', pool_key(root, network, family, 'held'), '0', address .. ' ' .. id)
   return before
 end
 
@@ -230,7 +220,7 @@ local function bury(root, network, family, first, last, now, delay)
     forget(root, network, family, address, text)
     local at = time_and_workload(text)
     if at + delay > now then
-      redis.call('ZADD', gone, 0, address .. ' ' .. text)
+      redis.call('ZADD', gone, '0', address .. ' ' .. text)
     end
   end)
   if delay > 0 and delay > redis.call('PTTL', gone) then
@@ -259,7 +249,7 @@ local function set_allowed(root, network, family, ranges)
   end
   redis.call('DEL', allowed)
   for _, range in ipairs(ranges) do
-    redis.call('ZADD', allowed, 0, range[1] .. '-' .. range[2])
+    redis.call('ZADD', allowed, '0', range[1] .. '-' .. range[2])
   end
   change_fresh(root, network, family, function(fresh)
     for _, range in ipairs(minus(before, ranges)) do

@@ -129,12 +129,7 @@ mistake(store, 'reboot leaks', {
   },
   mutants: {
     'nobody notes what a host holds': {
-      patches: [
-        [
-          "redis.call('ZADD', root .. ':host:' .. ask.host .. ':ids', 0, ask.network .. ' ' .. ask.id)",
-          '',
-        ],
-      ],
+      patches: [["redis.call('ZADD', batch.host_ids, '0', entry)", '']],
       shows: /left after a reboot: a b kept other/,
     },
     'a lease keeps the boot that it was made in': {

@@ -112,8 +112,8 @@ mistake(store, 'cooling addresses not counted, so the pool starves', {
     'nobody waits for what rests': {
       patches: [
         [
-          '{ network = ask.network, family = tonumber(family) }, wait or nil)',
-          '{ network = ask.network, family = tonumber(family) })',
+          '{ network = batch.name, family = tonumber(family) }, wait or nil)',
+          '{ network = batch.name, family = tonumber(family) })',
         ],
       ],
       shows: /nobody says when/,

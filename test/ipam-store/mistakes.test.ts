@@ -89,7 +89,7 @@ mistake(store, 'read, modify, write without compare: checked against what has ch
   },
   mutants: {
     'acquire does not compare the revision': {
-      patches: [['if network[1] ~= ask.revision then', 'if false then']],
+      patches: [['if network[1] ~= batch.revision then', 'if false then']],
       shows: /a stale request was granted/,
     },
   },
@@ -112,7 +112,7 @@ mistake(store, 'a release keyed by a name that was used again', {
   },
   mutants: {
     'a release does not compare the generation': {
-      patches: [['if lease.generation ~= ask.generation then', 'if false then']],
+      patches: [['if lease.generation ~= generation then', 'if false then']],
       shows: /a live lease was freed/,
     },
   },
@@ -174,8 +174,8 @@ mistake(store, 'owners misread after an upgrade', {
     'the owner of an address is written in another form': {
       patches: [
         [
-          "redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', 0, 1)",
-          "redis.call('ZRANGEBYLEX', key, '[' .. address .. '/', '(' .. address .. '0', 'LIMIT', 0, 1)",
+          "redis.call('ZRANGEBYLEX', key, '[' .. address .. ' ', '(' .. address .. '!', 'LIMIT', '0', '1')",
+          "redis.call('ZRANGEBYLEX', key, '[' .. address .. '/', '(' .. address .. '0', 'LIMIT', '0', '1')",
         ],
       ],
       shows: /10\.9\.0\.3.* was given to a thief/,
@@ -183,8 +183,8 @@ mistake(store, 'owners misread after an upgrade', {
     'the host of a lease has another name': {
       patches: [
         [
-          'if lease.host ~= ask.host then\n    return refuse(',
-          'if lease.owner ~= ask.host then\n    return refuse(',
+          'if lease.host ~= batch.host then\n    return refuse(',
+          'if lease.owner ~= batch.host then\n    return refuse(',
         ],
       ],
       shows: /a lease is not recognised/,
@@ -215,7 +215,7 @@ mistake(store, 'owners collected before reservations', {
   },
   mutants: {
     'a release does not compare the generation': {
-      patches: [['if lease.generation ~= ask.generation then', 'if false then']],
+      patches: [['if lease.generation ~= generation then', 'if false then']],
       shows: /the lease of a live owner was collected/,
     },
   },

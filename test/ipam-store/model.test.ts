@@ -13,12 +13,12 @@ describe('histories find the mistake, where the library', () => {
   const MISTAKES: readonly [string, Patch][] = [
     [
       'releases whatever the generation',
-      ['if lease.generation ~= ask.generation then', 'if false then'],
+      ['if lease.generation ~= generation then', 'if false then'],
     ],
     ['gives what has not rested', ['if wait and wait <= 0 then', 'if wait then']],
     [
       'gives what was used last',
-      ["family, 'free'), 0, 0, 'WITHSCORES')", "family, 'free'), -1, -1, 'WITHSCORES')"],
+      ["free, '0', '0', 'WITHSCORES')", "free, '-1', '-1', 'WITHSCORES')"],
     ],
     ['waits a millisecond less', ['if wait and wait <= 0 then', 'if wait and wait <= 1 then']],
     ['makes every release one with cool-down', ['    if cool then\n', '    if true then\n']],

@@ -1,0 +1,111 @@
+-- Which address a request gets.
+
+-- Where the first fresh range of a family is in what open_network reads.
+local NEXT = { ['4'] = 3, ['6'] = 4 }
+
+-- The address that a request asks for by name, if any.
+local function asked_of(wanted)
+  return wanted ~= '-' and string.sub(wanted, 1, 1) ~= 'r' and wanted or nil
+end
+
+-- What a batch knows of its network, which it reads once; next:<f> is kept up here and in Redis, together.
+local function open_network(batch)
+  batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6')
+  batch.delay_ms = tonumber(batch.network[2])
+  return batch.network
+end
+
+-- An address that is to be this one and no other.
+local function pick_named(batch, ask, family, address)
+  local id = entry_of(batch.key .. ':' .. family .. ':held', address)
+  if id then
+    return refuse('ADDRESS_IN_USE', '{address} is held by ' .. id, { address = address, id = id })
+  end
+  local text = entry_of(batch.key .. ':' .. family .. ':last', address)
+  if text then
+    local at, workload = time_and_workload(text)
+    local rest = at + batch.delay_ms - batch.now
+    if rest > 0 and workload ~= ask.workload then
+      return refuse('ADDRESS_IN_USE', '{address} is cooling down', { address = address }, rest)
+    end
+  end
+  return nil, address
+end
+
+-- An address of the pool that this workload released, all others being held or cooling.
+local function pick_own(batch, ask, family)
+  local from, to = '[' .. ask.workload .. ' ', '(' .. ask.workload .. '!'
+  local by = batch.key .. ':' .. family .. ':by'
+  for _, entry in ipairs(redis.call('ZRANGEBYLEX', by, from, to, 'LIMIT', '0', '16')) do
+    local address = string.sub(entry, #ask.workload + 2)
+    if redis.call('ZSCORE', batch.key .. ':' .. family .. ':free', address) then
+      return address
+    end
+  end
+  return nil
+end
+
+-- The least recently used address that has cooled down.
+local function pick_used(batch, ask, family)
+  local free = batch.key .. ':' .. family .. ':free'
+  local oldest = redis.call('ZRANGE', free, '0', '0', 'WITHSCORES')
+  local wait = oldest[1] and tonumber(oldest[2]) + batch.delay_ms - batch.now
+  if wait and wait <= 0 then
+    return nil, oldest[1]
+  end
+  local own = wait and pick_own(batch, ask, family)
+  if own then
+    return nil, own
+  end
+  return refuse('POOL_EXHAUSTED',
+    'network ' .. batch.name .. ' has no IPv' .. family .. ' address left'
+      .. (wait and ' that has cooled down' or ''),
+    { network = batch.name, family = tonumber(family) }, wait or nil)
+end
+
+-- Answers a refusal, or nil and the address; or neither: the next fresh one.
+local function pick(batch, ask, family)
+  local wanted = ask[family]
+  local asked = asked_of(wanted)
+  if asked then
+    return pick_named(batch, ask, family, asked)
+  end
+  if wanted ~= '-' then
+    local reserved = string.sub(wanted, 2)
+    -- Only the workload itself can hold what is reserved for it: then this is its second attachment.
+    if not entry_of(batch.key .. ':' .. family .. ':held', reserved) then
+      return pick_named(batch, ask, family, reserved)
+    end
+  end
+  if batch.network[NEXT[family]] then
+    return nil
+  end
+  return pick_used(batch, ask, family)
+end
+
+-- Gives the next fresh address of a family to an id: the way of most.
+local function take_next(batch, family, id)
+  local place = NEXT[family]
+  local range = batch.network[place]
+  local dash = string.find(range, '-', 1, true)
+  local address, rest = string.sub(range, 1, dash - 1), string.sub(range, dash)
+  if rest == '-' .. address then
+    batch.network[place] = open_next(batch.root, batch.name, family)
+  else
+    batch.network[place] = hex_step(address, 1) .. rest
+    -- At once: should a later request of the batch fail, no other may get this address.
+    redis.call('HSET', batch.key, 'next:' .. family, batch.network[place])
+  end
+  redis.call('ZADD', batch.key .. ':' .. family .. ':held', '0', address .. ' ' .. id)
+  return address
+end
+
+-- Gives an address to an id that is not the next fresh one. Answers what it was before, as take does.
+local function take_picked(batch, family, address, id)
+  local before = take(batch.root, batch.name, family, address, id)
+  if not before then
+    -- It was fresh, so that the first of the fresh ranges may be another.
+    open_network(batch)
+  end
+  return before
+end
