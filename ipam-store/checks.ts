@@ -37,10 +37,16 @@ const positive =
       ? undefined
       : `must be a number above 0, and ${most} at most`;
 
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null;
+
 const addressText: Check = (value) =>
   typeof value === 'string' && value.length <= MAX_ADDRESS_CHARACTERS
     ? undefined
     : 'must be an address as text';
+
+const flag: Check = (value) =>
+  typeof value === 'boolean' ? undefined : 'must be true or false';
 
 export const CHECKS = {
   id: matching(ID_PATTERN, 'an attachment id'),
@@ -61,7 +67,18 @@ export const CHECKS = {
   hostname: matching(HOSTNAME_PATTERN, 'an RFC 1123 host name'),
   ttlSeconds: positive(MAX_TTL_SECONDS),
   suspectAfterSeconds: positive(MAX_TTL_SECONDS),
-  cool: (value) => (typeof value === 'boolean' ? undefined : 'must be true or false'),
+  recoveryWindowSeconds: (value) =>
+    value === null ? undefined : positive(MAX_TTL_SECONDS)(value) && 'must be null or seconds',
+  seen: (value) =>
+    isObject(value) &&
+    ['generation', 'revision', 'roster'].every((key) => whole(0)(value[key]) === undefined) &&
+    Array.isArray(value['hosts']) &&
+    value['hosts'].every((one) => typeof one === 'string' && HOST_PATTERN.test(one))
+      ? undefined
+      : 'must be three counters and a list of host ids',
+  epoch: matching(/^\d{1,9}$/, 'an epoch'),
+  newFleet: flag,
+  cool: flag,
   cursor: matching(CURSOR_PATTERN, 'what the page before ended with'),
   limit: whole(Number.MIN_SAFE_INTEGER),
 } as const satisfies Record<string, Check>;

@@ -54,6 +54,10 @@ export function storeError(error: unknown): VoltError {
   return unavailable(reason, !(error instanceof ReplyError) && !kept, error);
 }
 
+/** A message of the ledger's; the address in it is hex by itself. */
+export const withAddress = (message: string, hex: string): string =>
+  message.replace('{address}', fromHex(hex).toString());
+
 /** The error that a function answered. Addresses come as hex, generations as text. */
 export function refusalError(refusal: Fields): Error {
   const code = refusal.text('code');
@@ -62,9 +66,8 @@ export function refusalError(refusal: Fields): Error {
   const details = refusal.has('details') ? { ...refusal.object('details').all() } : {};
   const { address, generation } = details;
   if (typeof address === 'string') {
-    const text = fromHex(address).toString();
-    details['address'] = text;
-    message = message.replace('{address}', text);
+    details['address'] = fromHex(address).toString();
+    message = withAddress(message, address);
   }
   if (generation !== undefined) details['generation'] = Number(generation);
   return new VoltError(code, message, {

@@ -51,6 +51,12 @@ export class Fields {
     return value.map((one: unknown, index) => new Fields(one, `${this.#what}.${name}.${index}`));
   }
 
+  texts(name: string): string[] {
+    const value = this.#values[name];
+    if (!Array.isArray(value)) return this.#refuse(name, 'a list');
+    return value.map((one: unknown) => (typeof one === 'string' ? one : this.#refuse(name, 'texts')));
+  }
+
   /** False for null, as for what is not there. */
   has(name: string): boolean {
     return Object.hasOwn(this.#values, name) && (this.#values[name] ?? null) !== null;

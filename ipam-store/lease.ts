@@ -1,4 +1,4 @@
-import { AddressError, deriveMac, IpAddress, MacAddress } from '#protocol/address.ts';
+import { AddressError, deriveMac, InterfaceAddress, IpAddress, MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { allow, need, refuseField } from './checks.ts';
@@ -39,6 +39,7 @@ export interface LeaseRequest {
   readonly network: Network;
   readonly revision: number;
   readonly host: string;
+  readonly machineId: string;
   readonly bootId: string;
   /** Asked for; else it is derived from the id. */
   readonly mac?: string;
@@ -68,6 +69,26 @@ export function leaseOf(stored: Fields): Lease {
     ),
     grantedAt: timeText(stored.digits('grantedAtMs')),
     ...(stored.has('expiresAtMs') && { expiresAt: timeText(stored.digits('expiresAtMs')) }),
+  };
+}
+
+/** The reverse: a lease from a host's record, as `volt1_reassert` takes it. */
+export function storedLease(lease: Lease): object {
+  need(lease, 'id', 'generation', 'network', 'workload', 'kind', 'host', 'bootId', 'mac');
+  allow(lease, 'hostname');
+  const { addresses, grantedAt, expiresAt, ...rest } = lease;
+  const parts = addresses.map((text) => {
+    const { address, prefixLength } = parsed('addresses', () => InterfaceAddress.parse(text));
+    return { family: address.family, hex: toHex(address), length: prefixLength };
+  });
+  return {
+    ...rest,
+    generation: String(lease.generation),
+    grantedAtMs: String(Date.parse(grantedAt)),
+    ...(expiresAt !== undefined && { expiresAtMs: String(Date.parse(expiresAt)) }),
+    lengths: Object.fromEntries(parts.map(({ family, length }) => [family, length])),
+    hex: Object.fromEntries(parts.map(({ family, hex }) => [family, hex])),
+    before: {},
   };
 }
 
@@ -123,14 +144,14 @@ export interface Ask {
 
 /** Throws where a name or an address cannot be, or is not for this workload. */
 export function askOf(request: LeaseRequest): Ask {
-  need(request, 'id', 'workload', 'kind', 'revision', 'host', 'bootId');
+  need(request, 'id', 'workload', 'kind', 'revision', 'host', 'machineId', 'bootId');
   allow(request, 'mac', 'addresses', 'hostname', 'ttlSeconds');
-  const { network, revision, host } = request;
+  const { network, revision, host, machineId } = request;
   const site = siteOf(network);
   return {
     request,
     site,
-    shared: `${host} ${network.network} ${revision} ${site.families}`,
+    shared: `${host} ${machineId} ${network.network} ${revision} ${site.families}`,
     ...wantedOf(request, site),
   };
 }

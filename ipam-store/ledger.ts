@@ -6,6 +6,17 @@ import type { LedgerOptions } from './client.ts';
 import { Connection, type LedgerStatus, type Reply } from './connection.ts';
 import { refusalError, RevisionChanged } from './errors.ts';
 import { Fields } from './fields.ts';
+import {
+  type Beat,
+  hostOf,
+  type HostRecord,
+  leaseOutcomeOf,
+  type LeaseOutcome,
+  type LedgerState,
+  type Pulse,
+  pulseOf,
+  stateOf,
+} from './host.ts';
 import { rootKey } from './keys.ts';
 import {
   acquireText,
@@ -15,9 +26,12 @@ import {
   leaseOf,
   type LeaseRequest,
   macOf,
+  storedLease,
 } from './lease.ts';
 import {
   definitionOf,
+  type NetworkOutcome,
+  networkOutcomeOf,
   type NetworkRecord,
   type NetworkUsage,
   recordOf,
@@ -27,8 +41,18 @@ import {
 export type { LedgerOptions } from './client.ts';
 export type { LedgerStatus } from './connection.ts';
 export { RevisionChanged } from './errors.ts';
+export {
+  type Beat,
+  type Holder,
+  type HostRecord,
+  type LeaseOutcome,
+  type LedgerState,
+  NOTHING_SEEN,
+  type Pulse,
+  type Seen,
+} from './host.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
-export type { NetworkRecord, NetworkUsage } from './network.ts';
+export type { NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
 
 export interface Page {
   /** What the page before ended with. */
@@ -40,6 +64,17 @@ export interface Page {
 export interface Acquired {
   readonly lease: Lease;
   readonly created: boolean;
+}
+
+/** A lease as a list shows it. */
+export interface ListedLease extends Lease {
+  /** Its host has fallen silent. */
+  readonly suspect: boolean;
+}
+
+export interface Reasserted {
+  readonly networks: readonly NetworkOutcome[];
+  readonly leases: readonly LeaseOutcome[];
 }
 
 /** Which lease to give back: one of another generation or host is another one. */
@@ -57,7 +92,9 @@ const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
 /** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
 const PASSING = new Set(['network_get', 'network_list', 'lease', 'leases', 'hosts', 'heartbeat']);
-const DEFAULT_SUSPECT_AFTER_SECONDS = 20;
+/** Of one call, so that the server is not held up. */
+const REASSERT_NETWORKS = 4;
+const REASSERT_LEASES = 100;
 
 /**
  * The fleet's ledger of networks and leases, in Redis. Each method is one atomic function there, which does all
@@ -109,7 +146,7 @@ export class Ledger {
   async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
     need({ network: name }, 'network');
     const answer = await this.#find('network_get', [JSON.stringify({ name })]);
-    return answer && { ...recordOf(answer), usage: usageOf(answer.object('usage')) };
+    return answer && { ...recordOf(answer), usage: usageOf(answer) };
   }
 
   /** By name. A page is bounded by bytes too: `cursor` says whether more follows. */
@@ -187,33 +224,96 @@ export class Ledger {
   /** By id; of one host, one network, or all. `cursor` says whether more follows, also after an empty page. */
   async listLeases(
     filter: Page & { network?: string; host?: string },
-  ): Promise<{ leases: Lease[]; cursor?: string }> {
+  ): Promise<{ leases: ListedLease[]; cursor?: string }> {
     allow(filter, 'network', 'host');
     const { network, host } = filter;
     const answer = await this.#call('leases', { network, host, ...pageOf(filter) });
-    return { leases: answer.list('leases').map(leaseOf), ...cursorOf(answer) };
+    const leases = answer
+      .list('leases')
+      .map((stored) => ({ ...leaseOf(stored), suspect: stored.flag('suspect') }));
+    return { leases, ...cursorOf(answer) };
   }
 
   /**
-   * Says that the host lives; answers the server's time and which of the host's leases have expired.
-   * HOST_CONFLICT while another machine has said so under the same name.
+   * Says that the host lives, and what it has seen of the ledger; the answer says what the ledger does and wants
+   * of it. HOST_CONFLICT while another machine says so under the same name, or holds leases under it.
    */
-  async heartbeat(session: {
-    host: string;
-    machineId: string;
-    bootId: string;
-    suspectAfterSeconds?: number;
-  }): Promise<{ nowMs: number; due: { id: string; generation: number }[] }> {
-    need(session, 'host', 'machineId', 'bootId');
-    allow(session, 'suspectAfterSeconds');
-    const { suspectAfterSeconds = DEFAULT_SUSPECT_AFTER_SECONDS, ...rest } = session;
-    const answer = await this.#call('heartbeat', { ...rest, liveMs: suspectAfterSeconds * 1_000 });
-    return {
-      nowMs: answer.digits('nowMs'),
-      due: answer
-        .list('due')
-        .map((lease) => ({ id: lease.text('id'), generation: lease.digits('generation') })),
+  async heartbeat(beat: Beat): Promise<Pulse> {
+    need(beat, 'host', 'machineId', 'bootId', 'suspectAfterSeconds', 'recoveryWindowSeconds');
+    need(beat, 'seen', 'newFleet');
+    const { host, machineId, bootId, newFleet, seen } = beat;
+    const windowSeconds = beat.recoveryWindowSeconds;
+    const { generation, revision, roster, hosts } = seen;
+    const answer = await this.#call('heartbeat', {
+      host,
+      machineId,
+      bootId,
+      newFleet,
+      suspectMs: Math.ceil(beat.suspectAfterSeconds * 1_000),
+      ...(windowSeconds !== null && { windowMs: Math.ceil(windowSeconds * 1_000) }),
+      seen: { generation: String(generation), revision, roster, hosts },
+    });
+    return pulseOf(answer);
+  }
+
+  /**
+   * Says what a host holds, and which networks it knows; `holdings` may be repeated. What is there in a later
+   * version is left as it is. Afterwards the host may be granted leases, once the ledger is armed. RECOVERING
+   * where the ledger has moved on since the heartbeat that asked for it.
+   */
+  async reassert(
+    session: Pick<Beat, 'host' | 'machineId'> & { readonly epoch: string },
+    holdings: { readonly networks: readonly NetworkRecord[]; readonly leases: readonly Lease[] },
+  ): Promise<Reasserted> {
+    need(session, 'host', 'machineId', 'epoch');
+    const { host, machineId, epoch } = session;
+    const networks = holdings.networks.map(({ network, revision }) => ({
+      ...definitionOf(network),
+      revision,
+    }));
+    const leases = holdings.leases.map(storedLease);
+    const outcomes: { networks: NetworkOutcome[]; leases: LeaseOutcome[] } = {
+      networks: [],
+      leases: [],
     };
+    do {
+      // Of networks each may have many ranges; they come first, since leases are in them.
+      const page = {
+        networks: networks.splice(0, REASSERT_NETWORKS),
+        leases: networks.length > 0 ? [] : leases.splice(0, REASSERT_LEASES),
+      };
+      const last = networks.length + leases.length === 0;
+      const answer = await this.#call('reassert', { host, machineId, epoch, ...page, last });
+      outcomes.networks.push(...answer.list('networks').map(networkOutcomeOf));
+      outcomes.leases.push(...answer.list('leases').map(leaseOutcomeOf));
+    } while (networks.length + leases.length > 0);
+    return outcomes;
+  }
+
+  /** By name, and what the ledger is doing. */
+  async listHosts(
+    page: Page = {},
+  ): Promise<{ hosts: HostRecord[]; state: LedgerState; cursor?: string }> {
+    const answer = await this.#call('hosts', pageOf(page));
+    return {
+      hosts: answer.list('hosts').map(hostOf),
+      state: stateOf(answer),
+      ...cursorOf(answer),
+    };
+  }
+
+  /**
+   * Declares a host gone: its leases end, their addresses cool down, and nobody waits for it. Should it come back,
+   * what it holds then is fenced where somebody has it since. HOST_ALIVE while it sends heartbeats.
+   */
+  async forgetHost(host: string): Promise<{ forgotten: boolean; released: number }> {
+    need({ host }, 'host');
+    let released = 0;
+    for (;;) {
+      const answer = await this.#call('forget', { host });
+      released += answer.number('released');
+      if (!answer.flag('more')) return { forgotten: answer.flag('known'), released };
+    }
   }
 
   #call(name: string, args: object): Promise<Fields> {

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
+import { withAddress } from './errors.ts';
 import type { Fields } from './fields.ts';
 import { FAMILIES, familyPools } from './pool.ts';
 
@@ -16,6 +17,7 @@ export interface NetworkUsage {
   readonly reserved: number;
   /** Of the pool, released less than `reuseDelaySeconds` ago. */
   readonly cooling: number;
+  /** Leases of hosts that have fallen silent. */
   readonly suspect: number;
 }
 
@@ -43,6 +45,9 @@ export function definitionOf(given: Network): object {
     network: json,
     digest: digestOf(network),
     delayMs: network.reuseDelaySeconds * 1_000,
+    ...(network.reclaimAfterSeconds !== undefined && {
+      reclaimMs: network.reclaimAfterSeconds * 1_000,
+    }),
     families: Object.fromEntries(families),
   };
 }
@@ -82,10 +87,13 @@ export function recordOf(stored: Fields): NetworkRecord {
   }
 }
 
-export function usageOf(families: Fields): NetworkUsage {
+export function usageOf(answer: Fields): NetworkUsage {
+  const suspect = answer.number('suspect');
+  const families = answer.object('usage');
   const family = FAMILIES.find((one) => families.has(one));
-  if (family === undefined)
-    return { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 };
+  if (family === undefined) {
+    return { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect };
+  }
   const usage = families.object(family);
   return {
     size: usage.number('size'),
@@ -93,6 +101,31 @@ export function usageOf(families: Fields): NetworkUsage {
     free: usage.number('free'),
     reserved: usage.number('reserved'),
     cooling: usage.number('cooling'),
-    suspect: 0,
+    suspect,
   };
 }
+
+/** What became of a network that a host knows. `refused`: its subnet or a lease is in the way of another's. */
+export interface NetworkOutcome {
+  readonly network: string;
+  readonly outcome: 'kept' | 'restored' | 'refused';
+  readonly reason?: string;
+}
+
+export function networkOutcomeOf(answer: Fields): NetworkOutcome {
+  const outcome = NETWORK_OUTCOMES.find((one) => one === answer.text('outcome'));
+  if (outcome === undefined) {
+    throw new TypeError(`a network is said to be ${answer.text('outcome')}`);
+  }
+  const reason = answer.optionalText('reason');
+  const address = answer.optionalText('address');
+  return {
+    network: answer.text('network'),
+    outcome,
+    ...(reason !== undefined && {
+      reason: address === undefined ? reason : withAddress(reason, address),
+    }),
+  };
+}
+
+const NETWORK_OUTCOMES: readonly NetworkOutcome['outcome'][] = ['kept', 'restored', 'refused'];

@@ -17,6 +17,8 @@ export const ERRORS = {
   ALREADY_ATTACHED: { retryable: false, status: 409 },
   WRONG_HOST: { retryable: false, status: 421 },
   HOST_CONFLICT: { retryable: false, status: 409 },
+  /** `ledger.forget` of a host that sends heartbeats. */
+  HOST_ALIVE: { retryable: false, status: 409 },
   POOL_EXHAUSTED: { retryable: true, status: 503 },
   ADDRESS_IN_USE: { retryable: true, status: 409 },
   ADDRESS_OUT_OF_RANGE: { retryable: false, status: 400 },

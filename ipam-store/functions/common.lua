@@ -2,13 +2,18 @@
 -- one slot. Addresses are fixed-width lower-case hex, 8 digits or 32: they sort as text, and no number of
 -- Lua's has to hold an IPv6 address. Times are milliseconds of this server's clock. <f> is 4 or 6.
 --
---   <root>:meta              hash  generation: the last one given; revision: the last one of any network
+--   <root>:meta              hash  generation: the last one given; revision: of the last change of any network;
+--                                  roster: of the last change of the list of hosts; lost: 1 while what a server
+--                                  has lost is being restored
 --   <root>:networks          zset  names, by name
 --   <root>:subnets:<f>       zset  "first-last network": no two overlap
 --   <root>:leases            hash  attachment id -> JSON of the lease
 --   <root>:ids               zset  "network id" of each lease
---   <root>:hosts             zset  host ids, by the time of their last heartbeat
---   <root>:host:<h>          hash  machineId, bootId
+--   <root>:roster            zset  names of all hosts, by name
+--   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
+--   <root>:suspects          zset  the others, by the time at which it did
+--   <root>:joining           zset  those that no other host vouches for yet, by the roster that named them first
+--   <root>:host:<h>          hash  machineId, bootId, seenMs; asserted: the epoch for which it has re-asserted
 --   <root>:host:<h>:ids      zset  "network id" of each lease that the host holds
 --   <root>:host:<h>:due      zset  ids of the host that expire, by time
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down
@@ -29,7 +34,7 @@
 -- details.address is hex and stands in the message as {address}. A function decides everything before it
 -- writes anything, so an error leaves the store as it was.
 
-local VERSION = '1.1'
+local VERSION = '1.2'
 local EPOCH_UNIT = 4294967296
 local FAMILIES = { '4', '6' }
 local MAX_PAGE_BYTES = 393216
@@ -62,15 +67,6 @@ end
 local function lease_of(root, id)
   local text = redis.call('HGET', root .. ':leases', id)
   return text and cjson.decode(text)
-end
-
--- A generation is epoch * 2^32 + n, in one counter: the epoch of the first is 1.
-local function next_generation(root)
-  local generation = redis.call('HINCRBY', root .. ':meta', 'generation', 1)
-  if generation < EPOCH_UNIT then
-    generation = redis.call('HINCRBY', root .. ':meta', 'generation', EPOCH_UNIT)
-  end
-  return digits(generation)
 end
 
 -- One page of a zset of names that begin with `prefix`, after the cursor: the JSON of what `read` makes of

@@ -12,6 +12,12 @@ local function line_of(work, ...)
   return reply_of(refuse('INTERNAL', 'the ledger: ' .. string.gsub(reason, '%c', ' ')))
 end
 
+-- The same refusal for every request of a batch.
+local function refuse_all(args, refusal)
+  local line = reply_of(refusal)
+  return string.rep(line .. '\n', #args - 2) .. line
+end
+
 local function due_key(root, host)
   return root .. ':host:' .. host .. ':due'
 end
@@ -56,6 +62,9 @@ local function renew(batch, ask, text)
   if ask.ttl_ms then
     lease.expiresAtMs = digits(batch.now + ask.ttl_ms)
   end
+  if not is_current(batch.root) then
+    return disarm(batch.root)
+  end
   local json = cjson.encode(lease)
   store_lease(batch, ask.id, json, lease.expiresAtMs)
   return nil, '{"lease":' .. json .. '}'
@@ -64,6 +73,9 @@ end
 local function grant(batch, ask)
   local network = batch.network or open_network(batch)
   if not network[1] then
+    if not is_current(batch.root) then
+      return disarm(batch.root)
+    end
     return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
   end
   if network[1] ~= batch.revision then
@@ -84,6 +96,10 @@ local function grant(batch, ask)
       { mac = ask.mac, id = holder, network = batch.name })
   end
   local generation = next_generation(batch.root)
+  if not generation then
+    redis.call('HDEL', batch.macs, ask.mac)
+    return disarm(batch.root)
+  end
   local addresses, hex, before = '', '', ''
   for index, family in ipairs(batch.families) do
     local address = picked[index]
@@ -111,7 +127,7 @@ local function grant(batch, ask)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- acquire: ARGV "host network revision families", where families is 4, 6, 46 or -; then each request as "id workload
+-- acquire: ARGV "host machine network revision families", where families is 4, 6, 46 or -; then each request as "id workload
 -- mac mac_asked ttl_ms ipv4 ipv6 head". mac_asked is 1 or 0; ttl_ms is - for no expiry; ipv4 and ipv6 are what it
 -- wants of a family: -, the address asked for, or "r" and the address reserved. head is the lease as it will be
 -- stored, JSON without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?,
@@ -120,7 +136,8 @@ end
 -- that was there
 local function acquire(keys, args)
   local root = keys[1]
-  local host, name, revision, families = string.match(args[1], '^(%S+) (%S+) (%S+) (%S+)$')
+  local host, machine, name, revision, families = string.match(
+    args[1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
   local key = network_key(root, name)
   local now = now_ms()
   local batch = {
@@ -138,6 +155,10 @@ local function acquire(keys, args)
     now_digits = digits(now),
     network = false,
   }
+  local closed = barred(root, host, machine)
+  if closed then
+    return refuse_all(args, closed)
+  end
   local lines = {}
   for index = 2, #args do
     local id, workload, mac, mac_asked, ttl_ms, ipv4, ipv6, head = string.match(
@@ -196,6 +217,10 @@ end
 
 -- release: ARGV host; then each lease as "id generation cool", cool 1 or 0. -> for each a line: {released}
 local function release(keys, args)
+  local closed = unarmed(keys[1])
+  if closed then
+    return refuse_all(args, closed)
+  end
   local now = now_ms()
   local lines = {}
   for index = 2, #args do
@@ -209,15 +234,21 @@ local function get_lease(keys, args)
   return redis.call('HGET', keys[1] .. ':leases', cjson.decode(args[1]).id) or 'null'
 end
 
--- leases {network?, host?, cursor?, limit} -> {leases, cursor?}, by network and id
+-- leases {network?, host?, cursor?, limit} -> {leases, cursor?}, by network and id; each with `suspect`
 local function list_leases(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
   local key = ask.host and root .. ':host:' .. ask.host .. ':ids' or root .. ':ids'
   local prefix = ask.network and ask.network .. ' ' or ''
+  local suspects = {}
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
+    suspects[host] = true
+  end
   local leases, cursor = page_of(key, prefix, ask, function(entry)
     local space = string.find(entry, ' ', 1, true)
-    return redis.call('HGET', root .. ':leases', string.sub(entry, space + 1))
+    local lease = lease_of(root, string.sub(entry, space + 1))
+    lease.suspect = suspects[lease.host] or false
+    return cjson.encode(lease)
   end)
   return '{"leases":' .. leases .. ',"cursor":' .. cursor .. '}'
 end

@@ -86,13 +86,46 @@ local function set_family(root, name, family, rules, now)
     rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved)))
 end
 
--- put {name, type, revision?, network (JSON text), digest, delayMs,
+-- What forbids this definition: a neighbour, or a lease.
+local function obstacle_to(root, ask, type_before)
+  for family, rules in pairs(ask.families) do
+    local other = overlapping(root, family, ask.name, rules.first, rules.last)
+    if other then
+      local path = family == '6' and 'ipv6.subnet' or 'subnet'
+      return refuse('NETWORK_CONFLICT', path .. ' overlaps that of network ' .. other,
+        { network = other, path = path })
+    end
+  end
+  return stranded(root, ask, type_before)
+end
+
+local function store_network(root, ask, revision)
+  local key = network_key(root, ask.name)
+  local now = now_ms()
+  for _, family in ipairs(FAMILIES) do
+    set_family(root, ask.name, family, ask.families[family], now)
+  end
+  redis.call('ZADD', root .. ':networks', 0, ask.name)
+  redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest, 'revision', digits(revision),
+    'type', ask.type, 'delayMs', digits(ask.delayMs))
+  if ask.reclaimMs then
+    redis.call('HSET', key, 'reclaimMs', digits(ask.reclaimMs))
+  else
+    redis.call('HDEL', key, 'reclaimMs')
+  end
+end
+
+-- put {name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
 --      families: {"4": {first, last, size, poolSize, allowed: [[first, last]…], reserved: {address: workload},
 --                 forbidden: [[first, last, path]…]}, "6": …}}
 -- -> {network, revision, created}
 local function put_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
+  local closed = unarmed(root)
+  if closed then
+    return reply_of(closed)
+  end
   local key = network_key(root, ask.name)
   local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
   local revision = tonumber(held[1])
@@ -108,27 +141,23 @@ local function put_network(keys, args)
     return reply_of(refuse('UNKNOWN_NETWORK', 'there is no network ' .. ask.name .. ' to replace',
       { network = ask.name }))
   end
-  for family, rules in pairs(ask.families) do
-    local other = overlapping(root, family, ask.name, rules.first, rules.last)
-    if other then
-      local path = family == '6' and 'ipv6.subnet' or 'subnet'
-      return reply_of(refuse('NETWORK_CONFLICT', path .. ' overlaps that of network ' .. other,
-        { network = other, path = path }))
-    end
-  end
-  local refusal = stranded(root, ask, held[4])
+  local refusal = obstacle_to(root, ask, held[4])
   if refusal then
     return reply_of(refusal)
   end
-  local now = now_ms()
-  for _, family in ipairs(FAMILIES) do
-    set_family(root, ask.name, family, ask.families[family], now)
-  end
   local next_revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
-  redis.call('ZADD', root .. ':networks', 0, ask.name)
-  redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest, 'revision', next_revision,
-    'type', ask.type, 'delayMs', digits(ask.delayMs))
+  store_network(root, ask, next_revision)
   return reply_of({ network = ask.network, revision = next_revision, created = not revision })
+end
+
+-- Leases in a network of hosts that have fallen silent.
+local function suspect_in(root, name)
+  local count = 0
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
+    count = count + redis.call('ZLEXCOUNT', root .. ':host:' .. host .. ':ids',
+      '[' .. name .. ' ', '(' .. name .. '!')
+  end
+  return count
 end
 
 -- What is used of one family. Of a pool, only its ranges are walked, and of reservations each.
@@ -156,7 +185,7 @@ local function usage_of(root, name, family, rules, delay)
   }
 end
 
--- get {name} -> {network, revision, usage: {"4": {size, used, free, reserved, cooling}, "6": …}} or null
+-- get {name} -> {network, revision, suspect, usage: {"4": {size, used, free, reserved, cooling}, "6": …}} or null
 local function get_network(keys, args)
   local root = keys[1]
   local name = cjson.decode(args[1]).name
@@ -171,7 +200,12 @@ local function get_network(keys, args)
       usage[family] = usage_of(root, name, family, cjson.decode(held[3 + index]), tonumber(held[3]))
     end
   end
-  return reply_of({ network = held[1], revision = tonumber(held[2]), usage = usage })
+  return reply_of({
+    network = held[1],
+    revision = tonumber(held[2]),
+    suspect = suspect_in(root, name),
+    usage = usage,
+  })
 end
 
 -- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
@@ -188,6 +222,10 @@ end
 local function delete_network(keys, args)
   local root = keys[1]
   local name = cjson.decode(args[1]).name
+  local closed = unarmed(root)
+  if closed then
+    return reply_of(closed)
+  end
   local key = network_key(root, name)
   local ids = ids_in(root, name, 16)
   if #ids > 0 then
@@ -203,6 +241,8 @@ local function delete_network(keys, args)
   end
   redis.call('DEL', key)
   redis.call('ZREM', root .. ':networks', name)
+  -- So that every agent learns of it, as of a put.
+  redis.call('HINCRBY', root .. ':meta', 'revision', 1)
   return reply_of({ deleted = true })
 end
 

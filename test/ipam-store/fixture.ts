@@ -5,12 +5,15 @@ import { afterAll, beforeAll, beforeEach } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import {
+  type Beat,
   type Lease,
   Ledger,
   type LedgerOptions,
   type LeaseRequest,
   type NetworkRecord,
   type NetworkUsage,
+  NOTHING_SEEN,
+  type Pulse,
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
@@ -46,6 +49,38 @@ export async function until(done: () => boolean, timeoutMs = 8_000): Promise<voi
   }
 }
 
+/** Those that may acquire at the start of each test. */
+export const HOSTS = ['h1', 'h2', 'h3'] as const;
+
+export const beatOf = (host: string, more: Partial<Beat> = {}): Beat => ({
+  host,
+  machineId: `machine-${host}`,
+  bootId: 'boot-1',
+  suspectAfterSeconds: 20,
+  recoveryWindowSeconds: null,
+  seen: NOTHING_SEEN,
+  newFleet: true,
+  ...more,
+});
+
+/** Hosts of a fleet, new or not, say that they live and hold nothing; then they may acquire. */
+export async function enrol(ledger: Ledger, ...hosts: readonly string[]): Promise<void> {
+  const seen = new Map<string, Beat['seen']>();
+  const beat = async (host: string): Promise<Pulse> => {
+    const before = seen.get(host) ?? NOTHING_SEEN;
+    const pulse = await ledger.heartbeat(beatOf(host, { seen: before }));
+    seen.set(host, { ...before, ...pulse.seen });
+    return pulse;
+  };
+  for (const host of hosts) await beat(host);
+  for (const host of hosts) {
+    const { epoch, reassert } = await beat(host);
+    const session = { host, machineId: `machine-${host}`, epoch };
+    if (reassert) await ledger.reassert(session, { networks: [], leases: [] });
+  }
+  for (const host of hosts) assert.equal((await beat(host)).mayAcquire, true, `${host} may acquire`);
+}
+
 /** What a test needs of a real redis-server; emptied before each test. */
 export interface Store {
   readonly server: Server;
@@ -67,6 +102,7 @@ export function useStore(args: readonly string[] = []): Store {
   });
   beforeEach(async () => {
     await store.raw?.flushall();
+    await enrol(there(store.ledger), ...HOSTS);
   });
   afterAll(async () => {
     await store.ledger?.close();
@@ -146,6 +182,7 @@ export const askFor = (
   network: record.network,
   revision: record.revision,
   host: 'h1',
+  machineId: `machine-${more.host ?? 'h1'}`,
   bootId: 'boot-1',
   ...more,
 });

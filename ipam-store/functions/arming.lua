@@ -1,0 +1,88 @@
+-- Permission to grant. It is kept in the memory of this library alone: a server that has restarted, was promoted
+-- or has loaded another version has none. Then every host that was not suspect is heard before the next grant,
+-- and what one of them has seen tells whether this server has lost any of it.
+
+-- By root, as one server may have several ledgers:
+--   generation  the last one given; nil while the ledger is not armed
+--   sessions    host -> machine id of those that may be granted leases
+--   heard       host -> machine id of those that have sent a heartbeat since the memory began
+--   since       ms, when it began
+--   beat        ms, the last heartbeat of any host
+--   grace       ms, until when no silence counts
+--   swept       ms, the last sweep; `turn`: with which suspect the next one begins
+local memories = {}
+
+local function memory_of(root)
+  local memory = memories[root]
+  if not memory then
+    memory = { sessions = {}, heard = {}, swept = 0, turn = 0 }
+    memories[root] = memory
+  end
+  return memory
+end
+
+local function recovering(message)
+  return refuse('RECOVERING', message, nil, 250)
+end
+
+local function disarm(root)
+  if memory_of(root).generation then
+    memories[root] = nil
+  end
+  return recovering('the ledger hears every host before it changes anything')
+end
+
+-- False when the store is not what this server has written: emptied, or another's.
+local function is_current(root)
+  local generation = memory_of(root).generation
+  return generation ~= nil and tonumber(redis.call('HGET', root .. ':meta', 'generation')) == generation
+end
+
+-- The refusal of whatever changes the ledger while it is not armed.
+local function unarmed(root)
+  if is_current(root) then
+    return nil
+  end
+  return disarm(root)
+end
+
+-- The refusal of what a host may not be granted. Costs no command.
+local function barred(root, host, machine)
+  local memory = memory_of(root)
+  local session = memory.sessions[host]
+  if session == machine then
+    return nil
+  end
+  if session then
+    return refuse('HOST_CONFLICT', 'another machine, ' .. session .. ', calls itself host ' .. host,
+      { host = host, machineId = session })
+  end
+  return recovering(memory.generation and 'host ' .. host .. ' has yet to say what it holds'
+    or 'the ledger hears every host before it grants anything')
+end
+
+-- A generation is epoch * 2^32 + n, in one counter. nil, and nothing is changed, where the counter is not the one
+-- that this server has armed.
+local function next_generation(root)
+  local memory = memory_of(root)
+  local meta = root .. ':meta'
+  local generation = redis.call('HINCRBY', meta, 'generation', 1)
+  if memory.generation and generation == memory.generation + 1 then
+    memory.generation = generation
+    return digits(generation)
+  end
+  if generation == 1 then
+    redis.call('HDEL', meta, 'generation')
+  else
+    redis.call('HINCRBY', meta, 'generation', -1)
+  end
+  return nil
+end
+
+-- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.
+local function open_session(root, host, machine, epoch)
+  local memory = memory_of(root)
+  local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
+  local joining = redis.call('ZSCORE', root .. ':joining', host)
+  memory.sessions[host] = memory.generation and asserted and not joining and machine or nil
+end

@@ -1,0 +1,149 @@
+-- What hosts say they hold, from their own records, where this server may not know it any more.
+
+-- The leases in the way of one: of its id, its addresses and its MAC, each once.
+local function in_the_way(root, lease)
+  local ids = {}
+  local function note(id)
+    if id then
+      ids[id] = true
+    end
+  end
+  note(redis.call('HEXISTS', root .. ':leases', lease.id) == 1 and lease.id)
+  for family, address in pairs(lease.hex) do
+    note(entry_of(pool_key(root, lease.network, family, 'held'), address))
+  end
+  note(redis.call('HGET', network_key(root, lease.network) .. ':macs', lease.mac))
+  local found = {}
+  for id in pairs(ids) do
+    table.insert(found, lease_of(root, id))
+  end
+  return found
+end
+
+-- Why a lease cannot be in the network that it names.
+local function misplaced(root, lease)
+  local key = network_key(root, lease.network)
+  if redis.call('EXISTS', key) == 0 then
+    return 'UNKNOWN_NETWORK'
+  end
+  for family, address in pairs(lease.hex) do
+    local rules = redis.call('HGET', key, 'family:' .. family)
+    rules = rules and cjson.decode(rules)
+    if not rules or address < rules.first or address > rules.last then
+      return 'ADDRESS_OUT_OF_RANGE'
+    end
+  end
+  return nil
+end
+
+local function restore(root, lease)
+  for family, address in pairs(lease.hex) do
+    take(root, lease.network, family, address, lease.id)
+  end
+  local entry = lease.network .. ' ' .. lease.id
+  redis.call('HSET', network_key(root, lease.network) .. ':macs', lease.mac, lease.id)
+  redis.call('ZADD', root .. ':ids', '0', entry)
+  redis.call('ZADD', root .. ':host:' .. lease.host .. ':ids', '0', entry)
+  store_lease({ root = root, host = lease.host, leases = root .. ':leases' }, lease.id,
+    cjson.encode(lease), lease.expiresAtMs)
+end
+
+local function holder_of(lease)
+  return { id = lease.id, host = lease.host, generation = lease.generation }
+end
+
+-- Of two leases the one with the higher generation is the later: it stays, and the host of the other hears of it
+-- when it re-asserts, which it is asked to.
+local function reassert_lease(root, lease, now)
+  local outcome = { id = lease.id, generation = lease.generation }
+  local others = in_the_way(root, lease)
+  for _, other in ipairs(others) do
+    if other.id == lease.id and other.generation == lease.generation and other.host == lease.host then
+      outcome.outcome = 'kept'
+      return outcome
+    end
+    if tonumber(other.generation) >= tonumber(lease.generation) then
+      outcome.outcome = 'fenced'
+      outcome.holder = holder_of(other)
+      return outcome
+    end
+  end
+  local wrong = misplaced(root, lease)
+  if wrong then
+    outcome.outcome = 'misplaced'
+    outcome.reason = wrong
+    return outcome
+  end
+  outcome.outcome = 'restored'
+  for _, other in ipairs(others) do
+    end_lease(root, other, now, false)
+    outcome.displaced = holder_of(other)
+    if other.host ~= lease.host then
+      redis.call('HDEL', root .. ':host:' .. other.host, 'asserted')
+      memory_of(root).sessions[other.host] = nil
+    end
+  end
+  restore(root, lease)
+  return outcome
+end
+
+local function reassert_network(root, ask)
+  local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type')
+  local outcome = { network = ask.name, outcome = 'kept' }
+  if tonumber(held[1] or 0) >= ask.revision then
+    return outcome
+  end
+  local refusal = obstacle_to(root, ask, held[2])
+  if refusal then
+    outcome.outcome = 'refused'
+    outcome.reason = refusal.error.message
+    outcome.address = refusal.error.details.address
+    return outcome
+  end
+  store_network(root, ask, ask.revision)
+  outcome.outcome = 'restored'
+  return outcome
+end
+
+-- reassert {host, machineId, epoch, networks: [as of network_put, with revision…], leases: [as they are stored…],
+--           last}
+-- -> {networks: [{network, outcome, reason?, address?}…],
+--     leases: [{id, generation, outcome, reason?, holder?, displaced?}…]}
+-- Outcomes: kept; restored; of networks refused; of leases fenced (holder is a later lease) and misplaced.
+-- `last` says that this was all. A repeat changes nothing.
+local function reassert(keys, args)
+  local root = keys[1]
+  local ask = cjson.decode(args[1])
+  local meta = redis.call('HMGET', root .. ':meta', 'generation', 'revision')
+  local session = root .. ':host:' .. ask.host
+  local machine = redis.call('HGET', session, 'machineId')
+  if memory_of(root).heard[ask.host] ~= ask.machineId or machine ~= ask.machineId
+    or digits(math.floor(tonumber(meta[1] or 0) / EPOCH_UNIT)) ~= ask.epoch then
+    return reply_of(recovering('host ' .. ask.host .. ' has to send a heartbeat first'))
+  end
+  for _, lease in ipairs(ask.leases) do
+    if tonumber(lease.generation) > tonumber(meta[1]) then
+      return reply_of(recovering('the ledger knows of no generation ' .. lease.generation))
+    end
+  end
+  for _, network in ipairs(ask.networks) do
+    if network.revision > tonumber(meta[2]) then
+      return reply_of(recovering('the ledger knows of no revision ' .. network.revision))
+    end
+  end
+  local now = now_ms()
+  local networks, leases = {}, {}
+  for index, network in ipairs(ask.networks) do
+    networks[index] = cjson.encode(reassert_network(root, network))
+  end
+  for index, lease in ipairs(ask.leases) do
+    leases[index] = cjson.encode(reassert_lease(root, lease, now))
+  end
+  if ask.last then
+    redis.call('HSET', session, 'asserted', ask.epoch)
+    open_session(root, ask.host, ask.machineId, ask.epoch)
+  end
+  return '{"networks":' .. json_list(networks) .. ',"leases":' .. json_list(leases) .. '}'
+end
+
+redis.register_function('volt1_reassert', reassert)

@@ -1,0 +1,202 @@
+import type { Fields } from './fields.ts';
+import { type Lease, leaseOf } from './lease.ts';
+
+/**
+ * The newest that a host has had from the ledger in any answer. It keeps this where a reboot leaves it, before it
+ * says so: by it a server that came back empty or older is found out.
+ */
+export interface Seen {
+  /** Highest generation. */
+  readonly generation: number;
+  /** Of the last change of any network. */
+  readonly revision: number;
+  /** Of the last change of the list of hosts, and that list: those that lived. */
+  readonly roster: number;
+  readonly hosts: readonly string[];
+}
+
+/** Nothing: what a host knows that has never had an answer. */
+export const NOTHING_SEEN: Seen = { generation: 0, revision: 0, roster: 0, hosts: [] };
+
+/** What a host says of itself once a period. */
+export interface Beat {
+  readonly host: string;
+  /** /etc/machine-id: two machines under one name are found out by it. */
+  readonly machineId: string;
+  /** /proc/sys/kernel/random/boot_id. */
+  readonly bootId: string;
+  /** After this long without a heartbeat the host is suspect. */
+  readonly suspectAfterSeconds: number;
+  /** How long the ledger waits for hosts after a loss; null: until all are there. */
+  readonly recoveryWindowSeconds: number | null;
+  readonly seen: Seen;
+  /** An empty ledger is that of a new fleet: no other host has seen anything of it. */
+  readonly newFleet: boolean;
+}
+
+/** What the ledger is doing. `unclaimed`: it is empty, and nobody has said that it is a new fleet's. */
+export type LedgerState = 'armed' | 'arming' | 'recovering' | 'unclaimed';
+
+/** The answer to a heartbeat. */
+export interface Pulse {
+  readonly state: LedgerState;
+  /** Time of the server. */
+  readonly nowMs: number;
+  readonly mayAcquire: boolean;
+  /** The host has to say what it holds: `Ledger.reassert`, for this epoch. */
+  readonly reassert: boolean;
+  readonly epoch: string;
+  /** What the host was before; null for one that the ledger did not know. */
+  readonly before: 'live' | 'suspect' | null;
+  /** The boot id is another than before. */
+  readonly rebooted: boolean;
+  /** This call has begun a recovery, or ended one, without waiting any longer for the hosts `missed`. */
+  readonly began: boolean;
+  readonly ended: boolean;
+  readonly missed: readonly string[];
+  /** For whom the ledger waits before it grants; sixty-four at most. */
+  readonly awaiting: readonly string[];
+  /** Hosts that this call has found silent for too long. */
+  readonly fallen: readonly string[];
+  /** Leases of such hosts that this call has given back, in networks with `reclaimAfterSeconds`. */
+  readonly reclaimed: readonly Lease[];
+  /** Leases of this host that have expired, 500 at most. */
+  readonly due: readonly { readonly id: string; readonly generation: number }[];
+  /** `hosts` only where the roster is another than the one the host has seen. */
+  readonly seen: Omit<Seen, 'hosts'> & { readonly hosts?: readonly string[] };
+}
+
+export function pulseOf(answer: Fields): Pulse {
+  const state = stateOf(answer);
+  const nowMs = answer.digits('nowMs');
+  if (state === 'unclaimed') return { ...UNCLAIMED, nowMs };
+  const seen = answer.object('seen');
+  const before = answer.optionalText('before');
+  return {
+    state,
+    nowMs,
+    mayAcquire: answer.flag('mayAcquire'),
+    reassert: answer.flag('reassert'),
+    epoch: answer.text('epoch'),
+    before: before === 'live' || before === 'suspect' ? before : null,
+    rebooted: answer.flag('rebooted'),
+    began: answer.flag('began'),
+    ended: answer.flag('ended'),
+    missed: answer.texts('missed'),
+    awaiting: answer.texts('awaiting'),
+    fallen: answer.texts('fallen'),
+    reclaimed: answer.list('reclaimed').map(leaseOf),
+    due: answer
+      .list('due')
+      .map((lease) => ({ id: lease.text('id'), generation: lease.digits('generation') })),
+    seen: {
+      generation: seen.digits('generation'),
+      revision: seen.number('revision'),
+      roster: seen.number('roster'),
+      ...(seen.has('hosts') && { hosts: seen.texts('hosts') }),
+    },
+  };
+}
+
+const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
+  state: 'unclaimed',
+  mayAcquire: false,
+  reassert: false,
+  epoch: '0',
+  before: null,
+  rebooted: false,
+  began: false,
+  ended: false,
+  missed: [],
+  awaiting: [],
+  fallen: [],
+  reclaimed: [],
+  due: [],
+  seen: { generation: 0, revision: 0, roster: 0 },
+};
+
+const STATES: readonly LedgerState[] = ['armed', 'arming', 'recovering', 'unclaimed'];
+
+export function stateOf(answer: Fields): LedgerState {
+  const text = answer.text('state');
+  const state = STATES.find((one) => one === text);
+  if (state !== undefined) return state;
+  throw new TypeError(`the ledger is said to be ${text}`);
+}
+
+/** A host as the ledger knows it. `awaited`: not armed, the ledger waits for it. */
+export interface HostRecord {
+  readonly host: string;
+  readonly state: 'live' | 'joining' | 'suspect' | 'awaited';
+  readonly machineId?: string;
+  readonly bootId?: string;
+  /** RFC 3339, of the last heartbeat. */
+  readonly seenAt?: string;
+  readonly leases: number;
+}
+
+export function hostOf(stored: Fields): HostRecord {
+  const machineId = stored.optionalText('machineId');
+  const bootId = stored.optionalText('bootId');
+  const state = HOST_STATES.find((one) => one === stored.text('state'));
+  if (state === undefined) throw new TypeError(`a host is said to be ${stored.text('state')}`);
+  return {
+    host: stored.text('host'),
+    state,
+    ...(machineId !== undefined && { machineId }),
+    ...(bootId !== undefined && { bootId }),
+    ...(stored.has('seenMs') && { seenAt: new Date(stored.digits('seenMs')).toISOString() }),
+    leases: stored.number('leases'),
+  };
+}
+
+const HOST_STATES: readonly HostRecord['state'][] = ['live', 'joining', 'suspect', 'awaited'];
+
+/** Another lease, of a higher or lower generation. */
+export interface Holder {
+  readonly id: string;
+  readonly host: string;
+  readonly generation: number;
+}
+
+/** What became of a lease that a host says it has. */
+export interface LeaseOutcome {
+  readonly id: string;
+  readonly generation: number;
+  /**
+   * `kept`: the ledger has it. `restored`: it has it now; `displaced` is an older lease that was in its way.
+   * `fenced`: `holder` is later, and this one has ended. `misplaced`: its network is not there, or is without its
+   * address.
+   */
+  readonly outcome: 'kept' | 'restored' | 'fenced' | 'misplaced';
+  readonly holder?: Holder;
+  readonly displaced?: Holder;
+  readonly reason?: string;
+}
+
+const LEASE_OUTCOMES: readonly LeaseOutcome['outcome'][] = [
+  'kept',
+  'restored',
+  'fenced',
+  'misplaced',
+];
+
+export function leaseOutcomeOf(answer: Fields): LeaseOutcome {
+  const outcome = LEASE_OUTCOMES.find((one) => one === answer.text('outcome'));
+  if (outcome === undefined) throw new TypeError(`a lease is said to be ${answer.text('outcome')}`);
+  const reason = answer.optionalText('reason');
+  return {
+    id: answer.text('id'),
+    generation: answer.digits('generation'),
+    outcome,
+    ...(answer.has('holder') && { holder: holderOf(answer.object('holder')) }),
+    ...(answer.has('displaced') && { displaced: holderOf(answer.object('displaced')) }),
+    ...(reason !== undefined && { reason }),
+  };
+}
+
+const holderOf = (other: Fields): Holder => ({
+  id: other.text('id'),
+  host: other.text('host'),
+  generation: other.digits('generation'),
+});
