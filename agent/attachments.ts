@@ -16,14 +16,17 @@ import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
-import { Detaches } from './detaches.ts';
+import { announce } from './announce.ts';
+import type { Detaches } from './detaches.ts';
 import type {
   AttachedDevice,
   CheckedAttach,
   NetworkType,
   NetworkTypes,
 } from './networks/network.ts';
-import { Turns } from './turns.ts';
+import type { Session } from './session.ts';
+import type { Turns } from './turns.ts';
+import type { Witness } from './witness.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from './trace.ts';
 
 /** How a request came: its trace, and until when its caller waits (`performance.now()` time). */
@@ -34,11 +37,17 @@ export interface Call {
 
 export interface AttachmentsOptions {
   readonly host: string;
+  readonly machineId: string;
   readonly bootId: string;
   readonly ledger: Ledger;
+  readonly witness: Pick<Witness, 'noteGeneration'>;
+  /** Tries again for a while what the ledger refuses as RECOVERING. */
+  readonly whileRecovering: Session['whileRecovering'];
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  readonly turns: Turns;
+  readonly detaches: Detaches;
   readonly log: Log;
 }
 
@@ -63,21 +72,18 @@ const REVISION_TRIES = 3;
  */
 export class Attachments {
   readonly #options: AttachmentsOptions;
-  readonly #turns = new Turns();
-  readonly #detaches: Detaches;
   readonly #networks = new Map<string, Revised>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
-    this.#detaches = new Detaches(options);
   }
 
   /** Takes up what an earlier agent of this host left half done: it is detached. */
   resume(): void {
     for (const record of this.#options.journal.values()) {
-      this.#announce(record.id);
-      if (record.state === 'attached') continue;
-      this.#beginDetach(
+      announce(this.#options, record.id);
+      if (record.state === 'attached' || record.state === 'fenced') continue;
+      this.#options.detaches.begin(
         record,
         record.detach ?? {
           reason: 'interrupted',
@@ -90,16 +96,16 @@ export class Attachments {
 
   /** Lets what is under way end, `timeoutMs` at most. What is left then, the next agent's `resume` takes up. */
   async stop(timeoutMs: number): Promise<void> {
-    const idle = this.#turns.idle().then(() => this.#detaches.idle());
+    const idle = this.#options.turns.idle().then(() => this.#options.detaches.idle());
     await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]);
-    this.#detaches.stop();
-    for (const { id } of this.#options.journal.values()) this.#announce(id);
+    this.#options.detaches.stop();
+    for (const { id } of this.#options.journal.values()) announce(this.#options, id);
   }
 
   /** Gives a workload its device and addresses, or answers what it has already (`replayed`). */
   attach(given: AttachRequest, call: Call): Promise<AttachAnswer> {
     const request = { ...given, requestId: given.requestId ?? randomUUID() };
-    return this.#turns.take(request.id, call.deadline, async () => {
+    return this.#options.turns.take(request.id, call.deadline, async () => {
       try {
         return await this.#attach(request, call);
       } catch (cause) {
@@ -123,12 +129,12 @@ export class Attachments {
   /** Takes the device away at once; deletion and release follow, and with them the `detached` event. */
   detach(request: DetachRequest, call: Call): Promise<DetachAnswer> {
     const { id, generation } = request;
-    return this.#turns.take(id, call.deadline, async () => {
+    return this.#options.turns.take(id, call.deadline, async () => {
       const record = this.#options.journal.get(id);
       if (record === undefined) return this.#detachUnknown(id, generation);
       if (record.state === 'detaching') return { detached: true, releasing: true };
       refuseOtherGeneration(record, generation);
-      this.#beginDetach(record, {
+      this.#options.detaches.begin(record, {
         reason: 'requested',
         requestId: request.requestId ?? randomUUID(),
         startedAt: new Date().toISOString(),
@@ -138,32 +144,20 @@ export class Attachments {
     });
   }
 
-  /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
-  async expire({ id, nowMs }: { id: string; nowMs: number }): Promise<void> {
-    const { journal, ledger } = this.#options;
-    await this.#turns.take(id, Infinity, async () => {
-      const record = journal.get(id);
-      if (record?.state !== 'attached') return;
-      const lease = await ledger.getLease(id);
-      if (lease?.expiresAt === undefined || Date.parse(lease.expiresAt) > nowMs) return;
-      this.#beginDetach(record, {
-        reason: 'expired',
-        requestId: `expired-${id}-${lease.generation}`,
-        startedAt: new Date().toISOString(),
-      });
-    });
-  }
-
   async #attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
-    await this.#detaches.finished(request.id, call.deadline);
+    const fenced = this.#options.journal.get(request.id);
+    if (fenced?.state === 'fenced') {
+      this.#options.detaches.begin(fenced, { ...this.#ending(request, call), reason: 'fenced' });
+    }
+    await this.#options.detaches.finished(request.id, call.deadline);
     for (let tries = 1; ; tries += 1) {
       const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
       const key = contentKey(request, identity === undefined ? {} : { netns: identity });
       const held = this.#options.journal.get(request.id);
       // First, since a repeat needs no ledger.
-      const replayed = held && (await this.#repeat(held, request, key));
+      const replayed = held && (await this.#repeat(held, request, key, call.deadline));
       if (replayed !== undefined) return replayed;
-      const revised = await this.#network(request.network);
+      const revised = await this.#network(request.network, call.deadline);
       const type = this.#networkType(revised.network.type);
       using checked = type.check(request, revised.network);
       const record: AttachmentRecord = {
@@ -193,6 +187,7 @@ export class Attachments {
     held: AttachmentRecord,
     request: AttachRequest,
     key: string,
+    deadline: number,
   ): Promise<AttachAnswer | undefined> {
     const { journal, log } = this.#options;
     const { attachment, generation } = held;
@@ -210,7 +205,8 @@ export class Attachments {
       return undefined;
     }
     if (request.leaseTtlSeconds === undefined) return { attachment, replayed: true };
-    const lease = await this.#acquire(request, await this.#network(request.network));
+    const revised = await this.#network(request.network, deadline);
+    const lease = await this.#acquire(request, revised, deadline);
     const extended = { ...attachment, lease: leaseFields(lease) };
     journal.put({ ...held, attachment: extended });
     return { attachment: extended, replayed: true };
@@ -221,13 +217,14 @@ export class Attachments {
     const { journal } = this.#options;
     const started = performance.now();
     journal.put(record);
-    const granting = tracedStep('ipam', () => this.#acquire(request, revised));
+    const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
     const obstacle = failureOf(() => checked.prepare());
     let lease: Lease;
     try {
       lease = await granting;
     } catch (error) {
-      if (mayHaveBeenGranted(error)) this.#beginDetach(record, this.#failure(request, call));
+      if (mayHaveBeenGranted(error))
+        this.#options.detaches.begin(record, this.#failure(request, call));
       else journal.remove(record.id);
       throw error;
     }
@@ -257,51 +254,42 @@ export class Attachments {
       });
       undo.move();
       // After the answer: nobody waits for the event.
-      setImmediate(() => this.#announce(record.id));
+      setImmediate(() => announce(this.#options, record.id));
       return { attachment, replayed: false };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
-      this.#beginDetach({ ...record, generation: lease.generation }, this.#failure(request, call));
-      await this.#detaches.finished(record.id, call.deadline).catch(() => {});
+      this.#options.detaches.begin(
+        { ...record, generation: lease.generation },
+        this.#failure(request, call),
+      );
+      await this.#options.detaches.finished(record.id, call.deadline).catch(() => {});
       throw error;
     }
   }
 
-  /** Stores the `attached` event of a record that has not been announced yet. */
-  #announce(id: string): void {
-    const { journal, events } = this.#options;
-    const record = journal.get(id);
-    if (record?.announce === undefined || record.attachment === undefined) return;
-    const { announce, ...announced } = record;
-    events.add({
-      type: 'attached',
-      network: record.attachment.network,
-      subject: id,
-      operation: 'attach',
-      requestId: announce.requestId,
-      trace: announce,
-      body: record.attachment,
-      durationMs: announce.durationMs,
-    });
-    journal.put(announced);
-  }
-
-  async #acquire(request: AttachRequest, { network, revision }: Revised): Promise<Lease> {
-    const { ledger, host, bootId } = this.#options;
+  async #acquire(
+    request: AttachRequest,
+    { network, revision }: Revised,
+    deadline: number,
+  ): Promise<Lease> {
+    const { ledger, witness, whileRecovering, host, machineId, bootId } = this.#options;
     const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
-    const { lease } = await ledger.acquire({
+    const ask = {
       id,
       workload,
       kind,
       network,
       revision,
       host,
+      machineId,
       bootId,
       ...(mac !== undefined && { mac }),
       ...(addresses !== undefined && { addresses }),
       ...(hostname !== undefined && { hostname }),
       ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
-    });
+    };
+    const { lease } = await whileRecovering(deadline, () => ledger.acquire(ask));
+    witness.noteGeneration(lease.generation);
     return lease;
   }
 
@@ -311,10 +299,11 @@ export class Attachments {
     throw new VoltError('UNSUPPORTED', `network type ${name} is not supported`);
   }
 
-  async #network(name: string): Promise<Revised> {
+  async #network(name: string, deadline: number): Promise<Revised> {
     const cached = this.#networks.get(name);
     if (cached !== undefined) return cached;
-    const found = await this.#options.ledger.getNetwork(name);
+    const { ledger, whileRecovering } = this.#options;
+    const found = await whileRecovering(deadline, () => ledger.getNetwork(name));
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
     const revised = { network: found.network, revision: found.revision };
     this.#networks.set(name, revised);
@@ -357,16 +346,12 @@ export class Attachments {
     };
   }
 
-  #beginDetach(record: AttachmentRecord, detach: DetachIntent): void {
-    // Events come in the order in which it came to pass.
-    this.#announce(record.id);
-    const { announce: _announced, ...rest } = record;
-    this.#detaches.begin(rest, detach);
+  #failure(request: Making['request'], call: Call): DetachIntent {
+    return { ...this.#ending(request, call), reason: 'failed' };
   }
 
-  #failure({ requestId }: Making['request'], { trace }: Call): DetachIntent {
+  #ending({ requestId }: Making['request'], { trace }: Call): Omit<DetachIntent, 'reason'> {
     return {
-      reason: 'failed',
       requestId,
       startedAt: new Date().toISOString(),
       ...traceOf(trace),

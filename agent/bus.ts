@@ -8,6 +8,7 @@ import {
   headers as createHeaders,
   type NatsConnection,
   nanos,
+  RequestStrategy,
   RetentionPolicy,
   type Service,
   type ServiceMsg,
@@ -43,7 +44,9 @@ export interface BusEndpoint {
 export interface BusOptions {
   readonly config: Config['nats'];
   readonly host: string;
-  readonly service: { name: string; version: string; metadata: Record<string, string> };
+  readonly service: { readonly name: string; readonly version: string };
+  /** What every ping of the service is answered with, as it is at that time. */
+  readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly eventStream: { readonly name: string; readonly subjects: readonly string[] };
   readonly log: Log;
@@ -55,6 +58,9 @@ export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
 const DRAIN_TIMEOUT_MS = 1_000;
+/** How long the answers to a ping are waited for, and how long after the last one. */
+const SURVEY_MS = 1_000;
+const SURVEY_GAP_MS = 250;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
 const EVENT_AGE_DAYS = 7;
 const EVENT_STREAM_BYTES = 1 << 30;
@@ -105,6 +111,23 @@ export class Bus {
       headers,
       timeout: EVENT_ACK_TIMEOUT_MS,
     });
+  }
+
+  /** The metadata of all agents that answer a ping, this one too; null while there is no connection. */
+  async survey(): Promise<Readonly<Record<string, string>>[] | null> {
+    const connection = this.#connection;
+    if (connection === undefined || this.#state !== 'connected') return null;
+    const strategy = RequestStrategy.JitterTimer;
+    const client = connection.services.client({
+      strategy,
+      maxWait: SURVEY_MS,
+      jitter: SURVEY_GAP_MS,
+    });
+    const found: Readonly<Record<string, string>>[] = [];
+    for await (const { metadata = {} } of await client.ping(this.#options.service.name)) {
+      found.push(metadata);
+    }
+    return found;
   }
 
   /** Stops taking requests; those under way go on, and their answers are still sent. */
@@ -188,12 +211,12 @@ export class Bus {
   }
 
   async #serve(connection: NatsConnection): Promise<void> {
-    const { service, endpoints } = this.#options;
+    const { service, metadata, endpoints } = this.#options;
     const added = await connection.services.add({
       name: service.name,
       version: service.version,
       description: 'Network of virtual machines and containers on this host',
-      metadata: service.metadata,
+      metadata: liveMetadata(metadata),
     });
     this.#service = added;
     for (const { name, subject, queue, answer } of endpoints) {
@@ -253,6 +276,15 @@ export class Bus {
     this.#options.onState(state);
   }
 }
+
+/** nats.js reads the metadata of a service anew for every ping: so do these. */
+const liveMetadata = (read: () => Readonly<Record<string, string>>): Record<string, string> =>
+  Object.defineProperties(
+    {},
+    Object.fromEntries(
+      Object.keys(read()).map((key) => [key, { enumerable: true, get: () => read()[key] }]),
+    ),
+  );
 
 function requestOf(message: ServiceMsg): BusRequest {
   const header = (name: string): string | undefined => {

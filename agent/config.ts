@@ -121,7 +121,10 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
     });
     throw new ConfigError(problems.join('; '));
   }
-  const { redis } = checked.data;
+  const { redis, heartbeatSeconds, suspectAfterSeconds } = checked.data;
+  if (suspectAfterSeconds < 2 * heartbeatSeconds) {
+    throw new ConfigError('suspectAfterSeconds: must be twice heartbeatSeconds at least');
+  }
   if (redis.mode !== 'single' && redis.nodes === null) {
     throw new ConfigError(`redis.nodes: must be given with redis.mode "${redis.mode}"`);
   }

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import { announce } from './announce.ts';
 import type { EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
@@ -35,7 +36,9 @@ export class Detaches {
 
   begin(record: AttachmentRecord, detach: DetachIntent): void {
     const { journal, networkTypes } = this.#options;
-    const detaching: AttachmentRecord = { ...record, state: 'detaching', detach };
+    announce(this.#options, record.id);
+    const { announce: _, ...rest } = record;
+    const detaching: AttachmentRecord = { ...rest, state: 'detaching', detach };
     journal.put(detaching);
     const type = networkTypes[record.networkType];
     const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();

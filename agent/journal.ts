@@ -4,6 +4,7 @@ import {
   type Attachment,
   type AttachRequest,
   attachmentSchema,
+  STATES as ATTACHMENT_STATES,
   attachRequestSchema,
 } from '#protocol/attachment.ts';
 import { parseRequest } from '#protocol/parse.ts';
@@ -18,7 +19,8 @@ const RECORD_VERSION = 1;
  */
 export interface AttachmentRecord {
   readonly id: string;
-  readonly state: 'attaching' | 'attached' | 'detaching';
+  /** `fenced`: its lease is another's by now, and its device is down. */
+  readonly state: Attachment['state'];
   readonly networkType: Network['type'];
   readonly request: AttachRequest;
   /** Equal for requests of the same content (contract of `attach`). */
@@ -50,7 +52,7 @@ export interface Announcement {
 }
 
 export interface DetachIntent {
-  readonly reason: 'requested' | 'expired' | 'failed' | 'interrupted';
+  readonly reason: 'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted';
   readonly requestId: string;
   readonly startedAt: string;
   readonly traceparent?: string;
@@ -135,7 +137,7 @@ export class Journal {
   }
 }
 
-const STATES: ReadonlySet<unknown> = new Set(['attaching', 'attached', 'detaching']);
+const STATES: ReadonlySet<unknown> = new Set(ATTACHMENT_STATES);
 
 function parseRecord(text: string): AttachmentRecord {
   const record: unknown = JSON.parse(text);

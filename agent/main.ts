@@ -13,8 +13,10 @@ import { Attachments } from './attachments.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
+import { Detaches } from './detaches.ts';
 import { EventLog } from './events.ts';
 import { Handoff } from './handoff.ts';
+import { Holdings } from './holdings.ts';
 import { Inspection } from './inspection.ts';
 import { Journal } from './journal.ts';
 import { Kernel } from './kernel.ts';
@@ -24,6 +26,8 @@ import { Removal } from './networks/removal.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { startTelemetry } from './telemetry.ts';
+import { Turns } from './turns.ts';
+import { Witness } from './witness.ts';
 
 const SERVICE_NAME = 'volt-network-agent';
 const VERSION = packageJson.version;
@@ -121,6 +125,7 @@ class Agent {
   readonly #session: Session;
   readonly #handoff: Handoff;
   readonly #journal: Journal;
+  readonly #witness: Witness;
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -128,11 +133,14 @@ class Agent {
     this.#config = config;
     this.#log = log;
     const { host, runtimeDir, stateDir, subjectPrefix } = config;
+    const machineId = readWord('/etc/machine-id');
     const bootId = readWord('/proc/sys/kernel/random/boot_id');
     this.#journal = new Journal(runtimeDir);
     const journal = this.#journal;
     const kernel = new Kernel();
     const removal = new Removal(new Kernel(), log);
+    this.#witness = new Witness({ stateDir, log });
+    const witness = this.#witness;
     const networkTypes: NetworkTypes = {
       bridged: new Bridged({ host, kernel, removal, journal, log }),
     };
@@ -146,32 +154,62 @@ class Agent {
       publish: (event) => this.#bus.publishEvent(event),
     });
     const events = this.#events;
+    const turns = new Turns();
+    const detaches = new Detaches({ host, ledger, journal, events, networkTypes, log });
     this.#attachments = new Attachments({
       host,
+      machineId,
       bootId,
+      ledger,
+      witness,
+      whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
+      journal,
+      events,
+      networkTypes,
+      turns,
+      detaches,
+      log,
+    });
+    const attachments = this.#attachments;
+    const holdings = new Holdings({
+      host,
+      bootId,
+      onReboot: config.onReboot,
       ledger,
       journal,
       events,
       networkTypes,
+      turns,
+      detaches,
       log,
     });
-    const attachments = this.#attachments;
     const inspection = new Inspection({ host, journal, ledger, networkTypes });
     this.#session = new Session({
       host,
-      machineId: readWord('/etc/machine-id'),
+      machineId,
       bootId,
       heartbeatSeconds: config.heartbeatSeconds,
       suspectAfterSeconds: config.suspectAfterSeconds,
+      recoveryWindowSeconds: config.recoveryWindowSeconds,
       ledger,
-      attachments,
+      witness,
+      holdings,
+      events,
       log,
+      isNewFleet: () => this.#isNewFleet(),
+      onOpen: () => void this.#createNetworks(),
     });
     this.#handoff = new Handoff({ runtimeDir, journal, kernel, health: () => this.#health(), log });
     this.#bus = new Bus({
       config: config.nats,
       host,
-      service: { name: SERVICE_NAME, version: VERSION, metadata: { host, features: 'bridged' } },
+      service: { name: SERVICE_NAME, version: VERSION },
+      metadata: () => ({
+        host,
+        features: 'bridged',
+        fleet: subjectPrefix,
+        generation: String(witness.seen.generation),
+      }),
       endpoints: createEndpoints({
         host,
         subjectPrefix,
@@ -186,7 +224,10 @@ class Agent {
       log,
       onState: (state) => {
         log.info({ nats: state }, 'NATS');
-        if (state === 'connected') this.#events.nudge();
+        if (state !== 'connected') return;
+        this.#events.nudge();
+        // A new fleet's ledger waits until its peers can be asked.
+        void this.#session.beat();
       },
     });
   }
@@ -194,13 +235,15 @@ class Agent {
   /** Returns when the socket is open. NATS and Redis are connected to in the background. */
   start(): void {
     this.#journal.load(this.#log);
+    this.#witness.load();
+    for (const { generation = 0 } of this.#journal.values()) {
+      this.#witness.noteGeneration(generation);
+    }
     this.#events.start();
     this.#handoff.start();
     this.#ledger.onStatus((status) => {
       this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');
-      if (status.state !== 'ready') return;
-      void this.#session.beat();
-      void this.#createNetworks();
+      if (status.state === 'ready') void this.#session.beat();
     });
     this.#ledger.start();
     this.#bus.start();
@@ -230,11 +273,19 @@ class Agent {
         startedAt: this.#startedAt,
         nats: this.#bus.state,
         redis: this.#ledger.status,
+        session: this.#session.status,
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
       },
     };
+  }
+
+  /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */
+  async #isNewFleet(): Promise<boolean> {
+    const peers = await this.#bus.survey();
+    const fleet = this.#config.subjectPrefix;
+    return peers?.every((peer) => peer['fleet'] !== fleet || peer['generation'] === '0') ?? false;
   }
 
   /** A file creates the network that is not there; where the record differs, the record is used. */

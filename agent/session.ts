@@ -1,6 +1,10 @@
-import type { Ledger } from '#ipam-store/ledger.ts';
-import type { Attachments } from './attachments.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { VoltError } from '#protocol/errors.ts';
+import type { Ledger, LedgerState, NetworkRecord, Pulse } from '#ipam-store/ledger.ts';
+import type { EventLog } from './events.ts';
+import type { Holdings, Settled } from './holdings.ts';
 import type { Log } from './log.ts';
+import type { Witness } from './witness.ts';
 
 export interface SessionOptions {
   readonly host: string;
@@ -8,22 +12,57 @@ export interface SessionOptions {
   readonly bootId: string;
   readonly heartbeatSeconds: number;
   readonly suspectAfterSeconds: number;
+  readonly recoveryWindowSeconds: number | null;
   readonly ledger: Ledger;
-  readonly attachments: Attachments;
+  readonly witness: Witness;
+  readonly holdings: Holdings;
+  readonly events: EventLog;
   readonly log: Log;
+  /** True when no other agent has seen anything of the ledger; false also while nobody can be asked. */
+  readonly isNewFleet: () => Promise<boolean>;
+  /** The ledger grants, or grants again: what it must have can be put into it. */
+  readonly onOpen: () => void;
 }
 
+/** What an operator should know of the session. */
+export interface SessionStatus {
+  readonly state: LedgerState | 'unknown' | 'refused';
+  /** Whether leases can be granted to this host. */
+  readonly open: boolean;
+  /** For whom the ledger waits. */
+  readonly awaiting: readonly string[];
+  /** Why the last heartbeat was refused. */
+  readonly reason?: string;
+}
+
+type Arrival = Pick<Pulse, 'before' | 'rebooted' | 'nowMs'>;
+
+const RECOVERY_WAIT_MS = 3_000;
+const RETRY_MS = 100;
+/** A turn brings the next one at once while there is news; this many at most. */
+const MAX_TURNS = 8;
+
 /**
- * This host's session in the ledger: one heartbeat a period says that the host lives, whatever it holds,
- * and brings back which of its leases have expired, by the ledger's clock.
+ * This host's session in the ledger. One heartbeat a period says that the host lives and what it has seen,
+ * whatever it holds; the answer says what to do: re-assert what the host holds, end what has expired, tell the
+ * fleet what has happened.
  */
 export class Session {
   readonly #options: SessionOptions;
   #timer: NodeJS.Timeout | undefined;
-  #beating = false;
+  #beating: Promise<void> | undefined;
+  #status: SessionStatus = { state: 'unknown', open: false, awaiting: [] };
+  /** What has not been told of this host's arrival. */
+  #arrival: Arrival | undefined;
+  /** The epoch for which leases without a record have been looked for. */
+  #settled: string | undefined;
 
   constructor(options: SessionOptions) {
     this.#options = options;
+  }
+
+  get status(): SessionStatus {
+    return this.#status;
   }
 
   start(): void {
@@ -35,24 +74,180 @@ export class Session {
     clearInterval(this.#timer);
   }
 
-  /** Also called when the ledger comes back, so that a period is not waited for. */
-  async beat(): Promise<void> {
-    const { host, machineId, bootId, suspectAfterSeconds, ledger, attachments, log } =
-      this.#options;
-    if (this.#beating || ledger.status.state !== 'ready') return;
-    this.#beating = true;
-    try {
-      const { nowMs, due } = await ledger.heartbeat({
-        host,
-        machineId,
-        bootId,
-        suspectAfterSeconds,
-      });
-      for (const { id } of due) await attachments.expire({ id, nowMs });
-    } catch (error) {
-      log.warn({ error: String(error) }, 'heartbeat refused');
-    } finally {
-      this.#beating = false;
+  /** Resolves when a heartbeat, and what its answer asked for, is done; refusals are in the status. */
+  beat(): Promise<void> {
+    this.#beating ??= this.#beat().finally(() => {
+      this.#beating = undefined;
+    });
+    return this.#beating;
+  }
+
+  /**
+   * Does what the ledger may refuse as RECOVERING; then it is tried again for three seconds, and not beyond
+   * `deadline` (`performance.now()` time): after a restart of Redis that is all it takes.
+   */
+  async whileRecovering<T>(deadline: number, work: () => Promise<T>): Promise<T> {
+    const end = Math.min(deadline - RETRY_MS, performance.now() + RECOVERY_WAIT_MS);
+    for (;;) {
+      try {
+        return await work();
+      } catch (error) {
+        const recovering = error instanceof VoltError && error.code === 'RECOVERING';
+        if (!recovering || performance.now() > end) throw error;
+        // Not waited for: what a heartbeat asks for may wait for what waits here.
+        void this.beat();
+        await sleep(RETRY_MS);
+      }
     }
+  }
+
+  async #beat(): Promise<void> {
+    const { ledger, log } = this.#options;
+    let newFleet = false;
+    for (let turn = 1; turn <= MAX_TURNS && ledger.status.state === 'ready'; turn += 1) {
+      try {
+        const pulse = await this.#pulse(newFleet);
+        if (pulse.state === 'unclaimed') {
+          newFleet = await this.#options.isNewFleet();
+          if (!newFleet) return;
+        } else if (!(await this.#take(pulse))) {
+          return;
+        }
+      } catch (error) {
+        const reason = error instanceof Error ? error.message : String(error);
+        if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat refused');
+        this.#status = { state: 'refused', open: false, awaiting: [], reason };
+        return;
+      }
+    }
+  }
+
+  async #pulse(newFleet: boolean): Promise<Pulse> {
+    const { host, machineId, bootId, suspectAfterSeconds, recoveryWindowSeconds } = this.#options;
+    const pulse = await this.#options.ledger.heartbeat({
+      host,
+      machineId,
+      bootId,
+      suspectAfterSeconds,
+      recoveryWindowSeconds,
+      seen: this.#options.witness.seen,
+      newFleet,
+    });
+    const { state, mayAcquire, awaiting } = pulse;
+    if (state !== this.#status.state) {
+      this.#options.log.info({ ledger: state, awaiting }, 'the ledger');
+    }
+    const opened = mayAcquire && !this.#status.open;
+    this.#status = { state, open: mayAcquire, awaiting };
+    if (opened) this.#options.onOpen();
+    return pulse;
+  }
+
+  /** Answers whether another heartbeat has something to say. */
+  async #take(pulse: Pulse): Promise<boolean> {
+    const { witness, holdings } = this.#options;
+    if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
+    this.#tell(pulse);
+    const named = pulse.seen.hosts !== undefined;
+    await witness.note(pulse.seen);
+    if (pulse.reassert) {
+      await this.#reassert(pulse.epoch);
+      return true;
+    }
+    for (const { id } of pulse.due) {
+      this.#aside(holdings.expire({ id, nowMs: pulse.nowMs }), 'an expired lease is still there');
+    }
+    if (pulse.state === 'armed') {
+      if (pulse.seen.revision !== witness.networksRevision) {
+        await witness.noteNetworks(pulse.seen.revision, await this.#networks());
+      }
+      if (pulse.mayAcquire) this.#settle(pulse.epoch);
+    }
+    return named;
+  }
+
+  async #networks(): Promise<NetworkRecord[]> {
+    const networks: NetworkRecord[] = [];
+    let cursor: string | undefined;
+    do {
+      const page = await this.#options.ledger.listNetworks({ cursor });
+      networks.push(...page.networks);
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    return networks;
+  }
+
+  /** Says what this host holds, from its records; what somebody else holds by now is set down. */
+  async #reassert(epoch: string): Promise<void> {
+    const { host, machineId, ledger, witness, holdings, log } = this.#options;
+    const { networks, leases } = await ledger.reassert(
+      { host, machineId, epoch },
+      { networks: witness.networks, leases: holdings.leases() },
+    );
+    this.#settled = undefined;
+    const restored = leases.filter(({ outcome }) => outcome === 'restored').length;
+    log.info({ epoch, leases: leases.length, restored }, 're-asserted');
+    for (const network of networks) {
+      if (network.outcome === 'refused') log.error({ ...network }, 'a network was not restored');
+    }
+    for (const lease of leases) {
+      if (lease.outcome === 'misplaced') log.error({ ...lease }, 'a lease was not restored');
+      if (lease.outcome === 'fenced') this.#aside(holdings.fence(lease), 'not fenced yet');
+    }
+  }
+
+  /** Once for each epoch: leases without a record, and the news that this host is there. */
+  #settle(epoch: string): void {
+    if (this.#settled === epoch && this.#arrival === undefined) return;
+    this.#settled = epoch;
+    const arrival = this.#arrival;
+    this.#arrival = undefined;
+    const settling = this.#options.holdings.settle().then(
+      (settled) => this.#tellArrival(arrival, settled),
+      (error: unknown) => {
+        // The next heartbeat tries it again.
+        this.#settled = undefined;
+        this.#arrival ??= arrival;
+        throw error;
+      },
+    );
+    this.#aside(settling, 'leases without a record are still there');
+  }
+
+  #tellArrival(arrival: Arrival | undefined, settled: Settled): void {
+    if (arrival === undefined) return;
+    const { host, bootId, events } = this.#options;
+    const { before, rebooted, nowMs } = arrival;
+    events.add({
+      type: 'host-up',
+      network: '-',
+      subject: host,
+      operation: 'host-up',
+      requestId: `host-up-${nowMs}`,
+      trace: {},
+      body: { host, bootId, before: before ?? 'unknown', rebooted, ...settled },
+    });
+  }
+
+  /** What may have to wait for requests under way; a heartbeat does not. */
+  #aside(work: Promise<void>, failed: string): void {
+    work.catch((error: unknown) => this.#options.log.warn({ error: String(error) }, failed));
+  }
+
+  /** What this heartbeat has brought about in the fleet. */
+  #tell({ epoch, began, ended, awaiting, missed, fallen, reclaimed, nowMs }: Pulse): void {
+    const { events } = this.#options;
+    const told = (
+      type: 'recovering' | 'recovered' | 'suspect',
+      subject: string,
+      requestId: string,
+      body: Readonly<Record<string, unknown>>,
+    ): void => {
+      events.add({ type, network: '-', subject, operation: type, requestId, trace: {}, body });
+    };
+    if (began) told('recovering', 'ledger', `recovering-${epoch}`, { epoch, awaiting });
+    if (ended) told('recovered', 'ledger', `recovered-${epoch}`, { epoch, missed });
+    for (const host of fallen) told('suspect', host, `suspect-${host}-${nowMs}`, { host });
+    for (const lease of reclaimed) this.#options.holdings.announceEnd(lease, 'reclaimed');
   }
 }

@@ -45,8 +45,7 @@ const addressText: Check = (value) =>
     ? undefined
     : 'must be an address as text';
 
-const flag: Check = (value) =>
-  typeof value === 'boolean' ? undefined : 'must be true or false';
+const flag: Check = (value) => (typeof value === 'boolean' ? undefined : 'must be true or false');
 
 export const CHECKS = {
   id: matching(ID_PATTERN, 'an attachment id'),

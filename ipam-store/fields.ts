@@ -54,7 +54,9 @@ export class Fields {
   texts(name: string): string[] {
     const value = this.#values[name];
     if (!Array.isArray(value)) return this.#refuse(name, 'a list');
-    return value.map((one: unknown) => (typeof one === 'string' ? one : this.#refuse(name, 'texts')));
+    return value.map((one: unknown) =>
+      typeof one === 'string' ? one : this.#refuse(name, 'texts'),
+    );
   }
 
   /** False for null, as for what is not there. */

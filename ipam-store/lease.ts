@@ -1,4 +1,10 @@
-import { AddressError, deriveMac, InterfaceAddress, IpAddress, MacAddress } from '#protocol/address.ts';
+import {
+  AddressError,
+  deriveMac,
+  InterfaceAddress,
+  IpAddress,
+  MacAddress,
+} from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { allow, need, refuseField } from './checks.ts';

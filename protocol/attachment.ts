@@ -4,7 +4,7 @@ import { HOSTNAME_PATTERN, ID_PATTERN, isDeviceName, NETWORK_PATTERN } from './n
 import { mtuSchema, NETWORK_TYPES } from './network.ts';
 
 export const KINDS = ['vm', 'container'] as const;
-export const STATES = ['attaching', 'attached', 'detaching'] as const;
+export const STATES = ['attaching', 'attached', 'detaching', 'fenced'] as const;
 export const DEVICE_TYPES = ['tap', 'veth', 'macvtap', 'macvlan', 'vf'] as const;
 export const FILTERS = ['full', 'mac', 'none'] as const;
 export const PORT_PROTOCOLS = ['tcp', 'udp', 'sctp'] as const;

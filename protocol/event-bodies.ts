@@ -29,11 +29,22 @@ const onHost = z.looseObject(outcome);
 export const eventBodySchemas = {
   attached,
   updated: attached,
-  /** The attachment as it was, and why it ended. */
-  detached: attached.extend({
+  /** The attachment as it was, or what its lease tells of it, and why it ended. */
+  detached: attached.partial().extend({
+    id: z.string(),
+    generation: z.int(),
+    workload: z.string(),
+    network: z.string(),
+    host: z.string(),
+    mac: z.string(),
+    addresses: attachmentSchema.shape.addresses,
     state: z.literal('detached'),
-    /** `requested`, `expired`, `failed`, `interrupted`; a newer agent may have more. */
+    /**
+     * `requested`, `expired`, `failed`, `fenced`, `interrupted`, `reboot`, `reclaimed`; a newer agent may have
+     * more. Of the last three there is no attachment, but a lease.
+     */
     reason: z.string(),
+    ...outcome,
   }),
   failed: z.object({
     error: errorSchema,

@@ -117,6 +117,16 @@ export class Bridged implements NetworkType {
     return { removed: removal.delete({ index: link.index, alias: link.alias }) };
   }
 
+  setDown(record: AttachmentRecord): void {
+    const link = this.#linkOf(record);
+    if (link === null) return;
+    try {
+      this.#options.kernel.links.set(link, { up: false });
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV')) throw error;
+    }
+  }
+
   observe(attachment: Attachment): Difference[] {
     return observePort(this.#options.kernel, attachment);
   }

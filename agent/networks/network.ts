@@ -39,6 +39,8 @@ export interface NetworkType {
    * open intent. Success when nothing is there.
    */
   detach(record: AttachmentRecord): RemovingDevice;
+  /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
+  setDown(record: AttachmentRecord): void;
   /** Compares the kernel with the attachment; reads only. Empty when they agree. */
   observe(attachment: Attachment): Difference[];
 }

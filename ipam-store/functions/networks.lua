@@ -192,7 +192,9 @@ local function get_network(keys, args)
   local held = redis.call(
     'HMGET', network_key(root, name), 'network', 'revision', 'delayMs', 'family:4', 'family:6')
   if not held[1] then
-    return 'null'
+    -- An emptied server says so, and not that there is no such network.
+    local closed = unarmed(root)
+    return closed and reply_of(closed) or 'null'
   end
   local usage = {}
   for index, family in ipairs(FAMILIES) do

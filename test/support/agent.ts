@@ -19,7 +19,7 @@ export interface RunningAgent {
   /** All that it has written. */
   output(): string;
   health(): Promise<Record<string, unknown>>;
-  /** Until NATS and Redis are connected. */
+  /** Until NATS and Redis are connected, and leases can be granted. */
   ready(): Promise<void>;
   /** SIGTERM, and the folders removed; resolves with its exit code. */
   stop(): Promise<number | null>;
@@ -95,8 +95,8 @@ export async function startAgent(
     health,
     ready: async () => {
       await until('the agent is connected', async () => {
-        const { nats, redis } = await health();
-        return nats === 'connected' && (redis as { state: string }).state === 'ready';
+        const { nats, session } = await health();
+        return nats === 'connected' && (session as { open: boolean }).open;
       });
     },
     stop: async () => {

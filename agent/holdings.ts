@@ -1,0 +1,180 @@
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import type { Ledger, Lease, LeaseOutcome } from '#ipam-store/ledger.ts';
+import { announce } from './announce.ts';
+import type { Config } from './config.ts';
+import type { Detaches } from './detaches.ts';
+import type { EventLog } from './events.ts';
+import type { AttachmentRecord, Journal } from './journal.ts';
+import type { Log } from './log.ts';
+import type { NetworkTypes } from './networks/network.ts';
+import type { Turns } from './turns.ts';
+
+export interface HoldingsOptions {
+  readonly host: string;
+  readonly bootId: string;
+  readonly onReboot: Config['onReboot'];
+  readonly ledger: Ledger;
+  readonly journal: Journal;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly turns: Turns;
+  readonly detaches: Detaches;
+  readonly log: Log;
+}
+
+/** Ids of leases, of which an event names so many. */
+const MAX_NAMED = 100;
+
+/** Leases of before: what became of those without a record. */
+export interface Settled {
+  readonly kept: readonly string[];
+  readonly released: readonly string[];
+}
+
+/**
+ * What this host holds in the ledger, where records and leases have to be brought together: after a loss, a reboot,
+ * an expiry, or when somebody else has been given what this host believes its own.
+ */
+export class Holdings {
+  readonly #options: HoldingsOptions;
+  /** Ids that wait for their turn to expire. */
+  readonly #expiring = new Set<string>();
+
+  constructor(options: HoldingsOptions) {
+    this.#options = options;
+  }
+
+  /** The leases of all records that are not fenced, also of those that are being detached. */
+  leases(): Lease[] {
+    return this.#options.journal
+      .values()
+      .filter(({ state }) => state !== 'fenced')
+      .map(leaseOfRecord)
+      .filter((lease) => lease !== undefined);
+  }
+
+  /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
+  async expire({ id, nowMs }: { id: string; nowMs: number }): Promise<void> {
+    const { journal, ledger, turns, detaches } = this.#options;
+    if (this.#expiring.has(id)) return;
+    this.#expiring.add(id);
+    const turn = turns.take(id, Infinity, async () => {
+      const record = journal.get(id);
+      if (record?.state !== 'attached') return;
+      const lease = await ledger.getLease(id);
+      if (lease?.expiresAt === undefined || Date.parse(lease.expiresAt) > nowMs) return;
+      detaches.begin(record, {
+        reason: 'expired',
+        requestId: `expired-${id}-${lease.generation}`,
+        startedAt: new Date().toISOString(),
+      });
+    });
+    await turn.finally(() => this.#expiring.delete(id));
+  }
+
+  /**
+   * Sets an attachment down whose lease has ended without this host: the operator forgot the host, or its lease was
+   * reclaimed, and its address or id may be another's. It stays like that until it is detached or attached anew.
+   */
+  async fence({ id, generation, holder }: LeaseOutcome): Promise<void> {
+    const { journal, networkTypes, turns, events, log } = this.#options;
+    await turns.take(id, Infinity, async () => {
+      const record = journal.get(id);
+      if (record?.state !== 'attached' || record.generation !== generation) return;
+      networkTypes[record.networkType]?.setDown(record);
+      announce(this.#options, id);
+      journal.put({ ...(journal.get(id) ?? record), state: 'fenced' });
+      const by = holder === undefined ? '' : `: ${holder.id} on host ${holder.host} has it now`;
+      const error = new VoltError('STALE_GENERATION', `${id} is fenced${by}`, {
+        details: { id, generation, ...(holder !== undefined && { holder: { ...holder } }) },
+      });
+      log.error({ id, generation, holder }, 'fenced: its device is down');
+      events.add({
+        type: 'failed',
+        network: record.request.network,
+        subject: id,
+        operation: 'fence',
+        requestId: `fenced-${id}-${generation}`,
+        trace: {},
+        body: { ...toErrorBody(error), operation: 'fence', request: record.request },
+      });
+    });
+  }
+
+  /**
+   * Leases of this host without a record are of before a reboot, or leaked. Those of containers end, since their
+   * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise.
+   */
+  async settle(): Promise<Settled> {
+    const { host, bootId, onReboot, ledger, journal, turns } = this.#options;
+    const kept: string[] = [];
+    const released: string[] = [];
+    let cursor: string | undefined;
+    do {
+      const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
+      for (const lease of page.leases) {
+        const { id, kind, generation } = lease;
+        if (journal.get(id) !== undefined) continue;
+        const rebooted = lease.bootId !== bootId;
+        if (rebooted && kind === 'vm' && onReboot === 'recreate') {
+          kept.push(id);
+          continue;
+        }
+        const ended = await turns.take(id, Infinity, async () => {
+          if (journal.get(id) !== undefined) return false;
+          return (await ledger.release({ id, generation, host, cool: true })) === 'released';
+        });
+        if (!ended) continue;
+        released.push(id);
+        this.announceEnd(lease, rebooted ? 'reboot' : 'interrupted');
+      }
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    return { kept: kept.slice(0, MAX_NAMED), released: released.slice(0, MAX_NAMED) };
+  }
+
+  /** The `detached` event of a lease that ended without an attachment of this host. */
+  announceEnd(lease: Lease, reason: 'reboot' | 'interrupted' | 'reclaimed'): void {
+    const { id, generation, network, workload, kind, host, mac, addresses } = lease;
+    this.#options.events.add({
+      type: 'detached',
+      network,
+      subject: id,
+      operation: 'detach',
+      requestId: `${reason}-${id}-${generation}`,
+      trace: {},
+      body: {
+        id,
+        generation,
+        workload,
+        kind,
+        network,
+        host,
+        mac,
+        addresses: addresses.map((address) => ({ address })),
+        state: 'detached',
+        reason,
+      },
+    });
+  }
+}
+
+/** The lease that a record tells of; undefined for one that has none yet. */
+function leaseOfRecord({ attachment, request, bootId }: AttachmentRecord): Lease | undefined {
+  if (attachment === undefined) return undefined;
+  const { id, generation, network, workload, kind, host, mac, addresses, lease } = attachment;
+  return {
+    id,
+    generation,
+    network,
+    workload,
+    kind,
+    host,
+    bootId,
+    ...(request.hostname !== undefined && { hostname: request.hostname }),
+    mac,
+    addresses: addresses.map(({ address }) => address),
+    grantedAt: lease.grantedAt,
+    ...(lease.expiresAt !== undefined && { expiresAt: lease.expiresAt }),
+  };
+}

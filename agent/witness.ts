@@ -1,0 +1,124 @@
+import { mkdirSync, readFileSync, renameSync } from 'node:fs';
+import { open, rename } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { parseNetwork } from '#protocol/network.ts';
+import { type NetworkRecord, NOTHING_SEEN, type Pulse, type Seen } from '#ipam-store/ledger.ts';
+import type { Log } from './log.ts';
+
+const VERSION = 1;
+const LEDGER_FILE = 'ledger.json';
+const NETWORKS_FILE = 'networks.json';
+
+const counter = z.int().min(0);
+const ledgerSchema = z.object({
+  version: z.literal(VERSION),
+  generation: counter,
+  revision: counter,
+  roster: counter,
+  hosts: z.array(z.string()),
+});
+const networksSchema = z.object({
+  version: z.literal(VERSION),
+  revision: counter,
+  networks: z.array(z.object({ revision: counter, network: z.unknown() })),
+});
+
+/**
+ * What this host has seen of the ledger, in the state folder: the newest counters and list of hosts that an answer
+ * held, and every network. By it a Redis that came back empty or older is found out, and filled again.
+ */
+export class Witness {
+  readonly #folder: string;
+  readonly #log: Log;
+  #seen: Seen = NOTHING_SEEN;
+  #networks: readonly NetworkRecord[] = [];
+  #networksRevision = 0;
+
+  constructor(options: { stateDir: string; log: Log }) {
+    this.#folder = options.stateDir;
+    this.#log = options.log;
+  }
+
+  /** Reads the state folder. What cannot be read is set aside and reported, and has not been seen. */
+  load(): void {
+    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+    this.#read(LEDGER_FILE, (value) => {
+      const { version: _, ...seen } = ledgerSchema.parse(value);
+      this.#seen = seen;
+    });
+    this.#read(NETWORKS_FILE, (value) => {
+      const { revision, networks } = networksSchema.parse(value);
+      this.#networks = networks.map((one) => ({
+        revision: one.revision,
+        network: parseNetwork(one.network),
+      }));
+      this.#networksRevision = revision;
+    });
+  }
+
+  get seen(): Seen {
+    return this.#seen;
+  }
+
+  /** Every network of the fleet, as of `networksRevision`. */
+  get networks(): readonly NetworkRecord[] {
+    return this.#networks;
+  }
+
+  get networksRevision(): number {
+    return this.#networksRevision;
+  }
+
+  /** A generation that was granted to this host. It reaches the disk with its record, and the next `note`. */
+  noteGeneration(generation: number): void {
+    if (generation > this.#seen.generation) this.#seen = { ...this.#seen, generation };
+  }
+
+  /** Resolves when what is new is on disk: only then may it be told. */
+  async note({ generation, revision, roster, hosts }: Pulse['seen']): Promise<void> {
+    const before = this.#seen;
+    const newer = {
+      generation: Math.max(before.generation, generation),
+      revision: Math.max(before.revision, revision),
+    };
+    // A roster without its list has not been seen.
+    const list =
+      hosts === undefined ? { roster: before.roster, hosts: before.hosts } : { roster, hosts };
+    const seen = { ...newer, ...list };
+    const changed = newer.generation > before.generation || newer.revision > before.revision;
+    if (!changed && hosts === undefined) return;
+    await this.#write(LEDGER_FILE, seen);
+    this.#seen = { ...seen, generation: Math.max(seen.generation, this.#seen.generation) };
+  }
+
+  async noteNetworks(revision: number, networks: readonly NetworkRecord[]): Promise<void> {
+    await this.#write(NETWORKS_FILE, { revision, networks });
+    this.#networks = networks;
+    this.#networksRevision = revision;
+  }
+
+  #read(name: string, take: (value: unknown) => void): void {
+    const path = join(this.#folder, name);
+    try {
+      take(JSON.parse(readFileSync(path, 'utf8')));
+    } catch (error) {
+      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return;
+      renameSync(path, `${path}.corrupt`);
+      this.#log.error({ file: path, error: String(error) }, 'set aside: it cannot be read');
+    }
+  }
+
+  /** Outlives a crash of the machine: written, synced, renamed. */
+  async #write(name: string, value: object): Promise<void> {
+    const path = join(this.#folder, name);
+    const file = await open(`${path}.tmp`, 'w', 0o600);
+    try {
+      await file.writeFile(`${JSON.stringify({ version: VERSION, ...value })}\n`);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(`${path}.tmp`, path);
+  }
+}
