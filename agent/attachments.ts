@@ -40,7 +40,7 @@ export interface AttachmentsOptions {
   readonly machineId: string;
   readonly bootId: string;
   readonly ledger: Ledger;
-  readonly witness: Pick<Witness, 'noteGeneration'>;
+  readonly witness: Witness;
   /** Tries again for a while what the ledger refuses as RECOVERING. */
   readonly whileRecovering: Session['whileRecovering'];
   readonly journal: Journal;
@@ -307,6 +307,7 @@ export class Attachments {
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
     const revised = { network: found.network, revision: found.revision };
     this.#networks.set(name, revised);
+    this.#options.witness.noteNetwork(revised);
     return revised;
   }
 

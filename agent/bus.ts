@@ -45,7 +45,7 @@ export interface BusOptions {
   readonly config: Config['nats'];
   readonly host: string;
   readonly service: { readonly name: string; readonly version: string };
-  /** What every ping of the service is answered with, as it is at that time. */
+  /** Read anew for each `$SRV.INFO`; a ping is answered with what it was at the start. */
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly eventStream: { readonly name: string; readonly subjects: readonly string[] };
@@ -58,7 +58,7 @@ export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
 const DRAIN_TIMEOUT_MS = 1_000;
-/** How long the answers to a ping are waited for, and how long after the last one. */
+/** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
 const SURVEY_MS = 1_000;
 const SURVEY_GAP_MS = 250;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
@@ -113,7 +113,7 @@ export class Bus {
     });
   }
 
-  /** The metadata of all agents that answer a ping, this one too; null while there is no connection. */
+  /** The metadata of all agents that answer `$SRV.INFO`, this one too; null while there is no connection. */
   async survey(): Promise<Readonly<Record<string, string>>[] | null> {
     const connection = this.#connection;
     if (connection === undefined || this.#state !== 'connected') return null;
@@ -124,7 +124,7 @@ export class Bus {
       jitter: SURVEY_GAP_MS,
     });
     const found: Readonly<Record<string, string>>[] = [];
-    for await (const { metadata = {} } of await client.ping(this.#options.service.name)) {
+    for await (const { metadata = {} } of await client.info(this.#options.service.name)) {
       found.push(metadata);
     }
     return found;
@@ -277,7 +277,7 @@ export class Bus {
   }
 }
 
-/** nats.js reads the metadata of a service anew for every ping: so do these. */
+/** The service keeps the object that it is given: its values are those of the time at which they are read. */
 const liveMetadata = (read: () => Readonly<Record<string, string>>): Record<string, string> =>
   Object.defineProperties(
     {},

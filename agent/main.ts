@@ -216,6 +216,8 @@ class Agent {
         attachments,
         inspection,
         ledger,
+        witness,
+        whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
         events,
         stopping: () => this.#stopping,
         log,

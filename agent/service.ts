@@ -23,7 +23,9 @@ import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
+import type { Session } from './session.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
+import type { Witness } from './witness.ts';
 
 export interface ServiceOptions {
   readonly host: string;
@@ -31,6 +33,9 @@ export interface ServiceOptions {
   readonly attachments: Attachments;
   readonly inspection: Inspection;
   readonly ledger: Ledger;
+  readonly witness: Witness;
+  /** Tries again for a while what the ledger refuses as RECOVERING. */
+  readonly whileRecovering: Session['whileRecovering'];
   readonly events: EventLog;
   readonly stopping: () => boolean;
   readonly log: Log;
@@ -85,10 +90,16 @@ const hostOperations = ({
   operation('check', checkRequestSchema, (request) => inspection.check(request)),
 ];
 
-const networkOperations = ({ ledger, events }: ServiceOptions): Operation<NetworkOperation>[] => [
-  operation('put', networkPutRequestSchema, async ({ revision, ...keys }, { trace }) => {
+const networkOperations = ({
+  ledger,
+  witness,
+  whileRecovering,
+  events,
+}: ServiceOptions): Operation<NetworkOperation>[] => [
+  operation('put', networkPutRequestSchema, async ({ revision, ...keys }, { trace, deadline }) => {
     const network = parseNetwork(keys);
-    const answer = await ledger.putNetwork(network, revision);
+    const answer = await whileRecovering(deadline, () => ledger.putNetwork(network, revision));
+    witness.noteNetwork(answer);
     events.add({
       type: 'network-changed',
       network: network.network,
@@ -100,14 +111,14 @@ const networkOperations = ({ ledger, events }: ServiceOptions): Operation<Networ
     });
     return answer;
   }),
-  operation('get', networkGetRequestSchema, async ({ network }) => {
-    const found = await ledger.getNetwork(network);
+  operation('get', networkGetRequestSchema, async ({ network }, { deadline }) => {
+    const found = await whileRecovering(deadline, () => ledger.getNetwork(network));
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${network}`);
     return found;
   }),
   operation('list', networkListRequestSchema, (request) => ledger.listNetworks(request)),
-  operation('delete', networkDeleteRequestSchema, async ({ network }, { trace }) => {
-    const answer = await ledger.deleteNetwork(network);
+  operation('delete', networkDeleteRequestSchema, async ({ network }, { trace, deadline }) => {
+    const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network));
     if (!answer.deleted) return answer;
     events.add({
       type: 'network-changed',

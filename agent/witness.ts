@@ -92,10 +92,22 @@ export class Witness {
     this.#seen = { ...seen, generation: Math.max(seen.generation, this.#seen.generation) };
   }
 
+  /** All networks, as of a revision. */
   async noteNetworks(revision: number, networks: readonly NetworkRecord[]): Promise<void> {
-    await this.#write(NETWORKS_FILE, { revision, networks });
     this.#networks = networks;
     this.#networksRevision = revision;
+    await this.#write(NETWORKS_FILE, { revision, networks });
+  }
+
+  /** One network that this host has put, or is about to use. */
+  noteNetwork({ network, revision }: NetworkRecord): void {
+    const name = network.network;
+    const known = this.#networks.find((one) => one.network.network === name);
+    if ((known?.revision ?? 0) >= revision) return;
+    const others = this.#networks.filter((one) => one !== known);
+    // The full list, which every heartbeat with news brings, is what reaches the disk.
+    this.#networks = [...others, { network, revision }];
+    this.#seen = { ...this.#seen, revision: Math.max(this.#seen.revision, revision) };
   }
 
   #read(name: string, take: (value: unknown) => void): void {

@@ -31,7 +31,11 @@ export interface RunningAgent {
 
 /** Starts the agent as installed, with folders of its own; returns when its socket answers. */
 export async function startAgent(
-  options: { config?: object; env?: Record<string, string>; wrap?: readonly string[] } = {},
+  options: {
+    config?: { readonly host?: string; readonly [key: string]: unknown };
+    env?: Record<string, string>;
+    wrap?: readonly string[];
+  } = {},
 ): Promise<RunningAgent> {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-agent-'));
   // The runtime folder is on the sandbox's tmpfs, as it is on a host.
@@ -40,9 +44,8 @@ export async function startAgent(
   const stateDir = join(folder, 'state');
   const networksDir = join(folder, 'networks');
   mkdirSync(networksDir);
-  const host = 'h1';
   const config = {
-    host,
+    host: 'h1',
     runtimeDir,
     stateDir,
     networksDir,
@@ -83,7 +86,7 @@ export async function startAgent(
     return exited;
   };
   return {
-    host,
+    host: config.host,
     runtimeDir,
     stateDir,
     socketPath,

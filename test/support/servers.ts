@@ -12,6 +12,8 @@ export interface Server {
   readonly url: string;
   readonly port: number;
   readonly pid: number;
+  /** Where it keeps its data. */
+  readonly folder: string;
   /** Ends it and removes its data. */
   stop(): Promise<void>;
   /** SIGKILL; its data stays. */
@@ -98,6 +100,7 @@ async function startServer(
   return {
     url: `${scheme}://127.0.0.1:${port}`,
     port,
+    folder,
     get pid() {
       return child.pid ?? 0;
     },

@@ -38,7 +38,7 @@ export interface Snapshot {
 export async function startStack(
   options: {
     networks?: readonly { network: string }[];
-    config?: object;
+    config?: { readonly host?: string };
     env?: Record<string, string>;
     wrap?: readonly string[];
   } = {},
