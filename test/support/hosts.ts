@@ -18,15 +18,18 @@ export interface HostsOptions {
   /** Sections and keys of every agent's configuration; `redis` among them. */
   readonly config: object;
   readonly hosts: readonly string[];
+  /** As of `startAgent`. */
+  readonly wrap?: readonly string[] | undefined;
 }
 
 /** Starts NATS and agents, one after the other, until all may be granted leases. */
-export async function startHosts({ config, hosts }: HostsOptions): Promise<Hosts> {
+export async function startHosts({ config, hosts, wrap }: HostsOptions): Promise<Hosts> {
   const nats = await startNats();
   const agents = new Map<string, RunningAgent>();
   const start = async (host: string, more: object = {}): Promise<RunningAgent> => {
     const agent = await startAgent({
       config: { nats: { url: nats.url }, suspectAfterSeconds: 3, ...config, ...more, host },
+      ...(wrap !== undefined && { wrap }),
     });
     agents.set(host, agent);
     return agent;

@@ -13,6 +13,8 @@ import { join } from 'node:path';
 
 const ROOT = new URL('../..', import.meta.url).pathname;
 
+const COPIED = ['agent', 'ipam-store'];
+
 /** One place of a file, which must be there once, and what a mistake makes of it. */
 export interface SourcePatch {
   readonly file: string;
@@ -21,16 +23,16 @@ export interface SourcePatch {
 }
 
 /**
- * A checkout with a mistake in its agent: a copy of `agent/` and of the launchers, and links to the rest. `wrap`
- * makes `startAgent` start that one.
+ * A checkout with a mistake in its agent or ledger: a copy of those and of the launchers, and links to the rest.
+ * `wrap` makes `startAgent` start that one.
  */
 export function mutantAgent(patches: readonly SourcePatch[]): Disposable & { wrap: string[] } {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-mutant-'));
   for (const name of readdirSync(ROOT)) {
-    if (name === 'agent' || name === 'deploy' || name.startsWith('.')) continue;
+    if (COPIED.includes(name) || name === 'deploy' || name.startsWith('.')) continue;
     symlinkSync(join(ROOT, name), join(folder, name));
   }
-  cpSync(join(ROOT, 'agent'), join(folder, 'agent'), { recursive: true });
+  for (const name of COPIED) cpSync(join(ROOT, name), join(folder, name), { recursive: true });
   mkdirSync(join(folder, 'deploy'));
   cpSync(join(ROOT, 'deploy/bin'), join(folder, 'deploy/bin'), { recursive: true });
   for (const { file, right, wrong } of patches) {

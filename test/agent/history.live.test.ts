@@ -1,0 +1,25 @@
+import { expect, test } from 'vitest';
+import { checkFailOver, checkLosses } from '../support/history.ts';
+import { mutantAgent } from '../support/mutant.ts';
+
+// A few thousand grants; test/soak/history.test.ts has a hundred thousand.
+
+test('no address has two holders while Redis crashes, is emptied, turned back and paused', async () => {
+  await checkLosses({ grants: 2_000, rounds: 1 });
+}, 120_000);
+
+test('two holders are seen where the ledger grants before every host was heard', async () => {
+  using mutant = mutantAgent([
+    {
+      file: 'ipam-store/functions/hosts.lua',
+      right: 'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
+      wrong: 'if false then',
+    },
+  ]);
+  const history = checkLosses({ grants: 1_000, rounds: 1, wrap: mutant.wrap });
+  await expect(history).rejects.toThrow(/is h\d-\d+'s on h\d .* and .* is h\d-\d+'s on h\d/);
+}, 120_000);
+
+test('no address has two holders while Sentinel fails over', async () => {
+  await checkFailOver({ grants: 1_000, rounds: 1 });
+}, 120_000);
