@@ -2,7 +2,18 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
 import { ID_PATTERN } from '#protocol/names.ts';
-import { askFor, contents, put, refused, ROOT, useStore, VOLT0 } from './fixture.ts';
+import {
+  askFor,
+  beatOf,
+  contents,
+  enrol,
+  HOSTS,
+  put,
+  refused,
+  ROOT,
+  useStore,
+  VOLT0,
+} from './fixture.ts';
 import { codeOf, labels, ODD, refusesAll } from './odd.ts';
 
 // Callers of the ledger have types, and their values come from outside all the same. Whatever they are, the
@@ -123,9 +134,8 @@ describe('the other calls refuse', () => {
     ['suspectAfterSeconds', labels(...ABOVE_ZERO)],
   ])('heartbeat: every wrong %s', async (field, odd) => {
     await holding();
-    const right = { host: 'h1', machineId: 'machine-1', bootId: 'boot-1' };
     await refusesAll(store.raw, field, odd, (fields) =>
-      store.ledger.heartbeat({ ...right, ...fields }),
+      store.ledger.heartbeat(beatOf('h1', fields)),
     );
   });
 
@@ -186,7 +196,7 @@ describe('names of any Unicode', () => {
         expect(lease).toMatchObject({ id, workload });
         expect(await store.ledger.getLease(id)).toEqual(lease);
         const { leases } = await store.ledger.listLeases({ host: 'h1', network: 'n' });
-        expect(leases).toEqual([lease]);
+        expect(leases).toEqual([{ ...lease, suspect: false }]);
         expect(await store.ledger.release({ ...lease, cool: false })).toBe('released');
       });
       expect(code).toMatch(good ? /^accepted$/ : /^INVALID_REQUEST (id|workload)$/);
@@ -200,11 +210,13 @@ describe('names of any Unicode', () => {
   test.each(['0', '007', '1e5', '0x1F', 'nan', 'inf', 'null', 'true', 'constructor', 'toString'])(
     'the id and workload %s is one like others',
     async (id) => {
+      await enrol(store.ledger, id);
+      await enrol(store.ledger, ...HOSTS, id);
       const record = await put(store.ledger, VOLT0);
       const { lease } = await store.ledger.acquire(askFor(record, id, { workload: id, host: id }));
       expect(lease).toMatchObject({ id, workload: id, host: id, addresses: ['10.42.0.2/24'] });
       expect(await store.ledger.getLease(id)).toEqual(lease);
-      expect((await store.ledger.listLeases({ host: id })).leases).toEqual([lease]);
+      expect((await store.ledger.listLeases({ host: id })).leases).toMatchObject([lease]);
       expect(await store.ledger.release({ ...lease, cool: true })).toBe('released');
     },
   );

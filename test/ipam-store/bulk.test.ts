@@ -45,7 +45,7 @@ test('a bulk of several batches, networks and hosts gives each address once', as
   const one = await put(store.ledger, { network: 'one', subnet: '10.50.0.0/20' });
   const two = await put(store.ledger, { network: 'two', subnet: '10.60.0.0/20' });
   const requests = Array.from({ length: 3_000 }, (_, n) =>
-    askFor(n % 3 === 0 ? two : one, `id-${n}`, { host: `h${n % 2}` }),
+    askFor(n % 3 === 0 ? two : one, `id-${n}`, { host: `h${1 + (n % 2)}` }),
   );
   const results = await store.ledger.acquireMany(requests);
   expect(new Set(codesOf(results))).toEqual(new Set(['done']));

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Lease, Ledger } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { askFor, bare, openLedger, put, useStore } from './fixture.ts';
+import { askFor, bare, HOSTS, openLedger, put, useStore } from './fixture.ts';
 
 const store = useStore();
 const CLIENTS = 8;
@@ -25,7 +25,7 @@ describe('many clients at once', () => {
     const attempts = Array.from({ length: POOL_SIZE + 100 }, async (_, n) => {
       const ledger = ledgers[n % CLIENTS] ?? store.ledger;
       try {
-        const host = `h${n % CLIENTS}`;
+        const host = `h${1 + (n % HOSTS.length)}`;
         leases.push((await ledger.acquire(askFor(record, `n${n}`, { host }))).lease);
       } catch (error) {
         if (!(error instanceof VoltError)) throw error;
@@ -73,7 +73,7 @@ describe('many clients at once', () => {
     const work = ledgers.map(async (ledger, w) => {
       for (let round = 0; round < 120; round += 1) {
         const id = `w${w}-${round % 3}`;
-        const host = `h${w}`;
+        const host = `h${1 + (w % HOSTS.length)}`;
         try {
           const { lease } = await ledger.acquire(askFor(record, id, { host }));
           const address = bare(lease);

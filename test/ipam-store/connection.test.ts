@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { freePort, startRedis } from '#test/support/servers.ts';
 import { askFor, contents, optionsFor, put, until, VOLT0 } from './fixture.ts';
-import { stateOf, useOpening } from './opening.ts';
+import { beat, stateOf, useOpening } from './opening.ts';
 
 const { atEnd, server, ledgerOf, connecting } = useOpening();
 
@@ -66,6 +66,7 @@ describe('Redis that is away', () => {
     const redis = await startRedis({ port });
     atEnd(() => redis.stop());
     await until(() => stateOf(ledger) === 'ready');
+    await beat(ledger);
     expect(await put(ledger, VOLT0)).toMatchObject({ created: true });
   });
 
@@ -82,6 +83,7 @@ describe('Redis that is away', () => {
     await redis.restart();
     await until(() => stateOf(ledger) === 'ready');
     expect(await contents(raw)).toEqual(before);
+    await beat(ledger);
     await expect(ledger.acquire(askFor(record, 'three'))).rejects.toMatchObject({
       code: 'POOL_EXHAUSTED',
     });

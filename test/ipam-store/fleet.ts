@@ -8,9 +8,10 @@ import {
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { openLedger, type Store } from './fixture.ts';
+import { beatOf, enrol, openLedger, type Store } from './fixture.ts';
 import { type Answer, Model, type Op } from './model.ts';
 import { mutated, type Patch } from './mutants.ts';
+import { librarySource } from '#ipam-store/library.ts';
 
 // Hosts of a fleet, each with a connection of its own, before one redis-server, and the model beside it.
 
@@ -79,15 +80,18 @@ export class Fleet {
     const dumpSha = String(await raw.script('LOAD', DUMP));
     const clients = new Map<string, Ledger>();
     for (const host of hosts) clients.set(host, await openLedger(server.url));
+    const [first] = clients.values();
     return {
       begin: async () => {
         await raw.flushall();
         await raw.call('FUNCTION', 'LOAD', 'REPLACE', library);
         await raw.set(CLOCK, START_MS);
+        if (first !== undefined) await enrol(first, ...hosts);
         return new Fleet(raw, clients, dumpSha);
       },
       close: async () => {
         for (const client of clients.values()) await client.close();
+        await raw.call('FUNCTION', 'LOAD', 'REPLACE', librarySource());
       },
     };
   }
@@ -151,8 +155,7 @@ export class Fleet {
 
   async beat(host: string): Promise<void> {
     this.#seen = undefined;
-    const session = { host, machineId: `machine-${host}`, bootId: 'boot-1' };
-    const { due, nowMs } = await this.#client(host).heartbeat(session);
+    const { due, nowMs } = await this.#client(host).heartbeat(beatOf(host));
     this.say(
       `${host} beats → ${due.map(({ id }) => `${id} is due`).join(', ') || 'nothing is due'}`,
     );
@@ -181,7 +184,10 @@ export class Fleet {
     ]);
     this.#seen = seen;
     const byId = (a: { id: string }, b: { id: string }): number => (a.id < b.id ? -1 : 1);
-    const expected = [...this.model.leases.values()].map(({ lease }) => lease);
+    const expected = [...this.model.leases.values()].map(({ lease }) => ({
+      ...lease,
+      suspect: false,
+    }));
     assert.deepEqual(leases.toSorted(byId), expected.toSorted(byId));
     for (const [index, name] of doubtful.entries()) {
       assert.deepEqual(networks[index]?.usage, usages.get(name), `usage of ${name}`);
@@ -212,8 +218,9 @@ export class Fleet {
     switch (op.do) {
       case 'acquire': {
         const { do: _, record, ...rest } = op;
-        const bootId = 'boot-1';
-        return this.#client(op.host).acquire({ ...rest, ...record, kind: 'vm', bootId });
+        const machineId = `machine-${op.host}`;
+        const who = { machineId, kind: 'vm', bootId: 'boot-1' } as const;
+        return this.#client(op.host).acquire({ ...rest, ...record, ...who });
       }
       case 'release': {
         const { do: _, ...rest } = op;

@@ -2,7 +2,9 @@ import { describe, expect, test } from 'vitest';
 import {
   actionsOn,
   askFor,
+  enrol,
   holdings,
+  HOSTS,
   put,
   refused,
   ROOT,
@@ -89,9 +91,10 @@ describe('a grant', () => {
   });
 
   test('keeps generations beyond what a double prints in full', async () => {
-    const record = await put(store.ledger, VOLT0);
     const generation = 1_000_000 * 2 ** 32 + 123;
     await store.raw.hset(`${ROOT}:meta`, 'generation', String(generation - 1));
+    await enrol(store.ledger, ...HOSTS);
+    const record = await put(store.ledger, VOLT0);
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     expect(lease.generation).toBe(generation);
     const error = await refused(store.raw, () =>

@@ -4,7 +4,15 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { compareVersions, librarySource } from '#ipam-store/library.ts';
 import { put, until, VOLT0 } from './fixture.ts';
-import { libraryOf, loadedVersion, nextMajor, stateOf, useOpening, VERSION } from './opening.ts';
+import {
+  beat,
+  libraryOf,
+  loadedVersion,
+  nextMajor,
+  stateOf,
+  useOpening,
+  VERSION,
+} from './opening.ts';
 
 const { server, ledgerOf, connecting, fileWith } = useOpening();
 
@@ -87,6 +95,7 @@ describe('an emptied server', () => {
     const ledger = await ledgerOf(redis.url);
     await raw.flushall();
     await raw.function('FLUSH');
+    await beat(ledger);
     expect((await put(ledger, VOLT0)).revision).toBe(1);
   });
 
@@ -94,7 +103,7 @@ describe('an emptied server', () => {
     const { redis, raw } = await server();
     const ledger = await ledgerOf(redis.url);
     await raw.function('FLUSH');
-    const calls = Array.from({ length: 200 }, () => ledger.getNetwork('volt0'));
+    const calls = Array.from({ length: 200 }, () => ledger.getLease('one'));
     expect(new Set(await Promise.all(calls))).toEqual(new Set([null]));
   });
 
@@ -128,7 +137,7 @@ describe('an emptied server', () => {
     });
     await raw.function('LOAD', librarySource());
     await until(() => stateOf(ledger) === 'ready');
-    expect(await ledger.getNetwork('volt0')).toBeNull();
+    expect(await ledger.getLease('one')).toBeNull();
   });
 
   test('with an older library waits for the newer one', async () => {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { askFor, put, small, useStore } from './fixture.ts';
+import { askFor, beatOf, put, small, useStore } from './fixture.ts';
 import { restoreGolden } from './golden.ts';
 import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
@@ -126,7 +126,7 @@ mistake(store, 'pending treated as dead: an expired lease', {
     const { lease } = await world.ledger.acquire(askFor(record, 'slow', { ttlSeconds }));
     await sleep(40);
     // Its host detaches it; until that says so, the workload may still send.
-    const { due } = await world.ledger.heartbeat({ host: 'h1', machineId: 'm1', bootId: 'boot-1' });
+    const { due } = await world.ledger.heartbeat(beatOf('h1'));
     assert.deepEqual(due, [{ id: 'slow', generation: lease.generation }]);
     const answer = await attempt(world.ledger, record, 'other');
     assert.equal(answer, 'POOL_EXHAUSTED', `${answer} was given to another id, and not released`);
@@ -150,6 +150,7 @@ mistake(store, 'owners misread after an upgrade', {
   seenAt: 'calico#5044, neco#261',
   scenario: async (world) => {
     await restoreGolden(world.raw);
+    await world.enrol();
     const record = await world.ledger.getNetwork('n');
     assert(record !== null);
     const a = { workload: 'vm-a', addresses: ['10.9.0.2', '2001:db8::1'] };

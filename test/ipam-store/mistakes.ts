@@ -3,7 +3,17 @@ import assert from 'node:assert/strict';
 import { describe, expect, test } from 'vitest';
 import type { Ledger, LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
-import { askFor, bare, openLedger, put, small, type Store, until } from './fixture.ts';
+import {
+  askFor,
+  bare,
+  enrol,
+  HOSTS,
+  openLedger,
+  put,
+  small,
+  type Store,
+  until,
+} from './fixture.ts';
 import { mutated, type Patch } from './mutants.ts';
 
 /** A ledger with one library, the true one or a mistaken one, and nothing in it yet. */
@@ -12,6 +22,8 @@ export interface World {
   readonly ledger: Ledger;
   /** The ledger as another client sees it. */
   other(): Promise<Ledger>;
+  /** The hosts say what they hold: nothing that the ledger does not know. */
+  enrol(): Promise<void>;
   /** Redis restarts, with all that it held. */
   restart(): Promise<void>;
 }
@@ -57,19 +69,23 @@ async function inWorld(
     return ledger;
   };
   const ledger = await open();
+  await enrol(ledger, ...HOSTS);
   try {
     await scenario({
       raw,
       ledger,
       other: open,
+      enrol: () => enrol(ledger, ...HOSTS),
       restart: async () => {
         await server.restart();
         await until(() => raw.status === 'ready');
         for (const one of ledgers) await until(() => one.status.state === 'ready');
+        await enrol(ledger, ...HOSTS);
       },
     });
   } finally {
     for (const one of ledgers) await one.close();
+    await raw.call('FUNCTION', 'LOAD', 'REPLACE', librarySource());
   }
 }
 

@@ -8,7 +8,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { Ledger, type LedgerOptions, type LedgerStatus } from '#ipam-store/ledger.ts';
 import { librarySource, libraryVersion } from '#ipam-store/library.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
-import { openLedger, optionsFor } from './fixture.ts';
+import { enrol, openLedger, optionsFor } from './fixture.ts';
 
 /** What tests open for themselves; each thing is closed after its test, the last one first. */
 export interface Opening {
@@ -16,7 +16,7 @@ export interface Opening {
   /** A redis-server of the test's own, and a way to look behind the ledger's back. */
   readonly server: (...args: string[]) => Promise<{ redis: Server; raw: Redis }>;
   readonly rawOf: (...args: [url: string] | [port: number]) => Redis;
-  /** A ledger that is ready. */
+  /** A ledger that is ready, and grants to h1. */
   readonly ledgerOf: (url: string, more?: Partial<LedgerOptions>) => Promise<Ledger>;
   /** A ledger as it is at the start, and every status that it has had. */
   readonly connecting: (
@@ -52,6 +52,8 @@ export function useOpening(): Opening {
     ledgerOf: async (url, more = {}) => {
       const ledger = await openLedger(url, more);
       atEnd(() => ledger.close());
+      // Too few replicas are the concern of the test that wants them.
+      await beat(ledger).catch(() => {});
       return ledger;
     },
     connecting: (url, more = {}) => {
@@ -73,8 +75,7 @@ export function useOpening(): Opening {
 }
 
 /** What an agent does after each connect, and before it acquires anything. */
-export const beat = (ledger: Ledger, host = 'h1'): Promise<unknown> =>
-  ledger.heartbeat({ host, machineId: `machine-${host}`, bootId: 'boot-1' });
+export const beat = (ledger: Ledger, host = 'h1'): Promise<void> => enrol(ledger, host);
 
 /** Asks as an agent does: again for as long as the answer is that it may succeed later. */
 export async function persist<T>(ledger: Ledger, ask: () => Promise<T>): Promise<T> {

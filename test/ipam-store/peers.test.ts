@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import type { Network } from '#protocol/network.ts';
-import { askFor, bare, put, refused, useStore } from './fixture.ts';
+import { askFor, bare, enrol, put, refused, useStore } from './fixture.ts';
 
 // Cases that the allocators of others answer for, as inputs and results. Those of host-local are of CNI's
 // plugins/ipam/host-local/backend/allocator: allocator_test.go, range_test.go and range_set_test.go; the gateway
@@ -168,6 +168,7 @@ describe('ranges', () => {
       [b, a],
     ] as const) {
       await store.raw.flushall();
+      await enrol(store.ledger, 'h1');
       await put(store.ledger, keys('first', first));
       const other = put(store.ledger, keys('second', second)).then(
         () => false,
