@@ -37,6 +37,7 @@ import {
   recordOf,
   usageOf,
 } from './network.ts';
+import { addressText, FAMILIES } from './pool.ts';
 
 export type { LedgerOptions } from './client.ts';
 export type { LedgerStatus } from './connection.ts';
@@ -77,6 +78,17 @@ export interface Reasserted {
   readonly leases: readonly LeaseOutcome[];
 }
 
+/** A way to an address, MAC or id that does not lead to its lease, or a lease that is not found by it. */
+export interface LedgerDifference {
+  readonly id: string;
+  /** `ids`, `host`, `mac`, `due` or `held` with `missing` or `stray`, or `held and free`. */
+  readonly what: string;
+  readonly address?: string;
+  readonly mac?: string;
+  /** For `repair`. */
+  readonly found: Readonly<Record<string, unknown>>;
+}
+
 /** Which lease to give back: one of another generation or host is another one. */
 export interface Release {
   readonly id: string;
@@ -91,7 +103,15 @@ const MAC_CANDIDATES = 8;
 const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
 /** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
-const PASSING = new Set(['network_get', 'network_list', 'lease', 'leases', 'hosts', 'heartbeat']);
+const PASSING = new Set([
+  'network_get',
+  'network_list',
+  'lease',
+  'leases',
+  'hosts',
+  'heartbeat',
+  'audit',
+]);
 /** Of one call, so that the server is not held up. */
 const REASSERT_NETWORKS = 4;
 const REASSERT_LEASES = 100;
@@ -316,6 +336,48 @@ export class Ledger {
     }
   }
 
+  /**
+   * Whether the ledger agrees with itself: every way by which an address, a MAC or an id is found, and the lease
+   * that it leads to. Reads all of it, a little at a time, while the ledger works: what comes and goes meanwhile
+   * may be among the differences, so `repair` looks again.
+   */
+  async *audit(): AsyncGenerator<LedgerDifference, void, undefined> {
+    yield* this.#auditPart({ part: 'leases' });
+    yield* this.#auditPart({ part: 'ids' });
+    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
+      const page = await this.listHosts({ cursor });
+      for (const { host } of page.hosts) yield* this.#auditPart({ part: 'host', host });
+      ({ cursor } = page);
+    }
+    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
+      const page = await this.listNetworks({ cursor });
+      for (const { network } of page.networks) {
+        const name = network.network;
+        yield* this.#auditPart({ part: 'macs', network: name });
+        for (const family of FAMILIES) {
+          yield* this.#auditPart({ part: 'held', network: name, family });
+        }
+      }
+      ({ cursor } = page);
+    }
+  }
+
+  async *#auditPart(part: object): AsyncGenerator<LedgerDifference, void, undefined> {
+    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
+      const answer = await this.#call('audit', {
+        ...part,
+        ...(cursor !== undefined && { cursor }),
+      });
+      for (const found of answer.list('differences')) yield differenceOf(found);
+      cursor = answer.optionalText('cursor');
+    }
+  }
+
+  /** Puts one difference right where a lease, or the lack of one, proves what is right; answers whether it is. */
+  async repair(difference: LedgerDifference): Promise<boolean> {
+    return (await this.#call('repair', difference.found)).flag('repaired');
+  }
+
   #call(name: string, args: object): Promise<Fields> {
     return this.#run(name, [JSON.stringify(args)]);
   }
@@ -347,6 +409,18 @@ function fieldsOf(name: string, text: string): Fields {
   const answer = Fields.parse(text, `volt1_${name}`);
   if (answer.has('error')) throw refusalError(answer.object('error'));
   return answer;
+}
+
+function differenceOf(found: Fields): LedgerDifference {
+  const address = found.optionalText('address');
+  const mac = found.optionalText('mac');
+  return {
+    id: found.text('id'),
+    what: found.text('what'),
+    ...(address !== undefined && { address: addressText(address) }),
+    ...(mac !== undefined && { mac }),
+    found: found.all(),
+  };
 }
 
 async function inBulk<Request, Result>(

@@ -10,7 +10,17 @@ export const LIBRARY = 'volt1';
 export const NEXT_MAJOR = 'volt2_version';
 
 // In the order of use: a file sees the locals of those before it.
-const FILES = ['common', 'arming', 'pool', 'networks', 'sources', 'leases', 'reassert', 'hosts'];
+const FILES = [
+  'common',
+  'arming',
+  'pool',
+  'networks',
+  'sources',
+  'leases',
+  'reassert',
+  'hosts',
+  'audit',
+];
 
 /** The function library as FUNCTION LOAD takes it. */
 export const librarySource = (): string => {
