@@ -130,6 +130,13 @@ export class Bus {
     return found;
   }
 
+  /** The answer of whoever serves the subject. Rejects when nobody does, or not in time. */
+  async request(subject: string, payload: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
+    const connection = this.#connection;
+    if (connection === undefined || this.#state !== 'connected') throw new Error('NATS is away');
+    return (await connection.request(subject, payload, { timeout: timeoutMs })).data;
+  }
+
   /** Stops taking requests; those under way go on, and their answers are still sent. */
   async stopTaking(): Promise<void> {
     // Without a connection nothing can come, and a drain would wait for one.

@@ -15,6 +15,7 @@ import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
 import { Detaches } from './detaches.ts';
 import { EventLog } from './events.ts';
+import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
 import { Holdings } from './holdings.ts';
 import { Inspection } from './inspection.ts';
@@ -215,6 +216,7 @@ class Agent {
         subjectPrefix,
         attachments,
         inspection,
+        fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),
         ledger,
         witness,
         whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),

@@ -13,14 +13,26 @@ import {
 } from '#protocol/attachment.ts';
 import { decode, encodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import {
+  ledgerCheckRequestSchema,
+  ledgerForgetRequestSchema,
+  ledgerHostsRequestSchema,
+  ledgerLeasesRequestSchema,
+} from '#protocol/ledger.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import { parseRequest } from '#protocol/parse.ts';
-import { type HostOperation, type NetworkOperation, subjects } from '#protocol/subjects.ts';
+import {
+  type HostOperation,
+  type LedgerOperation,
+  type NetworkOperation,
+  subjects,
+} from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import type { Attachments, Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
+import type { FleetCheck } from './fleet-check.ts';
 import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
 import type { Session } from './session.ts';
@@ -32,6 +44,7 @@ export interface ServiceOptions {
   readonly subjectPrefix: string;
   readonly attachments: Attachments;
   readonly inspection: Inspection;
+  readonly fleetCheck: FleetCheck;
   readonly ledger: Ledger;
   readonly witness: Witness;
   /** Tries again for a while what the ledger refuses as RECOVERING. */
@@ -47,6 +60,8 @@ interface Operation<Name extends string> {
   readonly run: (payload: unknown, call: Call) => Promise<object> | object;
 }
 
+/** The queue of what any one agent answers. */
+const ANY_AGENT = 'agents';
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_TIMEOUT_MS = 120_000;
 /** Requests under way at once; further ones are refused as OVERLOADED. */
@@ -63,13 +78,19 @@ export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
     queue: `host-${host}`,
     answer: (request: BusRequest) => gate.pass(name, request, run),
   }));
-  const anywhere = networkOperations(options).map(({ name, run }) => ({
+  const network = networkOperations(options).map(({ name, run }) => ({
     name: `network-${name}`,
     subject: known.network(name),
-    queue: 'agents',
+    queue: ANY_AGENT,
     answer: (request: BusRequest) => gate.pass(`network.${name}`, request, run),
   }));
-  return [...onHost, ...anywhere];
+  const ledger = ledgerOperations(options).map(({ name, run }) => ({
+    name: `ledger-${name}`,
+    subject: known.ledger(name),
+    queue: ANY_AGENT,
+    answer: (request: BusRequest) => gate.pass(`ledger.${name}`, request, run),
+  }));
+  return [...onHost, ...network, ...ledger];
 }
 
 /** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */
@@ -131,6 +152,41 @@ const networkOperations = ({
     });
     return answer;
   }),
+];
+
+const ledgerOperations = ({
+  ledger,
+  fleetCheck,
+  events,
+}: ServiceOptions): Operation<LedgerOperation>[] => [
+  operation('leases', ledgerLeasesRequestSchema, async ({ state, ...request }) => {
+    const { leases, cursor } = await ledger.listLeases(request);
+    return {
+      leases: leases
+        .filter((lease) => state === undefined || lease.state === state)
+        .map(({ bootId: _bootId, ...lease }) => lease),
+      ...(cursor !== undefined && { cursor }),
+    };
+  }),
+  operation('hosts', ledgerHostsRequestSchema, (request) => ledger.listHosts(request)),
+  operation('forget', ledgerForgetRequestSchema, async ({ host }, { trace }) => {
+    const { forgotten, released } = await ledger.forgetHost(host);
+    if (forgotten) {
+      events.add({
+        type: 'host-down',
+        network: '-',
+        subject: host,
+        operation: 'ledger.forget',
+        requestId: randomUUID(),
+        trace,
+        body: { host, reason: 'forgotten', released },
+      });
+    }
+    return { host, forgotten, released };
+  }),
+  operation('check', ledgerCheckRequestSchema, ({ repair = false }) =>
+    fleetCheck.check({ repair }),
+  ),
 ];
 
 /** What every request goes through: bounds, decoding, trace, and an answer whatever happens. */

@@ -69,8 +69,8 @@ export interface Acquired {
 
 /** A lease as a list shows it. */
 export interface ListedLease extends Lease {
-  /** Its host has fallen silent. */
-  readonly suspect: boolean;
+  /** `suspect`: its host has fallen silent. `expired`: by the server's time; its host has yet to end it. */
+  readonly state: 'held' | 'suspect' | 'expired';
 }
 
 export interface Reasserted {
@@ -243,14 +243,18 @@ export class Ledger {
 
   /** By id; of one host, one network, or all. `cursor` says whether more follows, also after an empty page. */
   async listLeases(
-    filter: Page & { network?: string; host?: string },
+    filter: Page & { network?: string | undefined; host?: string | undefined },
   ): Promise<{ leases: ListedLease[]; cursor?: string }> {
     allow(filter, 'network', 'host');
     const { network, host } = filter;
     const answer = await this.#call('leases', { network, host, ...pageOf(filter) });
-    const leases = answer
-      .list('leases')
-      .map((stored) => ({ ...leaseOf(stored), suspect: stored.flag('suspect') }));
+    const nowMs = answer.digits('nowMs');
+    const leases = answer.list('leases').map((stored) => {
+      const lease = leaseOf(stored);
+      const ended = lease.expiresAt !== undefined && Date.parse(lease.expiresAt) <= nowMs;
+      const state = stored.flag('suspect') ? 'suspect' : ended ? 'expired' : 'held';
+      return { ...lease, state } as const;
+    });
     return { leases, ...cursorOf(answer) };
   }
 

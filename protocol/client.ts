@@ -19,6 +19,15 @@ import { fromErrorBody, VoltError } from './errors.ts';
 import type { EventType } from './events.ts';
 import { fromNatsError } from './nats-errors.ts';
 import type {
+  LedgerCheckAnswer,
+  LedgerCheckRequest,
+  LedgerForgetAnswer,
+  LedgerHostsAnswer,
+  LedgerHostsRequest,
+  LedgerLeasesAnswer,
+  LedgerLeasesRequest,
+} from './ledger.ts';
+import type {
   NetworkDeleteAnswer,
   NetworkGetAnswer,
   NetworkListAnswer,
@@ -177,6 +186,29 @@ export class VoltNetworkClient {
   deleteNetwork(network: string, options?: CallOptions): Promise<NetworkDeleteAnswer> {
     const subject = this.#subjects.network('delete');
     return this.#ask(subject, { network }, IS_ANSWER.networkDelete, options);
+  }
+
+  /** Leases of the whole fleet, one page; by host, network and state. */
+  ledgerLeases(
+    request: LedgerLeasesRequest = {},
+    options?: CallOptions,
+  ): Promise<LedgerLeasesAnswer> {
+    return this.#ask(this.#subjects.ledger('leases'), request, IS_ANSWER.ledgerLeases, options);
+  }
+
+  /** The hosts that the ledger knows, one page, and what the ledger is doing. */
+  ledgerHosts(request: LedgerHostsRequest = {}, options?: CallOptions): Promise<LedgerHostsAnswer> {
+    return this.#ask(this.#subjects.ledger('hosts'), request, IS_ANSWER.ledgerHosts, options);
+  }
+
+  /** Declares a host gone: its leases end. HOST_ALIVE while its agent is there. */
+  forgetHost(host: string, options?: CallOptions): Promise<LedgerForgetAnswer> {
+    return this.#ask(this.#subjects.ledger('forget'), { host }, IS_ANSWER.ledgerForget, options);
+  }
+
+  /** Compares the ledger with itself and with every live host; `repair`: puts right what is proven. */
+  checkLedger(request: LedgerCheckRequest = {}, options?: CallOptions): Promise<LedgerCheckAnswer> {
+    return this.#ask(this.#subjects.ledger('check'), request, IS_ANSWER.ledgerCheck, options);
   }
 
   /** Stores an attach in the work queue: the host's agent does it when it takes it, now or when it is back. */

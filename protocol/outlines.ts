@@ -6,6 +6,12 @@ import type {
   ListAnswer,
 } from './attachment.ts';
 import type {
+  LedgerCheckAnswer,
+  LedgerForgetAnswer,
+  LedgerHostsAnswer,
+  LedgerLeasesAnswer,
+} from './ledger.ts';
+import type {
   NetworkDeleteAnswer,
   NetworkGetAnswer,
   NetworkListAnswer,
@@ -52,4 +58,8 @@ export const IS_ANSWER = {
   }),
   networkList: outlined<NetworkListAnswer>({ networks: 'object' }),
   networkDelete: outlined<NetworkDeleteAnswer>({ deleted: 'boolean' }),
+  ledgerLeases: outlined<LedgerLeasesAnswer>({ leases: 'object' }),
+  ledgerHosts: outlined<LedgerHostsAnswer>({ hosts: 'object' }),
+  ledgerForget: outlined<LedgerForgetAnswer>({ forgotten: 'boolean', released: 'number' }),
+  ledgerCheck: outlined<LedgerCheckAnswer>({ inSync: 'boolean', differences: 'object' }),
 } as const;

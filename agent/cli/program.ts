@@ -27,6 +27,8 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       names: ['status'],
       load: async () => (await import('./commands/status.ts')).addStatusCommand,
     },
+    { names: ['lease'], load: async () => (await import('./commands/lease.ts')).addLeaseCommands },
+    { names: ['host'], load: async () => (await import('./commands/host.ts')).addHostCommands },
     {
       names: ['ledger'],
       load: async () => (await import('./commands/ledger.ts')).addLedgerCommands,

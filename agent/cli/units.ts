@@ -40,3 +40,15 @@ export function age(since: string, now: number): string {
   if (seconds < 172_800) return `${Math.floor(seconds / 3_600)}h`;
   return `${Math.floor(seconds / 86_400)}d`;
 }
+
+/** The value of a flag that has few; what does not exist is refused by name. */
+export function oneOf<Value extends string>(
+  flag: string,
+  value: string | undefined,
+  values: readonly Value[],
+): Value | undefined {
+  if (value === undefined) return undefined;
+  const known = values.find((one) => one === value);
+  if (known !== undefined) return known;
+  throw new UsageError(`${flag} "${value}": must be ${values.join(', ')}`);
+}

@@ -1,4 +1,5 @@
 import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
 import { details, NO_COLOURS, type Style, table } from './output.ts';
 import { age } from './units.ts';
 
@@ -69,6 +70,61 @@ function deviceText(device: NonNullable<Attachment['device']>): string {
 
 const leaseText = ({ grantedAt, expiresAt }: Attachment['lease']): string =>
   expiresAt === undefined ? `since ${grantedAt}` : `since ${grantedAt}, until ${expiresAt}`;
+
+/** Leases as a table, one a row. */
+export const leaseTable = (
+  leases: readonly LedgerLease[],
+  style: Style = NO_COLOURS,
+  now: number = Date.now(),
+): string =>
+  table(
+    ['ID', 'NETWORK', 'ADDRESSES', 'MAC', 'HOST', 'STATE', 'AGE'],
+    leases.map((one) => [
+      one.id,
+      one.network,
+      one.addresses.map((address) => address.replace(/\/.*/, '')).join(','),
+      one.mac,
+      one.host,
+      one.state,
+      age(one.grantedAt, now),
+    ]),
+    style,
+  );
+
+/** Hosts as a table, one a row. */
+export const hostTable = (
+  hosts: LedgerHostsAnswer['hosts'],
+  style: Style = NO_COLOURS,
+  now: number = Date.now(),
+): string =>
+  table(
+    ['HOST', 'STATE', 'LEASES', 'HEARD'],
+    hosts.map(({ host, state, leases, seenAt }) => [
+      host,
+      state,
+      leases,
+      seenAt === undefined ? undefined : `${age(seenAt, now)} ago`,
+    ]),
+    style,
+  );
+
+/** What `ledger check` found, one difference a row. */
+export const ledgerDifferenceTable = (
+  differences: readonly LedgerDifference[],
+  style: Style = NO_COLOURS,
+): string =>
+  table(
+    ['ID', 'HOST', 'WHAT', 'EXPECTED', 'OBSERVED', 'REPAIRED'],
+    differences.map(({ id, host, what, expected, observed, repaired }) => [
+      id,
+      host,
+      what,
+      valueText(expected),
+      valueText(observed),
+      repaired ? 'yes' : 'no',
+    ]),
+    style,
+  );
 
 /** What `check` found, one difference a row. */
 export const differenceTable = (

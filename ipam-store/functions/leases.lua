@@ -234,7 +234,8 @@ local function get_lease(keys, args)
   return redis.call('HGET', keys[1] .. ':leases', cjson.decode(args[1]).id) or 'null'
 end
 
--- leases {network?, host?, cursor?, limit} -> {leases, cursor?}, by network and id; each with `suspect`
+-- leases {network?, host?, cursor?, limit} -> {leases, cursor?, nowMs (text)}, by network and id; each
+-- with `suspect`
 local function list_leases(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -250,7 +251,7 @@ local function list_leases(keys, args)
     lease.suspect = suspects[lease.host] or false
     return cjson.encode(lease)
   end)
-  return '{"leases":' .. leases .. ',"cursor":' .. cursor .. '}'
+  return '{"leases":' .. leases .. ',"cursor":' .. cursor .. ',"nowMs":"' .. digits(now_ms()) .. '"}'
 end
 
 redis.register_function('volt1_acquire', acquire)

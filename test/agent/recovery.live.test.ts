@@ -311,11 +311,10 @@ describe('after a reboot', () => {
       kept,
       released: ended,
     });
-    const told = (await eventsOf(fleet, 'detached')).map(({ subject, body }) => [
-      subject,
-      body['reason'],
-    ]);
-    expect(told.toSorted()).toEqual(ended.map((id) => [id, 'reboot']));
+    const told = await eventsOf(fleet, 'detached');
+    expect(
+      told.map(({ subject, body }) => `${subject}: ${String(body['reason'])}`).toSorted(),
+    ).toEqual(ended.map((id) => `${id}: reboot`));
     const ledger = await ledgerOf();
     const { leases } = await ledger.listLeases({});
     expect(leases.map(({ id }) => id)).toEqual(kept);

@@ -196,7 +196,7 @@ describe('names of any Unicode', () => {
         expect(lease).toMatchObject({ id, workload });
         expect(await store.ledger.getLease(id)).toEqual(lease);
         const { leases } = await store.ledger.listLeases({ host: 'h1', network: 'n' });
-        expect(leases).toEqual([{ ...lease, suspect: false }]);
+        expect(leases).toEqual([{ ...lease, state: 'held' }]);
         expect(await store.ledger.release({ ...lease, cool: false })).toBe('released');
       });
       expect(code).toMatch(good ? /^accepted$/ : /^INVALID_REQUEST (id|workload)$/);

@@ -186,7 +186,7 @@ export class Fleet {
     const byId = (a: { id: string }, b: { id: string }): number => (a.id < b.id ? -1 : 1);
     const expected = [...this.model.leases.values()].map(({ lease }) => ({
       ...lease,
-      suspect: false,
+      state: Date.parse(lease.expiresAt ?? '9999') <= this.model.nowMs ? 'expired' : 'held',
     }));
     assert.deepEqual(leases.toSorted(byId), expected.toSorted(byId));
     for (const [index, name] of doubtful.entries()) {

@@ -2,8 +2,7 @@ import type { Command } from 'commander';
 import type { Attachment, ListAnswer, ListRequest } from '#protocol/attachment.ts';
 import { EXIT } from '../exit-codes.ts';
 import type { Shell } from '../shell.ts';
-import { wholeNumber } from '../units.ts';
-import { UsageError } from '../errors.ts';
+import { oneOf, wholeNumber } from '../units.ts';
 import { attachmentDetails, attachmentTable, differenceTable } from '../views.ts';
 
 /** `detach`, `get`, `list`, `check`: what is attached on a host. */
@@ -89,7 +88,7 @@ const addList = (program: Command, shell: Shell): Command =>
     .option('--network <name>', 'only of this network')
     .option('--workload <id>', 'only of this workload')
     .option('--kind <kind>', 'only vm, or only container')
-    .option('--state <state>', 'only attaching, attached or detaching')
+    .option('--state <state>', 'only attaching, attached, detaching or fenced')
     .option('--limit <number>', 'one page of at most so many, with a cursor when more follow')
     .option('--cursor <cursor>', 'the page after this cursor')
     .addHelpText(
@@ -124,7 +123,7 @@ Examples:
 export function listRequest(flags: ListFlags): ListRequest {
   const { network, workload, cursor } = flags;
   const kind = oneOf('--kind', flags.kind, ['vm', 'container']);
-  const state = oneOf('--state', flags.state, ['attaching', 'attached', 'detaching']);
+  const state = oneOf('--state', flags.state, ['attaching', 'attached', 'detaching', 'fenced']);
   const limit = wholeNumber('--limit', flags.limit);
   return {
     ...(network !== undefined && { network }),
@@ -161,14 +160,3 @@ Exit code 8 when something differs, 0 when all is as recorded.`,
         );
       if (!answer.inSync) shell.exitCode = EXIT.differs;
     });
-
-function oneOf<Value extends string>(
-  flag: string,
-  value: string | undefined,
-  values: readonly Value[],
-): Value | undefined {
-  if (value === undefined) return undefined;
-  const known = values.find((one) => one === value);
-  if (known !== undefined) return known;
-  throw new UsageError(`${flag} "${value}": must be ${values.join(', ')}`);
-}

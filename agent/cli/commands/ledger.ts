@@ -1,7 +1,9 @@
 import type { Command } from 'commander';
 import { UsageError } from '../errors.ts';
+import { EXIT } from '../exit-codes.ts';
 import { table } from '../output.ts';
 import type { Shell } from '../shell.ts';
+import { ledgerDifferenceTable } from '../views.ts';
 
 interface InstallFlags {
   readonly config?: string;
@@ -10,7 +12,10 @@ interface InstallFlags {
   readonly passwordFile?: string;
 }
 
-/** `ledger install`: the one command that talks to Redis itself, as an administrator. */
+/**
+ * `ledger check`, which an agent does, and `ledger install`: the one command that talks to Redis itself, as an
+ * administrator.
+ */
 export function addLedgerCommands(program: Command, shell: Shell): void {
   const ledger = program
     .command('ledger')
@@ -19,9 +24,10 @@ export function addLedgerCommands(program: Command, shell: Shell): void {
       'after',
       `
 Examples:
-  $ voltnet ledger install
-  $ voltnet ledger install --help`,
+  $ voltnet ledger check
+  $ voltnet ledger install`,
     );
+  addCheck(ledger, shell);
   ledger
     .command('install')
     .description('load the function library into Redis, where agents may not do so themselves')
@@ -52,6 +58,38 @@ left alone.`,
       );
     });
 }
+
+const addCheck = (ledger: Command, shell: Shell): Command =>
+  ledger
+    .command('check')
+    .description('compare the ledger with itself, and with records and kernel of every live host')
+    .option('--repair', 'put right what is proven')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet ledger check
+  $ voltnet ledger check --repair --timeout 60s
+
+Repaired is what a lease, or the lack of one, proves, and leases whose own live host says twice that it
+has no record of them. All else is named and left. Exit code 8 when a difference stays, or a host did
+not answer.`,
+    )
+    .action(async (flags: { repair?: boolean }) => {
+      const answer = await shell.withClient(({ client }) =>
+        client.checkLedger(flags.repair === true ? { repair: true } : {}),
+      );
+      const { inSync, differences, silent, truncated } = answer;
+      const output = shell.output();
+      output.result(answer, (style) =>
+        differences.length === 0
+          ? style.good('in sync')
+          : ledgerDifferenceTable(differences, style),
+      );
+      if (silent.length > 0) output.note(`not compared: ${silent.join(', ')}`);
+      if (truncated) output.note('there are more: run it again');
+      if (!inSync || silent.length > 0) shell.exitCode = EXIT.differs;
+    });
 
 /** The agent's own configuration, checked as the agent checks it. */
 async function redisOf({ config, redis, username, passwordFile }: InstallFlags) {

@@ -5,22 +5,23 @@ import type { Shell } from '../shell.ts';
 import { UsageError } from '../errors.ts';
 import { wholeNumber } from '../units.ts';
 
-/** `network put`, `get`, `list`, `delete`: the networks of the whole fleet. */
+/** `network put`, `get`, `show`, `list`, `delete`: the networks of the whole fleet. */
 export function addNetworkCommands(program: Command, shell: Shell): void {
   const network = program
     .command('network')
-    .description('networks of the fleet: put, get, list, delete')
+    .description('networks of the fleet: put, get, show, list, delete')
     .addHelpText(
       'after',
       `
 Examples:
   $ voltnet network put volt0.json
   $ voltnet network list
-  $ voltnet network get volt0
+  $ voltnet network show volt0
   $ voltnet network delete volt0`,
     );
   addPut(network, shell);
   addGet(network, shell);
+  addShow(network, shell);
   addList(network, shell);
   addDelete(network, shell);
 }
@@ -98,6 +99,47 @@ Examples:
         );
         return `${JSON.stringify(answer.network, null, 2)}\n${summary}`;
       });
+    });
+
+const addShow = (network: Command, shell: Shell): Command =>
+  network
+    .command('show')
+    .description('show how full a network is')
+    .argument('<network>')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet network show volt0
+
+addresses: what can be given out unasked. free: at once. reserved: for one workload, and not held.
+cooling: released a moment ago. suspect: held by hosts that have fallen silent.`,
+    )
+    .action(async (name: string) => {
+      const {
+        network: shown,
+        revision,
+        usage,
+      } = await shell.withClient(({ client }) => client.getNetwork(name));
+      shell
+        .output()
+        .result({ network: shown.network, revision, usage }, (style) =>
+          table(
+            ['NETWORK', 'ADDRESSES', 'USED', 'FREE', 'RESERVED', 'COOLING', 'SUSPECT'],
+            [
+              [
+                shown.network,
+                usage.size,
+                usage.used,
+                usage.free,
+                usage.reserved,
+                usage.cooling,
+                usage.suspect,
+              ],
+            ],
+            style,
+          ),
+        );
     });
 
 const addList = (network: Command, shell: Shell): Command =>

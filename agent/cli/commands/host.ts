@@ -1,0 +1,65 @@
+import type { Command } from 'commander';
+import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
+import type { Shell } from '../shell.ts';
+import { hostTable } from '../views.ts';
+
+/** `host list`, `host forget`: the hosts that the ledger knows. */
+export function addHostCommands(program: Command, shell: Shell): void {
+  const host = program
+    .command('host')
+    .description('hosts of the fleet: list, forget')
+    .addHelpText('after', '\nExamples:\n  $ voltnet host list\n  $ voltnet host forget h7');
+  host
+    .command('list')
+    .description('list the hosts that the ledger knows, and whether it grants leases')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet host list
+  $ voltnet host list --json | jq -r '.hosts[] | select(.state == "suspect") | .host'
+
+live: its agent sends heartbeats. joining: new, until another host has seen it. suspect: silent; its leases
+stay. awaited: after a restart or a loss of Redis the ledger grants nothing until this host has said what
+it holds.`,
+    )
+    .action(async () => {
+      const answer = await shell.withClient(async ({ client }) => {
+        const hosts: LedgerHostsAnswer['hosts'] = [];
+        let page: LedgerHostsAnswer;
+        let cursor: string | undefined;
+        do {
+          page = await client.ledgerHosts(cursor === undefined ? {} : { cursor });
+          hosts.push(...page.hosts);
+          ({ cursor } = page);
+        } while (cursor !== undefined);
+        return { hosts, state: page.state };
+      });
+      const output = shell.output();
+      output.result(answer, (style) => hostTable(answer.hosts, style));
+      if (answer.state !== 'armed') output.note(`the ledger grants nothing: it is ${answer.state}`);
+    });
+  host
+    .command('forget')
+    .description('declare a host gone: its leases end, and nobody waits for it')
+    .argument('<host>', 'host id')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet host forget h7
+
+Do this when the machine is gone for good, or certainly off. Should it come back, what it holds is fenced
+where somebody else has been given it since. Exit code 5 while its agent sends heartbeats.`,
+    )
+    .action(async (name: string) => {
+      const answer = await shell.withClient(({ client }) => client.forgetHost(name));
+      shell
+        .output()
+        .result(answer, () =>
+          answer.forgotten
+            ? `${name} forgotten, ${answer.released} leases ended`
+            : `${name} was not known`,
+        );
+    });
+}
