@@ -37,7 +37,7 @@ const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
-  [/^zod$/, /^(protocol\/|agent\/(config|main)\.ts$)/],
+  [/^zod$/, /^(protocol\/|agent\/(config|main|witness)\.ts$)/],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
   [/^pino$/, /^agent\/log\.ts$/],

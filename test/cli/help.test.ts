@@ -32,6 +32,7 @@ describe('help', () => {
       'network',
       'network put',
       'network get',
+      'network show',
       'network list',
       'network delete',
       'attach',
@@ -42,7 +43,13 @@ describe('help', () => {
       'exec',
       'watch',
       'status',
+      'lease',
+      'lease list',
+      'host',
+      'host list',
+      'host forget',
       'ledger',
+      'ledger check',
       'ledger install',
     ]);
   });
@@ -70,7 +77,7 @@ describe('help', () => {
       'list',
       'check',
     ]);
-    expect(await names('lsit')).toHaveLength(10);
-    expect(await names('list', '--help')).toHaveLength(10);
+    expect(await names('lsit')).toHaveLength(12);
+    expect(await names('list', '--help')).toHaveLength(12);
   });
 });

@@ -3,7 +3,7 @@ import { decodeAnswer, encodeAnswer } from '#protocol/envelope.ts';
 import { ERRORS, fromErrorBody, toErrorBody, VoltError } from '#protocol/errors.ts';
 
 describe('the table of codes', () => {
-  // As the contract lists them, and the one that clients make.
+  // As the contract lists them; one more that clients make, and one of ledger.forget.
   const contract =
     `INVALID_REQUEST TOO_LARGE UNAUTHORIZED NOT_FOUND UNKNOWN_NETWORK NETWORK_CONFLICT
     NETWORK_IN_USE ALREADY_ATTACHED WRONG_HOST HOST_CONFLICT POOL_EXHAUSTED ADDRESS_IN_USE
@@ -11,8 +11,10 @@ describe('the table of codes', () => {
     NAMESPACE_NOT_FOUND INTERFACE_EXISTS DEVICE_BUSY BRIDGE_FULL PORT_IN_USE PARENT_NOT_FOUND NO_FREE_VF
     UNSUPPORTED OVERLOADED DEADLINE_EXCEEDED SHUTTING_DOWN KERNEL_ERROR INTERNAL`.split(/\s+/);
 
-  test('has every code of the contract, and AGENT_UNAVAILABLE', () => {
-    expect(Object.keys(ERRORS).toSorted()).toEqual([...contract, 'AGENT_UNAVAILABLE'].toSorted());
+  test('has every code of the contract, and two more', () => {
+    expect(Object.keys(ERRORS).toSorted()).toEqual(
+      [...contract, 'AGENT_UNAVAILABLE', 'HOST_ALIVE'].toSorted(),
+    );
   });
 
   test('numbers are of HTTP’s error range', () => {

@@ -19,9 +19,9 @@ Examples:
   $ voltnet host list
   $ voltnet host list --json | jq -r '.hosts[] | select(.state == "suspect") | .host'
 
-live: its agent sends heartbeats. joining: new, until another host has seen it. suspect: silent; its leases
-stay. awaited: after a restart or a loss of Redis the ledger grants nothing until this host has said what
-it holds.`,
+live: its agent sends heartbeats. joining: new, until another host has seen it. suspect: silent; its
+leases stay. awaited: after a restart or a loss of Redis the ledger grants nothing until this host
+has said what it holds.`,
     )
     .action(async () => {
       const answer = await shell.withClient(async ({ client }) => {
@@ -49,8 +49,8 @@ it holds.`,
 Examples:
   $ voltnet host forget h7
 
-Do this when the machine is gone for good, or certainly off. Should it come back, what it holds is fenced
-where somebody else has been given it since. Exit code 5 while its agent sends heartbeats.`,
+Do this when the machine is gone for good, or certainly off. Should it come back, what it holds is
+fenced where somebody else has been given it since. Exit code 5 while its agent sends heartbeats.`,
     )
     .action(async (name: string) => {
       const answer = await shell.withClient(({ client }) => client.forgetHost(name));

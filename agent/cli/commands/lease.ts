@@ -33,8 +33,8 @@ Examples:
   $ voltnet lease list --host h2 --state suspect
   $ voltnet lease list --json | jq -r '.leases[] | [.addresses[0], .id, .host] | @tsv'
 
-A suspect lease is of a host that has fallen silent: nobody else gets its addresses until the host is
-back, or forgotten ("voltnet host forget").`,
+A suspect lease is of a host that has fallen silent: nobody else gets its addresses until the host
+is back, or forgotten ("voltnet host forget").`,
     )
     .action(async (_flags: unknown, command: Command) => {
       const flags = command.optsWithGlobals<ListFlags>();
