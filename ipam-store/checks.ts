@@ -13,7 +13,7 @@ const MAX_ADDRESS_CHARACTERS = 45;
 const MAX_SHOWN_CHARACTERS = 40;
 /** Boot and machine ids; their form is the operating system's affair. */
 const TOKEN_PATTERN = /^[\x21-\x7e]{1,128}$/;
-/** "network id", as the last entry of a page ends it. */
+/** "host network id", as the last entry of a page ends it. */
 const CURSOR_PATTERN = /^[\x20-\x7e]{1,160}$/;
 
 const matching =

@@ -81,7 +81,7 @@ export interface Reasserted {
 /** A way to an address, MAC or id that does not lead to its lease, or a lease that is not found by it. */
 export interface LedgerDifference {
   readonly id: string;
-  /** `ids`, `host`, `mac`, `due` or `held` with `missing` or `stray`, or `held and free`. */
+  /** `host`, `mac`, `due` or `held` with `missing` or `stray`, or `held and free`. */
   readonly what: string;
   readonly address?: string;
   readonly mac?: string;
@@ -241,7 +241,7 @@ export class Ledger {
     return stored && leaseOf(stored);
   }
 
-  /** By id; of one host, one network, or all. `cursor` says whether more follows, also after an empty page. */
+  /** By host, network and id; of one host, one network, or all. `cursor` says whether more follows, also after an empty page. */
   async listLeases(
     filter: Page & { network?: string | undefined; host?: string | undefined },
   ): Promise<{ leases: ListedLease[]; cursor?: string }> {
@@ -347,7 +347,6 @@ export class Ledger {
    */
   async *audit(): AsyncGenerator<LedgerDifference, void, undefined> {
     yield* this.#auditPart({ part: 'leases' });
-    yield* this.#auditPart({ part: 'ids' });
     for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
       const page = await this.listHosts({ cursor });
       for (const { host } of page.hosts) yield* this.#auditPart({ part: 'host', host });

@@ -32,10 +32,25 @@ local function disarm(root)
   return recovering('the ledger hears every host before it changes anything')
 end
 
+-- What the ledger counts, and whether it has lost something that is being restored.
+local function meta_of(root)
+  local held = redis.call('HMGET', root .. ':meta', 'revision', 'roster', 'lost')
+  return {
+    generation = tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0),
+    revision = tonumber(held[1] or 0),
+    roster = tonumber(held[2] or 0),
+    lost = held[3] == '1',
+  }
+end
+
+local function epoch_of(generation)
+  return math.floor(generation / EPOCH_UNIT)
+end
+
 -- False when the store is not what this server has written: emptied, or another's.
 local function is_current(root)
   local generation = memory_of(root).generation
-  return generation ~= nil and tonumber(redis.call('HGET', root .. ':meta', 'generation')) == generation
+  return generation ~= nil and tonumber(redis.call('HGET', root .. ':leases', GENERATION)) == generation
 end
 
 -- The refusal of whatever changes the ledger while it is not armed.
@@ -59,24 +74,6 @@ local function barred(root, host, machine)
   end
   return recovering(memory.generation and 'host ' .. host .. ' has yet to say what it holds'
     or 'the ledger hears every host before it grants anything')
-end
-
--- A generation is epoch * 2^32 + n, in one counter. nil, and nothing is changed, where the counter is not the one
--- that this server has armed.
-local function next_generation(root)
-  local memory = memory_of(root)
-  local meta = root .. ':meta'
-  local generation = redis.call('HINCRBY', meta, 'generation', 1)
-  if memory.generation and generation == memory.generation + 1 then
-    memory.generation = generation
-    return digits(generation)
-  end
-  if generation == 1 then
-    redis.call('HDEL', meta, 'generation')
-  else
-    redis.call('HINCRBY', meta, 'generation', -1)
-  end
-  return nil
 end
 
 -- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.

@@ -4,10 +4,8 @@ local AUDITED = 200
 
 -- What a lease must be found by: key and entry of each.
 local function traces_of(root, lease)
-  local entry = lease.network .. ' ' .. lease.id
   local traces = {
-    { what = 'ids', key = root .. ':ids', entry = entry },
-    { what = 'host', key = root .. ':host:' .. lease.host .. ':ids', entry = entry },
+    { what = 'host', key = ids_key(root, lease.host), entry = lease.network .. ' ' .. lease.id },
   }
   for family, address in pairs(lease.hex) do
     table.insert(traces, {
@@ -27,7 +25,7 @@ local function audit_lease(root, lease, note)
       note({ what = trace.what .. ' missing', id = lease.id, address = trace.address })
     end
   end
-  if redis.call('HGET', network_key(root, lease.network) .. ':macs', lease.mac) ~= lease.id then
+  if redis.call('HGET', network_key(root, lease.network), 'mac:' .. lease.mac) ~= lease.id then
     note({ what = 'mac missing', id = lease.id, mac = lease.mac })
   end
   if lease.expiresAtMs and not redis.call('ZSCORE', due_key(root, lease.host), lease.id) then
@@ -40,7 +38,7 @@ local function stray_id(root, entry, host)
   local space = string.find(entry, ' ', 1, true)
   local id = string.sub(entry, space + 1)
   local lease = lease_of(root, id)
-  local right = lease and lease.network == string.sub(entry, 1, space - 1) and (not host or lease.host == host)
+  local right = lease and lease.network == string.sub(entry, 1, space - 1) and lease.host == host
   return not right and id or nil
 end
 
@@ -69,21 +67,15 @@ end
 local AUDITS = {
   leases = function(root, ask, note)
     local page = redis.call('HSCAN', root .. ':leases', ask.cursor or '0', 'COUNT', AUDITED)
-    for index = 2, #page[2], 2 do
-      audit_lease(root, cjson.decode(page[2][index]), note)
+    for index = 1, #page[2], 2 do
+      if page[2][index] ~= GENERATION then
+        audit_lease(root, cjson.decode(page[2][index + 1]), note)
+      end
     end
     return page[1] ~= '0' and page[1] or nil
   end,
-  ids = function(root, ask, note)
-    return audit_entries(root .. ':ids', ask.cursor, function(entry)
-      local id = stray_id(root, entry)
-      if id then
-        note({ what = 'ids stray', id = id, entry = entry })
-      end
-    end)
-  end,
   host = function(root, ask, note)
-    return audit_entries(root .. ':host:' .. ask.host .. ':ids', ask.cursor, function(entry)
+    return audit_entries(ids_key(root, ask.host), ask.cursor, function(entry)
       local id = stray_id(root, entry, ask.host)
       if id then
         note({ what = 'host stray', id = id, entry = entry, host = ask.host })
@@ -91,10 +83,10 @@ local AUDITS = {
     end)
   end,
   macs = function(root, ask, note)
-    local key = network_key(root, ask.network) .. ':macs'
-    local page = redis.call('HSCAN', key, ask.cursor or '0', 'COUNT', AUDITED)
+    local key = network_key(root, ask.network)
+    local page = redis.call('HSCAN', key, ask.cursor or '0', 'MATCH', 'mac:*', 'COUNT', AUDITED)
     for index = 1, #page[2], 2 do
-      local mac, id = page[2][index], page[2][index + 1]
+      local mac, id = string.sub(page[2][index], 5), page[2][index + 1]
       local lease = lease_of(root, id)
       if not lease or lease.network ~= ask.network or lease.mac ~= mac then
         note({ what = 'mac stray', id = id, mac = mac, network = ask.network })
@@ -121,7 +113,7 @@ local AUDITS = {
   end,
 }
 
--- audit {part: leases | ids | host | macs | held, host?, network?, family?, cursor?}
+-- audit {part: leases | host | macs | held, host?, network?, family?, cursor?}
 -- -> {differences: [{what, id, …}…], cursor?}
 local function audit(keys, args)
   local root = keys[1]
@@ -136,12 +128,8 @@ end
 -- By what is wrong. Each looks again before it does anything, and answers whether it is right now. Only what a
 -- lease, or the lack of one, proves is changed.
 local REPAIRS = {
-  ['ids missing'] = function(root, ask, lease)
-    return lease and redis.call('ZADD', root .. ':ids', '0', lease.network .. ' ' .. lease.id)
-  end,
   ['host missing'] = function(root, ask, lease)
-    local key = lease and root .. ':host:' .. lease.host .. ':ids'
-    return lease and redis.call('ZADD', key, '0', lease.network .. ' ' .. lease.id)
+    return lease and redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
   end,
   ['due missing'] = function(root, ask, lease)
     return lease and lease.expiresAtMs
@@ -149,7 +137,7 @@ local REPAIRS = {
   end,
   ['mac missing'] = function(root, ask, lease)
     return lease and lease.mac == ask.mac
-      and redis.call('HSETNX', network_key(root, lease.network) .. ':macs', lease.mac, lease.id) == 1
+      and redis.call('HSETNX', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id) == 1
   end,
   ['held missing'] = function(root, ask, lease)
     for family, address in pairs(lease and lease.hex or {}) do
@@ -161,17 +149,14 @@ local REPAIRS = {
     end
     return false
   end,
-  ['ids stray'] = function(root, ask)
-    return stray_id(root, ask.entry) and redis.call('ZREM', root .. ':ids', ask.entry)
-  end,
   ['host stray'] = function(root, ask)
     return stray_id(root, ask.entry, ask.host)
-      and redis.call('ZREM', root .. ':host:' .. ask.host .. ':ids', ask.entry)
+      and redis.call('ZREM', ids_key(root, ask.host), ask.entry)
   end,
   ['mac stray'] = function(root, ask, lease)
-    local key = network_key(root, ask.network) .. ':macs'
+    local key, field = network_key(root, ask.network), 'mac:' .. ask.mac
     local right = lease and lease.network == ask.network and lease.mac == ask.mac
-    return not right and redis.call('HGET', key, ask.mac) == ask.id and redis.call('HDEL', key, ask.mac)
+    return not right and redis.call('HGET', key, field) == ask.id and redis.call('HDEL', key, field)
   end,
   ['held stray'] = function(root, ask)
     if not stray_holder(root, ask.network, ask.family, ask.address, ask.id) then

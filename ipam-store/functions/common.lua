@@ -2,13 +2,11 @@
 -- one slot. Addresses are fixed-width lower-case hex, 8 digits or 32: they sort as text, and no number of
 -- Lua's has to hold an IPv6 address. Times are milliseconds of this server's clock. <f> is 4 or 6.
 --
---   <root>:meta              hash  generation: the last one given; revision: of the last change of any network;
---                                  roster: of the last change of the list of hosts; lost: 1 while what a server
---                                  has lost is being restored
+--   <root>:meta              hash  revision: of the last change of any network; roster: of the last change of the
+--                                  list of hosts; lost: 1 while what a server has lost is being restored
 --   <root>:networks          zset  names, by name
 --   <root>:subnets:<f>       zset  "first-last network": no two overlap
---   <root>:leases            hash  attachment id -> JSON of the lease
---   <root>:ids               zset  "network id" of each lease
+--   <root>:leases            hash  attachment id -> JSON of the lease; #generation: the last one given
 --   <root>:roster            zset  names of all hosts, by name
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did
@@ -18,8 +16,8 @@
 --   <root>:host:<h>:due      zset  ids of the host that expire, by time
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down
 --   <root>:net:<n>           hash  network (JSON), digest, revision, type, delayMs; for each family family:<f>
---                                  (JSON of its rules) and next:<f> ("first-last": the first range of `fresh`)
---   <root>:net:<n>:macs      hash  MAC -> id
+--                                  (JSON of its rules) and next:<f> ("first-last": the first range of `fresh`);
+--                                  for each MAC of a lease mac:<mac>: the id
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
 --   <root>:net:<n>:<f>:fresh    zset  "first-last": the part of it that was never used, without next:<f>
 --   <root>:net:<n>:<f>:held     zset  "address id"
@@ -38,6 +36,10 @@ local VERSION = '1.2'
 local EPOCH_UNIT = 4294967296
 local FAMILIES = { '4', '6' }
 local MAX_PAGE_BYTES = 393216
+-- A field of <root>:leases that is no id: with a lease is read, and written, what proves that it is current.
+local GENERATION = '#generation'
+-- Hosts that one call looks at, of those that hold nothing it looks for.
+local MAX_HOSTS = 512
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -88,12 +90,22 @@ local function page_of(key, prefix, ask, read)
   return json_list(items), 'null'
 end
 
+local function ids_key(root, host)
+  return root .. ':host:' .. host .. ':ids'
+end
+
 -- The ids of the first leases of a network, `count` at most.
 local function ids_in(root, network, count)
-  local ids = redis.call(
-    'ZRANGEBYLEX', root .. ':ids', '[' .. network .. ' ', '(' .. network .. '!', 'LIMIT', 0, count)
-  for index, entry in ipairs(ids) do
-    ids[index] = string.sub(entry, #network + 2)
+  local found = {}
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
+    local entries = redis.call('ZRANGEBYLEX', ids_key(root, host),
+      '[' .. network .. ' ', '(' .. network .. '!', 'LIMIT', 0, count - #found)
+    for _, entry in ipairs(entries) do
+      table.insert(found, string.sub(entry, #network + 2))
+    end
+    if #found == count then
+      break
+    end
   end
-  return ids
+  return found
 end

@@ -5,20 +5,6 @@ local SWEEP_MS = 1000
 local MAX_SWEPT = 16
 local MAX_ENDED = 100
 
-local function meta_of(root)
-  local held = redis.call('HMGET', root .. ':meta', 'generation', 'revision', 'roster', 'lost')
-  return {
-    generation = tonumber(held[1] or 0),
-    revision = tonumber(held[2] or 0),
-    roster = tonumber(held[3] or 0),
-    lost = held[4] == '1',
-  }
-end
-
-local function epoch_of(generation)
-  return math.floor(generation / EPOCH_UNIT)
-end
-
 -- The list of hosts has changed.
 local function next_roster(root)
   return redis.call('HINCRBY', root .. ':meta', 'roster', 1)
@@ -61,8 +47,9 @@ local function take_for_lost(root, seen, meta, now, wait_ms)
       make_suspect(root, host, now)
     end
   end
-  redis.call('HSET', root .. ':meta', 'generation', digits(meta.generation),
-    'revision', digits(meta.revision), 'roster', digits(meta.roster), 'lost', '1')
+  redis.call('HSET', root .. ':leases', GENERATION, digits(meta.generation))
+  redis.call('HSET', root .. ':meta', 'revision', digits(meta.revision), 'roster', digits(meta.roster),
+    'lost', '1')
   return began
 end
 
@@ -73,7 +60,7 @@ local function conflict_with(root, ask, machine, now)
   end
   local deadline = redis.call('ZSCORE', root .. ':hosts', ask.host)
   local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation)
-  local holds = redis.call('ZCARD', root .. ':host:' .. ask.host .. ':ids')
+  local holds = redis.call('ZCARD', ids_key(root, ask.host))
   if not live and holds == 0 then
     return nil
   end
@@ -146,7 +133,7 @@ end
 -- Gives back leases that a suspect host holds in networks with reclaimAfterSeconds, `most` of them.
 local function reclaim(root, host, since, now, most)
   local reclaimed = {}
-  local ids = root .. ':host:' .. host .. ':ids'
+  local ids = ids_key(root, host)
   local from = '-'
   while #reclaimed < most do
     local entry = redis.call('ZRANGEBYLEX', ids, from, '+', 'LIMIT', '0', '1')[1]
@@ -257,7 +244,8 @@ local function heartbeat(keys, args)
       return '{"nowMs":"' .. digits(now) .. '","state":"unclaimed"}'
     end
     meta.generation = EPOCH_UNIT
-    redis.call('HSET', root .. ':meta', 'generation', digits(EPOCH_UNIT), 'revision', 0, 'roster', 0)
+    redis.call('HSET', root .. ':leases', GENERATION, digits(EPOCH_UNIT))
+    redis.call('HSET', root .. ':meta', 'revision', 0, 'roster', 0)
   end
   local epoch = digits(epoch_of(meta.generation))
   note_beat(root, now, ask.suspectMs)
@@ -316,12 +304,12 @@ local function forget_host(keys, args)
   end
   redis.call('HDEL', session, 'asserted')
   local released = 0
-  for _, entry in ipairs(redis.call('ZRANGE', session .. ':ids', 0, MAX_ENDED - 1)) do
+  for _, entry in ipairs(redis.call('ZRANGE', ids_key(root, host), 0, MAX_ENDED - 1)) do
     local space = string.find(entry, ' ', 1, true)
     end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, true)
     released = released + 1
   end
-  local more = redis.call('ZCARD', session .. ':ids') > 0
+  local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
     for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
       redis.call('ZREM', root .. ':' .. list, host)
@@ -358,7 +346,7 @@ local function list_hosts(keys, args)
       machineId = held[1] or nil,
       bootId = held[2] or nil,
       seenMs = held[3] or nil,
-      leases = redis.call('ZCARD', session .. ':ids'),
+      leases = redis.call('ZCARD', ids_key(root, host)),
     })
   end)
   local state = memory.generation and 'armed' or meta.lost and 'recovering'

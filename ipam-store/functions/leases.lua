@@ -22,8 +22,8 @@ local function due_key(root, host)
   return root .. ':host:' .. host .. ':due'
 end
 
-local function store_lease(batch, id, json, expires_at)
-  redis.call('HSET', batch.leases, id, json)
+local function store_lease(batch, id, json, expires_at, generation)
+  redis.call('HSET', batch.leases, id, json, GENERATION, generation)
   if expires_at then
     redis.call('ZADD', due_key(batch.root, batch.host), expires_at, id)
   end
@@ -62,20 +62,14 @@ local function renew(batch, ask, text)
   if ask.ttl_ms then
     lease.expiresAtMs = digits(batch.now + ask.ttl_ms)
   end
-  if not is_current(batch.root) then
-    return disarm(batch.root)
-  end
   local json = cjson.encode(lease)
-  store_lease(batch, ask.id, json, lease.expiresAtMs)
+  store_lease(batch, ask.id, json, lease.expiresAtMs, digits(batch.memory.generation))
   return nil, '{"lease":' .. json .. '}'
 end
 
 local function grant(batch, ask)
   local network = batch.network or open_network(batch)
   if not network[1] then
-    if not is_current(batch.root) then
-      return disarm(batch.root)
-    end
     return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
   end
   if network[1] ~= batch.revision then
@@ -89,17 +83,13 @@ local function grant(batch, ask)
     end
     picked[index] = address or false
   end
-  -- The last check, and the first write: nothing of it where the MAC is taken.
-  if redis.call('HSETNX', batch.macs, ask.mac, ask.id) == 0 then
-    local holder = redis.call('HGET', batch.macs, ask.mac)
+  local mac_field = 'mac:' .. ask.mac
+  local holder = redis.call('HGET', batch.key, mac_field)
+  if holder then
     return refuse('MAC_IN_USE', ask.mac .. ' is held by ' .. holder,
       { mac = ask.mac, id = holder, network = batch.name })
   end
-  local generation = next_generation(batch.root)
-  if not generation then
-    redis.call('HDEL', batch.macs, ask.mac)
-    return disarm(batch.root)
-  end
+  local changes = { mac_field, ask.id }
   local addresses, hex, before = '', '', ''
   for index, family in ipairs(batch.families) do
     local address = picked[index]
@@ -109,21 +99,24 @@ local function grant(batch, ask)
         before = before .. (before == '' and '"' or ',"') .. family .. '":"' .. text .. '"'
       end
     else
-      address = take_next(batch, family, ask.id)
+      address = take_next(batch, family, ask.id, changes)
     end
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
-  local entry = batch.name .. ' ' .. ask.id
-  redis.call('ZADD', batch.ids, '0', entry)
-  redis.call('ZADD', batch.host_ids, '0', entry)
+  -- At once, not with the batch: should a later request of it fail, no other may get these.
+  redis.call('HSET', batch.key, unpack(changes))
+  redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id)
+  -- A generation is epoch * 2^32 + n, in one counter.
+  batch.memory.generation = batch.memory.generation + 1
+  local generation = digits(batch.memory.generation)
   local expires_at = ask.ttl_ms and digits(batch.now + ask.ttl_ms)
   local json = ask.head
     .. ',"generation":"' .. generation
     .. '","grantedAtMs":"' .. batch.now_digits
     .. (expires_at and '","expiresAtMs":"' .. expires_at or '')
     .. '","hex":{' .. hex .. '},"before":{' .. before .. '}}'
-  store_lease(batch, ask.id, json, expires_at)
+  store_lease(batch, ask.id, json, expires_at, generation)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
@@ -147,10 +140,9 @@ local function acquire(keys, args)
     revision = revision,
     families = FAMILIES_OF[families],
     key = key,
-    macs = key .. ':macs',
     leases = root .. ':leases',
-    ids = root .. ':ids',
-    host_ids = root .. ':host:' .. host .. ':ids',
+    host_ids = ids_key(root, host),
+    memory = memory_of(root),
     now = now,
     now_digits = digits(now),
     network = false,
@@ -173,8 +165,13 @@ local function acquire(keys, args)
       ['6'] = ipv6,
       head = head,
     }
-    local held = redis.call('HGET', batch.leases, id)
-    lines[index - 1] = line_of(held and renew or grant, batch, ask, held)
+    local held = redis.call('HMGET', batch.leases, id, GENERATION)
+    if tonumber(held[2]) == batch.memory.generation then
+      lines[index - 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
+    else
+      -- Emptied, or another's: not what this server has written.
+      lines[index - 1] = reply_of(disarm(root))
+    end
   end
   return table.concat(lines, '\n')
 end
@@ -187,11 +184,9 @@ local function end_lease(root, lease, now, cool)
     end
     give_back(root, lease.network, family, address, lease.id, text)
   end
-  local entry = lease.network .. ' ' .. lease.id
-  redis.call('HDEL', network_key(root, lease.network) .. ':macs', lease.mac)
+  redis.call('HDEL', network_key(root, lease.network), 'mac:' .. lease.mac)
   redis.call('HDEL', root .. ':leases', lease.id)
-  redis.call('ZREM', root .. ':ids', entry)
-  redis.call('ZREM', root .. ':host:' .. lease.host .. ':ids', entry)
+  redis.call('ZREM', ids_key(root, lease.host), lease.network .. ' ' .. lease.id)
   if lease.expiresAtMs then
     redis.call('ZREM', due_key(root, lease.host), lease.id)
   end
@@ -234,24 +229,44 @@ local function get_lease(keys, args)
   return redis.call('HGET', keys[1] .. ':leases', cjson.decode(args[1]).id) or 'null'
 end
 
--- leases {network?, host?, cursor?, limit} -> {leases, cursor?, nowMs (text)}, by network and id; each
--- with `suspect`
+-- leases {network?, host?, cursor?, limit} -> {leases, cursor?, nowMs (text)}, by host, network and id; each with
+-- `suspect`. The cursor is "host network id", or "host " for one of which nothing was read yet.
 local function list_leases(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
-  local key = ask.host and root .. ':host:' .. ask.host .. ':ids' or root .. ':ids'
-  local prefix = ask.network and ask.network .. ' ' or ''
-  local suspects = {}
-  for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
-    suspects[host] = true
+  local from_host, from_entry = string.match(ask.cursor or '', '^(%S+) (.*)$')
+  local hosts = { ask.host }
+  if not ask.host then
+    local from = from_host and '[' .. from_host or '-'
+    hosts = redis.call('ZRANGEBYLEX', root .. ':roster', from, '+', 'LIMIT', 0, MAX_HOSTS + 1)
   end
-  local leases, cursor = page_of(key, prefix, ask, function(entry)
-    local space = string.find(entry, ' ', 1, true)
-    local lease = lease_of(root, string.sub(entry, space + 1))
-    lease.suspect = suspects[lease.host] or false
-    return cjson.encode(lease)
-  end)
-  return '{"leases":' .. leases .. ',"cursor":' .. cursor .. ',"nowMs":"' .. digits(now_ms()) .. '"}'
+  local prefix = ask.network and ask.network .. ' ' or ''
+  local items, bytes, last = {}, 0, nil
+  local function answer(cursor)
+    return '{"leases":' .. json_list(items) .. ',"cursor":' .. cjson.encode(cursor or cjson.null)
+      .. ',"nowMs":"' .. digits(now_ms()) .. '"}'
+  end
+  for index, host in ipairs(hosts) do
+    if index > MAX_HOSTS then
+      return answer(host .. ' ')
+    end
+    local suspect = redis.call('ZSCORE', root .. ':suspects', host) and true or false
+    local from = host == from_host and from_entry ~= '' and '(' .. from_entry or '[' .. prefix
+    local entries = redis.call('ZRANGEBYLEX', ids_key(root, host), from, '(' .. prefix .. '\255',
+      'LIMIT', 0, ask.limit - #items + 1)
+    for _, entry in ipairs(entries) do
+      local lease = lease_of(root, string.sub(entry, string.find(entry, ' ', 1, true) + 1))
+      lease.suspect = suspect
+      local item = cjson.encode(lease)
+      bytes = bytes + #item
+      if #items > 0 and (#items == ask.limit or bytes > MAX_PAGE_BYTES) then
+        return answer(last)
+      end
+      table.insert(items, item)
+      last = host .. ' ' .. entry
+    end
+  end
+  return answer(nil)
 end
 
 redis.register_function('volt1_acquire', acquire)

@@ -154,7 +154,7 @@ end
 local function suspect_in(root, name)
   local count = 0
   for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
-    count = count + redis.call('ZLEXCOUNT', root .. ':host:' .. host .. ':ids',
+    count = count + redis.call('ZLEXCOUNT', ids_key(root, host),
       '[' .. name .. ' ', '(' .. name .. '!')
   end
   return count

@@ -12,7 +12,7 @@ local function in_the_way(root, lease)
   for family, address in pairs(lease.hex) do
     note(entry_of(pool_key(root, lease.network, family, 'held'), address))
   end
-  note(redis.call('HGET', network_key(root, lease.network) .. ':macs', lease.mac))
+  note(redis.call('HGET', network_key(root, lease.network), 'mac:' .. lease.mac))
   local found = {}
   for id in pairs(ids) do
     table.insert(found, lease_of(root, id))
@@ -40,12 +40,12 @@ local function restore(root, lease)
   for family, address in pairs(lease.hex) do
     take(root, lease.network, family, address, lease.id)
   end
-  local entry = lease.network .. ' ' .. lease.id
-  redis.call('HSET', network_key(root, lease.network) .. ':macs', lease.mac, lease.id)
-  redis.call('ZADD', root .. ':ids', '0', entry)
-  redis.call('ZADD', root .. ':host:' .. lease.host .. ':ids', '0', entry)
-  store_lease({ root = root, host = lease.host, leases = root .. ':leases' }, lease.id,
-    cjson.encode(lease), lease.expiresAtMs)
+  redis.call('HSET', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id)
+  redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
+  redis.call('HSET', root .. ':leases', lease.id, cjson.encode(lease))
+  if lease.expiresAtMs then
+    redis.call('ZADD', due_key(root, lease.host), lease.expiresAtMs, lease.id)
+  end
 end
 
 local function holder_of(lease)
@@ -114,20 +114,20 @@ end
 local function reassert(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
-  local meta = redis.call('HMGET', root .. ':meta', 'generation', 'revision')
+  local meta = meta_of(root)
   local session = root .. ':host:' .. ask.host
   local machine = redis.call('HGET', session, 'machineId')
   if memory_of(root).heard[ask.host] ~= ask.machineId or machine ~= ask.machineId
-    or digits(math.floor(tonumber(meta[1] or 0) / EPOCH_UNIT)) ~= ask.epoch then
+    or digits(epoch_of(meta.generation)) ~= ask.epoch then
     return reply_of(recovering('host ' .. ask.host .. ' has to send a heartbeat first'))
   end
   for _, lease in ipairs(ask.leases) do
-    if tonumber(lease.generation) > tonumber(meta[1]) then
+    if tonumber(lease.generation) > meta.generation then
       return reply_of(recovering('the ledger knows of no generation ' .. lease.generation))
     end
   end
   for _, network in ipairs(ask.networks) do
-    if network.revision > tonumber(meta[2]) then
+    if network.revision > meta.revision then
       return reply_of(recovering('the ledger knows of no revision ' .. network.revision))
     end
   end

@@ -83,8 +83,9 @@ local function pick(batch, ask, family)
   return pick_used(batch, ask, family)
 end
 
--- Gives the next fresh address of a family to an id: the way of most.
-local function take_next(batch, family, id)
+-- Gives the next fresh address of a family to an id: the way of most. What it changes of the network it adds to
+-- `changes`, fields and values.
+local function take_next(batch, family, id, changes)
   local place = NEXT[family]
   local range = batch.network[place]
   local dash = string.find(range, '-', 1, true)
@@ -93,8 +94,8 @@ local function take_next(batch, family, id)
     batch.network[place] = open_next(batch.root, batch.name, family)
   else
     batch.network[place] = hex_step(address, 1) .. rest
-    -- At once: should a later request of the batch fail, no other may get this address.
-    redis.call('HSET', batch.key, 'next:' .. family, batch.network[place])
+    changes[#changes + 1] = 'next:' .. family
+    changes[#changes + 1] = batch.network[place]
   end
   redis.call('ZADD', batch.key .. ':' .. family .. ':held', '0', address .. ' ' .. id)
   return address

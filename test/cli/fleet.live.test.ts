@@ -100,13 +100,13 @@ test('ledger check finds nothing in a healthy fleet', () => {
 });
 
 test('ledger check names damage in Redis, and repairs it when told', async () => {
-  await raw.zrem(`${ROOT}:ids`, 'volt0 of-h1');
+  await raw.zrem(`${ROOT}:host:h1:ids`, 'volt0 of-h1');
   const found = json('ledger', 'check');
   expect(found).toMatchObject({
     status: 8,
     answer: {
       inSync: false,
-      differences: [{ id: 'of-h1', what: 'ledger ids missing', repaired: false }],
+      differences: [{ id: 'of-h1', what: 'ledger host missing', repaired: false }],
     },
   });
   expect(json('ledger', 'check', '--repair')).toMatchObject({

@@ -45,15 +45,14 @@ test('also one of many leases, page by page', async () => {
 describe('damage is named, and put right where a lease proves what is right', () => {
   const A = '0a2a0002';
   const DAMAGES: readonly [string, string, () => Promise<unknown>][] = [
-    ['ids missing', 'a', () => store.raw.zrem(`${ROOT}:ids`, 'volt0 a')],
     ['host missing', 'a', () => store.raw.zrem(`${ROOT}:host:h1:ids`, 'volt0 a')],
     ['due missing', 'b', () => store.raw.zrem(`${ROOT}:host:h2:due`, 'b')],
     ['held missing', 'a', () => store.raw.zrem(`${ROOT}:net:volt0:4:held`, `${A} a`)],
-    ['ids stray', 'nobody', () => store.raw.zadd(`${ROOT}:ids`, 0, 'volt0 nobody')],
+    ['host stray', 'nobody', () => store.raw.zadd(`${ROOT}:host:h1:ids`, 0, 'volt0 nobody')],
     ['host stray', 'b', () => store.raw.zadd(`${ROOT}:host:h1:ids`, 0, 'volt0 b')],
     ['held stray', 'x', () => store.raw.zadd(`${ROOT}:net:volt0:4:held`, 0, '0a2a0063 x')],
     ['held and free', 'a', () => store.raw.zadd(`${ROOT}:net:volt0:4:fresh`, 0, `${A}-${A}`)],
-    ['mac stray', 'x', () => store.raw.hset(`${ROOT}:net:volt0:macs`, '02:00:00:00:00:01', 'x')],
+    ['mac stray', 'x', () => store.raw.hset(`${ROOT}:net:volt0`, 'mac:02:00:00:00:00:01', 'x')],
   ];
 
   test.each(DAMAGES)('%s', async (what, id, damage) => {
@@ -72,7 +71,7 @@ describe('damage is named, and put right where a lease proves what is right', ()
 
   test('mac missing', async () => {
     const { mac = '' } = (await store.ledger.getLease('a')) ?? {};
-    await store.raw.hdel(`${ROOT}:net:volt0:macs`, mac);
+    await store.raw.hdel(`${ROOT}:net:volt0`, `mac:${mac}`);
     const [difference] = await found();
     expect(difference).toMatchObject({ what: 'mac missing', id: 'a', mac });
     if (difference !== undefined) expect(await store.ledger.repair(difference)).toBe(true);
@@ -91,7 +90,7 @@ test('what is not proven is left: an address that two leases claim', async () =>
 });
 
 test('a difference that is none any more is left alone', async () => {
-  await store.raw.zrem(`${ROOT}:ids`, 'volt0 a');
+  await store.raw.zrem(`${ROOT}:host:h1:ids`, 'volt0 a');
   const [difference] = await found();
   await release('a');
   const before = await contents(store.raw);
@@ -100,7 +99,7 @@ test('a difference that is none any more is left alone', async () => {
 });
 
 test('nothing is repaired while the ledger is not armed', async () => {
-  await store.raw.zrem(`${ROOT}:ids`, 'volt0 a');
+  await store.raw.zrem(`${ROOT}:host:h1:ids`, 'volt0 a');
   const [difference] = await found();
   const seen = { generation: 2 ** 33 + 5, revision: 1, roster: 1, hosts: ['h9'] };
   await store.ledger.heartbeat(beatOf('h1', { seen }));

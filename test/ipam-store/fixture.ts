@@ -136,9 +136,10 @@ export async function contents(raw: Redis): Promise<Record<string, unknown>> {
 
 /** The same without the counters, which only grow, and the sessions of hosts. */
 export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
-  const all = Object.entries(await contents(raw));
-  const kept = all.filter(([key]) => !/:(meta|roster|hosts|host:[^:]+)$/.test(key));
-  return Object.fromEntries(kept);
+  const { [`${ROOT}:leases`]: leases, ...rest } = await contents(raw);
+  const { '#generation': _generation, ...held } = leases as Record<string, unknown>;
+  const all = Object.entries(rest).filter(([key]) => !/:(meta|roster|hosts|host:[^:]+)$/.test(key));
+  return { ...Object.fromEntries(all), ...(Object.keys(held).length > 0 && { leases: held }) };
 }
 
 /** The error of a call that must be refused. Throws where it is not, or where the store is not as before. */

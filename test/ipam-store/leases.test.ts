@@ -87,12 +87,12 @@ describe('a grant', () => {
     generations.push(lease.generation);
     expect(generations).toEqual(generations.toSorted((a, b) => a - b));
     expect(new Set(generations).size).toBe(4);
-    expect(await store.raw.hget(`${ROOT}:meta`, 'generation')).toBe(String(lease.generation));
+    expect(await store.raw.hget(`${ROOT}:leases`, '#generation')).toBe(String(lease.generation));
   });
 
   test('keeps generations beyond what a double prints in full', async () => {
     const generation = 1_000_000 * 2 ** 32 + 123;
-    await store.raw.hset(`${ROOT}:meta`, 'generation', String(generation - 1));
+    await store.raw.hset(`${ROOT}:leases`, '#generation', String(generation - 1));
     await enrol(store.ledger, ...HOSTS);
     const record = await put(store.ledger, VOLT0);
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));

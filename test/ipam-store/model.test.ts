@@ -25,7 +25,7 @@ describe('histories find the mistake, where the library', () => {
     ['deletes a network with leases', ['  if #ids > 0 then', '  if false then']],
     [
       'keeps the MAC of what was released',
-      ["  redis.call('HDEL', network_key(root, lease.network) .. ':macs', lease.mac)\n", ''],
+      ["  redis.call('HDEL', network_key(root, lease.network), 'mac:' .. lease.mac)\n", ''],
     ],
   ];
 
