@@ -31,12 +31,12 @@ export class Batches {
     this.#send = send;
   }
 
-  /** The answer to one request, a line of what the function answers to all of them. */
-  add(name: string, shared: string, own: string): Promise<Reply> {
+  /** The answer to one request, `own` being its arguments: a line of what the function answers to all of them. */
+  add(name: string, shared: string, own: readonly string[]): Promise<Reply> {
     if (name !== this.#name) this.flush();
     this.#name = name;
     const batch = this.#open.get(shared) ?? this.#begin(shared);
-    batch.args.push(own);
+    batch.args.push(...own);
     const { promise, resolve, reject } = Promise.withResolvers<Reply>();
     batch.waiting.push({ resolve, reject });
     if (batch.waiting.length === MAX_BATCH) {

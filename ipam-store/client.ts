@@ -94,7 +94,8 @@ const watchNothing = (): Disposable => ({ [Symbol.dispose]: () => {} });
 
 type Settings = Omit<RedisOptions, 'replyMapping'> & { readonly commandTimeout: number };
 
-function settingsOf(options: LedgerOptions): Settings {
+/** What every client of the ledger is made with. */
+export function settingsOf(options: LedgerOptions): Settings {
   const { username, passwordFile, tls, commandTimeoutMs = COMMAND_TIMEOUT_MS } = options;
   return {
     lazyConnect: true,

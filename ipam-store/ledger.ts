@@ -19,7 +19,7 @@ import {
 } from './host.ts';
 import { rootKey } from './keys.ts';
 import {
-  acquireText,
+  acquireArgs,
   askOf,
   grantedOf,
   type Lease,
@@ -192,7 +192,7 @@ export class Ledger {
     for (let tries = 1; ; tries += 1) {
       const mac = macOf(ask, tries);
       try {
-        const own = acquireText(ask, mac);
+        const own = acquireArgs(ask, mac);
         const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
         const acquired = text.startsWith('granted ')
           ? { lease: grantedOf(ask, mac, text), created: true }
@@ -221,7 +221,7 @@ export class Ledger {
   async release(lease: Release): Promise<'released' | 'absent'> {
     need(lease, 'id', 'generation', 'host', 'cool');
     const { id, generation, host, cool } = lease;
-    const own = `${id} ${generation} ${cool ? 1 : 0}`;
+    const own = [`${id} ${generation} ${cool ? 1 : 0}`];
     const { text, stored } = await this.#batches.add('release', host, own);
     const released = fieldsOf('release', text).flag('released');
     await stored;

@@ -9,13 +9,14 @@
 --   since       ms, when it began
 --   beat        ms, the last heartbeat of any host
 --   grace       ms, until when no silence counts
+--   batches     text -> what requests of leases share, taken apart; batch_count
 --   swept       ms, the last sweep; `turn`: with which suspect the next one begins
 local memories = {}
 
 local function memory_of(root)
   local memory = memories[root]
   if not memory then
-    memory = { sessions = {}, heard = {}, swept = 0, turn = 0 }
+    memory = { sessions = {}, heard = {}, swept = 0, turn = 0, batches = {}, batch_count = 0 }
     memories[root] = memory
   end
   return memory

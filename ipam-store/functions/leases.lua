@@ -1,5 +1,6 @@
 -- Requests for leases come in batches, of one host and one network. Each has a result of its own and a line of
 -- the answer, and sees what those before it did.
+local MAX_BATCHES = 256
 local FAMILIES_OF = { ['-'] = {}, ['4'] = { '4' }, ['6'] = { '6' }, ['46'] = FAMILIES }
 
 -- One line of an answer: of a refusal its JSON. A request on which the library itself fails fails alone.
@@ -12,10 +13,10 @@ local function line_of(work, ...)
   return reply_of(refuse('INTERNAL', 'the ledger: ' .. string.gsub(reason, '%c', ' ')))
 end
 
--- The same refusal for every request of a batch.
-local function refuse_all(args, refusal)
+-- The same refusal for so many requests.
+local function refuse_all(count, refusal)
   local line = reply_of(refusal)
-  return string.rep(line .. '\n', #args - 2) .. line
+  return string.rep(line .. '\n', count - 1) .. line
 end
 
 local function due_key(root, host)
@@ -120,57 +121,69 @@ local function grant(batch, ask)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- acquire: ARGV "host machine network revision families", where families is 4, 6, 46 or -; then each request as "id workload
--- mac mac_asked ttl_ms ipv4 ipv6 head". mac_asked is 1 or 0; ttl_ms is - for no expiry; ipv4 and ipv6 are what it
--- wants of a family: -, the address asked for, or "r" and the address reserved. head is the lease as it will be
--- stored, JSON without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?,
--- "mac", "lengths": {"4": 24}.
+-- What the requests of a batch share, by its text: "host machine network revision families".
+local function open_batch(root, text)
+  local memory = memory_of(root)
+  local batch = memory.batches[text]
+  if not batch then
+    local host, machine, name, revision, families = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+    batch = {
+      root = root,
+      host = host,
+      machine = machine,
+      name = name,
+      revision = revision,
+      families = FAMILIES_OF[families],
+      key = network_key(root, name),
+      leases = root .. ':leases',
+      host_ids = ids_key(root, host),
+      memory = memory,
+    }
+    -- Taken apart is soon taken apart again: no need to know which are in use.
+    if memory.batch_count == MAX_BATCHES then
+      memory.batches, memory.batch_count = {}, 0
+    end
+    memory.batches[text] = batch
+    memory.batch_count = memory.batch_count + 1
+  end
+  batch.network = false
+  batch.now = now_ms()
+  batch.now_digits = digits(batch.now)
+  return batch
+end
+
+-- acquire: ARGV "host machine network revision families", where families is 4, 6, 46 or -; then eight for each
+-- request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
+-- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
+-- without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?, "mac", "lengths":
+-- {"4": 24}.
 -- -> for each a line: "granted generation grantedAtMs expiresAtMs address…" (- for no expiry), or {lease} for one
 -- that was there
 local function acquire(keys, args)
   local root = keys[1]
-  local host, machine, name, revision, families = string.match(
-    args[1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-  local key = network_key(root, name)
-  local now = now_ms()
-  local batch = {
-    root = root,
-    host = host,
-    name = name,
-    revision = revision,
-    families = FAMILIES_OF[families],
-    key = key,
-    leases = root .. ':leases',
-    host_ids = ids_key(root, host),
-    memory = memory_of(root),
-    now = now,
-    now_digits = digits(now),
-    network = false,
-  }
-  local closed = barred(root, host, machine)
+  local batch = open_batch(root, args[1])
+  local closed = barred(root, batch.host, batch.machine)
   if closed then
-    return refuse_all(args, closed)
+    return refuse_all((#args - 1) / 8, closed)
   end
   local lines = {}
-  for index = 2, #args do
-    local id, workload, mac, mac_asked, ttl_ms, ipv4, ipv6, head = string.match(
-      args[index], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.+)$')
+  for at = 2, #args, 8 do
     local ask = {
-      id = id,
-      workload = workload,
-      mac = mac,
-      mac_asked = mac_asked == '1',
-      ttl_ms = tonumber(ttl_ms),
-      ['4'] = ipv4,
-      ['6'] = ipv6,
-      head = head,
+      id = args[at],
+      workload = args[at + 1],
+      mac = args[at + 2],
+      mac_asked = args[at + 3] == '1',
+      ttl_ms = tonumber(args[at + 4]),
+      ['4'] = args[at + 5],
+      ['6'] = args[at + 6],
+      head = args[at + 7],
     }
-    local held = redis.call('HMGET', batch.leases, id, GENERATION)
+    local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
     if tonumber(held[2]) == batch.memory.generation then
-      lines[index - 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
+      lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
     else
       -- Emptied, or another's: not what this server has written.
-      lines[index - 1] = reply_of(disarm(root))
+      lines[#lines + 1] = reply_of(disarm(root))
     end
   end
   return table.concat(lines, '\n')
@@ -214,7 +227,7 @@ end
 local function release(keys, args)
   local closed = unarmed(keys[1])
   if closed then
-    return refuse_all(args, closed)
+    return refuse_all(#args - 1, closed)
   end
   local now = now_ms()
   local lines = {}

@@ -1,7 +1,8 @@
 import { Redis } from 'ioredis';
 import { parseNetwork } from '#protocol/network.ts';
 import { type Ledger, type LeaseRequest, type NetworkRecord } from '#ipam-store/ledger.ts';
-import { beatOf, enrol, openLedger } from '../ipam-store/fixture.ts';
+import { settingsOf } from '#ipam-store/client.ts';
+import { beatOf, enrol, openLedger, optionsFor } from '../ipam-store/fixture.ts';
 import { startRedis } from '../support/servers.ts';
 import { median } from './figures.ts';
 
@@ -22,7 +23,8 @@ interface Floor {
 /** The ledger beside Redis INCR by the same client library; each pair of figures in turn, in blocks. */
 export async function benchIpam(): Promise<void> {
   const redis = await startRedis();
-  const raw = new Redis(redis.url);
+  // With the ledger's own settings: command time-outs cost both the same.
+  const raw = new Redis(redis.url, { ...settingsOf(optionsFor(redis.url)), lazyConnect: false });
   const ledger = await openLedger(redis.url);
   const floors: Floor[] = [];
   try {

@@ -100,18 +100,18 @@ test('ledger check finds nothing in a healthy fleet', () => {
 });
 
 test('ledger check names damage in Redis, and repairs it when told', async () => {
-  await raw.zrem(`${ROOT}:host:h1:ids`, 'volt0 of-h1');
+  await raw.hset(`${ROOT}:net:volt0`, 'mac:02:00:00:00:00:01', 'nobody');
   const found = json('ledger', 'check');
   expect(found).toMatchObject({
     status: 8,
     answer: {
       inSync: false,
-      differences: [{ id: 'of-h1', what: 'ledger host missing', repaired: false }],
+      differences: [{ id: 'nobody', what: 'ledger mac stray', repaired: false }],
     },
   });
   expect(json('ledger', 'check', '--repair')).toMatchObject({
     status: 0,
-    answer: { inSync: true, differences: [{ id: 'of-h1', repaired: true }] },
+    answer: { inSync: true, differences: [{ id: 'nobody', repaired: true }] },
   });
   expect(json('ledger', 'check').answer).toMatchObject({ inSync: true, differences: [] });
 });
