@@ -1,0 +1,125 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Redis } from 'ioredis';
+import {
+  type Beat,
+  type Lease,
+  type Ledger,
+  type LeaseRequest,
+  type NetworkRecord,
+  NOTHING_SEEN,
+  type Pulse,
+  type Reasserted,
+  type Seen,
+} from '#ipam-store/ledger.ts';
+import { librarySource } from '#ipam-store/library.ts';
+import { askFor, beatOf } from './fixture.ts';
+
+/** A host as its agent plays it towards the ledger, with nothing of an agent but what it has to remember. */
+export class Member {
+  readonly host: string;
+  readonly networks = new Map<string, NetworkRecord>();
+  readonly leases = new Map<string, Lease>();
+  readonly #ledger: Ledger;
+  readonly #more: Partial<Beat>;
+  seen: Seen = NOTHING_SEEN;
+
+  constructor(ledger: Ledger, host: string, more: Partial<Beat> = {}) {
+    this.#ledger = ledger;
+    this.host = host;
+    this.#more = more;
+  }
+
+  async beat(more: Partial<Beat> = {}): Promise<Pulse> {
+    const beat = beatOf(this.host, { newFleet: false, ...this.#more, seen: this.seen, ...more });
+    const pulse = await this.#ledger.heartbeat(beat);
+    const { generation, revision, roster, hosts } = pulse.seen;
+    this.seen = {
+      generation: Math.max(this.seen.generation, generation),
+      revision: Math.max(this.seen.revision, revision),
+      ...(hosts === undefined ? pick(this.seen) : { roster, hosts }),
+    };
+    return pulse;
+  }
+
+  /** Says all that it holds and knows. */
+  reassert(epoch: string): Promise<Reasserted> {
+    const { machineId } = beatOf(this.host, this.#more);
+    return this.#ledger.reassert(
+      { host: this.host, machineId, epoch },
+      { networks: [...this.networks.values()], leases: [...this.leases.values()] },
+    );
+  }
+
+  /** Beats, re-asserts where it is asked to, and beats again: what an agent does at once. */
+  async turn(more: Partial<Beat> = {}): Promise<Pulse> {
+    const first = await this.beat(more);
+    if (first.reassert) await this.reassert(first.epoch);
+    return first.reassert || first.seen.hosts !== undefined ? this.beat(more) : first;
+  }
+
+  async put(record: Promise<NetworkRecord>): Promise<NetworkRecord> {
+    const stored = await record;
+    this.networks.set(stored.network.network, stored);
+    this.seen = { ...this.seen, revision: Math.max(this.seen.revision, stored.revision) };
+    return stored;
+  }
+
+  async acquire(
+    record: NetworkRecord,
+    id: string,
+    more: Partial<LeaseRequest> = {},
+  ): Promise<Lease> {
+    const { lease } = await this.#ledger.acquire(askFor(record, id, { host: this.host, ...more }));
+    this.leases.set(id, lease);
+    this.networks.set(record.network.network, record);
+    this.seen = {
+      ...this.seen,
+      generation: Math.max(this.seen.generation, lease.generation),
+      revision: Math.max(this.seen.revision, record.revision),
+    };
+    return lease;
+  }
+}
+
+const pick = ({ roster, hosts }: Seen): Pick<Seen, 'roster' | 'hosts'> => ({ roster, hosts });
+
+/** Members of a new fleet, each of which may acquire. */
+export async function fleetOf(
+  ledger: Ledger,
+  hosts: readonly string[],
+  more: Partial<Beat> = {},
+): Promise<Member[]> {
+  const members = hosts.map((host) => new Member(ledger, host, more));
+  for (const member of members) await member.turn({ newFleet: true });
+  for (const member of members) await member.turn();
+  return members;
+}
+
+/** Time in which these hosts are heard, and others are not. */
+export async function heard(members: readonly Member[], ms: number): Promise<Pulse[]> {
+  const pulses: Pulse[] = [];
+  for (const end = Date.now() + ms; Date.now() < end;) {
+    for (const member of members) pulses.push(await member.beat());
+    await sleep(20);
+  }
+  return pulses;
+}
+
+/** All that a server holds, to be put back later. */
+export async function snapshotOf(raw: Redis): Promise<() => Promise<void>> {
+  const kept: [string, Buffer][] = [];
+  for (const key of await raw.keys('*')) {
+    const dump = await raw.dumpBuffer(key);
+    if (dump !== null) kept.push([key, dump]);
+  }
+  return async () => {
+    await raw.flushall();
+    for (const [key, dump] of kept) await raw.restore(key, 0, dump);
+    await forgetMemory(raw);
+  };
+}
+
+/** What a restart does to the library: its memory is gone. */
+export async function forgetMemory(raw: Redis): Promise<void> {
+  await raw.call('FUNCTION', 'LOAD', 'REPLACE', librarySource());
+}
