@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { beatOf, put, small, useStore } from './fixture.ts';
 import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
@@ -68,9 +69,9 @@ mistake(store, 'the gateway collected with its host', {
     const now = await put(world.ledger, small(keys), record.revision);
     await attempt(world.ledger, now, 'outside', { addresses: ['10.9.0.6'] });
     // h1 is gone, and with it all that it held.
-    for (const lease of (await world.ledger.listLeases({ host: 'h1' })).leases) {
-      await world.ledger.release({ ...lease, cool: true });
-    }
+    await world.ledger.heartbeat(beatOf('h1', { suspectAfterSeconds: 0.001 }));
+    await sleep(10);
+    await world.ledger.forgetHost('h1');
     const given = [];
     for (let n = 0; n < 5; n += 1) {
       given.push(await attempt(world.ledger, now, `n${n}`, { host: 'h2' }));

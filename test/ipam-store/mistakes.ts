@@ -24,6 +24,8 @@ export interface World {
   other(): Promise<Ledger>;
   /** The hosts say what they hold: nothing that the ledger does not know. */
   enrol(): Promise<void>;
+  /** What a restart does to the library: its memory is gone. */
+  forget(): Promise<void>;
   /** Redis restarts, with all that it held. */
   restart(): Promise<void>;
 }
@@ -75,6 +77,9 @@ async function inWorld(
       raw,
       ledger,
       other: open,
+      forget: async () => {
+        await raw.call('FUNCTION', 'LOAD', 'REPLACE', source);
+      },
       enrol: () => enrol(ledger, ...HOSTS),
       restart: async () => {
         await server.restart();
