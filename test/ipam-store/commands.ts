@@ -203,6 +203,29 @@ const beat: fc.Arbitrary<Command> = host.map((one) =>
   commandOf('beat', (fleet) => fleet.beat(one)),
 );
 
+const copy: fc.Arbitrary<Command> = fc.constant(commandOf('copy', (fleet) => fleet.copy()));
+
+const lose: fc.Arbitrary<Command> = fc
+  .record({
+    how: fc.constantFrom('emptied' as const, 'turned back' as const, 'restarted' as const),
+    first: fc.nat(2),
+  })
+  .map(({ how, first }) => commandOf(how, (fleet) => fleet.lose(how, first)));
+
+/** What others do while a host is away: perhaps they are given what it had. */
+const forget: fc.Arbitrary<Command> = fc
+  .record({ host, meanwhile: fc.array(acquire, { maxLength: 4 }) })
+  .map(({ host: gone, meanwhile }) =>
+    commandOf('forget', (fleet) =>
+      fleet.forget(gone, async () => {
+        for (const ask of meanwhile) {
+          const op = await ask(fleet);
+          if (op !== undefined && 'host' in op && op.host !== gone) await fleet.do(op);
+        }
+      }),
+    ),
+  );
+
 export const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 12, arbitrary: alone('acquire', acquire) },
   { weight: 3, arbitrary: alone('renew', renew) },
@@ -212,6 +235,9 @@ export const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 6, arbitrary: together },
   { weight: 4, arbitrary: elapse },
   { weight: 2, arbitrary: beat },
+  { weight: 1, arbitrary: copy },
+  { weight: 2, arbitrary: lose },
+  { weight: 2, arbitrary: forget },
 );
 
 /** The first step of a history: a fleet without networks has little to tell. */

@@ -8,8 +8,10 @@ import {
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { beatOf, enrol, openLedger, type Store } from './fixture.ts';
-import { type Answer, Model, type Op } from './model.ts';
+import { beatOf, openLedger, type Store } from './fixture.ts';
+import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
+import { type Answer, Model, type Op, type Rest } from './model.ts';
+import { fromHex } from '#ipam-store/pool.ts';
 import { mutated, type Patch } from './mutants.ts';
 import { librarySource } from '#ipam-store/library.ts';
 
@@ -58,15 +60,27 @@ export class Fleet {
   /** What each host has read of each network, newest last. */
   readonly #known = new Map<string, NetworkRecord[]>();
   readonly #transcript: string[] = [];
+  readonly #members: readonly Member[];
+  readonly #library: string;
   #steps = 0;
+  /** Puts back what Redis held when it was copied. */
+  #turnBack: (() => Promise<void>) | undefined;
   /** All that Redis holds, until something is done. */
   #seen: readonly string[] | undefined;
   #usages = new Map<string, NetworkUsage>();
 
-  private constructor(raw: Redis, clients: ReadonlyMap<string, Ledger>, dumpSha: string) {
-    this.#raw = raw;
-    this.#dumpSha = dumpSha;
-    this.#clients = clients;
+  private constructor(options: {
+    raw: Redis;
+    clients: ReadonlyMap<string, Ledger>;
+    dumpSha: string;
+    library: string;
+    members: readonly Member[];
+  }) {
+    this.#raw = options.raw;
+    this.#dumpSha = options.dumpSha;
+    this.#clients = options.clients;
+    this.#library = options.library;
+    this.#members = options.members;
     this.model.nowMs = START_MS;
   }
 
@@ -86,8 +100,9 @@ export class Fleet {
         await raw.flushall();
         await raw.call('FUNCTION', 'LOAD', 'REPLACE', library);
         await raw.set(CLOCK, START_MS);
-        if (first !== undefined) await enrol(first, ...hosts);
-        return new Fleet(raw, clients, dumpSha);
+        assert(first !== undefined);
+        const members = await fleetOf(first, hosts);
+        return new Fleet({ raw, clients, dumpSha, library, members });
       },
       close: async () => {
         for (const client of clients.values()) await client.close();
@@ -149,8 +164,137 @@ export class Fleet {
   async elapse(seconds: number): Promise<void> {
     this.say(`${seconds} s pass`);
     this.#seen = undefined;
+    await this.#pass(seconds, this.#members);
+  }
+
+  /** Time in which these hosts are heard. */
+  async #pass(seconds: number, members: readonly Member[]): Promise<void> {
     this.model.nowMs += seconds * 1_000;
     await this.#raw.set(CLOCK, this.model.nowMs);
+    for (const member of members) await member.turn();
+  }
+
+  /** What Redis holds now may come back. */
+  async copy(): Promise<void> {
+    this.say('Redis is copied');
+    this.#turnBack = await snapshotOf(this.#raw, this.#library);
+  }
+
+  /**
+   * Redis is emptied, or has old data, or has only restarted. Nothing is granted until the hosts, in this order, have
+   * said what they hold; then everything is as it was.
+   */
+  async lose(how: 'emptied' | 'turned back' | 'restarted', first: number): Promise<void> {
+    this.say(`Redis is ${how}`);
+    this.#seen = undefined;
+    for (const member of this.#members) this.#remind(member);
+    if (how === 'turned back') await this.#turnBack?.();
+    else if (how === 'emptied') await this.#raw.flushall();
+    await forgetMemory(this.#raw, this.#library);
+    await this.#raw.set(CLOCK, this.model.nowMs);
+    const [record] = this.model.networks.values();
+    const order = this.#members.map((_, n, all) => all[(n + first) % all.length]);
+    for (let round = 1; round <= 3; round += 1) {
+      for (const member of order) {
+        if (round === 1 && record !== undefined) await this.#refusesAll(record);
+        await member?.turn();
+      }
+    }
+    // What nobody holds any more, its host gives back: an old Redis may have it still.
+    for (const { host } of this.#members) {
+      const client = this.#client(host);
+      for (const { id, generation } of (await client.listLeases({ host })).leases) {
+        if (this.model.leases.get(id)?.lease.generation === generation) continue;
+        await client.release({ id, generation, host, cool: true });
+      }
+    }
+    this.model.recovered(await this.#stored());
+    this.#known.clear();
+  }
+
+  /**
+   * A host falls silent and is forgotten; others do something; it comes back with what it had, and keeps what
+   * nobody else was given.
+   */
+  async forget(host: string, meanwhile: () => Promise<void>): Promise<void> {
+    this.say(`${host} is silent`);
+    this.#seen = undefined;
+    const member = this.#members.find((one) => one.host === host);
+    const others = this.#members.filter((one) => one !== member);
+    assert(member !== undefined);
+    this.#remind(member);
+    for (const seconds of [5, 5, 5, 5, 5]) await this.#pass(seconds, others);
+    const held = this.model.leasesOf(host);
+    const { forgotten, released } = await this.#client('h1').forgetHost(host);
+    assert.deepEqual({ forgotten, released }, { forgotten: true, released: held.length });
+    this.say(`${host} is forgotten with ${held.map(({ id }) => id).join(', ') || 'nothing'}`);
+    this.model.forgotten(host);
+    await meanwhile();
+    this.#seen = undefined;
+    const { epoch, reassert } = await member.beat();
+    assert(reassert, `${host} is not asked what it holds`);
+    for (const network of this.model.networks.values()) {
+      member.networks.set(network.network.network, network);
+    }
+    const { leases } = await member.reassert(epoch);
+    for (const lease of held) {
+      const outcome = leases.find(({ id }) => id === lease.id)?.outcome;
+      this.say(`${host} is back with ${lease.id}: ${outcome}`);
+      assert.equal(outcome, this.model.returned(lease));
+    }
+    for (const one of [...this.#members, ...this.#members]) await one.turn();
+  }
+
+  /** What a host has in its records. */
+  #remind(member: Member): void {
+    member.leases.clear();
+    member.networks.clear();
+    for (const lease of this.model.leasesOf(member.host)) member.leases.set(lease.id, lease);
+    for (const record of this.model.networks.values()) {
+      member.networks.set(record.network.network, record);
+    }
+    const { highestGeneration, highestRevision } = this.model;
+    const generation = Math.max(member.seen.generation, highestGeneration);
+    const revision = Math.max(member.seen.revision, highestRevision);
+    member.seen = { ...member.seen, generation, revision };
+  }
+
+  /** No address is given out, from any source. */
+  async #refusesAll(record: NetworkRecord): Promise<void> {
+    const ask = {
+      do: 'acquire',
+      host: 'h1',
+      id: 'thief',
+      workload: 'thief',
+      addresses: [],
+    } as const;
+    const answer = await this.#perform({ ...ask, record });
+    assert.equal('error' in answer && answer.error, 'RECOVERING', 'granted before it recovered');
+  }
+
+  /** What the store says of leases, networks and rests, read past its functions where these do not tell. */
+  async #stored(): Promise<Parameters<Model['recovered']>[0]> {
+    const client = this.#client('h1');
+    const { leases } = await client.listLeases({});
+    const { networks } = await client.listNetworks();
+    const rests = new Map<string, Rest>();
+    for (const key of await this.#raw.keys('*')) {
+      if (!/:(last|gone:[46])$/.test(key)) continue;
+      for (const entry of await this.#raw.zrange(key, '0', '-1')) {
+        const [hex = '', atMs, by = ''] = entry.split(' ');
+        rests.set(fromHex(hex).toString(), { atMs: Number(atMs), by });
+      }
+    }
+    const withBefore = leases.map(async ({ state: _state, ...lease }) => {
+      const text = (await this.#raw.hget('volt:{ledger}:leases', lease.id)) ?? '{}';
+      const { before, hex } = JSON.parse(text) as Record<string, Record<string, string>>;
+      const past = Object.entries(before ?? {}).map(([family, rest]): [string, Rest] => {
+        const [atMs, by = ''] = rest.split(' ');
+        return [fromHex(hex?.[family] ?? '').toString(), { atMs: Number(atMs), by }];
+      });
+      return { ...lease, before: new Map(past) };
+    });
+    return { leases: await Promise.all(withBefore), networks, rests };
   }
 
   async beat(host: string): Promise<void> {

@@ -105,8 +105,11 @@ export async function heard(members: readonly Member[], ms: number): Promise<Pul
   return pulses;
 }
 
-/** All that a server holds, to be put back later. */
-export async function snapshotOf(raw: Redis): Promise<() => Promise<void>> {
+/** All that a server holds; to be put back later, the memory of the library being gone then. */
+export async function snapshotOf(
+  raw: Redis,
+  library = librarySource(),
+): Promise<() => Promise<void>> {
   const kept: [string, Buffer][] = [];
   for (const key of await raw.keys('*')) {
     const dump = await raw.dumpBuffer(key);
@@ -115,11 +118,11 @@ export async function snapshotOf(raw: Redis): Promise<() => Promise<void>> {
   return async () => {
     await raw.flushall();
     for (const [key, dump] of kept) await raw.restore(key, 0, dump);
-    await forgetMemory(raw);
+    await forgetMemory(raw, library);
   };
 }
 
 /** What a restart does to the library: its memory is gone. */
-export async function forgetMemory(raw: Redis): Promise<void> {
-  await raw.call('FUNCTION', 'LOAD', 'REPLACE', librarySource());
+export async function forgetMemory(raw: Redis, library = librarySource()): Promise<void> {
+  await raw.call('FUNCTION', 'LOAD', 'REPLACE', library);
 }

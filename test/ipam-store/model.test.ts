@@ -22,6 +22,24 @@ describe('histories find the mistake, where the library', () => {
     ],
     ['waits a millisecond less', ['if wait and wait <= 0 then', 'if wait and wait <= 1 then']],
     ['makes every release one with cool-down', ['    if cool then\n', '    if true then\n']],
+    [
+      'grants before every host was heard',
+      [
+        'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
+        'if false then',
+      ],
+    ],
+    [
+      'lets nothing rest that a forgotten host had',
+      [
+        'end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, true)',
+        'end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, false)',
+      ],
+    ],
+    [
+      'gives back to a host that was forgotten what others have since',
+      ['if tonumber(other.generation) >= tonumber(lease.generation) then', 'if false then'],
+    ],
     ['deletes a network with leases', ['  if #ids > 0 then', '  if false then']],
     [
       'keeps the MAC of what was released',

@@ -45,7 +45,7 @@ interface Held {
   readonly before: ReadonlyMap<string, Rest>;
 }
 
-interface Rest {
+export interface Rest {
   readonly atMs: number;
   readonly by: string;
 }
@@ -115,6 +115,65 @@ export class Model {
       }
     }
     assert.fail(`fits in no order: ${[...new Set(failures)].join('; ')}`);
+  }
+
+  /** A host that was forgotten holds nothing any more. */
+  forgotten(host: string): void {
+    for (const lease of this.leasesOf(host)) {
+      this.leases.delete(lease.id);
+      for (const address of bareAddresses(lease)) {
+        this.rests.set(address, { atMs: this.nowMs, by: lease.workload });
+      }
+    }
+  }
+
+  /** It is back with a lease: what becomes of that. */
+  returned(lease: Lease): 'restored' | 'fenced' | 'misplaced' {
+    const addresses = bareAddresses(lease);
+    const taken =
+      this.leases.has(lease.id) ||
+      addresses.some((address) => this.#isHeld(address)) ||
+      this.#macHolder(lease.network, lease.mac);
+    if (taken) return 'fenced';
+    const record = this.networks.get(lease.network);
+    const views = record === undefined ? [] : viewsOf(record.network);
+    const placed = addresses.every((address) => views.some(({ all }) => all.includes(address)));
+    if (record === undefined || !placed) return 'misplaced';
+    for (const address of addresses) this.rests.delete(address);
+    const expiresAtMs = lease.expiresAt === undefined ? undefined : Date.parse(lease.expiresAt);
+    this.leases.set(lease.id, { lease, before: new Map(), expiresAtMs });
+    return 'restored';
+  }
+
+  /**
+   * After a loss every lease must be there as it was, and no other. What an address was before, who rests, when a
+   * lease expires, and whether a network that was deleted is there again, is the store's word then.
+   */
+  recovered(store: {
+    readonly leases: readonly (Lease & { readonly before: ReadonlyMap<string, Rest> })[];
+    readonly networks: readonly NetworkRecord[];
+    readonly rests: ReadonlyMap<string, Rest>;
+  }): void {
+    const known = (lease: Lease): object => {
+      const { id, generation, host, workload, network, mac, addresses } = lease;
+      return { id, generation, host, workload, network, mac, addresses };
+    };
+    const byId = (a: { id: string }, b: { id: string }): number => (a.id < b.id ? -1 : 1);
+    const held = [...this.leases.values()].map(({ lease }) => lease).toSorted(byId);
+    assert.deepEqual(store.leases.toSorted(byId).map(known), held.map(known), 'not as it was');
+    for (const [name, record] of this.networks) {
+      const found = store.networks.find(({ network }) => network.network === name);
+      assert.deepEqual(found, record, `network ${name} is not as it was`);
+    }
+    for (const { before, ...lease } of store.leases) {
+      const expiresAtMs = lease.expiresAt === undefined ? undefined : Date.parse(lease.expiresAt);
+      this.leases.set(lease.id, { lease, before, expiresAtMs });
+    }
+    for (const record of store.networks) {
+      const { network: name } = record.network;
+      if (!this.networks.has(name)) this.networks.set(name, record);
+    }
+    this.rests = new Map(store.rests);
   }
 
   leasesOf(host: string): Lease[] {
@@ -371,6 +430,9 @@ export class Model {
     );
   }
 }
+
+const bareAddresses = ({ addresses }: Lease): string[] =>
+  addresses.map((text) => text.replace(/\/.*/, ''));
 
 function expectError(answer: Answer, codes: readonly string[]): void {
   const got = 'error' in answer ? answer.error : 'done';
