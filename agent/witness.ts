@@ -32,6 +32,8 @@ export class Witness {
   readonly #folder: string;
   readonly #log: Log;
   #seen: Seen = NOTHING_SEEN;
+  /** What of it is on disk. */
+  #stored: Seen = NOTHING_SEEN;
   #networks: readonly NetworkRecord[] = [];
   #networksRevision = 0;
 
@@ -46,6 +48,7 @@ export class Witness {
     this.#read(LEDGER_FILE, (value) => {
       const { version: _, ...seen } = ledgerSchema.parse(value);
       this.#seen = seen;
+      this.#stored = seen;
     });
     this.#read(NETWORKS_FILE, (value) => {
       const { revision, networks } = networksSchema.parse(value);
@@ -54,6 +57,7 @@ export class Witness {
         network: parseNetwork(one.network),
       }));
       this.#networksRevision = revision;
+      this.#noteRevision(revision);
     });
   }
 
@@ -75,21 +79,21 @@ export class Witness {
     if (generation > this.#seen.generation) this.#seen = { ...this.#seen, generation };
   }
 
-  /** Resolves when what is new is on disk: only then may it be told. */
+  /**
+   * What an answer held. Resolves when it is on disk: only then is a list of hosts told to have been seen, since
+   * others rely on it. Where the disk refuses, that is logged, and the list has not been seen.
+   */
   async note({ generation, revision, roster, hosts }: Pulse['seen']): Promise<void> {
-    const before = this.#seen;
-    const newer = {
-      generation: Math.max(before.generation, generation),
-      revision: Math.max(before.revision, revision),
-    };
-    // A roster without its list has not been seen.
-    const list =
-      hosts === undefined ? { roster: before.roster, hosts: before.hosts } : { roster, hosts };
-    const seen = { ...newer, ...list };
-    const changed = newer.generation > before.generation || newer.revision > before.revision;
-    if (!changed && hosts === undefined) return;
-    await this.#write(LEDGER_FILE, seen);
-    this.#seen = { ...seen, generation: Math.max(seen.generation, this.#seen.generation) };
+    this.noteGeneration(generation);
+    this.#noteRevision(revision);
+    const list = hosts === undefined ? {} : { roster, hosts };
+    const seen = { ...this.#seen, ...list };
+    const { generation: onDisk, revision: revisionOnDisk } = this.#stored;
+    const counted = seen.generation === onDisk && seen.revision === revisionOnDisk;
+    if (counted && hosts === undefined) return;
+    if (!(await this.#write(LEDGER_FILE, seen))) return;
+    this.#stored = seen;
+    this.#seen = { ...this.#seen, ...list };
   }
 
   /** All networks, as of a revision. */
@@ -107,6 +111,10 @@ export class Witness {
     const others = this.#networks.filter((one) => one !== known);
     // The full list, which every heartbeat with news brings, is what reaches the disk.
     this.#networks = [...others, { network, revision }];
+    this.#noteRevision(revision);
+  }
+
+  #noteRevision(revision: number): void {
     this.#seen = { ...this.#seen, revision: Math.max(this.#seen.revision, revision) };
   }
 
@@ -121,16 +129,22 @@ export class Witness {
     }
   }
 
-  /** Outlives a crash of the machine: written, synced, renamed. */
-  async #write(name: string, value: object): Promise<void> {
+  /** Outlives a crash of the machine: written, synced, renamed. False where the disk refuses. */
+  async #write(name: string, value: object): Promise<boolean> {
     const path = join(this.#folder, name);
-    const file = await open(`${path}.tmp`, 'w', 0o600);
     try {
-      await file.writeFile(`${JSON.stringify({ version: VERSION, ...value })}\n`);
-      await file.sync();
-    } finally {
-      await file.close();
+      const file = await open(`${path}.tmp`, 'w', 0o600);
+      try {
+        await file.writeFile(`${JSON.stringify({ version: VERSION, ...value })}\n`);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(`${path}.tmp`, path);
+      return true;
+    } catch (error) {
+      this.#log.error({ file: path, error: String(error) }, 'cannot be written');
+      return false;
     }
-    await rename(`${path}.tmp`, path);
   }
 }

@@ -94,6 +94,17 @@ local function ids_key(root, host)
   return root .. ':host:' .. host .. ':ids'
 end
 
+-- The lease that an entry "network id" of a host leads to, nil where none says the same; and the id.
+local function lease_at(root, host, entry)
+  local space = string.find(entry, ' ', 1, true)
+  local id = string.sub(entry, space + 1)
+  local lease = lease_of(root, id)
+  if lease and lease.host == host and lease.network == string.sub(entry, 1, space - 1) then
+    return lease, id
+  end
+  return nil, id
+end
+
 -- The ids of the first leases of a network, `count` at most.
 local function ids_in(root, network, count)
   local found = {}

@@ -143,8 +143,11 @@ local function reclaim(root, host, since, now, most)
     local space = string.find(entry, ' ', 1, true)
     local network = string.sub(entry, 1, space - 1)
     local after = redis.call('HGET', network_key(root, network), 'reclaimMs')
-    if after and since + tonumber(after) <= now then
-      local lease = lease_of(root, string.sub(entry, space + 1))
+    local lease = lease_at(root, host, entry)
+    if not lease then
+      -- Beyond it: the audit names it.
+      from = '(' .. entry
+    elseif after and since + tonumber(after) <= now then
       end_lease(root, lease, now, true)
       redis.call('HDEL', root .. ':host:' .. host, 'asserted')
       table.insert(reclaimed, lease)
@@ -196,8 +199,11 @@ end
 local function due_of(root, host, now)
   local due = {}
   local ids = redis.call('ZRANGEBYSCORE', due_key(root, host), '-inf', digits(now), 'LIMIT', 0, MAX_DUE)
-  for index, id in ipairs(ids) do
-    due[index] = cjson.encode({ id = id, generation = lease_of(root, id).generation })
+  for _, id in ipairs(ids) do
+    local lease = lease_of(root, id)
+    if lease then
+      table.insert(due, cjson.encode({ id = id, generation = lease.generation }))
+    end
   end
   return due
 end
@@ -305,9 +311,13 @@ local function forget_host(keys, args)
   redis.call('HDEL', session, 'asserted')
   local released = 0
   for _, entry in ipairs(redis.call('ZRANGE', ids_key(root, host), 0, MAX_ENDED - 1)) do
-    local space = string.find(entry, ' ', 1, true)
-    end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, true)
-    released = released + 1
+    local lease = lease_at(root, host, entry)
+    if lease then
+      end_lease(root, lease, now, true)
+      released = released + 1
+    else
+      redis.call('ZREM', ids_key(root, host), entry)
+    end
   end
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then

@@ -254,7 +254,8 @@ local function list_leases(keys, args)
     hosts = redis.call('ZRANGEBYLEX', root .. ':roster', from, '+', 'LIMIT', 0, MAX_HOSTS + 1)
   end
   local prefix = ask.network and ask.network .. ' ' or ''
-  local items, bytes, last = {}, 0, nil
+  -- An entry that leads to no lease counts too, or what follows it would be passed over.
+  local items, bytes, count, last = {}, 0, 0, nil
   local function answer(cursor)
     return '{"leases":' .. json_list(items) .. ',"cursor":' .. cjson.encode(cursor or cjson.null)
       .. ',"nowMs":"' .. digits(now_ms()) .. '"}'
@@ -266,16 +267,22 @@ local function list_leases(keys, args)
     local suspect = redis.call('ZSCORE', root .. ':suspects', host) and true or false
     local from = host == from_host and from_entry ~= '' and '(' .. from_entry or '[' .. prefix
     local entries = redis.call('ZRANGEBYLEX', ids_key(root, host), from, '(' .. prefix .. '\255',
-      'LIMIT', 0, ask.limit - #items + 1)
+      'LIMIT', 0, ask.limit - count + 1)
     for _, entry in ipairs(entries) do
-      local lease = lease_of(root, string.sub(entry, string.find(entry, ' ', 1, true) + 1))
-      lease.suspect = suspect
-      local item = cjson.encode(lease)
+      local lease = lease_at(root, host, entry)
+      local item = ''
+      if lease then
+        lease.suspect = suspect
+        item = cjson.encode(lease)
+      end
       bytes = bytes + #item
-      if #items > 0 and (#items == ask.limit or bytes > MAX_PAGE_BYTES) then
+      if count > 0 and (count == ask.limit or bytes > MAX_PAGE_BYTES) then
         return answer(last)
       end
-      table.insert(items, item)
+      if lease then
+        table.insert(items, item)
+      end
+      count = count + 1
       last = host .. ' ' .. entry
     end
   end

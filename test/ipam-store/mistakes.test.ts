@@ -137,8 +137,8 @@ mistake(store, 'pending treated as dead: an expired lease', {
     'the heartbeat frees what has expired': {
       patches: [
         [
-          '    due[index] = cjson.encode({ id = id, generation = lease_of(root, id).generation })',
-          '    local lease = lease_of(root, id)\n    due[index] = cjson.encode({ id = id, generation = lease.generation })\n    end_lease(root, lease, now, true)',
+          '      table.insert(due, cjson.encode({ id = id, generation = lease.generation }))',
+          '      table.insert(due, cjson.encode({ id = id, generation = lease.generation }))\n      end_lease(root, lease, now, true)',
         ],
       ],
       shows: /10\.9\.0\.2 was given to another id/,

@@ -32,8 +32,8 @@ describe('histories find the mistake, where the library', () => {
     [
       'lets nothing rest that a forgotten host had',
       [
-        'end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, true)',
-        'end_lease(root, lease_of(root, string.sub(entry, space + 1)), now, false)',
+        'end_lease(root, lease, now, true)\n      released = released + 1',
+        'end_lease(root, lease, now, false)\n      released = released + 1',
       ],
     ],
     [

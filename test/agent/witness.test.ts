@@ -1,0 +1,74 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { createLog } from '#agent/log.ts';
+import { Witness } from '#agent/witness.ts';
+import { parseNetwork } from '#protocol/network.ts';
+
+const log = createLog('error', 'h1');
+const network = parseNetwork({ network: 'volt0', subnet: '10.42.0.0/24' });
+
+let stateDir: string;
+
+beforeEach(() => {
+  stateDir = mkdtempSync(join(tmpdir(), 'volt-test-witness-'));
+});
+afterEach(() => rmSync(stateDir, { recursive: true, force: true }));
+
+function loaded(): Witness {
+  const witness = new Witness({ stateDir, log });
+  witness.load();
+  return witness;
+}
+
+test('what was noted is what the next agent has seen', async () => {
+  const first = loaded();
+  expect(first.seen).toEqual({ generation: 0, revision: 0, roster: 0, hosts: [] });
+  await first.note({ generation: 2 ** 32 + 5, revision: 3, roster: 2, hosts: ['h1', 'h2'] });
+  await first.noteNetworks(3, [{ network, revision: 3 }]);
+  const second = loaded();
+  expect(second.seen).toEqual(first.seen);
+  expect(second.networks).toEqual([{ network, revision: 3 }]);
+  expect(second.networksRevision).toBe(3);
+});
+
+test('counters never go back, and a roster comes with its list', async () => {
+  const witness = loaded();
+  await witness.note({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
+  await witness.note({ generation: 9, revision: 4, roster: 7 });
+  expect(witness.seen).toEqual({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
+  // After a loss the list may be a shorter one, of a roster that is lower.
+  await witness.note({ generation: 12, revision: 5, roster: 5, hosts: ['h2'] });
+  expect(loaded().seen).toEqual({ generation: 12, revision: 5, roster: 5, hosts: ['h2'] });
+});
+
+test('a generation and a network that this host has had count at once, and are stored with the next answer', async () => {
+  const witness = loaded();
+  witness.noteGeneration(20);
+  witness.noteNetwork({ network, revision: 6 });
+  witness.noteNetwork({ network, revision: 2 });
+  expect(witness.seen).toMatchObject({ generation: 20, revision: 6 });
+  expect(witness.networks).toEqual([{ network, revision: 6 }]);
+  await witness.note({ generation: 1, revision: 1, roster: 0 });
+  expect(loaded().seen).toMatchObject({ generation: 20, revision: 6 });
+});
+
+test('networks are never newer than what was seen, whichever file was written last', async () => {
+  await loaded().noteNetworks(9, [{ network, revision: 9 }]);
+  expect(loaded().seen.revision).toBe(9);
+});
+
+test('a file that cannot be read is set aside', () => {
+  const file = join(stateDir, 'ledger.json');
+  writeFileSync(file, '{"version":1,"generation":-1}');
+  expect(loaded().seen.generation).toBe(0);
+  expect(readFileSync(`${file}.corrupt`, 'utf8')).toContain('-1');
+});
+
+test('a list of hosts that the disk refuses has not been seen', async () => {
+  const witness = loaded();
+  rmSync(stateDir, { recursive: true });
+  await witness.note({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
+  expect(witness.seen).toEqual({ generation: 10, revision: 5, roster: 0, hosts: [] });
+});
