@@ -1,7 +1,7 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { Batches } from './batches.ts';
-import { allow, need } from './checks.ts';
+import { allow, need, refuseField } from './checks.ts';
 import type { LedgerOptions } from './client.ts';
 import { Connection, type LedgerStatus, type Reply } from './connection.ts';
 import { refusalError, RevisionChanged } from './errors.ts';
@@ -295,6 +295,9 @@ export class Ledger {
       ...definitionOf(network),
       revision,
     }));
+    for (const lease of holdings.leases) {
+      if (lease.host !== host) refuseField('host', `${lease.id} is of host ${lease.host}`);
+    }
     const leases = holdings.leases.map(storedLease);
     const outcomes: { networks: NetworkOutcome[]; leases: LeaseOutcome[] } = {
       networks: [],

@@ -6,6 +6,7 @@
 --   generation  the last one given; nil while the ledger is not armed
 --   sessions    host -> machine id of those that may be granted leases
 --   heard       host -> machine id of those that have sent a heartbeat since the memory began
+--   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
 --   since       ms, when it began
 --   beat        ms, the last heartbeat of any host
 --   grace       ms, until when no silence counts
@@ -16,7 +17,7 @@ local memories = {}
 local function memory_of(root)
   local memory = memories[root]
   if not memory then
-    memory = { sessions = {}, heard = {}, swept = 0, turn = 0, batches = {}, batch_count = 0 }
+    memory = { sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0 }
     memories[root] = memory
   end
   return memory
@@ -73,7 +74,8 @@ local function barred(root, host, machine)
     return refuse('HOST_CONFLICT', 'another machine, ' .. session .. ', calls itself host ' .. host,
       { host = host, machineId = session })
   end
-  return recovering(memory.generation and 'host ' .. host .. ' has yet to say what it holds'
+  return recovering(memory.generation
+    and 'host ' .. host .. ' has yet to say what it holds, or to be seen by another host'
     or 'the ledger hears every host before it grants anything')
 end
 

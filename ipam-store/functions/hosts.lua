@@ -124,6 +124,7 @@ local function try_to_arm(root, meta, now, window_ms)
   end
   redis.call('HDEL', root .. ':meta', 'lost')
   memory.generation = meta.generation
+  memory.said = {}
   for host, machine in pairs(memory.heard) do
     open_session(root, host, machine, epoch)
   end

@@ -220,6 +220,16 @@ local function list_networks(keys, args)
   return '{"networks":' .. networks .. ',"cursor":' .. cursor .. '}'
 end
 
+-- Removes a network that has no leases.
+local function remove_network(root, name)
+  local now = now_ms()
+  for _, family in ipairs(FAMILIES) do
+    set_family(root, name, family, nil, now)
+  end
+  redis.call('DEL', network_key(root, name))
+  redis.call('ZREM', root .. ':networks', name)
+end
+
 -- delete {name} -> {deleted}
 local function delete_network(keys, args)
   local root = keys[1]
@@ -237,12 +247,7 @@ local function delete_network(keys, args)
   if redis.call('EXISTS', key) == 0 then
     return reply_of({ deleted = false })
   end
-  local now = now_ms()
-  for _, family in ipairs(FAMILIES) do
-    set_family(root, name, family, nil, now)
-  end
-  redis.call('DEL', key)
-  redis.call('ZREM', root .. ':networks', name)
+  remove_network(root, name)
   -- So that every agent learns of it, as of a put.
   redis.call('HINCRBY', root .. ':meta', 'revision', 1)
   return reply_of({ deleted = true })

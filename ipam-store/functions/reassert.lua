@@ -1,4 +1,5 @@
 -- What hosts say they hold, from their own records, where this server may not know it any more.
+local MAX_IN_THE_WAY = 1000
 
 -- The leases in the way of one: of its id, its addresses and its MAC, each once.
 local function in_the_way(root, lease)
@@ -59,6 +60,7 @@ local function reassert_lease(root, lease, now)
   local others = in_the_way(root, lease)
   for _, other in ipairs(others) do
     if other.id == lease.id and other.generation == lease.generation and other.host == lease.host then
+      memory_of(root).said[lease.id] = true
       outcome.outcome = 'kept'
       return outcome
     end
@@ -75,6 +77,7 @@ local function reassert_lease(root, lease, now)
     return outcome
   end
   outcome.outcome = 'restored'
+  memory_of(root).said[lease.id] = true
   for _, other in ipairs(others) do
     end_lease(root, other, now, false)
     outcome.displaced = holder_of(other)
@@ -87,13 +90,51 @@ local function reassert_lease(root, lease, now)
   return outcome
 end
 
-local function reassert_network(root, ask)
+-- While an old server is being restored, what is in the way of a network gives way to it where it must have ended
+-- since: a lease that nobody has re-asserted, or an overlapping network of a lower revision without any other.
+-- Answers whether it did.
+local function makes_way(root, refusal, revision, now)
+  local memory = memory_of(root)
+  local details = refusal.error.details
+  if memory.generation then
+    return false
+  end
+  if details.id then
+    if memory.said[details.id] then
+      return false
+    end
+    end_lease(root, lease_of(root, details.id), now, true)
+    return true
+  end
+  local other = details.network
+  if tonumber(redis.call('HGET', network_key(root, other), 'revision')) >= revision then
+    return false
+  end
+  local ids = ids_in(root, other, MAX_IN_THE_WAY)
+  for _, id in ipairs(ids) do
+    if memory.said[id] then
+      return false
+    end
+  end
+  for _, id in ipairs(ids) do
+    end_lease(root, lease_of(root, id), now, true)
+  end
+  if #ids < MAX_IN_THE_WAY then
+    remove_network(root, other)
+  end
+  return true
+end
+
+local function reassert_network(root, ask, now)
   local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type')
   local outcome = { network = ask.name, outcome = 'kept' }
   if tonumber(held[1] or 0) >= ask.revision then
     return outcome
   end
   local refusal = obstacle_to(root, ask, held[2])
+  while refusal and makes_way(root, refusal, ask.revision, now) do
+    refusal = obstacle_to(root, ask, held[2])
+  end
   if refusal then
     outcome.outcome = 'refused'
     outcome.reason = refusal.error.message
@@ -134,7 +175,7 @@ local function reassert(keys, args)
   local now = now_ms()
   local networks, leases = {}, {}
   for index, network in ipairs(ask.networks) do
-    networks[index] = cjson.encode(reassert_network(root, network))
+    networks[index] = cjson.encode(reassert_network(root, network, now))
   end
   for index, lease in ipairs(ask.leases) do
     leases[index] = cjson.encode(reassert_lease(root, lease, now))
@@ -142,6 +183,9 @@ local function reassert(keys, args)
   if ask.last then
     redis.call('HSET', session, 'asserted', ask.epoch)
     open_session(root, ask.host, ask.machineId, ask.epoch)
+    if memory_of(root).generation then
+      memory_of(root).said = {}
+    end
   end
   return '{"networks":' .. json_list(networks) .. ',"leases":' .. json_list(leases) .. '}'
 end

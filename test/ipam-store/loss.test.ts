@@ -242,6 +242,40 @@ describe('a server with old data', () => {
     expect(await store.ledger.getLease('a')).toBeNull();
   });
 
+  test('gives way to a network that changed since, also where it believes in a lease', async () => {
+    const net = await one.put(put(store.ledger, small({ reuseDelaySeconds: 0 })));
+    const gone = await one.acquire(net, 'gone', { addresses: ['10.9.0.3'] });
+    const turnBack = await snapshotOf(store.raw);
+    await store.ledger.release({ ...gone, cool: true });
+    one.leases.delete('gone');
+    const reservations = { 'vm-other': '10.9.0.3' };
+    const changed = await two.put(put(store.ledger, small({ reservations }), net.revision));
+    await turnBack();
+    for (const member of [one, two, one, two]) await member.turn();
+    expect((await store.ledger.getNetwork('small'))?.revision).toBe(changed.revision);
+    expect(await store.ledger.getLease('gone')).toBeNull();
+  });
+
+  test('gives way to a network in the place of one that was deleted since', async () => {
+    const old = await one.put(put(store.ledger, { network: 'old', subnet: '10.50.0.0/16' }));
+    const gone = await one.acquire(old, 'gone');
+    const turnBack = await snapshotOf(store.raw);
+    await store.ledger.release({ ...gone, cool: true });
+    await store.ledger.deleteNetwork('old');
+    one.leases.delete('gone');
+    one.networks.delete('old');
+    const heir = await two.put(put(store.ledger, { network: 'heir', subnet: '10.50.7.0/24' }));
+    const lease = await two.acquire(heir, 'held');
+    await turnBack();
+    for (const member of [one, two, one, two]) await member.turn();
+    expect(await store.ledger.getNetwork('old')).toBeNull();
+    expect((await store.ledger.getNetwork('heir'))?.revision).toBe(heir.revision);
+    expect(await store.ledger.getLease('held')).toMatchObject({ generation: lease.generation });
+    const differences = [];
+    for await (const difference of store.ledger.audit()) differences.push(difference);
+    expect(differences).toEqual([]);
+  });
+
   test('of a master that was deposed and came back is found by its next grant', async () => {
     await one.acquire(record, 'a');
     // Another has granted meanwhile, and this one has its data now, but its own memory still.
