@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { isDeepStrictEqual } from 'node:util';
 import type { Lease, NetworkRecord, NetworkUsage } from '#ipam-store/ledger.ts';
 import { IpPrefix } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
@@ -342,7 +343,7 @@ export class Model {
   #put(network: Network, revision: number | undefined, answer: Answer): void {
     const name = network.network;
     const now = this.networks.get(name);
-    if (now !== undefined && JSON.stringify(now.network) === JSON.stringify(network)) {
+    if (now !== undefined && isDeepStrictEqual(now.network, network)) {
       return assert.deepEqual(answer, { revision: now.revision, created: false });
     }
     if (now === undefined && revision !== undefined)
