@@ -1,4 +1,4 @@
-import type { CheckAnswer } from '#protocol/attachment.ts';
+import type { CheckAnswer, Difference } from '#protocol/attachment.ts';
 import { decodeAnswer, encode } from '#protocol/envelope.ts';
 import type { LedgerCheckAnswer, LedgerDifference } from '#protocol/ledger.ts';
 import { IS_ANSWER } from '#protocol/outlines.ts';
@@ -12,8 +12,8 @@ const HOST_TIMEOUT_MS = 5_000;
 
 /**
  * Compares the ledger with itself, and with the records and the kernel of every host that lives. Repairs nothing
- * but what is proven: what a lease or the lack of one shows, and leases whose own host says twice that it has no
- * record of them.
+ * but what is proven: what a lease or the lack of one shows, and leases of which their own host says twice that it
+ * has neither record nor device.
  */
 export class FleetCheck {
   readonly #ledger: Ledger;
@@ -81,18 +81,27 @@ export class FleetCheck {
     }
   }
 
-  /** Ends a lease of which its host has no record, also when it is asked again. */
-  async #release(host: string, { id, what }: CheckAnswer['differences'][number]): Promise<boolean> {
-    if (what !== 'record') return false;
+  /** Ends a lease of which its host has neither record nor device, also when it is asked again. */
+  async #release(host: string, difference: Difference): Promise<boolean> {
+    const { id } = difference;
+    if (!isLeaked(difference)) return false;
     const lease = await this.#ledger.getLease(id);
     if (lease?.host !== host) return false;
     const again = await this.#ask(host);
-    const still = again?.differences.some((one) => one.id === id && one.what === 'record');
+    const still = again?.differences.some((one) => one.id === id && isLeaked(one));
     if (still !== true) return false;
     const { generation } = lease;
     return (await this.#ledger.release({ id, generation, host, cool: true })) === 'released';
   }
 }
+
+/** A lease of which its host has neither record nor device. */
+const isLeaked = ({ what, observed }: Difference): boolean =>
+  what === 'record' &&
+  typeof observed === 'object' &&
+  observed !== null &&
+  'device' in observed &&
+  observed.device === null;
 
 /** As many differences as an answer holds. */
 class Found {

@@ -17,6 +17,8 @@ export interface HoldingsOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  /** Names of all devices of ours on this host, by attachment id. */
+  readonly taggedDevices: () => ReadonlyMap<string, string>;
   readonly turns: Turns;
   readonly detaches: Detaches;
   readonly log: Log;
@@ -103,10 +105,12 @@ export class Holdings {
 
   /**
    * Leases of this host without a record are of before a reboot, or leaked. Those of containers end, since their
-   * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise.
+   * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise. Where a device
+   * of ours stands all the same, the record was lost and the workload may live: then nothing is touched.
    */
   async settle(): Promise<Settled> {
-    const { host, bootId, onReboot, ledger, journal, turns } = this.#options;
+    const { host, bootId, onReboot, ledger, journal, turns, log } = this.#options;
+    const devices = this.#options.taggedDevices();
     const kept: string[] = [];
     const released: string[] = [];
     let cursor: string | undefined;
@@ -115,6 +119,11 @@ export class Holdings {
       for (const lease of page.leases) {
         const { id, kind, generation } = lease;
         if (journal.get(id) !== undefined) continue;
+        const device = devices.get(id);
+        if (device !== undefined) {
+          log.error({ id, device }, 'a device and a lease without a record: left alone');
+          continue;
+        }
         const rebooted = lease.bootId !== bootId;
         if (rebooted && kind === 'vm' && onReboot === 'recreate') {
           kept.push(id);

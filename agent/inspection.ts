@@ -22,17 +22,21 @@ export class Inspection {
   readonly #journal: Journal;
   readonly #ledger: Ledger;
   readonly #networkTypes: NetworkTypes;
+  readonly #taggedDevices: () => ReadonlyMap<string, string>;
 
   constructor(options: {
     host: string;
     journal: Journal;
     ledger: Ledger;
     networkTypes: NetworkTypes;
+    /** Names of all devices of ours on this host, by attachment id. */
+    taggedDevices: () => ReadonlyMap<string, string>;
   }) {
     this.#host = options.host;
     this.#journal = options.journal;
     this.#ledger = options.ledger;
     this.#networkTypes = options.networkTypes;
+    this.#taggedDevices = options.taggedDevices;
   }
 
   get(id: string): Attachment {
@@ -85,9 +89,11 @@ export class Inspection {
       differences.push(...(this.#networkTypes[now.networkType]?.observe(now.attachment) ?? []));
       differences.push(...compareLease(now.attachment, leases.get(record.id)));
     }
+    const devices = this.#taggedDevices();
     for (const lease of leases.values()) {
       if (this.#journal.get(lease.id) !== undefined) continue;
-      const observed = { addresses: lease.addresses, generation: lease.generation };
+      const { addresses, generation } = lease;
+      const observed = { addresses, generation, device: devices.get(lease.id) ?? null };
       differences.push({ id: lease.id, what: 'record', expected: null, observed });
     }
     return { inSync: differences.length === 0, differences };

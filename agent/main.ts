@@ -23,6 +23,7 @@ import { Journal } from './journal.ts';
 import { Kernel } from './kernel.ts';
 import { createLog, type Log } from './log.ts';
 import { Bridged } from './networks/bridged.ts';
+import { taggedDevices } from './networks/observe.ts';
 import { Removal } from './networks/removal.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
@@ -180,11 +181,18 @@ class Agent {
       journal,
       events,
       networkTypes,
+      taggedDevices: () => taggedDevices(kernel),
       turns,
       detaches,
       log,
     });
-    const inspection = new Inspection({ host, journal, ledger, networkTypes });
+    const inspection = new Inspection({
+      host,
+      journal,
+      ledger,
+      networkTypes,
+      taggedDevices: () => taggedDevices(kernel),
+    });
     this.#session = new Session({
       host,
       machineId,

@@ -57,6 +57,10 @@ export interface RemovingDevice {
 export const deviceTag = ({ id, generation }: { id: string; generation: number }): string =>
   `volt:${id}#${generation}`;
 
+/** The attachment that an alias of ours names. */
+export const taggedId = (alias: string | undefined): string | undefined =>
+  /^volt:(.+)#\d+$/.exec(alias ?? '')?.[1];
+
 /** True for an alias of any generation of this attachment. */
 export const isTagOf = (alias: string | undefined, id: string): boolean =>
   alias?.startsWith(`volt:${id}#`) ?? false;

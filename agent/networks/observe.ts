@@ -4,7 +4,7 @@ import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { Namespace } from '#native/namespace.ts';
 import { Kernel } from '../kernel.ts';
-import { deviceTag } from './network.ts';
+import { deviceTag, taggedId } from './network.ts';
 
 /** Compares a bridge port, and a container's end where it lies in a namespace, with its attachment. */
 export function observePort(kernel: Kernel, attachment: Attachment): Difference[] {
@@ -21,6 +21,16 @@ export function observePort(kernel: Kernel, attachment: Attachment): Difference[
   differences.compare('device.bridge', device.bridge, master?.name ?? null);
   if (device.peer?.netns !== undefined) observePeer(differences, attachment, device.peer);
   return differences.found;
+}
+
+/** Names of all devices of ours on the host, by attachment id, whether there is a record or not. */
+export function taggedDevices(kernel: Kernel): Map<string, string> {
+  const devices = new Map<string, string>();
+  for (const { alias, name } of kernel.links.list()) {
+    const id = taggedId(alias);
+    if (id !== undefined) devices.set(id, name);
+  }
+  return devices;
 }
 
 class Differences {

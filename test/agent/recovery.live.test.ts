@@ -325,6 +325,30 @@ describe('after a reboot', () => {
   });
 });
 
+test('a lease without a record is left alone where its device stands, and ended where none does', async () => {
+  const fleet = await hostsOf(['h1']);
+  const agent = fleet.agent('h1');
+  for (const id of ['stands', 'leaked']) await fleet.client.attach('h1', vm(id));
+  await agent.kill();
+  // Somebody has cleaned up a folder too many.
+  rmSync(join(agent.runtimeDir, 'attachments'), { recursive: true });
+  execFileSync('ip', ['link', 'delete', 'tap-leaked']);
+  await agent.restart();
+  await agent.ready();
+  const ledger = await ledgerOf();
+  await until('the leaked one ends', async () => (await ledger.getLease('leaked')) === null);
+  expect(await ledger.getLease('stands')).not.toBeNull();
+  expect(isUp('tap-stands')).toBe(true);
+  const told = await eventsOf(fleet, 'detached');
+  expect(told).toMatchObject([{ subject: 'leaked', body: { reason: 'interrupted' } }]);
+  const { differences } = await fleet.client.check('h1', {});
+  expect(differences).toMatchObject([
+    { id: 'stands', what: 'record', observed: { device: 'tap-stands' } },
+  ]);
+  const { differences: found } = await fleet.client.checkLedger({ repair: true });
+  expect(found).toMatchObject([{ id: 'stands', host: 'h1', repaired: false }]);
+});
+
 test('two machines under one host id: the second is refused, and says why', async () => {
   const fleet = await hostsOf(['h1']);
   await fleet.client.attach('h1', vm('one'));

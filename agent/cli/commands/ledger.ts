@@ -71,9 +71,9 @@ Examples:
   $ voltnet ledger check
   $ voltnet ledger check --repair --timeout 60s
 
-Repaired is what a lease, or the lack of one, proves, and leases whose own live host says twice that
-it has no record of them. All else is named and left. Exit code 8 when a difference stays, or a host
-did not answer.`,
+Repaired is what a lease, or the lack of one, proves, and leases of which their own live host says
+twice that it has neither record nor device. All else is named and left. Exit code 8 when a
+difference stays, or a host did not answer.`,
     )
     .action(async (flags: { repair?: boolean }) => {
       const answer = await shell.withClient(({ client }) =>
