@@ -90,12 +90,17 @@ export function storedLease(lease: Lease): object {
   return {
     ...rest,
     generation: String(lease.generation),
-    grantedAtMs: String(Date.parse(grantedAt)),
-    ...(expiresAt !== undefined && { expiresAtMs: String(Date.parse(expiresAt)) }),
+    grantedAtMs: msText('grantedAt', grantedAt),
+    ...(expiresAt !== undefined && { expiresAtMs: msText('expiresAt', expiresAt) }),
     lengths: Object.fromEntries(parts.map(({ family, length }) => [family, length])),
     hex: Object.fromEntries(parts.map(({ family, hex }) => [family, hex])),
     before: {},
   };
+}
+
+function msText(path: string, time: string): string {
+  const ms = Date.parse(time);
+  return Number.isNaN(ms) ? refuseField(path, `"${time}" is no time`) : String(ms);
 }
 
 const SECOND_MS = 1_000;

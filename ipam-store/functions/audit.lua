@@ -33,13 +33,10 @@ local function audit_lease(root, lease, note)
   end
 end
 
--- The id of an entry "network id", where its lease does not say so.
+-- The id of an entry "network id" of a host, where no lease says the same.
 local function stray_id(root, entry, host)
-  local space = string.find(entry, ' ', 1, true)
-  local id = string.sub(entry, space + 1)
-  local lease = lease_of(root, id)
-  local right = lease and lease.network == string.sub(entry, 1, space - 1) and lease.host == host
-  return not right and id or nil
+  local lease, id = lease_at(root, host, entry)
+  return not lease and id or nil
 end
 
 local function stray_holder(root, network, family, address, id)

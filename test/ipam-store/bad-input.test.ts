@@ -1,6 +1,11 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
+import {
+  type Lease,
+  type LeaseRequest,
+  type NetworkRecord,
+  NOTHING_SEEN,
+} from '#ipam-store/ledger.ts';
 import { ID_PATTERN } from '#protocol/names.ts';
 import {
   askFor,
@@ -132,10 +137,63 @@ describe('the other calls refuse', () => {
     ['machineId', labels(...TOKENS)],
     ['bootId', labels(...TOKENS)],
     ['suspectAfterSeconds', labels(...ABOVE_ZERO)],
+    ['newFleet', labels('true')],
   ])('heartbeat: every wrong %s', async (field, odd) => {
     await holding();
     await refusesAll(store.raw, field, odd, (fields) =>
       store.ledger.heartbeat(beatOf('h1', fields)),
+    );
+  });
+
+  test.each([
+    { generation: -1 },
+    { generation: 0.5 },
+    { revision: Number.NaN },
+    { roster: '1' },
+    { hosts: ['a b'] },
+    { hosts: 'h1' },
+    { hosts: [1] },
+  ])('heartbeat: to have seen what cannot be, %j', async (wrong) => {
+    const seen = { ...NOTHING_SEEN, ...wrong };
+    const call = (): Promise<unknown> =>
+      store.ledger.heartbeat({ ...beatOf('h1'), seen: seen as typeof NOTHING_SEEN });
+    expect(await refused(store.raw, call)).toMatchObject({ details: { path: 'seen' } });
+  });
+
+  test.each([0, -1, Number.NaN, '5'])('heartbeat: a recovery window of %j', async (seconds) => {
+    const beat = { ...beatOf('h1'), recoveryWindowSeconds: seconds as number };
+    const error = await refused(store.raw, () => store.ledger.heartbeat(beat));
+    expect(error).toMatchObject({ details: { path: 'recoveryWindowSeconds' } });
+  });
+
+  test.each([
+    ['host', { host: 'a b' }, {}],
+    ['machineId', { machineId: '' }, {}],
+    ['epoch', { epoch: 'two' }, {}],
+    ['host', {}, { host: 'h2' }],
+    ['id', {}, { id: 'a b' }],
+    ['mac', {}, { mac: undefined }],
+    ['addresses', {}, { addresses: ['10.42.0.300/24'] }],
+    ['generation', {}, { generation: 0 }],
+    ['grantedAt', {}, { grantedAt: 'yesterday' }],
+    ['expiresAt', {}, { expiresAt: 'soon' }],
+  ])('re-assert: a wrong %s', async (path, session, wrong) => {
+    await holding();
+    const lease = await store.ledger.getLease('held');
+    const right = { host: 'h1', machineId: 'machine-h1', epoch: '1' };
+    const leases = [{ ...lease, ...wrong } as Lease];
+    const call = (): Promise<unknown> =>
+      store.ledger.reassert({ ...right, ...session }, { networks: [], leases });
+    expect(await refused(store.raw, call)).toMatchObject({
+      code: 'INVALID_REQUEST',
+      details: { path },
+    });
+  });
+
+  test('forget: every wrong host', async () => {
+    await holding();
+    await refusesAll(store.raw, 'host', labels(), (fields) =>
+      store.ledger.forgetHost(Object.values(fields)[0] as string),
     );
   });
 
