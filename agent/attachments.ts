@@ -73,6 +73,8 @@ const REVISION_TRIES = 3;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
+  /** Networks whose last request for a lease was granted: the next will be, too, in all likelihood. */
+  readonly #generous = new Set<string>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -218,14 +220,20 @@ export class Attachments {
     const started = performance.now();
     journal.put(record);
     const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
-    const obstacle = failureOf(() => checked.prepare());
+    const early = this.#generous.has(request.network);
+    const obstacle = failureOf(() => checked.prepare(early));
     let lease: Lease;
     try {
       lease = await granting;
+      this.#generous.add(request.network);
     } catch (error) {
-      if (mayHaveBeenGranted(error))
+      this.#generous.delete(request.network);
+      if (mayHaveBeenGranted(error)) {
         this.#options.detaches.begin(record, this.#failure(request, call));
-      else journal.remove(record.id);
+      } else {
+        if (early) await this.#networkType(record.networkType).detach(record).removed;
+        journal.remove(record.id);
+      }
       throw error;
     }
     const leased = performance.now();

@@ -110,7 +110,7 @@ export class Holdings {
    */
   async settle(): Promise<Settled> {
     const { host, bootId, onReboot, ledger, journal, turns, log } = this.#options;
-    const devices = this.#options.taggedDevices();
+    let devices: ReadonlyMap<string, string> | undefined;
     const kept: string[] = [];
     const released: string[] = [];
     let cursor: string | undefined;
@@ -119,6 +119,7 @@ export class Holdings {
       for (const lease of page.leases) {
         const { id, kind, generation } = lease;
         if (journal.get(id) !== undefined) continue;
+        devices ??= this.#options.taggedDevices();
         const device = devices.get(id);
         if (device !== undefined) {
           log.error({ id, device }, 'a device and a lease without a record: left alone');

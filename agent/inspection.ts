@@ -89,9 +89,10 @@ export class Inspection {
       differences.push(...(this.#networkTypes[now.networkType]?.observe(now.attachment) ?? []));
       differences.push(...compareLease(now.attachment, leases.get(record.id)));
     }
-    const devices = this.#taggedDevices();
+    let devices: ReadonlyMap<string, string> | undefined;
     for (const lease of leases.values()) {
       if (this.#journal.get(lease.id) !== undefined) continue;
+      devices ??= this.#taggedDevices();
       const { addresses, generation } = lease;
       const observed = { addresses, generation, device: devices.get(lease.id) ?? null };
       differences.push({ id: lease.id, what: 'record', expected: null, observed });

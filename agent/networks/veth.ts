@@ -3,9 +3,10 @@ import {
   InterfaceAddress,
   IpAddress,
   IpPrefix,
-  MacAddress,
+  type MacAddress,
 } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
+import type { Link } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -30,27 +31,22 @@ export interface TargetNamespace {
 
 const LOOPBACK_INDEX = 1;
 
-/**
- * Makes a veth pair: the host's end on the bridge, tagged and up; the workload's end made inside its
- * namespace under its final name, addressed, routed and up. Without a namespace it stays on the host, down,
- * for the caller to move: addresses would not survive that.
- */
-export function makeVeth(
+/** A pair that is made and not in use yet: down, and without a tag. */
+export interface VethPair {
+  readonly link: Link;
+  /** Of the workload's end. */
+  readonly mac: MacAddress;
+}
+
+/** Makes a veth pair: the host's end on the bridge; the workload's end inside its namespace, under its final name. */
+export function makeVethPair(
   kernel: Kernel,
-  order: VethOrder & {
-    readonly master: number;
-    readonly lease: Lease;
-    readonly network: Network;
-  },
-  undo: DisposableStack,
-): Device {
-  const { name, peerName, mtu, namespace, master, lease, network } = order;
-  const { bridge } = network;
-  const peerMac = MacAddress.parse(lease.mac);
-  const mac = hostEndMac(peerMac);
+  order: VethOrder & { readonly master: number; readonly mac: MacAddress },
+): VethPair {
+  const { name, peerName, mtu, namespace, master, mac: peerMac } = order;
   const link = kernel.links.createVeth({
     name,
-    mac,
+    mac: hostEndMac(peerMac),
     mtu,
     group: DEVICE_GROUP,
     master,
@@ -61,7 +57,19 @@ export function makeVeth(
       ...(namespace !== undefined && { namespace: namespace.handle }),
     },
   });
-  undo.defer(() => kernel.links.delete(link));
+  return { link, mac: peerMac };
+}
+
+/**
+ * Puts a pair to use: the host's end tagged and up; the workload's end addressed, routed and up. Without a namespace
+ * it stays on the host, down, for the caller to move: addresses would not survive that.
+ */
+export function openVeth(
+  kernel: Kernel,
+  { link, mac: peerMac }: VethPair,
+  order: VethOrder & { readonly lease: Lease; readonly network: Network },
+): Device {
+  const { name, peerName, mtu, namespace, lease, network } = order;
   closeToIpv6(name);
   kernel.links.set(link, { alias: deviceTag(lease), up: true });
   // The kernel reports the other end of a pair by its index there.
@@ -72,9 +80,9 @@ export function makeVeth(
     type: 'veth',
     name,
     ifindex: link.index,
-    mac: mac.toString(),
+    mac: hostEndMac(peerMac).toString(),
     mtu,
-    bridge,
+    bridge: network.bridge,
     peer: {
       name: peerName,
       ifindex: peer.index,
