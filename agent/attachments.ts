@@ -73,8 +73,6 @@ const REVISION_TRIES = 3;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
-  /** Networks whose last request for a lease was granted: the next will be, too, in all likelihood. */
-  readonly #generous = new Set<string>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -220,20 +218,14 @@ export class Attachments {
     const started = performance.now();
     journal.put(record);
     const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
-    const early = this.#generous.has(request.network);
-    const obstacle = failureOf(() => checked.prepare(early));
+    const obstacle = failureOf(() => checked.prepare());
     let lease: Lease;
     try {
       lease = await granting;
-      this.#generous.add(request.network);
     } catch (error) {
-      this.#generous.delete(request.network);
-      if (mayHaveBeenGranted(error)) {
+      if (mayHaveBeenGranted(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
-      } else {
-        if (early) await this.#networkType(record.networkType).detach(record).removed;
-        journal.remove(record.id);
-      }
+      else journal.remove(record.id);
       throw error;
     }
     const leased = performance.now();

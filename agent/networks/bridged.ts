@@ -1,5 +1,4 @@
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
-import { deriveMac, MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName, vethNames } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
@@ -23,7 +22,7 @@ import {
 import { observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
 import { makeTap } from './tap.ts';
-import { makeVethPair, openVeth, type TargetNamespace, type VethPair } from './veth.ts';
+import { makeVeth, type TargetNamespace } from './veth.ts';
 
 const DEFAULT_IFNAME = 'eth0';
 /** An agent never leaves it. */
@@ -78,28 +77,24 @@ export class Bridged implements NetworkType {
     const peerName = request.netns === undefined ? names.container : ifnameOf(request);
     const namespace =
       request.netns === undefined ? undefined : new RequestedNamespace(request.netns);
-    const order = { name: names.host, peerName, ...(namespace !== undefined && { namespace }) };
-    const make = (mac: MacAddress): { readonly pair: VethPair; readonly mtu: number } => {
-      const { master, mtu } = bridge.ensure();
-      return { pair: makeVethPair(kernel, { ...order, master, mtu, mac }), mtu };
-    };
-    let made: ReturnType<typeof make> | undefined;
     return {
       deviceName: names.host,
-      prepare: (early) => {
+      prepare: () => {
         bridge.look(request.mtu);
         namespace?.enter(peerName);
-        if (early) made = make(expectedMac(request));
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        const mac = MacAddress.parse(lease.mac);
-        if (made !== undefined && !made.pair.mac.equals(mac)) {
-          kernel.links.delete(made.pair.link);
-          made = undefined;
-        }
-        const { pair, mtu } = made ?? make(mac);
-        undo.defer(() => kernel.links.delete(pair.link));
-        const device = openVeth(kernel, pair, { ...order, mtu, lease, network });
+        const { master, mtu } = bridge.ensure();
+        const order = {
+          name: names.host,
+          peerName,
+          mtu,
+          master,
+          lease,
+          network,
+          ...(namespace !== undefined && { namespace }),
+        };
+        const device = makeVeth(kernel, order, undo);
         bridge.keepMtu();
         return { device, filter: 'none' };
       },
@@ -152,10 +147,6 @@ export class Bridged implements NetworkType {
 }
 
 type VethNames = ReturnType<typeof vethNames>;
-
-/** That of the lease, unless somebody has asked for it before. */
-const expectedMac = ({ id, mac }: AttachRequest): MacAddress =>
-  mac === undefined ? deriveMac(id) : MacAddress.parse(mac);
 
 const ifnameOf = (request: AttachRequest): string => request.ifname ?? DEFAULT_IFNAME;
 

@@ -10,11 +10,10 @@ export interface CheckedAttach extends Disposable {
   /** The name that the host's end will have. */
   readonly deviceName: string;
   /**
-   * What need not wait for the lease. It runs while the ledger works, and what it throws counts once the lease is
-   * there. `make`: the ledger will in all likelihood grant it, so the device may be made already, down; where it
-   * does not, `NetworkType.detach` has to follow. Otherwise nothing is made.
+   * What need not wait for the lease: opening and looking, making nothing. It runs while the ledger works, and
+   * what it throws counts once the lease is there.
    */
-  prepare(make: boolean): void;
+  prepare(): void;
   /**
    * Makes the device, synchronously and in as few messages as the kernel allows. Each step registers its
    * undo before the next begins; the caller runs them when this throws.

@@ -3,10 +3,9 @@ import {
   InterfaceAddress,
   IpAddress,
   IpPrefix,
-  type MacAddress,
+  MacAddress,
 } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
-import type { Link } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -31,22 +30,27 @@ export interface TargetNamespace {
 
 const LOOPBACK_INDEX = 1;
 
-/** A pair that is made and not in use yet: down, and without a tag. */
-export interface VethPair {
-  readonly link: Link;
-  /** Of the workload's end. */
-  readonly mac: MacAddress;
-}
-
-/** Makes a veth pair: the host's end on the bridge; the workload's end inside its namespace, under its final name. */
-export function makeVethPair(
+/**
+ * Makes a veth pair: the host's end on the bridge, tagged and up; the workload's end made inside its
+ * namespace under its final name, addressed, routed and up. Without a namespace it stays on the host, down,
+ * for the caller to move: addresses would not survive that.
+ */
+export function makeVeth(
   kernel: Kernel,
-  order: VethOrder & { readonly master: number; readonly mac: MacAddress },
-): VethPair {
-  const { name, peerName, mtu, namespace, master, mac: peerMac } = order;
+  order: VethOrder & {
+    readonly master: number;
+    readonly lease: Lease;
+    readonly network: Network;
+  },
+  undo: DisposableStack,
+): Device {
+  const { name, peerName, mtu, namespace, master, lease, network } = order;
+  const { bridge } = network;
+  const peerMac = MacAddress.parse(lease.mac);
+  const mac = hostEndMac(peerMac);
   const link = kernel.links.createVeth({
     name,
-    mac: hostEndMac(peerMac),
+    mac,
     mtu,
     group: DEVICE_GROUP,
     master,
@@ -57,19 +61,7 @@ export function makeVethPair(
       ...(namespace !== undefined && { namespace: namespace.handle }),
     },
   });
-  return { link, mac: peerMac };
-}
-
-/**
- * Puts a pair to use: the host's end tagged and up; the workload's end addressed, routed and up. Without a namespace
- * it stays on the host, down, for the caller to move: addresses would not survive that.
- */
-export function openVeth(
-  kernel: Kernel,
-  { link, mac: peerMac }: VethPair,
-  order: VethOrder & { readonly lease: Lease; readonly network: Network },
-): Device {
-  const { name, peerName, mtu, namespace, lease, network } = order;
+  undo.defer(() => kernel.links.delete(link));
   closeToIpv6(name);
   kernel.links.set(link, { alias: deviceTag(lease), up: true });
   // The kernel reports the other end of a pair by its index there.
@@ -80,9 +72,9 @@ export function openVeth(
     type: 'veth',
     name,
     ifindex: link.index,
-    mac: hostEndMac(peerMac).toString(),
+    mac: mac.toString(),
     mtu,
-    bridge: network.bridge,
+    bridge,
     peer: {
       name: peerName,
       ifindex: peer.index,

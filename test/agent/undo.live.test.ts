@@ -9,7 +9,7 @@ import { requireTool } from '../support/tools.ts';
 
 const NETWORK = { network: 'undo0', subnet: '10.46.0.0/24', gateway: '10.46.0.1' };
 /** More than an attach takes. */
-const MOST_CALLS = 60;
+const MOST_CALLS = 30;
 
 function makeBridge(): void {
   const commands = [
@@ -32,13 +32,9 @@ const failing = (when: number): Promise<Stack> =>
   });
 
 describe('a message that fails', () => {
-  test.each([
-    ['container', 'first'],
-    ['container', 'later'],
-    ['vm', 'first'],
-  ] as const)(
-    'within the attach of a %s, the %s on its network, leaves nothing',
-    async (kind, which) => {
+  test.each(['container', 'vm'] as const)(
+    'within the attach of a %s leaves nothing',
+    async (kind) => {
       makeBridge();
       addNamespace('undo');
       let refused = 0;
@@ -51,14 +47,6 @@ describe('a message that fails', () => {
           network: 'undo0',
           ...(kind === 'container' && { netns: '/run/netns/undo' }),
         } as const;
-        if (which === 'later') {
-          // After a lease was granted, a device is made while the next one is asked for.
-          const warm = { ...request, id: 'warm', workload: `${kind}-warm` };
-          const early = await stack.client.attach(stack.host, warm).catch(() => null);
-          await stack.client.detach(stack.host, { id: warm.id });
-          await stack.gone(warm.id);
-          if (early === null) continue;
-        }
         const before = await stack.snapshot();
         const error: unknown = await stack.client
           .attach(stack.host, request)
@@ -77,7 +65,7 @@ describe('a message that fails', () => {
         await stack.gone(request.id);
         expect(deviceNames().toSorted()).toEqual(['lo', 'undo0']);
         // The first attach that nothing failed in has no later call to fail.
-        if (!failed && refused > 0) break;
+        if (!failed) break;
       }
       expect(refused).toBeGreaterThan(2);
       expect(refused).toBeLessThan(MOST_CALLS);
