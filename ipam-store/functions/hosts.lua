@@ -144,14 +144,16 @@ local function reclaim(root, host, since, now, most)
     local space = string.find(entry, ' ', 1, true)
     local network = string.sub(entry, 1, space - 1)
     local after = redis.call('HGET', network_key(root, network), 'reclaimMs')
-    local lease = lease_at(root, host, entry)
-    if not lease then
-      -- Beyond it: the audit names it.
-      from = '(' .. entry
-    elseif after and since + tonumber(after) <= now then
-      end_lease(root, lease, now, true)
-      redis.call('HDEL', root .. ':host:' .. host, 'asserted')
-      table.insert(reclaimed, lease)
+    if after and since + tonumber(after) <= now then
+      local lease = lease_at(root, host, entry)
+      if lease then
+        end_lease(root, lease, now, true)
+        redis.call('HDEL', root .. ':host:' .. host, 'asserted')
+        table.insert(reclaimed, lease)
+      else
+        -- Leads to no lease of this host: for the audit to name.
+        from = '(' .. entry
+      end
     else
       -- Beyond the last entry of this network.
       from = '[' .. network .. '!'

@@ -64,6 +64,12 @@ describe('what is wrong is named with its key and where it was given', () => {
     ['a section that is none', '{"nats":5}', { VOLT_NET_NATS_URL: 'x' }, /^nats: /],
     ['a variable', '{}', { VOLT_NET_RUNTIME_DIR: 'run' }, /\(in VOLT_NET_RUNTIME_DIR\)/],
     ['an unknown variable', '{}', { VOLT_NET_HOTS: 'x' }, /VOLT_NET_HOTS/],
+    [
+      'a host that is suspect between two heartbeats',
+      '{"heartbeatSeconds":10,"suspectAfterSeconds":15}',
+      {},
+      /^suspectAfterSeconds: must be twice heartbeatSeconds/,
+    ],
     ['no JSON', '{', {}, /not JSON/],
     ['no object', '[]', {}, /one JSON object/],
     ['sentinel without nodes', '{"redis":{"mode":"sentinel"}}', {}, /^redis\.nodes: /],
