@@ -238,7 +238,9 @@ describe('watch and status', () => {
 
   test('status answers over the local socket', async () => {
     expect(await json('status')).toMatchObject({ health: { nats: 'connected' } });
-    expect((await voltnet('status')).exitCode).toBe(0);
+    const { exitCode, stdout } = await voltnet('status');
+    expect(exitCode).toBe(0);
+    expect(stdout).toMatch(/^session +armed$/m);
   });
 
   test('what cannot be reached is exit code 3', async () => {

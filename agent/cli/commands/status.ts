@@ -18,7 +18,8 @@ Examples:
   $ voltnet status --json | jq -r .health.redis.state
   $ until voltnet status >/dev/null; do sleep 1; done
 
-Exit code 0 when the agent has NATS and Redis, 8 while one of them is away, 3 without an agent.`,
+Exit code 0 when the agent has NATS and Redis and the ledger grants it leases, 8 while not,
+3 without an agent.`,
     )
     .action(async () => {
       const { runtimeDir, timeoutMs } = shell.settings();
@@ -26,17 +27,26 @@ Exit code 0 when the agent has NATS and Redis, 8 while one of them is away, 3 wi
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
       shell.output().result(reply.body, (style) => details(flatten(health), style));
-      if (stateOf(health['nats']) !== 'connected' || stateOf(health['redis']) !== 'ready') {
-        shell.exitCode = EXIT.differs;
-      }
+      const { nats, redis, session } = health;
+      const serves =
+        nats === 'connected' &&
+        isRecord(redis) &&
+        redis['state'] === 'ready' &&
+        isRecord(session) &&
+        session['open'] === true;
+      if (!serves) shell.exitCode = EXIT.differs;
     });
 }
-
-const stateOf = (value: unknown): unknown => (isRecord(value) ? value['state'] : value);
 
 /** A property a line; `redis: { state, reason }` is "unavailable: connection refused". */
 const flatten = (health: Readonly<Record<string, unknown>>): [string, string][] =>
   Object.entries(health).map(([name, value]) => [
     name,
-    isRecord(value) ? Object.values(value).map(valueText).join(': ') : valueText(value),
+    isRecord(value) ? Object.values(value).flatMap(parts).join(': ') : valueText(value),
   ]);
+
+/** What people want to read of a property of a property: words and names. */
+const parts = (value: unknown): string[] => {
+  if (Array.isArray(value)) return value.length === 0 ? [] : [`awaiting ${value.join(', ')}`];
+  return typeof value === 'string' ? [value] : [];
+};
