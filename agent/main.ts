@@ -295,9 +295,18 @@ class Agent {
 
   /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */
   async #isNewFleet(): Promise<boolean> {
-    const peers = await this.#bus.survey();
-    const fleet = this.#config.subjectPrefix;
-    return peers?.every((peer) => peer['fleet'] !== fleet || peer['generation'] === '0') ?? false;
+    const { host, subjectPrefix } = this.#config;
+    const answers = (await this.#bus.survey()) ?? [];
+    const peers = answers.filter(({ fleet }) => fleet === subjectPrefix);
+    // Without its own answer the question has not come round.
+    const asked = peers.some((peer) => peer['host'] === host);
+    if (!asked && this.#bus.state === 'connected') {
+      this.#log.warn(
+        {},
+        'the ledger is empty, and NATS does not let the agents be asked ($SRV.INFO)',
+      );
+    }
+    return asked && peers.every(({ generation }) => generation === '0');
   }
 
   /** A file creates the network that is not there; where the record differs, the record is used. */

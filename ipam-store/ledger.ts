@@ -81,8 +81,12 @@ export interface Reasserted {
 /** A way to an address, MAC or id that does not lead to its lease, or a lease that is not found by it. */
 export interface LedgerDifference {
   readonly id: string;
-  /** `host`, `mac`, `due` or `held` with `missing` or `stray`, or `held and free`. */
+  /**
+   * `host`, `mac`, `due` or `held` with `missing` or `stray`; `held and free`; and where no lease is concerned, so that
+   * `id` is `-`, `lost` (nobody has it, and it is not free either) or `free stray`.
+   */
   readonly what: string;
+  /** `first-last` where a whole range is lost. */
   readonly address?: string;
   readonly mac?: string;
   /** For `repair`. */
@@ -352,7 +356,9 @@ export class Ledger {
     yield* this.#auditPart({ part: 'leases' });
     for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
       const page = await this.listHosts({ cursor });
-      for (const { host } of page.hosts) yield* this.#auditPart({ part: 'host', host });
+      for (const { host } of page.hosts) {
+        for (const part of ['host', 'due']) yield* this.#auditPart({ part, host });
+      }
       ({ cursor } = page);
     }
     for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
@@ -361,7 +367,9 @@ export class Ledger {
         const name = network.network;
         yield* this.#auditPart({ part: 'macs', network: name });
         for (const family of FAMILIES) {
-          yield* this.#auditPart({ part: 'held', network: name, family });
+          for (const part of ['held', 'pool', 'free']) {
+            yield* this.#auditPart({ part, network: name, family });
+          }
         }
       }
       ({ cursor } = page);
@@ -419,11 +427,14 @@ function fieldsOf(name: string, text: string): Fields {
 
 function differenceOf(found: Fields): LedgerDifference {
   const address = found.optionalText('address');
+  const last = found.optionalText('last') ?? address;
   const mac = found.optionalText('mac');
   return {
     id: found.text('id'),
     what: found.text('what'),
-    ...(address !== undefined && { address: addressText(address) }),
+    ...(address !== undefined && {
+      address: [...new Set([address, last ?? address])].map(addressText).join('-'),
+    }),
     ...(mac !== undefined && { mac }),
     found: found.all(),
   };

@@ -20,6 +20,7 @@ const FILES = [
   'reassert',
   'hosts',
   'audit',
+  'repair',
 ];
 
 /** The function library as FUNCTION LOAD takes it. */

@@ -1,5 +1,5 @@
 -- Whether the ledger agrees with itself: what says that an address, a MAC or a name is somebody's, and the lease
--- that must say so too. Read part by part, page by page; repaired one difference at a time.
+-- that must say so too; and whether every address of a pool is somewhere. Read part by part, page by page.
 local AUDITED = 200
 
 -- What a lease must be found by: key and entry of each.
@@ -44,6 +44,11 @@ local function stray_holder(root, network, family, address, id)
   return not lease or lease.network ~= network or lease.hex[family] ~= address
 end
 
+local function stray_mac(root, network, mac, id)
+  local lease = lease_of(root, id)
+  return not lease or lease.network ~= network or lease.mac ~= mac
+end
+
 -- True for an address of the first of the fresh ranges.
 local function is_next(root, network, family, address)
   local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
@@ -59,6 +64,73 @@ local function audit_entries(key, cursor, look)
     look(entry)
   end
   return #entries == AUDITED and entries[AUDITED] or nil
+end
+
+-- True for an address that could be given out, whoever holds it.
+local function is_open(root, network, family, address)
+  return is_in(pool_key(root, network, family, 'fresh'), address)
+    or is_next(root, network, family, address)
+    or entry_of(pool_key(root, network, family, 'last'), address)
+    or redis.call('ZSCORE', pool_key(root, network, family, 'free'), address)
+end
+
+local function is_due(lease, host)
+  return lease and lease.host == host and lease.expiresAtMs
+end
+
+-- The ranges of a zset that reach to `from` or beyond, in order.
+local function ranges_from(key, from)
+  local before = range_before(key, from)
+  local ranges = redis.call('ZRANGEBYLEX', key, '(' .. from .. '-g', '+', 'LIMIT', 0, AUDITED)
+  local full = #ranges == AUDITED and ranges[AUDITED]
+  if before then
+    table.insert(ranges, 1, before)
+  end
+  return ranges, full
+end
+
+-- What of a pool from an address on is accounted for, in order and without overlaps, and where that ends: at `stop`
+-- a part has more than one call reads.
+local function account_of(root, network, family, from)
+  local key = network_key(root, network)
+  local spans, stop = {}, nil
+  local function add(first, last)
+    table.insert(spans, { first, last })
+  end
+  local function stop_at(entry)
+    local address = entry and string.match(entry, '^%x+')
+    stop = address and (not stop or address < stop) and address or stop
+  end
+  local fresh, full = ranges_from(key .. ':' .. family .. ':fresh', from)
+  stop_at(full)
+  local first_fresh = redis.call('HGET', key, 'next:' .. family)
+  if first_fresh then
+    add(bounds_of(first_fresh))
+  end
+  for _, range in ipairs(fresh) do
+    add(bounds_of(range))
+  end
+  for _, part in ipairs({ 'held', 'last' }) do
+    local entries = redis.call(
+      'ZRANGEBYLEX', key .. ':' .. family .. ':' .. part, '[' .. from, '+', 'LIMIT', 0, AUDITED)
+    stop_at(#entries == AUDITED and entries[AUDITED])
+    for _, entry in ipairs(entries) do
+      local address = string.match(entry, '^%x+')
+      add(address, address)
+    end
+  end
+  table.sort(spans, function(a, b) return a[1] < b[1] end)
+  local account, reached = {}, nil
+  for _, span in ipairs(spans) do
+    if not reached or span[1] > reached then
+      table.insert(account, span)
+      reached = span[2]
+    elseif span[2] > reached then
+      account[#account][2] = span[2]
+      reached = span[2]
+    end
+  end
+  return account, stop
 end
 
 local AUDITS = {
@@ -79,13 +151,22 @@ local AUDITS = {
       end
     end)
   end,
+  due = function(root, ask, note)
+    local from = tonumber(ask.cursor or 0)
+    local ids = redis.call('ZRANGE', due_key(root, ask.host), from, from + AUDITED - 1)
+    for _, id in ipairs(ids) do
+      if not is_due(lease_of(root, id), ask.host) then
+        note({ what = 'due stray', id = id, host = ask.host })
+      end
+    end
+    return #ids == AUDITED and digits(from + AUDITED) or nil
+  end,
   macs = function(root, ask, note)
     local key = network_key(root, ask.network)
     local page = redis.call('HSCAN', key, ask.cursor or '0', 'MATCH', 'mac:*', 'COUNT', AUDITED)
     for index = 1, #page[2], 2 do
       local mac, id = string.sub(page[2][index], 5), page[2][index + 1]
-      local lease = lease_of(root, id)
-      if not lease or lease.network ~= ask.network or lease.mac ~= mac then
+      if stray_mac(root, ask.network, mac, id) then
         note({ what = 'mac stray', id = id, mac = mac, network = ask.network })
       end
     end
@@ -93,8 +174,6 @@ local AUDITS = {
   end,
   held = function(root, ask, note)
     local network, family = ask.network, ask.family
-    local fresh = pool_key(root, network, family, 'fresh')
-    local last = pool_key(root, network, family, 'last')
     return audit_entries(pool_key(root, network, family, 'held'), ask.cursor, function(entry)
       local space = string.find(entry, ' ', 1, true)
       local address, id = string.sub(entry, 1, space - 1), string.sub(entry, space + 1)
@@ -102,15 +181,58 @@ local AUDITS = {
       if stray_holder(root, network, family, address, id) then
         found.what = 'held stray'
         note(found)
-      elseif is_in(fresh, address) or entry_of(last, address) or is_next(root, network, family, address) then
+      elseif is_open(root, network, family, address) then
         found.what = 'held and free'
         note(found)
       end
     end)
   end,
+  -- Nobody holds what is lost, and nobody ever will.
+  pool = function(root, ask, note)
+    local network, family = ask.network, ask.family
+    local from = ask.cursor or string.rep('0', family == '4' and 8 or 32)
+    local account, stop = account_of(root, network, family, from)
+    local allowed, full = ranges_from(pool_key(root, network, family, 'allowed'), from)
+    local next_allowed = full and bounds_of(full)
+    if next_allowed and (not stop or next_allowed < stop) then
+      stop = next_allowed
+    end
+    -- At least one address further, whatever is there.
+    stop = stop and stop <= from and hex_step(from, 1) or stop
+    local whole = {}
+    for _, range in ipairs(allowed) do
+      local first, last = bounds_of(range)
+      first = first < from and from or first
+      last = stop and last >= stop and hex_step(stop, -1) or last
+      if first <= last then
+        table.insert(whole, { first, last })
+      end
+    end
+    for _, range in ipairs(minus(whole, account)) do
+      note({
+        what = 'lost', id = '-', network = network, family = family,
+        address = range[1], last = range[2],
+      })
+    end
+    return stop
+  end,
+  -- What `free` would give out, and no release has put there.
+  free = function(root, ask, note)
+    local network, family = ask.network, ask.family
+    local from = tonumber(ask.cursor or 0)
+    local free = pool_key(root, network, family, 'free')
+    local addresses = redis.call('ZRANGE', free, from, from + AUDITED - 1)
+    for _, address in ipairs(addresses) do
+      if not entry_of(pool_key(root, network, family, 'last'), address)
+        and not entry_of(pool_key(root, network, family, 'held'), address) then
+        note({ what = 'free stray', id = '-', network = network, family = family, address = address })
+      end
+    end
+    return #addresses == AUDITED and digits(from + AUDITED) or nil
+  end,
 }
 
--- audit {part: leases | host | macs | held, host?, network?, family?, cursor?}
+-- audit {part: leases | host | due | macs | held | pool | free, host?, network?, family?, cursor?}
 -- -> {differences: [{what, id, …}…], cursor?}
 local function audit(keys, args)
   local root = keys[1]
@@ -122,73 +244,4 @@ local function audit(keys, args)
   return '{"differences":' .. json_list(found) .. ',"cursor":' .. cjson.encode(cursor or cjson.null) .. '}'
 end
 
--- By what is wrong. Each looks again before it does anything, and answers whether it is right now. Only what a
--- lease, or the lack of one, proves is changed.
-local REPAIRS = {
-  ['host missing'] = function(root, ask, lease)
-    return lease and redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
-  end,
-  ['due missing'] = function(root, ask, lease)
-    return lease and lease.expiresAtMs
-      and redis.call('ZADD', due_key(root, lease.host), lease.expiresAtMs, lease.id)
-  end,
-  ['mac missing'] = function(root, ask, lease)
-    return lease and lease.mac == ask.mac
-      and redis.call('HSETNX', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id) == 1
-  end,
-  ['held missing'] = function(root, ask, lease)
-    for family, address in pairs(lease and lease.hex or {}) do
-      local held = pool_key(root, lease.network, family, 'held')
-      if address == ask.address and not entry_of(held, address) then
-        take(root, lease.network, family, address, lease.id)
-        return true
-      end
-    end
-    return false
-  end,
-  ['host stray'] = function(root, ask)
-    return stray_id(root, ask.entry, ask.host)
-      and redis.call('ZREM', ids_key(root, ask.host), ask.entry)
-  end,
-  ['mac stray'] = function(root, ask, lease)
-    local key, field = network_key(root, ask.network), 'mac:' .. ask.mac
-    local right = lease and lease.network == ask.network and lease.mac == ask.mac
-    return not right and redis.call('HGET', key, field) == ask.id and redis.call('HDEL', key, field)
-  end,
-  ['held stray'] = function(root, ask)
-    if not stray_holder(root, ask.network, ask.family, ask.address, ask.id) then
-      return true
-    end
-    -- Somebody has used it: it cools down.
-    give_back(root, ask.network, ask.family, ask.address, ask.id, digits(now_ms()) .. ' ' .. ask.id)
-    return true
-  end,
-  ['held and free'] = function(root, ask)
-    if stray_holder(root, ask.network, ask.family, ask.address, ask.id) then
-      return false
-    end
-    local text = entry_of(pool_key(root, ask.network, ask.family, 'last'), ask.address)
-    if text then
-      forget(root, ask.network, ask.family, ask.address, text)
-    end
-    change_fresh(root, ask.network, ask.family, function(fresh)
-      cut(fresh, ask.address, ask.address)
-    end)
-    return true
-  end,
-}
-
--- repair, a difference as audit answered it -> {repaired}
-local function repair(keys, args)
-  local root = keys[1]
-  local closed = unarmed(root)
-  if closed then
-    return reply_of(closed)
-  end
-  local ask = cjson.decode(args[1])
-  local done = REPAIRS[ask.what](root, ask, lease_of(root, ask.id))
-  return '{"repaired":' .. tostring(done and done ~= 0 or false) .. '}'
-end
-
 redis.register_function({ function_name = 'volt1_audit', callback = audit, flags = { 'no-writes' } })
-redis.register_function({ function_name = 'volt1_repair', callback = repair, flags = { 'allow-oom' } })

@@ -39,7 +39,10 @@ test('also one of many leases, page by page', async () => {
   expect(await found()).toEqual([]);
   const held = await store.raw.zrange(`${ROOT}:net:wide:4:held`, '0', '-1');
   await store.raw.zrem(`${ROOT}:net:wide:4:held`, ...held);
-  expect(await found()).toHaveLength(700);
+  // Of all these leases, and of the one range of addresses that is nowhere now.
+  const differences = await found();
+  expect(differences.filter(({ what }) => what === 'held missing')).toHaveLength(700);
+  expect(differences.slice(700)).toMatchObject([{ what: 'lost', id: '-' }]);
 });
 
 describe('damage is named, and put right where a lease proves what is right', () => {
@@ -52,6 +55,10 @@ describe('damage is named, and put right where a lease proves what is right', ()
     ['host stray', 'b', () => store.raw.zadd(`${ROOT}:host:h1:ids`, 0, 'volt0 b')],
     ['held stray', 'x', () => store.raw.zadd(`${ROOT}:net:volt0:4:held`, 0, '0a2a0063 x')],
     ['held and free', 'a', () => store.raw.zadd(`${ROOT}:net:volt0:4:fresh`, 0, `${A}-${A}`)],
+    ['held and free', 'a', () => store.raw.zadd(`${ROOT}:net:volt0:4:free`, 1, A)],
+    ['held stray', 'x', () => store.raw.zadd(`${ROOT}:net:volt0:4:held`, 0, `${A} x`)],
+    ['due stray', 'nobody', () => store.raw.zadd(`${ROOT}:host:h1:due`, 1, 'nobody')],
+    ['due stray', 'b', () => store.raw.zadd(`${ROOT}:host:h1:due`, 1, 'b')],
     ['mac stray', 'x', () => store.raw.hset(`${ROOT}:net:volt0`, 'mac:02:00:00:00:00:01', 'x')],
   ];
 
@@ -59,7 +66,9 @@ describe('damage is named, and put right where a lease proves what is right', ()
     const before = await contents(store.raw);
     await damage();
     const [difference, ...others] = await found();
-    expect(others).toEqual([]);
+    // Without that entry the address is nowhere, too.
+    const lost = { what: 'lost', address: '10.42.0.2' };
+    expect(others).toMatchObject(what === 'held missing' ? [lost] : []);
     expect(difference).toMatchObject({ what, id });
     if (difference === undefined) return;
     expect(await store.ledger.repair(difference)).toBe(true);
@@ -77,6 +86,61 @@ describe('damage is named, and put right where a lease proves what is right', ()
     if (difference !== undefined) expect(await store.ledger.repair(difference)).toBe(true);
     expect(await found()).toEqual([]);
   });
+});
+
+test('the address of a lease is free at no time, whatever is in its place', async () => {
+  const one = { subnet: '10.9.0.0/29', pool: { start: '10.9.0.2', end: '10.9.0.2' } };
+  const tight = await put(store.ledger, { network: 'tight', ...one, reuseDelaySeconds: 0 });
+  await acquire(tight, 'mine');
+  const held = `${ROOT}:net:tight:4:held`;
+  for (const damage of [
+    () => store.raw.zadd(held, 0, '0a090002 x'),
+    () => store.raw.zadd(`${ROOT}:net:tight:4:free`, 1, '0a090002'),
+    async () => {
+      await store.raw.zrem(held, '0a090002 mine');
+      await store.raw.zadd(held, 0, '0a090002 x');
+    },
+  ]) {
+    await damage();
+    for (const difference of await found()) {
+      await store.ledger.repair(difference);
+      await expect(acquire(tight, 'other')).rejects.toMatchObject({ code: 'POOL_EXHAUSTED' });
+    }
+    expect(await found()).toEqual([]);
+  }
+});
+
+test('addresses that are nowhere are named, a range at a time, and left', async () => {
+  const next = (await store.raw.hget(`${ROOT}:net:volt0`, 'next:4')) ?? '';
+  const [first = '', last = ''] = next.split('-');
+  await store.raw.hset(`${ROOT}:net:volt0`, 'next:4', `0a2a0008-${last}`);
+  await store.raw.zadd(`${ROOT}:net:volt0:4:free`, 1, '0a2a0070');
+  const differences = await found();
+  const from = `10.42.0.${Number.parseInt(first.slice(-2), 16)}`;
+  expect(differences).toMatchObject([
+    { what: 'lost', id: '-', address: `${from}-10.42.0.7` },
+    { what: 'free stray', id: '-', address: '10.42.0.112' },
+  ]);
+  const before = await contents(store.raw);
+  for (const one of differences) expect(await store.ledger.repair(one)).toBe(false);
+  expect(await contents(store.raw)).toEqual(before);
+});
+
+test('lists, heartbeats and forget pass over what leads to no lease', async () => {
+  await store.raw.zadd(`${ROOT}:host:h1:ids`, 0, 'volt0 a0', 0, 'volt0 b');
+  await store.raw.zadd(`${ROOT}:host:h1:due`, 1, 'nobody');
+  expect((await store.ledger.heartbeat(beatOf('h1'))).state).toBe('armed');
+  const listed: string[] = [];
+  let cursor: string | undefined;
+  do {
+    const page = await store.ledger.listLeases({ cursor, limit: 1 });
+    listed.push(...page.leases.map(({ id, host }) => `${id} ${host}`));
+    ({ cursor } = page);
+  } while (cursor !== undefined);
+  expect(listed).toEqual(['a h1', 'web h1', 'b h2']);
+  await store.raw.zadd(`${ROOT}:hosts`, 1, 'h1');
+  expect(await store.ledger.forgetHost('h1')).toEqual({ forgotten: true, released: 2 });
+  expect(await store.ledger.getLease('b')).not.toBeNull();
 });
 
 test('what is not proven is left: an address that two leases claim', async () => {
