@@ -1,9 +1,10 @@
 import type { CheckAnswer, Difference } from '#protocol/attachment.ts';
 import { decodeAnswer, encode } from '#protocol/envelope.ts';
+import { VoltError } from '#protocol/errors.ts';
 import type { LedgerCheckAnswer, LedgerDifference } from '#protocol/ledger.ts';
 import { IS_ANSWER } from '#protocol/outlines.ts';
 import { subjects } from '#protocol/subjects.ts';
-import type { Ledger } from '#ipam-store/ledger.ts';
+import type { HostRecord, Ledger } from '#ipam-store/ledger.ts';
 import type { Bus } from './bus.ts';
 
 const MAX_DIFFERENCES = 1_000;
@@ -32,7 +33,7 @@ export class FleetCheck {
       const { id, what, address, mac } = difference;
       const expected = what.endsWith('missing') ? (address ?? mac ?? id) : null;
       const observed = what.endsWith('missing') ? null : (address ?? mac ?? id);
-      const repaired = repair && (await this.#ledger.repair(difference));
+      const repaired = repair && (await done(this.#ledger.repair(difference)));
       found.add({ id, what: `ledger ${what}`, expected, observed, repaired });
     }
     const { live, others } = await this.#hosts();
@@ -40,30 +41,34 @@ export class FleetCheck {
     const silent = [...others];
     for (let from = 0; from < live.length; from += HOSTS_AT_ONCE) {
       const some = live.slice(from, from + HOSTS_AT_ONCE);
-      const answers = await Promise.all(some.map(async (host) => this.#ask(host)));
+      const answers = await Promise.all(some.map(async ({ host }) => this.#ask(host)));
       for (const [index, host] of some.entries()) {
         const answer = answers[index];
         if (answer === undefined || answer === null) {
-          silent.push(host);
+          silent.push(host.host);
           continue;
         }
-        checked.push(host);
+        checked.push(host.host);
+        const leaked = new Set(repair ? await this.#release(host, answer.differences) : []);
         for (const difference of answer.differences) {
-          const repaired = repair && (await this.#release(host, difference));
-          found.add({ ...difference, host, repaired });
+          const repaired = leaked.has(difference);
+          found.add({ ...difference, host: host.host, repaired });
         }
       }
     }
     return { ...found.answer(), checked, silent };
   }
 
-  async #hosts(): Promise<{ live: string[]; others: string[] }> {
-    const live: string[] = [];
+  async #hosts(): Promise<{ live: HostRecord[]; others: string[] }> {
+    const live: HostRecord[] = [];
     const others: string[] = [];
     let cursor: string | undefined;
     do {
       const page = await this.#ledger.listHosts({ cursor });
-      for (const { host, state } of page.hosts) (state === 'live' ? live : others).push(host);
+      for (const one of page.hosts) {
+        if (one.state === 'live') live.push(one);
+        else others.push(one.host);
+      }
       ({ cursor } = page);
     } while (cursor !== undefined);
     return { live, others };
@@ -81,27 +86,48 @@ export class FleetCheck {
     }
   }
 
-  /** Ends a lease of which its host has neither record nor device, also when it is asked again. */
-  async #release(host: string, difference: Difference): Promise<boolean> {
-    const { id } = difference;
-    if (!isLeaked(difference)) return false;
-    const lease = await this.#ledger.getLease(id);
-    if (lease?.host !== host) return false;
-    const again = await this.#ask(host);
-    const still = again?.differences.some((one) => one.id === id && isLeaked(one));
-    if (still !== true) return false;
-    const { generation } = lease;
-    return (await this.#ledger.release({ id, generation, host, cool: true })) === 'released';
+  /**
+   * Ends leases of which their host has neither record nor device, also when it is asked again, of this very
+   * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it ended.
+   */
+  async #release(
+    { host, bootId }: HostRecord,
+    differences: readonly Difference[],
+  ): Promise<Difference[]> {
+    const leaked = differences.filter((one) => generationOfLeaked(one) !== undefined);
+    if (leaked.length === 0) return [];
+    const again = new Map<string, number | undefined>();
+    for (const one of (await this.#ask(host))?.differences ?? []) {
+      if (one.what === 'record') again.set(one.id, generationOfLeaked(one));
+    }
+    const ended: Difference[] = [];
+    for (const one of leaked) {
+      const { id } = one;
+      const generation = generationOfLeaked(one);
+      if (generation === undefined || again.get(id) !== generation) continue;
+      const lease = await this.#ledger.getLease(id).catch(() => null);
+      if (lease?.generation !== generation || lease.bootId !== bootId) continue;
+      const releasing = this.#ledger.release({ id, generation, host, cool: true });
+      if (await done(releasing.then((outcome) => outcome === 'released'))) ended.push(one);
+    }
+    return ended;
   }
 }
 
-/** A lease of which its host has neither record nor device. */
-const isLeaked = ({ what, observed }: Difference): boolean =>
-  what === 'record' &&
-  typeof observed === 'object' &&
-  observed !== null &&
-  'device' in observed &&
-  observed.device === null;
+/** The generation of a lease of which its host has neither record nor device; undefined for any other difference. */
+function generationOfLeaked({ what, observed }: Difference): number | undefined {
+  if (what !== 'record' || typeof observed !== 'object' || observed === null) return undefined;
+  if (!('device' in observed) || observed.device !== null || !('generation' in observed))
+    return undefined;
+  return typeof observed.generation === 'number' ? observed.generation : undefined;
+}
+
+/** What the ledger refuses is not repaired; all that was found is answered none the less. */
+const done = (repairing: Promise<boolean>): Promise<boolean> =>
+  repairing.catch((error: unknown) => {
+    if (error instanceof VoltError) return false;
+    throw error;
+  });
 
 /** As many differences as an answer holds. */
 class Found {

@@ -120,8 +120,9 @@ test('ledger check ends a lease that its own host has no record of, and no other
   const record = await ledger.getNetwork('volt0');
   if (record === null) throw new Error('there is no volt0');
   const machineId = readFileSync('/etc/machine-id', 'utf8').trim();
+  const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
   for (const host of ['h1', 'h2']) {
-    await ledger.acquire(askFor(record, `leaked-${host}`, { host, machineId }));
+    await ledger.acquire(askFor(record, `leaked-${host}`, { host, machineId, bootId }));
   }
   const leaked = { what: 'record', expected: null };
   expect(json('ledger', 'check')).toMatchObject({
@@ -144,4 +145,16 @@ test('ledger check ends a lease that its own host has no record of, and no other
   expect(await ledger.getLease('leaked-h2')).not.toBeNull();
   expect(voltnet('lease', 'list', '--state', 'suspect').stdout).toMatch(/leaked-h2 .*\nof-h2 /);
   expect(voltnet('host', 'forget', 'h2').stdout).toBe('h2 forgotten, 2 leases ended\n');
+});
+
+test('ledger check leaves a lease that is kept over a reboot', async () => {
+  const record = await ledger.getNetwork('volt0');
+  if (record === null) throw new Error('there is no volt0');
+  const machineId = readFileSync('/etc/machine-id', 'utf8').trim();
+  await ledger.acquire(askFor(record, 'rebooted', { host: 'h1', machineId, bootId: 'before' }));
+  expect(json('ledger', 'check', '--repair')).toMatchObject({
+    status: 8,
+    answer: { inSync: false, differences: [{ id: 'rebooted', what: 'record', repaired: false }] },
+  });
+  expect(await ledger.getLease('rebooted')).not.toBeNull();
 });
