@@ -1,6 +1,13 @@
 import { describe, expect, test } from 'vitest';
 import { eventLine } from '#agent/cli/event-line.ts';
-import { attachmentDetails, attachmentTable, differenceTable } from '#agent/cli/views.ts';
+import {
+  attachmentDetails,
+  attachmentTable,
+  differenceTable,
+  hostTable,
+  leaseTable,
+  ledgerDifferenceTable,
+} from '#agent/cli/views.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 
 const vm: Attachment = {
@@ -83,6 +90,52 @@ describe('views', () => {
         'ID   WHAT    EXPECTED  OBSERVED',
         'web  mtu     1500      1400',
         'web  device  tap-web   absent',
+      ].join('\n'),
+    );
+  });
+
+  test('leases, hosts, and what is wrong with the ledger', () => {
+    const lease = {
+      id: 'web',
+      generation: 4_294_967_301,
+      network: 'volt0',
+      workload: 'vm-web',
+      kind: 'vm' as const,
+      host: 'h1',
+      mac: '0a:58:0a:2a:00:0a',
+      addresses: ['10.42.0.10/24', 'fd00:42::a/64'],
+      grantedAt: '2026-01-02T03:04:05.000Z',
+      state: 'suspect' as const,
+    };
+    expect(leaseTable([lease], undefined, now)).toBe(
+      [
+        'ID   NETWORK  ADDRESSES              MAC                HOST  STATE    AGE',
+        'web  volt0    10.42.0.10,fd00:42::a  0a:58:0a:2a:00:0a  h1    suspect  5m',
+      ].join('\n'),
+    );
+    const heard = { state: 'live' as const, leases: 3, seenAt: '2026-01-02T03:09:00.000Z' };
+    const hosts = [
+      { host: 'h1', ...heard },
+      { host: 'h22', state: 'awaited' as const, leases: 0 },
+    ];
+    expect(hostTable(hosts, undefined, now)).toBe(
+      [
+        'HOST  STATE    LEASES  HEARD',
+        'h1    live     3       5s ago',
+        'h22   awaited  0       -',
+      ].join('\n'),
+    );
+    const lost = { id: '-', what: 'ledger lost', expected: null, observed: '10.42.0.3-10.42.0.7' };
+    const leaked = { id: 'web', host: 'h1', what: 'record', expected: null, observed: 7 };
+    const both = [
+      { ...lost, repaired: false },
+      { ...leaked, repaired: true },
+    ];
+    expect(ledgerDifferenceTable(both)).toBe(
+      [
+        'ID   HOST  WHAT         EXPECTED  OBSERVED             REPAIRED',
+        '-    -     ledger lost  absent    10.42.0.3-10.42.0.7  no',
+        'web  h1    record       absent    7                    yes',
       ].join('\n'),
     );
   });
