@@ -1,5 +1,5 @@
 import type { CheckAnswer, Difference } from '#protocol/attachment.ts';
-import { decodeAnswer, encode } from '#protocol/envelope.ts';
+import { decodeAnswer, encode, encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { LedgerCheckAnswer, LedgerDifference } from '#protocol/ledger.ts';
 import { IS_ANSWER } from '#protocol/outlines.ts';
@@ -7,7 +7,8 @@ import { subjects } from '#protocol/subjects.ts';
 import type { HostRecord, Ledger } from '#ipam-store/ledger.ts';
 import type { Bus } from './bus.ts';
 
-const MAX_DIFFERENCES = 1_000;
+// Half is for the names of hosts.
+const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
 const HOSTS_AT_ONCE = 16;
 const HOST_TIMEOUT_MS = 5_000;
 
@@ -132,12 +133,14 @@ const done = (repairing: Promise<boolean>): Promise<boolean> =>
 /** As many differences as an answer holds. */
 class Found {
   readonly #differences: LedgerDifference[] = [];
+  #bytes = 0;
   #inSync = true;
   #truncated = false;
 
   add(difference: LedgerDifference): void {
     this.#inSync &&= difference.repaired;
-    if (this.#differences.length < MAX_DIFFERENCES) this.#differences.push(difference);
+    this.#bytes += encodeAnswer(difference).byteLength;
+    if (this.#bytes <= DIFFERENCES_BYTES) this.#differences.push(difference);
     else this.#truncated = true;
   }
 
