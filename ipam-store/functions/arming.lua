@@ -7,7 +7,7 @@
 --   sessions    host -> machine id of those that may be granted leases
 --   heard       host -> machine id of those that have sent a heartbeat since the memory began
 --   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
---   since       ms, when it began
+--   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
 --   grace       ms, until when no silence counts
 --   batches     text -> what requests of leases share, taken apart; batch_count

@@ -5,9 +5,10 @@ local SWEEP_MS = 1000
 local MAX_SWEPT = 16
 local MAX_ENDED = 100
 
--- The list of hosts has changed.
+-- The list of hosts has changed. Until the ledger is armed no counter grows by itself, or it would hide that a host
+-- has seen more: arming is one change of the list, whatever came before it.
 local function next_roster(root)
-  return redis.call('HINCRBY', root .. ':meta', 'roster', 1)
+  return redis.call('HINCRBY', root .. ':meta', 'roster', memory_of(root).generation and 1 or 0)
 end
 
 local function make_suspect(root, host, now)
@@ -25,6 +26,7 @@ local function take_for_lost(root, seen, meta, now, wait_ms)
     memories[root] = nil
     memory = memory_of(root)
   end
+  memory.since = now
   local began = not meta.lost
   if began or seen.generation > meta.generation then
     meta.generation = (epoch_of(math.max(seen.generation, meta.generation)) + 1) * EPOCH_UNIT
@@ -92,7 +94,8 @@ local function enter(root, ask, now)
 end
 
 -- A host that others have seen in a list will be awaited by them, should this server be emptied. So it may be
--- granted leases when one that is no newcomer has seen it, or when all are newcomers.
+-- granted leases when one that is no newcomer has seen it, or when all are newcomers. Only of an armed ledger are
+-- the numbers of lists its own.
 local function vouch(root, ask)
   local joining = root .. ':joining'
   if not redis.call('ZSCORE', joining, ask.host) then
@@ -120,10 +123,13 @@ local function try_to_arm(root, meta, now, window_ms)
   end
   for _, host in ipairs(missing) do
     make_suspect(root, host, now)
-    meta.roster = next_roster(root)
   end
   redis.call('HDEL', root .. ':meta', 'lost')
   memory.generation = meta.generation
+  local roster = next_roster(root)
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':joining', 0, -1)) do
+    redis.call('ZADD', root .. ':joining', digits(roster), host)
+  end
   memory.said = {}
   for host, machine in pairs(memory.heard) do
     open_session(root, host, machine, epoch)
@@ -226,8 +232,8 @@ end
 --     seen: {generation (text), revision, roster, hosts?: [host…]}}
 -- state is armed, arming, recovering or unclaimed. before: what the host was, live or suspect. began, ended:
 -- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
--- suspect. hosts: where the roster is not the one that the reporter has seen. Costs the same whatever the host
--- holds.
+-- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
+-- whatever the host holds.
 local function heartbeat(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -259,7 +265,6 @@ local function heartbeat(keys, args)
   local epoch = digits(epoch_of(meta.generation))
   note_beat(root, now, ask.suspectMs)
   local before = enter(root, ask, now)
-  vouch(root, ask)
   memory = memory_of(root)
   memory.heard[ask.host] = ask.machineId
   local ended, awaiting, missed = false, nil, nil
@@ -269,12 +274,13 @@ local function heartbeat(keys, args)
   end
   local fallen, reclaimed = {}, {}
   if memory.generation then
+    vouch(root, ask)
     open_session(root, ask.host, ask.machineId, epoch)
     fallen, reclaimed = sweep(root, now)
   end
   local roster = redis.call('HGET', root .. ':meta', 'roster')
   local hosts = ''
-  if tonumber(roster) ~= seen.roster then
+  if memory.generation and (tonumber(roster) ~= seen.roster or not before) then
     hosts = ',"hosts":' .. encoded(redis.call('ZRANGE', root .. ':hosts', 0, -1))
   end
   local state = memory.generation and 'armed' or meta.lost and 'recovering' or 'arming'
