@@ -280,7 +280,7 @@ local function heartbeat(keys, args)
   end
   local roster = redis.call('HGET', root .. ':meta', 'roster')
   local hosts = ''
-  if memory.generation and (tonumber(roster) ~= seen.roster or not before) then
+  if memory.generation and tonumber(roster) ~= seen.roster then
     hosts = ',"hosts":' .. encoded(redis.call('ZRANGE', root .. ':hosts', 0, -1))
   end
   local state = memory.generation and 'armed' or meta.lost and 'recovering' or 'arming'

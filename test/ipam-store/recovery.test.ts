@@ -118,16 +118,3 @@ test('the window begins with the loss, not with the restart', async () => {
     missed: [],
   });
 });
-
-test('a host that comes from a fleet of before learns the list of this one, whatever its number', async () => {
-  await emptied();
-  const [young, other] = await fleetOf(store.ledger, ['y1', 'y2']);
-  assert(young !== undefined && other !== undefined);
-  const next = Number(await store.raw.hget('volt:{ledger}:meta', 'roster')) + 1;
-  one.seen = { generation: 0, revision: 0, roster: next, hosts: ['h1', 'h2'] };
-  await store.raw.hset('volt:{ledger}:meta', 'roster', next);
-  one.seen = { ...one.seen, roster: next + 1 };
-  await store.raw.hset('volt:{ledger}:meta', 'roster', next + 1);
-  await one.beat();
-  expect(one.seen.hosts).toContain('y1');
-});
