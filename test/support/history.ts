@@ -193,7 +193,29 @@ export async function runHistory(
 const HOSTS = ['h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'h7', 'h8'] as const;
 
 /** Fails where an address had two holders, or where something is left at the end. */
-export async function checkLosses({ grants, rounds, wrap }: Extent): Promise<void> {
+export function checkLosses({ grants, rounds }: Extent): Promise<void> {
+  return checkFaults({ grants }, (redis) => {
+    let turnBack: Fault = crash;
+    const copy: Fault = async () => {
+      turnBack = backupOf(redis);
+    };
+    const round: Fault[] = [copy, crash, pause, () => turnBack(redis), wipe];
+    return Array.from({ length: rounds }, () => round).flat();
+  });
+}
+
+/** The same where Redis is emptied, and that alone; `wrap` is as of `startAgent`. */
+export const checkWipes = ({
+  grants,
+  rounds,
+  wrap,
+}: Extent & { readonly wrap: readonly string[] }): Promise<void> =>
+  checkFaults({ grants, wrap }, () => Array.from({ length: rounds }, () => wipe));
+
+async function checkFaults(
+  { grants, wrap }: { readonly grants: number; readonly wrap?: readonly string[] },
+  faultsOf: (redis: Server) => readonly Fault[],
+): Promise<void> {
   const redis = await startRedis({ args: ['--appendonly', 'yes', '--appendfsync', 'everysec'] });
   try {
     await using fleet = await startHosts({
@@ -202,19 +224,7 @@ export async function checkLosses({ grants, rounds, wrap }: Extent): Promise<voi
       wrap,
     });
     await fleet.client.putNetwork({ ...NETWORK });
-    let turnBack: Fault = crash;
-    const faults: (() => Promise<void>)[] = [];
-    for (let round = 1; round <= rounds; round += 1) {
-      faults.push(
-        async () => {
-          turnBack = backupOf(redis);
-        },
-        () => crash(redis),
-        () => pause(redis),
-        () => turnBack(redis),
-        () => wipe(redis),
-      );
-    }
+    const faults = faultsOf(redis).map((fault) => () => fault(redis));
     const history = await runHistory(fleet, { hosts: HOSTS, grants, faults });
     await settled(fleet, history);
   } finally {
@@ -242,8 +252,6 @@ interface Extent {
   readonly grants: number;
   /** How many times each fault happens. */
   readonly rounds: number;
-  /** As of `startAgent`. */
-  readonly wrap?: readonly string[];
 }
 
 async function settled(fleet: Hosts, history: History): Promise<void> {
