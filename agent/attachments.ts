@@ -170,6 +170,7 @@ export class Attachments {
         bootId: this.#options.bootId,
         deviceName: checked.deviceName,
         ...(identity !== undefined && { namespaceIdentity: identity }),
+        ...(checked.before !== undefined && { before: checked.before }),
         // Made again: should that fail, the addresses have been in use and the attachment has ended.
         ...(held?.attachment !== undefined && { attachment: held.attachment }),
       };

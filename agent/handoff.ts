@@ -1,9 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Attachment } from '#protocol/attachment.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
-import { openTap } from '#native/tun.ts';
 import {
   listenSeqpacket,
   type PeerCredentials,
@@ -12,15 +10,15 @@ import {
 } from '#native/unix.ts';
 import { toVoltError } from './errors.ts';
 import type { Journal } from './journal.ts';
-import type { Kernel } from './kernel.ts';
 import type { Log } from './log.ts';
+import type { NetworkTypes } from './networks/network.ts';
 
 export const SOCKET_NAME = 'agent.sock';
 
 export interface HandoffOptions {
   readonly runtimeDir: string;
   readonly journal: Journal;
-  readonly kernel: Kernel;
+  readonly networkTypes: NetworkTypes;
   /** What `{"op":"health"}` answers. */
   readonly health: () => Readonly<Record<string, unknown>>;
   readonly log: Log;
@@ -85,7 +83,7 @@ export class Handoff {
   }
 
   #claim({ id, generation }: Claim, peer: PeerCredentials): Answer {
-    const { journal, kernel, log } = this.#options;
+    const { journal, networkTypes, log } = this.#options;
     const record = journal.get(id);
     const attachment = record?.state === 'attached' ? record.attachment : undefined;
     if (record === undefined || attachment === undefined) {
@@ -101,20 +99,10 @@ export class Handoff {
         details: { generation: attachment.generation },
       });
     }
-    const { device } = attachment;
-    if (device?.type !== 'tap') {
-      throw new VoltError(
-        'UNSUPPORTED',
-        `${id} is a ${device?.type ?? 'container'}: no descriptor`,
-      );
-    }
-    refuseHeldTap(kernel, attachment, device.ifindex);
-    const descriptors = openTap({
-      name: device.name,
-      queues: device.queues ?? 1,
-      vnetHdr: device.vnetHdr ?? true,
-    });
-    log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'TAP claimed');
+    const type = networkTypes[record.networkType];
+    if (type === undefined) throw new VoltError('UNSUPPORTED', `${id}: its type is not supported`);
+    const descriptors = type.claim(attachment);
+    log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'device claimed');
     return answer({ attachment }, descriptors);
   }
 }
@@ -176,17 +164,6 @@ function privilegedGid(): number | undefined {
     .find((line) => line.startsWith(`${PRIVILEGED_GROUP}:`));
   const gid = Number(entry?.split(':')[2]);
   return entry === undefined || Number.isNaN(gid) ? undefined : gid;
-}
-
-// The kernel refuses a second holder of a single-queue TAP; to a multi-queue one it would add a queue.
-function refuseHeldTap(kernel: Kernel, { id }: Attachment, ifindex: number): void {
-  const link = kernel.links.get(ifindex);
-  if (link === null) throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
-  const held = link.tun?.queues ?? 0;
-  if (held === 0) return;
-  throw new VoltError('DEVICE_BUSY', `${id}: ${held} queues of ${link.name} are held`, {
-    details: { name: link.name, queues: held },
-  });
 }
 
 const answer = (

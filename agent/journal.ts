@@ -34,6 +34,8 @@ export interface AttachmentRecord {
   readonly generation?: number;
   /** Device and inode of the network namespace that holds the workload's end. */
   readonly namespaceIdentity?: string;
+  /** What the network type found and has to put back (`CheckedAttach.before`). */
+  readonly before?: Readonly<Record<string, unknown>>;
   readonly attachment?: Attachment;
   /**
    * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in

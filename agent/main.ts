@@ -208,7 +208,13 @@ class Agent {
       isNewFleet: () => this.#isNewFleet(),
       onOpen: () => void this.#createNetworks(),
     });
-    this.#handoff = new Handoff({ runtimeDir, journal, kernel, health: () => this.#health(), log });
+    this.#handoff = new Handoff({
+      runtimeDir,
+      journal,
+      networkTypes,
+      health: () => this.#health(),
+      log,
+    });
     this.#bus = new Bus({
       config: config.nats,
       host,

@@ -1,5 +1,7 @@
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../journal.ts';
 
@@ -9,6 +11,11 @@ export type Device = NonNullable<Attachment['device']>;
 export interface CheckedAttach extends Disposable {
   /** The name that the host's end will have. */
   readonly deviceName: string;
+  /**
+   * What the type found and has to put back one day. It is recorded with the intent, before anything is
+   * touched, and comes back in `record.before`; only the type reads it.
+   */
+  readonly before?: AttachmentRecord['before'];
   /**
    * What need not wait for the lease: opening and looking, making nothing. It runs while the ledger works, and
    * what it throws counts once the lease is there.
@@ -43,6 +50,11 @@ export interface NetworkType {
   setDown(record: AttachmentRecord): void;
   /** Compares the kernel with the attachment; reads only. Empty when they agree. */
   observe(attachment: Attachment): Difference[];
+  /**
+   * The descriptors of a VM's device, one per queue, as the attachment describes them; the caller closes
+   * them. DEVICE_BUSY while somebody holds one, UNSUPPORTED where a device has none.
+   */
+  claim(attachment: Attachment): Descriptor[];
 }
 
 /** The types that this agent has. */
@@ -51,6 +63,19 @@ export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>
 export interface RemovingDevice {
   /** Resolves when the kernel has confirmed that nothing of the device is left. */
   readonly removed: Promise<void>;
+}
+
+/** Refuses by name what a request or a network has and its type cannot do; nothing is ignored. */
+export function refuseUnsupported(
+  { type }: Pick<Network, 'type'>,
+  given: readonly (readonly [path: string, present: boolean])[],
+): void {
+  for (const [path, present] of given) {
+    if (!present) continue;
+    throw new VoltError('UNSUPPORTED', `${path}: not supported on ${type} networks`, {
+      details: { path },
+    });
+  }
 }
 
 /** Alias of every object of ours: whose it is, and of which generation. */

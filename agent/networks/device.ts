@@ -1,0 +1,74 @@
+import type { Attachment } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import { openTap } from '#native/tun.ts';
+import type { AttachmentRecord } from '../journal.ts';
+import type { Kernel } from '../kernel.ts';
+import { DEVICE_GROUP, type Device, deviceTag, isTagOf, type RemovingDevice } from './network.ts';
+import type { Removal } from './removal.ts';
+
+// What network types share about the one device of an attachment in the host's namespace.
+
+export const NOTHING_TO_REMOVE: RemovingDevice = { removed: Promise.resolve() };
+
+/** The device of a record, by index when it is known, else by the name of its open intent; only if it is ours. */
+export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | null {
+  const { attachment, id, deviceName } = record;
+  if (attachment?.device !== undefined && attachment.device !== null) {
+    const link = kernel.links.get(attachment.device.ifindex);
+    return link?.alias === deviceTag(attachment) ? link : null;
+  }
+  const link = kernel.links.get(deviceName);
+  if (link === null) return null;
+  const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
+  return untagged || isTagOf(link.alias, id) ? link : null;
+}
+
+/**
+ * Takes a device out of use: down, its name free; `removal` deletes it. Kernels before 6.2 rename only what is
+ * down. Success when it is gone already.
+ */
+export function retire(kernel: Kernel, removal: Removal, link: Link): RemovingDevice {
+  try {
+    kernel.links.set(link, { up: false });
+    kernel.links.set(link, { name: `vdel${link.index}` });
+  } catch (error) {
+    if (!isKernelError(error, 'ENODEV')) throw error;
+    return NOTHING_TO_REMOVE;
+  }
+  return { removed: removal.delete({ index: link.index, alias: link.alias }) };
+}
+
+/** Sets a device down where it is there. */
+export function setLinkDown(kernel: Kernel, link: Link | null): void {
+  if (link === null) return;
+  try {
+    kernel.links.set(link, { up: false });
+  } catch (error) {
+    if (!isKernelError(error, 'ENODEV')) throw error;
+  }
+}
+
+/**
+ * Opens all queues of an attachment's TAP. DEVICE_BUSY while one is held: the kernel refuses a second holder of
+ * a single-queue TAP, but to a multi-queue one it would add a queue.
+ */
+export function claimTap(kernel: Kernel, { id, device }: Attachment): Descriptor[] {
+  if (device?.type !== 'tap') throw noDescriptor(id, device);
+  const { ifindex, name, queues = 1, vnetHdr = true } = device;
+  const link = kernel.links.get(ifindex);
+  if (link === null) throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
+  const held = link.tun?.queues ?? 0;
+  if (held > 0) {
+    throw new VoltError('DEVICE_BUSY', `${id}: ${held} queues of ${link.name} are held`, {
+      details: { name: link.name, queues: held },
+    });
+  }
+  return openTap({ name, queues, vnetHdr });
+}
+
+/** The answer to a claim of what has no descriptor. */
+export const noDescriptor = (id: string, device: Device | null): VoltError =>
+  new VoltError('UNSUPPORTED', `${id} is a ${device?.type ?? 'container'}: no descriptor`);

@@ -1,0 +1,107 @@
+import { InterfaceAddress, IpAddress, IpPrefix } from '#protocol/address.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { Namespace, namespaceIdentity } from '#native/namespace.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import { Kernel } from '../kernel.ts';
+
+// A container's end: its namespace, and what is set up inside.
+
+const LOOPBACK = { index: 1, name: 'lo' };
+/** An agent never leaves it. */
+const HOST_NAMESPACE = namespaceIdentity('/proc/self/ns/net');
+
+/** The name of a container's interface where the request has none. */
+export const DEFAULT_IFNAME = 'eth0';
+
+/** A workload's namespace, and the kernel's configuration seen from inside. */
+export interface WorkloadNamespace {
+  readonly handle: Namespace;
+  readonly path: string;
+  readonly kernel: Kernel;
+}
+
+/** The namespace of a request: the file is opened at once, a socket inside it by `enter`. */
+export class RequestedNamespace implements WorkloadNamespace, Disposable {
+  readonly path: string;
+  readonly handle: Namespace;
+  #kernel: Kernel | undefined;
+
+  /** NAMESPACE_NOT_FOUND: there is none. INVALID_REQUEST: it is the host's own. */
+  constructor(path: string) {
+    this.path = path;
+    this.handle = openNamespaceFile(path);
+    if (this.handle.identity !== HOST_NAMESPACE) return;
+    this.handle[Symbol.dispose]();
+    throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
+      details: { path: 'netns' },
+    });
+  }
+
+  /** Throws INTERFACE_EXISTS when the namespace has an interface of that name. */
+  enter(ifname: string): void {
+    if (this.kernel.links.indexOf(ifname) === null) return;
+    throw new VoltError('INTERFACE_EXISTS', `${this.path} has an interface ${ifname} already`, {
+      details: { netns: this.path, ifname },
+    });
+  }
+
+  get kernel(): Kernel {
+    this.#kernel ??= new Kernel(this.handle);
+    return this.#kernel;
+  }
+
+  [Symbol.dispose](): void {
+    this.#kernel?.[Symbol.dispose]();
+    this.handle[Symbol.dispose]();
+  }
+}
+
+/**
+ * Sets up a workload's interface inside its namespace: addresses, `lo` and the interface up, default routes and
+ * the network's further routes.
+ */
+export function configureInterface(
+  link: { readonly index: number; readonly name: string },
+  order: { namespace: WorkloadNamespace; lease: Lease; network: Network },
+): void {
+  const { namespace, lease, network } = order;
+  const { index, name } = link;
+  const inside = namespace.kernel;
+  // Whoever answers router solicitations on this segment must not become the workload's gateway.
+  if (network.ipv6 !== undefined) {
+    namespace.handle.run(() => writeSysctl(['net', 'ipv6', 'conf', name, 'accept_ra'], '0'));
+  }
+  const addresses = lease.addresses.map((text) => InterfaceAddress.parse(text));
+  inside.batch([
+    ...addresses.map((address) =>
+      inside.addresses.addition({ ifindex: index, address, noDad: true }),
+    ),
+    inside.links.change(LOOPBACK, { up: true }),
+    inside.links.change(link, { up: true }),
+    ...gatewaysOf(network).map((via) => ({
+      ...inside.routes.addition({ via, ifindex: index }),
+      // A workload with several interfaces keeps the default route of the first.
+      accept: 'EEXIST' as const,
+    })),
+    ...(network.routes ?? []).map(({ to, via }) =>
+      inside.routes.addition({ to: IpPrefix.parse(to), via: IpAddress.parse(via), ifindex: index }),
+    ),
+  ]);
+}
+
+const gatewaysOf = ({ gateway, ipv6 }: Network): IpAddress[] =>
+  [gateway, ipv6?.gateway].filter((one) => one !== undefined).map((one) => IpAddress.parse(one));
+
+function openNamespaceFile(path: string): Namespace {
+  try {
+    return Namespace.open(path);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new VoltError('NAMESPACE_NOT_FOUND', `netns: ${reason}`, {
+      details: { path: 'netns', netns: path },
+      cause: error,
+    });
+  }
+}
