@@ -4,7 +4,7 @@ import { aligned, CodecError, NLA_HEADER_BYTES, type Writer } from './writer.ts'
 // Wire formats of netlink (man 7 netlink, linux/netlink.h), declared as tables: a table names each attribute
 // as the kernel does and says of what kind it is; encoder, decoder and TypeScript type follow from it.
 // Integers are in the host's byte order, which is little-endian on every machine we run on, but for those
-// that a declaration calls be16.
+// that a declaration calls be16 or be32.
 
 const NLA_F_NESTED = 0x8000;
 const NLA_TYPE_MASK = 0x3fff;
@@ -50,6 +50,13 @@ export const u32 = (type: number): Attribute<number> => ({
   type,
   write: (writer, value) => writer.u32(value),
   read: (payload) => (payload.length >= 4 ? payload.readUInt32LE(0) : undefined),
+});
+
+/** Network byte order: numbers of netfilter. */
+export const be32 = (type: number): Attribute<number> => ({
+  type,
+  write: (writer, value) => writer.be32(value),
+  read: (payload) => (payload.length >= 4 ? payload.readUInt32BE(0) : undefined),
 });
 
 export const i32 = (type: number): Attribute<number> => ({

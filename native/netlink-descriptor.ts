@@ -7,13 +7,14 @@ const AF_NETLINK = 16;
 const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0o2000000;
 const NETLINK_ROUTE = 0;
+export const NETLINK_NETFILTER = 12;
 /** struct sockaddr_nl: family u16, padding, port u32, groups u32. */
 const SOCKADDR_BYTES = 12;
 export const SOL_SOCKET = 1;
 export const SOL_NETLINK = 270;
 
 /**
- * Opens a NETLINK_ROUTE socket in the caller's namespace or in a given one, where it stays, connects it to the
+ * Opens a netlink socket, of NETLINK_ROUTE by default, in the caller's namespace or in a given one, where it stays, connects it to the
  * kernel and hands it to `prepare`. Nothing stays open when one of them throws.
  *
  * Connected, it takes messages from nobody else: CAP_NET_ADMIN inside a namespace is enough to send to any
@@ -22,7 +23,10 @@ export const SOL_NETLINK = 270;
 export function openNetlink(
   namespace: Namespace | undefined,
   prepare: (fd: number) => void,
+  protocol = NETLINK_ROUTE,
 ): Descriptor {
+  const openSocket = (): number =>
+    checked(libc.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol), 'socket', 'netlink');
   const descriptor = new Descriptor(namespace?.run(openSocket) ?? openSocket());
   try {
     // Port 0 is the kernel; connecting also gives the socket a port of its own.
@@ -36,9 +40,6 @@ export function openNetlink(
     throw error;
   }
 }
-
-const openSocket = (): number =>
-  checked(libc.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE), 'socket', 'netlink');
 
 /** Sets an option whose value is an int. */
 export function setOption(fd: number, level: number, name: number, value: number): void {

@@ -62,6 +62,11 @@ export class Writer {
     this.#buffer.writeUInt32LE(value, offset);
   }
 
+  be32(value: number): void {
+    const offset = this.#take(4);
+    this.#buffer.writeUInt32BE(value, offset);
+  }
+
   i32(value: number): void {
     const offset = this.#take(4);
     this.#buffer.writeInt32LE(value, offset);

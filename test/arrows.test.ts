@@ -33,7 +33,7 @@ const FOLDERS = {
 } as const;
 
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
-  [/^koffi$/, /^native\/(libc|poll)\.ts$/],
+  [/^koffi$/, /^native\/(libc|nftables|poll)\.ts$/],
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],

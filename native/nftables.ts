@@ -1,0 +1,382 @@
+import { readdirSync, readlinkSync } from 'node:fs';
+import koffi from 'koffi';
+import { be32, type Table, text, writeAttributes } from './codec.ts';
+import { checked, isKernelError, KernelError } from './errors.ts';
+import * as libc from './libc.ts';
+import {
+  NETLINK_NETFILTER,
+  openNetlink,
+  retryInterrupted,
+  SOL_SOCKET,
+} from './netlink-descriptor.ts';
+import { eachMessage, NLMSG_HEADER_BYTES, outcomeOf } from './netlink-message.ts';
+import { NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR } from './rtnetlink.ts';
+import { ELEMENT_LIST, type SetDeclaration, type SetElement, writeElements } from './nftset.ts';
+import { traced } from './trace.ts';
+import { Writer } from './writer.ts';
+
+const LIBRARY = 'libnftables.so.1';
+/** nftables/libnftables.h: one line of JSON instead of the language of `nft`. */
+const NFT_CTX_OUTPUT_JSON = 1 << 4;
+const NFT_CTX_OUTPUT_TERSE = 1 << 12;
+
+// linux/netfilter/nfnetlink.h and nf_tables.h.
+const NFNL_MSG_BATCH_BEGIN = 0x10;
+const NFNL_MSG_BATCH_END = 0x11;
+const NFNL_SUBSYS_NFTABLES = 10;
+const NFT_MSG_NEWTABLE = NFNL_SUBSYS_NFTABLES << 8;
+const NFT_MSG_NEWSETELEM = NFT_MSG_NEWTABLE | 12;
+const NFT_MSG_DELSETELEM = NFT_MSG_NEWTABLE | 14;
+const NFT_TABLE_F_OWNER = 0x2;
+const NFT_TABLE_F_PERSIST = 0x4;
+const TABLE = { NFTA_TABLE_NAME: text(1), NFTA_TABLE_FLAGS: be32(2) } as const satisfies Table;
+/** Elements in one message: an attribute holds 64 KiB. */
+const MAX_ELEMENTS = 256;
+const FAMILIES = { inet: 1, netdev: 5, bridge: 7 } as const;
+const SO_PROTOCOL = 38;
+const RECEIVE_BYTES = 16 * 1024;
+const MSG_DONTWAIT = 0x40;
+const EIO = 5;
+
+export interface NftTable {
+  readonly family: keyof typeof FAMILIES;
+  readonly name: string;
+}
+
+/** Elements to put into a set or a map, or to take out of it. */
+export interface ElementChange {
+  readonly action: 'add' | 'delete';
+  readonly table: NftTable;
+  readonly set: string;
+  readonly declaration: SetDeclaration;
+  readonly elements: readonly SetElement[];
+}
+
+/** A ruleset that libnftables or the kernel refused. `reason` is the library's own text. */
+export class NftablesError extends Error {
+  readonly code = 'NFTABLES';
+  readonly reason: string;
+
+  constructor(reason: string, commands: string) {
+    super(`nftables: ${reason} (in: ${excerpt(commands)})`);
+    this.name = 'NftablesError';
+    this.reason = reason;
+  }
+}
+
+/** The library is not installed, or this kernel or process may not use nftables. */
+export class NftablesUnavailable extends Error {
+  readonly code = 'NFTABLES_UNAVAILABLE';
+
+  constructor(reason: string, cause: unknown) {
+    super(`nftables cannot be used: ${reason}`, { cause });
+    this.name = 'NftablesUnavailable';
+  }
+}
+
+/**
+ * libnftables (man 3 libnftables), one context for the life of the object: what it does counts for the network
+ * namespace in which it was opened. Calls are synchronous, 0.1 to 0.2 ms for a few elements.
+ */
+export class Nftables implements Disposable {
+  readonly #library: Library;
+  readonly #context: unknown;
+  /** Of the socket inside the context; tables that we own belong to it. */
+  readonly #fd: number;
+  readonly #received = Buffer.alloc(RECEIVE_BYTES);
+  #listing: unknown;
+  #sequence = 0;
+
+  private constructor(library: Library, context: unknown, fd: number) {
+    this.#library = library;
+    this.#context = context;
+    this.#fd = fd;
+  }
+
+  /** NftablesUnavailable where there is no library, no CAP_NET_ADMIN or no nf_tables. */
+  static open(): Nftables {
+    const library = loadLibrary();
+    // The library ends the process where it gets no socket: whether there is one is asked before.
+    try {
+      openNetlink(undefined, () => {}, NETLINK_NETFILTER).close();
+    } catch (error) {
+      throw new NftablesUnavailable('this kernel has no netfilter', error);
+    }
+    const before = new Set(netfilterSockets());
+    const context = library.newContext(0);
+    const [fd] = netfilterSockets().filter((one) => !before.has(one));
+    if (context === null || fd === undefined) {
+      throw new NftablesUnavailable('libnftables made no context', undefined);
+    }
+    library.bufferOutput(context);
+    library.bufferErrors(context);
+    return new Nftables(library, context, fd);
+  }
+
+  /** Does commands of the language of `nft` (man 8 nft) as one transaction: all of them, or NftablesError. */
+  run(commands: string, subject = excerpt(commands)): void {
+    traced('nft', subject, () => this.#run(this.#context, commands));
+  }
+
+  /**
+   * What a `list` command says, as JSON (man 5 libnftables-json): the elements of its `nftables` array. With
+   * `terse`, sets come without their elements. Null when what is to be listed is not there.
+   */
+  list(command: string, { terse = false } = {}): Readonly<Record<string, unknown>>[] | null {
+    // A context of its own: one that is used for text and for JSON crashes (libnftables 1.0.6).
+    this.#listing ??= this.#newListing();
+    const { setOutput } = this.#library;
+    setOutput(this.#listing, NFT_CTX_OUTPUT_JSON | (terse ? NFT_CTX_OUTPUT_TERSE : 0));
+    let output: string;
+    try {
+      output = this.#run(this.#listing, command);
+    } catch (error) {
+      if (error instanceof NftablesError && error.reason.includes('No such file')) return null;
+      throw error;
+    }
+    const parsed: unknown = JSON.parse(output);
+    if (typeof parsed !== 'object' || parsed === null || !('nftables' in parsed)) return [];
+    const { nftables } = parsed;
+    return Array.isArray(nftables) ? nftables.filter(isObject) : [];
+  }
+
+  /**
+   * Makes tables that are not there. Where the kernel can (6.9 and later) they are ours alone: nobody else
+   * changes or flushes them, they stay when this process ends, and the next one takes them over. True then.
+   */
+  own(tables: readonly NftTable[]): boolean {
+    const made = (flags: number): void =>
+      this.#transaction(
+        'NFT_MSG_NEWTABLE',
+        tables.map(({ family, name }) => ({
+          type: NFT_MSG_NEWTABLE,
+          flags: NLM_F_CREATE,
+          family,
+          subject: `${family} ${name}`,
+          write: (writer) =>
+            writeAttributes(writer, TABLE, { NFTA_TABLE_NAME: name, NFTA_TABLE_FLAGS: flags }),
+        })),
+      );
+    try {
+      made(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+      return true;
+    } catch (error) {
+      if (!isKernelError(error, 'EOPNOTSUPP', 'EINVAL')) throw error;
+      made(0);
+      return false;
+    }
+  }
+
+  /**
+   * Changes elements, all in one transaction. What is to be added and is there already counts as added;
+   * KernelError ENOENT for what is to be deleted and is not there, or a set that is not.
+   */
+  change(changes: readonly ElementChange[]): void {
+    const messages = changes.flatMap(({ action, table, set, declaration, elements }) =>
+      chunks(elements, MAX_ELEMENTS).map((some): Message => ({
+        type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
+        flags: action === 'add' ? NLM_F_CREATE : 0,
+        family: table.family,
+        subject: `${table.family} ${table.name} ${set}`,
+        write: (writer) => {
+          writeAttributes(writer, ELEMENT_LIST, {
+            NFTA_SET_ELEM_LIST_TABLE: table.name,
+            NFTA_SET_ELEM_LIST_SET: set,
+          });
+          writeElements(writer, declaration, some);
+        },
+      })),
+    );
+    if (messages.length > 0) this.#transaction('NFT_MSG_SETELEM', messages);
+  }
+
+  [Symbol.dispose](): void {
+    this.#library.freeContext(this.#context);
+    if (this.#listing !== undefined) this.#library.freeContext(this.#listing);
+  }
+
+  #newListing(): unknown {
+    const context = this.#library.newContext(0);
+    this.#library.bufferOutput(context);
+    this.#library.bufferErrors(context);
+    return context;
+  }
+
+  #run(context: unknown, commands: string): string {
+    const { runCommands, output, errors } = this.#library;
+    const failed = runCommands(context, commands) !== 0;
+    const said = output(context);
+    if (failed) throw new NftablesError(reasonOf(errors(context)), commands);
+    return said;
+  }
+
+  /**
+   * Messages of ours, over the library's own socket: its port is what makes somebody the owner of a table, for
+   * which libnftables 1.0.6 has no words. All or none: the first error is thrown.
+   */
+  #transaction(operation: string, messages: readonly Message[]): void {
+    const [head] = messages;
+    traced(operation, head?.subject ?? '', () => {
+      const writer = new Writer();
+      const edge = { family: 0, resource: NFNL_SUBSYS_NFTABLES };
+      const asked = new Map<number, Message>();
+      this.#frame(writer, { type: NFNL_MSG_BATCH_BEGIN, flags: 0, ...edge });
+      for (const [index, message] of messages.entries()) {
+        // The last answer says that all went well; a refusal is answered whatever the flags.
+        const flags = message.flags | (index === messages.length - 1 ? NLM_F_ACK : 0);
+        const family = FAMILIES[message.family];
+        const frame = { type: message.type, flags, family, resource: 0, write: message.write };
+        asked.set(this.#frame(writer, frame), message);
+      }
+      this.#frame(writer, { type: NFNL_MSG_BATCH_END, flags: 0, ...edge });
+      retryInterrupted(() =>
+        checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
+      );
+      this.#collect(operation, asked);
+    });
+  }
+
+  #frame(
+    writer: Writer,
+    frame: {
+      readonly type: number;
+      readonly flags: number;
+      readonly family: number;
+      readonly resource: number;
+      readonly write?: (writer: Writer) => void;
+    },
+  ): number {
+    this.#sequence += 1;
+    const start = writer.reserve(NLMSG_HEADER_BYTES);
+    writer.patchU16(start + 4, frame.type);
+    writer.patchU16(start + 6, NLM_F_REQUEST | frame.flags);
+    writer.patchU32(start + 8, this.#sequence);
+    // struct nfgenmsg: family, version, resource in network order.
+    writer.u8(frame.family);
+    writer.u8(0);
+    writer.be16(frame.resource);
+    frame.write?.(writer);
+    writer.patchU32(start, writer.length - start);
+    return this.#sequence;
+  }
+
+  /** Reads all answers, also past an error: the library reads the same socket. */
+  #collect(operation: string, asked: ReadonlyMap<number, Message>): void {
+    const failures: KernelError[] = [];
+    let answered = false;
+    for (let length = this.#receive(operation); length > 0; length = this.#receive(operation)) {
+      eachMessage(this.#received.subarray(0, length), (message) => {
+        if (message.type !== NLMSG_ERROR) return;
+        answered = true;
+        const { errno } = outcomeOf(message);
+        if (errno === 0) return;
+        const subject = asked.get(message.sequence)?.subject ?? 'transaction';
+        failures.push(new KernelError({ operation, subject, errno }));
+      });
+    }
+    const [first] = failures;
+    if (first !== undefined) throw first;
+    if (!answered) throw new KernelError({ operation, subject: 'no answer', errno: EIO });
+  }
+
+  /** The kernel answers within the call that sends: what is there is all. 0: nothing more. */
+  #receive(operation: string): number {
+    try {
+      return retryInterrupted(() =>
+        checked(
+          libc.recv(this.#fd, this.#received, RECEIVE_BYTES, MSG_DONTWAIT),
+          operation,
+          'recv',
+        ),
+      );
+    } catch (error) {
+      if (isKernelError(error, 'EAGAIN', 'EWOULDBLOCK')) return 0;
+      throw error;
+    }
+  }
+}
+
+interface Message {
+  readonly type: number;
+  readonly flags: number;
+  readonly family: keyof typeof FAMILIES;
+  readonly subject: string;
+  readonly write: (writer: Writer) => void;
+}
+
+function chunks<T>(all: readonly T[], size: number): T[][] {
+  const parts: T[][] = [];
+  for (let at = 0; at < all.length; at += size) parts.push(all.slice(at, at + size));
+  return parts;
+}
+
+/** `"tap-web"`: a name as the language of nft wants it. */
+export const quoted = (name: string): string => `"${name}"`;
+
+interface Library {
+  readonly newContext: (flags: number) => unknown;
+  readonly freeContext: (context: unknown) => void;
+  readonly bufferOutput: (context: unknown) => number;
+  readonly bufferErrors: (context: unknown) => number;
+  readonly runCommands: (context: unknown, commands: string) => number;
+  readonly output: (context: unknown) => string;
+  readonly errors: (context: unknown) => string;
+  readonly setOutput: (context: unknown, flags: number) => void;
+}
+
+let loaded: Library | undefined;
+
+/** On first use, so that what needs no firewall runs without the library. */
+function loadLibrary(): Library {
+  if (loaded !== undefined) return loaded;
+  let library: ReturnType<typeof koffi.load>;
+  try {
+    library = koffi.load(LIBRARY);
+  } catch (error) {
+    throw new NftablesUnavailable(`${LIBRARY} is missing: apt-get install libnftables1`, error);
+  }
+  loaded = {
+    newContext: library.func('void *nft_ctx_new(uint32_t flags)'),
+    freeContext: library.func('void nft_ctx_free(void *context)'),
+    bufferOutput: library.func('int nft_ctx_buffer_output(void *context)'),
+    bufferErrors: library.func('int nft_ctx_buffer_error(void *context)'),
+    runCommands: library.func('int nft_run_cmd_from_buffer(void *context, const char *commands)'),
+    output: library.func('const char *nft_ctx_get_output_buffer(void *context)'),
+    errors: library.func('const char *nft_ctx_get_error_buffer(void *context)'),
+    setOutput: library.func('void nft_ctx_output_set_flags(void *context, unsigned int flags)'),
+  };
+  return loaded;
+}
+
+/** Descriptors of this process that are sockets of NETLINK_NETFILTER. */
+function netfilterSockets(): number[] {
+  return readdirSync('/proc/self/fd').map(Number).filter(isNetfilterSocket);
+}
+
+function isNetfilterSocket(fd: number): boolean {
+  try {
+    if (!readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:')) return false;
+  } catch {
+    return false; // the descriptor of the folder itself
+  }
+  const value = Buffer.alloc(4);
+  const length = [value.length];
+  const AF_NETLINK = 16;
+  const SO_DOMAIN = 39;
+  if (libc.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, value, length) < 0) return false;
+  if (value.readInt32LE(0) !== AF_NETLINK) return false;
+  if (libc.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, value, length) < 0) return false;
+  return value.readInt32LE(0) === NETLINK_NETFILTER;
+}
+
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null;
+
+/** The first line: those after it show the place by a row of carets. */
+const reasonOf = (text: string): string => text.split('\n')[0] ?? text;
+
+const EXCERPT = 80;
+const excerpt = (commands: string): string => {
+  const line = commands.trim().split('\n')[0] ?? '';
+  return line.length <= EXCERPT ? line : `${line.slice(0, EXCERPT)}…`;
+};
