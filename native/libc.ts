@@ -37,6 +37,7 @@ export const sendmsg = libc.func('int64_t sendmsg(int fd, const msghdr *message,
 export const recvmsg = libc.func('int64_t recvmsg(int fd, _Inout_ msghdr *message, int flags)');
 
 export const open = libc.func('int open(const char *path, int flags, uint32_t mode)');
+export const mknod = libc.func('int mknod(const char *path, uint32_t mode, uint64_t device)');
 export const close = libc.func('int close(int fd)');
 export const dup = libc.func('int dup(int fd)');
 export const fcntl = libc.func('int fcntl(int fd, int command, int64_t argument)');

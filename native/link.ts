@@ -153,21 +153,33 @@ export class Links {
     return master === undefined ? made : { ...made, master };
   }
 
-  /** A macvlan, or macvtap, on a parent device; made in `namespace` when one is given. */
+  /**
+   * A macvlan, or macvtap, on a parent device, down; made in `namespace` when one is given. `index` is the
+   * ifindex that it is to have: EEXIST when either that or the name is taken.
+   */
   createMacvlan(
     device: NewLink & {
       readonly kind: 'macvlan' | 'macvtap';
+      readonly index: number;
       readonly parent: number;
       readonly mode: number;
       readonly namespace?: Namespace;
     },
   ): void {
-    const { kind, parent, mode, namespace } = device;
-    this.#new(device, {
-      IFLA_LINK: parent,
-      ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
-      IFLA_LINKINFO: { kind, data: { IFLA_MACVLAN_MODE: mode } },
-    });
+    const { kind, index, parent, mode, namespace } = device;
+    const request = linkRequest(
+      RTM_NEWLINK,
+      device.name,
+      { ifi_index: index },
+      {
+        ...commonAttributes(device),
+        IFLA_LINK: parent,
+        ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
+        IFLA_LINKINFO: { kind, data: { IFLA_MACVLAN_MODE: mode } },
+      },
+    );
+    // No NLM_F_ECHO: the kernel would send it to whichever socket has our port id in that namespace.
+    this.#socket.request({ ...request, flags: NLM_F_CREATE | NLM_F_EXCL });
   }
 
   /** A VXLAN device. */

@@ -49,7 +49,7 @@ export function createTap(
   shape: TapShape & { readonly ownerUid?: number; readonly ownerGid?: number },
 ): NewTap {
   const { name, ownerUid, ownerGid } = shape;
-  const tap = attachQueue(shape, IFF_TUN_EXCL);
+  const tap = openQueue(TUN_DEVICE, shape, IFF_TUN_EXCL);
   try {
     // The kernel lets anybody in where neither is set, and wants both to match where both are.
     if (ownerUid !== undefined || ownerGid === undefined) {
@@ -72,16 +72,11 @@ export function createTap(
  * single-queue device is held. A multi-queue device does not refuse a second holder: ask its link first.
  */
 export function openTap(shape: TapShape): Descriptor[] {
-  const { name, queues, vnetHdr } = shape;
+  const { queues } = shape;
   const opened: Descriptor[] = [];
   try {
-    for (let queue = 0; queue < queues; queue += 1) opened.push(attachQueue(shape, 0));
-    for (const descriptor of opened) {
-      checkFlags(descriptor, shape);
-      // The argument is the flags themselves, not a pointer to them.
-      checked(libc.ioctlValue(descriptor.fd, TUNSETOFFLOAD, 0), 'TUNSETOFFLOAD', name);
-      if (vnetHdr) setPointed(descriptor, TUNSETVNETHDRSZ, 'TUNSETVNETHDRSZ', name, VNET_HDR_SIZE);
-    }
+    for (let queue = 0; queue < queues; queue += 1) opened.push(openQueue(TUN_DEVICE, shape));
+    for (const descriptor of opened) resetQueue(descriptor, shape);
     return opened;
   } catch (error) {
     for (const descriptor of opened) descriptor.close();
@@ -92,9 +87,10 @@ export function openTap(shape: TapShape): Descriptor[] {
 const flagsOf = ({ queues, vnetHdr }: TapShape): number =>
   IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0) | (queues > 1 ? IFF_MULTI_QUEUE : 0);
 
-function attachQueue(shape: TapShape, extraFlags: number): Descriptor {
+/** Opens one queue of a device by way of `path`: /dev/net/tun, or the character device of a macvtap. */
+export function openQueue(path: string, shape: TapShape, extraFlags = 0): Descriptor {
   const { name } = shape;
-  const fd = checked(libc.open(TUN_DEVICE, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0), 'open', TUN_DEVICE);
+  const fd = checked(libc.open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0), 'open', path);
   const descriptor = new Descriptor(fd);
   try {
     traced('TUNSETIFF', name, () => {
@@ -110,19 +106,31 @@ function attachQueue(shape: TapShape, extraFlags: number): Descriptor {
   }
 }
 
-/** The device has the flags that were asked for; EINVAL otherwise. */
-function checkFlags(descriptor: Descriptor, shape: TapShape): void {
+/**
+ * Offloads off and, with `vnetHdr`, a header of VNET_HDR_SIZE bytes. EINVAL when the descriptor is of another
+ * device, or of other flags, than the shape says.
+ */
+export function resetQueue(descriptor: Descriptor, shape: TapShape): void {
+  const { name, vnetHdr } = shape;
+  checkDevice(descriptor, shape);
+  // The argument is the flags themselves, not a pointer to them.
+  checked(libc.ioctlValue(descriptor.fd, TUNSETOFFLOAD, 0), 'TUNSETOFFLOAD', name);
+  if (vnetHdr) setPointed(descriptor, TUNSETVNETHDRSZ, 'TUNSETVNETHDRSZ', name, VNET_HDR_SIZE);
+}
+
+function checkDevice(descriptor: Descriptor, shape: TapShape): void {
   const ifreq = Buffer.alloc(IFREQ_BYTES);
   checked(libc.ioctl(descriptor.fd, TUNGETIFF, ifreq), 'TUNGETIFF', shape.name);
-  const asked = flagsOf(shape);
-  const got = ifreq.readUInt16LE(IFNAME_BYTES);
+  const name = ifreq.toString('utf8', 0, ifreq.indexOf(0));
+  const flags = ifreq.readUInt16LE(IFNAME_BYTES);
   const compared = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE;
-  if ((got & compared) === asked) return;
+  const asked = flagsOf(shape);
+  if (name === shape.name && (flags & compared) === asked) return;
   throw new KernelError({
     operation: 'TUNGETIFF',
     subject: shape.name,
     errno: EINVAL,
-    kernelText: `flags are 0x${got.toString(16)}, not 0x${asked.toString(16)}`,
+    kernelText: `it is ${name} with flags 0x${flags.toString(16)}, not 0x${asked.toString(16)}`,
   });
 }
 

@@ -106,17 +106,17 @@ export const GOLDEN_LINKS: readonly Golden[] = [
     ],
   }),
   golden({
-    command: 'ip link add link upper name m2 type macvtap mode private',
+    command: 'ip link add link upper name m2 index 108 type macvtap mode private',
     type: RTM_NEWLINK,
     family: linkMessage,
-    header: {},
+    header: { ifi_index: 108 },
     attributes: {
       IFLA_LINK: 105,
       IFLA_IFNAME: 'm2',
       IFLA_LINKINFO: { kind: 'macvtap', data: { IFLA_MACVLAN_MODE: 1 } },
     },
     hex: [
-      '00000000000000000000000000000000',
+      '000000006c0000000000000000000000',
       '0800050069000000',
       '070003006d320000',
       '1c0012000b0001006d616376746170000c0002000800010001000000',

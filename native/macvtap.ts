@@ -1,0 +1,144 @@
+import { randomInt } from 'node:crypto';
+import { lstatSync, readFileSync } from 'node:fs';
+import { MacAddress } from '#protocol/address.ts';
+import type { Descriptor } from './descriptor.ts';
+import { checked, isKernelError, KernelError } from './errors.ts';
+import * as libc from './libc.ts';
+import { openQueue, resetQueue, type TapShape } from './tun.ts';
+
+// A macvtap is opened by a character device of its own (drivers/net/macvtap.c, tap.c): /dev/tap<ifindex>.
+
+const S_IFCHR = 0o020000;
+const ROOT_ONLY = 0o600;
+const SIOCGIFHWADDR = 0x8927;
+/** struct ifreq: name of 16 bytes, then here the address's type of 2 and the address. */
+const IFREQ_BYTES = 40;
+const IFREQ_ADDRESS = 18;
+const MAC_BYTES = 6;
+const LOCK_SH = 1;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const EBUSY = 16;
+const EEXIST = 17;
+const EINVAL = 22;
+const FIRST_INDEX = 2 ** 30;
+const INDEX_END = 2 ** 31 - 1;
+
+/** A macvtap of the calling thread's network namespace. */
+export interface Macvtap {
+  readonly name: string;
+  readonly index: number;
+}
+
+/**
+ * An ifindex for a new macvtap. All network namespaces share one /dev, which names the character devices by
+ * ifindex, and of two that want one name the kernel serves only the first: so it is drawn at random from the
+ * upper half of what there is, where the kernel's own counting does not come.
+ */
+export function randomIndex(): number {
+  let index: number;
+  do index = randomInt(FIRST_INDEX, INDEX_END);
+  while (lstatSync(pathOf(index), { throwIfNoEntry: false }) !== undefined);
+  return index;
+}
+
+/**
+ * Path of a macvtap's character device. Where /dev is the kernel's devtmpfs it is there already; elsewhere, in a
+ * container, it is made, in /dev all the same: other mounts, /run for one, are usually `nodev`. EEXIST when the
+ * path is that of something else. Needs a /sys of this network namespace.
+ */
+export function characterDevice(macvtap: Macvtap): string {
+  const path = pathOf(macvtap.index);
+  const device = deviceNumber(macvtap);
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found === undefined) {
+    checked(libc.mknod(path, S_IFCHR | ROOT_ONLY, device), 'mknod', path);
+  } else if (!found.isCharacterDevice() || found.rdev !== device) {
+    const kernelText = `it is not the device of ${macvtap.name}`;
+    throw new KernelError({ operation: 'stat', subject: path, errno: EEXIST, kernelText });
+  }
+  return path;
+}
+
+/**
+ * Opens all queues of a macvtap, as `openTap` does those of a TAP. The kernel refuses no second holder, so each
+ * descriptor carries a shared flock(2), which goes with its last copy, whoever has that: EBUSY while there is
+ * one. Who opens the path without that is not seen. `mac` is the device's own: EINVAL when what was opened has
+ * another one.
+ */
+export function openMacvtap(
+  shape: TapShape & { readonly index: number; readonly mac: MacAddress },
+): Descriptor[] {
+  const path = characterDevice(shape);
+  if (isLocked(path)) throw held(path);
+  const opened: Descriptor[] = [];
+  try {
+    for (let queue = 0; queue < shape.queues; queue += 1) {
+      const descriptor = openQueue(path, shape);
+      opened.push(descriptor);
+      if (queue === 0) lock(descriptor, LOCK_EX, path);
+    }
+    for (const descriptor of opened) {
+      lock(descriptor, LOCK_SH, path);
+      resetQueue(descriptor, shape);
+      checkAddress(descriptor, shape);
+    }
+    return opened;
+  } catch (error) {
+    for (const descriptor of opened) descriptor.close();
+    throw error;
+  }
+}
+
+const pathOf = (index: number): string => `/dev/tap${index}`;
+
+function deviceNumber({ name, index }: Macvtap): number {
+  const text = readFileSync(`/sys/class/net/${name}/tap${index}/dev`, 'utf8').trim();
+  const [major = 0, minor = 0] = text.split(':').map(Number);
+  return makedev(major, minor);
+}
+
+// makedev(3), as far as the kernel's own numbers go: 12 bits of major in the middle of 20 of minor.
+const makedev = (major: number, minor: number): number =>
+  (minor % 0x100) + major * 0x100 + Math.floor(minor / 0x100) * 0x10_0000;
+const majorOf = (device: number): number => Math.floor(device / 0x100) % 0x1000;
+const minorOf = (device: number): number =>
+  (device % 0x100) + Math.floor(device / 0x10_0000) * 0x100;
+
+/**
+ * Whether a lock is held on a file, by /proc/locks (man 5 proc_locks): asking by flock would take opening it, and
+ * that makes a queue, to which the kernel hands some of the frames of a guest that runs. It does not show locks
+ * taken in other process namespaces; the lock itself tells then.
+ */
+function isLocked(path: string): boolean {
+  const { dev, ino } = lstatSync(path);
+  const hex = [majorOf(dev), minorOf(dev)].map((part) => part.toString(16).padStart(2, '0'));
+  return readFileSync('/proc/locks', 'utf8').includes(` ${hex.join(':')}:${ino} `);
+}
+
+function lock(descriptor: Descriptor, operation: number, path: string): void {
+  try {
+    checked(libc.flock(descriptor.fd, operation | LOCK_NB), 'flock', path);
+  } catch (error) {
+    throw isKernelError(error, 'EAGAIN') ? held(path) : error;
+  }
+}
+
+const held = (path: string): KernelError =>
+  new KernelError({ operation: 'flock', subject: path, errno: EBUSY });
+
+function checkAddress(
+  descriptor: Descriptor,
+  { name, mac }: { readonly name: string; readonly mac: MacAddress },
+): void {
+  const ifreq = Buffer.alloc(IFREQ_BYTES);
+  checked(libc.ioctl(descriptor.fd, SIOCGIFHWADDR, ifreq), 'SIOCGIFHWADDR', name);
+  const found = MacAddress.fromBytes(ifreq.subarray(IFREQ_ADDRESS, IFREQ_ADDRESS + MAC_BYTES));
+  if (found.equals(mac)) return;
+  throw new KernelError({
+    operation: 'SIOCGIFHWADDR',
+    subject: name,
+    errno: EINVAL,
+    kernelText: `it has ${found.toString()}, not ${mac.toString()}`,
+  });
+}
