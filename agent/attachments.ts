@@ -169,6 +169,7 @@ export class Attachments {
         createdAt: new Date().toISOString(),
         bootId: this.#options.bootId,
         deviceName: checked.deviceName,
+        network: withoutAddresses(revised.network),
         ...(identity !== undefined && { namespaceIdentity: identity }),
         ...(checked.before !== undefined && { before: checked.before }),
         // Made again: should that fail, the addresses have been in use and the attachment has ended.
@@ -416,6 +417,14 @@ const traceOf = ({
   ...(traceparent !== undefined && { traceparent }),
   ...(tracestate !== undefined && { tracestate }),
 });
+
+/** A network's record can be large by what it gives out, which no device needs. */
+const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
+  const { pool: _pool, reservations: _reservations, exclude: _exclude, ...rest } = network;
+  if (ipv6 === undefined) return rest;
+  const { subnet, gateway } = ipv6;
+  return { ...rest, ipv6: gateway === undefined ? { subnet } : { subnet, gateway } };
+};
 
 const leaseFields = ({ generation, grantedAt, expiresAt }: Lease): Attachment['lease'] =>
   expiresAt === undefined ? { generation, grantedAt } : { generation, grantedAt, expiresAt };

@@ -61,6 +61,10 @@ const configSchema = z.strictObject({
   suspectAfterSeconds: seconds.default(20),
   recoveryWindowSeconds: seconds.nullable().default(null),
   onReboot: z.enum(['recreate', 'release']).default('recreate'),
+  nftablesTable: z
+    .string()
+    .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must match [a-z][a-z0-9_]{0,31}')
+    .default('volt'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
 });
 

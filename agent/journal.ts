@@ -8,7 +8,7 @@ import {
   attachRequestSchema,
 } from '#protocol/attachment.ts';
 import { parseRequest } from '#protocol/parse.ts';
-import type { Network } from '#protocol/network.ts';
+import { type Network, parseNetwork } from '#protocol/network.ts';
 import type { Log } from './log.ts';
 
 const RECORD_VERSION = 1;
@@ -34,6 +34,8 @@ export interface AttachmentRecord {
   readonly generation?: number;
   /** Device and inode of the network namespace that holds the workload's end. */
   readonly namespaceIdentity?: string;
+  /** The network as it was when the device was made, without its addresses to give out. */
+  readonly network?: Network;
   /** What the network type found and has to put back (`CheckedAttach.before`). */
   readonly before?: Readonly<Record<string, unknown>>;
   readonly attachment?: Attachment;
@@ -145,7 +147,12 @@ function parseRecord(text: string): AttachmentRecord {
   const record: unknown = JSON.parse(text);
   if (!isRecord(record)) throw new Error('is no record of this version');
   const { version: _version, ...fields } = record;
-  return { ...fields, request: parseRequest(attachRequestSchema, record.request) };
+  const { network } = fields;
+  return {
+    ...fields,
+    request: parseRequest(attachRequestSchema, record.request),
+    ...(network !== undefined && { network: parseNetwork(network) }),
+  };
 }
 
 /** The fields on which anything here depends; the request in it is parsed like any other. */

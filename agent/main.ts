@@ -15,6 +15,7 @@ import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
 import { Detaches } from './detaches.ts';
 import { EventLog } from './events.ts';
+import { Firewall } from './firewall/firewall.ts';
 import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
 import { Holdings } from './holdings.ts';
@@ -128,6 +129,8 @@ class Agent {
   readonly #handoff: Handoff;
   readonly #journal: Journal;
   readonly #witness: Witness;
+  readonly #firewall: Firewall;
+  readonly #networkTypes: NetworkTypes;
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -143,9 +146,12 @@ class Agent {
     const removal = new Removal(new Kernel(), log);
     this.#witness = new Witness({ stateDir, log });
     const witness = this.#witness;
+    const firewall = new Firewall({ log, table: config.nftablesTable });
+    this.#firewall = firewall;
     const networkTypes: NetworkTypes = {
-      bridged: new Bridged({ host, kernel, removal, journal, log }),
+      bridged: new Bridged({ host, kernel, removal, journal, firewall, log }),
     };
+    this.#networkTypes = networkTypes;
     const ledger = new Ledger(config.redis);
     this.#ledger = ledger;
     this.#events = new EventLog({
@@ -257,6 +263,7 @@ class Agent {
     for (const { generation = 0 } of this.#journal.values()) {
       this.#witness.noteGeneration(generation);
     }
+    this.#resumeFirewall();
     this.#events.start();
     this.#handoff.start();
     this.#ledger.onStatus((status) => {
@@ -279,6 +286,7 @@ class Agent {
     await this.#bus.close();
     await this.#ledger.close();
     this.#handoff.close();
+    this.#firewall[Symbol.dispose]();
   }
 
   #health(): Readonly<Record<string, unknown>> {
@@ -292,11 +300,21 @@ class Agent {
         nats: this.#bus.state,
         redis: this.#ledger.status,
         session: this.#session.status,
+        firewall: this.#firewall.problem ?? 'ready',
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
       },
     };
+  }
+
+  /** The rules of before stay in force until those for all that stands are there, in one exchange. */
+  #resumeFirewall(): void {
+    for (const { attachment, network, networkType, state } of this.#journal.values()) {
+      if (attachment === undefined || network === undefined || state === 'detaching') continue;
+      this.#networkTypes[networkType]?.resume(attachment, network);
+    }
+    this.#firewall.start();
   }
 
   /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */

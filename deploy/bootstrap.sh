@@ -20,6 +20,7 @@ servers() {
   need redis-server redis-server
   need ip iproute2
   need ping iputils-ping
+  need nft nftables
 }
 
 guest() {

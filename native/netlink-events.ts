@@ -8,7 +8,7 @@ import {
   SOL_NETLINK,
   SOL_SOCKET,
 } from './netlink-descriptor.ts';
-import { eachMessage, type Received } from './netlink-message.ts';
+import { eachMessage, type Framed } from './netlink-message.ts';
 import { watchReadable } from './poll.ts';
 import { CodecError } from './writer.ts';
 
@@ -23,13 +23,13 @@ const MAX_PER_WAKEUP = 256;
 
 /** Where a change of the kernel's tables is told. */
 export interface EventHandlers {
-  readonly onMessage: (message: Received) => void;
+  readonly onMessage: (message: Framed) => void;
   /** Events were lost (ENOBUFS), or one could not be read (CodecError): what was known has to be read anew. */
   readonly onOverrun: () => void;
 }
 
 /**
- * Subscribes to multicast groups (RTNLGRP_…) of the caller's or a given namespace, until disposed. Keeps the
+ * Subscribes to multicast groups (RTNLGRP_…; of another `protocol`, its own) of the caller's or a given namespace, until disposed. Keeps the
  * process alive. The socket buffer passes net.core.rmem_max where the process may (CAP_NET_ADMIN).
  */
 export function subscribe(
@@ -38,12 +38,14 @@ export function subscribe(
   {
     namespace,
     bufferBytes = EVENT_BUFFER_BYTES,
-  }: { namespace?: Namespace; bufferBytes?: number } = {},
+    protocol,
+  }: { namespace?: Namespace; bufferBytes?: number; protocol?: number } = {},
 ): Disposable {
-  const descriptor = openNetlink(namespace, (fd) => {
+  const join = (fd: number): void => {
     growBuffer(fd, bufferBytes);
     for (const group of groups) setOption(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group);
-  });
+  };
+  const descriptor = openNetlink(namespace, join, protocol);
   const buffer = Buffer.alloc(EVENT_BYTES);
   const watch = watchReadable(descriptor.fd, () => {
     for (let taken = 0; taken < MAX_PER_WAKEUP && !descriptor.closed; taken += 1) {

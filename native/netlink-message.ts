@@ -20,6 +20,8 @@ export interface Received {
 export interface Framed extends Received {
   readonly flags: number;
   readonly sequence: number;
+  /** Of the socket that asked; in events, of the one that made the change. */
+  readonly port: number;
 }
 
 /** Walks the messages of a datagram; CodecError for a length that does not fit. */
@@ -34,6 +36,7 @@ export function eachMessage(bytes: Buffer, visit: (message: Framed) => void): vo
       type: bytes.readUInt16LE(offset + 4),
       flags: bytes.readUInt16LE(offset + 6),
       sequence: bytes.readUInt32LE(offset + 8),
+      port: bytes.readUInt32LE(offset + 12),
       body: bytes.subarray(offset + NLMSG_HEADER_BYTES, offset + length),
     });
     offset += aligned(length);

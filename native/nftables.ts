@@ -7,8 +7,10 @@ import {
   NETLINK_NETFILTER,
   openNetlink,
   retryInterrupted,
+  setOption,
   SOL_SOCKET,
 } from './netlink-descriptor.ts';
+import { subscribe } from './netlink-events.ts';
 import { eachMessage, NLMSG_HEADER_BYTES, outcomeOf } from './netlink-message.ts';
 import { NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR } from './rtnetlink.ts';
 import { ELEMENT_LIST, type SetDeclaration, type SetElement, writeElements } from './nftset.ts';
@@ -30,10 +32,18 @@ const NFT_MSG_DELSETELEM = NFT_MSG_NEWTABLE | 14;
 const NFT_TABLE_F_OWNER = 0x2;
 const NFT_TABLE_F_PERSIST = 0x4;
 const TABLE = { NFTA_TABLE_NAME: text(1), NFTA_TABLE_FLAGS: be32(2) } as const satisfies Table;
+const NFT_MSG_NEWGEN = NFT_MSG_NEWTABLE | 15;
+const NFNLGRP_NFTABLES = 7;
 /** Elements in one message: an attribute holds 64 KiB. */
 const MAX_ELEMENTS = 256;
 const FAMILIES = { inet: 1, netdev: 5, bridge: 7 } as const;
+const AF_NETLINK = 16;
 const SO_PROTOCOL = 38;
+const SO_DOMAIN = 39;
+const SO_SNDBUFFORCE = 32;
+const MIN_SEND_BUFFER = 256 * 1024;
+/** struct sockaddr_nl: family u16, padding, port u32, groups u32. */
+const SOCKADDR_BYTES = 12;
 const RECEIVE_BYTES = 16 * 1024;
 const MSG_DONTWAIT = 0x40;
 const EIO = 5;
@@ -43,9 +53,9 @@ export interface NftTable {
   readonly name: string;
 }
 
-/** Elements to put into a set or a map, or to take out of it. */
+/** Elements to put into a set or a map, or to take out of it; `flush` takes out all that it had. */
 export interface ElementChange {
-  readonly action: 'add' | 'delete';
+  readonly action: 'add' | 'delete' | 'flush';
   readonly table: NftTable;
   readonly set: string;
   readonly declaration: SetDeclaration;
@@ -141,30 +151,21 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Makes tables that are not there. Where the kernel can (6.9 and later) they are ours alone: nobody else
-   * changes or flushes them, they stay when this process ends, and the next one takes them over. True then.
+   * Makes tables that are not there. Where the kernel can (6.9 and later) they become ours alone, unless
+   * `exclusive` is false: nobody else changes or flushes them, they stay when this process ends, and the next one
+   * takes them over. True then.
    */
-  own(tables: readonly NftTable[]): boolean {
-    const made = (flags: number): void =>
-      this.#transaction(
-        'NFT_MSG_NEWTABLE',
-        tables.map(({ family, name }) => ({
-          type: NFT_MSG_NEWTABLE,
-          flags: NLM_F_CREATE,
-          family,
-          subject: `${family} ${name}`,
-          write: (writer) =>
-            writeAttributes(writer, TABLE, { NFTA_TABLE_NAME: name, NFTA_TABLE_FLAGS: flags }),
-        })),
-      );
-    try {
-      made(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
-      return true;
-    } catch (error) {
-      if (!isKernelError(error, 'EOPNOTSUPP', 'EINVAL')) throw error;
-      made(0);
-      return false;
+  makeTables(tables: readonly NftTable[], { exclusive = true } = {}): boolean {
+    if (exclusive) {
+      try {
+        this.#makeTables(tables, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+        return true;
+      } catch (error) {
+        if (!isKernelError(error, 'EOPNOTSUPP', 'EINVAL')) throw error;
+      }
     }
+    this.#makeTables(tables, 0);
+    return false;
   }
 
   /**
@@ -173,7 +174,8 @@ export class Nftables implements Disposable {
    */
   change(changes: readonly ElementChange[]): void {
     const messages = changes.flatMap(({ action, table, set, declaration, elements }) =>
-      chunks(elements, MAX_ELEMENTS).map((some): Message => ({
+      // A message without elements is about all of them.
+      (action === 'flush' ? [[]] : chunks(elements, MAX_ELEMENTS)).map((some): Message => ({
         type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
         flags: action === 'add' ? NLM_F_CREATE : 0,
         family: table.family,
@@ -183,11 +185,29 @@ export class Nftables implements Disposable {
             NFTA_SET_ELEM_LIST_TABLE: table.name,
             NFTA_SET_ELEM_LIST_SET: set,
           });
-          writeElements(writer, declaration, some);
+          if (some.length > 0) writeElements(writer, declaration, some);
         },
       })),
     );
     if (messages.length > 0) this.#transaction('NFT_MSG_SETELEM', messages);
+  }
+
+  /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */
+  onForeignChange(callback: () => void): Disposable {
+    const address = Buffer.alloc(SOCKADDR_BYTES);
+    checked(libc.getsockname(this.#fd, address, [address.length]), 'getsockname', 'nftables');
+    const ownPort = address.readUInt32LE(4);
+    return subscribe(
+      [NFNLGRP_NFTABLES],
+      {
+        // The last message of a transaction; its port is that of the socket that asked for it.
+        onMessage: ({ type, port }) => {
+          if (type === NFT_MSG_NEWGEN && port !== ownPort) callback();
+        },
+        onOverrun: callback,
+      },
+      { protocol: NETLINK_NETFILTER },
+    );
   }
 
   [Symbol.dispose](): void {
@@ -210,6 +230,18 @@ export class Nftables implements Disposable {
     return said;
   }
 
+  #makeTables(tables: readonly NftTable[], flags: number): void {
+    const messages = tables.map(({ family, name }): Message => ({
+      type: NFT_MSG_NEWTABLE,
+      flags: NLM_F_CREATE,
+      family,
+      subject: `${family} ${name}`,
+      write: (writer) =>
+        writeAttributes(writer, TABLE, { NFTA_TABLE_NAME: name, NFTA_TABLE_FLAGS: flags }),
+    }));
+    this.#transaction('NFT_MSG_NEWTABLE', messages);
+  }
+
   /**
    * Messages of ours, over the library's own socket: its port is what makes somebody the owner of a table, for
    * which libnftables 1.0.6 has no words. All or none: the first error is thrown.
@@ -229,6 +261,8 @@ export class Nftables implements Disposable {
         asked.set(this.#frame(writer, frame), message);
       }
       this.#frame(writer, { type: NFNL_MSG_BATCH_END, flags: 0, ...edge });
+      // A transaction is one datagram; the socket takes no larger one than its buffer, which passes wmem_max.
+      setOption(this.#fd, SOL_SOCKET, SO_SNDBUFFORCE, Math.max(MIN_SEND_BUFFER, writer.length * 2));
       retryInterrupted(() =>
         checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
       );
@@ -310,9 +344,6 @@ function chunks<T>(all: readonly T[], size: number): T[][] {
   return parts;
 }
 
-/** `"tap-web"`: a name as the language of nft wants it. */
-export const quoted = (name: string): string => `"${name}"`;
-
 interface Library {
   readonly newContext: (flags: number) => unknown;
   readonly freeContext: (context: unknown) => void;
@@ -361,8 +392,6 @@ function isNetfilterSocket(fd: number): boolean {
   }
   const value = Buffer.alloc(4);
   const length = [value.length];
-  const AF_NETLINK = 16;
-  const SO_DOMAIN = 39;
   if (libc.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, value, length) < 0) return false;
   if (value.readInt32LE(0) !== AF_NETLINK) return false;
   if (libc.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, value, length) < 0) return false;

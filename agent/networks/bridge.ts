@@ -3,42 +3,58 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
+import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { DEVICE_GROUP } from './network.ts';
 
 const DEFAULT_MTU = 1500;
+/** The main table; others are somebody's policy, not the way out. */
+const MAIN_TABLE = 254;
 
 const bridgeTag = (network: string): string => `volt:bridge:${network}`;
+
+export interface NetworkBridgeOptions {
+  readonly host: string;
+  readonly kernel: Kernel;
+  readonly firewall: Firewall;
+  readonly log: Log;
+  /** What else is to hold in the firewall for a bridge of this network. */
+  readonly facts: (network: Network) => readonly Fact[];
+}
 
 /**
  * The bridge of a network on this host, from looking to having it. It is adopted when it is foreign
  * (systemd-networkd may own it), and made when it is not there: fixed MAC, so that it does not follow its
- * lowest port; the gateway's address; up.
+ * lowest port; the gateway's address; up. An `uplink` becomes a port of it.
  */
 export class NetworkBridge {
-  readonly #kernel: Kernel;
   readonly #network: Network;
-  readonly #options: { readonly host: string; readonly log: Log };
+  readonly #options: NetworkBridgeOptions;
   #found: Link | null = null;
+  #uplink: Link | undefined;
   #portMtu = 0;
 
-  constructor(kernel: Kernel, network: Network, options: { host: string; log: Log }) {
-    this.#kernel = kernel;
+  constructor(network: Network, options: NetworkBridgeOptions) {
     this.#network = network;
     this.#options = options;
   }
 
   /**
    * Looks without touching. INTERFACE_EXISTS: a device of that name is no bridge. INVALID_REQUEST: the port is to
-   * have a larger MTU than the bridge.
+   * have a larger MTU than the bridge. PARENT_NOT_FOUND, DEVICE_BUSY, UNSUPPORTED: the uplink is not there, a port
+   * of another bridge, or carries the host's default route.
    */
   look(askedMtu: number | undefined): void {
     const { bridge, mtu } = this.#network;
-    this.#found = this.#kernel.links.get(bridge);
+    const { links } = this.#options.kernel;
+    this.#found = links.get(bridge);
     if (this.#found !== null) refuseOtherKind(this.#found, this.#network);
-    const limit = this.#found?.mtu ?? mtu ?? DEFAULT_MTU;
-    this.#portMtu = askedMtu ?? mtu ?? limit;
+    this.#uplink = this.#lookForUplink();
+    const limit = this.#found?.mtu ?? mtu ?? this.#wayOutMtu();
+    this.#portMtu = askedMtu ?? Math.min(mtu ?? limit, limit);
     if (this.#portMtu <= limit) return;
     throw new VoltError(
       'INVALID_REQUEST',
@@ -50,11 +66,25 @@ export class NetworkBridge {
   /** Makes what `look` has not found; answers the bridge's index, and the MTU of the port to be made. */
   ensure(): { readonly master: number; readonly mtu: number } {
     const link = this.#found ?? this.#make();
-    const mac = bridgeMac(this.#options.host, this.#network);
+    this.protect(link);
+    const ours = isOurs(link, this.#options.host, this.#network);
     // The tag comes last: a bridge of ours without it is one whose making was interrupted.
-    const interrupted = link.group === DEVICE_GROUP && link.mac?.equals(mac) === true;
-    if (interrupted && link.alias === undefined) this.#complete(link);
+    if (ours && link.alias === undefined) this.#complete(link);
+    this.#takeUplink(link);
     return { master: link.index, mtu: this.#portMtu };
+  }
+
+  /** Puts what the firewall has to know of the bridge, before its first port. */
+  protect(link: Link): void {
+    const { firewall, facts, host } = this.#options;
+    const { bridge, uplink } = this.#network;
+    firewall.put(`bridge:${bridge}`, [
+      // Ports of others on a bridge that was there are none of our business.
+      ...(isOurs(link, host, this.#network) ? guardFacts(link) : []),
+      ...(link.mac === undefined ? [] : hostLocalFacts(link.mac)),
+      ...(uplink === undefined ? [] : trustedFacts(uplink.device)),
+      ...facts(this.#network),
+    ]);
   }
 
   /**
@@ -62,25 +92,24 @@ export class NetworkBridge {
    * lowest port, and would carry less for everybody because of one workload.
    */
   keepMtu(): void {
+    const { links } = this.#options.kernel;
     const found = this.#found;
     if (found === null || this.#portMtu >= found.mtu) return;
-    const now = this.#kernel.links.get(found.index);
-    if (now !== null && now.mtu !== found.mtu) {
-      this.#kernel.links.set(found, { mtu: found.mtu });
-    }
+    const now = links.get(found.index);
+    if (now !== null && now.mtu !== found.mtu) links.set(found, { mtu: found.mtu });
   }
 
   #make(): Link {
-    const { host, log } = this.#options;
+    const { host, log, kernel } = this.#options;
     const { bridge: name, network } = this.#network;
     const mac = bridgeMac(host, this.#network);
     try {
-      const made = this.#kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });
+      const made = kernel.links.createBridge({ name, mac, group: DEVICE_GROUP });
       log.info({ bridge: name, network }, 'bridge made');
       return made;
     } catch (error) {
       // Somebody, networkd for one, made it between the look and the making.
-      const link = isKernelError(error, 'EEXIST') ? this.#kernel.links.get(name) : null;
+      const link = isKernelError(error, 'EEXIST') ? kernel.links.get(name) : null;
       if (link === null) throw error;
       refuseOtherKind(link, this.#network);
       return link;
@@ -88,8 +117,8 @@ export class NetworkBridge {
   }
 
   #complete(link: Link): void {
-    const { links, addresses } = this.#kernel;
-    pinMtu(this.#kernel, link, this.#network.mtu ?? DEFAULT_MTU);
+    const { links, addresses } = this.#options.kernel;
+    pinMtu(this.#options.kernel, link, this.#network.mtu ?? this.#wayOutMtu());
     for (const address of gatewayAddresses(this.#network)) {
       try {
         addresses.add({ ifindex: link.index, address, noDad: true });
@@ -100,10 +129,61 @@ export class NetworkBridge {
     links.set(link, { up: true });
     links.set(link, { alias: bridgeTag(this.#network.network) });
   }
+
+  /** The MTU of the way to other hosts: the uplink's, or that of the device with the default route. */
+  #wayOutMtu(): number {
+    if (this.#uplink !== undefined) return this.#uplink.mtu;
+    const { links } = this.#options.kernel;
+    const mtus = defaultRouteDevices(this.#options.kernel).map((index) => links.get(index)?.mtu);
+    return Math.min(...mtus.filter((mtu) => mtu !== undefined), DEFAULT_MTU);
+  }
+
+  #lookForUplink(): Link | undefined {
+    const { uplink, bridge } = this.#network;
+    if (uplink === undefined) return undefined;
+    const { device, allowDefaultRoute = false } = uplink;
+    const { kernel } = this.#options;
+    const link = kernel.links.get(device);
+    const details = { path: 'uplink.device', device };
+    if (link === null) {
+      throw new VoltError('PARENT_NOT_FOUND', `uplink: there is no device ${device}`, { details });
+    }
+    if (link.master !== undefined) {
+      if (link.master === this.#found?.index) return link;
+      const message = `uplink: ${device} is a port of another device already`;
+      throw new VoltError('DEVICE_BUSY', message, { details });
+    }
+    if (!allowDefaultRoute && defaultRouteDevices(kernel).includes(link.index)) {
+      const message =
+        `uplink: ${device} carries this host's default route, which a port of ${bridge} loses; ` +
+        '"allowDefaultRoute": true says that this is wanted';
+      throw new VoltError('UNSUPPORTED', message, { details });
+    }
+    return link;
+  }
+
+  /** Its addresses and routes are left alone. */
+  #takeUplink(bridge: Link): void {
+    const uplink = this.#uplink;
+    if (uplink === undefined || uplink.master === bridge.index) return;
+    const { kernel, log } = this.#options;
+    kernel.links.set(uplink, { master: bridge.index, up: true });
+    log.info({ bridge: bridge.name, uplink: uplink.name }, 'uplink taken into the bridge');
+  }
 }
 
 const bridgeMac = (host: string, { bridge }: Network): MacAddress =>
   deriveMac(`bridge ${host} ${bridge}`);
+
+const isOurs = (link: Link, host: string, network: Network): boolean =>
+  link.group === DEVICE_GROUP && link.mac?.equals(bridgeMac(host, network)) === true;
+
+/** Indices of devices that default routes of the main table lead out of. */
+const defaultRouteDevices = ({ routes }: Kernel): number[] =>
+  routes
+    .list({ table: MAIN_TABLE })
+    .filter(({ to, ifindex }) => to === undefined && ifindex !== undefined)
+    .map(({ ifindex = 0 }) => ifindex);
 
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had
 // (BROPT_MTU_SET_BY_USER); a value given at creation does not count.

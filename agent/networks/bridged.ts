@@ -3,6 +3,10 @@ import { tapName, vethNames } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { isolatedFacts } from '../firewall/host-nat.ts';
+import { bridgePortFacts, hairpinFacts, trustedFacts } from '../firewall/port-filter.ts';
+import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
@@ -11,13 +15,14 @@ import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, retire, setLinkDown } from '
 import {
   type AttachedDevice,
   type CheckedAttach,
+  type Device,
   type NetworkType,
   refuseUnsupported,
   type RemovingDevice,
 } from './network.ts';
 import { observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
-import { makeTap } from './tap.ts';
+import { type BridgePort, makeTap } from './tap.ts';
 import { makeVeth } from './veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
 
@@ -26,8 +31,12 @@ export interface BridgedOptions {
   readonly kernel: Kernel;
   readonly removal: Removal;
   readonly journal: Journal;
+  readonly firewall: Firewall;
   readonly log: Log;
 }
+
+/** Whose facts in the firewall are those of an attachment's port. */
+const portOwner = (id: string): string => `port:${id}`;
 
 /** Ports of a bridge on this host: a TAP for a VM, a veth pair for a container. */
 export class Bridged implements NetworkType {
@@ -42,42 +51,58 @@ export class Bridged implements NetworkType {
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
       ['dryRun', request.dryRun === true],
-      ['network.uplink', network.uplink !== undefined],
-      ['network.portIsolation', network.portIsolation === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
-    const { kernel, journal } = this.#options;
-    const taken = (name: string): boolean =>
-      journal.namesDevice(name) || kernel.links.indexOf(name) !== null;
-    return request.kind === 'vm'
-      ? this.#checkedTap(request, network, tapName(request, taken))
-      : this.#checkedVeth(request, network, vethNames(request, taken));
+    return this.checkPort(request, network, bridgedFacts);
   }
 
-  #checkedTap(request: AttachRequest, network: Network, name: string): CheckedAttach {
+  /** `check` of what is the same for all networks with a bridge; `facts` are the firewall's for the bridge. */
+  checkPort(
+    request: AttachRequest,
+    network: Network,
+    facts: (network: Network) => readonly Fact[],
+  ): CheckedAttach {
+    const { kernel, journal, firewall } = this.#options;
+    firewall.ready();
+    const taken = (name: string): boolean =>
+      journal.namesDevice(name) || kernel.links.indexOf(name) !== null;
+    const bridge = new NetworkBridge(network, { ...this.#options, facts });
+    return request.kind === 'vm'
+      ? this.#checkedTap(request, network, bridge, tapName(request, taken))
+      : this.#checkedVeth(request, network, bridge, vethNames(request, taken));
+  }
+
+  #checkedTap(
+    request: AttachRequest,
+    network: Network,
+    bridge: NetworkBridge,
+    name: string,
+  ): CheckedAttach {
     const { kernel } = this.#options;
-    const bridge = new NetworkBridge(kernel, network, this.#options);
     return {
       deviceName: name,
       prepare: () => bridge.look(request.mtu),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { master, mtu } = bridge.ensure();
-        const order = { name, mtu, bridge: network.bridge, tap: request.tap, master, lease };
-        const device = makeTap(kernel, order, undo);
+        const port = this.#port({ request, network, lease, master }, undo);
+        const device = makeTap(kernel, { name, mtu, tap: request.tap, lease, port }, undo);
         bridge.keepMtu();
-        return { device, filter: 'none' };
+        return attached(network, device);
       },
       [Symbol.dispose]: () => {},
     };
   }
 
-  #checkedVeth(request: AttachRequest, network: Network, names: VethNames): CheckedAttach {
+  #checkedVeth(
+    request: AttachRequest,
+    network: Network,
+    bridge: NetworkBridge,
+    names: { readonly host: string; readonly container: string },
+  ): CheckedAttach {
     const { kernel } = this.#options;
-    const bridge = new NetworkBridge(kernel, network, this.#options);
-    const peerName =
-      request.netns === undefined ? names.container : (request.ifname ?? DEFAULT_IFNAME);
-    const namespace =
-      request.netns === undefined ? undefined : new RequestedNamespace(request.netns);
+    const { netns } = request;
+    const peerName = netns === undefined ? names.container : (request.ifname ?? DEFAULT_IFNAME);
+    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns);
     return {
       deviceName: names.host,
       prepare: () => {
@@ -86,27 +111,77 @@ export class Bridged implements NetworkType {
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { master, mtu } = bridge.ensure();
-        const order = {
-          name: names.host,
-          peerName,
-          mtu,
-          master,
-          lease,
-          network,
-          ...(namespace !== undefined && { namespace }),
-        };
+        const port = this.#port({ request, network, lease, master }, undo);
+        const inside = namespace === undefined ? {} : { namespace };
+        const order = { name: names.host, peerName, mtu, port, lease, network, ...inside };
         const device = makeVeth(kernel, order, undo);
         bridge.keepMtu();
-        return { device, filter: 'none' };
+        return attached(network, device);
       },
       [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
     };
   }
 
+  /** The place of one attachment on the bridge: under the filter before it is up. */
+  #port(
+    order: { request: AttachRequest; network: Network; lease: Lease; master: number },
+    undo: DisposableStack,
+  ): BridgePort {
+    const { kernel, firewall } = this.#options;
+    const { request, network, lease, master } = order;
+    const { id, ports = [] } = request;
+    const hairpin = ports.length > 0;
+    const isolated = network.portIsolation === true;
+    return {
+      bridge: network.bridge,
+      master,
+      beforeUp: ({ index, name }) => {
+        undo.defer(() => firewall.remove(portOwner(id)));
+        const { mac, addresses } = lease;
+        firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
+        if (!hairpin && !isolated) return;
+        kernel.links.setBridgePort(
+          { index, name },
+          {
+            ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
+            ...(isolated && { IFLA_BRPORT_ISOLATED: 1 }),
+          },
+        );
+      },
+    };
+  }
+
+  resume(attachment: Attachment, network: Network): void {
+    this.resumePort(attachment, network, bridgedFacts);
+  }
+
+  /** `resume` of what is the same for all networks with a bridge. */
+  resumePort(
+    attachment: Attachment,
+    network: Network,
+    facts: (network: Network) => readonly Fact[],
+  ): void {
+    const { kernel, firewall } = this.#options;
+    const { id, device, mac, ports } = attachment;
+    if (device === null) return;
+    const addresses = attachment.addresses.map(({ address }) => address);
+    const hairpin = ports.length > 0;
+    firewall.put(
+      portOwner(id),
+      portFacts(network, { device: device.name, mac, addresses, hairpin }),
+    );
+    if (firewall.has(`bridge:${network.bridge}`)) return;
+    const link = kernel.links.get(network.bridge);
+    if (link !== null) new NetworkBridge(network, { ...this.#options, facts }).protect(link);
+  }
+
   detach(record: AttachmentRecord): RemovingDevice {
-    const { kernel, removal } = this.#options;
+    const { kernel, removal, firewall } = this.#options;
     const link = linkOfRecord(kernel, record);
-    return link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    const removing = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    // The port is down by now.
+    firewall.remove(portOwner(record.id));
+    return removing;
   }
 
   setDown(record: AttachmentRecord): void {
@@ -115,7 +190,14 @@ export class Bridged implements NetworkType {
   }
 
   observe(attachment: Attachment): Difference[] {
-    return observePort(this.#options.kernel, attachment);
+    const { kernel, firewall } = this.#options;
+    const { id } = attachment;
+    return [
+      ...observePort(kernel, attachment),
+      ...(firewall.has(portOwner(id))
+        ? []
+        : [{ id, what: 'filter', expected: attachment.filter, observed: null }]),
+    ];
   }
 
   claim(attachment: Attachment): Descriptor[] {
@@ -123,4 +205,21 @@ export class Bridged implements NetworkType {
   }
 }
 
-type VethNames = ReturnType<typeof vethNames>;
+const attached = (network: Network, device: Device): AttachedDevice => ({
+  device,
+  filter: network.filter ? 'full' : 'none',
+});
+
+/** Of a bridge whose network has nothing to do with the host's addresses. */
+const bridgedFacts = (network: Network): Fact[] =>
+  network.portIsolation === true ? isolatedFacts(network) : [];
+
+function portFacts(
+  { filter, linkLocal }: Network,
+  port: { device: string; mac: string; addresses: readonly string[]; hairpin: boolean },
+): Fact[] {
+  return [
+    ...(filter ? bridgePortFacts({ ...port, linkLocal }) : trustedFacts(port.device)),
+    ...(port.hairpin ? hairpinFacts(port.device) : []),
+  ];
+}

@@ -46,6 +46,8 @@ export interface NetworkType {
    * open intent. Success when nothing is there.
    */
   detach(record: AttachmentRecord): RemovingDevice;
+  /** At the start of an agent: notes what has to hold beside the device, for the firewall that is about to load. */
+  resume(attachment: Attachment, network: Network): void;
   /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
   setDown(record: AttachmentRecord): void;
   /** Compares the kernel with the attachment; reads only. Empty when they agree. */

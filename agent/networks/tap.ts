@@ -10,8 +10,18 @@ import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
 export interface TapOrder {
   readonly name: string;
   readonly mtu: number;
-  readonly bridge: string;
   readonly tap: AttachRequest['tap'];
+  readonly lease: Lease;
+  /** The bridge that it becomes a port of; without one it stands alone. */
+  readonly port?: BridgePort;
+}
+
+/** A place on a bridge. */
+export interface BridgePort {
+  readonly bridge: string;
+  readonly master: number;
+  /** Runs when the device is there and not yet up: no frame of it passes before this has returned. */
+  readonly beforeUp: (device: { readonly index: number; readonly name: string }) => void;
 }
 
 /** Queues and header of a TAP as the request has them, or the defaults that QEMU and Firecracker expect. */
@@ -21,15 +31,11 @@ export const tapShape = (tap: AttachRequest['tap']): { queues: number; vnetHdr: 
 });
 
 /**
- * Makes a persistent TAP on a bridge, tagged and up. It becomes persistent last: an agent that dies before
+ * Makes a persistent TAP, tagged and up, in the namespace of `kernel`, where the calling thread is. It becomes persistent last: an agent that dies before
  * leaves nothing, since the kernel removes the device with its last descriptor.
  */
-export function makeTap(
-  kernel: Kernel,
-  order: TapOrder & { readonly master: number; readonly lease: Lease },
-  undo: DisposableStack,
-): Device {
-  const { name, mtu, bridge, master, lease } = order;
+export function makeTap(kernel: Kernel, order: TapOrder, undo: DisposableStack): Device {
+  const { name, mtu, lease, port } = order;
   const { queues, vnetHdr } = tapShape(order.tap);
   const { ownerUid, ownerGid } = order.tap ?? {};
   using tap = createTap({
@@ -43,8 +49,15 @@ export function makeTap(
   if (index === null) throw new VoltError('INTERNAL', `TAP ${name} vanished while it was made`);
   const link = { index, name };
   const mac = hostEndMac(MacAddress.parse(lease.mac));
-  kernel.links.set(link, { mac, mtu, master, group: DEVICE_GROUP, alias: deviceTag(lease) });
+  kernel.links.set(link, {
+    mac,
+    mtu,
+    ...(port !== undefined && { master: port.master }),
+    group: DEVICE_GROUP,
+    alias: deviceTag(lease),
+  });
   closeToIpv6(name);
+  port?.beforeUp(link);
   kernel.links.set(link, { up: true });
   tap.persist();
   undo.defer(() => kernel.links.delete(link));
@@ -54,7 +67,7 @@ export function makeTap(
     ifindex: index,
     mac: mac.toString(),
     mtu,
-    bridge,
+    ...(port !== undefined && { bridge: port.bridge }),
     queues,
     vnetHdr,
     ...(vnetHdr && { vnetHdrSize: VNET_HDR_SIZE }),

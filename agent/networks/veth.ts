@@ -3,7 +3,7 @@ import type { Network } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
 import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
-import { closeToIpv6 } from './tap.ts';
+import { type BridgePort, closeToIpv6 } from './tap.ts';
 import { configureInterface, type WorkloadNamespace } from './workload.ts';
 
 export interface VethOrder {
@@ -12,6 +12,9 @@ export interface VethOrder {
   readonly peerName: string;
   readonly mtu: number;
   readonly namespace?: WorkloadNamespace;
+  readonly port: BridgePort;
+  readonly lease: Lease;
+  readonly network: Network;
 }
 
 /**
@@ -19,17 +22,8 @@ export interface VethOrder {
  * namespace under its final name, addressed, routed and up. Without a namespace it stays on the host, down,
  * for the caller to move: addresses would not survive that.
  */
-export function makeVeth(
-  kernel: Kernel,
-  order: VethOrder & {
-    readonly master: number;
-    readonly lease: Lease;
-    readonly network: Network;
-  },
-  undo: DisposableStack,
-): Device {
-  const { name, peerName, mtu, namespace, master, lease, network } = order;
-  const { bridge } = network;
+export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack): Device {
+  const { name, peerName, mtu, namespace, port, lease, network } = order;
   const peerMac = MacAddress.parse(lease.mac);
   const mac = hostEndMac(peerMac);
   const link = kernel.links.createVeth({
@@ -37,7 +31,7 @@ export function makeVeth(
     mac,
     mtu,
     group: DEVICE_GROUP,
-    master,
+    master: port.master,
     peer: {
       name: peerName,
       mac: peerMac,
@@ -47,6 +41,7 @@ export function makeVeth(
   });
   undo.defer(() => kernel.links.delete(link));
   closeToIpv6(name);
+  port.beforeUp(link);
   kernel.links.set(link, { alias: deviceTag(lease), up: true });
   // The kernel reports the other end of a pair by its index there.
   const peer = { index: link.linkIndex ?? 0, name: peerName };
@@ -58,7 +53,7 @@ export function makeVeth(
     ifindex: link.index,
     mac: mac.toString(),
     mtu,
-    bridge,
+    bridge: port.bridge,
     peer: {
       name: peerName,
       ifindex: peer.index,

@@ -39,6 +39,7 @@ test('an empty file is the documented defaults', () => {
     suspectAfterSeconds: 20,
     recoveryWindowSeconds: null,
     onReboot: 'recreate',
+    nftablesTable: 'volt',
     logLevel: 'info',
   });
 });

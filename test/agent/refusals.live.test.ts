@@ -205,6 +205,8 @@ test('Redis away: STORE_UNAVAILABLE, detach takes the device away and the lease 
     networks: [{ ...TINY, network: 'away0', subnet: '10.45.0.0/24' }].map(
       ({ network, subnet }) => ({ network, subnet, gateway: '10.45.0.1' }),
     ),
+    // A second agent in this namespace.
+    config: { nftablesTable: 'volt_away' },
   });
   const asked = { workload: 'container-a', kind: 'container', network: 'away0' } as const;
   const { attachment } = await own.client.attach(own.host, { ...asked, id: 'a' });

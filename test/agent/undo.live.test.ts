@@ -1,8 +1,10 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import { addNamespace, deviceNames, ip, only, removeNamespace } from '../support/kernel.ts';
-import { type Stack, startStack } from '../support/stack.ts';
-import { requireTool } from '../support/tools.ts';
+import { until } from '../support/agent.ts';
+import { startStack } from '../support/stack.ts';
+import { dyingWithParent, requireTool } from '../support/tools.ts';
 
 // Every netlink message of an attach is made to fail in turn, by strace in the kernel's place: each time nothing
 // is left, and the same request succeeds when it is repeated.
@@ -21,15 +23,25 @@ function makeBridge(): void {
   for (const command of commands) execFileSync(requireTool('ip'), command.split(' '));
 }
 
-const failing = (when: number): Promise<Stack> =>
-  startStack({
-    networks: [NETWORK],
-    wrap: [
-      requireTool('strace'),
-      ...['-D', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=sendto'],
-      ...['-e', `inject=sendto:error=ENOMEM:when=${when}`],
-    ],
-  });
+/** Makes the `when`-th message from now on fail, until disposed. The agent's start is not counted. */
+async function failing({ pid }: { pid: number }, when: number): Promise<AsyncDisposable> {
+  const inject = ['-e', 'trace=sendto', '-e', `inject=sendto:error=ENOMEM:when=${when}`];
+  const [program, args] = dyingWithParent([
+    requireTool('strace'),
+    ...['-f', '-o', '/dev/null', ...inject, '-p', String(pid)],
+  ]);
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const exited = once(child, 'exit');
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  await until('strace is attached', () => said.includes('attached'));
+  return {
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGTERM');
+      await exited;
+    },
+  };
+}
 
 describe('a message that fails', () => {
   test.each(['container', 'vm'] as const)(
@@ -38,8 +50,8 @@ describe('a message that fails', () => {
       makeBridge();
       addNamespace('undo');
       let refused = 0;
+      await using stack = await startStack({ networks: [NETWORK] });
       for (let when = 1; when <= MOST_CALLS; when += 1) {
-        await using stack = await failing(when);
         const request = {
           id: `undo-${when}`,
           workload: `${kind}-undo`,
@@ -48,9 +60,11 @@ describe('a message that fails', () => {
           ...(kind === 'container' && { netns: '/run/netns/undo' }),
         } as const;
         const before = await stack.snapshot();
+        const failure = await failing(stack.agent, when);
         const error: unknown = await stack.client
           .attach(stack.host, request)
           .catch((e: unknown) => e);
+        await failure[Symbol.asyncDispose]();
         const failed = error instanceof Error;
         if (failed) {
           refused += 1;

@@ -12,12 +12,19 @@ function messagesIn(datagram: Buffer): (Omit<Framed, 'body'> & { body: string })
   return messages;
 }
 
-function framed({ type, flags, sequence, body }: Omit<Framed, 'body'> & { body: Uint8Array }) {
+function framed({
+  type,
+  flags,
+  sequence,
+  port,
+  body,
+}: Omit<Framed, 'body'> & { body: Uint8Array }) {
   const header = Buffer.alloc(16);
   header.writeUInt32LE(16 + body.length, 0);
   header.writeUInt16LE(type, 4);
   header.writeUInt16LE(flags, 6);
   header.writeUInt32LE(sequence, 8);
+  header.writeUInt32LE(port, 12);
   return Buffer.concat([header, body, Buffer.alloc((4 - (body.length % 4)) % 4)]);
 }
 
@@ -26,6 +33,7 @@ describe('framing', () => {
     type: fc.integer({ min: 0, max: 0xffff }),
     flags: fc.integer({ min: 0, max: 0xffff }),
     sequence: fc.integer({ min: 0, max: 0xffff_ffff }),
+    port: fc.integer({ min: 0, max: 0xffff_ffff }),
     body: fc.uint8Array({ maxLength: 50 }),
   });
 
@@ -58,7 +66,7 @@ describe('framing', () => {
     ['shorter than a header', 15],
     ['longer than the datagram', 21],
   ])('a length %s is refused, not skipped: its answer would be waited for', (_what, length) => {
-    const datagram = framed({ type: 2, flags: 0, sequence: 1, body: Buffer.alloc(4) });
+    const datagram = framed({ type: 2, flags: 0, sequence: 1, port: 0, body: Buffer.alloc(4) });
     datagram.writeUInt32LE(length, 0);
     expect(() => messagesIn(datagram)).toThrow(CodecError);
   });
@@ -68,7 +76,13 @@ describe('outcomes', () => {
   const NLM_F_CAPPED = 0x100;
   const NLM_F_ACK_TLVS = 0x200;
   const outcome = (flags: number, hex: string) =>
-    outcomeOf({ type: 2, flags, sequence: 1, body: Buffer.from(hex.replaceAll(' ', ''), 'hex') });
+    outcomeOf({
+      type: 2,
+      flags,
+      sequence: 1,
+      port: 0,
+      body: Buffer.from(hex.replaceAll(' ', ''), 'hex'),
+    });
   const request = '2000000010000500 01000000 00000000';
   // NLMSGERR_ATTR_MSG "no" and NLMSGERR_ATTR_OFFS 4
   const attributes = '07000100 6e6f0000 08000200 04000000';

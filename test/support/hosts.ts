@@ -27,8 +27,11 @@ export async function startHosts({ config, hosts, wrap }: HostsOptions): Promise
   const nats = await startNats();
   const agents = new Map<string, RunningAgent>();
   const start = async (host: string, more: object = {}): Promise<RunningAgent> => {
+    // One network namespace for all: each has tables of its own.
+    const nftablesTable = `volt_${host.replaceAll('-', '_')}`;
+    const own = { nats: { url: nats.url }, suspectAfterSeconds: 3, nftablesTable };
     const agent = await startAgent({
-      config: { nats: { url: nats.url }, suspectAfterSeconds: 3, ...config, ...more, host },
+      config: { ...own, ...config, ...more, host },
       ...(wrap !== undefined && { wrap }),
     });
     agents.set(host, agent);

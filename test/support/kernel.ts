@@ -42,6 +42,21 @@ export const removeNamespace = (name: string): void => {
 /** Names of the devices of the calling namespace. */
 export const deviceNames = (): string[] => ip('link').map(({ ifname }) => String(ifname));
 
+/** `bridge volt mac ["tap-web","02:…"]` for each element of each set and map, as `nft` sees them. */
+export function nftElements(): string[] {
+  const text = execFileSync(requireTool('nft'), ['-j', 'list', 'ruleset'], { encoding: 'utf8' });
+  const { nftables } = JSON.parse(text) as {
+    nftables: Record<string, { family: string; table: string; name: string; elem?: unknown[] }>[];
+  };
+  return nftables
+    .flatMap((object) => [object['set'], object['map']])
+    .filter((set) => set !== undefined)
+    .flatMap(({ family, table, name, elem = [] }) =>
+      elem.map((one) => `${family} ${table} ${name} ${JSON.stringify(one)}`),
+    )
+    .toSorted();
+}
+
 /** Files below a folder, by name. */
 export const filesIn = (folder: string): string[] =>
   readdirSync(folder, { recursive: true }).map(String).toSorted();

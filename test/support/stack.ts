@@ -2,7 +2,7 @@ import { connect, headers, type NatsConnection } from 'nats';
 import { join } from 'node:path';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { type RunningAgent, startAgent, until } from './agent.ts';
-import { deviceNames, filesIn } from './kernel.ts';
+import { deviceNames, filesIn, nftElements } from './kernel.ts';
 import { type Server, startNats, startRedis } from './servers.ts';
 
 /** The network of the documentation, as an operator writes it. */
@@ -33,12 +33,14 @@ export interface Snapshot {
   readonly records: readonly string[];
   readonly attachments: number;
   readonly usage: Readonly<Record<string, number>>;
+  /** Elements of sets in nftables. */
+  readonly elements: readonly string[];
 }
 
 export async function startStack(
   options: {
     networks?: readonly { network: string }[];
-    config?: { readonly host?: string };
+    config?: { readonly host?: string; readonly [key: string]: unknown };
     env?: Record<string, string>;
     wrap?: readonly string[];
   } = {},
@@ -80,6 +82,7 @@ export async function startStack(
         records: filesIn(join(agent.runtimeDir, 'attachments')),
         attachments: attachments.length,
         usage: { ...usage },
+        elements: nftElements(),
       };
     },
     async [Symbol.asyncDispose]() {

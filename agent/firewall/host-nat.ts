@@ -1,0 +1,149 @@
+import { IpAddress, type IpPrefix } from '#protocol/address.ts';
+import type { Attachment } from '#protocol/attachment.ts';
+import { type Network, subnetsOf } from '#protocol/network.ts';
+import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
+
+// host-only networks: masquerade outward, inward by port map alone; and what portIsolation needs of routing.
+// Maps are keyed by host port, so ten thousand of them cost a packet what one does.
+
+/** net/netfilter and netinet/in.h: protocol numbers. */
+const PROTOCOLS = { tcp: 6, udp: 17, sctp: 132 } as const;
+
+export const HOST_NAT = {
+  family: 'inet',
+  sets: {
+    /** Bridges of host-only networks. */
+    bridges: { key: ['ifname'] },
+    /** The same bridge twice: on the way from port to port. */
+    inside: { key: ['ifname', 'ifname'] },
+    /** The same, of networks whose ports reach the gateway alone. */
+    isolated: { key: ['ifname', 'ifname'] },
+    /** Subnets of host-only networks, and by which bridge one may enter them. */
+    pool4: { key: ['ipv4_addr'], interval: true },
+    pool6: { key: ['ipv6_addr'], interval: true },
+    own4: { key: ['ifname', 'ipv4_addr'], interval: true },
+    own6: { key: ['ifname', 'ipv6_addr'], interval: true },
+    /** Subnets that are masqueraded. */
+    nat4: { key: ['ipv4_addr'], interval: true },
+    nat6: { key: ['ipv6_addr'], interval: true },
+    /** Port maps of every address of the host, and of a given one. */
+    any4: { key: ['inet_proto', 'inet_service'], data: ['ipv4_addr', 'inet_service'] },
+    any6: { key: ['inet_proto', 'inet_service'], data: ['ipv6_addr', 'inet_service'] },
+    one4: { key: ['ipv4_addr', 'inet_proto', 'inet_service'], data: ['ipv4_addr', 'inet_service'] },
+    one6: { key: ['ipv6_addr', 'inet_proto', 'inet_service'], data: ['ipv6_addr', 'inet_service'] },
+  },
+  chains: {
+    // Nobody routes into a subnet from outside, not even a neighbour that takes this host for a gateway. With
+    // route_localnet on our bridges, loopback addresses have to be kept on loopback by a rule.
+    raw_prerouting: {
+      hook: 'type filter hook prerouting priority raw; policy accept;',
+      rules: [
+        'iifname "lo" return',
+        'iifname @bridges ip daddr 127.0.0.0/8 counter drop',
+        'iifname @bridges ip saddr 127.0.0.0/8 counter drop',
+        'ip daddr @pool4 iifname . ip daddr != @own4 counter drop',
+        'ip6 daddr @pool6 iifname . ip6 daddr != @own6 counter drop',
+      ],
+    },
+    portmaps: {
+      rules: [
+        'dnat ip to ip daddr . meta l4proto . th dport map @one4',
+        'dnat ip6 to ip6 daddr . meta l4proto . th dport map @one6',
+        'fib daddr type local dnat ip to meta l4proto . th dport map @any4',
+        'fib daddr type local dnat ip6 to meta l4proto . th dport map @any6',
+      ],
+    },
+    nat_prerouting: {
+      hook: 'type nat hook prerouting priority dstnat; policy accept;',
+      rules: ['goto portmaps'],
+    },
+    nat_output: {
+      hook: 'type nat hook output priority -100; policy accept;',
+      rules: ['goto portmaps'],
+    },
+    // What was mapped to a workload from loopback or from a workload of a subnet of ours has to come back
+    // through here, so it gets the host's address.
+    nat_postrouting: {
+      hook: 'type nat hook postrouting priority srcnat; policy accept;',
+      rules: [
+        'oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade',
+        'oifname @bridges ct status dnat ip6 saddr ::1 masquerade',
+        'oifname @bridges ct status dnat ip saddr @pool4 masquerade',
+        'oifname @bridges ct status dnat ip6 saddr @pool6 masquerade',
+        'oifname != @bridges ip saddr @nat4 masquerade',
+        'oifname != @bridges ip6 saddr @nat6 masquerade',
+      ],
+    },
+    forward: {
+      hook: 'type filter hook forward priority filter; policy accept;',
+      rules: [
+        'ct status dnat accept',
+        'iifname . oifname @isolated counter drop',
+        'iifname . oifname @inside accept',
+        'oifname @bridges ct state established,related accept',
+        'oifname @bridges counter drop',
+        'iifname @bridges ip saddr @nat4 accept',
+        'iifname @bridges ip6 saddr @nat6 accept',
+        'iifname @bridges counter drop',
+      ],
+    },
+  },
+} as const satisfies Ruleset;
+
+const nat = elementsOf(HOST_NAT);
+
+/** What `nat` of a host-only network says: IPv4 unless it is false, IPv6 where it is asked for. */
+export const isMasqueraded = ({ nat: asked }: Network, family: 4 | 6): boolean => {
+  if (typeof asked === 'object') return family === 4 || asked.ipv6 === true;
+  return family === 4 && asked !== false;
+};
+
+/** A host-only network on its bridge. */
+export function hostOnlyFacts(network: Network): Fact[] {
+  const { bridge } = network;
+  const range = ({ first, last }: IpPrefix): { key: [IpAddress]; end: [IpAddress] } => ({
+    key: [first],
+    end: [last],
+  });
+  return [
+    nat('bridges', { key: [bridge] }),
+    nat('inside', { key: [bridge, bridge] }),
+    ...subnetsOf(network).flatMap((subnet) => {
+      const { first, last, family } = subnet;
+      const [pool, own, masqueraded] =
+        family === 4 ? (['pool4', 'own4', 'nat4'] as const) : (['pool6', 'own6', 'nat6'] as const);
+      return [
+        nat(pool, range(subnet)),
+        nat(own, { key: [bridge, first], end: [bridge, last] }),
+        ...(isMasqueraded(network, family) ? [nat(masqueraded, range(subnet))] : []),
+      ];
+    }),
+  ];
+}
+
+/** Keeps ports of a bridge from each other also on the way through the gateway. */
+export const isolatedFacts = ({ bridge }: Pick<Network, 'bridge'>): Fact[] => [
+  nat('isolated', { key: [bridge, bridge] }),
+];
+
+/** The port maps of an attachment, to each of its addresses that the host's address fits. */
+export function portMapFacts({
+  ports,
+  addresses,
+}: Pick<Attachment, 'ports' | 'addresses'>): Fact[] {
+  const targets = addresses.map(({ address }) => IpAddress.parse(address.split('/')[0] ?? address));
+  return ports.flatMap(({ protocol, hostPort, port, hostAddress }) => {
+    const number = PROTOCOLS[protocol];
+    const host = hostAddress === undefined ? undefined : IpAddress.parse(hostAddress);
+    return targets
+      .filter(({ family }) => host === undefined || host.family === family)
+      .map((target) => {
+        const data = [target, port];
+        if (host === undefined) {
+          const map = target.family === 4 ? 'any4' : 'any6';
+          return nat(map, { key: [number, hostPort], data });
+        }
+        return nat(host.family === 4 ? 'one4' : 'one6', { key: [host, number, hostPort], data });
+      });
+  });
+}
