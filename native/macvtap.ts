@@ -1,5 +1,5 @@
 import { randomInt } from 'node:crypto';
-import { lstatSync, readFileSync } from 'node:fs';
+import { lstatSync, readFileSync, rmSync } from 'node:fs';
 import { MacAddress } from '#protocol/address.ts';
 import type { Descriptor } from './descriptor.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
@@ -59,6 +59,10 @@ export function characterDevice(macvtap: Macvtap): string {
   }
   return path;
 }
+
+/** Removes what `characterDevice` made, once the macvtap is gone; the kernel's own goes with the macvtap. */
+export const removeCharacterDevice = (index: number): void =>
+  rmSync(pathOf(index), { force: true });
 
 /**
  * Opens all queues of a macvtap, as `openTap` does those of a TAP. The kernel refuses no second holder, so each

@@ -26,19 +26,22 @@ export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | n
   return untagged || isTagOf(link.alias, id) ? link : null;
 }
 
-/**
- * Takes a device out of use: down, its name free; `removal` deletes it. Kernels before 6.2 rename only what is
- * down. Success when it is gone already.
- */
+/** Takes a device out of use: down, its name free; `removal` deletes it. Success when it is gone already. */
 export function retire(kernel: Kernel, removal: Removal, link: Link): RemovingDevice {
+  if (!putAway(kernel, link)) return NOTHING_TO_REMOVE;
+  return { removed: removal.delete({ index: link.index, alias: link.alias }) };
+}
+
+/** The first half of `retire`; false when it is gone already. Kernels before 6.2 rename only what is down. */
+export function putAway(kernel: Kernel, link: Link): boolean {
   try {
     kernel.links.set(link, { up: false });
     kernel.links.set(link, { name: `vdel${link.index}` });
+    return true;
   } catch (error) {
     if (!isKernelError(error, 'ENODEV')) throw error;
-    return NOTHING_TO_REMOVE;
+    return false;
   }
-  return { removed: removal.delete({ index: link.index, alias: link.alias }) };
 }
 
 /** Sets a device down where it is there. */

@@ -2,11 +2,11 @@ import { InterfaceAddress } from '#protocol/address.ts';
 import type { Attachment, Difference } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import { Namespace } from '#native/namespace.ts';
+import { Namespace, NotANamespaceError } from '#native/namespace.ts';
 import { Kernel } from '../kernel.ts';
 import { deviceTag, taggedId } from './network.ts';
 
-/** Compares a bridge port, and a container's end where it lies in a namespace, with its attachment. */
+/** Compares a device on the host, and a container's end where it lies in a namespace, with its attachment. */
 export function observePort(kernel: Kernel, attachment: Attachment): Difference[] {
   const { id, device } = attachment;
   if (device === null) return [];
@@ -18,8 +18,21 @@ export function observePort(kernel: Kernel, attachment: Attachment): Difference[
   differences.compare('device.name', device.name, link.name);
   compareLink(differences, 'device', device, link);
   const master = link.master === undefined ? null : kernel.links.get(link.master);
-  differences.compare('device.bridge', device.bridge, master?.name ?? null);
-  if (device.peer?.netns !== undefined) observePeer(differences, attachment, device.peer);
+  differences.compare('device.bridge', device.bridge ?? null, master?.name ?? null);
+  const { peer } = device;
+  if (peer?.netns !== undefined) {
+    observeInterface(differences, attachment, { ...peer, netns: peer.netns, what: 'device.peer' });
+  }
+  return differences.found;
+}
+
+/** Compares a device that lies in the workload's namespace, with nothing of it on the host, with its attachment. */
+export function observeInside(attachment: Attachment): Difference[] {
+  const { id, device, netns } = attachment;
+  const differences = new Differences(id);
+  if (device !== null && netns !== undefined) {
+    observeInterface(differences, attachment, { ...device, netns, what: 'device' });
+  }
   return differences.found;
 }
 
@@ -57,23 +70,30 @@ function compareLink(
   differences.compare(`${what}.up`, true, link.up);
 }
 
-type Peer = NonNullable<NonNullable<Attachment['device']>['peer']>;
-
-function observePeer(differences: Differences, attachment: Attachment, peer: Peer): void {
-  const namespace = openIfThere(peer.netns ?? '');
+function observeInterface(
+  differences: Differences,
+  attachment: Attachment,
+  own: {
+    readonly what: string;
+    readonly name: string;
+    readonly mac: string;
+    readonly netns: string;
+  },
+): void {
+  const namespace = openIfThere(own.netns);
   if (namespace === null) {
-    differences.compare('netns', peer.netns, null);
+    differences.compare('netns', own.netns, null);
     return;
   }
   using handle = namespace;
   using inside = new Kernel(handle);
-  const link = inside.links.get(peer.name);
+  const link = inside.links.get(own.name);
   if (link === null) {
-    differences.compare('device.peer', peer.name, null);
+    differences.compare(own.what, own.name, null);
     return;
   }
   const mtu = attachment.device?.mtu ?? link.mtu;
-  compareLink(differences, 'device.peer', { mac: peer.mac, mtu }, link);
+  compareLink(differences, own.what, { mac: own.mac, mtu }, link);
   const held = new Set(
     inside.addresses.list({ ifindex: link.index }).map(({ address }) => address.toString()),
   );
@@ -83,11 +103,13 @@ function observePeer(differences: Differences, attachment: Attachment, peer: Pee
   }
 }
 
-function openIfThere(path: string): Namespace | null {
+/** A namespace by its path; null when there is none (any more). */
+export function openIfThere(path: string): Namespace | null {
   try {
     return Namespace.open(path);
   } catch (error) {
-    if (isKernelError(error, 'ENOENT', 'EACCES')) return null;
+    if (isKernelError(error, 'ENOENT', 'EACCES') || error instanceof NotANamespaceError)
+      return null;
     throw error;
   }
 }

@@ -1,0 +1,197 @@
+import { MacAddress } from '#protocol/address.ts';
+import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { tapName } from '#protocol/names.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import {
+  characterDevice,
+  openMacvtap,
+  randomIndex,
+  removeCharacterDevice,
+} from '#native/macvtap.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import { VNET_HDR_SIZE } from '#native/tun.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord, Journal } from '../journal.ts';
+import type { Kernel } from '../kernel.ts';
+import { linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, retire, setLinkDown } from './device.ts';
+import { MacvlanParent } from './macvlan-parent.ts';
+import { NamespacedMacvlans } from './macvlan.ts';
+import {
+  type AttachedDevice,
+  type CheckedAttach,
+  type Device,
+  deviceTag,
+  type NetworkType,
+  refuseUnsupported,
+  type RemovingDevice,
+} from './network.ts';
+import { observeInside, observePort } from './observe.ts';
+import type { Removal } from './removal.ts';
+import { closeToIpv6, tapShape } from './tap.ts';
+
+export interface MacvtapOptions {
+  readonly kernel: Kernel;
+  readonly removal: Removal;
+  readonly journal: Journal;
+}
+
+/**
+ * Workloads beside the host on the segment of one of its NICs: a macvtap for a VM, a macvlan of the same mode for a
+ * container, made inside its namespace.
+ */
+export class Macvtap implements NetworkType {
+  readonly #options: MacvtapOptions;
+  readonly #macvlans: NamespacedMacvlans;
+
+  constructor(options: MacvtapOptions) {
+    this.#options = options;
+    this.#macvlans = new NamespacedMacvlans();
+  }
+
+  check(request: AttachRequest, network: Network): CheckedAttach {
+    refuseUnsupported(network, [
+      ['ports', (request.ports?.length ?? 0) > 0],
+      ['bandwidth', request.bandwidth !== undefined],
+      ['dryRun', request.dryRun === true],
+      ['network.portIsolation', network.portIsolation === true],
+      ['network.dhcp', network.dhcp !== undefined],
+    ]);
+    const parent = new MacvlanParent(this.#options.kernel, network);
+    if (request.kind === 'container') return this.#macvlans.check(request, network, parent);
+    return this.#checkedMacvtap(request, parent);
+  }
+
+  #checkedMacvtap(request: AttachRequest, parent: MacvlanParent): CheckedAttach {
+    const { kernel, journal } = this.#options;
+    const name = tapName(
+      request,
+      (one) => journal.namesDevice(one) || kernel.links.indexOf(one) !== null,
+    );
+    return {
+      deviceName: name,
+      prepare: () => parent.look(request.mtu),
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => ({
+        device: makeMacvtap(kernel, { name, parent, tap: request.tap, lease }, undo),
+        filter: 'none',
+      }),
+      [Symbol.dispose]: () => {},
+    };
+  }
+
+  /** Nothing has to hold beside the devices. */
+  resume(): void {}
+
+  detach(record: AttachmentRecord): RemovingDevice {
+    if (record.request.kind === 'container') return this.#macvlans.detach(record);
+    const { kernel, removal } = this.#options;
+    const link = linkOfRecord(kernel, record);
+    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    const index = link?.index ?? record.attachment?.device?.ifindex;
+    return {
+      removed: index === undefined ? removed : removed.then(() => removeCharacterDevice(index)),
+    };
+  }
+
+  setDown(record: AttachmentRecord): void {
+    const { kernel } = this.#options;
+    if (record.request.kind === 'container') this.#macvlans.setDown(record);
+    else setLinkDown(kernel, linkOfRecord(kernel, record));
+  }
+
+  observe(attachment: Attachment): Difference[] {
+    if (attachment.kind === 'container') return observeInside(attachment);
+    return observePort(this.#options.kernel, attachment);
+  }
+
+  /** Whoever holds a descriptor may change the device's MAC by it (SIOCSIFHWADDR): each claim sets it anew. */
+  claim(attachment: Attachment): Descriptor[] {
+    const { kernel } = this.#options;
+    const { id, device } = attachment;
+    if (device?.type !== 'macvtap') throw noDescriptor(id, device);
+    const link = kernel.links.get(device.ifindex);
+    if (link?.mac === undefined || link.alias !== deviceTag(attachment)) {
+      throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
+    }
+    using opened = new DisposableStack();
+    const descriptors = openQueues(id, device, { ...link, mac: link.mac });
+    for (const descriptor of descriptors) opened.use(descriptor);
+    const mac = MacAddress.parse(device.mac);
+    if (!link.mac.equals(mac)) kernel.links.set(link, { mac });
+    opened.move();
+    return descriptors;
+  }
+}
+
+/** Makes a macvtap, tagged and up. */
+function makeMacvtap(
+  kernel: Kernel,
+  order: {
+    readonly name: string;
+    readonly parent: MacvlanParent;
+    readonly tap: AttachRequest['tap'];
+    readonly lease: Lease;
+  },
+  undo: DisposableStack,
+): Device {
+  const { name, parent, tap, lease } = order;
+  const { queues, vnetHdr } = tapShape(tap);
+  const mac = MacAddress.parse(lease.mac);
+  const link = { name, index: randomIndex() };
+  const { mtu } = parent.create({ ...link, kind: 'macvtap', mac });
+  undo.defer(() => {
+    kernel.links.delete(link);
+    removeCharacterDevice(link.index);
+  });
+  closeToHost(name);
+  const path = characterDevice(link);
+  parent.settingUp(mac, (own) => {
+    kernel.links.set(link, { alias: deviceTag(lease), ...own, up: true });
+  });
+  return {
+    type: 'macvtap',
+    name,
+    ifindex: link.index,
+    mac: mac.toString(),
+    mtu,
+    path,
+    queues,
+    vnetHdr,
+    ...(vnetHdr && { vnetHdrSize: VNET_HDR_SIZE }),
+  };
+}
+
+/**
+ * A macvtap that nobody holds passes what it receives to the host, which would answer ARP requests for its own
+ * addresses with the workload's MAC, take what is sent there for itself, past rules for the NIC, and forward the
+ * rest. No route leads to a macvtap, so that strict checking of sources drops all of it.
+ */
+function closeToHost(name: string): void {
+  closeToIpv6(name);
+  for (const [key, value] of [
+    ['arp_ignore', '8'],
+    ['rp_filter', '1'],
+    ['forwarding', '0'],
+  ] as const) {
+    writeSysctl(['net', 'ipv4', 'conf', name, key], value);
+  }
+}
+
+function openQueues(
+  id: string,
+  { queues = 1, vnetHdr = true }: Device,
+  { name, index, mac }: Pick<Link, 'name' | 'index'> & { readonly mac: MacAddress },
+): Descriptor[] {
+  try {
+    return openMacvtap({ name, index, mac, queues, vnetHdr });
+  } catch (cause) {
+    if (!isKernelError(cause, 'EBUSY')) throw cause;
+    throw new VoltError('DEVICE_BUSY', `${id}: queues of ${name} are held`, {
+      details: { name },
+      cause,
+    });
+  }
+}
