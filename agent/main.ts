@@ -24,6 +24,7 @@ import { Journal } from './journal.ts';
 import { Kernel } from './kernel.ts';
 import { createLog, type Log } from './log.ts';
 import { Bridged } from './networks/bridged.ts';
+import { Macvtap } from './networks/macvtap.ts';
 import { taggedDevices } from './networks/observe.ts';
 import { Removal } from './networks/removal.ts';
 import { createEndpoints } from './service.ts';
@@ -150,6 +151,7 @@ class Agent {
     this.#firewall = firewall;
     const networkTypes: NetworkTypes = {
       bridged: new Bridged({ host, kernel, removal, journal, firewall, log }),
+      macvtap: new Macvtap({ kernel, removal, journal }),
     };
     this.#networkTypes = networkTypes;
     const ledger = new Ledger(config.redis);
