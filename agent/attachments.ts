@@ -321,6 +321,7 @@ export class Attachments {
     record: AttachmentRecord;
   }): Attachment {
     const { request, network, lease, made, record } = parts;
+    const netns = made.netns ?? request.netns;
     const gateways = [network.gateway, network.ipv6?.gateway];
     return {
       id: request.id,
@@ -334,7 +335,7 @@ export class Attachments {
       mac: lease.mac,
       device: made.device,
       filter: made.filter,
-      ...(request.netns !== undefined && { netns: request.netns }),
+      ...(netns !== undefined && { netns }),
       addresses: lease.addresses.map((address) => {
         const gateway = gateways.find((one) => one?.includes(':') === address.includes(':'));
         return gateway === undefined ? { address } : { address, gateway };

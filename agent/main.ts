@@ -24,6 +24,7 @@ import { Journal } from './journal.ts';
 import { Kernel } from './kernel.ts';
 import { createLog, type Log } from './log.ts';
 import { Bridged } from './networks/bridged.ts';
+import { Isolated } from './networks/isolated.ts';
 import { Macvtap } from './networks/macvtap.ts';
 import { taggedDevices } from './networks/observe.ts';
 import { Removal } from './networks/removal.ts';
@@ -152,6 +153,7 @@ class Agent {
     const networkTypes: NetworkTypes = {
       bridged: new Bridged({ host, kernel, removal, journal, firewall, log }),
       macvtap: new Macvtap({ kernel, removal, journal }),
+      isolated: new Isolated({ journal }),
     };
     this.#networkTypes = networkTypes;
     const ledger = new Ledger(config.redis);

@@ -29,8 +29,10 @@ export interface CheckedAttach extends Disposable {
 }
 
 export interface AttachedDevice {
-  readonly device: Device;
+  readonly device: Device | null;
   readonly filter: Attachment['filter'];
+  /** The workload's namespace, where the type made it. */
+  readonly netns?: string;
 }
 
 /**

@@ -5,6 +5,7 @@ import type { Attachment } from '#protocol/attachment.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { bootGuest } from '../support/guest.ts';
 import { addNamespace, bridge, ip, only, removeNamespace } from '../support/kernel.ts';
+import { type Claimed, claimFrom } from '../support/claim.ts';
 import { type Stack, startStack } from '../support/stack.ts';
 import { requireTool } from '../support/tools.ts';
 
@@ -27,23 +28,7 @@ const detach = async (id: string): Promise<void> => {
   await stack.gone(id);
 };
 
-interface Claimed {
-  readonly body: Record<string, unknown> & { error?: { code: string } };
-  readonly fds: readonly number[];
-  readonly close: () => void;
-}
-
-const claim = async (request: object): Promise<Claimed> => {
-  const payload = Buffer.from(JSON.stringify(request));
-  const { bytes, descriptors } = await requestSeqpacket(stack.agent.socketPath, payload);
-  return {
-    body: JSON.parse(bytes.toString()) as Claimed['body'],
-    fds: descriptors.map(({ fd }) => fd),
-    close: () => {
-      for (const descriptor of descriptors) descriptor.close();
-    },
-  };
-};
+const claim = (request: object): Promise<Claimed> => claimFrom(stack.agent, request);
 
 test('a TAP is exactly what the answer says', async () => {
   const attachment = await attachVm('shape', { mtu: 1400, tap: { queues: 2, ownerUid: 4711 } });
