@@ -1,0 +1,66 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { expect } from 'vitest';
+import type { AttachRequest } from '#protocol/attachment.ts';
+import { until } from './agent.ts';
+import type { Stack } from './stack.ts';
+import { dyingWithParent, requireTool } from './tools.ts';
+
+/** More than an attach takes. */
+const MOST_CALLS = 30;
+
+/**
+ * Makes every netlink message of an attach fail in turn, by strace in the kernel's place: each time nothing is left
+ * (`nothingIsLeft` looks where a snapshot does not), and the same request succeeds when it is repeated.
+ */
+export async function failEachMessage(
+  stack: Stack,
+  request: (id: string) => AttachRequest,
+  nothingIsLeft: () => void,
+): Promise<void> {
+  let refused = 0;
+  for (let when = 1; when <= MOST_CALLS; when += 1) {
+    const asked = request(`undo-${when}`);
+    const before = await stack.snapshot();
+    const failure = await failing(stack.agent, when);
+    const error: unknown = await stack.client.attach(stack.host, asked).catch((e: unknown) => e);
+    await failure[Symbol.asyncDispose]();
+    const failed = error instanceof Error;
+    if (failed) {
+      refused += 1;
+      expect(error).toMatchObject({ code: 'KERNEL_ERROR', details: { errno: 'ENOMEM' } });
+      expect(await stack.snapshot(), `message ${when}`).toEqual(before);
+      nothingIsLeft();
+      const again = await stack.client.attach(stack.host, asked);
+      expect(again.replayed).toBe(false);
+      expect((await stack.client.check(stack.host, {})).differences).toEqual([]);
+    }
+    await stack.client.detach(stack.host, { id: asked.id });
+    await stack.gone(asked.id);
+    nothingIsLeft();
+    // The first attach that nothing failed in has no later call to fail.
+    if (!failed) break;
+  }
+  expect(refused).toBeGreaterThan(2);
+  expect(refused).toBeLessThan(MOST_CALLS);
+}
+
+/** Makes the `when`-th message from now on fail, until disposed. The agent's start is not counted. */
+async function failing({ pid }: { pid: number }, when: number): Promise<AsyncDisposable> {
+  const inject = ['-e', 'trace=sendto', '-e', `inject=sendto:error=ENOMEM:when=${when}`];
+  const [program, args] = dyingWithParent([
+    requireTool('strace'),
+    ...['-f', '-o', '/dev/null', ...inject, '-p', String(pid)],
+  ]);
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const exited = once(child, 'exit');
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  await until('strace is attached', () => said.includes('attached'));
+  return {
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGTERM');
+      await exited;
+    },
+  };
+}
