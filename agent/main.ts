@@ -24,9 +24,11 @@ import { Journal } from './journal.ts';
 import { Kernel } from './kernel.ts';
 import { createLog, type Log } from './log.ts';
 import { Bridged } from './networks/bridged.ts';
+import { HostOnly } from './networks/host-only.ts';
 import { Isolated } from './networks/isolated.ts';
 import { Macvtap } from './networks/macvtap.ts';
 import { taggedDevices } from './networks/observe.ts';
+import { PortMaps } from './networks/port-maps.ts';
 import { Removal } from './networks/removal.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
@@ -150,8 +152,11 @@ class Agent {
     const witness = this.#witness;
     const firewall = new Firewall({ log, table: config.nftablesTable });
     this.#firewall = firewall;
+    const bridged = new Bridged({ host, kernel, removal, journal, firewall, log });
+    const portMaps = new PortMaps({ firewall, kernel });
     const networkTypes: NetworkTypes = {
-      bridged: new Bridged({ host, kernel, removal, journal, firewall, log }),
+      bridged,
+      'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
       macvtap: new Macvtap({ kernel, removal, journal }),
       isolated: new Isolated({ journal }),
     };

@@ -66,7 +66,7 @@ export interface Request {
 }
 
 /**
- * A NETLINK_ROUTE socket of one network namespace, with strict checking and extended acknowledgements.
+ * A netlink socket, of NETLINK_ROUTE by default, of one network namespace, with strict checking and extended acknowledgements.
  * Requests are synchronous: the kernel does them within `send` and the answer lies ready, so they cost some
  * tens of microseconds and an attach is one undisturbed stretch. Errors are KernelError with the kernel's
  * own text. An error of any kind leaves the socket usable.
@@ -83,8 +83,11 @@ export class NetlinkSocket implements Disposable {
   }
 
   /** Opens a socket in the caller's namespace or in a given one, where it stays. */
-  static open({ namespace }: { namespace?: Namespace } = {}): NetlinkSocket {
-    return new NetlinkSocket(openNetlink(namespace, prepare));
+  static open({
+    namespace,
+    protocol,
+  }: { namespace?: Namespace; protocol?: number } = {}): NetlinkSocket {
+    return new NetlinkSocket(openNetlink(namespace, prepare, protocol));
   }
 
   /** Does one request. What the kernel sends back before its acknowledgement goes to `onMessage`. */

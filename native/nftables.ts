@@ -114,7 +114,7 @@ export class Nftables implements Disposable {
     }
     const before = new Set(netfilterSockets());
     const context = library.newContext(0);
-    const [fd] = netfilterSockets().filter((one) => !before.has(one));
+    const fd = netfilterSockets().find((one) => !before.has(one));
     if (context === null || fd === undefined) {
       throw new NftablesUnavailable('libnftables made no context', undefined);
     }
@@ -402,7 +402,7 @@ const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === 'object' && value !== null;
 
 /** The first line: those after it show the place by a row of carets. */
-const reasonOf = (text: string): string => text.split('\n')[0] ?? text;
+const reasonOf = (said: string): string => said.split('\n')[0] ?? said;
 
 const EXCERPT = 80;
 const excerpt = (commands: string): string => {

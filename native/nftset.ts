@@ -32,8 +32,6 @@ export interface SetDeclaration {
   readonly data?: readonly SetField[];
   /** Keys are ranges: elements have an `end`. */
   readonly interval?: boolean;
-  /** The device of raw keys is where frames leave, not where they come in: chains of the egress hook. */
-  readonly egress?: boolean;
 }
 
 /** One element: a value per field; `end` is the last key of a range, inclusive. */
@@ -43,8 +41,14 @@ export interface SetElement {
   readonly data?: readonly SetValue[];
 }
 
-/** `set mac { type ifname . ether_addr; }` without the name: as in `add set bridge volt mac { … }`. */
-export function setText({ key, data, interval = false, egress = false }: SetDeclaration): string {
+/**
+ * `{ type ifname . ether_addr; }`, as in `add set bridge volt mac { … }`. With `egress` devices are where frames
+ * leave, for rules of the egress hook, and not where they come in; it makes a difference to raw keys alone.
+ */
+export function setText(
+  { key, data, interval = false }: SetDeclaration,
+  { egress = false } = {},
+): string {
   const raw = key.some((field) => field.startsWith('th,'));
   const device = egress ? 'oifname' : 'iifname';
   const names = key.map((field) => (raw && field === 'ifname' ? device : FIELDS[field].name));

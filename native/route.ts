@@ -7,12 +7,14 @@ import {
   AF_UNSPEC,
   NLM_F_CREATE,
   NLM_F_EXCL,
+  RT_SCOPE_HOST,
   RT_SCOPE_LINK,
   RT_SCOPE_UNIVERSE,
   RT_TABLE_MAIN,
   RTM_DELROUTE,
   RTM_GETROUTE,
   RTM_NEWROUTE,
+  RTN_LOCAL,
   RTN_UNICAST,
   routeMessage,
   RTPROT_STATIC,
@@ -26,6 +28,8 @@ export interface Route {
   /** Default: main (254). */
   readonly table?: number;
   readonly metric?: number;
+  /** RTN_LOCAL: packets to `to` are for this host. */
+  readonly local?: boolean;
 }
 
 const MAX_TABLE_BYTE = 255;
@@ -77,7 +81,7 @@ export class Routes {
 }
 
 function routeRequest(type: number, operation: string, route: Route): Request {
-  const { to, via, ifindex, metric, table = RT_TABLE_MAIN } = route;
+  const { to, via, ifindex, metric, local = false, table = RT_TABLE_MAIN } = route;
   const family = to?.family ?? via?.family ?? 4;
   return {
     type,
@@ -91,8 +95,8 @@ function routeRequest(type: number, operation: string, route: Route): Request {
           rtm_dst_len: to?.length ?? 0,
           rtm_table: table > MAX_TABLE_BYTE ? 0 : table,
           rtm_protocol: RTPROT_STATIC,
-          rtm_scope: via === undefined ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE,
-          rtm_type: RTN_UNICAST,
+          rtm_scope: local ? RT_SCOPE_HOST : via === undefined ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE,
+          rtm_type: local ? RTN_LOCAL : RTN_UNICAST,
         },
         {
           ...(to !== undefined && { RTA_DST: to.network }),

@@ -75,10 +75,13 @@ export const NUD_PERMANENT = 0x80;
 export const NTF_SELF = 0x02;
 export const NTF_MASTER = 0x04;
 export const RT_TABLE_MAIN = 254;
+export const RT_TABLE_LOCAL = 255;
 export const RTPROT_STATIC = 4;
 export const RTN_UNICAST = 1;
+export const RTN_LOCAL = 2;
 export const RT_SCOPE_UNIVERSE = 0;
 export const RT_SCOPE_LINK = 253;
+export const RT_SCOPE_HOST = 254;
 
 /** IFLA_INFO_DATA of a bridge. Times are in hundredths of a second. */
 const BRIDGE = {

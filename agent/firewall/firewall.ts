@@ -68,7 +68,9 @@ export class Firewall implements Disposable {
 
   /** Why nothing can be attached that needs the firewall; undefined when it works. */
   get problem(): string | undefined {
-    return this.#problem === undefined ? undefined : String(this.#problem);
+    const problem = this.#problem;
+    if (problem === undefined) return undefined;
+    return problem instanceof Error ? problem.message : 'nftables cannot be used';
   }
 
   /** UNSUPPORTED where there is no libnftables or netfilter, KernelError for what the kernel refuses. */

@@ -98,13 +98,14 @@ export const isMasqueraded = ({ nat: asked }: Network, family: 4 | 6): boolean =
   return family === 4 && asked !== false;
 };
 
+const range = ({ first, last }: IpPrefix): { key: [IpAddress]; end: [IpAddress] } => ({
+  key: [first],
+  end: [last],
+});
+
 /** A host-only network on its bridge. */
 export function hostOnlyFacts(network: Network): Fact[] {
   const { bridge } = network;
-  const range = ({ first, last }: IpPrefix): { key: [IpAddress]; end: [IpAddress] } => ({
-    key: [first],
-    end: [last],
-  });
   return [
     nat('bridges', { key: [bridge] }),
     nat('inside', { key: [bridge, bridge] }),

@@ -179,9 +179,8 @@ export const BRIDGE_FILTER = {
 /** The devices' side: the way from a bridge of ours to the host, and macvtap, whose frames pass no bridge. */
 export const DEVICE_FILTER = {
   family: 'netdev',
-  sets: Object.fromEntries(
-    Object.entries(PORT_SETS).map(([name, set]) => [name, { ...set, egress: true }]),
-  ) as { readonly [Name in keyof typeof PORT_SETS]: (typeof PORT_SETS)[Name] & { egress: true } },
+  sets: PORT_SETS,
+  egress: true,
   chains: {
     ...portChains('oifname', ['accept']),
     guard: {

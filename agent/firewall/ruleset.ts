@@ -5,6 +5,8 @@ import { type SetDeclaration, type SetElement, setText } from '#native/nftset.ts
 export interface Ruleset {
   readonly family: NftTable['family'];
   readonly sets: Readonly<Record<string, SetDeclaration>>;
+  /** Its rules are for frames that leave by a device. */
+  readonly egress?: boolean;
   /** By name; `hook` is what makes one a base chain: `type filter hook forward priority 0; policy accept;`. */
   readonly chains: Readonly<
     Record<string, { readonly hook?: string; readonly rules: readonly string[] }>
@@ -50,13 +52,14 @@ export function keyOf(fact: Fact): string {
  * Commands that bring a table, which is there, to these rules, whatever rules it has. Elements of its sets are
  * left as they are.
  */
-export function rulesText({ family, sets, chains }: Ruleset, table: string): string {
+export function rulesText(ruleset: Ruleset, table: string): string {
+  const { family, sets, chains, egress = false } = ruleset;
   const place = `${family} ${table}`;
   return [
     `flush table ${place}`,
     ...Object.entries(sets).map(
       ([name, set]) =>
-        `add ${set.data === undefined ? 'set' : 'map'} ${place} ${name} ${setText(set)}`,
+        `add ${set.data === undefined ? 'set' : 'map'} ${place} ${name} ${setText(set, { egress })}`,
     ),
     // All chains before the first rule: rules jump to them.
     ...Object.entries(chains).map(

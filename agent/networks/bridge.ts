@@ -182,8 +182,8 @@ const isOurs = (link: Link, host: string, network: Network): boolean =>
 const defaultRouteDevices = ({ routes }: Kernel): number[] =>
   routes
     .list({ table: MAIN_TABLE })
-    .filter(({ to, ifindex }) => to === undefined && ifindex !== undefined)
-    .map(({ ifindex = 0 }) => ifindex);
+    .filter(({ to }) => to === undefined || to.length === 0)
+    .flatMap(({ ifindex }) => ifindex ?? []);
 
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had
 // (BROPT_MTU_SET_BY_USER); a value given at creation does not count.

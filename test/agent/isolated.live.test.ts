@@ -135,7 +135,7 @@ describe('a VM', () => {
     await stack.client.detach(stack.host, { id: 'six' });
     await stack.gone('six');
     expect(namespaces()).toEqual([]);
-    expect(() => writeSync(held.fds[0] ?? -1, Buffer.alloc(64))).toThrow();
+    expect(() => writeSync(held.fds[0] ?? -1, Buffer.alloc(64))).toThrow('write');
     held.close();
   });
 });

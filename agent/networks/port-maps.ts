@@ -1,0 +1,167 @@
+import { IpAddress } from '#protocol/address.ts';
+import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { subnetsOf, type Network } from '#protocol/network.ts';
+import { Conntrack } from '#native/conntrack.ts';
+import { type HostPort, portHolder, probePort } from '#native/host-port.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { portMapFacts } from '../firewall/host-nat.ts';
+import type { Kernel } from '../kernel.ts';
+
+export type Ports = Attachment['ports'];
+type PortMap = Ports[number];
+
+/** Of whom the facts in the firewall are. */
+const mapsOwner = (id: string): string => `maps:${id}`;
+
+const slotOf = ({ protocol, hostPort }: PortMap): string => `${protocol} ${hostPort}`;
+
+/**
+ * The port maps of this host: who has which host port, and the elements in the firewall that make it so. A port
+ * of every address and one of a given address are the same port, as they are for sockets.
+ */
+export class PortMaps {
+  readonly #firewall: Firewall;
+  readonly #kernel: Kernel;
+  /** By protocol and host port. */
+  readonly #taken = new Map<
+    string,
+    { readonly id: string; readonly hostAddress: string | undefined }[]
+  >();
+  readonly #mapped = new Map<string, Ports>();
+  #conntrack: Conntrack | undefined;
+
+  constructor({ firewall, kernel }: { firewall: Firewall; kernel: Kernel }) {
+    this.#firewall = firewall;
+    this.#kernel = kernel;
+  }
+
+  /**
+   * PORT_IN_USE, with the holder named: another attachment, or a process of the host. INVALID_REQUEST: the host
+   * has no such address, or the network nothing of its family. What the id has itself does not count.
+   */
+  check(id: string, ports: AttachRequest['ports'], network: Network): void {
+    const families = new Set(subnetsOf(network).map(({ family }) => family));
+    for (const [index, map] of (ports ?? []).entries()) {
+      const address = map.hostAddress === undefined ? undefined : IpAddress.parse(map.hostAddress);
+      const path = `ports.${index}`;
+      if (address !== undefined && !families.has(address.family)) {
+        const message = `${path}.hostAddress: ${network.network} has no IPv${address.family}`;
+        throw new VoltError('INVALID_REQUEST', message, { details: { path } });
+      }
+      this.#refuseTaken(id, map, path);
+      const held = this.#mapped.get(id)?.some((own) => samePort(own, map)) === true;
+      if (!held) refuseBound(map, address, families, path);
+    }
+  }
+
+  /** Makes these the maps of an attachment, in place of those that it has, in one transaction. */
+  put(id: string, ports: Ports, addresses: Attachment['addresses']): void {
+    const before = this.#mapped.get(id) ?? [];
+    this.#firewall.put(mapsOwner(id), portMapFacts({ ports, addresses }));
+    this.#forget(id, before);
+    this.#keep(id, ports);
+    const targets = new Set(addresses.map(({ address }) => address.split('/')[0] ?? address));
+    const changed = [...before, ...ports].filter(
+      (map) =>
+        !(before.some((one) => samePort(one, map)) && ports.some((one) => samePort(one, map))),
+    );
+    this.#forgetFlows(changed, targets);
+  }
+
+  remove(id: string): void {
+    const ports = this.#mapped.get(id);
+    if (ports === undefined) return;
+    this.#firewall.remove(mapsOwner(id));
+    this.#forget(id, ports);
+    this.#forgetFlows(ports, new Set());
+  }
+
+  #keep(id: string, ports: Ports): void {
+    if (ports.length === 0) return;
+    this.#mapped.set(id, ports);
+    for (const map of ports) {
+      const holders = this.#taken.get(slotOf(map)) ?? [];
+      this.#taken.set(slotOf(map), [...holders, { id, hostAddress: map.hostAddress }]);
+    }
+  }
+
+  #forget(id: string, ports: Ports): void {
+    this.#mapped.delete(id);
+    for (const map of ports) {
+      const others = (this.#taken.get(slotOf(map)) ?? []).filter((one) => one.id !== id);
+      if (others.length === 0) this.#taken.delete(slotOf(map));
+      else this.#taken.set(slotOf(map), others);
+    }
+  }
+
+  #refuseTaken(id: string, map: PortMap, path: string): void {
+    const holder = this.#taken
+      .get(slotOf(map))
+      ?.find((one) => one.id !== id && overlaps(one.hostAddress, map.hostAddress));
+    if (holder === undefined) return;
+    throw inUse(map, path, { id: holder.id }, `is mapped to ${holder.id}`);
+  }
+
+  /**
+   * UDP flows to these ports that began before: to the host itself where there is a map now, to `targets`'
+   * predecessors where the map has ended.
+   */
+  #forgetFlows(ports: Ports, targets: ReadonlySet<string>): void {
+    const numbers = new Set(
+      ports.filter(({ protocol }) => protocol === 'udp').map(({ hostPort }) => hostPort),
+    );
+    if (numbers.size === 0) return;
+    this.#conntrack ??= new Conntrack();
+    const own = new Set(
+      this.#kernel.addresses.list().map(({ address }) => address.address.toString()),
+    );
+    for (const port of numbers) {
+      this.#conntrack.forgetUdp(port, ({ destination, replySource }) => {
+        return own.has(destination.toString()) && !targets.has(replySource.toString());
+      });
+    }
+  }
+}
+
+const samePort = (a: PortMap, b: PortMap): boolean =>
+  slotOf(a) === slotOf(b) && a.hostAddress === b.hostAddress && a.port === b.port;
+
+/** Every address and a given one are in each other's way; two given ones, and two families, are not. */
+const overlaps = (a: string | undefined, b: string | undefined): boolean =>
+  a === undefined || b === undefined || a === b;
+
+function refuseBound(
+  map: PortMap,
+  address: IpAddress | undefined,
+  families: ReadonlySet<4 | 6>,
+  path: string,
+): void {
+  const { protocol, hostPort: port } = map;
+  for (const family of address === undefined ? families : [address.family]) {
+    const asked: HostPort = { protocol, family, port, ...(address !== undefined && { address }) };
+    const found = probePort(asked);
+    if (found === 'absent') {
+      const message = `${path}.hostAddress: this host has no address ${map.hostAddress ?? ''}`;
+      throw new VoltError('INVALID_REQUEST', message, { details: { path } });
+    }
+    if (found === 'free') continue;
+    const holder = portHolder(asked);
+    const who = holder === null ? 'a process' : `${holder.command} (pid ${holder.pid})`;
+    throw inUse(map, path, { ...holder }, `is held by ${who} of this host`);
+  }
+}
+
+const inUse = (map: PortMap, path: string, holder: object, reason: string): VoltError => {
+  const { protocol, hostPort, hostAddress } = map;
+  const port = `${protocol} port ${hostPort}${hostAddress === undefined ? '' : ` of ${hostAddress}`}`;
+  return new VoltError('PORT_IN_USE', `${path}: ${port} ${reason}`, {
+    details: {
+      path,
+      protocol,
+      hostPort,
+      ...(hostAddress !== undefined && { hostAddress }),
+      holder,
+    },
+  });
+};
