@@ -187,7 +187,14 @@ export const DEVICE_FILTER = {
       rules: [
         `meta mark and ${PASSED} == 0 counter drop`,
         `meta mark set meta mark and ${(~PASSED >>> 0).toString()}`,
+        'jump loopback',
       ],
+    },
+    // Where br_netfilter is on, a reply to what was mapped from ::1 has its destination back before it leaves the
+    // bridge, and IPv6 takes no packet to ::1 from a device that is not loopback. So it goes on there. No workload
+    // gets this far with such a packet of its own: the bridge's prerouting drops it.
+    loopback: {
+      rules: ['ip6 daddr ::1 ether daddr set 00:00:00:00:00:00 fwd to "lo"'],
     },
   },
 } as const satisfies Ruleset;
@@ -252,15 +259,23 @@ export const hairpinFacts = (name: string): Fact[] => [bridge('hairpin', { key: 
  * What no rule of ours let into this bridge does not reach the host through it. For bridges that we made; on one
  * that was there, ports of others are none of our business.
  */
-export const guardFacts = ({ name, index }: { name: string; index: number }): Fact[] => [
-  {
-    kind: 'chain',
-    ruleset: DEVICE_FILTER,
-    chain: `bridge_${index}`,
-    hook: `type filter hook ingress device "${name}" priority -300; policy accept;`,
-    rules: ['goto guard'],
-  },
-];
+export const guardFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'guard')];
+
+/** Replies from this bridge to ::1 reach it. `guardFacts` does the same. */
+export const loopbackFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'loopback')];
+
+interface BridgeLink {
+  readonly name: string;
+  readonly index: number;
+}
+
+const ingress = ({ name, index }: BridgeLink, chain: 'guard' | 'loopback'): Fact => ({
+  kind: 'chain',
+  ruleset: DEVICE_FILTER,
+  chain: `bridge_${index}`,
+  hook: `type filter hook ingress device "${name}" priority -300; policy accept;`,
+  rules: [`goto ${chain}`],
+});
 
 /** No port takes the link-local address of a bridge, whatever its `linkLocal`. */
 export function hostLocalFacts(mac: MacAddress): Fact[] {

@@ -4,7 +4,12 @@ import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import type { Firewall } from '../firewall/firewall.ts';
-import { guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
+import {
+  guardFacts,
+  hostLocalFacts,
+  loopbackFacts,
+  trustedFacts,
+} from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
@@ -80,7 +85,7 @@ export class NetworkBridge {
     const { bridge, uplink } = this.#network;
     firewall.put(`bridge:${bridge}`, [
       // Ports of others on a bridge that was there are none of our business.
-      ...(isOurs(link, host, this.#network) ? guardFacts(link) : []),
+      ...(isOurs(link, host, this.#network) ? guardFacts : loopbackFacts)(link),
       ...(link.mac === undefined ? [] : hostLocalFacts(link.mac)),
       ...(uplink === undefined ? [] : trustedFacts(uplink.device)),
       ...facts(this.#network),
