@@ -25,7 +25,7 @@ export class MacvlanParent {
 
   /**
    * Looks without touching. PARENT_NOT_FOUND: there is no such device. UNSUPPORTED: it is no Ethernet device.
-   * DEVICE_BUSY: it is a port of a bridge or bond. INVALID_REQUEST: a larger MTU than the parent has.
+   * INVALID_REQUEST: a larger MTU than the parent has.
    */
   look(askedMtu: number | undefined): void {
     const { parent: name, mtu: ownMtu } = this.#network;
@@ -33,10 +33,6 @@ export class MacvlanParent {
     if (link === null) throw this.#notFound();
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
-    }
-    if (link.master !== undefined) {
-      const master = this.#kernel.links.get(link.master)?.name ?? `#${link.master}`;
-      throw this.#error('DEVICE_BUSY', `${link.name} is a port of ${master}`);
     }
     const mtu = askedMtu ?? ownMtu ?? link.mtu;
     if (mtu > link.mtu) {
@@ -50,7 +46,8 @@ export class MacvlanParent {
   }
 
   /**
-   * Makes a device on it, down, in its namespace when one is given. DEVICE_BUSY: passthru wants the parent alone.
+   * Makes a device on it, down, in its namespace when one is given. DEVICE_BUSY: passthru wants the parent alone, or
+   * it is a port of a bridge or bond. What the kernel knows of that may lie in namespaces out of sight.
    */
   create(device: {
     readonly kind: 'macvlan' | 'macvtap';
@@ -96,6 +93,8 @@ export class MacvlanParent {
             : 'a macvlan or macvtap in mode passthru has it alone',
           error,
         );
+      case 'EBUSY':
+        return this.#error('DEVICE_BUSY', 'it is a port of another device', error);
       case 'ENODEV':
         return this.#notFound(error);
       case 'EOPNOTSUPP':

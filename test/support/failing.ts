@@ -22,7 +22,7 @@ export async function failEachMessage(
   for (let when = 1; when <= MOST_CALLS; when += 1) {
     const asked = request(`undo-${when}`);
     const before = await stack.snapshot();
-    const failure = await failing(stack.agent, when);
+    const failure = await atMessage(stack.agent, when, 'error=ENOMEM');
     const error: unknown = await stack.client.attach(stack.host, asked).catch((e: unknown) => e);
     await failure[Symbol.asyncDispose]();
     const failed = error instanceof Error;
@@ -45,9 +45,16 @@ export async function failEachMessage(
   expect(refused).toBeLessThan(MOST_CALLS);
 }
 
-/** Makes the `when`-th message from now on fail, until disposed. The agent's start is not counted. */
-async function failing({ pid }: { pid: number }, when: number): Promise<AsyncDisposable> {
-  const inject = ['-e', 'trace=sendto', '-e', `inject=sendto:error=ENOMEM:when=${when}`];
+/**
+ * Has something happen at the `when`-th message that a process sends from now on, until disposed: it fails, or the
+ * process is killed before it.
+ */
+export async function atMessage(
+  { pid }: { readonly pid: number },
+  when: number,
+  what: 'error=ENOMEM' | 'signal=SIGKILL',
+): Promise<AsyncDisposable> {
+  const inject = ['-e', 'trace=sendto', '-e', `inject=sendto:${what}:when=${when}`];
   const [program, args] = dyingWithParent([
     requireTool('strace'),
     ...['-f', '-o', '/dev/null', ...inject, '-p', String(pid)],
