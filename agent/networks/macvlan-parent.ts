@@ -34,7 +34,7 @@ export class MacvlanParent {
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
     }
-    const mtu = askedMtu ?? ownMtu ?? link.mtu;
+    const mtu = askedMtu ?? Math.min(ownMtu ?? link.mtu, link.mtu);
     if (mtu > link.mtu) {
       throw new VoltError(
         'INVALID_REQUEST',

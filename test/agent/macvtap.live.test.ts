@@ -132,6 +132,18 @@ describe('a container', () => {
     await segment.nothingIsLeft();
   });
 
+  test('is reached from the host by way of a macvlan of its own alone', async () => {
+    const attachment = await segment.attach('near', { kind: 'container' });
+    expect(answers(addressOf(attachment))).toBe(false);
+    run('link add link nic0 name host0 type macvlan mode bridge');
+    run('link set host0 up');
+    run(`route add ${addressOf(attachment)} dev host0 src 10.60.0.100`);
+    expect(answers(addressOf(attachment))).toBe(true);
+    run('link delete host0');
+    await segment.detach('near');
+    await segment.nothingIsLeft();
+  });
+
   test('frees its name at once, for the next', async () => {
     await segment.attach('before', { kind: 'container' });
     await segment.stack.client.detach(segment.stack.host, { id: 'before' });
