@@ -118,6 +118,8 @@ export const BRIDGE_PORT = {
   IFLA_BRPORT_MCAST_FLOOD: u8(27),
   IFLA_BRPORT_MCAST_TO_UCAST: u8(28),
   IFLA_BRPORT_BCAST_FLOOD: u8(30),
+  /** By bit: …:00 to …:0f of the group addresses that end at a bridge, which it treats as any other. */
+  IFLA_BRPORT_GROUP_FWD_MASK: u16(31),
   IFLA_BRPORT_NEIGH_SUPPRESS: u8(32),
   IFLA_BRPORT_ISOLATED: u8(33),
   IFLA_BRPORT_LOCKED: u8(39),

@@ -50,6 +50,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   port: {
     rules: [
       `${side} . ether saddr != @mac counter drop`,
+      'ether daddr and ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter drop',
       'ether type vmap { arp : goto port_arp, ip : goto port_v4, ip6 : goto port_v6 }',
       'counter drop',
     ],
@@ -70,7 +71,13 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
     ],
   },
   own_v4: {
-    rules: ['udp sport 67 counter drop', 'igmp type membership-query counter drop', 'goto ok'],
+    rules: [
+      // Clients take an answer from any port.
+      'udp sport 67 counter drop',
+      'udp dport 68 counter drop',
+      'igmp type membership-query counter drop',
+      'goto ok',
+    ],
   },
   port_v6: {
     rules: [
@@ -102,7 +109,8 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  udp_v6: { rules: ['udp sport != 547 goto ok', 'counter drop'] },
+  // Two rules: of two ports to differ from, nft 1.0.6 makes a pair to differ from.
+  udp_v6: { rules: ['udp dport 546 counter drop', 'udp sport != 547 goto ok', 'counter drop'] },
   icmp_v6: {
     rules: [
       `icmpv6 type vmap { ${[
@@ -158,11 +166,6 @@ export const BRIDGE_FILTER = {
       hook: 'type filter hook prerouting priority -300; policy accept;',
       rules: ['iifname @ports goto port', `iifname @trusted meta mark set meta mark or ${PASSED}`],
     },
-    // Frames for the bridge itself (IEEE 802.1D group addresses): spanning tree and its like.
-    input: {
-      hook: 'type filter hook input priority -300; policy accept;',
-      rules: ['ether daddr and ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 iifname @ports counter drop'],
-    },
     forward: {
       hook: 'type filter hook forward priority -300; policy accept;',
       rules: [
@@ -201,6 +204,13 @@ export const DEVICE_FILTER = {
 
 const bridge = elementsOf(BRIDGE_FILTER);
 const device = elementsOf(DEVICE_FILTER);
+
+/**
+ * IFLA_BRPORT_GROUP_FWD_MASK of a port under the filter: no group address of IEEE 802.1D is special to it. Else the
+ * kernel hands such frames past all hooks to the host, LLDP's at least, and learns from them that any MAC, a
+ * neighbour's too, is behind this port. That of pause frames, which nobody ever gets, cannot be among them.
+ */
+export const FILTERED_GROUPS = 0xfffd;
 
 /** What a port of a network may send from. */
 export interface FilteredPort {

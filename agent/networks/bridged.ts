@@ -5,7 +5,12 @@ import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { isolatedFacts } from '../firewall/host-nat.ts';
-import { bridgePortFacts, hairpinFacts, trustedFacts } from '../firewall/port-filter.ts';
+import {
+  bridgePortFacts,
+  FILTERED_GROUPS,
+  hairpinFacts,
+  trustedFacts,
+} from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
@@ -139,14 +144,13 @@ export class Bridged implements NetworkType {
         undo.defer(() => firewall.remove(portOwner(id)));
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
-        if (!hairpin && !isolated) return;
-        kernel.links.setBridgePort(
-          { index, name },
-          {
-            ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
-            ...(isolated && { IFLA_BRPORT_ISOLATED: 1 }),
-          },
-        );
+        const settings = {
+          ...(network.filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
+          ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
+          ...(isolated && { IFLA_BRPORT_ISOLATED: 1 }),
+        };
+        if (Object.keys(settings).length === 0) return;
+        kernel.links.setBridgePort({ index, name }, settings);
       },
     };
   }
