@@ -193,7 +193,7 @@ export class Attachments {
   ): Promise<AttachAnswer | undefined> {
     const { journal, log } = this.#options;
     const { attachment, generation } = held;
-    if (attachment === undefined || held.contentKey !== key) {
+    if (attachment === undefined || ![held.contentKey, held.updatedKey].includes(key)) {
       throw new VoltError('ALREADY_ATTACHED', `${request.id} is attached with other content`, {
         details: { id: request.id, generation },
       });
@@ -394,7 +394,8 @@ const mayHaveBeenGranted = (error: unknown): boolean =>
   error.code === 'STORE_UNAVAILABLE' &&
   error.details?.['sent'] !== false;
 
-function refuseOtherGeneration(
+/** STALE_GENERATION, or INVALID_REQUEST for one that was never given out. */
+export function refuseOtherGeneration(
   held: { readonly id: string; readonly generation?: number },
   asked: number | undefined,
 ): void {

@@ -25,6 +25,8 @@ export interface AttachmentRecord {
   readonly request: AttachRequest;
   /** Equal for requests of the same content (contract of `attach`). */
   readonly contentKey: string;
+  /** The same of what an update made of it. */
+  readonly updatedKey?: string;
   readonly createdAt: string;
   /** The boot (/proc/sys/kernel/random/boot_id) in which devices were made. */
   readonly bootId: string;

@@ -34,6 +34,7 @@ import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { startTelemetry } from './telemetry.ts';
 import { Turns } from './turns.ts';
+import { Updates } from './updates.ts';
 import { Witness } from './witness.ts';
 
 const SERVICE_NAME = 'volt-network-agent';
@@ -244,6 +245,7 @@ class Agent {
         host,
         subjectPrefix,
         attachments,
+        updates: new Updates({ ledger, journal, events, networkTypes, turns }),
         inspection,
         fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),
         ledger,

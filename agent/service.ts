@@ -10,6 +10,7 @@ import {
   networkGetRequestSchema,
   networkListRequestSchema,
   networkPutRequestSchema,
+  updateRequestSchema,
 } from '#protocol/attachment.ts';
 import { decode, encodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
@@ -37,12 +38,14 @@ import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
 import type { Session } from './session.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
+import type { Updates } from './updates.ts';
 import type { Witness } from './witness.ts';
 
 export interface ServiceOptions {
   readonly host: string;
   readonly subjectPrefix: string;
   readonly attachments: Attachments;
+  readonly updates: Updates;
   readonly inspection: Inspection;
   readonly fleetCheck: FleetCheck;
   readonly ledger: Ledger;
@@ -102,10 +105,12 @@ const operation = <Name extends string, Schema extends z.ZodType>(
 
 const hostOperations = ({
   attachments,
+  updates,
   inspection,
 }: ServiceOptions): Operation<HostOperation>[] => [
   operation('attach', attachRequestSchema, (request, call) => attachments.attach(request, call)),
   operation('detach', detachRequestSchema, (request, call) => attachments.detach(request, call)),
+  operation('update', updateRequestSchema, (request, call) => updates.update(request, call)),
   operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
   operation('list', listRequestSchema, (request) => inspection.list(request)),
   operation('check', checkRequestSchema, (request) => inspection.check(request)),

@@ -142,6 +142,18 @@ export const detachRequestSchema = z.strictObject({
   requestId: requestId.optional(),
 });
 
+/** What is left out stays as it is; what is given takes the place of what was there. */
+export const updateRequestSchema = z.strictObject({
+  id,
+  generation: generation.optional(),
+  requestId: requestId.optional(),
+  ports: ports.optional(),
+  bandwidth: bandwidth.optional(),
+  labels: labels.optional(),
+  /** Further addresses that the port filter lets through, among those that the network excludes from leases. */
+  filterAddresses: z.array(address).max(64).optional(),
+});
+
 export const getRequestSchema = z.strictObject({ id });
 
 export const checkRequestSchema = z.strictObject({ id: id.optional() });
@@ -169,6 +181,7 @@ export const networkListRequestSchema = z.strictObject({
 
 export type AttachRequest = z.infer<typeof attachRequestSchema>;
 export type DetachRequest = z.infer<typeof detachRequestSchema>;
+export type UpdateRequest = z.infer<typeof updateRequestSchema>;
 export type GetRequest = z.infer<typeof getRequestSchema>;
 export type CheckRequest = z.infer<typeof checkRequestSchema>;
 export type ListRequest = z.infer<typeof listRequestSchema>;
@@ -241,6 +254,8 @@ export const attachmentSchema = z.object({
     ingressBitsPerSecond: z.int().optional(),
     egressBitsPerSecond: z.int().optional(),
   }),
+  /** What the port filter lets through beside `addresses`; absent when nothing. */
+  filterAddresses: z.array(z.string()).optional(),
   lease: z.object({
     generation: z.int(),
     grantedAt: z.string(),
@@ -262,6 +277,9 @@ export const detachAnswerSchema = z.object({
   /** True: the device is out of use; its deletion and the release of the lease follow. */
   releasing: z.boolean(),
 });
+
+/** The attachment as it is now. */
+export const updateAnswerSchema = z.object({ attachment: attachmentSchema });
 
 export const getAnswerSchema = z.object({ attachment: attachmentSchema });
 
@@ -287,6 +305,7 @@ export const listAnswerSchema = z.object({
 export type Attachment = z.infer<typeof attachmentSchema>;
 export type AttachAnswer = z.infer<typeof attachAnswerSchema>;
 export type DetachAnswer = z.infer<typeof detachAnswerSchema>;
+export type UpdateAnswer = z.infer<typeof updateAnswerSchema>;
 export type GetAnswer = z.infer<typeof getAnswerSchema>;
 export type Difference = z.infer<typeof differenceSchema>;
 export type CheckAnswer = z.infer<typeof checkAnswerSchema>;

@@ -13,6 +13,8 @@ import type {
   ListAnswer,
   ListRequest,
   NetworkListRequest,
+  UpdateAnswer,
+  UpdateRequest,
 } from './attachment.ts';
 import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
@@ -138,6 +140,11 @@ export class VoltNetworkClient {
 
   detach(host: string, request: DetachRequest, options?: CallOptions): Promise<DetachAnswer> {
     return this.#askHost(host, 'detach', request, IS_ANSWER.detach, options);
+  }
+
+  /** Changes a live attachment: ports, bandwidth, labels, filter addresses. */
+  update(host: string, request: UpdateRequest, options?: CallOptions): Promise<UpdateAnswer> {
+    return this.#askHost(host, 'update', request, IS_ANSWER.update, options);
   }
 
   get(host: string, request: GetRequest, options?: CallOptions): Promise<GetAnswer> {

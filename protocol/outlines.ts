@@ -4,6 +4,7 @@ import type {
   DetachAnswer,
   GetAnswer,
   ListAnswer,
+  UpdateAnswer,
 } from './attachment.ts';
 import type {
   LedgerCheckAnswer,
@@ -43,6 +44,7 @@ const outlined =
 export const IS_ANSWER = {
   attach: outlined<AttachAnswer>({ attachment: 'object', replayed: 'boolean' }),
   detach: outlined<DetachAnswer>({ detached: 'boolean', releasing: 'boolean' }),
+  update: outlined<UpdateAnswer>({ attachment: 'object' }),
   get: outlined<GetAnswer>({ attachment: 'object' }),
   check: outlined<CheckAnswer>({ inSync: 'boolean', differences: 'object' }),
   list: outlined<ListAnswer>({ attachments: 'object' }),

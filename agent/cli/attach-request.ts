@@ -88,12 +88,18 @@ function tapOf({ queues, vnetHdr, owner, group }: AttachFlags): Record<string, u
   };
 }
 
-const bandwidthOf = ({ ingress, egress }: AttachFlags): Record<string, unknown> => ({
+export const bandwidthOf = ({
+  ingress,
+  egress,
+}: Pick<AttachFlags, 'ingress' | 'egress'>): {
+  ingressBitsPerSecond?: number;
+  egressBitsPerSecond?: number;
+} => ({
   ...(ingress !== undefined && { ingressBitsPerSecond: parseBitsPerSecond(ingress) }),
   ...(egress !== undefined && { egressBitsPerSecond: parseBitsPerSecond(egress) }),
 });
 
-function labelsOf(labels: readonly string[] = []): Record<string, unknown> {
+export function labelsOf(labels: readonly string[] = []): Record<string, string> {
   return Object.fromEntries(
     labels.map((label) => {
       const equals = label.indexOf('=');

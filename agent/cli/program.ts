@@ -18,6 +18,10 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       load: async () => (await import('./commands/attach.ts')).addAttachCommand,
     },
     {
+      names: ['update'],
+      load: async () => (await import('./commands/update.ts')).addUpdateCommand,
+    },
+    {
       names: ['detach', 'get', 'list', 'check'],
       load: async () => (await import('./commands/attachments.ts')).addAttachmentCommands,
     },

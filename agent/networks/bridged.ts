@@ -19,9 +19,11 @@ import { NetworkBridge } from './bridge.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, retire, setLinkDown } from './device.ts';
 import {
   type AttachedDevice,
+  type AttachmentChange,
   type CheckedAttach,
   type Device,
   type NetworkType,
+  refuseChanges,
   refuseUnsupported,
   type RemovingDevice,
 } from './network.ts';
@@ -155,6 +157,37 @@ export class Bridged implements NetworkType {
     };
   }
 
+  update(change: AttachmentChange, undo: DisposableStack): void {
+    refuseChanges(change, ['ports']);
+    this.updatePort(change, undo);
+  }
+
+  /** `update` of what is the same for all networks with a bridge. */
+  updatePort({ before, after, network }: AttachmentChange, undo: DisposableStack): void {
+    const { kernel } = this.#options;
+    const { device } = after;
+    if (device === null) return;
+    undo.defer(() => this.#putFacts(before, network));
+    this.#putFacts(after, network);
+    const hairpin = after.ports.length > 0;
+    if (hairpin === before.ports.length > 0) return;
+    const set = (on: boolean): void =>
+      kernel.links.setBridgePort(
+        { index: device.ifindex, name: device.name },
+        { IFLA_BRPORT_MODE: Number(on) },
+      );
+    undo.defer(() => set(!hairpin));
+    set(hairpin);
+  }
+
+  #putFacts({ id, device, mac, ports, ...attachment }: Attachment, network: Network): void {
+    if (device === null) return;
+    const own = attachment.addresses.map(({ address }) => address);
+    const addresses = [...own, ...(attachment.filterAddresses ?? [])];
+    const port = { device: device.name, mac, addresses, hairpin: ports.length > 0 };
+    this.#options.firewall.put(portOwner(id), portFacts(network, port));
+  }
+
   resume(attachment: Attachment, network: Network): void {
     this.resumePort(attachment, network, bridgedFacts);
   }
@@ -166,14 +199,7 @@ export class Bridged implements NetworkType {
     facts: (network: Network) => readonly Fact[],
   ): void {
     const { kernel, firewall } = this.#options;
-    const { id, device, mac, ports } = attachment;
-    if (device === null) return;
-    const addresses = attachment.addresses.map(({ address }) => address);
-    const hairpin = ports.length > 0;
-    firewall.put(
-      portOwner(id),
-      portFacts(network, { device: device.name, mac, addresses, hairpin }),
-    );
+    this.#putFacts(attachment, network);
     if (firewall.has(`bridge:${network.bridge}`)) return;
     const link = kernel.links.get(network.bridge);
     if (link !== null) new NetworkBridge(network, { ...this.#options, facts }).protect(link);

@@ -13,12 +13,15 @@ import type { Removal } from './removal.ts';
 
 export const NOTHING_TO_REMOVE: RemovingDevice = { removed: Promise.resolve() };
 
-/** The device of a record, by index when it is known, else by the name of its open intent; only if it is ours. */
+/**
+ * The device of a record, by index when it is known, else by the name of its open intent; only if it is ours. One
+ * that is being made again has both, and the new index is not known yet.
+ */
 export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | null {
   const { attachment, id, deviceName } = record;
   if (attachment?.device !== undefined && attachment.device !== null) {
     const link = kernel.links.get(attachment.device.ifindex);
-    return link?.alias === deviceTag(attachment) ? link : null;
+    if (link?.alias === deviceTag(attachment)) return link;
   }
   const link = kernel.links.get(deviceName);
   if (link === null) return null;

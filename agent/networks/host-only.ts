@@ -13,6 +13,7 @@ import type { Log } from '../log.ts';
 import type { Bridged } from './bridged.ts';
 import {
   type AttachedDevice,
+  type AttachmentChange,
   type CheckedAttach,
   type NetworkType,
   refuseUnsupported,
@@ -73,6 +74,16 @@ export class HostOnly implements NetworkType {
       },
       [Symbol.dispose]: () => port[Symbol.dispose](),
     };
+  }
+
+  update(change: AttachmentChange, undo: DisposableStack): void {
+    const { bridged, portMaps } = this.#options;
+    const { before, after, network } = change;
+    const { id, addresses } = after;
+    portMaps.check(id, after.ports, network);
+    bridged.updatePort(change, undo);
+    undo.defer(() => portMaps.put(id, before.ports, addresses));
+    portMaps.put(id, after.ports, addresses);
   }
 
   resume(attachment: Attachment, network: Network): void {

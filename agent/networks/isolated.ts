@@ -14,8 +14,10 @@ import { Kernel } from '../kernel.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, setLinkDown } from './device.ts';
 import {
   type AttachedDevice,
+  type AttachmentChange,
   type CheckedAttach,
   type NetworkType,
+  refuseChanges,
   refuseUnsupported,
   type RemovingDevice,
 } from './network.ts';
@@ -84,6 +86,10 @@ export class Isolated implements NetworkType {
     Namespace.remove(made);
     if (handle === null) return NOTHING_TO_REMOVE;
     return { removed: deleteInside(handle, link) };
+  }
+
+  update(change: AttachmentChange): void {
+    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
   }
 
   /** Nothing leaves the namespace anyway; a VM's port is closed all the same. */

@@ -103,9 +103,10 @@ function find(
   scope.use(namespace);
   const kernel = scope.use(new Kernel(namespace));
   const index = record.attachment?.device?.ifindex;
-  const link = index === undefined ? linkOfRecord(kernel, record) : kernel.links.get(index);
   // Whoever owns the namespace can rename a macvlan and take its tag away, but not change its kind, nor its index,
   // which was drawn at random.
+  const known = index === undefined ? null : kernel.links.get(index);
+  const link = known?.kind === 'macvlan' ? known : linkOfRecord(kernel, record);
   return link?.kind === 'macvlan' ? { kernel, link } : null;
 }
 

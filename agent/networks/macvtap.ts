@@ -22,10 +22,12 @@ import { MacvlanParent } from './macvlan-parent.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
   type AttachedDevice,
+  type AttachmentChange,
   type CheckedAttach,
   type Device,
   deviceTag,
   type NetworkType,
+  refuseChanges,
   refuseUnsupported,
   type RemovingDevice,
 } from './network.ts';
@@ -94,6 +96,10 @@ export class Macvtap implements NetworkType {
     return {
       removed: index === undefined ? removed : removed.then(() => removeCharacterDevice(index)),
     };
+  }
+
+  update(change: AttachmentChange): void {
+    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
   }
 
   setDown(record: AttachmentRecord): void {

@@ -28,6 +28,13 @@ export interface CheckedAttach extends Disposable {
   attach(lease: Lease, undo: DisposableStack): AttachedDevice;
 }
 
+export interface AttachmentChange {
+  readonly before: Attachment;
+  readonly after: Attachment;
+  /** As it was when the device was made. */
+  readonly network: Network;
+}
+
 export interface AttachedDevice {
   readonly device: Device | null;
   readonly filter: Attachment['filter'];
@@ -50,6 +57,11 @@ export interface NetworkType {
   detach(record: AttachmentRecord): RemovingDevice;
   /** At the start of an agent: notes what has to hold beside the device, for the firewall that is about to load. */
   resume(attachment: Attachment, network: Network): void;
+  /**
+   * Makes of a live attachment what `after` says, without a packet lost; registers what brings `before` back.
+   * PORT_IN_USE and the like, UNSUPPORTED for what this type cannot change.
+   */
+  update(change: AttachmentChange, undo: DisposableStack): void;
   /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
   setDown(record: AttachmentRecord): void;
   /** Compares the kernel with the attachment; reads only. Empty when they agree. */
@@ -80,6 +92,19 @@ export function refuseUnsupported(
       details: { path },
     });
   }
+}
+
+type Changeable = 'ports' | 'bandwidth' | 'filterAddresses';
+
+/** Refuses a change of what a type has not; labels are everybody's. */
+export function refuseChanges(
+  { before, after, network }: AttachmentChange,
+  keys: readonly Changeable[],
+): void {
+  refuseUnsupported(
+    network,
+    keys.map((key) => [key, JSON.stringify(before[key]) !== JSON.stringify(after[key])]),
+  );
 }
 
 /** Alias of every object of ours: whose it is, and of which generation. */

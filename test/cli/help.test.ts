@@ -36,6 +36,7 @@ describe('help', () => {
       'network list',
       'network delete',
       'attach',
+      'update',
       'detach',
       'get',
       'list',
@@ -77,7 +78,7 @@ describe('help', () => {
       'list',
       'check',
     ]);
-    expect(await names('lsit')).toHaveLength(12);
-    expect(await names('list', '--help')).toHaveLength(12);
+    expect(await names('lsit')).toHaveLength(program.commands.length);
+    expect(await names('list', '--help')).toHaveLength(program.commands.length);
   });
 });
