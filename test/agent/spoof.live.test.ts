@@ -1,12 +1,10 @@
 import { execFileSync } from 'node:child_process';
-import { createSocket } from 'node:dgram';
 import { writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { until } from '../support/agent.ts';
 import {
-  arp,
   BROADCAST,
   ethernet,
   ETHERTYPE,
@@ -17,17 +15,19 @@ import {
   udp,
   type Way,
 } from '../support/frames.ts';
-import { addNamespace, bridge, ip, only } from '../support/kernel.ts';
-import { claimVm, openContainer, openPacket, type RawPort } from '../support/raw-port.ts';
 import {
-  type Case,
-  legitimate,
-  markOf,
-  ping4,
-  type Segment,
-  spoofs,
-  type Station,
-} from '../support/spoofs.ts';
+  gatewayOn,
+  heardAfter,
+  heardUntil,
+  listenUdp,
+  stationOf,
+  whoHeard,
+} from '../support/hearing.ts';
+import { addNamespace, bridge } from '../support/kernel.ts';
+import { claimVm, openContainer, openPacket, type RawPort } from '../support/raw-port.ts';
+import { type Case, markOf, ping4, type Segment, type Station } from '../support/packets.ts';
+import { legitimate } from '../support/legitimate.ts';
+import { spoofs } from '../support/spoofs.ts';
 import { type Stack, startStack, VOLT0 } from '../support/stack.ts';
 
 // What leaves a port, by raw frames from the workload's side: towards other ports, the uplink and the host.
@@ -61,14 +61,7 @@ beforeAll(async () => {
   const box = await attach('container', 'evil-box');
   const other = stationOf(await attach('container', 'other-box'));
   await attach('vm', 'other-vm');
-  const link = only(ip('link', 'show', 'volt0'));
-  const mac = MacAddress.parse(String(link['address']));
-  const gateway = {
-    mac: mac.toString(),
-    ip4: '10.42.0.1',
-    ip6: 'fd42::1',
-    linkLocal: mac.linkLocal().toString(),
-  };
+  const gateway = gatewayOn('volt0', { ip4: '10.42.0.1', ip6: 'fd42::1' });
   segments = {
     vm: { self: stationOf(vm), other, gateway },
     container: { self: stationOf(box), other, gateway },
@@ -100,54 +93,10 @@ async function attach(kind: Kind, id: string): Promise<Attachment> {
   return attachment;
 }
 
-function stationOf({ mac, addresses }: Attachment): Station {
-  const [ip4 = '', ip6 = ''] = addresses.map(({ address }) => address.split('/')[0]);
-  return { mac, ip4, ip6, linkLocal: MacAddress.parse(mac).linkLocal().toString() };
-}
-
-let markers = 0;
-
-/** All that everybody has heard when they have heard one more frame of this port, which is allowed. */
-async function heardAfter(kind: Kind): Promise<Record<string, Buffer[]>> {
-  markers += 1;
-  const { self } = segments[kind];
-  const target = { ip: `198.51.${markers >> 8}.${markers & 0xff}` };
-  const sender = { mac: self.mac, ip: self.ip4 };
-  const request = arp({ operation: 1, sender, target });
-  senders[kind].send(ethernet(BROADCAST, self.mac, ETHERTYPE.arp, request));
-  return heardUntil((frames) => frames.some((frame) => frame.includes(request)));
-}
-
-async function heardUntil(
-  enough: (frames: readonly Buffer[]) => boolean,
-): Promise<Record<string, Buffer[]>> {
-  const heard = Object.fromEntries(
-    Object.keys(hearers).map((who): [string, Buffer[]] => [who, []]),
-  );
-  await until('all have heard it', () => {
-    for (const [who, port] of Object.entries(hearers)) heard[who]?.push(...port.received());
-    return Object.values(heard).every(enough);
-  });
-  return heard;
-}
-
-/** Who heard which of the frames, wherever they were sent. */
-const whoHeard = (frames: readonly Buffer[], heard: Record<string, Buffer[]>): string[] =>
-  Object.entries(heard).flatMap(([who, all]) =>
-    frames.flatMap((frame, index) =>
-      all.some((one) => one.includes(markOf(frame))) ? [`${who}: frame ${index}`] : [],
-    ),
-  );
-
-/** UDP of the host. */
-async function listen(address: string): Promise<Disposable & { port: number; heard: string[] }> {
-  const socket = createSocket(address === '::' ? 'udp6' : 'udp4');
-  const heard: string[] = [];
-  socket.on('message', (message) => heard.push(message.toString()));
-  await new Promise<void>((resolve) => socket.bind({ address }, resolve));
-  const { port } = socket.address();
-  return { port, heard, [Symbol.dispose]: () => void socket.close() };
-}
+const speaker = (kind: Kind): { port: RawPort; station: Station } => ({
+  port: senders[kind],
+  station: segments[kind].self,
+});
 
 /** Names first: addresses are known when the hosts are. */
 const SAMPLE: Station = { mac: OFF_SEGMENT, ip4: '10.0.0.1', ip6: 'fd00::1', linkLocal: 'fe80::1' };
@@ -184,7 +133,7 @@ describe.each([0, 1].flatMap((called) => KINDS.map((kind) => ({ kind, called }))
           senders[kind].send(sentTo(to, frame));
         }
       }
-      expect(whoHeard(frames, await heardAfter(kind))).toEqual([]);
+      expect(whoHeard(frames, await heardAfter(hearers, speaker(kind)))).toEqual([]);
     });
 
     test('does not take the place of another in the forwarding table', () => {
@@ -201,10 +150,10 @@ describe.each([0, 1].flatMap((called) => KINDS.map((kind) => ({ kind, called }))
       expect(learned).not.toContain(gateway.mac);
     });
 
-    test.each(['0.0.0.0', '::'])(
+    test.each(['0.0.0.0', '::'] as const)(
       'reaches no socket of the host on %s by a reserved group',
       async (any) => {
-        using socket = await listen(any);
+        using socket = await listenUdp(any);
         const { self, other, gateway } = segments[kind];
         const way = (from: Station): Way =>
           any === '::' ? { from: from.ip6, to: gateway.ip6 } : { from: from.ip4, to: gateway.ip4 };
@@ -226,7 +175,7 @@ describe.each([0, 1].flatMap((called) => KINDS.map((kind) => ({ kind, called }))
     test.each(namesOf(legitimate))('sends %s', async (name) => {
       const frames = framesOf(legitimate, kind, name);
       for (const frame of frames) senders[kind].send(frame);
-      await heardUntil((all) =>
+      await heardUntil(hearers, (all) =>
         frames.every((frame) => all.some((one) => one.includes(markOf(frame)))),
       );
     });
