@@ -119,7 +119,7 @@ function namespaceOf({ request, namespaceIdentity }: AttachmentRecord): Namespac
     namespace[Symbol.dispose]();
     return null;
   } catch (error) {
-    if (error instanceof NotANamespaceError || isKernelError(error, 'ENOENT', 'EACCES'))
+    if (error instanceof NotANamespaceError || isKernelError(error, 'ENOENT', 'ENOTDIR'))
       return null;
     throw error;
   }

@@ -6,6 +6,7 @@ import { type AttachmentRecord, Journal } from '#agent/journal.ts';
 import { Kernel } from '#agent/kernel.ts';
 import { createLog } from '#agent/log.ts';
 import { Macvtap } from '#agent/networks/macvtap.ts';
+import { DEVICE_GROUP } from '#agent/networks/network.ts';
 import { Removal } from '#agent/networks/removal.ts';
 import { until } from '../support/agent.ts';
 import { atMessage } from '../support/failing.ts';
@@ -51,7 +52,7 @@ describe.each(KINDS)('a %s', (kind) => {
         ifindex: device.ifindex,
         address: attachment.mac,
         mtu: 1450,
-        group: String(0x766f6c74),
+        group: String(DEVICE_GROUP),
         ifalias: `volt:${id}#${attachment.generation}`,
         linkinfo: { info_kind: type, info_data: { mode } },
       });
@@ -242,30 +243,36 @@ describe('a refused attach leaves everything as it was', () => {
   });
 });
 
-test.each(KINDS)(
-  'an agent killed before it tags the device of a %s leaves nothing',
-  async (kind) => {
-    // The first message looks at the parent, the second makes the device.
-    const killed = await atMessage(segment.stack.agent, 3, 'signal=SIGKILL');
-    const asked = segment.request('crash', { kind, network: 'mv-passthru' });
-    await expect(
-      segment.stack.client.attach(segment.stack.host, asked, { timeoutMs: 300 }),
-    ).rejects.toMatchObject({
-      retryable: true,
-    });
-    const where = kind === 'vm' ? [] : ['-n', 'box'];
-    const link = only(ip(...where, 'link', 'show', kind === 'vm' ? 'tap-crash' : 'eth0'));
-    expect(link['ifalias']).toBeUndefined();
-    await segment.stack.agent.restart('SIGKILL');
+describe.each(KINDS)('an agent killed before it tags the device of a %s', (kind) => {
+  const where = kind === 'vm' ? [] : ['-n', 'box'];
+  const asked = (): AttachRequest => segment.request('crash', { kind, network: 'mv-passthru' });
+
+  const crashAt = async (message: number): Promise<void> => {
+    const { agent, client, host } = segment.stack;
+    const killed = await atMessage(agent, message, 'signal=SIGKILL');
+    const attaching = client.attach(host, asked(), { timeoutMs: 300 });
+    await expect(attaching).rejects.toMatchObject({ retryable: true });
+    const made = only(ip(...where, 'link', 'show', 'group', String(DEVICE_GROUP)));
+    expect(made['ifalias']).toBeUndefined();
+    await agent.restart('SIGKILL');
     await killed[Symbol.asyncDispose]();
-    await segment.stack.agent.ready();
-    await until(
-      'it is undone',
-      async () => (await segment.stack.agent.health())['unfinished'] === 0,
-    );
+    await agent.ready();
+    await until('it is undone', async () => (await agent.health())['unfinished'] === 0);
     await segment.nothingIsLeft();
-  },
-);
+  };
+
+  test('leaves nothing', async () => {
+    // The first message looks at the parent, the second makes the device.
+    await crashAt(3);
+  });
+
+  test('leaves nothing where it was being made again', async () => {
+    const { device } = await segment.attach('crash', { kind, network: 'mv-passthru' });
+    run([...where, 'link', 'delete', device?.name].join(' '));
+    // The first look for the device that was there.
+    await crashAt(kind === 'vm' ? 6 : 7);
+  });
+});
 
 test.each(KINDS)('a fenced %s is down', async (kind) => {
   const attachment = await segment.attach('fenced', { kind });
