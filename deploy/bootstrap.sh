@@ -36,6 +36,7 @@ case $purpose in
     guest
     need strace strace
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
+    need_file /lib/systemd/systemd-networkd systemd
     ;;
   demo) servers ;;
   vm)
@@ -107,4 +108,7 @@ fi
 
 case $purpose in
   vm | test) sh "$root/deploy/guest/prepare.sh" >/dev/null ;;
+esac
+case $purpose in
+  test) sh "$root/test/support/udev.sh" >/dev/null ;;
 esac
