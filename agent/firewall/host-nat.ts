@@ -1,6 +1,7 @@
 import { IpAddress, type IpPrefix } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
+import { ARRIVED, isolatedArrivalFacts } from './port-filter.ts';
 import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
 
 // host-only networks: masquerade outward, inward by port map alone; and what portIsolation needs of routing.
@@ -78,7 +79,7 @@ export const HOST_NAT = {
       hook: 'type filter hook forward priority filter; policy accept;',
       rules: [
         'ct status dnat accept',
-        'iifname . oifname @isolated counter drop',
+        `meta mark and ${ARRIVED} != 0 iifname . oifname @isolated counter drop`,
         'iifname . oifname @inside accept',
         'oifname @bridges ct state established,related accept',
         'oifname @bridges counter drop',
@@ -125,6 +126,7 @@ export function hostOnlyFacts(network: Network): Fact[] {
 /** Keeps ports of a bridge from each other also on the way through the gateway. */
 export const isolatedFacts = ({ bridge }: Pick<Network, 'bridge'>): Fact[] => [
   nat('isolated', { key: [bridge, bridge] }),
+  ...isolatedArrivalFacts(bridge),
 ];
 
 /** The port maps of an attachment, to each of its addresses that the host's address fits. */

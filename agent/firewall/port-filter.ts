@@ -10,6 +10,11 @@ import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
  * prerouting to its port or, on the way to the host, to the ingress of the bridge device, which takes it off.
  */
 const PASSED = 0x0010_0000;
+/**
+ * Bit that says: this packet came to the host by an isolated bridge. Where br_netfilter is on, rules for what is
+ * routed see what is bridged, too, from one port to the uplink for one, and with the same devices.
+ */
+export const ARRIVED = 0x0020_0000;
 
 const PORT_SETS = {
   /** Devices under the filter. */
@@ -182,22 +187,24 @@ export const BRIDGE_FILTER = {
 /** The devices' side: the way from a bridge of ours to the host, and macvtap, whose frames pass no bridge. */
 export const DEVICE_FILTER = {
   family: 'netdev',
-  sets: PORT_SETS,
+  sets: {
+    ...PORT_SETS,
+    /** Bridges of networks whose ports reach the gateway alone. */
+    isolated: { key: ['ifname'] },
+  },
   egress: true,
   chains: {
     ...portChains('oifname', ['accept']),
-    guard: {
+    guard: { rules: [`meta mark and ${PASSED} == 0 counter drop`, 'goto arrival'] },
+    arrival: {
       rules: [
-        `meta mark and ${PASSED} == 0 counter drop`,
         `meta mark set meta mark and ${(~PASSED >>> 0).toString()}`,
-        'jump loopback',
+        `iifname @isolated meta mark set meta mark or ${ARRIVED}`,
+        // Where br_netfilter is on, a reply to what was mapped from ::1 has its destination back before it leaves
+        // the bridge, and IPv6 takes no packet to ::1 from a device that is not loopback. So it goes on there. No
+        // workload gets this far with such a packet of its own: the bridge's prerouting drops it.
+        'ip6 daddr ::1 ether daddr set 00:00:00:00:00:00 fwd to "lo"',
       ],
-    },
-    // Where br_netfilter is on, a reply to what was mapped from ::1 has its destination back before it leaves the
-    // bridge, and IPv6 takes no packet to ::1 from a device that is not loopback. So it goes on there. No workload
-    // gets this far with such a packet of its own: the bridge's prerouting drops it.
-    loopback: {
-      rules: ['ip6 daddr ::1 ether daddr set 00:00:00:00:00:00 fwd to "lo"'],
     },
   },
 } as const satisfies Ruleset;
@@ -271,15 +278,18 @@ export const hairpinFacts = (name: string): Fact[] => [bridge('hairpin', { key: 
  */
 export const guardFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'guard')];
 
-/** Replies from this bridge to ::1 reach it. `guardFacts` does the same. */
-export const loopbackFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'loopback')];
+/** The same for a bridge that was there: what its other ports send reaches the host, too. */
+export const arrivalFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'arrival')];
+
+/** Marks what comes to the host by a bridge with `portIsolation`. */
+export const isolatedArrivalFacts = (name: string): Fact[] => [device('isolated', { key: [name] })];
 
 interface BridgeLink {
   readonly name: string;
   readonly index: number;
 }
 
-const ingress = ({ name, index }: BridgeLink, chain: 'guard' | 'loopback'): Fact => ({
+const ingress = ({ name, index }: BridgeLink, chain: 'guard' | 'arrival'): Fact => ({
   kind: 'chain',
   ruleset: DEVICE_FILTER,
   chain: `bridge_${index}`,

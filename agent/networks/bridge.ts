@@ -4,12 +4,7 @@ import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import type { Firewall } from '../firewall/firewall.ts';
-import {
-  guardFacts,
-  hostLocalFacts,
-  loopbackFacts,
-  trustedFacts,
-} from '../firewall/port-filter.ts';
+import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
@@ -85,7 +80,7 @@ export class NetworkBridge {
     const { bridge, uplink } = this.#network;
     firewall.put(`bridge:${bridge}`, [
       // Ports of others on a bridge that was there are none of our business.
-      ...(isOurs(link, host, this.#network) ? guardFacts : loopbackFacts)(link),
+      ...(isOurs(link, host, this.#network) ? guardFacts : arrivalFacts)(link),
       ...(link.mac === undefined ? [] : hostLocalFacts(link.mac)),
       ...(uplink === undefined ? [] : trustedFacts(uplink.device)),
       ...facts(this.#network),
