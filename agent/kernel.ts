@@ -3,12 +3,14 @@ import { Addresses } from '#native/address.ts';
 import { Links } from '#native/link.ts';
 import { NetlinkSocket, type Request } from '#native/netlink.ts';
 import { Routes } from '#native/route.ts';
+import { Traffic } from '#native/traffic.ts';
 
 /** The kernel's network configuration in one namespace: one socket, and the verbs over it. */
 export class Kernel implements Disposable {
   readonly links: Links;
   readonly addresses: Addresses;
   readonly routes: Routes;
+  readonly traffic: Traffic;
   readonly #socket: NetlinkSocket;
 
   constructor(namespace?: Namespace) {
@@ -16,6 +18,7 @@ export class Kernel implements Disposable {
     this.links = new Links(this.#socket);
     this.addresses = new Addresses(this.#socket);
     this.routes = new Routes(this.#socket);
+    this.traffic = new Traffic(this.#socket);
   }
 
   /** Does several requests in one message to the kernel; throws the first error once all were tried. */

@@ -59,6 +59,16 @@ export const be32 = (type: number): Attribute<number> => ({
   read: (payload) => (payload.length >= 4 ? payload.readUInt32BE(0) : undefined),
 });
 
+export const u64 = (type: number): Attribute<bigint> => ({
+  type,
+  write: (writer, value) => {
+    const bytesOfIt = Buffer.alloc(8);
+    bytesOfIt.writeBigUInt64LE(value);
+    writer.raw(bytesOfIt);
+  },
+  read: (payload) => (payload.length >= 8 ? payload.readBigUInt64LE(0) : undefined),
+});
+
 export const i32 = (type: number): Attribute<number> => ({
   type,
   write: (writer, value) => writer.i32(value),

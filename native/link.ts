@@ -182,6 +182,11 @@ export class Links {
     this.#socket.request({ ...request, flags: NLM_F_CREATE | NLM_F_EXCL });
   }
 
+  /** An intermediate functional block, down: a queue for frames that come in by other devices. */
+  createIfb(device: NewLink): Link {
+    return this.#create(device, { IFLA_LINKINFO: { kind: 'other', name: 'ifb' } });
+  }
+
   /** A VXLAN device. */
   createVxlan(
     device: NewLink & { readonly data: Extract<LinkInfo, { kind: 'vxlan' }>['data'] },

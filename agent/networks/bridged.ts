@@ -15,6 +15,7 @@ import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
+import { ifbOf, limitBandwidth, observeBandwidth } from './bandwidth.ts';
 import { NetworkBridge } from './bridge.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, retire, setLinkDown } from './device.ts';
 import {
@@ -22,6 +23,7 @@ import {
   type AttachmentChange,
   type CheckedAttach,
   type Device,
+  deviceTag,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -56,7 +58,6 @@ export class Bridged implements NetworkType {
   check(request: AttachRequest, network: Network): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
-      ['bandwidth', request.bandwidth !== undefined],
       ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
@@ -146,6 +147,7 @@ export class Bridged implements NetworkType {
         undo.defer(() => firewall.remove(portOwner(id)));
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
+        this.#limit({ index, name, alias: deviceTag(lease) }, request, undo);
         const settings = {
           ...(network.filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
           ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
@@ -155,6 +157,20 @@ export class Bridged implements NetworkType {
         kernel.links.setBridgePort({ index, name }, settings);
       },
     };
+  }
+
+  #limit(
+    device: { index: number; name: string; alias: string },
+    { id, bandwidth }: AttachRequest,
+    undo: DisposableStack,
+  ): void {
+    if (bandwidth === undefined) return;
+    const { kernel } = this.#options;
+    undo.defer(() => {
+      const ifb = ifbOf(kernel, id, device.index);
+      if (ifb !== null) kernel.links.delete(ifb);
+    });
+    limitBandwidth(kernel, device, bandwidth);
   }
 
   update(change: AttachmentChange, undo: DisposableStack): void {
@@ -169,6 +185,11 @@ export class Bridged implements NetworkType {
     if (device === null) return;
     undo.defer(() => this.#putFacts(before, network));
     this.#putFacts(after, network);
+    const limited = { index: device.ifindex, name: device.name, alias: deviceTag(after) };
+    if (JSON.stringify(before.bandwidth) !== JSON.stringify(after.bandwidth)) {
+      undo.defer(() => limitBandwidth(kernel, limited, before.bandwidth));
+      limitBandwidth(kernel, limited, after.bandwidth);
+    }
     const hairpin = after.ports.length > 0;
     if (hairpin === before.ports.length > 0) return;
     const set = (on: boolean): void =>
@@ -208,10 +229,17 @@ export class Bridged implements NetworkType {
   detach(record: AttachmentRecord): RemovingDevice {
     const { kernel, removal, firewall } = this.#options;
     const link = linkOfRecord(kernel, record);
-    const removing = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
     // The port is down by now.
     firewall.remove(portOwner(record.id));
-    return removing;
+    if (record.request.bandwidth === undefined) return { removed };
+    const ifb = ifbOf(kernel, record.id, record.attachment?.device?.ifindex ?? link?.index);
+    if (ifb === null) return { removed };
+    return {
+      removed: Promise.all([removed, removal.delete({ index: ifb.index, alias: ifb.alias })]).then(
+        () => {},
+      ),
+    };
   }
 
   setDown(record: AttachmentRecord): void {
@@ -224,6 +252,7 @@ export class Bridged implements NetworkType {
     const { id } = attachment;
     return [
       ...observePort(kernel, attachment),
+      ...observeBandwidth(kernel, attachment),
       ...(firewall.has(portOwner(id))
         ? []
         : [{ id, what: 'filter', expected: attachment.filter, observed: null }]),

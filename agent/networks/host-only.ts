@@ -47,7 +47,6 @@ export class HostOnly implements NetworkType {
 
   check(request: AttachRequest, network: Network): CheckedAttach {
     refuseUnsupported(network, [
-      ['bandwidth', request.bandwidth !== undefined],
       ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
