@@ -10,6 +10,8 @@ const PACKAGES: Readonly<Record<string, string>> = {
   ping: 'iputils-ping',
   strace: 'strace',
   setpriv: 'util-linux',
+  unshare: 'util-linux',
+  'systemd-analyze': 'systemd',
   python3: 'python3 python3-msgpack',
   'qemu-system-x86_64': 'qemu-system-x86',
 };
