@@ -141,6 +141,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   neighbour_advert: {
     rules: [
       `ip6 nexthdr ipv6-icmp ip6 length 24 ${side} . ${TARGET} @nd6 goto ok`,
+      `ip6 nexthdr ipv6-icmp ip6 length 24 ${side} ${ANY_LOCAL_TARGET} goto ok`,
       `${ADVERTISED} ${side} . ${TARGET} @nd6 ${side} . ${LINK_LAYER} @ndmac goto ok`,
       `${ADVERTISED} ${side} . ${LINK_LAYER} @ndmac ${side} ${ANY_LOCAL_TARGET} goto ok`,
       'counter drop',

@@ -145,7 +145,7 @@ describe.each([0, 1])('with br_netfilter %i', (called) => {
     run(`neigh replace ${two.ip6} lladdr ${two.mac} dev open0`);
     for (const frame of frames) first.send(frame);
     await heardUntil({ port: second }, (all) =>
-      frames.every((frame) => all.some((one) => one.includes(markOf(frame)))),
+      frames.every((frame) => all.some((heard) => heard.includes(markOf(frame)))),
     );
   });
 
