@@ -54,13 +54,10 @@ export class NetworkBridge {
     if (this.#found !== null) refuseOtherKind(this.#found, this.#network);
     this.#uplink = this.#lookForUplink();
     const limit = this.#found?.mtu ?? mtu ?? this.#wayOutMtu();
-    this.#portMtu = askedMtu ?? Math.min(mtu ?? limit, limit);
-    if (this.#portMtu <= limit) return;
-    throw new VoltError(
-      'INVALID_REQUEST',
-      `mtu: ${this.#portMtu} is more than the ${limit} of bridge ${bridge}`,
-      { details: { path: 'mtu', limit } },
-    );
+    this.#portMtu = portMtu(askedMtu ?? Math.min(mtu ?? limit, limit), {
+      name: bridge,
+      mtu: limit,
+    });
   }
 
   /** Makes what `look` has not found; answers the bridge's index, and the MTU of the port to be made. */
@@ -87,16 +84,9 @@ export class NetworkBridge {
     ]);
   }
 
-  /**
-   * After the port is made. An adopted bridge keeps the MTU that it had: one that nobody has set follows its
-   * lowest port, and would carry less for everybody because of one workload.
-   */
+  /** After the port is made: an adopted bridge keeps the MTU that it had. */
   keepMtu(): void {
-    const { links } = this.#options.kernel;
-    const found = this.#found;
-    if (found === null || this.#portMtu >= found.mtu) return;
-    const now = links.get(found.index);
-    if (now !== null && now.mtu !== found.mtu) links.set(found, { mtu: found.mtu });
+    if (this.#found !== null) keepMtu(this.#options.kernel, this.#found, this.#portMtu);
   }
 
   #make(): Link {
@@ -170,6 +160,23 @@ export class NetworkBridge {
     kernel.links.set(uplink, { master: bridge.index, up: true });
     log.info({ bridge: bridge.name, uplink: uplink.name }, 'uplink taken into the bridge');
   }
+}
+
+/** The MTU that a port is to have. INVALID_REQUEST: it is more than the bridge's. */
+export function portMtu(asked: number, bridge: Pick<Link, 'name' | 'mtu'>): number {
+  if (asked <= bridge.mtu) return asked;
+  const message = `mtu: ${asked} is more than the ${bridge.mtu} of bridge ${bridge.name}`;
+  throw new VoltError('INVALID_REQUEST', message, { details: { path: 'mtu', limit: bridge.mtu } });
+}
+
+/**
+ * After a port is made on a bridge that was there: gives it the MTU back that it was found with. One that nobody
+ * has set follows its lowest port, and would carry less for everybody because of one workload.
+ */
+export function keepMtu({ links }: Kernel, bridge: Link, mtu: number): void {
+  if (mtu >= bridge.mtu) return;
+  const now = links.get(bridge.index);
+  if (now !== null && now.mtu !== bridge.mtu) links.set(bridge, { mtu: bridge.mtu });
 }
 
 const bridgeMac = (host: string, { bridge }: Network): MacAddress =>

@@ -93,7 +93,8 @@ export class Bridged implements NetworkType {
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { master, mtu } = bridge.ensure();
         const port = this.#port({ request, network, lease, master }, undo);
-        const device = makeTap(kernel, { name, mtu, tap: request.tap, lease, port }, undo);
+        const tag = deviceTag(lease);
+        const device = makeTap(kernel, { name, mtu, tap: request.tap, lease, tag, port }, undo);
         bridge.keepMtu();
         return attached(network, device);
       },
@@ -122,7 +123,7 @@ export class Bridged implements NetworkType {
         const port = this.#port({ request, network, lease, master }, undo);
         const inside = namespace === undefined ? {} : { namespace };
         const order = { name: names.host, peerName, mtu, port, lease, network, ...inside };
-        const device = makeVeth(kernel, order, undo);
+        const device = makeVeth(kernel, { ...order, tag: deviceTag(lease) }, undo);
         bridge.keepMtu();
         return attached(network, device);
       },

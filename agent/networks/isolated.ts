@@ -16,6 +16,7 @@ import {
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
+  deviceTag,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -141,7 +142,9 @@ function setUp(
   const mtu = request.mtu ?? network.mtu ?? DEFAULT_MTU;
   kernel.links.set(LOOPBACK, { up: true });
   if (request.kind === 'vm') {
-    const device = handle.run(() => makeTap(kernel, { name, mtu, tap: request.tap, lease }, undo));
+    const device = handle.run(() =>
+      makeTap(kernel, { name, mtu, tap: request.tap, lease, tag: deviceTag(lease) }, undo),
+    );
     return { device, filter: 'none', netns: path };
   }
   kernel.batch(

@@ -5,13 +5,16 @@ import { writeSysctl } from '#native/sysctl.ts';
 import { createTap, VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
+import { DEVICE_GROUP, type Device } from './network.ts';
 
 export interface TapOrder {
   readonly name: string;
   readonly mtu: number;
   readonly tap: AttachRequest['tap'];
-  readonly lease: Lease;
+  /** The MAC is the workload's own. */
+  readonly lease: Pick<Lease, 'mac'>;
+  /** The alias that says whose it is: `deviceTag` of the attachment. */
+  readonly tag: string;
   /** The bridge that it becomes a port of; without one it stands alone. */
   readonly port?: BridgePort;
 }
@@ -31,11 +34,12 @@ export const tapShape = (tap: AttachRequest['tap']): { queues: number; vnetHdr: 
 });
 
 /**
- * Makes a persistent TAP, tagged and up, in the namespace of `kernel`, where the calling thread is. It becomes persistent last: an agent that dies before
- * leaves nothing, since the kernel removes the device with its last descriptor.
+ * Makes a persistent TAP, tagged and up, in the namespace of `kernel`, where the calling thread is. It becomes
+ * persistent last: an agent that dies before leaves nothing, since the kernel removes the device with its last
+ * descriptor.
  */
 export function makeTap(kernel: Kernel, order: TapOrder, undo: DisposableStack): Device {
-  const { name, mtu, lease, port } = order;
+  const { name, mtu, lease, tag, port } = order;
   const { queues, vnetHdr } = tapShape(order.tap);
   const { ownerUid, ownerGid } = order.tap ?? {};
   using tap = createTap({
@@ -54,7 +58,7 @@ export function makeTap(kernel: Kernel, order: TapOrder, undo: DisposableStack):
     mtu,
     ...(port !== undefined && { master: port.master }),
     group: DEVICE_GROUP,
-    alias: deviceTag(lease),
+    alias: tag,
   });
   closeToIpv6(name);
   port?.beforeUp(link);

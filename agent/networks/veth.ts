@@ -1,10 +1,9 @@
 import { hostEndMac, MacAddress } from '#protocol/address.ts';
-import type { Network } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP, type Device, deviceTag } from './network.ts';
+import { DEVICE_GROUP, type Device } from './network.ts';
 import { type BridgePort, closeToIpv6 } from './tap.ts';
-import { configureInterface, type WorkloadNamespace } from './workload.ts';
+import { configureInterface, type Routing, type WorkloadNamespace } from './workload.ts';
 
 export interface VethOrder {
   readonly name: string;
@@ -13,8 +12,10 @@ export interface VethOrder {
   readonly mtu: number;
   readonly namespace?: WorkloadNamespace;
   readonly port: BridgePort;
-  readonly lease: Lease;
-  readonly network: Network;
+  readonly lease: Pick<Lease, 'mac' | 'addresses'>;
+  /** The alias that says whose it is: `deviceTag` of the attachment. */
+  readonly tag: string;
+  readonly network: Routing;
 }
 
 /**
@@ -23,7 +24,7 @@ export interface VethOrder {
  * for the caller to move: addresses would not survive that.
  */
 export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack): Device {
-  const { name, peerName, mtu, namespace, port, lease, network } = order;
+  const { name, peerName, mtu, namespace, port, lease, tag, network } = order;
   const peerMac = MacAddress.parse(lease.mac);
   const mac = hostEndMac(peerMac);
   const link = kernel.links.createVeth({
@@ -42,7 +43,7 @@ export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack
   undo.defer(() => kernel.links.delete(link));
   closeToIpv6(name);
   port.beforeUp(link);
-  kernel.links.set(link, { alias: deviceTag(lease), up: true });
+  kernel.links.set(link, { alias: tag, up: true });
   // The kernel reports the other end of a pair by its index there.
   const peer = { index: link.linkIndex ?? 0, name: peerName };
   if (namespace === undefined) closeToIpv6(peerName);

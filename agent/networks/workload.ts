@@ -15,6 +15,11 @@ const HOST_NAMESPACE = namespaceIdentity('/proc/self/ns/net');
 /** The name of a container's interface where the request has none. */
 export const DEFAULT_IFNAME = 'eth0';
 
+/** What of a network a workload's interface needs: its way out. With `ipv6` it accepts no advertised routers. */
+export interface Routing extends Pick<Network, 'gateway' | 'routes'> {
+  readonly ipv6?: Pick<NonNullable<Network['ipv6']>, 'gateway'> | undefined;
+}
+
 /** A workload's namespace, and the kernel's configuration seen from inside. */
 export interface WorkloadNamespace {
   readonly handle: Namespace;
@@ -64,7 +69,7 @@ export class RequestedNamespace implements WorkloadNamespace, Disposable {
  */
 export function configureInterface(
   link: { readonly index: number; readonly name: string },
-  order: { namespace: WorkloadNamespace; lease: Lease; network: Network },
+  order: { namespace: WorkloadNamespace; lease: Pick<Lease, 'addresses'>; network: Routing },
 ): void {
   const { namespace, lease, network } = order;
   const { index, name } = link;
@@ -91,7 +96,7 @@ export function configureInterface(
   ]);
 }
 
-const gatewaysOf = ({ gateway, ipv6 }: Network): IpAddress[] =>
+const gatewaysOf = ({ gateway, ipv6 }: Routing): IpAddress[] =>
   [gateway, ipv6?.gateway].filter((one) => one !== undefined).map((one) => IpAddress.parse(one));
 
 function openNamespaceFile(path: string): Namespace {
