@@ -158,7 +158,7 @@ class Agent {
     const networkTypes: NetworkTypes = {
       bridged,
       'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
-      macvtap: new Macvtap({ kernel, removal, journal }),
+      macvtap: new Macvtap({ kernel, removal, journal, firewall }),
       isolated: new Isolated({ journal }),
     };
     this.#networkTypes = networkTypes;

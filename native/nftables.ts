@@ -1,6 +1,6 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import koffi from 'koffi';
-import { be32, type Table, text, writeAttributes } from './codec.ts';
+import { be32, listOf, nested, type Table, text, writeAttributes } from './codec.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import {
@@ -12,7 +12,7 @@ import {
 } from './netlink-descriptor.ts';
 import { subscribe } from './netlink-events.ts';
 import { eachMessage, NLMSG_HEADER_BYTES, outcomeOf } from './netlink-message.ts';
-import { NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR } from './rtnetlink.ts';
+import { NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR } from './rtnetlink.ts';
 import { ELEMENT_LIST, type SetDeclaration, type SetElement, writeElements } from './nftset.ts';
 import { traced } from './trace.ts';
 import { Writer } from './writer.ts';
@@ -27,6 +27,9 @@ const NFNL_MSG_BATCH_BEGIN = 0x10;
 const NFNL_MSG_BATCH_END = 0x11;
 const NFNL_SUBSYS_NFTABLES = 10;
 const NFT_MSG_NEWTABLE = NFNL_SUBSYS_NFTABLES << 8;
+const NFT_MSG_NEWCHAIN = NFT_MSG_NEWTABLE | 3;
+const NFT_MSG_DELCHAIN = NFT_MSG_NEWTABLE | 5;
+const NFT_MSG_NEWRULE = NFT_MSG_NEWTABLE | 6;
 const NFT_MSG_NEWSETELEM = NFT_MSG_NEWTABLE | 12;
 const NFT_MSG_DELSETELEM = NFT_MSG_NEWTABLE | 14;
 const NFT_TABLE_F_OWNER = 0x2;
@@ -36,6 +39,47 @@ const NFT_MSG_NEWGEN = NFT_MSG_NEWTABLE | 15;
 const NFNLGRP_NFTABLES = 7;
 /** Elements in one message: an attribute holds 64 KiB. */
 const MAX_ELEMENTS = 256;
+/** NF_NETDEV_… of linux/netfilter.h. */
+const HOOKS = { ingress: 0, egress: 1 } as const;
+/** Before everybody else's: what is dropped, nobody else need look at. */
+const DEVICE_HOOK_PRIORITY = -300;
+const NF_ACCEPT = 1;
+const NFT_REG_VERDICT = 0;
+const NFT_GOTO = -4;
+const CHAIN = {
+  NFTA_CHAIN_TABLE: text(1),
+  NFTA_CHAIN_NAME: text(3),
+  NFTA_CHAIN_HOOK: nested(
+    4,
+    { NFTA_HOOK_HOOKNUM: be32(1), NFTA_HOOK_PRIORITY: be32(2), NFTA_HOOK_DEV: text(3) },
+    { flagged: true },
+  ),
+  NFTA_CHAIN_POLICY: be32(5),
+  NFTA_CHAIN_TYPE: text(7),
+} as const satisfies Table;
+/** A verdict as data of the expression `immediate`. */
+const IMMEDIATE = {
+  NFTA_IMMEDIATE_DREG: be32(1),
+  NFTA_IMMEDIATE_DATA: nested(
+    2,
+    {
+      NFTA_DATA_VERDICT: nested(
+        2,
+        { NFTA_VERDICT_CODE: be32(1), NFTA_VERDICT_CHAIN: text(2) },
+        { flagged: true },
+      ),
+    },
+    { flagged: true },
+  ),
+} as const satisfies Table;
+const RULE = {
+  NFTA_RULE_TABLE: text(1),
+  NFTA_RULE_CHAIN: text(2),
+  NFTA_RULE_EXPRESSIONS: listOf(4, 1, {
+    NFTA_EXPR_NAME: text(1),
+    NFTA_EXPR_DATA: nested(2, IMMEDIATE, { flagged: true }),
+  }),
+} as const satisfies Table;
 const FAMILIES = { inet: 1, netdev: 5, bridge: 7 } as const;
 const AF_NETLINK = 16;
 const SO_PROTOCOL = 38;
@@ -52,6 +96,23 @@ export interface NftTable {
   readonly family: keyof typeof FAMILIES;
   readonly name: string;
 }
+
+/**
+ * A base chain on a single device, of a table of the netdev family, whose frames all go on in another chain.
+ * Such a hook names its device, so it cannot be among rules that are the same everywhere.
+ */
+export type DeviceChainChange = {
+  readonly table: NftTable;
+  readonly chain: string;
+} & (
+  | {
+      readonly action: 'add';
+      readonly hook: keyof typeof HOOKS;
+      readonly device: string;
+      readonly goto: string;
+    }
+  | { readonly action: 'delete' }
+);
 
 /** Elements to put into a set or a map, or to take out of it; `flush` takes out all that it had. */
 export interface ElementChange {
@@ -169,27 +230,15 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Changes elements, all in one transaction. What is to be added and is there already counts as added;
-   * KernelError ENOENT for what is to be deleted and is not there, or a set that is not.
+   * Changes elements and chains of devices, in this order, all in one transaction. An element that is to be added
+   * and is there already counts as added; KernelError ENOENT for what is to be deleted and is not there, for a set
+   * or, on kernels before 6.16, a device that is not.
    */
-  change(changes: readonly ElementChange[]): void {
-    const messages = changes.flatMap(({ action, table, set, declaration, elements }) =>
-      // A message without elements is about all of them.
-      (action === 'flush' ? [[]] : chunks(elements, MAX_ELEMENTS)).map((some): Message => ({
-        type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
-        flags: action === 'add' ? NLM_F_CREATE : 0,
-        family: table.family,
-        subject: `${table.family} ${table.name} ${set}`,
-        write: (writer) => {
-          writeAttributes(writer, ELEMENT_LIST, {
-            NFTA_SET_ELEM_LIST_TABLE: table.name,
-            NFTA_SET_ELEM_LIST_SET: set,
-          });
-          if (some.length > 0) writeElements(writer, declaration, some);
-        },
-      })),
+  change(changes: readonly (ElementChange | DeviceChainChange)[]): void {
+    const messages = changes.flatMap((change) =>
+      'chain' in change ? chainMessages(change) : elementMessages(change),
     );
-    if (messages.length > 0) this.#transaction('NFT_MSG_SETELEM', messages);
+    if (messages.length > 0) this.#transaction('nft transaction', messages);
   }
 
   /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */
@@ -336,6 +385,76 @@ interface Message {
   readonly family: keyof typeof FAMILIES;
   readonly subject: string;
   readonly write: (writer: Writer) => void;
+}
+
+function elementMessages(change: ElementChange): Message[] {
+  const { action, table, set, declaration, elements } = change;
+  // A message without elements is about all of them.
+  const parts = action === 'flush' ? [[]] : chunks(elements, MAX_ELEMENTS);
+  return parts.map((some) => ({
+    type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
+    flags: action === 'add' ? NLM_F_CREATE : 0,
+    family: table.family,
+    subject: `${table.family} ${table.name} ${set}`,
+    write: (writer) => {
+      writeAttributes(writer, ELEMENT_LIST, {
+        NFTA_SET_ELEM_LIST_TABLE: table.name,
+        NFTA_SET_ELEM_LIST_SET: set,
+      });
+      if (some.length > 0) writeElements(writer, declaration, some);
+    },
+  }));
+}
+
+function chainMessages(change: DeviceChainChange): Message[] {
+  const { table, chain } = change;
+  const { family, name } = table;
+  const message = { family, subject: `${family} ${name} ${chain}` };
+  const names = { NFTA_CHAIN_TABLE: name, NFTA_CHAIN_NAME: chain };
+  if (change.action === 'delete') {
+    const write = (writer: Writer): void => writeAttributes(writer, CHAIN, names);
+    return [{ ...message, type: NFT_MSG_DELCHAIN, flags: 0, write }];
+  }
+  const { hook, device, goto } = change;
+  const NFTA_CHAIN_HOOK = {
+    NFTA_HOOK_HOOKNUM: HOOKS[hook],
+    NFTA_HOOK_PRIORITY: DEVICE_HOOK_PRIORITY,
+    NFTA_HOOK_DEV: device,
+  };
+  const NFTA_VERDICT = { NFTA_VERDICT_CODE: NFT_GOTO, NFTA_VERDICT_CHAIN: goto };
+  return [
+    {
+      ...message,
+      type: NFT_MSG_NEWCHAIN,
+      flags: NLM_F_CREATE,
+      write: (writer) =>
+        writeAttributes(writer, CHAIN, {
+          ...names,
+          NFTA_CHAIN_HOOK,
+          NFTA_CHAIN_POLICY: NF_ACCEPT,
+          NFTA_CHAIN_TYPE: 'filter',
+        }),
+    },
+    {
+      ...message,
+      type: NFT_MSG_NEWRULE,
+      flags: NLM_F_CREATE | NLM_F_APPEND,
+      write: (writer) =>
+        writeAttributes(writer, RULE, {
+          NFTA_RULE_TABLE: name,
+          NFTA_RULE_CHAIN: chain,
+          NFTA_RULE_EXPRESSIONS: [
+            {
+              NFTA_EXPR_NAME: 'immediate',
+              NFTA_EXPR_DATA: {
+                NFTA_IMMEDIATE_DREG: NFT_REG_VERDICT,
+                NFTA_IMMEDIATE_DATA: { NFTA_DATA_VERDICT: NFTA_VERDICT },
+              },
+            },
+          ],
+        }),
+    },
+  ];
 }
 
 function chunks<T>(all: readonly T[], size: number): T[][] {

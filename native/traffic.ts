@@ -59,7 +59,7 @@ const TBF = {
 } as const satisfies Table;
 
 /** struct tc_u32_sel with one key that every frame matches: mask 0. */
-const SELECT_ALL = Uint8Array.from([TC_U32_TERMINAL, 0, 1, ...new Array<number>(29).fill(0)]);
+const SELECT_ALL = Uint8Array.from([TC_U32_TERMINAL, 0, 1, ...Buffer.alloc(29)]);
 
 const MIRRED = {
   /** struct tc_mirred */

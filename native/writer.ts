@@ -62,9 +62,10 @@ export class Writer {
     this.#buffer.writeUInt32LE(value, offset);
   }
 
+  /** Also of a negative number. */
   be32(value: number): void {
     const offset = this.#take(4);
-    this.#buffer.writeUInt32BE(value, offset);
+    this.#buffer.writeUInt32BE(value >>> 0, offset);
   }
 
   i32(value: number): void {

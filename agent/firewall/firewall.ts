@@ -1,9 +1,9 @@
 import { VoltError } from '#protocol/errors.ts';
 import { isKernelError } from '#native/errors.ts';
 import {
+  type DeviceChainChange,
   type ElementChange,
   Nftables,
-  NftablesError,
   NftablesUnavailable,
   type NftTable,
 } from '#native/nftables.ts';
@@ -12,8 +12,6 @@ import { HOST_NAT } from './host-nat.ts';
 import { BRIDGE_FILTER, DEVICE_FILTER } from './port-filter.ts';
 import {
   type ChainFact,
-  chainRemovalText,
-  chainText,
   type ElementFact,
   type Fact,
   keyOf,
@@ -173,14 +171,10 @@ export class Firewall implements Disposable {
     if (nftables === undefined || this.#problem !== undefined) return;
     if (added.length + dropped.length === 0) return;
     try {
-      // A chain's rules look into sets: it comes after their elements and goes before them.
-      this.#run(dropped.filter(isChain).map((fact) => chainRemovalText(fact, this.#table)));
       nftables.change([...this.#changes('add', added), ...this.#changes('delete', dropped)]);
-      this.#run(added.filter(isChain).map((fact) => chainText(fact, this.#table)));
     } catch (error) {
       // Somebody took away what this builds on: the whole is loaded from what is wanted.
-      if (!isKernelError(error, 'ENOENT', 'EEXIST') && !(error instanceof NftablesError))
-        throw error;
+      if (!isKernelError(error, 'ENOENT', 'EEXIST')) throw error;
       this.#log.warn({ error: String(error) }, 'nftables were not as expected: loading all again');
       this.#load(nftables);
     }
@@ -189,17 +183,16 @@ export class Firewall implements Disposable {
   #load(nftables: Nftables): void {
     const tables = RULESETS.map((ruleset) => this.#tableOf(ruleset));
     const exclusive = this.#exclusive;
+    const rules = RULESETS.map((ruleset) => rulesText(ruleset, this.#table)).join('\n');
     if (!nftables.makeTables(tables, { exclusive })) this.#watchOthers(nftables);
-    const facts = this.#facts();
-    const chains = facts.filter(isChain);
     try {
-      this.#loadRules(nftables, chains);
+      nftables.run(rules, 'rules');
     } catch (error) {
-      // A set of an older release has another type: the table is made anew.
+      // A set of an older release has another type: the tables are made anew.
       this.#log.warn({ error: String(error) }, 'nftables of another release: made anew');
       nftables.run(tables.map(({ family, name }) => `delete table ${family} ${name}`).join('\n'));
       nftables.makeTables(tables, { exclusive });
-      this.#loadRules(nftables, chains);
+      nftables.run(rules, 'rules');
     }
     nftables.change([
       ...RULESETS.flatMap((ruleset) =>
@@ -211,43 +204,43 @@ export class Firewall implements Disposable {
           elements: [],
         })),
       ),
-      ...this.#changes('add', facts),
+      ...this.#endedChains(nftables),
+      ...this.#changes('add', this.#facts()),
     ]);
   }
 
-  #loadRules(nftables: Nftables, chains: readonly ChainFact[]): void {
-    const names = new Set(chains.map(({ chain }) => chain));
-    const table = this.#table;
-    const listed = deviceChains(nftables, this.#tableOf(DEVICE_FILTER));
-    const left = listed.filter((chain) => !names.has(chain));
-    nftables.run(
-      [
-        ...RULESETS.map((ruleset) => rulesText(ruleset, table)),
-        ...chains.map((fact) => chainText(fact, table)),
-        ...left.map((chain) => chainRemovalText({ ruleset: DEVICE_FILTER, chain }, table)),
-      ].join('\n'),
-      'rules',
-    );
+  /** The end of all chains on single devices that are in the kernel, those of devices that are gone too. */
+  #endedChains(nftables: Nftables): DeviceChainChange[] {
+    const table = this.#tableOf(DEVICE_FILTER);
+    const listed = nftables.list(`list table ${table.family} ${table.name}`, { terse: true }) ?? [];
+    return listed.flatMap(({ chain }): DeviceChainChange[] => {
+      if (!isNamed(chain) || !('hook' in chain)) return [];
+      return [{ action: 'delete', table, chain: chain.name }];
+    });
   }
 
-  #run(texts: readonly string[]): void {
-    if (texts.length > 0) this.#nftables?.run(texts.join('\n'));
-  }
-
-  /** One change a set. */
-  #changes(action: 'add' | 'delete', facts: readonly Fact[]): ElementChange[] {
+  /** One change a set, then the chains. */
+  #changes(
+    action: 'add' | 'delete',
+    facts: readonly Fact[],
+  ): (ElementChange | DeviceChainChange)[] {
     const bySet = Map.groupBy(
       facts.filter(isElement),
       ({ ruleset, set }) => `${ruleset.family} ${set}`,
     );
-    return [...bySet.values()].flatMap((some) => {
+    const elements = [...bySet.values()].flatMap((some): ElementChange[] => {
       const [first] = some;
       const declaration = first?.ruleset.sets[first.set];
       if (first === undefined || declaration === undefined) return [];
-      const elements = some.map(({ element }) => element);
       const table = this.#tableOf(first.ruleset);
-      return [{ action, table, set: first.set, declaration, elements }];
+      const own = some.map(({ element }) => element);
+      return [{ action, table, set: first.set, declaration, elements: own }];
     });
+    const chains = facts.filter(isChain).map(({ ruleset, chain, hook, device, goto }) => {
+      const place = { table: this.#tableOf(ruleset), chain };
+      return action === 'add' ? { action, ...place, hook, device, goto } : { action, ...place };
+    });
+    return [...elements, ...chains];
   }
 
   #tableOf = ({ family }: Ruleset): NftTable => ({ family, name: this.#table });
@@ -275,9 +268,7 @@ export class Firewall implements Disposable {
         `chain ${name}`,
         rules.length,
       ]),
-      ...facts
-        .filter(isChain)
-        .map(({ chain, rules }): [string, number] => [`chain ${chain}`, rules.length]),
+      ...facts.filter(isChain).map(({ chain }): [string, number] => [`chain ${chain}`, 1]),
       ...Object.keys(sets).map((name): [string, number] => [`set ${name}`, inSet(name)]),
     ];
   }
@@ -289,15 +280,6 @@ const NO_FACTS: Facts = new Map();
 
 const isChain = (fact: Fact): fact is ChainFact => fact.kind === 'chain';
 const isElement = (fact: Fact): fact is ElementFact => fact.kind === 'element';
-
-/** Chains on single devices that are in the kernel, those of devices that are gone too. */
-function deviceChains(nftables: Nftables, { family, name }: NftTable): string[] {
-  const listed = nftables.list(`list table ${family} ${name}`, { terse: true }) ?? [];
-  return listed.flatMap(({ chain }) => {
-    const isBase = typeof chain === 'object' && chain !== null && 'hook' in chain;
-    return isBase && 'name' in chain && typeof chain.name === 'string' ? [chain.name] : [];
-  });
-}
 
 /** How many rules each chain and elements each set of a table has; null without the table. */
 function countsIn(nftables: Nftables, { family, name }: NftTable): Map<string, number> | null {

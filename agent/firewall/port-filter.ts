@@ -240,8 +240,9 @@ export const macvtapFacts = (port: FilteredPort & { readonly ifindex: number }):
     kind: 'chain',
     ruleset: DEVICE_FILTER,
     chain: `port_${port.ifindex}`,
-    hook: `type filter hook egress device "${port.device}" priority -300; policy accept;`,
-    rules: ['goto port'],
+    hook: 'egress',
+    device: port.device,
+    goto: 'port',
   },
 ];
 
@@ -290,12 +291,13 @@ interface BridgeLink {
   readonly index: number;
 }
 
-const ingress = ({ name, index }: BridgeLink, chain: 'guard' | 'arrival'): Fact => ({
+const ingress = ({ name, index }: BridgeLink, goto: 'guard' | 'arrival'): Fact => ({
   kind: 'chain',
   ruleset: DEVICE_FILTER,
   chain: `bridge_${index}`,
-  hook: `type filter hook ingress device "${name}" priority -300; policy accept;`,
-  rules: [`goto ${chain}`],
+  hook: 'ingress',
+  device: name,
+  goto,
 });
 
 /** No port takes the link-local address of a bridge, whatever its `linkLocal`. */

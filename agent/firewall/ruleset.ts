@@ -23,13 +23,14 @@ export interface ElementFact {
   readonly element: SetElement;
 }
 
-/** A base chain of a single device: such hooks name the device, so they cannot be among the fixed rules. */
+/** Frames of a single device that go through one of the ruleset's chains. */
 export interface ChainFact {
   readonly kind: 'chain';
   readonly ruleset: Ruleset;
   readonly chain: string;
-  readonly hook: string;
-  readonly rules: readonly string[];
+  readonly hook: 'ingress' | 'egress';
+  readonly device: string;
+  readonly goto: string;
 }
 
 /** Facts of one ruleset, by the name of a set. */
@@ -42,7 +43,8 @@ export const elementsOf =
 /** Equal for facts that are the same. */
 export function keyOf(fact: Fact): string {
   const { family } = fact.ruleset;
-  if (fact.kind === 'chain') return `${family} chain ${fact.chain}`;
+  if (fact.kind === 'chain')
+    return `${family} ${fact.hook} ${fact.chain} ${fact.device} ${fact.goto}`;
   const { key, end = [], data = [] } = fact.element;
   const values = [key, end, data].map((part) => part.map(String).join(' . '));
   return `${family} ${fact.set} ${values.join(' : ')}`;
@@ -56,7 +58,6 @@ export function rulesText(ruleset: Ruleset, table: string): string {
   const { family, sets, chains, egress = false } = ruleset;
   const place = `${family} ${table}`;
   return [
-    `flush table ${place}`,
     ...Object.entries(sets).map(
       ([name, set]) =>
         `add ${set.data === undefined ? 'set' : 'map'} ${place} ${name} ${setText(set, { egress })}`,
@@ -65,25 +66,10 @@ export function rulesText(ruleset: Ruleset, table: string): string {
     ...Object.entries(chains).map(
       ([name, { hook }]) => `add chain ${place} ${name}${hook === undefined ? '' : ` { ${hook} }`}`,
     ),
+    // Chains on single devices, which are no part of this, keep theirs.
+    ...Object.keys(chains).map((name) => `flush chain ${place} ${name}`),
     ...Object.entries(chains).flatMap(([name, { rules }]) =>
       rules.map((rule) => `add rule ${place} ${name} ${rule}`),
     ),
   ].join('\n');
-}
-
-export function chainText({ ruleset, chain, hook, rules }: ChainFact, table: string): string {
-  const place = `${ruleset.family} ${table} ${chain}`;
-  return [
-    `add chain ${place} { ${hook} }`,
-    `flush chain ${place}`,
-    ...rules.map((rule) => `add rule ${place} ${rule}`),
-  ].join('\n');
-}
-
-export function chainRemovalText(
-  { ruleset, chain }: Pick<ChainFact, 'ruleset' | 'chain'>,
-  table: string,
-): string {
-  const place = `${ruleset.family} ${table} ${chain}`;
-  return `flush chain ${place}\ndelete chain ${place}`;
 }

@@ -15,6 +15,8 @@ import {
 import { writeSysctl } from '#native/sysctl.ts';
 import { VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { macvtapFacts } from '../firewall/port-filter.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import { linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, retire, setLinkDown } from './device.ts';
@@ -39,7 +41,11 @@ export interface MacvtapOptions {
   readonly kernel: Kernel;
   readonly removal: Removal;
   readonly journal: Journal;
+  readonly firewall: Firewall;
 }
+
+/** Whose facts in the firewall are those of an attachment's macvtap. */
+const portOwner = (id: string): string => `macvtap:${id}`;
 
 /**
  * Workloads beside the host on the segment of one of its NICs: a macvtap for a VM, a macvlan of the same mode for a
@@ -64,10 +70,11 @@ export class Macvtap implements NetworkType {
     ]);
     const parent = new MacvlanParent(this.#options.kernel, network);
     if (request.kind === 'container') return this.#macvlans.check(request, network, parent);
-    return this.#checkedMacvtap(request, parent);
+    if (network.filter) this.#options.firewall.ready();
+    return this.#checkedMacvtap(request, network, parent);
   }
 
-  #checkedMacvtap(request: AttachRequest, parent: MacvlanParent): CheckedAttach {
+  #checkedMacvtap(request: AttachRequest, network: Network, parent: MacvlanParent): CheckedAttach {
     const { kernel, journal } = this.#options;
     const name = tapName(
       request,
@@ -76,30 +83,67 @@ export class Macvtap implements NetworkType {
     return {
       deviceName: name,
       prepare: () => parent.look(request.mtu),
-      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => ({
-        device: makeMacvtap(kernel, { name, parent, tap: request.tap, lease }, undo),
-        filter: 'none',
-      }),
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        const { tap } = request;
+        const beforeUp = (ifindex: number): void => {
+          undo.defer(() => this.#options.firewall.remove(portOwner(request.id)));
+          this.#putFacts(network, { ...lease, device: name, ifindex });
+        };
+        const device = makeMacvtap(kernel, { name, parent, tap, lease, beforeUp }, undo);
+        return { device, filter: network.filter ? 'full' : 'none' };
+      },
       [Symbol.dispose]: () => {},
     };
   }
 
-  /** Nothing has to hold beside the devices. */
-  resume(): void {}
+  /** A frame that leaves a macvtap is one that its guest sends. Of containers nothing passes by the host. */
+  #putFacts(
+    { filter, linkLocal }: Network,
+    port: {
+      readonly id: string;
+      readonly device: string;
+      readonly ifindex: number;
+      readonly mac: string;
+      readonly addresses: readonly string[];
+    },
+  ): void {
+    if (!filter) return;
+    this.#options.firewall.put(portOwner(port.id), macvtapFacts({ ...port, linkLocal }));
+  }
+
+  #putFactsOf(attachment: Attachment, network: Network): void {
+    const { id, device, mac, filterAddresses = [] } = attachment;
+    if (device?.type !== 'macvtap') return;
+    const own = attachment.addresses.map(({ address }) => address);
+    const { name, ifindex } = device;
+    const addresses = [...own, ...filterAddresses];
+    this.#putFacts(network, { id, device: name, ifindex, mac, addresses });
+  }
+
+  /** A chain needs its device. */
+  resume(attachment: Attachment, network: Network): void {
+    if (this.#options.kernel.links.get(attachment.device?.ifindex ?? 0) === null) return;
+    this.#putFactsOf(attachment, network);
+  }
 
   detach(record: AttachmentRecord): RemovingDevice {
     if (record.request.kind === 'container') return this.#macvlans.detach(record);
     const { kernel, removal } = this.#options;
     const link = linkOfRecord(kernel, record);
     const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    this.#options.firewall.remove(portOwner(record.id));
     const index = link?.index ?? record.attachment?.device?.ifindex;
     return {
       removed: index === undefined ? removed : removed.then(() => removeCharacterDevice(index)),
     };
   }
 
-  update(change: AttachmentChange): void {
-    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
+  update(change: AttachmentChange, undo: DisposableStack): void {
+    const { before, after, network } = change;
+    const filtered = after.filter === 'full';
+    refuseChanges(change, ['ports', 'bandwidth', ...(filtered ? [] : FILTER_ADDRESSES)]);
+    undo.defer(() => this.#putFactsOf(before, network));
+    this.#putFactsOf(after, network);
   }
 
   setDown(record: AttachmentRecord): void {
@@ -110,7 +154,11 @@ export class Macvtap implements NetworkType {
 
   observe(attachment: Attachment): Difference[] {
     if (attachment.kind === 'container') return observeInside(attachment);
-    return observePort(this.#options.kernel, attachment);
+    const { kernel, firewall } = this.#options;
+    const { id, filter } = attachment;
+    const differences = observePort(kernel, attachment);
+    if (filter === 'none' || firewall.has(portOwner(id))) return differences;
+    return [...differences, { id, what: 'filter', expected: filter, observed: null }];
   }
 
   /** Whoever holds a descriptor may change the device's MAC by it (SIOCSIFHWADDR): each claim sets it anew. */
@@ -132,6 +180,8 @@ export class Macvtap implements NetworkType {
   }
 }
 
+const FILTER_ADDRESSES = ['filterAddresses'] as const;
+
 /** Makes a macvtap, tagged and up. */
 function makeMacvtap(
   kernel: Kernel,
@@ -140,10 +190,12 @@ function makeMacvtap(
     readonly parent: MacvlanParent;
     readonly tap: AttachRequest['tap'];
     readonly lease: Lease;
+    /** Runs when the device is there and not yet up. */
+    readonly beforeUp: (ifindex: number) => void;
   },
   undo: DisposableStack,
 ): Device {
-  const { name, parent, tap, lease } = order;
+  const { name, parent, tap, lease, beforeUp } = order;
   const { queues, vnetHdr } = tapShape(tap);
   const mac = MacAddress.parse(lease.mac);
   const link = { name, index: randomIndex() };
@@ -153,6 +205,7 @@ function makeMacvtap(
     removeCharacterDevice(link.index);
   });
   closeToHost(name);
+  beforeUp(link.index);
   const path = characterDevice(link);
   parent.settingUp(mac, (own) => {
     kernel.links.set(link, { alias: deviceTag(lease), ...own, up: true });

@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { AttachRequest } from '#protocol/attachment.ts';
+import { Firewall } from '#agent/firewall/firewall.ts';
 import { type AttachmentRecord, Journal } from '#agent/journal.ts';
 import { Kernel } from '#agent/kernel.ts';
 import { createLog } from '#agent/log.ts';
@@ -45,7 +46,10 @@ describe.each(KINDS)('a %s', (kind) => {
       const type = kind === 'vm' ? 'macvtap' : 'macvlan';
       const netns = kind === 'vm' ? undefined : '/run/netns/box';
       expect(device).toMatchObject({ type, mac: attachment.mac, mtu: 1450 });
-      expect(attachment).toMatchObject({ type: 'macvtap', filter: 'none' });
+      expect(attachment).toMatchObject({
+        type: 'macvtap',
+        filter: kind === 'vm' ? 'full' : 'none',
+      });
       expect(attachment.netns).toBe(netns);
       const link = shown(attachment);
       expect(link).toMatchObject({
@@ -270,7 +274,7 @@ describe.each(KINDS)('an agent killed before it tags the device of a %s', (kind)
     const { device } = await segment.attach('crash', { kind, network: 'mv-passthru' });
     run([...where, 'link', 'delete', device?.name].join(' '));
     // The first look for the device that was there.
-    await crashAt(kind === 'vm' ? 6 : 7);
+    await crashAt(7);
   });
 });
 
@@ -281,7 +285,9 @@ test.each(KINDS)('a fenced %s is down', async (kind) => {
   using kernel = new Kernel();
   const log = createLog('error', 'h1');
   const journal = new Journal(segment.stack.agent.runtimeDir);
-  const type = new Macvtap({ kernel, removal: new Removal(kernel, log), journal });
+  const firewall = new Firewall({ log, table: 'unused' });
+  const removal = new Removal(kernel, log);
+  const type = new Macvtap({ kernel, removal, journal, firewall });
   type.setDown(record);
   expect(shown(attachment).flags).not.toContain('UP');
   const { differences } = await segment.stack.client.check(segment.stack.host, { id: 'fenced' });

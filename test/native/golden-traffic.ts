@@ -41,7 +41,7 @@ export const GOLDEN_TRAFFIC: readonly Golden[] = [
             },
           },
         },
-        TCA_U32_SEL: Uint8Array.from([1, 0, 1, ...new Array<number>(29).fill(0)]),
+        TCA_U32_SEL: Uint8Array.from([1, 0, 1, ...Buffer.alloc(29)]),
       },
     },
     hex: [

@@ -9,10 +9,6 @@ import { attachmentDetails } from '../views.ts';
 
 /** `update`: changes what can be changed of a live attachment. */
 export function addUpdateCommand(program: Command, shell: Shell): void {
-  const collect = (value: string, previous: readonly string[] = []): string[] => [
-    ...previous,
-    value,
-  ];
   program
     .command('update')
     .description('change ports, bandwidth, labels or filter addresses while it runs')
@@ -35,6 +31,8 @@ export function addUpdateCommand(program: Command, shell: Shell): void {
       shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
     });
 }
+
+const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
 
 interface UpdateFlags {
   readonly port?: readonly string[];
