@@ -36,6 +36,10 @@ const PORT_SETS = {
 const ARP = 'arp htype 1 arp ptype ip arp hlen 6 arp plen 4';
 const SOLICITATION =
   'ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit icmpv6 code 0';
+/** Duplicate address detection (RFC 4862), without and with a nonce (RFC 7527). */
+const DETECTIONS = [`${SOLICITATION} ip6 length 24`, `${SOLICITATION} ip6 length 32 @th,192,8 14`];
+/** RFC 2710, RFC 3810. */
+const LISTENER_REPORTS = ['mld-listener-report', 'mld-listener-done', 'mld2-listener-report'];
 /** A neighbour advertisement with the one option that it may have, the target's link-layer address. */
 const ADVERTISED = 'ip6 nexthdr ipv6-icmp ip6 length 32 @th,192,16 0x0201';
 const TARGET = '@th,64,128';
@@ -48,7 +52,8 @@ type Side = 'iifname' | 'oifname';
 
 /**
  * From `port` on, a frame ends in `ok` or is dropped. Chains, not one long rule list, so that a frame meets the
- * rules of its kind alone.
+ * rules of its kind alone. No rule has a set in braces: when rules are loaded again, that set is another, and a frame
+ * that is among the old rules at that moment finds nothing in it.
  */
 const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   ok: { rules: ok },
@@ -56,7 +61,9 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
     rules: [
       `${side} . ether saddr != @mac counter drop`,
       'ether daddr and ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter drop',
-      'ether type vmap { arp : goto port_arp, ip : goto port_v4, ip6 : goto port_v6 }',
+      'ether type arp goto port_arp',
+      'ether type ip goto port_v4',
+      'ether type ip6 goto port_v6',
       'counter drop',
     ],
   },
@@ -92,15 +99,15 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // Before a host has an address: duplicate address detection (RFC 4862), with or without a nonce (RFC 7527),
-  // router solicitation, and listener reports (RFC 3810).
+  // Before a host has an address: is it anybody's, who are the routers, which groups are listened to.
   unspecified_v6: {
     rules: [
-      `${SOLICITATION} ip6 length 24 ${side} . ${TARGET} @nd6 goto ok`,
-      `${SOLICITATION} ip6 length 32 @th,192,8 14 ${side} . ${TARGET} @nd6 goto ok`,
-      `${SOLICITATION} ip6 length { 24, 32 } ${side} ${ANY_LOCAL_TARGET} goto ok`,
+      ...DETECTIONS.flatMap((detection) => [
+        `${detection} ${side} . ${TARGET} @nd6 goto ok`,
+        `${detection} ${side} ${ANY_LOCAL_TARGET} goto ok`,
+      ]),
       'ip6 nexthdr ipv6-icmp icmpv6 type nd-router-solicit ip6 length 8 goto ok',
-      'ip6 hoplimit 1 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } goto ok',
+      ...LISTENER_REPORTS.map((report) => `ip6 hoplimit 1 icmpv6 type ${report} goto ok`),
       'counter drop',
     ],
   },
@@ -109,8 +116,10 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   own_v6: {
     rules: [
       'frag frag-off != 0 goto ok',
-      'meta l4proto vmap { ipv6-icmp : goto icmp_v6, udp : goto udp_v6 }',
-      'meta l4proto != { 0, 43, 44, 60 } goto ok',
+      'meta l4proto ipv6-icmp goto icmp_v6',
+      'meta l4proto udp goto udp_v6',
+      // Of a chain that cannot be followed to its end there is no protocol, and this no match.
+      'meta l4proto != ipv6-icmp goto ok',
       'counter drop',
     ],
   },
@@ -118,15 +127,13 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   udp_v6: { rules: ['udp dport 546 counter drop', 'udp sport != 547 goto ok', 'counter drop'] },
   icmp_v6: {
     rules: [
-      `icmpv6 type vmap { ${[
-        'mld-listener-query : drop',
-        'nd-router-advert : drop',
-        'nd-redirect : drop',
-        'nd-neighbor-solicit : goto neighbour_solicit',
-        'nd-neighbor-advert : goto neighbour_advert',
-        'nd-router-solicit : goto router_solicit',
-      ].join(', ')} }`,
-      // Without a readable type the map above has no answer, and this no match.
+      'icmpv6 type mld-listener-query counter drop',
+      'icmpv6 type nd-router-advert counter drop',
+      'icmpv6 type nd-redirect counter drop',
+      'icmpv6 type nd-neighbor-solicit goto neighbour_solicit',
+      'icmpv6 type nd-neighbor-advert goto neighbour_advert',
+      'icmpv6 type nd-router-solicit goto router_solicit',
+      // The same for a type that is not there.
       'icmpv6 type != nd-router-advert goto ok',
       'counter drop',
     ],

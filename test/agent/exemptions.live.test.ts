@@ -59,9 +59,9 @@ function wireTo(name: string): RawPort {
 
 /** The other end of what somebody else made a port of a bridge. */
 function strangerOn(bridge: string, name: string): RawPort {
-  const far = wireTo(name);
+  const end = wireTo(name);
   run(`link set ${name} master ${bridge}`);
-  return far;
+  return end;
 }
 
 beforeAll(async () => {
