@@ -26,7 +26,7 @@ function fromKernelError(error: KernelError): VoltError {
     case 'EACCES':
       return new VoltError(
         'KERNEL_ERROR',
-        `${error.message}: the agent lacks a capability (CAP_NET_ADMIN, CAP_SYS_ADMIN)`,
+        `${error.message}: a capability is missing (CAP_NET_ADMIN, CAP_SYS_ADMIN)`,
         options,
       );
     default:

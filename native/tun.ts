@@ -84,6 +84,10 @@ export function openTap(shape: TapShape): Descriptor[] {
   }
 }
 
+/** Takes `persist` back: from here on the device goes with the last copy of its descriptors, whoever has that. */
+export const unpersist = (descriptor: Descriptor, name: string): void =>
+  setInteger(descriptor, TUNSETPERSIST, 'TUNSETPERSIST', name, 0);
+
 const flagsOf = ({ queues, vnetHdr }: TapShape): number =>
   IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0) | (queues > 1 ? IFF_MULTI_QUEUE : 0);
 
