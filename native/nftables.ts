@@ -20,7 +20,6 @@ import { Writer } from './writer.ts';
 const LIBRARY = 'libnftables.so.1';
 /** nftables/libnftables.h: one line of JSON instead of the language of `nft`. */
 const NFT_CTX_OUTPUT_JSON = 1 << 4;
-const NFT_CTX_OUTPUT_TERSE = 1 << 12;
 
 // linux/netfilter/nfnetlink.h and nf_tables.h.
 const NFNL_MSG_BATCH_BEGIN = 0x10;
@@ -190,14 +189,12 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * What a `list` command says, as JSON (man 5 libnftables-json): the elements of its `nftables` array. With
-   * `terse`, sets come without their elements. Null when what is to be listed is not there.
+   * What a `list` command says, as JSON (man 5 libnftables-json): the elements of its `nftables` array. Null when
+   * what is to be listed is not there.
    */
-  list(command: string, { terse = false } = {}): Readonly<Record<string, unknown>>[] | null {
+  list(command: string): Readonly<Record<string, unknown>>[] | null {
     // A context of its own: one that is used for text and for JSON crashes (libnftables 1.0.6).
     this.#listing ??= this.#newListing();
-    const { setOutput } = this.#library;
-    setOutput(this.#listing, NFT_CTX_OUTPUT_JSON | (terse ? NFT_CTX_OUTPUT_TERSE : 0));
     let output: string;
     try {
       output = this.#run(this.#listing, command);
@@ -268,6 +265,7 @@ export class Nftables implements Disposable {
     const context = this.#library.newContext(0);
     this.#library.bufferOutput(context);
     this.#library.bufferErrors(context);
+    this.#library.setOutput(context, NFT_CTX_OUTPUT_JSON);
     return context;
   }
 

@@ -212,9 +212,11 @@ export class Firewall implements Disposable {
   /** The end of all chains on single devices that are in the kernel, those of devices that are gone too. */
   #endedChains(nftables: Nftables): DeviceChainChange[] {
     const table = this.#tableOf(DEVICE_FILTER);
-    const listed = nftables.list(`list table ${table.family} ${table.name}`, { terse: true }) ?? [];
+    // A table would come with all its elements: libnftables 1.0.6 has no JSON without them.
+    const listed = nftables.list(`list chains ${table.family}`) ?? [];
     return listed.flatMap(({ chain }): DeviceChainChange[] => {
-      if (!isNamed(chain) || !('hook' in chain)) return [];
+      if (!isNamed(chain) || !('hook' in chain && 'table' in chain)) return [];
+      if (chain.table !== table.name) return [];
       return [{ action: 'delete', table, chain: chain.name }];
     });
   }

@@ -31,9 +31,7 @@ test('a range to the last address has no end', () => {
   const [key, end] = [[IpAddress.parse('255.0.0.0')], [IpAddress.parse('255.255.255.255')]];
   writeElements(writer, { key: ['ipv4_addr'], interval: true }, [{ key, end }]);
   // One element: NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE.
-  expect(writer.bytes.toString('hex')).toBe(
-    '14000380' + '10000180' + '0c000180' + '08000100' + 'ff000000',
-  );
+  expect(writer.bytes.toString('hex')).toBe('14000380100001800c00018008000100ff000000');
 });
 
 const pair = ['ifname', 'ipv4_addr'] as const;

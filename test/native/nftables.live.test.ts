@@ -1,0 +1,193 @@
+import { execFileSync, spawnSync } from 'node:child_process';
+import { realpathSync } from 'node:fs';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { IpAddress } from '#protocol/address.ts';
+import { Nftables, type NftTable } from '#native/nftables.ts';
+import type { SetDeclaration, SetElement } from '#native/nftset.ts';
+import { until } from '../support/agent.ts';
+import { nftElements } from '../support/kernel.ts';
+import { requireTool } from '../support/tools.ts';
+
+const nft = (...words: string[]): string =>
+  execFileSync(requireTool('nft'), words, { encoding: 'utf8', stdio: 'pipe' });
+
+const table: NftTable = { family: 'inet', name: 't' };
+const names: SetDeclaration = { key: ['ifname'] };
+const change = (action: 'add' | 'delete' | 'flush', set: string, ...keys: string[]) => ({
+  action,
+  table,
+  set,
+  declaration: names,
+  elements: keys.map((name) => ({ key: [name] })),
+});
+
+let nftables: Nftables;
+
+beforeEach(() => {
+  nftables = Nftables.open();
+  nftables.makeTables([table], { exclusive: false });
+  nftables.run('add set inet t s { type ifname; }');
+});
+afterEach(() => {
+  nftables[Symbol.dispose]();
+  nft('flush ruleset');
+});
+
+describe('commands', () => {
+  test('are done all or not at all, and the error says why in the words of the library', () => {
+    const commands = 'add chain inet t c\nadd rule inet t c goto nowhere';
+    expect(() => nftables.run(commands)).toThrow(
+      expect.objectContaining({
+        name: 'NftablesError',
+        code: 'NFTABLES',
+        reason: expect.stringContaining('No such file or directory'),
+        message: expect.stringContaining('add chain inet t c'),
+      }),
+    );
+    expect(() => nftables.run('add nonsense')).toThrow('syntax error');
+    expect(nft('list', 'table', 'inet', 't')).not.toContain('chain');
+    // The context is as good as before.
+    nftables.run('add chain inet t c');
+    expect(nft('list', 'table', 'inet', 't')).toContain('chain c');
+  });
+
+  test('that list answer objects, or null for what is not there', () => {
+    nftables.change([change('add', 's', 'tap0')]);
+    expect(nftables.list('list table inet absent')).toBe(null);
+    expect(nftables.list('list table inet t')).toContainEqual({
+      set: expect.objectContaining({ name: 's', elem: ['tap0'] }),
+    });
+    expect(() => nftables.list('list nonsense')).toThrow('syntax error');
+  });
+});
+
+describe('elements', () => {
+  test('are changed all or not at all', () => {
+    nftables.change([change('add', 's', 'tap0')]);
+    const refused = (...changes: ReturnType<typeof change>[]): void => {
+      expect(() => nftables.change(changes)).toThrow(
+        expect.objectContaining({ name: 'KernelError', code: 'ENOENT' }),
+      );
+      expect(nftElements()).toEqual(['inet t s "tap0"']);
+    };
+    refused(change('add', 's', 'tap1'), change('add', 'absent', 'tap1'));
+    refused(change('delete', 's', 'tap0', 'tap1'));
+    refused(change('flush', 's'), change('delete', 's', 'tap0'));
+    nftables.change([change('flush', 's'), change('add', 's', 'tap0', 'tap2')]);
+    expect(nftElements()).toEqual(['inet t s "tap0"', 'inet t s "tap2"']);
+    nftables.change([]);
+  });
+
+  test('that are there already count as added', () => {
+    nftables.change([change('add', 's', 'tap0')]);
+    nftables.change([change('add', 's', 'tap0', 'tap1')]);
+    expect(nftElements()).toHaveLength(2);
+  });
+
+  test('are changed in one transaction, however many', () => {
+    const many = Array.from({ length: 20_000 }, (_, n) => `tap${n}`);
+    nftables.change([change('add', 's', ...many)]);
+    expect(nftElements()).toHaveLength(many.length);
+    nftables.change([change('delete', 's', ...many)]);
+    expect(nftElements()).toEqual([]);
+  });
+
+  const ip = IpAddress.parse;
+  const ranges: readonly [string, SetDeclaration, SetElement, string][] = [
+    [
+      'of one field',
+      { key: ['ipv4_addr'], interval: true },
+      { key: [ip('10.0.0.0')], end: [ip('10.0.0.255')] },
+      '{"prefix":{"addr":"10.0.0.0","len":24}}',
+    ],
+    [
+      'to the last address',
+      { key: ['ipv6_addr'], interval: true },
+      { key: [ip('ff00::')], end: [ip('ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff')] },
+      '{"prefix":{"addr":"ff00::","len":8}}',
+    ],
+    [
+      'of several fields',
+      { key: ['ifname', 'ipv4_addr'], interval: true },
+      { key: ['br0', ip('10.0.0.0')], end: ['br0', ip('10.0.0.9')] },
+      '{"concat":["br0",{"range":["10.0.0.0","10.0.0.9"]}]}',
+    ],
+  ];
+  test.each(ranges)('may be ranges %s', (_what, declaration, element, read) => {
+    const { length } = declaration.key;
+    nftables.run(
+      length === 1
+        ? `add set inet t r { type ${declaration.key.join('')}; flags interval; }`
+        : 'add set inet t r { type ifname . ipv4_addr; flags interval; }',
+    );
+    const one = { table, set: 'r', declaration, elements: [element] };
+    nftables.change([{ action: 'add', ...one }]);
+    expect(nftElements()).toEqual([`inet t r ${read}`]);
+    nftables.change([{ action: 'delete', ...one }]);
+    expect(nftElements()).toEqual([]);
+  });
+});
+
+describe('tables of our own: kernel 6.9 and later', () => {
+  const own: NftTable = { family: 'bridge', name: 'own' };
+
+  test('are changed by nobody else, and left to the next process as they are', () => {
+    const second = Nftables.open();
+    {
+      using first = Nftables.open();
+      expect(first.makeTables([own])).toBe(true);
+      first.run('add chain bridge own c');
+      expect(() => second.run('add chain bridge own d')).toThrow('Operation not permitted');
+      expect(() => second.makeTables([own])).toThrow(expect.objectContaining({ code: 'EPERM' }));
+      nft('flush', 'ruleset');
+      expect(nft('list', 'table', 'bridge', 'own')).toContain('chain c');
+    }
+    expect(second.makeTables([own])).toBe(true);
+    second.run('add chain bridge own d');
+    expect(nft('list', 'table', 'bridge', 'own')).toMatch(/chain c[^]*chain d/);
+    expect(() => nft('delete', 'table', 'bridge', 'own')).toThrow('Operation not permitted');
+    second[Symbol.dispose]();
+    nft('delete', 'table', 'bridge', 'own');
+  });
+});
+
+test('changes of others are heard, and our own are not', async () => {
+  let heard = 0;
+  using _watch = nftables.onForeignChange(() => (heard += 1));
+  nftables.change([change('add', 's', 'tap0')]);
+  nftables.run('add chain inet t c');
+  nft('add', 'table', 'inet', 'theirs');
+  await until('it is heard', () => heard > 0);
+  expect(heard).toBe(1);
+});
+
+describe('where it cannot be used', () => {
+  const script = `
+    const { Nftables } = await import('#native/nftables.ts');
+    try { Nftables.open(); console.log('opened'); } catch (error) { console.log(error.code); }`;
+  const node = [process.execPath, '--input-type=module', '-e', script];
+  const said = (...command: string[]): string => {
+    const [program = '', ...args] = [...command, ...node];
+    const run = spawnSync(requireTool(program), args, { encoding: 'utf8' });
+    return run.stdout.trim();
+  };
+
+  test('there is no library', () => {
+    const known = execFileSync(requireTool('ldconfig'), ['-p'], { encoding: 'utf8' });
+    const library = realpathSync(
+      /libnftables\.so\.1 .* => (.*)/.exec(known)?.[1] ?? 'no libnftables',
+    );
+    const hide = `mount --bind /dev/null ${library} && exec "$@"`;
+    expect(said('unshare', '--mount', 'sh', '-c', hide, 'sh')).toBe('NFTABLES_UNAVAILABLE');
+  });
+
+  test('the kernel has no netfilter', () => {
+    const refuse = ['-f', '-qq', '-o', '/dev/null', '-e', 'trace=socket'];
+    const inject = ['-e', 'inject=socket:error=EPROTONOSUPPORT'];
+    expect(said('strace', ...refuse, ...inject)).toBe('NFTABLES_UNAVAILABLE');
+  });
+
+  test('and elsewhere it can', () => {
+    expect(said('env')).toBe('opened');
+  });
+});
