@@ -1,7 +1,8 @@
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment } from '#protocol/attachment.ts';
+import { until } from '../support/agent.ts';
 import { BROADCAST, ethernet, ETHERTYPE, ipv4, PROTOCOL, sentTo, udp } from '../support/frames.ts';
 import {
   gatewayOn,
@@ -32,6 +33,8 @@ const NETWORKS = [
   network('any0', 52, { linkLocal: 'any' }),
   network('volt0', 53, { uplink: { device: 'up0' } }),
   network('given0', 54),
+  network('tree0', 56),
+  network('tree1', 57, { filter: false }),
 ];
 
 interface Box {
@@ -224,6 +227,30 @@ describe("a stranger's port", () => {
     expect(socket.heard).toEqual(['strange']);
   });
 });
+
+/** IEEE 802.1D: whoever sends this wants to be the root of the tree. */
+const rootBpdu = (mac: string): Buffer => {
+  const id = `0000${mac.replaceAll(':', '')}`;
+  const body = `4242030000000000${id}00000000${id}80010000140002000f00`;
+  return ethernet('01:80:c2:00:00:00', mac, 38, Buffer.from(body, 'hex'));
+};
+
+test('a workload takes no part in the spanning tree of a bridge that was there', async () => {
+  const rootOf = (bridge: string): string => sysfs(bridge, 'root_id');
+  const boxes: Box[] = [];
+  for (const bridge of ['tree0', 'tree1']) {
+    run(`link add ${bridge} type bridge stp_state 1`);
+    run(`link set ${bridge} up`);
+    boxes.push(await attach(bridge, `${bridge}-box`));
+  }
+  for (const { port, station } of boxes) port.send(rootBpdu(station.mac));
+  // Without a filter it does.
+  await until('there is another root', () => rootOf('tree1') !== sysfs('tree1', 'bridge_id'));
+  expect(rootOf('tree0')).toBe(sysfs('tree0', 'bridge_id'));
+});
+
+const sysfs = (bridge: string, name: string): string =>
+  readFileSync(`/sys/class/net/${bridge}/bridge/${name}`, 'utf8').trim();
 
 /** What a socket has heard, for who waits for frames. */
 const textOf = (heard: readonly string[]): RawPort => ({
