@@ -237,7 +237,7 @@ class Agent {
       service: { name: SERVICE_NAME, version: VERSION },
       metadata: () => ({
         host,
-        features: 'bridged',
+        features: [...Object.keys(networkTypes), 'update'].join(','),
         fleet: subjectPrefix,
         generation: String(witness.seen.generation),
       }),

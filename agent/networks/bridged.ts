@@ -1,7 +1,9 @@
+import { InterfaceAddress } from '#protocol/address.ts';
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
 import { tapName, vethNames } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { isolatedFacts } from '../firewall/host-nat.ts';
@@ -233,6 +235,7 @@ export class Bridged implements NetworkType {
     const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
     // The port is down by now.
     firewall.remove(portOwner(record.id));
+    if (link?.master !== undefined) this.#forgetNeighbours(link.master, record);
     if (record.request.bandwidth === undefined) return { removed };
     const ifb = ifbOf(kernel, record.id, record.attachment?.device?.ifindex ?? link?.index);
     if (ifb === null) return { removed };
@@ -241,6 +244,19 @@ export class Bridged implements NetworkType {
         () => {},
       ),
     };
+  }
+
+  /** Whoever gets an address next has another MAC. */
+  #forgetNeighbours(bridge: number, { attachment }: AttachmentRecord): void {
+    const { neighbours } = this.#options.kernel;
+    for (const text of attachment?.addresses ?? []) {
+      const { address } = InterfaceAddress.parse(text.address);
+      try {
+        neighbours.remove({ ifindex: bridge, address });
+      } catch (error) {
+        if (!isKernelError(error, 'ENOENT', 'ENODEV', 'ENXIO')) throw error;
+      }
+    }
   }
 
   setDown(record: AttachmentRecord): void {

@@ -22,9 +22,9 @@ import {
   refuseUnsupported,
   type RemovingDevice,
 } from './network.ts';
-import { observePort, openIfThere } from './observe.ts';
+import { observePort } from './observe.ts';
 import { makeTap } from './tap.ts';
-import { RequestedNamespace, type WorkloadNamespace } from './workload.ts';
+import { openIfThere, RequestedNamespace, type WorkloadNamespace } from './workload.ts';
 
 /** Where `ip netns` looks. */
 const NETNS_FOLDER = '/run/netns';

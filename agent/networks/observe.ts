@@ -1,10 +1,9 @@
 import { InterfaceAddress } from '#protocol/address.ts';
 import type { Attachment, Difference } from '#protocol/attachment.ts';
-import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import { Namespace, NotANamespaceError } from '#native/namespace.ts';
 import { Kernel } from '../kernel.ts';
 import { deviceTag, taggedId } from './network.ts';
+import { openIfThere } from './workload.ts';
 
 /** Compares a device on the host, and a container's end where it lies in a namespace, with its attachment. */
 export function observePort(kernel: Kernel, attachment: Attachment): Difference[] {
@@ -100,16 +99,5 @@ function observeInterface(
   for (const { address } of attachment.addresses) {
     const wanted = InterfaceAddress.parse(address).toString();
     differences.compare('address', wanted, held.has(wanted) ? wanted : null);
-  }
-}
-
-/** A namespace by its path; null when there is none (any more). */
-export function openIfThere(path: string): Namespace | null {
-  try {
-    return Namespace.open(path);
-  } catch (error) {
-    if (isKernelError(error, 'ENOENT', 'EACCES') || error instanceof NotANamespaceError)
-      return null;
-    throw error;
   }
 }

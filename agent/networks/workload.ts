@@ -1,7 +1,8 @@
 import { InterfaceAddress, IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
-import { Namespace, namespaceIdentity } from '#native/namespace.ts';
+import { isKernelError } from '#native/errors.ts';
+import { Namespace, namespaceIdentity, NotANamespaceError } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { Kernel } from '../kernel.ts';
@@ -11,6 +12,8 @@ import { Kernel } from '../kernel.ts';
 const LOOPBACK = { index: 1, name: 'lo' };
 /** An agent never leaves it. */
 const HOST_NAMESPACE = namespaceIdentity('/proc/self/ns/net');
+
+const ANNOUNCE_AFTER_MS = 50;
 
 /** The name of a container's interface where the request has none. */
 export const DEFAULT_IFNAME = 'eth0';
@@ -94,6 +97,53 @@ export function configureInterface(
       inside.routes.addition({ to: IpPrefix.parse(to), via: IpAddress.parse(via), ifindex: index }),
     ),
   ]);
+  announceLater(namespace, name, addresses);
+}
+
+/** A namespace by its path; null when there is none (any more). */
+export function openIfThere(path: string): Namespace | null {
+  try {
+    return Namespace.open(path);
+  } catch (error) {
+    if (isKernelError(error, 'ENOENT', 'EACCES') || error instanceof NotANamespaceError)
+      return null;
+    throw error;
+  }
+}
+
+/**
+ * Lets an interface tell its neighbours its addresses (gratuitous ARP, unsolicited neighbour advertisement), so that
+ * they forget whoever had them before. Not at once: a bridge passes nothing until it has seen its port's carrier.
+ */
+function announceLater(
+  { path, handle: { identity } }: WorkloadNamespace,
+  name: string,
+  addresses: readonly InterfaceAddress[],
+): void {
+  const families = new Set(addresses.map(({ address }) => address.family));
+  const announce = (): void => {
+    const handle = openIfThere(path);
+    if (handle === null) return;
+    using _handle = handle;
+    if (handle.identity !== identity) return;
+    using kernel = new Kernel(handle);
+    const link = kernel.links.get(name);
+    if (link?.mac === undefined) return;
+    handle.run(() => {
+      if (families.has(4)) writeSysctl(['net', 'ipv4', 'conf', name, 'arp_notify'], '1');
+      if (families.has(6)) writeSysctl(['net', 'ipv6', 'conf', name, 'ndisc_notify'], '1');
+    });
+    // The MAC that it has: the kernel announces whatever is set.
+    kernel.links.set(link, { mac: link.mac });
+  };
+  setTimeout(() => {
+    try {
+      announce();
+    } catch (error) {
+      // The workload may have gone, or changed its interface, and neighbours learn by asking, too.
+      if (!isKernelError(error)) throw error;
+    }
+  }, ANNOUNCE_AFTER_MS).unref();
 }
 
 const gatewaysOf = ({ gateway, ipv6 }: Routing): IpAddress[] =>

@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment } from '#protocol/attachment.ts';
+import { until } from '../support/agent.ts';
 import { startStack, type Stack, VOLT0 } from '../support/stack.ts';
 import { addNamespace, ip, only, removeNamespace } from '../support/kernel.ts';
 
@@ -91,6 +92,48 @@ describe('a container', () => {
     await Promise.all([detached('two'), detached('three')]);
     removeNamespace('c2');
     removeNamespace('c3');
+  });
+
+  test('is found at once where another had its address before, and announces itself', async () => {
+    await stack.client.putNetwork({
+      network: 'again0',
+      subnet: '10.98.0.0/29',
+      gateway: '10.98.0.1',
+      ipv6: { subnet: 'fd98::/64', gateway: 'fd98::1' },
+      reuseDelaySeconds: 0,
+    });
+    // A bridge without a port that is up forgets all neighbours by itself.
+    addNamespace('keeper');
+    await attachContainer('keeper', 'keeper', { network: 'again0' });
+    const addresses = ['10.98.0.4', 'fd98::4'];
+    for (const netns of ['again1', 'again2']) {
+      addNamespace(netns);
+      const attachment = await attachContainer(netns, netns, { network: 'again0', addresses });
+      for (const address of addresses) {
+        execFileSync('ping', ['-c', '1', '-W', '2', address]);
+        const [entry] = ip('neigh', 'show', address);
+        expect(entry).toMatchObject({ dev: 'again0', lladdr: attachment.mac });
+      }
+      await stack.client.detach(stack.host, { id: netns });
+      await detached(netns);
+      expect(addresses.flatMap((address) => ip('neigh', 'show', address))).toEqual([]);
+      removeNamespace(netns);
+    }
+    // Somebody who still has the address of before learns the new MAC without asking.
+    execFileSync(
+      'ip',
+      'neigh replace 10.98.0.4 lladdr 02:00:00:00:00:99 nud stale dev again0'.split(' '),
+    );
+    addNamespace('again3');
+    const { mac } = await attachContainer('again3', 'again3', { network: 'again0', addresses });
+    await until('it was announced', () =>
+      ip('neigh', 'show', '10.98.0.4').some(({ lladdr }) => lladdr === mac),
+    );
+    for (const id of ['again3', 'keeper']) {
+      await stack.client.detach(stack.host, { id });
+      await detached(id);
+      removeNamespace(id);
+    }
   });
 
   test('without a namespace leaves its end on the host, down, for the caller to move', async () => {

@@ -5,6 +5,7 @@ import {
   attachmentSchema,
   attachRequestSchema,
   detachRequestSchema,
+  updateRequestSchema,
 } from '#protocol/attachment.ts';
 import {
   decodeAnswer,
@@ -75,6 +76,7 @@ describe('tables', () => {
     ['attach', 4, Object.keys(attachmentSchema.shape)],
     ['attach', 5, Object.keys(device)],
     ['detach', 0, Object.keys(detachRequestSchema.shape)],
+    ['update', 0, Object.keys(updateRequestSchema.shape)],
     ['Networks', 0, NETWORK_KEYS],
     ['Errors', 0, Object.keys(ERRORS)],
     ['Events', 1, EVENT_TYPES],
