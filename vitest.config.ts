@@ -3,6 +3,8 @@ import { defineConfig } from 'vitest/config';
 const LIVE = 'test/**/*.live.test.ts';
 /** What takes many minutes: `npm run test:soak`. */
 const SOAK = 'test/soak/**/*.test.ts';
+/** What needs hardware that only the lab's guest has: `npm run test:lab`. */
+const LAB = 'test/lab/**/*.test.ts';
 
 // Every test file has a process of its own, and with it a main thread that a live test can move into a
 // throw-away network and mount namespace. Two at a time: live tests start servers and measure time-outs.
@@ -17,7 +19,7 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE, SOAK] },
+        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE, SOAK, LAB] },
       },
       {
         extends: true,
@@ -28,6 +30,16 @@ export default defineConfig({
           setupFiles: ['test/support/live.ts'],
           testTimeout: 60_000,
           hookTimeout: 60_000,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'lab',
+          include: [LAB],
+          // A guest without hardware virtualisation is some ten times slower.
+          testTimeout: 120_000,
+          hookTimeout: 180_000,
         },
       },
       {

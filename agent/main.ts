@@ -30,6 +30,7 @@ import { Macvtap } from './networks/macvtap.ts';
 import { taggedDevices } from './networks/observe.ts';
 import { PortMaps } from './networks/port-maps.ts';
 import { Removal } from './networks/removal.ts';
+import { Sriov } from './networks/sriov.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { startTelemetry } from './telemetry.ts';
@@ -160,6 +161,7 @@ class Agent {
       'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
       macvtap: new Macvtap({ kernel, removal, journal, firewall }),
       isolated: new Isolated({ journal }),
+      sriov: new Sriov({ kernel, journal, log }),
     };
     this.#networkTypes = networkTypes;
     const ledger = new Ledger(config.redis);

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a command of this project needs and the machine lacks: Debian packages (as root), npm packages
 # and, for virtual machines, a guest. Quick when all is there.
-# Usage: sh deploy/bootstrap.sh test|demo|vm|bench|run
+# Usage: sh deploy/bootstrap.sh test|lab|demo|vm|bench|run
 set -eu
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 purpose=${1:-run}
@@ -37,6 +37,10 @@ case $purpose in
     need strace strace
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     need_file /lib/systemd/systemd-networkd systemd
+    ;;
+  lab)
+    servers
+    guest
     ;;
   demo) servers ;;
   vm)

@@ -216,6 +216,8 @@ const deviceSchema = z.object({
   /** vf */
   pciAddress: z.string().optional(),
   driver: z.string().optional(),
+  /** vf, of a VM: the file of its IOMMU group. */
+  iommuGroup: z.string().optional(),
 });
 
 export const attachmentSchema = z.object({

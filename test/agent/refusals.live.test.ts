@@ -78,7 +78,6 @@ describe('a refused attach leaves everything as it was', () => {
       'UNSUPPORTED',
       { ports: [{ protocol: 'tcp', hostPort: 80, port: 80 }] },
     ],
-    ['bandwidth', 'UNSUPPORTED', { bandwidth: { ingressBitsPerSecond: 1_000_000 } }],
   ];
   test.each(cases)('%s: %s', async (_name, code, extra) => {
     const before = await stack.snapshot();

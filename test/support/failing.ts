@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect } from 'vitest';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { until } from './agent.ts';
@@ -45,6 +46,8 @@ export async function failEachMessage(
   expect(refused).toBeLessThan(MOST_CALLS);
 }
 
+const ANNOUNCED_MS = 100;
+
 /**
  * Has something happen at the `when`-th message that a process sends from now on, until disposed: it fails, or the
  * process is killed before it.
@@ -54,6 +57,8 @@ export async function atMessage(
   when: number,
   what: 'error=ENOMEM' | 'signal=SIGKILL',
 ): Promise<AsyncDisposable> {
+  // What a container announces a moment after its attach would be counted.
+  await sleep(ANNOUNCED_MS);
   const inject = ['-e', 'trace=sendto', '-e', `inject=sendto:${what}:when=${when}`];
   const [program, args] = dyingWithParent([
     requireTool('strace'),
