@@ -34,6 +34,7 @@ import {
   type RemovingDevice,
 } from './network.ts';
 import { observeInside } from './observe.ts';
+import { closeToIpv6 } from './tap.ts';
 import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 
 const VFIO = 'vfio-pci';
@@ -132,7 +133,7 @@ export class Sriov implements NetworkType {
     const found = foundOf(record);
     if (found === null) return;
     if (record.request.kind === 'container') {
-      using inside = insideOf(record);
+      using inside = insideOf(record, found);
       if (inside !== null) setLinkDown(inside.kernel, inside.link);
       return;
     }
@@ -282,7 +283,9 @@ export class Sriov implements NetworkType {
     const mac = MacAddress.parse(lease.mac);
     const mtu = request.mtu ?? network.mtu ?? found.mtu;
     links.set(link, { alias: deviceTag(lease), group: DEVICE_GROUP });
-    links.set(link, { mac, mtu, name: ifname, namespace: namespace.handle });
+    closeToIpv6(found.name);
+    this.#setMac(link, mac);
+    links.set(link, { mtu, name: ifname, namespace: namespace.handle });
     const inside = namespace.kernel.links.get(ifname);
     if (inside === null) throw new VoltError('INTERNAL', `${ifname} is not in ${namespace.path}`);
     configureInterface(inside, { namespace, lease, network });
@@ -316,13 +319,45 @@ export class Sriov implements NetworkType {
       alias: '',
       ...(free && { name: found.name }),
     });
-    const mac = MacAddress.parse(found.mac);
-    if (link.mac?.equals(mac) !== true) kernel.links.set(link, { mac });
+    this.#restoreMac({ index: link.index, name: free ? found.name : link.name }, found);
+  }
+
+  /** A function whose MAC cannot be put back keeps another: whoever is given it next brings its own. */
+  #restoreMac(link: Pick<Link, 'index' | 'name'>, found: Found): void {
+    const { log } = this.#options;
+    try {
+      this.#setMac(link, MacAddress.parse(found.mac));
+    } catch (error) {
+      if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+      log.warn({ device: link.name, mac: found.mac }, 'MAC not restored');
+    }
+    // What the function asked for, the physical one has noted as its own setting.
+    const vf = found.number;
+    this.#setIfPossible(found, {
+      IFLA_VF_MAC: { vf, mac: MacAddress.parse(found.settings.mac) },
+    });
+  }
+
+  /**
+   * A function asks the physical one for its MAC, which refuses after it has set something for the function until
+   * that was reset: going up does it.
+   */
+  #setMac(link: Pick<Link, 'index' | 'name'>, mac: MacAddress): void {
+    const { links } = this.#options.kernel;
+    if (links.get(link.index)?.mac?.equals(mac) === true) return;
+    try {
+      links.set(link, { mac });
+    } catch (error) {
+      if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+      links.set(link, { up: true });
+      links.set(link, { up: false });
+      links.set(link, { mac });
+    }
   }
 
   /** Out of the container's namespace, into the host's. */
   #takeOut(record: AttachmentRecord, found: Found): void {
-    using inside = insideOf(record);
+    using inside = insideOf(record, found);
     if (inside === null) return;
     setLinkDown(inside.kernel, inside.link);
     using host = Namespace.current();
@@ -393,15 +428,16 @@ const isFound = (value: object): value is Found =>
 /** A container's interface, where its namespace still is the one and has it. */
 function insideOf(
   record: AttachmentRecord,
+  { pciAddress }: Found,
 ): ({ readonly kernel: Kernel; readonly link: Link } & Disposable) | null {
-  const { request, namespaceIdentity: identity, id } = record;
+  const { request, namespaceIdentity: identity } = record;
   const handle = openIfThere(request.netns ?? '');
   if (handle === null) return null;
   using scope = new DisposableStack();
   scope.use(handle);
   if (handle.identity !== identity) return null;
   const kernel = scope.use(new Kernel(handle));
-  const link = kernel.links.list().find(({ alias }) => isTagOf(alias, id));
+  const link = kernel.links.list().find(({ parentDevice }) => parentDevice?.name === pciAddress);
   if (link === undefined) return null;
   const open = scope.move();
   return { kernel, link, [Symbol.dispose]: () => open.dispose() };
