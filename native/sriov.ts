@@ -1,5 +1,13 @@
-import { existsSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  writeSync,
+} from 'node:fs';
+import { open } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { KernelError } from './errors.ts';
 import { traced } from './trace.ts';
@@ -77,6 +85,8 @@ export async function unbindDriver(pciAddress: string): Promise<void> {
 }
 
 const ENODEV = 19;
+/** Attributes that cannot be read are not opened for reading, by root either; none is made by writing it. */
+const WRITE_ONLY = constants.O_WRONLY;
 
 function linkTarget(path: string): string | undefined {
   try {
@@ -88,7 +98,12 @@ function linkTarget(path: string): string | undefined {
 
 function write(path: string, text: string): void {
   try {
-    writeFileSync(path, text, { flag: 'r+' });
+    const fd = openSync(path, WRITE_ONLY);
+    try {
+      writeSync(fd, text);
+    } finally {
+      closeSync(fd);
+    }
   } catch (cause) {
     throw asKernelError(path, cause);
   }
@@ -96,7 +111,8 @@ function write(path: string, text: string): void {
 
 async function writeAsync(path: string, text: string): Promise<void> {
   try {
-    await writeFile(path, text, { flag: 'r+' });
+    await using file = await open(path, WRITE_ONLY);
+    await file.write(text);
   } catch (cause) {
     throw asKernelError(path, cause);
   }
