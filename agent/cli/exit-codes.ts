@@ -20,7 +20,7 @@ export const EXIT = {
   retry: 6,
   /** The agent refuses this caller. */
   denied: 7,
-  /** `check` found differences; `status` found an agent that cannot serve now. */
+  /** `check` found differences; `status` found an agent that cannot serve now; `doctor` found a problem. */
   differs: 8,
   /** `exec`: the command is there and cannot be executed. */
   cannotExecute: 126,

@@ -31,6 +31,10 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       names: ['status'],
       load: async () => (await import('./commands/status.ts')).addStatusCommand,
     },
+    {
+      names: ['doctor'],
+      load: async () => (await import('./commands/doctor.ts')).addDoctorCommand,
+    },
     { names: ['lease'], load: async () => (await import('./commands/lease.ts')).addLeaseCommands },
     { names: ['host'], load: async () => (await import('./commands/host.ts')).addHostCommands },
     {

@@ -44,6 +44,7 @@ describe('help', () => {
       'exec',
       'watch',
       'status',
+      'doctor',
       'lease',
       'lease list',
       'host',

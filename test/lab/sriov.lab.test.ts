@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, writeFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -84,7 +85,7 @@ afterAll(() => stack[Symbol.asyncDispose]());
 
 afterEach(() => {
   // Nothing that ended left anything on a function.
-  expect(state()).toEqual(before);
+  assert.deepEqual(state(), before);
 });
 
 test('the guest has the functions that it made', () => {

@@ -1,0 +1,36 @@
+import type { Command } from 'commander';
+import { EXIT } from '../exit-codes.ts';
+import type { Shell } from '../shell.ts';
+
+/** `doctor`: what of this host stands in the way of workloads' traffic, and the commands that mend it. */
+export function addDoctorCommand(program: Command, shell: Shell): void {
+  program
+    .command('doctor')
+    .description('look at this host as root: what stops traffic, and the exact rules to add')
+    .option('--table <name>', "the agent's nftablesTable", 'volt')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet doctor
+  $ voltnet doctor --json | jq -r '.findings[] | select(.severity == "problem") | .commands[]'
+
+It looks and prints; it changes nothing, and asks no agent. Docker, ufw, firewalld and rules of
+your own that drop what host-only networks forward are found. Exit code 8 when there is a problem.`,
+    )
+    .action(async ({ table }: { readonly table: string }) => {
+      const { diagnose, observeHost } = await import('../../doctor.ts');
+      const findings = diagnose(observeHost(table));
+      shell
+        .output()
+        .result({ findings }, (style) =>
+          findings
+            .flatMap(({ severity, subject, seen, commands }) => [
+              `${severity === 'problem' ? style.bad(severity) : severity}: ${subject}: ${seen}`,
+              ...commands.map((command) => `    ${command}`),
+            ])
+            .join('\n'),
+        );
+      if (findings.some(({ severity }) => severity === 'problem')) shell.exitCode = EXIT.differs;
+    });
+}

@@ -1,0 +1,234 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { release } from 'node:os';
+import { isKernelError } from '#native/errors.ts';
+import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
+import { readSysctl } from '#native/sysctl.ts';
+
+/** One thing that was looked at: what was seen, why it matters, and the commands that mend it. */
+export interface Finding {
+  readonly severity: 'ok' | 'advice' | 'problem';
+  readonly subject: string;
+  readonly seen: string;
+  /** For an operator to run, exactly as they are; nothing here is ever run. */
+  readonly commands: readonly string[];
+}
+
+/** An object of `nft -j` (man 5 libnftables-json). */
+type NftObject = Readonly<Record<string, unknown>>;
+
+/** A host as far as the doctor looks at it. */
+export interface Observed {
+  readonly kernel: string;
+  /** Why nftables cannot be used. */
+  readonly nftables: string | undefined;
+  /** Bridges of host-only networks of this host. */
+  readonly bridges: readonly string[];
+  /** Chains and rules of everybody else's tables that have to do with forwarding. */
+  readonly forwarding: readonly NftObject[];
+  /** Tables of iptables-legacy, which nft does not see. */
+  readonly legacyTables: readonly string[];
+  readonly ipForward: boolean;
+  readonly tun: boolean;
+}
+
+/** Reads this host; needs CAP_NET_ADMIN. `table` is the name of the agent's own tables. */
+export function observeHost(table: string): Observed {
+  const found = { bridges: [] as string[], forwarding: [] as NftObject[] };
+  let nftables: string | undefined;
+  try {
+    using nft = Nftables.open();
+    found.bridges = elementsOf(nft.list(`list set inet ${table} bridges`) ?? []);
+    found.forwarding = forwardingOf(nft, table);
+  } catch (error) {
+    if (!(error instanceof NftablesUnavailable) && !isKernelError(error, 'EPERM')) throw error;
+    nftables = error.message;
+  }
+  return {
+    kernel: release(),
+    nftables,
+    ...found,
+    legacyTables: ['ip', 'ip6'].flatMap((family) => linesOf(`/proc/net/${family}_tables_names`)),
+    ipForward: readSysctl(['net', 'ipv4', 'ip_forward']) === '1',
+    tun: existsSync('/dev/net/tun'),
+  };
+}
+
+const OWNED_SINCE = [6, 9] as const;
+
+/** What an operator has to know of a host, and do about it. Pure: everything it goes by is in what was observed. */
+export function diagnose(observed: Observed): Finding[] {
+  const { kernel, nftables, bridges, legacyTables, ipForward, tun } = observed;
+  const [major = 0, minor = 0] = kernel.split('.').map(Number);
+  const owned = major > OWNED_SINCE[0] || (major === OWNED_SINCE[0] && minor >= OWNED_SINCE[1]);
+  return [
+    nftables === undefined
+      ? ok('nftables', 'libnftables and nf_tables are there')
+      : problem('nftables', nftables, ['apt-get install libnftables1']),
+    owned
+      ? ok('kernel', `${kernel}: the agent's tables are its own, nobody else can flush them`)
+      : advice(
+          'kernel',
+          `${kernel} is older than 6.9: "nft flush ruleset" takes the port filter away until the agent has put it back`,
+        ),
+    tun
+      ? ok('tun', '/dev/net/tun is there')
+      : problem('tun', 'without /dev/net/tun no VM gets a TAP', ['modprobe tun']),
+    ...(bridges.length > 0 && !ipForward
+      ? [
+          problem('forwarding', 'net.ipv4.ip_forward is off: host-only networks reach nobody', [
+            'sysctl -w net.ipv4.ip_forward=1',
+          ]),
+        ]
+      : []),
+    ...(legacyTables.length > 0
+      ? [
+          advice(
+            'iptables-legacy',
+            `tables ${legacyTables.join(', ')} are in use, which nft does not show: look at their FORWARD chains`,
+            ['iptables-legacy -S FORWARD', 'ip6tables-legacy -S FORWARD'],
+          ),
+        ]
+      : []),
+    ...bridges.flatMap((bridge) => forwardFindings(bridge, observed.forwarding)),
+  ];
+}
+
+const ok = (subject: string, seen: string): Finding => ({
+  severity: 'ok',
+  subject,
+  seen,
+  commands: [],
+});
+const advice = (subject: string, seen: string, commands: readonly string[] = []): Finding => ({
+  severity: 'advice',
+  subject,
+  seen,
+  commands,
+});
+const problem = (subject: string, seen: string, commands: readonly string[]): Finding => ({
+  severity: 'problem',
+  subject,
+  seen,
+  commands,
+});
+
+interface Chain {
+  readonly family: string;
+  readonly table: string;
+  readonly name: string;
+  readonly policy?: string;
+}
+
+/** What in everybody else's rules stops the traffic of one host-only bridge. */
+function forwardFindings(bridge: string, forwarding: readonly NftObject[]): Finding[] {
+  const chains = forwarding.map(({ chain }) => chain).filter(isChain);
+  const rules = forwarding.map(({ rule }) => rule).filter(isRule);
+  const hasChain = (family: string, table: string, name: string): boolean =>
+    chains.some((one) => one.family === family && one.table === table && one.name === name);
+  const findings = chains
+    .filter((chain) => property(chain, 'hook') === 'forward')
+    .filter(({ policy, table }) => policy === 'drop' || table === 'firewalld')
+    .map((chain) => {
+      const { family, table, name } = chain;
+      const own = rules.filter((rule) => rule.family === family && rule.table === table);
+      const passes = (side: 'iifname' | 'oifname'): boolean =>
+        own.some(({ expr }) => accepts(expr, side, bridge));
+      const place = `${family} ${table} ${name}`;
+      if (passes('iifname') && passes('oifname')) {
+        return ok(`bridge ${bridge}`, `${place} drops by default, and lets this bridge through`);
+      }
+      const commands = remedy(bridge, chain, (other) => hasChain(family, table, other));
+      const seen = `${place} drops what is forwarded to and from this bridge`;
+      return problem(`bridge ${bridge}`, seen, commands);
+    });
+  if (findings.length > 0) return findings;
+  return [ok(`bridge ${bridge}`, 'nobody else drops what is forwarded to and from it')];
+}
+
+/** In the words of whoever owns the chain: rules of another tool in its table would confuse it. */
+function remedy(
+  bridge: string,
+  { family, table, name }: Chain,
+  hasChain: (name: string) => boolean,
+): string[] {
+  if (table === 'firewalld') {
+    return [
+      `firewall-cmd --permanent --zone=trusted --add-interface=${bridge}`,
+      'firewall-cmd --reload',
+    ];
+  }
+  if (hasChain('ufw-user-forward') || hasChain('ufw6-user-forward')) {
+    return [`ufw route allow in on ${bridge}`, `ufw route allow out on ${bridge}`];
+  }
+  const byIptables =
+    (family === 'ip' || family === 'ip6') && table === 'filter' && name === 'FORWARD';
+  if (byIptables) {
+    const tool = family === 'ip' ? 'iptables' : 'ip6tables';
+    const chain = hasChain('DOCKER-USER') ? 'DOCKER-USER' : 'FORWARD';
+    return [
+      `${tool} -I ${chain} -i ${bridge} -j ACCEPT`,
+      `${tool} -I ${chain} -o ${bridge} -m conntrack --ctstate ESTABLISHED,RELATED,DNAT -j ACCEPT`,
+    ];
+  }
+  const place = `${family} ${table} ${name}`;
+  return [
+    `nft insert rule ${place} iifname "${bridge}" accept`,
+    `nft insert rule ${place} oifname "${bridge}" ct state established,related accept`,
+    `nft insert rule ${place} oifname "${bridge}" ct status dnat accept`,
+  ];
+}
+
+/** True for a rule that accepts what comes from a bridge, or goes to it on whatever further condition. */
+function accepts(expr: readonly unknown[], side: 'iifname' | 'oifname', bridge: string): boolean {
+  if (!expr.some((one) => property(one, 'accept') !== undefined)) return false;
+  const matches = expr.map((one) => property(one, 'match')).filter((one) => one !== undefined);
+  const named = matches.some((match) => {
+    const key = property(property(property(match, 'left'), 'meta'), 'key');
+    const right = property(match, 'right');
+    if (key !== side || property(match, 'op') !== '==' || typeof right !== 'string') return false;
+    return right.endsWith('*') ? bridge.startsWith(right.slice(0, -1)) : right === bridge;
+  });
+  // What comes from a workload has to pass whatever it is.
+  return named && (side === 'oifname' || matches.length === 1);
+}
+
+function property(value: unknown, key: string): unknown {
+  if (typeof value !== 'object' || value === null) return undefined;
+  return Object.getOwnPropertyDescriptor(value, key)?.value;
+}
+
+const isChain = (value: unknown): value is Chain =>
+  ['family', 'table', 'name'].every((key) => typeof property(value, key) === 'string');
+
+const isRule = (
+  value: unknown,
+): value is { family: string; table: string; expr: readonly unknown[] } =>
+  ['family', 'table'].every((key) => typeof property(value, key) === 'string') &&
+  Array.isArray(property(value, 'expr'));
+
+/** The tables of others that have a chain at the forward hook, whole. */
+function forwardingOf(nft: Nftables, own: string): NftObject[] {
+  const chains = (nft.list('list chains') ?? []).map(({ chain }) => chain).filter(isChain);
+  const tables = new Set(
+    chains
+      .filter((chain) => property(chain, 'hook') === 'forward' && chain.table !== own)
+      .filter(({ family }) => family !== 'bridge')
+      .map(({ family, table }) => `${family} ${table}`),
+  );
+  return [...tables].flatMap((table) => nft.list(`list table ${table}`) ?? []);
+}
+
+const elementsOf = (listed: readonly NftObject[]): string[] =>
+  listed
+    .flatMap(({ set }) => property(set, 'elem') ?? [])
+    .filter((element) => typeof element === 'string');
+
+function linesOf(path: string): string[] {
+  try {
+    return readFileSync(path, 'utf8')
+      .split('\n')
+      .filter((line) => line !== '');
+  } catch {
+    return [];
+  }
+}
