@@ -87,8 +87,8 @@ async function inWorld(
         await server.restart();
         await until(() => raw.status === 'ready');
         // A client may not have noticed yet that its connection is gone: what counts is an answer.
-        for (const one of ledgers) await insist(() => one.getNetwork('none'));
         await insist(() => enrol(ledger, ...HOSTS));
+        for (const one of ledgers) await insist(() => one.getNetwork('none'));
       },
     });
   } finally {
