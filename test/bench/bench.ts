@@ -5,6 +5,7 @@ import { enterSandbox } from '../support/sandbox.ts';
 
 const BENCHES: Readonly<Record<string, () => Promise<void>>> = {
   attach: async () => (await import('./attach.ts')).benchAttach(),
+  firewall: async () => (await import('./firewall.ts')).benchFirewall(),
   ipam: async () => (await import('./ipam.ts')).benchIpam(),
   start: async () => (await import('./start.ts')).benchStart(),
 };

@@ -8,7 +8,7 @@ import type { Stack } from './stack.ts';
 import { dyingWithParent, requireTool } from './tools.ts';
 
 /** More than an attach takes. */
-const MOST_CALLS = 30;
+const MOST_CALLS = 80;
 
 /**
  * Makes every netlink message of an attach fail in turn, by strace in the kernel's place: each time nothing is left
@@ -42,7 +42,7 @@ export async function failEachMessage(
     // The first attach that nothing failed in has no later call to fail.
     if (!failed) break;
   }
-  expect(refused).toBeGreaterThan(2);
+  expect(refused).toBeGreaterThan(1);
   expect(refused).toBeLessThan(MOST_CALLS);
 }
 
