@@ -7,7 +7,7 @@ import { requestSeqpacket } from '#native/unix.ts';
 import { dyingWithParent } from './tools.ts';
 
 export const AGENT = new URL('../../deploy/bin/volt-network-agent', import.meta.url).pathname;
-const START_TIMEOUT_MS = 20_000;
+const START_TIMEOUT_MS = 60_000;
 
 export interface RunningAgent {
   readonly host: string;
@@ -121,7 +121,7 @@ export async function startAgent(
 export async function until(
   what: string,
   ask: () => Promise<boolean> | boolean,
-  timeoutMs = 15_000,
+  timeoutMs = 30_000,
 ): Promise<void> {
   const end = Date.now() + timeoutMs;
   let last: unknown;
