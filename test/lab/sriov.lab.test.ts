@@ -4,6 +4,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { driverOf, virtualFunctions } from '#native/sriov.ts';
+import { failEachMessage } from '../support/failing.ts';
 import { addNamespace, ip, only, removeNamespace, type Row } from '../support/kernel.ts';
 import { startStack, type Stack } from '../support/stack.ts';
 
@@ -169,6 +170,24 @@ test('when all functions are in use, NO_FREE_VF names the parent; one that is gi
   expect(only(inBox('link', 'show', 'eth-d'))['address']).toBe(again.mac);
   for (const id of ['a', 'c', 'd']) await detach(id);
 });
+
+test.each(['vm', 'container'] as const)(
+  'of a %s nothing is left, whichever message to the kernel fails',
+  async (kind) => {
+    const request = (id: string): AttachRequest => ({
+      id,
+      workload: `${kind}-${id}`,
+      kind,
+      network: 'set0',
+      ...(kind === 'container' && { netns: '/run/netns/box' }),
+    });
+    await failEachMessage(stack, request, () => {
+      assert.deepEqual(state(), before);
+      expect(inBox('link').map(({ ifname }) => ifname)).toEqual(['lo']);
+    });
+  },
+  300_000,
+);
 
 test('what cannot be is refused, and changes nothing', async () => {
   const refusals: [Partial<AttachRequest>, string][] = [
