@@ -10,6 +10,7 @@ import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
  * prerouting to its port or, on the way to the host, to the ingress of the bridge device, which takes it off.
  */
 const PASSED = 0x0010_0000;
+const UNMARKED = (~PASSED >>> 0).toString();
 /**
  * Bit that says: this packet came to the host by an isolated bridge. Where br_netfilter is on, rules for what is
  * routed see what is bridged, too, from one port to the uplink for one, and with the same devices.
@@ -177,7 +178,13 @@ export const BRIDGE_FILTER = {
     ...portChains('iifname', [`meta mark set meta mark or ${PASSED}`, 'accept']),
     prerouting: {
       hook: 'type filter hook prerouting priority -300; policy accept;',
-      rules: ['iifname @ports goto port', `iifname @trusted meta mark set meta mark or ${PASSED}`],
+      rules: [
+        // What a reply of ours has at the bridge's ingress, and nothing else may: see `arrival`.
+        'iifname @ports ip6 daddr ::1 counter drop',
+        'iifname @trusted ip6 daddr ::1 counter drop',
+        'iifname @ports goto port',
+        `iifname @trusted meta mark set meta mark or ${PASSED}`,
+      ],
     },
     forward: {
       hook: 'type filter hook forward priority -300; policy accept;',
@@ -206,12 +213,13 @@ export const DEVICE_FILTER = {
     guard: { rules: [`meta mark and ${PASSED} == 0 counter drop`, 'goto arrival'] },
     arrival: {
       rules: [
-        `meta mark set meta mark and ${(~PASSED >>> 0).toString()}`,
-        `iifname @isolated meta mark set meta mark or ${ARRIVED}`,
         // Where br_netfilter is on, a reply to what was mapped from ::1 has its destination back before it leaves
         // the bridge, and IPv6 takes no packet to ::1 from a device that is not loopback. So it goes on there. No
-        // workload gets this far with such a packet of its own: the bridge's prerouting drops it.
-        'ip6 daddr ::1 ether daddr set 00:00:00:00:00:00 fwd to "lo"',
+        // workload gets this far with such a packet of its own, for the bridge's prerouting drops it, and no
+        // stranger on a bridge that was there, for what he sends has no mark.
+        `meta mark and ${PASSED} != 0 ip6 daddr ::1 meta mark set meta mark and ${UNMARKED} ether daddr set 00:00:00:00:00:00 fwd to "lo"`,
+        `meta mark set meta mark and ${UNMARKED}`,
+        `iifname @isolated meta mark set meta mark or ${ARRIVED}`,
       ],
     },
   },

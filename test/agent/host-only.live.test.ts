@@ -255,6 +255,48 @@ test.each([4, 6] as const)('an SCTP port is mapped, too: IPv%i', (family) => {
   expect(run('python3', '-c', SCTP, HOST[family])).toBe('80\n');
 });
 
+/** Sends datagrams by hand: to ::1, past routing, then to the gateway's address, both to the bridge's MAC. */
+const TO_LOOPBACK = `
+import socket, struct, sys
+mac, bridge, own = (bytes.fromhex(sys.argv[1].replace(':', '')), bytes.fromhex(sys.argv[2].replace(':', '')), sys.argv[3])
+def datagram(to, text):
+    src, dst = socket.inet_pton(socket.AF_INET6, own), socket.inet_pton(socket.AF_INET6, to)
+    udp = struct.pack('!HHHH', 4000, 9054, 8 + len(text), 0) + text
+    sum_of = src + dst + struct.pack('!II', len(udp), 17) + udp + (b'\\0' if len(udp) % 2 else b'')
+    total = sum(struct.unpack('!%dH' % (len(sum_of) // 2), sum_of))
+    while total >> 16: total = (total & 0xffff) + (total >> 16)
+    udp = udp[:6] + struct.pack('!H', (~total & 0xffff) or 0xffff) + udp[8:]
+    return bridge + mac + b'\\x86\\xdd' + struct.pack('!IHBB', 6 << 28, len(udp), 17, 64) + src + dst + udp
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('eth0', 0))
+s.send(datagram('::1', b'loopback')); s.send(datagram('fd48::1', b'gateway'))
+`;
+
+const HEAR = `
+import socket
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.bind(('::', 9054)); print('ready', flush=True)
+while True: print(s.recv(100).decode(), flush=True)
+`;
+
+test.each(['0', '1'])('nor is ::1, with bridge-nf-call-ip6tables %s', async (call) => {
+  writeFileSync('/proc/sys/net/bridge/bridge-nf-call-ip6tables', call);
+  const [program, args] = dyingWithParent(['python3', '-c', HEAR]);
+  const ear = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  let heard = '';
+  ear.stdout.on('data', (chunk: Buffer) => (heard += chunk.toString()));
+  try {
+    await until('it listens', () => heard.includes('ready'));
+    const [bridge] = ip('link', 'show', 'ho0');
+    const [own] = ip('-n', 'peer', 'link', 'show', 'eth0');
+    const words = [String(own?.['address']), String(bridge?.['address']), addressOf('peer', 6)];
+    run('ip', 'netns', 'exec', 'peer', 'python3', '-c', TO_LOOPBACK, ...words);
+    await until('the second came', () => heard.includes('gateway'));
+    expect(heard).not.toContain('loopback');
+  } finally {
+    ear.kill('SIGKILL');
+    await once(ear, 'exit');
+  }
+});
+
 describe('a host port that is taken', () => {
   const asking = async (ports: AttachRequest['ports']): Promise<unknown> => {
     addNamespace('late');
