@@ -2,6 +2,7 @@ import type { Attachment, Difference } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import type { TokenBucket } from '#native/traffic.ts';
+import type { AttachmentRecord } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import { DEVICE_GROUP, isTagOf } from './network.ts';
 import { closeToIpv6 } from './tap.ts';
@@ -54,10 +55,15 @@ export function limitBandwidth(
 }
 
 /**
- * What is there of an attachment's limits beside its device, to be deleted with it. An attach that was interrupted
- * has no device on record: then the IFB is found by its tag alone.
+ * What is there of an attachment's limits beside its device, to be deleted with it: also what an update that was
+ * interrupted made. An attach that was interrupted has no device on record: then the IFB is found by its tag alone.
  */
-export function ifbOf(kernel: Kernel, id: string, ifindex: number | undefined): Link | null {
+export function ifbOf(
+  kernel: Kernel,
+  { id, request }: Pick<AttachmentRecord, 'id' | 'request'>,
+  ifindex: number | undefined,
+): Link | null {
+  if (ifindex === undefined && request.bandwidth === undefined) return null;
   const candidates =
     ifindex === undefined ? kernel.links.list() : [kernel.links.get(ifbName(ifindex))];
   return candidates.find((link) => link?.kind === 'ifb' && isTagOf(link.alias, id)) ?? null;

@@ -164,13 +164,14 @@ export class Bridged implements NetworkType {
 
   #limit(
     device: { index: number; name: string; alias: string },
-    { id, bandwidth }: AttachRequest,
+    request: AttachRequest,
     undo: DisposableStack,
   ): void {
+    const { id, bandwidth } = request;
     if (bandwidth === undefined) return;
     const { kernel } = this.#options;
     undo.defer(() => {
-      const ifb = ifbOf(kernel, id, device.index);
+      const ifb = ifbOf(kernel, { id, request }, device.index);
       if (ifb !== null) kernel.links.delete(ifb);
     });
     limitBandwidth(kernel, device, bandwidth);
@@ -236,8 +237,7 @@ export class Bridged implements NetworkType {
     // The port is down by now.
     firewall.remove(portOwner(record.id));
     if (link?.master !== undefined) this.#forgetNeighbours(link.master, record);
-    if (record.request.bandwidth === undefined) return { removed };
-    const ifb = ifbOf(kernel, record.id, record.attachment?.device?.ifindex ?? link?.index);
+    const ifb = ifbOf(kernel, record, record.attachment?.device?.ifindex ?? link?.index);
     if (ifb === null) return { removed };
     return {
       removed: Promise.all([removed, removal.delete({ index: ifb.index, alias: ifb.alias })]).then(
