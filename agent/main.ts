@@ -324,7 +324,8 @@ class Agent {
   /** The rules of before stay in force until those for all that stands are there, in one exchange. */
   #resumeFirewall(): void {
     for (const { attachment, network, networkType, state } of this.#journal.values()) {
-      if (attachment === undefined || network === undefined || state === 'detaching') continue;
+      // A fenced workload is cut off: it gets nothing back.
+      if (attachment === undefined || network === undefined || state !== 'attached') continue;
       this.#networkTypes[networkType]?.resume(attachment, network);
     }
     this.#firewall.start();
