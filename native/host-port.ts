@@ -82,8 +82,8 @@ export interface PortHolder {
 export function portHolder({ protocol, port }: HostPort): PortHolder | null {
   const inodes = new Set([protocol, `${protocol}6`].flatMap((table) => socketsOn(table, port)));
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
-    if (!holdsOne(pid, inodes)) continue;
-    return { pid: Number(pid), command: readFileSync(`/proc/${pid}/comm`, 'utf8').trim() };
+    const command = commandOf(pid);
+    if (command !== null && holdsOne(pid, inodes)) return { pid: Number(pid), command };
   }
   return null;
 }
@@ -106,6 +106,15 @@ function socketsOn(table: string, port: number): string[] {
       return bound && (!table.startsWith('tcp') || state === TCP_LISTEN);
     })
     .map((columns) => columns[9] ?? '');
+}
+
+/** Null: it has ended. */
+function commandOf(pid: string): string | null {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim();
+  } catch {
+    return null;
+  }
 }
 
 function holdsOne(pid: string, inodes: ReadonlySet<string>): boolean {
