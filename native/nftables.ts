@@ -87,7 +87,8 @@ const SO_SNDBUFFORCE = 32;
 const MIN_SEND_BUFFER = 256 * 1024;
 /** struct sockaddr_nl: family u16, padding, port u32, groups u32. */
 const SOCKADDR_BYTES = 12;
-const RECEIVE_BYTES = 16 * 1024;
+/** An answer may repeat the message that it is about, and that may be the largest. */
+const RECEIVE_BYTES = 128 * 1024;
 const MSG_DONTWAIT = 0x40;
 const EIO = 5;
 
