@@ -24,6 +24,10 @@ mkdir -p "$work/apt/lists" "$work/apt/archives/partial" "$work/download" "$work/
 
 # The mirror is the machine's own; its package lists are left alone.
 mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | sed -n 's/^\(.*\) bookworm$/\1/p' | head -n 1)
+if [ -z "$mirror" ]; then
+  echo 'lab: apt knows no source of Debian 12 (bookworm): add one to /etc/apt/sources.list.d and run apt-get update' >&2
+  exit 69
+fi
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 echo "deb [signed-by=$keyring] $mirror bookworm-backports main" >"$work/apt/sources.list"
 backports() {
