@@ -1,0 +1,277 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { VoltError } from '#protocol/errors.ts';
+import { parseNetwork } from '#protocol/network.ts';
+import { EVENT_STREAM, subjects } from '#protocol/subjects.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { Attachments } from './attachments.ts';
+import type { Bus, BusOptions } from './bus.ts';
+import type { Config } from './config.ts';
+import { Detaches } from './detaches.ts';
+import { EventLog } from './events.ts';
+import { FleetCheck } from './fleet-check.ts';
+import { Handoff } from './handoff.ts';
+import { Holdings } from './holdings.ts';
+import { Inspection } from './inspection.ts';
+import { Journal } from './journal.ts';
+import type { Log } from './log.ts';
+import type { HostNetwork, openHostNetwork } from './networks/types.ts';
+import { createEndpoints } from './service.ts';
+import { Session } from './session.ts';
+import { Turns } from './turns.ts';
+import { Updates } from './updates.ts';
+import { Witness } from './witness.ts';
+
+export const SERVICE_NAME = 'volt-network-agent';
+const DRAIN_TIMEOUT_MS = 10_000;
+const FLUSH_TIMEOUT_MS = 2_000;
+
+/** What an agent stands on. A simulation brings models of kernel, NATS and Redis. */
+export interface AgentOptions {
+  readonly config: Config;
+  readonly log: Log;
+  readonly version: string;
+  /** Which machine this is, and which of its boots (/etc/machine-id, /proc/sys/kernel/random/boot_id). */
+  readonly machine: { readonly machineId: string; readonly bootId: string };
+  readonly ledger: Ledger;
+  readonly makeBus: (options: BusOptions) => Bus;
+  readonly openHostNetwork: typeof openHostNetwork;
+}
+
+/** The parts of one running agent, made in the order in which they need each other. */
+export class Agent {
+  readonly #log: Log;
+  readonly #config: Config;
+  readonly #ledger: Ledger;
+  readonly #bus: Bus;
+  readonly #events: EventLog;
+  readonly #attachments: Attachments;
+  readonly #session: Session;
+  readonly #handoff: Handoff;
+  readonly #journal: Journal;
+  readonly #witness: Witness;
+  readonly #hostNetwork: HostNetwork;
+  readonly #version: string;
+  readonly #startedAt = new Date().toISOString();
+  #stopping = false;
+
+  constructor(options: AgentOptions) {
+    const { config, log, version, machine, ledger } = options;
+    this.#config = config;
+    this.#log = log;
+    this.#version = version;
+    this.#ledger = ledger;
+    const { host, runtimeDir, stateDir, subjectPrefix } = config;
+    const { machineId, bootId } = machine;
+    this.#journal = new Journal(runtimeDir);
+    const journal = this.#journal;
+    this.#witness = new Witness({ stateDir, log });
+    const witness = this.#witness;
+    this.#hostNetwork = options.openHostNetwork({ config, journal, log });
+    const { networkTypes, taggedDevices } = this.#hostNetwork;
+    this.#events = new EventLog({
+      host,
+      subjectPrefix,
+      stateDir,
+      log,
+      publish: (event) => this.#bus.publishEvent(event),
+    });
+    const events = this.#events;
+    const turns = new Turns();
+    const detaches = new Detaches({ host, ledger, journal, events, networkTypes, log });
+    this.#attachments = new Attachments({
+      host,
+      machineId,
+      bootId,
+      ledger,
+      witness,
+      whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
+      journal,
+      events,
+      networkTypes,
+      turns,
+      detaches,
+      log,
+    });
+    const attachments = this.#attachments;
+    const holdings = new Holdings({
+      host,
+      bootId,
+      onReboot: config.onReboot,
+      ledger,
+      journal,
+      events,
+      networkTypes,
+      taggedDevices,
+      turns,
+      detaches,
+      log,
+    });
+    const inspection = new Inspection({
+      host,
+      journal,
+      ledger,
+      networkTypes,
+      taggedDevices,
+    });
+    this.#session = new Session({
+      host,
+      machineId,
+      bootId,
+      heartbeatSeconds: config.heartbeatSeconds,
+      suspectAfterSeconds: config.suspectAfterSeconds,
+      recoveryWindowSeconds: config.recoveryWindowSeconds,
+      ledger,
+      witness,
+      holdings,
+      events,
+      log,
+      isNewFleet: () => this.#isNewFleet(),
+      onOpen: () => void this.#createNetworks(),
+    });
+    this.#handoff = new Handoff({
+      runtimeDir,
+      journal,
+      networkTypes,
+      health: () => this.#health(),
+      log,
+    });
+    this.#bus = options.makeBus({
+      config: config.nats,
+      host,
+      service: { name: SERVICE_NAME, version },
+      metadata: () => ({
+        host,
+        features: [...Object.keys(networkTypes), 'update'].join(','),
+        fleet: subjectPrefix,
+        generation: String(witness.seen.generation),
+      }),
+      endpoints: createEndpoints({
+        host,
+        subjectPrefix,
+        attachments,
+        updates: new Updates({ ledger, journal, events, networkTypes, turns }),
+        inspection,
+        fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),
+        ledger,
+        witness,
+        whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
+        events,
+        stopping: () => this.#stopping,
+        log,
+      }),
+      eventStream: { name: EVENT_STREAM, subjects: [subjects(subjectPrefix).events()] },
+      log,
+      onState: (state) => {
+        log.info({ nats: state }, 'NATS');
+        if (state !== 'connected') return;
+        this.#events.nudge();
+        // A new fleet's ledger waits until its peers can be asked.
+        void this.#session.beat();
+      },
+    });
+  }
+
+  /** Returns when the socket is open. NATS and Redis are connected to in the background. */
+  start(): void {
+    this.#journal.load(this.#log);
+    this.#witness.load();
+    for (const { generation = 0 } of this.#journal.values()) {
+      this.#witness.noteGeneration(generation);
+    }
+    this.#resumeFirewall();
+    this.#events.start();
+    this.#handoff.start();
+    this.#ledger.onStatus((status) => {
+      this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');
+      if (status.state === 'ready') void this.#session.beat();
+    });
+    this.#ledger.start();
+    this.#bus.start();
+    this.#session.start();
+    this.#attachments.resume();
+  }
+
+  /** Takes no more requests, lets those under way end, publishes what is left. Devices stay. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#session.stop();
+    await this.#bus.stopTaking();
+    await this.#attachments.stop(DRAIN_TIMEOUT_MS);
+    await this.#events.stop(this.#bus.state === 'connected' ? FLUSH_TIMEOUT_MS : 0);
+    await this.#bus.close();
+    await this.#ledger.close();
+    this.#handoff.close();
+    this.#hostNetwork.firewall[Symbol.dispose]();
+  }
+
+  #health(): Readonly<Record<string, unknown>> {
+    const records = this.#journal.values();
+    return {
+      health: {
+        version: this.#version,
+        host: this.#config.host,
+        pid: process.pid,
+        startedAt: this.#startedAt,
+        nats: this.#bus.state,
+        redis: this.#ledger.status,
+        session: this.#session.status,
+        firewall: this.#hostNetwork.firewall.problem ?? 'ready',
+        attachments: records.filter(({ state }) => state === 'attached').length,
+        unfinished: records.filter(({ state }) => state !== 'attached').length,
+        eventsPending: this.#events.pending,
+      },
+    };
+  }
+
+  /** The rules of before stay in force until those for all that stands are there, in one exchange. */
+  #resumeFirewall(): void {
+    for (const { attachment, network, networkType, state } of this.#journal.values()) {
+      // A fenced workload is cut off: it gets nothing back.
+      if (attachment === undefined || network === undefined || state !== 'attached') continue;
+      this.#hostNetwork.networkTypes[networkType]?.resume(attachment, network);
+    }
+    this.#hostNetwork.firewall.start();
+  }
+
+  /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */
+  async #isNewFleet(): Promise<boolean> {
+    const { host, subjectPrefix } = this.#config;
+    const answers = (await this.#bus.survey()) ?? [];
+    const peers = answers.filter(({ fleet }) => fleet === subjectPrefix);
+    // Without its own answer the question has not come round.
+    const asked = peers.some((peer) => peer['host'] === host);
+    if (!asked && this.#bus.state === 'connected') {
+      this.#log.warn(
+        {},
+        'the ledger is empty, and NATS does not let the agents be asked ($SRV.INFO)',
+      );
+    }
+    return asked && peers.every(({ generation }) => generation === '0');
+  }
+
+  /** A file creates the network that is not there; where the record differs, the record is used. */
+  async #createNetworks(): Promise<void> {
+    const { networksDir } = this.#config;
+    for (const file of networkFiles(networksDir)) {
+      const path = join(networksDir, file);
+      try {
+        await this.#ledger.putNetwork(parseNetwork(JSON.parse(readFileSync(path, 'utf8'))));
+      } catch (error) {
+        const conflict = error instanceof VoltError && error.code === 'NETWORK_CONFLICT';
+        const what = conflict ? 'differs from the record, which is used' : 'not used';
+        this.#log.warn({ file: path, error: String(error) }, `network file ${what}`);
+      }
+    }
+  }
+}
+
+function networkFiles(folder: string): string[] {
+  try {
+    return readdirSync(folder)
+      .filter((name) => name.endsWith('.json'))
+      .toSorted();
+  } catch {
+    return [];
+  }
+}
