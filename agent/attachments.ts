@@ -220,6 +220,10 @@ export class Attachments {
     const started = performance.now();
     journal.put(record);
     const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
+    // The ledger gathers requests until the next tick: what follows runs while it works.
+    await new Promise<void>((resolve) => {
+      process.nextTick(resolve);
+    });
     const obstacle = failureOf(() => checked.prepare());
     let lease: Lease;
     try {

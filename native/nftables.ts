@@ -91,6 +91,7 @@ const SOCKADDR_BYTES = 12;
 const RECEIVE_BYTES = 128 * 1024;
 const MSG_DONTWAIT = 0x40;
 const EIO = 5;
+const EAGAIN = 11;
 
 export interface NftTable {
   readonly family: keyof typeof FAMILIES;
@@ -157,6 +158,8 @@ export class Nftables implements Disposable {
   readonly #received = Buffer.alloc(RECEIVE_BYTES);
   #listing: unknown;
   #sequence = 0;
+  /** What it was grown to. */
+  #sendBuffer = 0;
 
   private constructor(library: Library, context: unknown, fd: number) {
     this.#library = library;
@@ -310,12 +313,18 @@ export class Nftables implements Disposable {
       }
       this.#frame(writer, { type: NFNL_MSG_BATCH_END, flags: 0, ...edge });
       // A transaction is one datagram; the socket takes no larger one than its buffer, which passes wmem_max.
-      setOption(this.#fd, SOL_SOCKET, SO_SNDBUFFORCE, Math.max(MIN_SEND_BUFFER, writer.length * 2));
+      this.#growSendBuffer(writer.length * 2);
       retryInterrupted(() =>
         checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
       );
       this.#collect(operation, asked);
     });
+  }
+
+  #growSendBuffer(bytes: number): void {
+    if (bytes <= this.#sendBuffer) return;
+    this.#sendBuffer = Math.max(MIN_SEND_BUFFER, bytes);
+    setOption(this.#fd, SOL_SOCKET, SO_SNDBUFFORCE, this.#sendBuffer);
   }
 
   #frame(
@@ -363,18 +372,13 @@ export class Nftables implements Disposable {
 
   /** The kernel answers within the call that sends: what is there is all. 0: nothing more. */
   #receive(operation: string): number {
-    try {
-      return retryInterrupted(() =>
-        checked(
-          libc.recv(this.#fd, this.#received, RECEIVE_BYTES, MSG_DONTWAIT),
-          operation,
-          'recv',
-        ),
-      );
-    } catch (error) {
-      if (isKernelError(error, 'EAGAIN', 'EWOULDBLOCK')) return 0;
-      throw error;
-    }
+    return retryInterrupted(() => {
+      const length = libc.recv(this.#fd, this.#received, RECEIVE_BYTES, MSG_DONTWAIT);
+      if (length >= 0) return length;
+      const errno = libc.errno();
+      if (errno === EAGAIN) return 0;
+      throw new KernelError({ operation, subject: 'recv', errno });
+    });
   }
 }
 

@@ -110,6 +110,7 @@ export interface WatchOptions {
   readonly signal?: AbortSignal;
 }
 
+/** The protocol's, too: what a request without `volt-timeout-ms` means. */
 const DEFAULT_TIMEOUT_MS = 10_000;
 // The agent gives up at the caller's deadline; its answer still has to travel.
 const ANSWER_GRACE_MS = 500;
@@ -291,13 +292,15 @@ export class VoltNetworkClient {
   ): Promise<Answer> {
     const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
     const headers = this.#traceHeaders(options);
-    headers.set('volt-timeout-ms', String(timeoutMs));
+    // Without it the agent takes the same default.
+    if (timeoutMs !== DEFAULT_TIMEOUT_MS) headers.set('volt-timeout-ms', String(timeoutMs));
     const payload = encoded(request);
     let message: Msg;
     try {
       message = await this.#connection.request(subject, payload, {
         timeout: timeoutMs + ANSWER_GRACE_MS,
-        headers,
+        // Headers without any would have to be read all the same.
+        ...(headers.keys().length > 0 && { headers }),
       });
     } catch (cause) {
       throw fromNatsError(cause, { subject, timeoutMs });
