@@ -65,6 +65,8 @@ interface Making {
 }
 
 const REVISION_TRIES = 3;
+/** For so long events gather, so that storing and publishing one does not hold up the request that comes next. */
+const ANNOUNCE_AFTER_MS = 20;
 
 /**
  * The attachments of this host: from request to lease, device, record and event, and back. Requests for
@@ -73,6 +75,8 @@ const REVISION_TRIES = 3;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
+  /** Ids whose `attached` event is still to be stored. */
+  readonly #untold: string[] = [];
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -259,8 +263,7 @@ export class Attachments {
         },
       });
       undo.move();
-      // After the answer: nobody waits for the event.
-      setImmediate(() => announce(this.#options, record.id));
+      this.#announceSoon(record.id);
       return { attachment, replayed: false };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
@@ -271,6 +274,16 @@ export class Attachments {
       await this.#options.detaches.finished(record.id, call.deadline).catch(() => {});
       throw error;
     }
+  }
+
+  /** After the answer: nobody waits for the event. */
+  #announceSoon(id: string): void {
+    const first = this.#untold.length === 0;
+    this.#untold.push(id);
+    if (!first) return;
+    setTimeout(() => {
+      for (const one of this.#untold.splice(0)) announce(this.#options, one);
+    }, ANNOUNCE_AFTER_MS);
   }
 
   async #acquire(
