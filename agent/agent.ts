@@ -2,7 +2,6 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import { EVENT_STREAM, subjects } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
@@ -13,9 +12,12 @@ import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
 import { Holdings } from './holdings.ts';
 import { Inspection } from './inspection.ts';
+import { Jobs } from './jobs.ts';
 import { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { HostNetwork, openHostNetwork } from './networks/types.ts';
+import { Outcomes } from './outcomes.ts';
+import { Requests } from './requests.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { Turns } from './turns.ts';
@@ -49,6 +51,7 @@ export class Agent {
   readonly #session: Session;
   readonly #handoff: Handoff;
   readonly #journal: Journal;
+  readonly #outcomes: Outcomes;
   readonly #witness: Witness;
   readonly #hostNetwork: HostNetwork;
   readonly #version: string;
@@ -94,6 +97,28 @@ export class Agent {
       log,
     });
     const attachments = this.#attachments;
+    const outcomes = new Outcomes({ stateDir, log });
+    this.#outcomes = outcomes;
+    const updates = new Updates({ ledger, journal, events, networkTypes });
+    const requests = new Requests({
+      host,
+      attachments,
+      updates,
+      detaches,
+      journal,
+      outcomes,
+      events,
+      turns,
+    });
+    const jobs = new Jobs({
+      host,
+      subjectPrefix,
+      requests,
+      outcomes,
+      events,
+      stopping: () => this.#stopping,
+      log,
+    });
     const holdings = new Holdings({
       host,
       bootId,
@@ -142,15 +167,14 @@ export class Agent {
       service: { name: SERVICE_NAME, version },
       metadata: () => ({
         host,
-        features: [...Object.keys(networkTypes), 'update'].join(','),
+        features: [...Object.keys(networkTypes), 'update', 'jobs'].join(','),
         fleet: subjectPrefix,
         generation: String(witness.seen.generation),
       }),
       endpoints: createEndpoints({
         host,
         subjectPrefix,
-        attachments,
-        updates: new Updates({ ledger, journal, events, networkTypes, turns }),
+        requests,
         inspection,
         fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),
         ledger,
@@ -160,7 +184,8 @@ export class Agent {
         stopping: () => this.#stopping,
         log,
       }),
-      eventStream: { name: EVENT_STREAM, subjects: [subjects(subjectPrefix).events()] },
+      subjectPrefix,
+      takeJob: (delivery) => jobs.take(delivery),
       log,
       onState: (state) => {
         log.info({ nats: state }, 'NATS');
@@ -175,6 +200,7 @@ export class Agent {
   /** Returns when the socket is open. NATS and Redis are connected to in the background. */
   start(): void {
     this.#journal.load(this.#log);
+    this.#outcomes.load();
     this.#witness.load();
     for (const { generation = 0 } of this.#journal.values()) {
       this.#witness.noteGeneration(generation);
@@ -200,6 +226,8 @@ export class Agent {
     await this.#attachments.stop(DRAIN_TIMEOUT_MS);
     await this.#events.stop(this.#bus.state === 'connected' ? FLUSH_TIMEOUT_MS : 0);
     await this.#bus.close();
+    await this.#outcomes.sync().catch(() => {});
+    this.#outcomes.close();
     await this.#ledger.close();
     this.#handoff.close();
     this.#hostNetwork.firewall[Symbol.dispose]();
@@ -214,6 +242,7 @@ export class Agent {
         pid: process.pid,
         startedAt: this.#startedAt,
         nats: this.#bus.state,
+        jobs: this.#bus.jobProblem ?? 'ready',
         redis: this.#ledger.status,
         session: this.#session.status,
         firewall: this.#hostNetwork.firewall.problem ?? 'ready',

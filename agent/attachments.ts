@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type Attachment,
@@ -8,11 +7,10 @@ import {
   type DetachAnswer,
   type DetachRequest,
 } from '#protocol/attachment.ts';
-import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { type Ledger, type Lease, RevisionChanged } from '#ipam-store/ledger.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
-import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
@@ -106,49 +104,11 @@ export class Attachments {
     for (const { id } of this.#options.journal.values()) announce(this.#options, id);
   }
 
-  /** Gives a workload its device and addresses, or answers what it has already (`replayed`). */
-  attach(given: AttachRequest, call: Call): Promise<AttachAnswer> {
-    const request = { ...given, requestId: given.requestId ?? randomUUID() };
-    return this.#options.turns.take(request.id, call.deadline, async () => {
-      try {
-        return await this.#attach(request, call);
-      } catch (cause) {
-        const error = toVoltError(cause);
-        this.#options.events.add({
-          type: 'failed',
-          network: request.network,
-          subject: request.id,
-          operation: 'attach',
-          requestId: request.requestId,
-          // A retryable error is not the outcome: the repeat may well succeed, as an event of its own.
-          final: !error.retryable,
-          trace: call.trace,
-          body: { ...toErrorBody(error), operation: 'attach', request },
-        });
-        throw error;
-      }
-    });
-  }
-
-  /** Takes the device away at once; deletion and release follow, and with them the `detached` event. */
-  detach(request: DetachRequest, call: Call): Promise<DetachAnswer> {
-    const { id, generation } = request;
-    return this.#options.turns.take(id, call.deadline, async () => {
-      const record = this.#options.journal.get(id);
-      if (record === undefined) return this.#detachUnknown(id, generation);
-      if (record.state === 'detaching') return { detached: true, releasing: true };
-      refuseOtherGeneration(record, generation);
-      this.#options.detaches.begin(record, {
-        reason: 'requested',
-        requestId: request.requestId ?? randomUUID(),
-        startedAt: new Date().toISOString(),
-        ...traceOf(call.trace),
-      });
-      return { detached: true, releasing: true };
-    });
-  }
-
-  async #attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
+  /**
+   * Gives a workload its device and addresses, or answers what it has already (`replayed`). The caller has the id's
+   * turn.
+   */
+  async attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
     const fenced = this.#options.journal.get(request.id);
     if (fenced?.state === 'fenced') {
       this.#options.detaches.begin(fenced, { ...this.#ending(request, call), reason: 'fenced' });
@@ -186,6 +146,28 @@ export class Attachments {
         this.#networks.delete(request.network);
       }
     }
+  }
+
+  /**
+   * Takes the device away at once; deletion and release follow, and with them the `detached` event. The caller has
+   * the id's turn.
+   */
+  async detach(
+    request: DetachRequest & { readonly requestId: string },
+    call: Call,
+  ): Promise<DetachAnswer> {
+    const { id, generation, requestId } = request;
+    const record = this.#options.journal.get(id);
+    if (record === undefined) return this.#detachUnknown(id, generation);
+    if (record.state === 'detaching') return { detached: true, releasing: true };
+    refuseOtherGeneration(record, generation);
+    this.#options.detaches.begin(record, {
+      reason: 'requested',
+      requestId,
+      startedAt: new Date().toISOString(),
+      ...traceOf(call.trace),
+    });
+    return { detached: true, releasing: true };
   }
 
   /** The answer to a repeated request; undefined when its device is gone. */

@@ -4,18 +4,21 @@ import {
   connect,
   type ConnectionOptions,
   credsAuthenticator,
+  ErrorCode,
   Events,
   headers as createHeaders,
   type NatsConnection,
-  nanos,
+  NatsError,
   RequestStrategy,
-  RetentionPolicy,
   type Service,
   type ServiceMsg,
-  StorageType,
 } from 'nats';
 import type { Config } from './config.ts';
+import { JobQueue } from './job-queue.ts';
+import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
+import { EventRefused } from './outbox.ts';
+import { ensureEventStream } from './streams.ts';
 
 /** A request as it came: bytes and the headers that matter. */
 export interface BusRequest {
@@ -48,7 +51,9 @@ export interface BusOptions {
   /** Read anew for each `$SRV.INFO`; a ping is answered with what it was at the start. */
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
-  readonly eventStream: { readonly name: string; readonly subjects: readonly string[] };
+  readonly subjectPrefix: string;
+  /** Deals with one delivery of a job; throws nothing. */
+  readonly takeJob: (delivery: Delivery) => Promise<void>;
   readonly log: Log;
   /** Called with every change of state. */
   readonly onState: (state: BusState) => void;
@@ -56,16 +61,15 @@ export interface BusOptions {
 
 export type BusState = 'connecting' | 'connected' | 'closed';
 
+const TOO_LARGE: string = ErrorCode.MaxPayloadExceeded;
 const RECONNECT_WAIT_MS = 250;
 const DRAIN_TIMEOUT_MS = 1_000;
 /** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
 const SURVEY_MS = 1_000;
 const SURVEY_GAP_MS = 250;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
-const EVENT_AGE_DAYS = 7;
-const EVENT_STREAM_BYTES = 1 << 30;
-// An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
-const EVENT_DUPLICATE_WINDOW_MS = 10 * 60_000;
+/** The first release line in which the advisories against 2.9 and 2.10 are mended. */
+const FIXED_SERVER = '2.10.27';
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
@@ -78,9 +82,17 @@ export class Bus {
   #state: BusState = 'connecting';
   #streamEnsured = false;
   #stopping = false;
+  readonly #jobs: JobQueue;
 
   constructor(options: BusOptions) {
     this.#options = options;
+    const { host, subjectPrefix, takeJob, log } = options;
+    this.#jobs = new JobQueue({ host, subjectPrefix, take: takeJob, log });
+  }
+
+  /** Why no jobs are taken; undefined when they are. */
+  get jobProblem(): string | undefined {
+    return this.#state === 'connected' ? this.#jobs.problem : 'NATS is away';
   }
 
   get state(): BusState {
@@ -93,7 +105,7 @@ export class Bus {
 
   /**
    * Stores one event in the event stream; resolves once JetStream acknowledged it, and rejects when it
-   * did not, or when there is no connection. `id` makes a repeat harmless within ten minutes.
+   * did not, or when there is no connection: with EventRefused where it never will. `id` makes a repeat harmless within ten minutes.
    */
   async publishEvent(event: {
     subject: string;
@@ -106,11 +118,16 @@ export class Bus {
     await this.#ensureEventStream(connection);
     const headers = createHeaders();
     for (const [name, value] of Object.entries(event.headers)) headers.set(name, value);
-    await connection.jetstream().publish(event.subject, event.payload, {
-      msgID: event.id,
-      headers,
-      timeout: EVENT_ACK_TIMEOUT_MS,
-    });
+    try {
+      await connection.jetstream().publish(event.subject, event.payload, {
+        msgID: event.id,
+        headers,
+        timeout: EVENT_ACK_TIMEOUT_MS,
+      });
+    } catch (error) {
+      if (isTooLarge(error)) throw new EventRefused(messageOf(error), { cause: error });
+      throw error;
+    }
   }
 
   /** The metadata of all agents that answer `$SRV.INFO`, this one too; null while there is no connection. */
@@ -139,6 +156,7 @@ export class Bus {
 
   /** Stops taking requests; those under way go on, and their answers are still sent. */
   async stopTaking(): Promise<void> {
+    this.#jobs.stop();
     // Without a connection nothing can come, and a drain would wait for one.
     if (this.#state !== 'connected') return;
     const stopped = this.#service?.stop().catch(() => {});
@@ -167,6 +185,8 @@ export class Bus {
         void this.#watch(connection);
         await this.#serve(connection);
         this.#setState('connected');
+        this.#warnOfOldServer(connection);
+        void this.#jobs.serve(connection);
         const reason = await connection.closed();
         if (!this.#stopping) log.warn({ reason: reason?.message }, 'NATS connection closed');
       } catch (error) {
@@ -211,6 +231,7 @@ export class Bus {
         // The stream may be gone with the server's storage.
         this.#streamEnsured = false;
         this.#setState('connected');
+        this.#jobs.again();
       } else if (type === Events.Error) {
         log.warn({ error: JSON.stringify(data) }, 'NATS reports an error');
       }
@@ -253,28 +274,25 @@ export class Bus {
 
   async #ensureEventStream(connection: NatsConnection): Promise<void> {
     if (this.#streamEnsured) return;
-    const { eventStream, log } = this.#options;
-    const manager = await connection.jetstreamManager({ checkAPI: false });
+    const { subjectPrefix, log } = this.#options;
     try {
-      await manager.streams.info(eventStream.name);
-    } catch {
-      try {
-        await manager.streams.add({
-          name: eventStream.name,
-          subjects: [...eventStream.subjects],
-          retention: RetentionPolicy.Limits,
-          storage: StorageType.File,
-          max_age: nanos(EVENT_AGE_DAYS * 86_400_000),
-          max_bytes: EVENT_STREAM_BYTES,
-          duplicate_window: nanos(EVENT_DUPLICATE_WINDOW_MS),
-        });
-      } catch (error) {
-        // Where the agent's permissions do not allow it, an administrator made the stream, or the
-        // publication that follows says what is wrong.
-        log.debug({ error: messageOf(error) }, 'cannot make the event stream');
-      }
+      const manager = await connection.jetstreamManager({ checkAPI: false });
+      await ensureEventStream(manager, subjectPrefix);
+    } catch (error) {
+      // Where the agent's permissions do not allow it, an administrator made the stream, or the
+      // publication that follows says what is wrong.
+      log.debug({ error: messageOf(error) }, 'cannot look after the event stream');
     }
     this.#streamEnsured = true;
+  }
+
+  #warnOfOldServer({ info }: NatsConnection): void {
+    const version = info?.version ?? '';
+    if (!isOlder(version, FIXED_SERVER)) return;
+    this.#options.log.warn(
+      { version, fixed: FIXED_SERVER },
+      'this nats-server has known holes (CVE-2025-30215): give agents no rights on $JS.API but their own consumer',
+    );
   }
 
   #setState(state: BusState): void {
@@ -310,5 +328,19 @@ function requestOf(message: ServiceMsg): BusRequest {
   };
 }
 
+/** By the server's limit, or the stream's (JetStream's 10054). */
+const isTooLarge = (error: unknown): boolean =>
+  error instanceof NatsError && (error.code === TOO_LARGE || error.api_error?.err_code === 10_054);
+
 const messageOf = (error: unknown): string =>
   error instanceof Error ? error.message : String(error);
+
+/** `2.9.10` before `2.10.27`; a version that cannot be read is not older. */
+function isOlder(version: string, than: string): boolean {
+  const [own = [], other = []] = [version, than].map((text) => text.split('.').map(Number));
+  for (const [index, number] of other.entries()) {
+    const mine = own[index] ?? Number.NaN;
+    if (mine !== number) return mine < number;
+  }
+  return false;
+}

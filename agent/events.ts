@@ -57,6 +57,16 @@ export class EventLog {
     return this.#outbox.pending;
   }
 
+  /** So many events wait that nothing should be begun that makes further ones. */
+  get full(): boolean {
+    return this.#outbox.full;
+  }
+
+  /** Resolves when all events that were added before outlive a power failure. */
+  sync(): Promise<void> {
+    return this.#outbox.sync();
+  }
+
   start(): void {
     this.#outbox.start();
   }

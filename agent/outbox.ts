@@ -1,6 +1,7 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { AppendLog, type Place } from './append-log.ts';
 import type { Log } from './log.ts';
 
 /** An event that has to reach the event stream, as it is kept on disk until it did. */
@@ -18,24 +19,55 @@ export interface PendingEvent {
   readonly tracestate?: string;
 }
 
+/** The event stream will not take this event, ever. */
+export class EventRefused extends Error {
+  override readonly name = 'EventRefused';
+}
+
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
+/** Events on their way at once, each about another subject. */
+const MAX_IN_FLIGHT = 64;
+/** Events that are kept in memory too; the others are read when their turn comes. */
+const MAX_IN_MEMORY = 1_024;
+/** Of events that wait on disk. Past it nothing new is begun that would make more. */
+const MAX_WAITING_BYTES = 512 * 1024 * 1024;
+/** A log that is emptied at each lull would be made anew for each event. */
+const MIN_DROPPED_BYTES = 1024 * 1024;
+
+interface Waiting {
+  readonly number: number;
+  readonly subject: string;
+  /** Undefined where the disk refused it: then memory alone has it. */
+  readonly place: Place | undefined;
+  event: PendingEvent | undefined;
+}
 
 /**
- * Events on their way out: written to the state folder before the request is answered, published one
- * after the other in the order they were made, deleted once the stream has acknowledged them. An agent
- * that was killed or that finds NATS away publishes them later.
+ * Events on their way out: stored in the state folder before anybody relies on them, published in the order in which
+ * they were made as far as they are about the same subject, and done with once the stream has acknowledged them. An
+ * agent that was killed, or that finds NATS away, publishes them later; one whose acknowledgement was lost is
+ * published again under the same id.
  */
 export class Outbox {
   readonly #folder: string;
+  readonly #entries: AppendLog;
   readonly #publish: (event: PendingEvent) => Promise<void>;
   readonly #log: Log;
-  /** File names in order; those made by this process with their event, so that it need not be read. */
-  readonly #queue: { readonly file: string; readonly event?: PendingEvent }[] = [];
-  #next = 1;
+  /** By subject, in order. The first of a subject that is under way stays here until it is done. */
+  readonly #queues = new Map<string, Waiting[]>();
+  /** Subjects of which nothing is under way. */
+  readonly #ready = new Set<string>();
+  /** How many events of a segment are still waiting; in order, and dropped in order. */
+  readonly #segments = new Map<number, number>();
+  #number = 0;
+  #pending = 0;
+  #inMemory = 0;
+  #inFlight = 0;
+  #waitingBytes = 0;
+  #retryMs = RETRY_FIRST_MS;
+  #pause: NodeJS.Timeout | undefined;
   #stopped = false;
-  #wake = Promise.withResolvers<void>();
-  #running: Promise<void> | undefined;
 
   constructor(options: {
     stateDir: string;
@@ -43,98 +75,203 @@ export class Outbox {
     log: Log;
   }) {
     this.#folder = join(options.stateDir, 'outbox');
+    this.#entries = new AppendLog({ folder: this.#folder, log: options.log });
     this.#publish = options.publish;
     this.#log = options.log;
   }
 
   get pending(): number {
-    return this.#queue.length;
+    return this.#pending;
+  }
+
+  /** So much waits that nothing should be begun that makes further events. */
+  get full(): boolean {
+    return this.#waitingBytes > MAX_WAITING_BYTES;
   }
 
   start(): void {
-    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
-    for (const file of readdirSync(this.#folder).toSorted()) {
-      if (!/^\d{16}\.json$/.test(file)) continue;
-      this.#queue.push({ file });
-      this.#next = Number(file.slice(0, 16)) + 1;
+    const found = new Map<number, { subject: string; place: Place }>();
+    this.#entries.load(({ event, subject, done }, place) => {
+      this.#segments.set(place.segment, 0);
+      if (typeof event === 'number' && typeof subject === 'string') {
+        found.set(event, { subject, place });
+        this.#number = Math.max(this.#number, event);
+      }
+      if (typeof done === 'number') found.delete(done);
+    });
+    for (const [number, { subject, place }] of found) {
+      this.#queue({ number, subject, place, event: undefined });
     }
-    this.#running = this.#run();
+    this.#dropFinished();
+    this.#takeOverFiles();
+    this.#pump();
+  }
+
+  /** Events of an agent that kept a file for each. */
+  #takeOverFiles(): void {
+    for (const name of readdirSync(this.#folder).toSorted()) {
+      if (!/^\d{16}\.json$/.test(name)) continue;
+      const file = join(this.#folder, name);
+      try {
+        this.add(parseEvent(readFileSync(file, 'utf8')));
+        rmSync(file);
+      } catch (error) {
+        renameSync(file, `${file}.corrupt`);
+        this.#log.error({ file, error: String(error) }, 'event set aside: it cannot be read');
+      }
+    }
   }
 
   /** Keeps the event. When the disk refuses it, it is kept in memory and the refusal is logged. */
   add(event: PendingEvent): void {
-    const file = `${String(this.#next).padStart(16, '0')}.json`;
-    this.#next += 1;
-    const path = join(this.#folder, file);
+    this.#number += 1;
+    const number = this.#number;
+    const { subject } = event;
+    let place: Place | undefined;
     try {
-      // One write of a few hundred bytes: an agent that dies within it has answered nobody yet.
-      writeFileSync(path, JSON.stringify(event), { mode: 0o600 });
+      place = this.#entries.append({ event: number, subject }, JSON.stringify(event));
     } catch (error) {
       this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
     }
-    this.#queue.push({ file, event });
-    this.#wake.resolve();
+    const keep = place === undefined || this.#inMemory < MAX_IN_MEMORY;
+    this.#queue({ number, subject, place, event: keep ? event : undefined });
+    this.#pump();
+  }
+
+  /** Resolves when all events that were added before outlive a power failure. */
+  sync(): Promise<void> {
+    return this.#entries.sync();
   }
 
   /** Tries again at once what waits for a retry: NATS is back. */
   nudge(): void {
-    this.#wake.resolve();
+    clearTimeout(this.#pause);
+    this.#pause = undefined;
+    this.#pump();
   }
 
   /** Waits until all is published, `timeoutMs` at most; what is left stays on disk. */
   async stop(timeoutMs: number): Promise<void> {
     const end = Date.now() + timeoutMs;
-    while (this.#queue.length > 0 && Date.now() < end) await sleep(10);
+    while (this.#pending > 0 && Date.now() < end) await sleep(10);
     this.#stopped = true;
-    this.#wake.resolve();
-    if (this.#queue.length === 0) await this.#running;
-  }
-
-  async #run(): Promise<void> {
-    let retryMs = RETRY_FIRST_MS;
-    while (!this.#stopped) {
-      const first = this.#queue[0];
-      if (first === undefined) {
-        await this.#sleepUntilWoken();
-        continue;
-      }
-      const event = first.event ?? this.#read(first.file);
-      try {
-        if (event !== undefined) await this.#publish(event);
-        rmSync(join(this.#folder, first.file), { force: true });
-        this.#queue.shift();
-        retryMs = RETRY_FIRST_MS;
-      } catch (error) {
-        this.#log.debug({ event: event?.id, error: String(error) }, 'event not published yet');
-        await this.#sleepUntilWoken(retryMs);
-        retryMs = Math.min(retryMs * 2, RETRY_MOST_MS);
-      }
-    }
-  }
-
-  async #sleepUntilWoken(timeoutMs?: number): Promise<void> {
-    if (timeoutMs === undefined) {
-      await this.#wake.promise;
+    clearTimeout(this.#pause);
+    if (this.#pending === 0) {
+      for (const segment of this.#segments.keys()) this.#entries.drop(segment);
     } else {
-      const timer = new AbortController();
-      const { signal } = timer;
-      await Promise.race([
-        this.#wake.promise,
-        sleep(timeoutMs, undefined, { signal }).catch(() => {}),
-      ]);
-      timer.abort();
+      await this.#entries.sync().catch(() => {});
     }
-    this.#wake = Promise.withResolvers<void>();
+    this.#entries.close();
   }
 
-  #read(file: string): PendingEvent | undefined {
+  #queue(waiting: Waiting): void {
+    const { subject, place, event } = waiting;
+    const queue = this.#queues.get(subject);
+    if (queue === undefined) {
+      this.#queues.set(subject, [waiting]);
+      this.#ready.add(subject);
+    } else {
+      queue.push(waiting);
+    }
+    this.#pending += 1;
+    if (event !== undefined) this.#inMemory += 1;
+    if (place === undefined) return;
+    this.#waitingBytes += place.bytes;
+    this.#segments.set(place.segment, (this.#segments.get(place.segment) ?? 0) + 1);
+  }
+
+  #pump(): void {
+    while (!this.#stopped && this.#pause === undefined && this.#inFlight < MAX_IN_FLIGHT) {
+      const [subject] = this.#ready;
+      if (subject === undefined) return;
+      this.#ready.delete(subject);
+      const first = this.#queues.get(subject)?.[0];
+      if (first !== undefined) void this.#send(first);
+    }
+  }
+
+  async #send(waiting: Waiting): Promise<void> {
+    this.#inFlight += 1;
+    let sent = true;
     try {
-      return parseEvent(readFileSync(join(this.#folder, file), 'utf8'));
+      const event = waiting.event ?? this.#read(waiting);
+      if (event !== undefined) await this.#publish(event);
+      this.#retryMs = RETRY_FIRST_MS;
     } catch (error) {
-      const aside = `${file}.corrupt`;
-      renameSync(join(this.#folder, file), join(this.#folder, aside));
-      this.#log.error({ file: aside, error: String(error) }, 'event set aside: it cannot be read');
+      sent = error instanceof EventRefused;
+      if (sent) this.#setAside(waiting, String(error));
+      else this.#wait(error);
+    }
+    this.#inFlight -= 1;
+    // After `stop` the next agent publishes it, again if need be.
+    if (this.#stopped) return;
+    if (sent) this.#done(waiting);
+    else this.#ready.add(waiting.subject);
+    this.#pump();
+  }
+
+  #wait(error: unknown): void {
+    this.#log.debug({ error: String(error) }, 'event not published yet');
+    this.#pause ??= setTimeout(() => this.nudge(), this.#retryMs);
+    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS);
+  }
+
+  #done({ number, subject, place, event }: Waiting): void {
+    const queue = this.#queues.get(subject);
+    queue?.shift();
+    if (queue === undefined || queue.length === 0) this.#queues.delete(subject);
+    else this.#ready.add(subject);
+    this.#pending -= 1;
+    if (event !== undefined) this.#inMemory -= 1;
+    if (place === undefined) return;
+    this.#waitingBytes -= place.bytes;
+    this.#segments.set(place.segment, (this.#segments.get(place.segment) ?? 1) - 1);
+    if (this.#dropFinished()) return;
+    try {
+      this.#entries.append({ done: number });
+    } catch (error) {
+      // Then it is published again one day, under the same id.
+      this.#log.debug({ error: String(error) }, 'cannot note that an event was published');
+    }
+  }
+
+  /**
+   * Removes segments of which nothing waits, oldest first, since what later ones say of its events is needed for as
+   * long as it is there. True when nothing is left at all.
+   */
+  #dropFinished(): boolean {
+    for (const [segment, waiting] of this.#segments) {
+      if (waiting > 0) return false;
+      if (segment === this.#entries.current && this.#entries.currentBytes < MIN_DROPPED_BYTES) {
+        return false;
+      }
+      this.#entries.drop(segment);
+      this.#segments.delete(segment);
+    }
+    return true;
+  }
+
+  #read(waiting: Waiting): PendingEvent | undefined {
+    try {
+      if (waiting.place === undefined) return undefined;
+      return parseEvent(this.#entries.read(waiting.place));
+    } catch (error) {
+      this.#log.error({ subject: waiting.subject, error: String(error) }, 'an event is lost');
       return undefined;
+    }
+  }
+
+  /** Others go on; somebody may want to know what it was. */
+  #setAside(waiting: Waiting, reason: string): void {
+    const event = waiting.event ?? this.#read(waiting);
+    const folder = join(this.#folder, 'refused');
+    const file = join(folder, `${event?.id ?? waiting.number}.json`);
+    this.#log.error({ file, reason }, 'the event stream refuses an event: set aside');
+    try {
+      mkdirSync(folder, { recursive: true, mode: 0o700 });
+      writeFileSync(file, JSON.stringify({ reason, event }), { mode: 0o600 });
+    } catch (error) {
+      this.#log.error({ file, event, error: String(error) }, 'cannot set an event aside');
     }
   }
 }

@@ -29,23 +29,22 @@ import {
   subjects,
 } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
-import type { Attachments, Call } from './attachments.ts';
+import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { FleetCheck } from './fleet-check.ts';
 import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
+import type { Requests } from './requests.ts';
 import type { Session } from './session.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
-import type { Updates } from './updates.ts';
 import type { Witness } from './witness.ts';
 
 export interface ServiceOptions {
   readonly host: string;
   readonly subjectPrefix: string;
-  readonly attachments: Attachments;
-  readonly updates: Updates;
+  readonly requests: Requests;
   readonly inspection: Inspection;
   readonly fleetCheck: FleetCheck;
   readonly ledger: Ledger;
@@ -103,14 +102,10 @@ const operation = <Name extends string, Schema extends z.ZodType>(
   run: (request: z.infer<Schema>, call: Call) => Promise<object> | object,
 ): Operation<Name> => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
 
-const hostOperations = ({
-  attachments,
-  updates,
-  inspection,
-}: ServiceOptions): Operation<HostOperation>[] => [
-  operation('attach', attachRequestSchema, (request, call) => attachments.attach(request, call)),
-  operation('detach', detachRequestSchema, (request, call) => attachments.detach(request, call)),
-  operation('update', updateRequestSchema, (request, call) => updates.update(request, call)),
+const hostOperations = ({ requests, inspection }: ServiceOptions): Operation<HostOperation>[] => [
+  operation('attach', attachRequestSchema, (request, call) => requests.attach(request, call)),
+  operation('detach', detachRequestSchema, (request, call) => requests.detach(request, call)),
+  operation('update', updateRequestSchema, (request, call) => requests.update(request, call)),
   operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
   operation('list', listRequestSchema, (request) => inspection.list(request)),
   operation('check', checkRequestSchema, (request) => inspection.check(request)),

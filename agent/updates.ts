@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto';
 import { IpAddress, IpPrefix } from '#protocol/address.ts';
 import {
   type Attachment,
@@ -6,24 +5,21 @@ import {
   type UpdateAnswer,
   type UpdateRequest,
 } from '#protocol/attachment.ts';
-import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { VoltError } from '#protocol/errors.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { announce } from './announce.ts';
 import { type Call, refuseOtherGeneration } from './attachments.ts';
-import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import { tracedStepSync } from './trace.ts';
-import type { Turns } from './turns.ts';
 
 export interface UpdatesOptions {
   readonly ledger: Ledger;
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
-  readonly turns: Turns;
 }
 
 /** Changes of live attachments: what is new holds before what was is taken away, and no packet is lost. */
@@ -34,30 +30,8 @@ export class Updates {
     this.#options = options;
   }
 
-  update(given: UpdateRequest, call: Call): Promise<UpdateAnswer> {
-    const { turns, events, journal } = this.#options;
-    const request = { ...given, requestId: given.requestId ?? randomUUID() };
-    return turns.take(request.id, call.deadline, async () => {
-      try {
-        return await this.#update(request, call);
-      } catch (cause) {
-        const error = toVoltError(cause);
-        events.add({
-          type: 'failed',
-          network: journal.get(request.id)?.request.network ?? '-',
-          subject: request.id,
-          operation: 'update',
-          requestId: request.requestId,
-          final: !error.retryable,
-          trace: call.trace,
-          body: { ...toErrorBody(error), operation: 'update', request },
-        });
-        throw error;
-      }
-    });
-  }
-
-  async #update(
+  /** The caller has the id's turn. */
+  async update(
     request: UpdateRequest & { readonly requestId: string },
     call: Call,
   ): Promise<UpdateAnswer> {

@@ -331,7 +331,7 @@ export function contentKey(request: AttachRequest, identity: { netns?: string } 
 }
 
 /** JSON with keys in order and without undefined values. */
-function canonical(value: unknown): string {
+export function canonical(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`;
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
   const entries = Object.entries(value)

@@ -1,9 +1,9 @@
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { pino } from 'pino';
-import { Outbox, type PendingEvent } from '#agent/outbox.ts';
+import { EventRefused, Outbox, type PendingEvent } from '#agent/outbox.ts';
 
 const log = pino({ level: 'silent' });
 let stateDir: string;
@@ -72,7 +72,7 @@ test('what was not published is published by the next agent, before its own', as
   away.add(event('old-1'));
   away.add(event('old-2'));
   await away.stop(0);
-  expect(files()).toHaveLength(2);
+  expect(files()).toHaveLength(1);
 
   const published: PendingEvent[] = [];
   const next = new Outbox({
@@ -88,7 +88,7 @@ test('what was not published is published by the next agent, before its own', as
   expect(published).toEqual([event('old-1'), event('old-2'), event('new')]);
 });
 
-test('a file that cannot be read is set aside and holds nothing up', async () => {
+test('files of an earlier release are taken over; one that cannot be read holds nothing up', async () => {
   const folder = join(stateDir, 'outbox');
   new Outbox({ stateDir, log, publish: async () => {} }).start();
   writeFileSync(join(folder, '0000000000000001.json'), '{"id":');
@@ -105,4 +105,102 @@ test('a file that cannot be read is set aside and holds nothing up', async () =>
   await outbox.stop(5_000);
   expect(published).toEqual(['good']);
   expect(files()).toEqual(['0000000000000001.json.corrupt']);
+});
+
+test('an event that was acknowledged is not published again after a kill', async () => {
+  const first: string[] = [];
+  const killed = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      if (id === 'b') throw new Error('NATS is away');
+      first.push(id);
+    },
+  });
+  killed.start();
+  for (const id of ['a', 'b']) killed.add(event(id));
+  await vi.waitFor(() => expect(killed.pending).toBe(1));
+
+  const published: string[] = [];
+  const next = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      published.push(id);
+    },
+  });
+  next.start();
+  await next.stop(5_000);
+  await killed.stop(0);
+  expect(first).toEqual(['a']);
+  expect(published).toEqual(['b']);
+});
+
+test('one that the stream refuses for ever is set aside, and those after it go out', async () => {
+  const published: string[] = [];
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      if (id === 'huge') throw new EventRefused('too large');
+      published.push(id);
+    },
+  });
+  outbox.start();
+  for (const id of ['a', 'huge', 'b']) outbox.add(event(id));
+  await outbox.stop(5_000);
+  expect(published).toEqual(['a', 'b']);
+  expect(readdirSync(join(stateDir, 'outbox', 'refused'))).toEqual(['huge.json']);
+});
+
+test('what is about another subject does not wait for one that is under way', async () => {
+  const slow = Promise.withResolvers<void>();
+  const published: string[] = [];
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      if (id === 'slow') await slow.promise;
+      published.push(id);
+    },
+  });
+  outbox.start();
+  outbox.add(event('slow'));
+  outbox.add(event('behind'));
+  outbox.add({ ...event('other'), subject: 'vm-2' });
+  await vi.waitFor(() => expect(published).toEqual(['other']));
+  slow.resolve();
+  await outbox.stop(5_000);
+  expect(published).toEqual(['other', 'slow', 'behind']);
+});
+
+test('ten thousand that waited are read back from disk, in order for each subject', async () => {
+  const away = new Outbox({
+    stateDir,
+    log,
+    publish: async () => {
+      throw new Error('NATS is away');
+    },
+  });
+  away.start();
+  const made = Array.from({ length: 10_000 }, (_, n) => ({
+    ...event(`e${n}`),
+    subject: `vm-${n % 100}`,
+  }));
+  for (const one of made) away.add(one);
+  await away.stop(0);
+  const published = new Map<string, number[]>();
+  const next = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id, subject }) => {
+      published.set(subject, [...(published.get(subject) ?? []), Number(id.slice(1))]);
+    },
+  });
+  next.start();
+  await next.stop(10_000);
+  expect([...published.values()].flat()).toHaveLength(10_000);
+  for (const numbers of published.values()) {
+    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+  }
 });

@@ -1,0 +1,157 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  ConsumerEvents,
+  type ConsumerMessages,
+  type JetStreamManager,
+  type JsMsg,
+  type NatsConnection,
+} from 'nats';
+import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
+import type { Delivery } from './jobs.ts';
+import type { Log } from './log.ts';
+import { ensureJobConsumer, ensureJobStream, MAX_JOBS_UNDER_WAY } from './streams.ts';
+
+export interface JobQueueOptions {
+  readonly host: string;
+  readonly subjectPrefix: string;
+  readonly take: (delivery: Delivery) => Promise<void>;
+  readonly log: Log;
+}
+
+/** Asked for in advance; the rest of what may be under way waits in the server. */
+const PREFETCH = 64;
+const ACK_TIMEOUT_MS = 5_000;
+const RETRY_FIRST_MS = 500;
+const RETRY_MOST_MS = 15_000;
+
+/**
+ * This host's end of the job stream: asks for jobs as long as there is a connection, and for the stream and its
+ * consumer where they are missing. That they cannot be had is a reported state.
+ */
+export class JobQueue {
+  readonly #options: JobQueueOptions;
+  #messages: ConsumerMessages | undefined;
+  #problem: string | undefined = 'not connected yet';
+  #stopped = false;
+  #underWay = 0;
+  #slot = Promise.withResolvers<void>();
+
+  constructor(options: JobQueueOptions) {
+    this.#options = options;
+  }
+
+  /** Why no jobs are taken; undefined when they are. */
+  get problem(): string | undefined {
+    return this.#problem;
+  }
+
+  /** Takes jobs until the connection is closed for good. */
+  async serve(connection: NatsConnection): Promise<void> {
+    const { log } = this.#options;
+    for (let waitMs = RETRY_FIRST_MS; !this.#stopped && !connection.isClosed();) {
+      try {
+        this.#messages = await this.#open(connection);
+        this.#setProblem(undefined);
+        waitMs = RETRY_FIRST_MS;
+        await this.#takeAll(this.#messages);
+      } catch (error) {
+        this.#setProblem(error instanceof Error ? error.message : String(error));
+        log.debug({ error: String(error) }, 'no jobs');
+        await sleep(waitMs);
+        waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
+      }
+    }
+  }
+
+  /** Asks anew: what was asked for went with the server. */
+  again(): void {
+    this.#messages?.stop();
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#messages?.stop();
+  }
+
+  async #open(connection: NatsConnection): Promise<ConsumerMessages> {
+    const { host } = this.#options;
+    await this.#ensure(await connection.jetstreamManager({ checkAPI: false }));
+    const consumer = await connection.jetstream().consumers.get(JOB_STREAM, jobConsumer(host));
+    const messages = await consumer.consume({ max_messages: PREFETCH });
+    void this.#watch(messages);
+    return messages;
+  }
+
+  /** Where the agent's permissions do not allow it, `voltnet setup` has made them, or what follows says what lacks. */
+  async #ensure(manager: JetStreamManager): Promise<void> {
+    const { host, subjectPrefix, log } = this.#options;
+    for (const ensure of [
+      () => ensureJobStream(manager, subjectPrefix),
+      () => ensureJobConsumer(manager, subjectPrefix, host),
+    ]) {
+      try {
+        const { name, outcome, differences } = await ensure();
+        if (outcome === 'differs')
+          log.warn({ name, differences }, 'JetStream: configured otherwise');
+      } catch (error) {
+        log.debug({ error: String(error) }, 'cannot look after the job stream');
+      }
+    }
+  }
+
+  /** Ends the taking when the server says that there is nothing to take from any more. */
+  async #watch(messages: ConsumerMessages): Promise<void> {
+    for await (const { type } of await messages.status()) {
+      const gone =
+        type === ConsumerEvents.ConsumerDeleted ||
+        type === ConsumerEvents.ConsumerNotFound ||
+        type === ConsumerEvents.StreamNotFound;
+      if (gone) messages.stop(new Error('the job stream or its consumer is gone'));
+    }
+  }
+
+  async #takeAll(messages: ConsumerMessages): Promise<void> {
+    for await (const message of messages) {
+      this.#underWay += 1;
+      void this.#options.take(deliveryOf(message)).finally(() => {
+        this.#underWay -= 1;
+        this.#slot.resolve();
+      });
+      while (this.#underWay >= MAX_JOBS_UNDER_WAY) {
+        this.#slot = Promise.withResolvers<void>();
+        await this.#slot.promise;
+      }
+    }
+  }
+
+  #setProblem(problem: string | undefined): void {
+    if (problem === this.#problem) return;
+    this.#problem = problem;
+    const { log } = this.#options;
+    if (problem === undefined) log.info({}, 'jobs are taken');
+    else log.warn({ problem }, 'no jobs are taken');
+  }
+}
+
+function deliveryOf(message: JsMsg): Delivery {
+  const header = (name: string): string | undefined => {
+    const value = message.headers?.get(name) ?? '';
+    return value === '' ? undefined : value;
+  };
+  const [traceparent, tracestate] = [header('traceparent'), header('tracestate')];
+  const { timestampNanos, deliveryCount } = message.info;
+  return {
+    subject: message.subject,
+    payload: message.data,
+    ...(traceparent !== undefined && { traceparent }),
+    ...(tracestate !== undefined && { tracestate }),
+    position: { storedNs: BigInt(timestampNanos), sequence: message.seq },
+    deliveries: deliveryCount,
+    done: async () => {
+      if (await message.ackAck({ timeout: ACK_TIMEOUT_MS })) return;
+      throw new Error('the server did not confirm the acknowledgement');
+    },
+    again: (delayMs) => message.nak(delayMs),
+    working: () => message.working(),
+  };
+}

@@ -1,0 +1,208 @@
+import {
+  attachRequestSchema,
+  detachRequestSchema,
+  updateRequestSchema,
+} from '#protocol/attachment.ts';
+import { decode } from '#protocol/envelope.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { parseRequest } from '#protocol/parse.ts';
+import { type JobOperation, subjects } from '#protocol/subjects.ts';
+import type { Call } from './attachments.ts';
+import { toVoltError } from './errors.ts';
+import type { EventLog } from './events.ts';
+import type { Log } from './log.ts';
+import type { Outcomes, Position } from './outcomes.ts';
+import type { JobCall, Requests } from './requests.ts';
+import { type RequestTrace, tracedRequest } from './trace.ts';
+
+/** One delivery of a job, as the bus hands it over, and what can be said of it. */
+export interface Delivery {
+  readonly subject: string;
+  readonly payload: Uint8Array;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+  readonly position: Position;
+  /** Counted by the server, this one too. */
+  readonly deliveries: number;
+  /** It is done, and goes. Resolves when the server has said so. */
+  done(): Promise<void>;
+  /** To be delivered again, after so long. */
+  again(delayMs: number): void;
+  /** Still under way: no redelivery yet. */
+  working(): void;
+}
+
+export interface JobsOptions {
+  readonly host: string;
+  readonly subjectPrefix: string;
+  readonly requests: Requests;
+  readonly outcomes: Outcomes;
+  readonly events: EventLog;
+  readonly stopping: () => boolean;
+  readonly log: Log;
+}
+
+/** One attempt; what is longer under way is tried again. */
+const ATTEMPT_MS = 60_000;
+const WORKING_MS = 10_000;
+const RETRY_FIRST_MS = 250;
+const RETRY_MOST_MS = 60_000;
+/** So often what is refused as retryable is tried: for some twenty minutes. */
+const MAX_ATTEMPTS = 30;
+/** What waits for the ledger alone is tried for longer: until the stream forgets the job. */
+const MAX_ATTEMPTS_AWAY = 1_000;
+/** Nothing is wrong with a job that is refused so. */
+const AWAY = new Set(['STORE_UNAVAILABLE', 'RECOVERING', 'SHUTTING_DOWN', 'OVERLOADED']);
+
+/**
+ * Jobs out of the stream. The stream is a doorbell that rings until it is answered, sometimes twice and out of order;
+ * what has been done is known from records and outcomes. A job goes once its outcome and event are safe on disk; one
+ * that cannot be done yet comes again, later each time; one that is hopeless ends with a `failed` event.
+ */
+export class Jobs {
+  readonly #options: JobsOptions;
+
+  constructor(options: JobsOptions) {
+    this.#options = options;
+  }
+
+  /** Resolves when the delivery has been dealt with. Throws nothing. */
+  async take(delivery: Delivery): Promise<void> {
+    const { log } = this.#options;
+    const working = setInterval(() => delivery.working(), WORKING_MS);
+    try {
+      await this.#take(delivery);
+    } catch (error) {
+      // What is not safe on disk, or not acknowledged, comes again, and is known then.
+      log.warn({ subject: delivery.subject, error: String(error) }, 'a job is not finished yet');
+      delivery.again(retryMs(delivery.deliveries));
+    } finally {
+      clearInterval(working);
+    }
+  }
+
+  async #take(delivery: Delivery): Promise<void> {
+    const { subjectPrefix, host, outcomes, events } = this.#options;
+    const { subject, traceparent, tracestate } = delivery;
+    const job = subjects(subjectPrefix).match(subject);
+    const operation = job?.kind === 'job' ? job.operation : undefined;
+    const trace: RequestTrace = {
+      name: `job.${operation ?? 'unknown'}`,
+      role: 'server',
+      attributes: { 'volt.host': host, 'messaging.destination.name': subject },
+      ...(traceparent !== undefined && { traceparent }),
+      ...(tracestate !== undefined && { tracestate }),
+    };
+    try {
+      await tracedRequest(trace, () => this.#run(operation, delivery, trace));
+    } catch (cause) {
+      const error = toVoltError(cause);
+      if (error.retryable && !isLast(error, delivery)) {
+        delivery.again(Math.min(error.retryAfterMs ?? retryMs(delivery.deliveries), RETRY_MOST_MS));
+        return;
+      }
+      this.#options.log.info({ subject, code: error.code, message: error.message }, 'job failed');
+    }
+    await Promise.all([outcomes.sync(), events.sync()]);
+    await delivery.done();
+  }
+
+  async #run(
+    operation: JobOperation | undefined,
+    delivery: Delivery,
+    trace: RequestTrace,
+  ): Promise<void> {
+    const { requests, stopping } = this.#options;
+    if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
+    const work = this.#parsed(operation, delivery, trace);
+    const deadline = performance.now() + ATTEMPT_MS;
+    const { position } = delivery;
+    const call: JobCall = {
+      trace,
+      deadline,
+      position,
+      isLast: (error) => isLast(error, delivery),
+    };
+    const answer = await work.run(call);
+    await requests.told(work.operation, work.request, answer, call);
+  }
+
+  /** What the job asks for. What is no job ends here, with its event: nobody else would tell. */
+  #parsed(
+    operation: JobOperation | undefined,
+    { subject, payload, position }: Delivery,
+    trace: RequestTrace,
+  ): {
+    readonly operation: JobOperation;
+    readonly request: { readonly id: string; readonly requestId: string };
+    readonly run: (call: JobCall) => Promise<object>;
+  } {
+    const { requests } = this.#options;
+    const requestId = `job-${position.storedNs}-${position.sequence}`;
+    const named = <Request extends { readonly requestId?: string | undefined }>(
+      request: Request,
+    ): Request & { readonly requestId: string } => ({
+      ...request,
+      requestId: request.requestId ?? requestId,
+    });
+    let body: unknown;
+    try {
+      if (operation === undefined) {
+        throw new VoltError('INVALID_REQUEST', `${subject} is no job`, {
+          details: { path: 'subject' },
+        });
+      }
+      body = decode(payload);
+      if (operation === 'attach') {
+        const request = named(parseRequest(attachRequestSchema, body));
+        return { operation, request, run: (call) => requests.attach(request, call) };
+      }
+      if (operation === 'detach') {
+        const request = named(parseRequest(detachRequestSchema, body));
+        return { operation, request, run: (call) => requests.detach(request, call) };
+      }
+      const request = named(parseRequest(updateRequestSchema, body));
+      return { operation, request, run: (call) => requests.update(request, call) };
+    } catch (cause) {
+      const error = toVoltError(cause);
+      this.#tellRefusal(operation, body, requestId, trace, error);
+      throw error;
+    }
+  }
+
+  #tellRefusal(
+    operation: JobOperation | undefined,
+    body: unknown,
+    requestId: string,
+    trace: Call['trace'],
+    error: VoltError,
+  ): void {
+    const given = textsOf(body);
+    this.#options.events.add({
+      type: 'failed',
+      network: '-',
+      subject: given.id ?? '-',
+      operation: operation ?? 'job',
+      requestId: given.requestId ?? requestId,
+      trace,
+      body: { ...toErrorBody(error), operation: operation ?? 'job', request: given },
+    });
+  }
+}
+
+const isLast = ({ code }: VoltError, { deliveries }: Delivery): boolean =>
+  deliveries >= (AWAY.has(code) ? MAX_ATTEMPTS_AWAY : MAX_ATTEMPTS);
+
+const retryMs = (deliveries: number): number =>
+  Math.min(RETRY_FIRST_MS * 2 ** Math.min(deliveries - 1, 16), RETRY_MOST_MS);
+
+/** What a body that is no request says of whom it is, so that its sender finds the answer. */
+function textsOf(body: unknown): { readonly id?: string; readonly requestId?: string } {
+  if (typeof body !== 'object' || body === null) return {};
+  const text = (key: string): string | undefined => {
+    const value: unknown = Object.getOwnPropertyDescriptor(body, key)?.value;
+    return typeof value === 'string' && value.length <= 128 ? value : undefined;
+  };
+  const [id, requestId] = [text('id'), text('requestId')];
+  return { ...(id !== undefined && { id }), ...(requestId !== undefined && { requestId }) };
+}

@@ -1,0 +1,220 @@
+import { randomUUID } from 'node:crypto';
+import type { z } from 'zod';
+import {
+  type AttachAnswer,
+  attachAnswerSchema,
+  type AttachRequest,
+  type DetachAnswer,
+  detachAnswerSchema,
+  type DetachRequest,
+  type UpdateAnswer,
+  updateAnswerSchema,
+  type UpdateRequest,
+} from '#protocol/attachment.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { announce } from './announce.ts';
+import type { Attachments, Call } from './attachments.ts';
+import type { Detaches } from './detaches.ts';
+import { toVoltError } from './errors.ts';
+import type { EventLog } from './events.ts';
+import type { Journal } from './journal.ts';
+import {
+  type Asked,
+  isBefore,
+  type Outcomes,
+  type Position,
+  type Remembered,
+  type RememberedOperation,
+} from './outcomes.ts';
+import type { Turns } from './turns.ts';
+import type { Updates } from './updates.ts';
+
+export interface RequestsOptions {
+  readonly host: string;
+  readonly attachments: Attachments;
+  readonly updates: Updates;
+  readonly detaches: Detaches;
+  readonly journal: Journal;
+  readonly outcomes: Outcomes;
+  readonly events: EventLog;
+  readonly turns: Turns;
+}
+
+/** A request out of the job stream. */
+export interface JobCall extends Call {
+  readonly position: Position;
+  /** Whether a retryable error ends it all the same: it has been tried for long enough. */
+  readonly isLast: (error: VoltError) => boolean;
+}
+
+interface Identified {
+  readonly id: string;
+  readonly requestId: string;
+}
+
+/**
+ * The one way in for requests that change attachments, whether somebody waits for the answer or they come out of the
+ * job stream. Requests for one id run one after the other; one that was here before gets its first answer, and a job
+ * that a later one has overtaken ends as SUPERSEDED.
+ */
+export class Requests {
+  readonly #options: RequestsOptions;
+
+  constructor(options: RequestsOptions) {
+    this.#options = options;
+  }
+
+  attach(request: AttachRequest, call: Call | JobCall): Promise<AttachAnswer> {
+    const { attachments } = this.#options;
+    return this.#run('attach', request, call, attachAnswerSchema, {
+      work: (identified) => attachments.attach(identified, call),
+      again: (identified, first) =>
+        this.#lives(first) ? attachments.attach(identified, call) : { ...first, replayed: true },
+    });
+  }
+
+  detach(request: DetachRequest, call: Call | JobCall): Promise<DetachAnswer> {
+    const { attachments } = this.#options;
+    return this.#run('detach', request, call, detachAnswerSchema, {
+      work: (identified) => attachments.detach(identified, call),
+      again: (_, first) => first,
+    });
+  }
+
+  update(request: UpdateRequest, call: Call | JobCall): Promise<UpdateAnswer> {
+    const { updates } = this.#options;
+    return this.#run('update', request, call, updateAnswerSchema, {
+      work: (identified) => updates.update(identified, call),
+      again: (_, first) => first,
+    });
+  }
+
+  /**
+   * Resolves when the event of a job that succeeded is stored. Every job has an event of its own: one that changed
+   * nothing says so. What a detach has begun is waited for, until the deadline at most.
+   */
+  async told(
+    operation: RememberedOperation,
+    { id, requestId }: Identified,
+    answer: object,
+    call: Call,
+  ): Promise<void> {
+    const { events, journal, host, detaches } = this.#options;
+    const own = { subject: id, operation, requestId, trace: call.trace };
+    announce(this.#options, id);
+    const record = journal.get(id);
+    if (operation === 'detach') {
+      await detaches.finished(id, call.deadline);
+      // One that found another under way, or nothing, has ended nothing itself.
+      if (record?.detach?.requestId === requestId) return;
+      const body = { id, host, state: 'detached', reason: 'absent' };
+      events.add({ ...own, type: 'detached', network: '-', body });
+    } else if ('replayed' in answer && answer.replayed === true && record?.attachment) {
+      const { attachment } = record;
+      events.add({ ...own, type: 'attached', network: attachment.network, body: attachment });
+    }
+  }
+
+  /** An attachment that still is what an attach once answered. */
+  #lives({ attachment }: AttachAnswer): boolean {
+    const record = this.#options.journal.get(attachment.id);
+    return record?.state === 'attached' && record.generation === attachment.generation;
+  }
+
+  #run<
+    Request extends { readonly id: string; readonly requestId?: string | undefined },
+    Answer extends object,
+  >(
+    operation: RememberedOperation,
+    request: Request,
+    call: Call | JobCall,
+    schema: z.ZodType<Answer>,
+    does: {
+      readonly work: (request: Request & Identified) => Promise<Answer>;
+      /** The answer to a request that was answered so before. */
+      readonly again: (request: Request & Identified, first: Answer) => Promise<Answer> | Answer;
+    },
+  ): Promise<Answer> {
+    const { turns, outcomes } = this.#options;
+    const { requestId, ...content } = request;
+    const identified = { ...request, requestId: requestId ?? randomUUID() };
+    const job = 'position' in call ? call : undefined;
+    const asked: Asked = {
+      operation,
+      id: request.id,
+      requestId,
+      content,
+      position: job?.position ?? (operation === 'detach' ? now() : undefined),
+    };
+    return turns.take(request.id, call.deadline, async () => {
+      let known: Remembered | undefined;
+      try {
+        known = outcomes.find(asked);
+        if (known !== undefined) {
+          if ('error' in known) throw known.error;
+          return await does.again(identified, schema.parse(known.answer));
+        }
+        if (job !== undefined) this.#refuseOvertaken(asked, job.position);
+        if (operation === 'attach') this.#refuseWhenUntold();
+        const answer = await does.work(identified);
+        outcomes.keep(asked, { answer });
+        return answer;
+      } catch (cause) {
+        const error = toVoltError(cause);
+        if (known === undefined && !error.retryable && !isOfOther(error)) {
+          outcomes.keep(asked, { error });
+        }
+        this.#tellFailure(asked, identified, call, error);
+        throw error;
+      }
+    });
+  }
+
+  /** What has happened is told one day; while too much waits for NATS, nothing more happens. */
+  #refuseWhenUntold(): void {
+    if (!this.#options.events.full) return;
+    throw new VoltError('OVERLOADED', 'too many events wait for NATS on this host');
+  }
+
+  /** Of an attachment that a later job has ended, or made, an earlier one is not heard any more. */
+  #refuseOvertaken({ id, operation }: Asked, position: Position): void {
+    const other = operation === 'attach' ? 'detach' : 'attach';
+    const last = this.#options.outcomes.lastOf(id, other);
+    if (last === undefined || !isBefore(position, last)) return;
+    throw new VoltError('SUPERSEDED', `a later ${other} of ${id} has run`, {
+      details: { id, operation, by: other },
+    });
+  }
+
+  #tellFailure(
+    { operation, id }: Asked,
+    request: Identified & { readonly network?: string },
+    call: Call | JobCall,
+    error: VoltError,
+  ): void {
+    const { events, journal } = this.#options;
+    // A retryable error is not the outcome: the repeat may well succeed, as an event of its own. A job is repeated
+    // by us, and its sender hears the end of it alone.
+    const final = !error.retryable || ('isLast' in call && call.isLast(error));
+    if (!final && 'isLast' in call) return;
+    events.add({
+      type: 'failed',
+      network: request.network ?? journal.get(id)?.request.network ?? '-',
+      subject: id,
+      operation,
+      requestId: request.requestId,
+      final,
+      trace: call.trace,
+      body: { ...toErrorBody(error), operation, request },
+    });
+  }
+}
+
+const NS_PER_MS = 1_000_000n;
+
+/** A request that somebody waits for comes after every job that was stored by now; it has the host's clock alone. */
+const now = (): Position => ({ storedNs: BigInt(Date.now()) * NS_PER_MS, sequence: 0 });
+
+/** The refusal of a request id that was another's: of that other one the outcome is remembered. */
+const isOfOther = ({ code, details }: VoltError): boolean =>
+  code === 'INVALID_REQUEST' && details?.['path'] === 'requestId';

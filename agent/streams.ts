@@ -1,0 +1,124 @@
+import {
+  AckPolicy,
+  type ConsumerConfig,
+  DeliverPolicy,
+  DiscardPolicy,
+  type JetStreamManager,
+  nanos,
+  NatsError,
+  RetentionPolicy,
+  StorageType,
+  type StreamConfig,
+} from 'nats';
+import { EVENT_STREAM, JOB_STREAM, jobConsumer, subjects } from '#protocol/subjects.ts';
+
+const DAY_MS = 86_400_000;
+const EVENT_AGE_MS = 7 * DAY_MS;
+const EVENT_BYTES = 1 << 30;
+// An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
+const EVENT_DUPLICATE_WINDOW_MS = 10 * 60_000;
+const JOB_AGE_MS = DAY_MS / 2;
+const JOB_BYTES = 1 << 30;
+const JOBS_PER_SUBJECT = 100_000;
+const JOB_DUPLICATE_WINDOW_MS = 10 * 60_000;
+/** How long a job may be under way without a word of it. */
+export const JOB_ACK_WAIT_MS = 30_000;
+/** Jobs of one host under way at once. */
+export const MAX_JOBS_UNDER_WAY = 256;
+/** JetStream's codes: no such stream, no such consumer, and one that is there with another configuration. */
+const STREAM_NOT_FOUND = 10_059;
+const CONSUMER_NOT_FOUND = 10_014;
+
+/** What was made, was there as it should be, or is there in another way, which is left to whoever made it. */
+export interface Ensured {
+  readonly name: string;
+  readonly outcome: 'made' | 'there' | 'differs';
+  /** `max_age: 3600000000000, not 43200000000000` */
+  readonly differences: readonly string[];
+}
+
+type Wanted = Partial<StreamConfig> & { readonly name: string };
+
+const eventStream = (prefix: string): Wanted => ({
+  name: EVENT_STREAM,
+  subjects: [subjects(prefix).events()],
+  retention: RetentionPolicy.Limits,
+  storage: StorageType.File,
+  max_age: nanos(EVENT_AGE_MS),
+  max_bytes: EVENT_BYTES,
+  duplicate_window: nanos(EVENT_DUPLICATE_WINDOW_MS),
+});
+
+/** A full queue refuses new jobs: their senders hear it, while those that were taken stay. */
+const jobStream = (prefix: string): Wanted => ({
+  name: JOB_STREAM,
+  subjects: [subjects(prefix).allJobs()],
+  retention: RetentionPolicy.Workqueue,
+  storage: StorageType.File,
+  discard: DiscardPolicy.New,
+  discard_new_per_subject: true,
+  max_msgs_per_subject: JOBS_PER_SUBJECT,
+  max_age: nanos(JOB_AGE_MS),
+  max_bytes: JOB_BYTES,
+  duplicate_window: nanos(JOB_DUPLICATE_WINDOW_MS),
+});
+
+const consumerOf = (prefix: string, host: string): Partial<ConsumerConfig> => ({
+  durable_name: jobConsumer(host),
+  filter_subject: subjects(prefix).jobs(host),
+  ack_policy: AckPolicy.Explicit,
+  deliver_policy: DeliverPolicy.All,
+  ack_wait: nanos(JOB_ACK_WAIT_MS),
+  max_ack_pending: MAX_JOBS_UNDER_WAY,
+  // The agent counts, and says why it gives a job up; the server would only go silent.
+  max_deliver: -1,
+});
+
+export const ensureEventStream = (manager: JetStreamManager, prefix: string): Promise<Ensured> =>
+  ensureStream(manager, eventStream(prefix));
+
+export const ensureJobStream = (manager: JetStreamManager, prefix: string): Promise<Ensured> =>
+  ensureStream(manager, jobStream(prefix));
+
+/** The durable consumer of one host. Throws NatsError, too, where the job stream is not there. */
+export async function ensureJobConsumer(
+  manager: JetStreamManager,
+  prefix: string,
+  host: string,
+): Promise<Ensured> {
+  const wanted = consumerOf(prefix, host);
+  const name = jobConsumer(host);
+  try {
+    const { config } = await manager.consumers.info(JOB_STREAM, name);
+    return comparison(name, wanted, config);
+  } catch (error) {
+    if (!isApiError(error, CONSUMER_NOT_FOUND)) throw error;
+  }
+  await manager.consumers.add(JOB_STREAM, wanted);
+  return { name, outcome: 'made', differences: [] };
+}
+
+/** Makes a stream that is not there; one that is there is not changed. Throws NatsError. */
+async function ensureStream(manager: JetStreamManager, wanted: Wanted): Promise<Ensured> {
+  const { name } = wanted;
+  try {
+    const { config } = await manager.streams.info(name);
+    return comparison(name, wanted, config);
+  } catch (error) {
+    if (!isApiError(error, STREAM_NOT_FOUND)) throw error;
+  }
+  await manager.streams.add(wanted);
+  return { name, outcome: 'made', differences: [] };
+}
+
+function comparison(name: string, wanted: object, found: object): Ensured {
+  const there = new Map<string, unknown>(Object.entries(found));
+  const differences = Object.entries(wanted).flatMap(([key, value]) => {
+    const [is, should] = [there.get(key), value].map((one) => JSON.stringify(one));
+    return is === should ? [] : [`${key}: ${is ?? 'not set'}, not ${should ?? ''}`];
+  });
+  return { name, outcome: differences.length === 0 ? 'there' : 'differs', differences };
+}
+
+const isApiError = (error: unknown, code: number): boolean =>
+  error instanceof NatsError && error.api_error?.err_code === code;
