@@ -8,7 +8,7 @@ import type { EventLog } from '../events.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Log } from '../log.ts';
-import { type NetworkTypes, taggedId } from '../networks/network.ts';
+import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network.ts';
 import type { Turns } from '../turns.ts';
 import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
@@ -226,7 +226,8 @@ export class Reconcile {
       return;
     }
     if (record === undefined) return;
-    const [action] = this.#plan([record], devices.lookUp([record]), this.#suspects).actions;
+    const observed = devices.lookUp([record]);
+    const [action] = this.#plan([record], observed, this.#suspects).actions;
     if (action === undefined || action.kind === 'remove') return;
     const { kind, differences } = action;
     const type = networkTypes[record.networkType];
@@ -246,7 +247,10 @@ export class Reconcile {
       announce(this.#options, id);
       const { announce: _, ...announced } = record;
       if (kind === 'remake') {
-        await remake(this.#options, type, { ...announced, attachment, network });
+        const named = observed.names.get(record.deviceName);
+        const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
+        const leftover = untagged || taggedId(named?.alias) === id;
+        await remake(this.#options, type, { ...announced, attachment, network }, { leftover });
       } else {
         type.mend(attachment, network);
         if (record.bootId !== this.#options.bootId) {

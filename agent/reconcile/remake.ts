@@ -11,11 +11,16 @@ export async function remake(
   { journal, bootId }: { readonly journal: Journal; readonly bootId: string },
   type: NetworkType,
   record: AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment' | 'network'>>,
+  {
+    leftover,
+  }: {
+    /** A device of this attachment stands under the name, made by an agent that died. */ readonly leftover: boolean;
+  },
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
   // What was beside the device is found by the old one.
   const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';
-  if (beside) await type.detach(record).removed;
+  if (leftover || beside) await type.detach(record).removed;
   using checked = type.check(requestOf(record.request, attachment), network, deviceName);
   checked.prepare();
   using undo = new DisposableStack();

@@ -49,10 +49,14 @@ async function attach(): Promise<void> {
   } as const;
   const netns = `/run/netns/${NETNS}`;
   const ends = ['NAMESPACE_NOT_FOUND', 'ALREADY_ATTACHED', 'INTERFACE_EXISTS'];
-  await patiently(() => stack.client.attach(stack.host, { ...request, netns }), ends);
+  await patiently(
+    () => stack.client.attach(stack.host, { ...request, netns }, { timeoutMs: 2_000 }),
+    ends,
+  );
 }
 
-const detach = (): Promise<void> => patiently(() => stack.client.detach(stack.host, { id: ID }));
+const detach = (): Promise<void> =>
+  patiently(() => stack.client.detach(stack.host, { id: ID }, { timeoutMs: 2_000 }));
 
 const EVENTS: Readonly<Record<string, () => Promise<void> | void>> = {
   attach,
@@ -105,13 +109,14 @@ afterEach(async () => {
 /** What kernel, records and Redis each have of the attachment, as nobody of ours reads it. */
 async function views(): Promise<Record<'kernel' | 'records' | 'redis', string[]>> {
   const kernel = ip('link').flatMap(({ ifalias }) => String(ifalias ?? ''));
-  const leases = await redis.keys(`*lease*${ID}*`);
+  const stores = await redis.keys('*:leases');
+  const held = await Promise.all(stores.map((key) => redis.hexists(key, ID)));
   return {
     kernel: kernel.filter((alias) => alias.startsWith(`volt:${ID}#`)),
     records: filesIn(`${stack.agent.runtimeDir}/attachments`).filter((file) =>
       file.endsWith('.json'),
     ),
-    redis: leases,
+    redis: stores.filter((_, place) => held[place] === 1),
   };
 }
 
@@ -125,20 +130,21 @@ for (const [first, begin] of Object.entries(EVENTS)) {
       await until(
         `agreement after ${first}, ${second}`,
         async () => {
-          const { kernel, records } = await views();
-          const { inSync } = await stack.client.check(stack.host, {});
+          const { kernel, records, redis: leases } = await views();
+          const { inSync } = await stack.client.check(stack.host, {}, { timeoutMs: 1_000 });
           // One whose namespace is gone waits for its grace, with its record, lease and no device.
           const waits = !namespaceIsThere() && records.length === 1 && kernel.length === 0;
-          return waits || (inSync && kernel.length === records.length);
+          const agree = kernel.length === records.length && leases.length === records.length;
+          return waits || (inSync && agree);
         },
-        10_000,
+        30_000,
       );
       expect(ip('addr', 'show', 'dev', FOREIGN)).toEqual(foreign);
       await detach();
       await stack.gone(ID);
       await until('nothing is left', async () => {
-        const { kernel, records } = await views();
-        return kernel.length + records.length === 0;
+        const { kernel, records, redis: leases } = await views();
+        return kernel.length + records.length + leases.length === 0;
       });
     }
   });
