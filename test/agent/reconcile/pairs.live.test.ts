@@ -108,7 +108,9 @@ afterEach(async () => {
 
 /** What kernel, records and Redis each have of the attachment, as nobody of ours reads it. */
 async function views(): Promise<Record<'kernel' | 'records' | 'redis', string[]>> {
-  const kernel = ip('link').flatMap(({ ifalias }) => String(ifalias ?? ''));
+  const kernel = ip('link').flatMap(({ ifalias }) =>
+    typeof ifalias === 'string' ? [ifalias] : [],
+  );
   const stores = await redis.keys('*:leases');
   const held = await Promise.all(stores.map((key) => redis.hexists(key, ID)));
   return {
