@@ -130,7 +130,7 @@ export class Agent {
       ledger,
       networkTypes,
       taggedDevices,
-      plan: () => this.#reconcile.preview(),
+      plan: (id) => this.#reconcile.preview(id),
     });
     this.#session = new Session({
       host,

@@ -24,7 +24,7 @@ export class Inspection {
   readonly #ledger: Ledger;
   readonly #networkTypes: NetworkTypes;
   readonly #taggedDevices: () => ReadonlyMap<string, string>;
-  readonly #plan: () => Plan;
+  readonly #plan: (id?: string) => Plan;
 
   constructor(options: {
     host: string;
@@ -33,8 +33,8 @@ export class Inspection {
     networkTypes: NetworkTypes;
     /** Names of all devices of ours on this host, by attachment id. */
     taggedDevices: () => ReadonlyMap<string, string>;
-    /** What reconcile would do now. */
-    plan: () => Plan;
+    /** What reconcile would do now, for one attachment or all. */
+    plan: (id?: string) => Plan;
   }) {
     this.#host = options.host;
     this.#journal = options.journal;
@@ -102,13 +102,11 @@ export class Inspection {
       const observed = { addresses, generation, device: devices.get(lease.id) ?? null };
       differences.push({ id: lease.id, what: 'record', expected: null, observed });
     }
-    const planned = this.#plan()
-      .actions.filter((action) => id === undefined || action.id === id)
-      .map(({ id: of, kind, differences: why }) => ({
-        id: of,
-        action: kind,
-        reason: why.map(({ what }) => what).join(', '),
-      }));
+    const planned = this.#plan(id).actions.map(({ id: of, kind, differences: why }) => ({
+      id: of,
+      action: kind,
+      reason: why.map(({ what }) => what).join(', '),
+    }));
     const inSync = differences.length === 0 && planned.length === 0;
     return { inSync, differences, plan: planned };
   }

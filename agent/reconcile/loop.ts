@@ -85,9 +85,13 @@ export class Reconcile {
     this.#gather();
   }
 
-  /** What would be done now, also what waits for a second look; changes nothing. */
-  preview(): Plan {
+  /** What would be done now, for one attachment or all of the host; changes nothing. */
+  preview(id?: string): Plan {
     const { journal, devices } = this.#options;
+    if (id !== undefined) {
+      const own = [journal.get(id)].filter((one) => one !== undefined);
+      return this.#plan(own, devices.lookUp(own), this.#suspects);
+    }
     const records = journal.values();
     return this.#plan(records, devices.observe(records), this.#suspects);
   }
