@@ -18,6 +18,7 @@ import type { Log } from './log.ts';
 import type { HostNetwork, openHostNetwork } from './networks/types.ts';
 import { Outcomes } from './outcomes.ts';
 import { Requests } from './requests.ts';
+import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { Turns } from './turns.ts';
@@ -50,6 +51,7 @@ export class Agent {
   readonly #attachments: Attachments;
   readonly #session: Session;
   readonly #handoff: Handoff;
+  readonly #reconcile: Reconcile;
   readonly #journal: Journal;
   readonly #outcomes: Outcomes;
   readonly #witness: Witness;
@@ -132,12 +134,28 @@ export class Agent {
       detaches,
       log,
     });
+    this.#reconcile = new Reconcile({
+      host,
+      bootId,
+      onReboot: config.onReboot,
+      periodSeconds: config.reconcileSeconds,
+      journal,
+      ledger,
+      events,
+      networkTypes,
+      devices: this.#hostNetwork.devices,
+      firewall: this.#hostNetwork.firewall,
+      turns,
+      detaches,
+      log,
+    });
     const inspection = new Inspection({
       host,
       journal,
       ledger,
       networkTypes,
       taggedDevices,
+      plan: (id) => this.#reconcile.preview(id),
     });
     this.#session = new Session({
       host,
@@ -210,12 +228,15 @@ export class Agent {
     this.#handoff.start();
     this.#ledger.onStatus((status) => {
       this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');
-      if (status.state === 'ready') void this.#session.beat();
+      if (status.state !== 'ready') return;
+      void this.#session.beat();
+      this.#reconcile.nudge();
     });
     this.#ledger.start();
     this.#bus.start();
     this.#session.start();
     this.#attachments.resume();
+    this.#reconcile.start();
   }
 
   /** Takes no more requests, lets those under way end, publishes what is left. Devices stay. */
@@ -223,6 +244,7 @@ export class Agent {
     this.#stopping = true;
     this.#session.stop();
     await this.#bus.stopTaking();
+    await this.#reconcile.stop();
     await this.#attachments.stop(DRAIN_TIMEOUT_MS);
     await this.#events.stop(this.#bus.state === 'connected' ? FLUSH_TIMEOUT_MS : 0);
     await this.#bus.close();

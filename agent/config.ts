@@ -60,6 +60,7 @@ const configSchema = z.strictObject({
   heartbeatSeconds: seconds.default(5),
   suspectAfterSeconds: seconds.default(20),
   recoveryWindowSeconds: seconds.nullable().default(null),
+  reconcileSeconds: seconds.default(30),
   onReboot: z.enum(['recreate', 'release']).default('recreate'),
   nftablesTable: z
     .string()

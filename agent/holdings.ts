@@ -4,9 +4,10 @@ import { announce } from './announce.ts';
 import type { Config } from './config.ts';
 import type { Detaches } from './detaches.ts';
 import type { EventLog } from './events.ts';
-import type { AttachmentRecord, Journal } from './journal.ts';
+import type { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
+import { leaseOf } from './reconcile/remake.ts';
 import type { Turns } from './turns.ts';
 
 export interface HoldingsOptions {
@@ -51,8 +52,7 @@ export class Holdings {
     return this.#options.journal
       .values()
       .filter(({ state }) => state !== 'fenced')
-      .map(leaseOfRecord)
-      .filter((lease) => lease !== undefined);
+      .flatMap((record) => (record.attachment ? [leaseOf(record.attachment, record)] : []));
   }
 
   /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
@@ -167,24 +167,4 @@ export class Holdings {
       },
     });
   }
-}
-
-/** The lease that a record tells of; undefined for one that has none yet. */
-function leaseOfRecord({ attachment, request, bootId }: AttachmentRecord): Lease | undefined {
-  if (attachment === undefined) return undefined;
-  const { id, generation, network, workload, kind, host, mac, addresses, lease } = attachment;
-  return {
-    id,
-    generation,
-    network,
-    workload,
-    kind,
-    host,
-    bootId,
-    ...(request.hostname !== undefined && { hostname: request.hostname }),
-    mac,
-    addresses: addresses.map(({ address }) => address),
-    grantedAt: lease.grantedAt,
-    ...(lease.expiresAt !== undefined && { expiresAt: lease.expiresAt }),
-  };
 }

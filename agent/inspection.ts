@@ -9,6 +9,7 @@ import type {
 import { encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
+import type { Plan } from './reconcile/plan.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 
@@ -23,6 +24,7 @@ export class Inspection {
   readonly #ledger: Ledger;
   readonly #networkTypes: NetworkTypes;
   readonly #taggedDevices: () => ReadonlyMap<string, string>;
+  readonly #plan: (id?: string) => Plan;
 
   constructor(options: {
     host: string;
@@ -31,12 +33,15 @@ export class Inspection {
     networkTypes: NetworkTypes;
     /** Names of all devices of ours on this host, by attachment id. */
     taggedDevices: () => ReadonlyMap<string, string>;
+    /** What reconcile would do now, for one attachment or all. */
+    plan: (id?: string) => Plan;
   }) {
     this.#host = options.host;
     this.#journal = options.journal;
     this.#ledger = options.ledger;
     this.#networkTypes = options.networkTypes;
     this.#taggedDevices = options.taggedDevices;
+    this.#plan = options.plan;
   }
 
   get(id: string): Attachment {
@@ -97,7 +102,13 @@ export class Inspection {
       const observed = { addresses, generation, device: devices.get(lease.id) ?? null };
       differences.push({ id: lease.id, what: 'record', expected: null, observed });
     }
-    return { inSync: differences.length === 0, differences };
+    const planned = this.#plan(id).actions.map(({ id: of, kind, differences: why }) => ({
+      id: of,
+      action: kind,
+      reason: why.map(({ what }) => what).join(', '),
+    }));
+    const inSync = differences.length === 0 && planned.length === 0;
+    return { inSync, differences, plan: planned };
   }
 
   #recordOf(id: string): AttachmentRecord {

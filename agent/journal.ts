@@ -58,7 +58,8 @@ export interface Announcement {
 }
 
 export interface DetachIntent {
-  readonly reason: 'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted';
+  readonly reason:
+    'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted' | 'namespace-gone' | 'reboot';
   readonly requestId: string;
   readonly startedAt: string;
   readonly traceparent?: string;

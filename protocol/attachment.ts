@@ -296,6 +296,8 @@ const differenceSchema = z.object({
 export const checkAnswerSchema = z.object({
   inSync: z.boolean(),
   differences: z.array(differenceSchema),
+  /** What the agent would do now to put the host right; absent from agents that do not say. */
+  plan: z.array(z.object({ id: z.string(), action: z.string(), reason: z.string() })).optional(),
 });
 
 export const listAnswerSchema = z.object({

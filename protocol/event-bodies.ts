@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { attachmentSchema } from './attachment.ts';
+import { attachmentSchema, checkAnswerSchema } from './attachment.ts';
 import type { EventType } from './events.ts';
 import { networkPutAnswerSchema } from './network.ts';
 
@@ -40,8 +40,8 @@ export const eventBodySchemas = {
     addresses: attachmentSchema.shape.addresses,
     state: z.literal('detached'),
     /**
-     * `requested`, `expired`, `failed`, `fenced`, `interrupted`, `reboot`, `reclaimed`; a newer agent may have
-     * more. Of the last three there is no attachment, but a lease.
+     * `requested`, `expired`, `failed`, `fenced`, `interrupted`, `namespace-gone`, `reboot`, `reclaimed`; a newer
+     * agent may have more. With the last two there may be no attachment, but a lease.
      */
     reason: z.string(),
     ...outcome,
@@ -56,7 +56,16 @@ export const eventBodySchemas = {
     z.object({ ...networkPutAnswerSchema.shape, ...outcome }),
     z.object({ network: z.string(), deleted: z.literal(true), ...outcome }),
   ]),
-  repaired: onHost,
+  /** What differed and what was done; of the firewall, with the host alone. */
+  repaired: z.looseObject({
+    ...outcome,
+    id: z.string().optional(),
+    generation: z.int().optional(),
+    host: z.string(),
+    /** `mend`, `remake`, `firewall`; a newer agent may have more. */
+    action: z.string(),
+    differences: checkAnswerSchema.shape.differences,
+  }),
   suspect: onHost,
   recovering: onHost,
   recovered: onHost,

@@ -1,4 +1,4 @@
-import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Attachment, CheckAnswer, Difference } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
 import { details, NO_COLOURS, type Style, table } from './output.ts';
 import { age } from './units.ts';
@@ -141,6 +141,19 @@ export const differenceTable = (
     ]),
     style,
   );
+
+/** What the agent is about to do about it, one action a row; nothing without actions. */
+export const planTable = (
+  plan: NonNullable<CheckAnswer['plan']> = [],
+  style: Style = NO_COLOURS,
+): string =>
+  plan.length === 0
+    ? ''
+    : `\n${table(
+        ['ID', 'ACTION', 'REASON'],
+        plan.map(({ id, action, reason }) => [id, action, reason]),
+        style,
+      )}`;
 
 export function valueText(value: unknown): string {
   if (value === null || value === undefined) return 'absent';

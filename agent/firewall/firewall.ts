@@ -119,14 +119,15 @@ export class Firewall implements Disposable {
     });
   }
 
-  /** Loads everything again if it is not as it should be. */
-  restore(): void {
-    if (this.#nftables === undefined || this.isIntact()) return;
+  /** Loads everything again if it is not as it should be, where others can change it; answers whether it did. */
+  restore(): boolean {
+    if (this.#nftables === undefined || this.#watch === undefined || this.isIntact()) return false;
     this.#load(this.#nftables);
     this.#log.warn(
       {},
       'the nftables of this agent were changed by somebody else, and are restored',
     );
+    return true;
   }
 
   [Symbol.dispose](): void {

@@ -14,7 +14,8 @@ const DEFAULT_MTU = 1500;
 /** The main table; others are somebody's policy, not the way out. */
 const MAIN_TABLE = 254;
 
-const bridgeTag = (network: string): string => `volt:bridge:${network}`;
+/** Alias of a bridge that an agent made. */
+export const bridgeTag = (network: string): string => `volt:bridge:${network}`;
 
 export interface NetworkBridgeOptions {
   readonly host: string;
@@ -71,6 +72,15 @@ export class NetworkBridge {
     return { master: link.index, mtu: this.#portMtu };
   }
 
+  /** Like `ensure`, and gives a bridge of ours what it has lost. */
+  repair(): { readonly master: number } {
+    this.look(undefined);
+    const found = this.#found;
+    const { master } = this.ensure();
+    if (found?.alias === bridgeTag(this.#network.network)) this.#address(found);
+    return { master };
+  }
+
   /** Puts what the firewall has to know of the bridge, before its first port. */
   protect(link: Link): void {
     const { firewall, facts, host } = this.#options;
@@ -107,8 +117,14 @@ export class NetworkBridge {
   }
 
   #complete(link: Link): void {
-    const { links, addresses } = this.#options.kernel;
+    const { links } = this.#options.kernel;
     pinMtu(this.#options.kernel, link, this.#network.mtu ?? this.#wayOutMtu());
+    this.#address(link);
+    links.set(link, { alias: bridgeTag(this.#network.network) });
+  }
+
+  #address(link: Link): void {
+    const { links, addresses } = this.#options.kernel;
     for (const address of gatewayAddresses(this.#network)) {
       try {
         addresses.add({ ifindex: link.index, address, noDad: true });
@@ -117,7 +133,6 @@ export class NetworkBridge {
       }
     }
     links.set(link, { up: true });
-    links.set(link, { alias: bridgeTag(this.#network.network) });
   }
 
   /** The MTU of the way to other hosts: the uplink's, or that of the device with the default route. */
@@ -199,7 +214,8 @@ function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
   kernel.links.set(link, { mtu });
 }
 
-function gatewayAddresses(network: Network): InterfaceAddress[] {
+/** The addresses that a bridge of ours has on this host. */
+export function gatewayAddresses(network: Network): InterfaceAddress[] {
   const families = [network, network.ipv6];
   return families.flatMap((family) => {
     if (family?.gateway === undefined || family.subnet === undefined) return [];

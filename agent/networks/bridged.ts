@@ -19,7 +19,14 @@ import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { ifbOf, limitBandwidth, observeBandwidth } from './bandwidth.ts';
 import { NetworkBridge } from './bridge.ts';
-import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, retire, setLinkDown } from './device.ts';
+import {
+  claimTap,
+  linkOfRecord,
+  mendLink,
+  NOTHING_TO_REMOVE,
+  retire,
+  setLinkDown,
+} from './device.ts';
 import {
   type AttachedDevice,
   type AttachmentChange,
@@ -33,7 +40,7 @@ import {
 } from './network.ts';
 import { observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
-import { type BridgePort, makeTap } from './tap.ts';
+import { type BridgePort, closeToIpv6, makeTap } from './tap.ts';
 import { makeVeth } from './veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
 
@@ -57,13 +64,13 @@ export class Bridged implements NetworkType {
     this.#options = options;
   }
 
-  check(request: AttachRequest, network: Network): CheckedAttach {
+  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
-    return this.checkPort(request, network, bridgedFacts);
+    return this.checkPort(request, network, bridgedFacts, deviceName);
   }
 
   /** `check` of what is the same for all networks with a bridge; `facts` are the firewall's for the bridge. */
@@ -71,15 +78,21 @@ export class Bridged implements NetworkType {
     request: AttachRequest,
     network: Network,
     facts: (network: Network) => readonly Fact[],
+    deviceName?: string,
   ): CheckedAttach {
     const { kernel, journal, firewall } = this.#options;
     firewall.ready();
     const taken = (name: string): boolean =>
       journal.namesDevice(name) || kernel.links.indexOf(name) !== null;
     const bridge = new NetworkBridge(network, { ...this.#options, facts });
-    return request.kind === 'vm'
-      ? this.#checkedTap(request, network, bridge, tapName(request, taken))
-      : this.#checkedVeth(request, network, bridge, vethNames(request, taken));
+    if (request.kind === 'vm') {
+      return this.#checkedTap(request, network, bridge, deviceName ?? tapName(request, taken));
+    }
+    const names =
+      deviceName === undefined
+        ? vethNames(request, taken)
+        : { host: deviceName, container: deviceName.replace(/-h$/, '-c') };
+    return this.#checkedVeth(request, network, bridge, names);
   }
 
   #checkedTap(
@@ -138,11 +151,10 @@ export class Bridged implements NetworkType {
     order: { request: AttachRequest; network: Network; lease: Lease; master: number },
     undo: DisposableStack,
   ): BridgePort {
-    const { kernel, firewall } = this.#options;
+    const { firewall } = this.#options;
     const { request, network, lease, master } = order;
     const { id, ports = [] } = request;
     const hairpin = ports.length > 0;
-    const isolated = network.portIsolation === true;
     return {
       bridge: network.bridge,
       master,
@@ -151,15 +163,23 @@ export class Bridged implements NetworkType {
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
         this.#limit({ index, name, alias: deviceTag(lease) }, request, undo);
-        const settings = {
-          ...(network.filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
-          ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
-          ...(isolated && { IFLA_BRPORT_ISOLATED: 1 }),
-        };
-        if (Object.keys(settings).length === 0) return;
-        kernel.links.setBridgePort({ index, name }, settings);
+        this.#setPort({ index, name }, network, hairpin);
       },
     };
+  }
+
+  #setPort(
+    link: { readonly index: number; readonly name: string },
+    network: Network,
+    hairpin: boolean,
+  ): void {
+    const settings = {
+      ...(network.filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
+      ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
+      ...(network.portIsolation === true && { IFLA_BRPORT_ISOLATED: 1 }),
+    };
+    if (Object.keys(settings).length === 0) return;
+    this.#options.kernel.links.setBridgePort(link, settings);
   }
 
   #limit(
@@ -257,6 +277,32 @@ export class Bridged implements NetworkType {
         if (!isKernelError(error, 'ENOENT', 'ENODEV', 'ENXIO')) throw error;
       }
     }
+  }
+
+  mend(attachment: Attachment, network: Network): void {
+    this.mendPort(attachment, network, bridgedFacts);
+  }
+
+  /** `mend` of what is the same for all networks with a bridge. The port is up last. */
+  mendPort(
+    attachment: Attachment,
+    network: Network,
+    facts: (network: Network) => readonly Fact[],
+  ): void {
+    const { kernel } = this.#options;
+    const { device, bandwidth, ports } = attachment;
+    if (device === null) return;
+    const bridge = new NetworkBridge(network, { ...this.#options, facts });
+    mendLink(kernel, attachment, bridge.repair());
+    const link = { index: device.ifindex, name: device.name };
+    closeToIpv6(device.name);
+    this.#putFacts(attachment, network);
+    // A port that was out of its bridge comes back with the settings of a new one.
+    this.#setPort(link, network, ports.length > 0);
+    if (Object.keys(bandwidth).length > 0) {
+      limitBandwidth(kernel, { ...link, alias: deviceTag(attachment) }, bandwidth);
+    }
+    kernel.links.set(link, { up: true });
   }
 
   setDown(record: AttachmentRecord): void {

@@ -1,8 +1,9 @@
+import { MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
-import type { Link } from '#native/link.ts';
+import type { Link, LinkChange } from '#native/link.ts';
 import { openTap } from '#native/tun.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
@@ -45,6 +46,37 @@ export function putAway(kernel: Kernel, link: Link): boolean {
     if (!isKernelError(error, 'ENODEV')) throw error;
     return false;
   }
+}
+
+/** Gives a device of ours back what its attachment says of it, in one message; down first, to be renamed. */
+export function mendLink(
+  kernel: Kernel,
+  attachment: Attachment,
+  change: Pick<LinkChange, 'master'> = {},
+): void {
+  const { device } = attachment;
+  if (device === null) return;
+  const link = kernel.links.get(device.ifindex);
+  const untagged = link?.alias === undefined && link?.name === device.name;
+  if (link === null || !(link.alias === deviceTag(attachment) || untagged)) {
+    throw new VoltError('NOT_FOUND', `${attachment.id}: its device is gone`);
+  }
+  if (link.name !== device.name) {
+    // Kernels before 6.2 rename only what is down.
+    kernel.links.set(link, { up: false });
+    kernel.links.set(link, { name: device.name });
+  }
+  const mac = MacAddress.parse(device.mac);
+  kernel.links.set(
+    { index: link.index, name: device.name },
+    {
+      ...(link.mac?.equals(mac) === true ? {} : { mac }),
+      ...(link.mtu === device.mtu ? {} : { mtu: device.mtu }),
+      ...(change.master === undefined || change.master === link.master ? {} : change),
+      group: DEVICE_GROUP,
+      alias: deviceTag(attachment),
+    },
+  );
 }
 
 /** Sets a device down where it is there. */

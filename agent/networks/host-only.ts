@@ -45,14 +45,14 @@ export class HostOnly implements NetworkType {
     this.#options = options;
   }
 
-  check(request: AttachRequest, network: Network): CheckedAttach {
+  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
     refuseUnsupported(network, [
       ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     const { bridged, portMaps } = this.#options;
     const { id, ports = [] } = request;
-    const port = bridged.checkPort(request, network, factsOf);
+    const port = bridged.checkPort(request, network, factsOf, deviceName);
     return {
       deviceName: port.deviceName,
       prepare: () => {
@@ -61,6 +61,8 @@ export class HostOnly implements NetworkType {
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const attached = port.attach(lease, undo);
+        // A bridge that is made again has none of the settings of before.
+        if (deviceName !== undefined) this.#prepared.delete(network.bridge);
         this.#prepareHost(network);
         if (ports.length === 0) return attached;
         undo.defer(() => portMaps.remove(id));
@@ -89,6 +91,15 @@ export class HostOnly implements NetworkType {
     const { bridged, portMaps } = this.#options;
     const { id, ports, addresses } = attachment;
     bridged.resumePort(attachment, network, factsOf);
+    if (ports.length > 0) portMaps.put(id, ports, addresses);
+  }
+
+  mend(attachment: Attachment, network: Network): void {
+    const { bridged, portMaps } = this.#options;
+    const { id, ports, addresses } = attachment;
+    bridged.mendPort(attachment, network, factsOf);
+    this.#prepared.delete(network.bridge);
+    this.#prepareHost(network);
     if (ports.length > 0) portMaps.put(id, ports, addresses);
   }
 

@@ -43,7 +43,7 @@ export class Isolated implements NetworkType {
     this.#journal = journal;
   }
 
-  check(request: AttachRequest, network: Network): CheckedAttach {
+  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
@@ -59,7 +59,7 @@ export class Isolated implements NetworkType {
         details: { netns: path },
       });
     }
-    const name = tapName(request, (one) => this.#journal.namesDevice(one));
+    const name = deviceName ?? tapName(request, (one) => this.#journal.namesDevice(one));
     return {
       deviceName: request.kind === 'vm' ? name : path,
       ...(given === undefined && { before: { madeNamespace: path } }),
@@ -91,6 +91,10 @@ export class Isolated implements NetworkType {
 
   update(change: AttachmentChange): void {
     refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
+  }
+
+  mend(): void {
+    // All that there is lies in the workload's namespace.
   }
 
   /** Nothing leaves the namespace anyway; a VM's port is closed all the same. */

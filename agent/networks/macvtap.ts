@@ -19,7 +19,14 @@ import type { Firewall } from '../firewall/firewall.ts';
 import { macvtapFacts } from '../firewall/port-filter.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
-import { linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, retire, setLinkDown } from './device.ts';
+import {
+  linkOfRecord,
+  mendLink,
+  NOTHING_TO_REMOVE,
+  noDescriptor,
+  retire,
+  setLinkDown,
+} from './device.ts';
 import { MacvlanParent } from './macvlan-parent.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
@@ -60,7 +67,7 @@ export class Macvtap implements NetworkType {
     this.#macvlans = new NamespacedMacvlans();
   }
 
-  check(request: AttachRequest, network: Network): CheckedAttach {
+  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
@@ -71,15 +78,19 @@ export class Macvtap implements NetworkType {
     const parent = new MacvlanParent(this.#options.kernel, network);
     if (request.kind === 'container') return this.#macvlans.check(request, network, parent);
     if (network.filter) this.#options.firewall.ready();
-    return this.#checkedMacvtap(request, network, parent);
+    return this.#checkedMacvtap(request, network, parent, deviceName);
   }
 
-  #checkedMacvtap(request: AttachRequest, network: Network, parent: MacvlanParent): CheckedAttach {
+  #checkedMacvtap(
+    request: AttachRequest,
+    network: Network,
+    parent: MacvlanParent,
+    deviceName: string | undefined,
+  ): CheckedAttach {
     const { kernel, journal } = this.#options;
-    const name = tapName(
-      request,
-      (one) => journal.namesDevice(one) || kernel.links.indexOf(one) !== null,
-    );
+    const taken = (one: string): boolean =>
+      journal.namesDevice(one) || kernel.links.indexOf(one) !== null;
+    const name = deviceName ?? tapName(request, taken);
     return {
       deviceName: name,
       prepare: () => parent.look(request.mtu),
@@ -144,6 +155,17 @@ export class Macvtap implements NetworkType {
     refuseChanges(change, ['ports', 'bandwidth', ...(filtered ? [] : FILTER_ADDRESSES)]);
     undo.defer(() => this.#putFactsOf(before, network));
     this.#putFactsOf(after, network);
+  }
+
+  /** A container's macvlan lies in the workload's namespace. */
+  mend(attachment: Attachment, network: Network): void {
+    const { device } = attachment;
+    if (device?.type !== 'macvtap') return;
+    const { kernel } = this.#options;
+    mendLink(kernel, attachment);
+    closeToHost(device.name);
+    this.#putFactsOf(attachment, network);
+    kernel.links.set({ index: device.ifindex, name: device.name }, { up: true });
   }
 
   setDown(record: AttachmentRecord): void {

@@ -47,8 +47,11 @@ export interface AttachedDevice {
  * everything in order.
  */
 export interface NetworkType {
-  /** Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. */
-  check(request: AttachRequest, network: Network): CheckedAttach;
+  /**
+   * Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. A device that is
+   * made again has its name already (`deviceName` of its record).
+   */
+  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach;
   /**
    * Takes the device of a record, finished or not, out of use at once: its name is free and its traffic
    * has stopped when this returns. Deletes only what is tagged as this attachment's or matches its
@@ -64,6 +67,11 @@ export interface NetworkType {
   update(change: AttachmentChange, undo: DisposableStack): void;
   /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
   setDown(record: AttachmentRecord): void;
+  /**
+   * Sets what is there of an attachment on the host in its place again: its device, under `ifindex`, and what belongs
+   * to it. Nothing inside a workload's namespace is touched.
+   */
+  mend(attachment: Attachment, network: Network): void;
   /** Compares the kernel with the attachment; reads only. Empty when they agree. */
   observe(attachment: Attachment): Difference[];
   /**

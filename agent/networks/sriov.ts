@@ -114,6 +114,10 @@ export class Sriov implements NetworkType {
     };
   }
 
+  mend(): void {
+    // A function lies in the workload's namespace, or with the VMM's driver.
+  }
+
   resume(): void {
     // What holds a function to its MAC is the NIC.
   }

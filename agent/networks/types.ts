@@ -3,6 +3,7 @@ import type { Config } from '../config.ts';
 import type { Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
+import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
 import { Bridged } from './bridged.ts';
 import { HostOnly } from './host-only.ts';
 import { Isolated } from './isolated.ts';
@@ -16,7 +17,9 @@ import { Sriov } from './sriov.ts';
 /** All of an agent that touches the kernel of its host. */
 export interface HostNetwork {
   readonly networkTypes: NetworkTypes;
-  readonly firewall: Pick<Firewall, 'start' | 'problem' | typeof Symbol.dispose>;
+  readonly firewall: Pick<Firewall, 'start' | 'restore' | 'problem' | typeof Symbol.dispose>;
+  /** What reconcile looks at, and watches. */
+  readonly devices: HostDevices;
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => ReadonlyMap<string, string>;
 }
@@ -43,6 +46,7 @@ export function openHostNetwork(options: {
       sriov: new Sriov({ kernel, journal, log }),
     },
     firewall,
+    devices: openHostDevices(kernel, removal),
     taggedDevices: () => taggedDevices(kernel),
   };
 }

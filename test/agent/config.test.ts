@@ -38,6 +38,7 @@ test('an empty file is the documented defaults', () => {
     heartbeatSeconds: 5,
     suspectAfterSeconds: 20,
     recoveryWindowSeconds: null,
+    reconcileSeconds: 30,
     onReboot: 'recreate',
     nftablesTable: 'volt',
     logLevel: 'info',

@@ -365,7 +365,7 @@ test('an agent on the same bridge leaves the port alone, and its own workloads o
     await expect(asked(theirs)).rejects.toThrow('no answer');
     expect(bridge('link')).toEqual(ports);
     const answer = await stack.client.check(stack.host, {});
-    expect(answer).toEqual({ inSync: true, differences: [] });
+    expect(answer).toEqual({ inSync: true, differences: [], plan: [] });
   }
   await stack.client.detach(stack.host, { id: 'theirs' });
   await stack.gone('theirs');

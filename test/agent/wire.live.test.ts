@@ -1,8 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { readdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { VoltEvent } from '#protocol/client.ts';
 import type { EventType } from '#protocol/events.ts';
@@ -170,14 +168,14 @@ describe('events', () => {
   test('wait on disk while NATS is away, and none is lost or told twice', async () => {
     await stack.client.attach(stack.host, { ...vm('waits'), leaseTtlSeconds: 2 });
     await stack.nats.kill();
-    const outbox = join(stack.agent.stateDir, 'outbox');
+    const pending = async (): Promise<unknown> => (await stack.agent.health())['eventsPending'];
     // The lease expires while nobody can be told.
     const devices = (): unknown[] => ip('link').map(({ ifname }) => ifname);
     await until('the device is gone', () => !devices().includes('tap-waits'));
-    await until('the event waits', () => readdirSync(outbox).length > 0);
+    await until('the event waits', async () => (await pending()) === 1);
     expect((await stack.agent.health())['nats']).toBe('connecting');
     await stack.nats.restart();
-    await until('the event is out', () => readdirSync(outbox).length === 0);
+    await until('the event is out', async () => (await pending()) === 0);
     await until('NATS is back', async () => (await stack.agent.health())['nats'] === 'connected');
     await until('this test is back', async () => (await stack.connection.rtt()) >= 0);
     const manager = await stack.connection.jetstreamManager();

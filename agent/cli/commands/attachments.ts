@@ -3,7 +3,7 @@ import type { Attachment, ListAnswer, ListRequest } from '#protocol/attachment.t
 import { EXIT } from '../exit-codes.ts';
 import type { Shell } from '../shell.ts';
 import { oneOf, wholeNumber } from '../units.ts';
-import { attachmentDetails, attachmentTable, differenceTable } from '../views.ts';
+import { attachmentDetails, attachmentTable, differenceTable, planTable } from '../views.ts';
 
 /** `detach`, `get`, `list`, `check`: what is attached on a host. */
 export function addAttachmentCommands(program: Command, shell: Shell): void {
@@ -156,7 +156,9 @@ Exit code 8 when something differs, 0 when all is as recorded.`,
       shell
         .output()
         .result(answer, (style) =>
-          answer.inSync ? style.good('in sync') : differenceTable(answer.differences, style),
+          answer.inSync
+            ? style.good('in sync')
+            : differenceTable(answer.differences, style) + planTable(answer.plan, style),
         );
       if (!answer.inSync) shell.exitCode = EXIT.differs;
     });

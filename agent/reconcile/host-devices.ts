@@ -1,0 +1,54 @@
+import { parseLink } from '#native/link.ts';
+import { subscribe } from '#native/netlink-events.ts';
+import {
+  AF_BRIDGE,
+  RTM_DELADDR,
+  RTM_DELLINK,
+  RTM_NEWLINK,
+  RTNLGRP_IPV4_IFADDR,
+  RTNLGRP_IPV6_IFADDR,
+  RTNLGRP_LINK,
+} from '#native/rtnetlink.ts';
+import type { AttachmentRecord } from '../journal.ts';
+import type { Kernel } from '../kernel.ts';
+import type { Removal } from '../networks/removal.ts';
+import { lookUp, type Observed, observeHost, seen, type SeenLink } from './observe.ts';
+
+export interface ChangeHandlers {
+  /** A device was made or changed; `gone`: it was deleted. Told also of what this process has changed. */
+  readonly onLink: (link: SeenLink, gone: boolean) => void;
+  readonly onAddressGone: (ifindex: number) => void;
+  /** Changes were lost: what was known has to be read anew. */
+  readonly onOverrun: () => void;
+}
+
+/** The devices of this host as reconcile sees them: looked at, watched, and those of nobody deleted. */
+export interface HostDevices {
+  /** All of the host, and the namespaces of these records. */
+  observe(records: readonly AttachmentRecord[]): Observed;
+  /** The devices of these records alone. */
+  lookUp(records: readonly AttachmentRecord[]): Observed;
+  watch(handlers: ChangeHandlers): Disposable;
+  /** Deletes what has this index and this alias still. */
+  remove(device: { readonly index: number; readonly alias: string }): Promise<void>;
+}
+
+const IFA_INDEX_OFFSET = 4;
+
+export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices => ({
+  observe: (records) => observeHost(kernel, records),
+  lookUp: (records) => lookUp(kernel, records),
+  remove: (device) => removal.delete(device),
+  watch: ({ onLink, onAddressGone, onOverrun }) =>
+    subscribe([RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR], {
+      onMessage: (message) => {
+        if (message.type === RTM_DELADDR)
+          onAddressGone(message.body.readUInt32LE(IFA_INDEX_OFFSET));
+        if (message.type !== RTM_NEWLINK && message.type !== RTM_DELLINK) return;
+        // What a bridge tells of its ports is told of the devices themselves, too.
+        if (message.body.readUInt8(0) === AF_BRIDGE) return;
+        onLink(seen(parseLink(message)), message.type === RTM_DELLINK);
+      },
+      onOverrun,
+    }),
+});

@@ -1,0 +1,296 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Difference } from '#protocol/attachment.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { announce } from '../announce.ts';
+import type { Config } from '../config.ts';
+import type { Detaches } from '../detaches.ts';
+import type { EventLog } from '../events.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import type { AttachmentRecord, Journal } from '../journal.ts';
+import type { Log } from '../log.ts';
+import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network.ts';
+import type { Turns } from '../turns.ts';
+import type { HostDevices } from './host-devices.ts';
+import type { SeenLink } from './observe.ts';
+import { type Action, agrees, GRACE_MS, plan, type Plan } from './plan.ts';
+import { remake } from './remake.ts';
+
+export interface ReconcileOptions {
+  readonly host: string;
+  readonly bootId: string;
+  readonly onReboot: Config['onReboot'];
+  readonly periodSeconds: number;
+  readonly journal: Journal;
+  readonly ledger: Ledger;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly devices: HostDevices;
+  readonly firewall: Pick<Firewall, 'restore'>;
+  readonly turns: Turns;
+  readonly detaches: Detaches;
+  readonly log: Log;
+}
+
+/** Changes that come together are looked at together. */
+const GATHER_MS = 50;
+/** Actions between two turns of the event loop, so that requests are not kept waiting. */
+const ACTIONS_PER_TURN = 16;
+const BACKOFF_FIRST_MS = 1_000;
+const BACKOFF_MOST_MS = 300_000;
+
+interface Failure {
+  readonly waitMs: number;
+  readonly until: number;
+}
+
+/**
+ * Keeps the host as the records say: what is there is compared with them at the start, when the kernel tells of a
+ * change to something of ours, and every period; what differs is put right, each in its attachment's turn.
+ */
+export class Reconcile {
+  readonly #options: ReconcileOptions;
+  readonly #dirty = new Set<string>();
+  readonly #failures = new Map<string, Failure>();
+  #suspects: Plan['suspects'] = new Map();
+  /** Indices of bridges that attachments are on. */
+  #bridges = new Set<number>();
+  #watch: Disposable | undefined;
+  #period: NodeJS.Timeout | undefined;
+  #gathering: NodeJS.Timeout | undefined;
+  #grace: NodeJS.Timeout | undefined;
+  #all = false;
+  #running: Promise<void> = Promise.resolve();
+  #stopped = false;
+
+  constructor(options: ReconcileOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    const { devices, periodSeconds } = this.#options;
+    this.#watch = devices.watch({
+      onLink: (link, gone) => this.#noteLink(link, gone),
+      onAddressGone: (ifindex) => {
+        if (this.#bridges.has(ifindex)) this.nudge();
+      },
+      onOverrun: () => this.nudge(),
+    });
+    this.#period = setInterval(() => this.nudge(), periodSeconds * 1_000);
+    this.nudge();
+  }
+
+  /** Compares everything, soon. */
+  nudge(): void {
+    this.#all = true;
+    this.#gather();
+  }
+
+  /** What would be done now, for one attachment or all of the host; changes nothing. */
+  preview(id?: string): Plan {
+    const { journal, devices } = this.#options;
+    if (id !== undefined) {
+      const own = [journal.get(id)].filter((one) => one !== undefined);
+      return this.#plan(own, devices.lookUp(own), this.#suspects);
+    }
+    const records = journal.values();
+    return this.#plan(records, devices.observe(records), this.#suspects);
+  }
+
+  /** Resolves when nothing is being done any more. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearInterval(this.#period);
+    clearTimeout(this.#gathering);
+    clearTimeout(this.#grace);
+    this.#watch?.[Symbol.dispose]();
+    await this.#running;
+  }
+
+  /** Own changes are told, too: what agrees with its record is nothing to look at. */
+  #noteLink(link: SeenLink, gone: boolean): void {
+    if (this.#bridges.has(link.index) && (gone || !link.up)) this.nudge();
+    const id = taggedId(link.alias);
+    const record = id === undefined ? undefined : this.#options.journal.get(id);
+    if (record === undefined || (!gone && agrees(record, link))) return;
+    this.#dirty.add(record.id);
+    this.#gather();
+  }
+
+  #gather(): void {
+    if (this.#stopped) return;
+    this.#gathering ??= setTimeout(() => {
+      this.#running = this.#running.then(async () => {
+        this.#gathering = undefined;
+        try {
+          await this.#pass();
+        } catch (error) {
+          this.#options.log.error({ error: String(error) }, 'reconcile: the host cannot be read');
+        }
+      });
+    }, GATHER_MS);
+  }
+
+  async #pass(): Promise<void> {
+    const { journal, devices } = this.#options;
+    const all = this.#all;
+    const dirty = [...this.#dirty];
+    this.#all = false;
+    this.#dirty.clear();
+    if (!all) {
+      const records = dirty.map((id) => journal.get(id)).filter((one) => one !== undefined);
+      const part = this.#plan(records, devices.lookUp(records), this.#suspects);
+      // When it was seen first has to be noted with the rest.
+      if (part.suspects.size > 0) this.nudge();
+      await this.#apply(part.actions);
+      return;
+    }
+    this.#restoreFirewall();
+    const records = journal.values();
+    const observed = devices.observe(records);
+    const whole = this.#plan(records, observed, this.#suspects);
+    this.#suspects = whole.suspects;
+    this.#bridges = new Set(
+      records.flatMap(({ attachment }) => {
+        const name = attachment?.device?.bridge;
+        return (name === undefined ? undefined : observed.names.get(name)?.index) ?? [];
+      }),
+    );
+    if (whole.suspects.size > 0 && !this.#stopped) {
+      this.#grace ??= setTimeout(() => {
+        this.#grace = undefined;
+        this.nudge();
+      }, GRACE_MS);
+    }
+    await this.#apply(whole.actions);
+  }
+
+  #plan(
+    records: readonly AttachmentRecord[],
+    observed: Parameters<typeof plan>[0]['observed'],
+    suspects: Plan['suspects'],
+  ): Plan {
+    const { bootId, onReboot } = this.#options;
+    return plan({ records, observed, suspects, bootId, onReboot, now: performance.now() });
+  }
+
+  #restoreFirewall(): void {
+    const { firewall, events, host, log } = this.#options;
+    try {
+      if (!firewall.restore()) return;
+    } catch (error) {
+      log.error({ error: String(error) }, 'nftables cannot be restored');
+      return;
+    }
+    const differences = [
+      { id: host, what: 'nftables', expected: 'as loaded', observed: 'changed' },
+    ];
+    events.add({
+      type: 'repaired',
+      network: '-',
+      subject: host,
+      operation: 'repair',
+      requestId: `repaired-${host}-${Date.now()}`,
+      trace: {},
+      body: { host, differences, action: 'firewall' },
+    });
+  }
+
+  async #apply(actions: readonly Action[]): Promise<void> {
+    let done = 0;
+    for (const action of actions) {
+      if (this.#stopped) return;
+      const failure = this.#failures.get(action.id);
+      if (failure !== undefined && performance.now() < failure.until) continue;
+      try {
+        await this.#options.turns.take(action.id, Infinity, () => this.#inTurn(action));
+        this.#failures.delete(action.id);
+      } catch (error) {
+        this.#noteFailure(action, error);
+      }
+      done += 1;
+      if (done % ACTIONS_PER_TURN === 0) await nextTurn();
+    }
+  }
+
+  #noteFailure({ id, kind, differences }: Action, error: unknown): void {
+    const before = this.#failures.get(id)?.waitMs;
+    const waitMs = before === undefined ? BACKOFF_FIRST_MS : Math.min(before * 2, BACKOFF_MOST_MS);
+    this.#failures.set(id, { waitMs, until: performance.now() + waitMs });
+    const { log } = this.#options;
+    log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
+  }
+
+  /** Looks again, since requests may have changed what was planned, and does what is to be done now. */
+  async #inTurn(planned: Action): Promise<void> {
+    const { journal, devices, detaches, networkTypes, log } = this.#options;
+    const { id } = planned;
+    const record = journal.get(id);
+    if (planned.kind === 'remove') {
+      if (record === undefined) await this.#removeOrphan(planned);
+      return;
+    }
+    if (record === undefined) return;
+    const observed = devices.lookUp([record]);
+    const [action] = this.#plan([record], observed, this.#suspects).actions;
+    if (action === undefined || action.kind === 'remove') return;
+    const { kind, differences } = action;
+    const type = networkTypes[record.networkType];
+    const { attachment, network } = record;
+    if (type === undefined || attachment === undefined) return;
+    if (kind === 'close') {
+      type.setDown(record);
+      log.warn({ id, differences }, 'a fenced device was up, and is down again');
+    } else if (kind === 'detach') {
+      log.warn({ id, reason: action.reason, differences }, 'its workload is gone: detached');
+      detaches.begin(record, {
+        reason: action.reason,
+        requestId: `${action.reason}-${id}-${attachment.generation}`,
+        startedAt: new Date().toISOString(),
+      });
+    } else if (network !== undefined) {
+      announce(this.#options, id);
+      const { announce: _, ...announced } = record;
+      if (kind === 'remake') {
+        const named = observed.names.get(record.deviceName);
+        const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
+        const leftover = untagged || taggedId(named?.alias) === id;
+        await remake(this.#options, type, { ...announced, attachment, network }, { leftover });
+      } else {
+        type.mend(attachment, network);
+        if (record.bootId !== this.#options.bootId) {
+          journal.put({ ...announced, bootId: this.#options.bootId });
+        }
+      }
+      this.#told(id, kind, differences);
+    }
+  }
+
+  /** With a lease, the record was lost and the workload may live: then it is left alone. */
+  async #removeOrphan({ id, index, alias }: Action & { kind: 'remove' }): Promise<void> {
+    const { ledger, devices, host, log } = this.#options;
+    const lease = await ledger.getLease(id);
+    if (lease?.host === host) {
+      log.error({ id, index }, 'a device and a lease without a record: left alone');
+      return;
+    }
+    await devices.remove({ index, alias });
+    log.warn({ id, index }, 'a device of an attachment that nobody knows was removed');
+  }
+
+  #told(id: string, action: 'mend' | 'remake', differences: readonly Difference[]): void {
+    const { journal, events, host, log } = this.#options;
+    const attachment = journal.get(id)?.attachment;
+    if (attachment === undefined) return;
+    const { generation, workload, network, device } = attachment;
+    log.warn({ id, action, differences }, 'repaired');
+    events.add({
+      type: 'repaired',
+      network,
+      subject: id,
+      operation: 'repair',
+      requestId: `repaired-${id}-${generation}-${Date.now()}`,
+      trace: {},
+      body: { id, generation, workload, network, host, device, action, differences },
+    });
+  }
+}
