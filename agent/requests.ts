@@ -197,6 +197,7 @@ export class Requests {
     // by us, and its sender hears the end of it alone.
     const final = !error.retryable || ('isLast' in call && call.isLast(error));
     if (!final && 'isLast' in call) return;
+    announce(this.#options, id);
     events.add({
       type: 'failed',
       network: request.network ?? journal.get(id)?.request.network ?? '-',
