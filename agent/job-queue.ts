@@ -82,7 +82,7 @@ export class JobQueue {
     return messages;
   }
 
-  /** Where the agent's permissions do not allow it, `voltnet setup` has made them, or what follows says what lacks. */
+  /** Where the agent's permissions do not allow it, an administrator has made them, or what follows says what lacks. */
   async #ensure(manager: JetStreamManager): Promise<void> {
     const { host, subjectPrefix, log } = this.#options;
     for (const ensure of [

@@ -32,15 +32,10 @@ export const eventBodySchemas = {
   /** The attachment as it was, or what its lease tells of it, and why it ended. */
   detached: attached.partial().extend({
     id: z.string(),
-    generation: z.int(),
-    workload: z.string(),
-    network: z.string(),
     host: z.string(),
-    mac: z.string(),
-    addresses: attachmentSchema.shape.addresses,
     state: z.literal('detached'),
     /**
-     * `requested`, `expired`, `failed`, `fenced`, `interrupted`, `namespace-gone`, `reboot`, `reclaimed`; a newer
+     * `requested`, `absent`, `expired`, `failed`, `fenced`, `interrupted`, `namespace-gone`, `reboot`, `reclaimed`; a newer
      * agent may have more. With the last two there may be no attachment, but a lease.
      */
     reason: z.string(),

@@ -103,7 +103,9 @@ describe.each(CASES)('$kind on $network', (row) => {
     const unfiltered = row.network === 'con-mv' && row.kind === 'container';
     expect(attachment.filter).toBe(unfiltered ? 'none' : row.filter);
     const again = { attachment, replayed: true };
-    expect(await client.attach(host, { ...request, requestId: 'other' })).toEqual(again);
+    expect(
+      await client.attach(host, { ...request, requestId: `other-${row.network}-${row.kind}` }),
+    ).toEqual(again);
     await expect(client.attach(host, { ...request, hostname: 'other' })).rejects.toMatchObject({
       code: 'ALREADY_ATTACHED',
     });
