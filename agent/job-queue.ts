@@ -9,7 +9,7 @@ import {
 import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
-import { ensureJobConsumer, ensureJobStream, MAX_JOBS_UNDER_WAY } from './streams.ts';
+import { countJobs, ensureJobConsumer, ensureJobStream, MAX_JOBS_UNDER_WAY } from './streams.ts';
 
 export interface JobQueueOptions {
   readonly host: string;
@@ -20,6 +20,7 @@ export interface JobQueueOptions {
 
 /** Asked for in advance; the rest of what may be under way waits in the server. */
 const PREFETCH = 64;
+const LEFT_CHECK_MS = 5_000;
 const ACK_TIMEOUT_MS = 5_000;
 const RETRY_FIRST_MS = 500;
 const RETRY_MOST_MS = 15_000;
@@ -75,11 +76,37 @@ export class JobQueue {
 
   async #open(connection: NatsConnection): Promise<ConsumerMessages> {
     const { host } = this.#options;
-    await this.#ensure(await connection.jetstreamManager({ checkAPI: false }));
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    await this.#ensure(manager);
     const consumer = await connection.jetstream().consumers.get(JOB_STREAM, jobConsumer(host));
     const messages = await consumer.consume({ max_messages: PREFETCH });
     void this.#watch(messages);
+    void this.#deliverLeft(manager, messages).catch((error: unknown) => {
+      this.#options.log.debug({ error: String(error) }, 'cannot look for jobs left behind');
+    });
     return messages;
+  }
+
+  /**
+   * A server that was killed may remember that a job was acknowledged and not that it went, or have lost jobs that its
+   * consumer has counted. Jobs that are stored and that nobody is going to deliver come through a consumer made anew:
+   * what has been done is known here.
+   */
+  async #deliverLeft(manager: JetStreamManager, messages: ConsumerMessages): Promise<void> {
+    const { host, subjectPrefix, log } = this.#options;
+    for (let before = -1; ;) {
+      await sleep(LEFT_CHECK_MS, undefined, { ref: false });
+      if (this.#stopped || this.#messages !== messages) return;
+      const { stored, expected, delivered } = await countJobs(manager, subjectPrefix, host);
+      if (stored === 0) return;
+      if (expected > 0 || delivered !== before) {
+        before = delivered;
+        continue;
+      }
+      log.warn({ jobs: stored }, 'jobs left behind by the server: delivered again');
+      await manager.consumers.delete(JOB_STREAM, jobConsumer(host));
+      return messages.stop();
+    }
   }
 
   /** Where the agent's permissions do not allow it, an administrator has made them, or what follows says what lacks. */

@@ -13,6 +13,7 @@ import type { EventLog } from './events.ts';
 import type { Log } from './log.ts';
 import type { Outcomes, Position } from './outcomes.ts';
 import type { JobCall, Requests } from './requests.ts';
+import { JOB_WORKING_MS } from './streams.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 
 /** One delivery of a job, as the bus hands it over, and what can be said of it. */
@@ -44,7 +45,6 @@ export interface JobsOptions {
 
 /** One attempt; what is longer under way is tried again. */
 const ATTEMPT_MS = 60_000;
-const WORKING_MS = 10_000;
 const RETRY_FIRST_MS = 250;
 const RETRY_MOST_MS = 60_000;
 /** So often what is refused as retryable is tried: for some twenty minutes. */
@@ -69,12 +69,12 @@ export class Jobs {
   /** Resolves when the delivery has been dealt with. Throws nothing. */
   async take(delivery: Delivery): Promise<void> {
     const { log } = this.#options;
-    const working = setInterval(() => delivery.working(), WORKING_MS);
+    const working = setInterval(() => delivery.working(), JOB_WORKING_MS);
     try {
       await this.#take(delivery);
     } catch (error) {
       // What is not safe on disk, or not acknowledged, comes again, and is known then.
-      log.warn({ subject: delivery.subject, error: String(error) }, 'a job is not finished yet');
+      log.info({ subject: delivery.subject, error: String(error) }, 'a job is not finished yet');
       delivery.again(retryMs(delivery.deliveries));
     } finally {
       clearInterval(working);

@@ -22,7 +22,9 @@ const JOB_BYTES = 1 << 30;
 const JOBS_PER_SUBJECT = 100_000;
 const JOB_DUPLICATE_WINDOW_MS = 10 * 60_000;
 /** How long a job may be under way without a word of it. */
-export const JOB_ACK_WAIT_MS = 30_000;
+const JOB_ACK_WAIT_MS = 10_000;
+/** So often a job that is still under way says so. */
+export const JOB_WORKING_MS = 3_000;
 /** Jobs of one host under way at once. */
 export const MAX_JOBS_UNDER_WAY = 256;
 /** JetStream's codes: no such stream, no such consumer, and one that is there with another configuration. */
@@ -96,6 +98,30 @@ export async function ensureJobConsumer(
   }
   await manager.consumers.add(JOB_STREAM, wanted);
   return { name, outcome: 'made', differences: [] };
+}
+
+/** What the stream has of a host's jobs beside what its consumer makes of them. Throws NatsError. */
+export async function countJobs(
+  manager: JetStreamManager,
+  prefix: string,
+  host: string,
+): Promise<{
+  readonly stored: number;
+  /** Of these, what the consumer is still to deliver, or to hear of. */
+  readonly expected: number;
+  readonly delivered: number;
+}> {
+  const { state } = await manager.streams.info(JOB_STREAM, {
+    subjects_filter: subjects(prefix).jobs(host),
+  });
+  const counts: number[] = Object.values(state.subjects ?? {});
+  const stored = counts.reduce((sum, one) => sum + one, 0);
+  const consumer = await manager.consumers.info(JOB_STREAM, jobConsumer(host));
+  return {
+    stored,
+    expected: consumer.num_pending + consumer.num_ack_pending,
+    delivered: consumer.delivered.consumer_seq,
+  };
 }
 
 /** Makes a stream that is not there; one that is there is not changed. Throws NatsError. */
