@@ -175,6 +175,8 @@ const PEER_LINK = {
   IFLA_MTU: u32(4),
   IFLA_GROUP: u32(27),
   IFLA_NET_NS_FD: u32(28),
+  IFLA_NUM_TX_QUEUES: u32(31),
+  IFLA_NUM_RX_QUEUES: u32(32),
 } as const;
 
 /** VETH_INFO_PEER holds a link message of its own: header and attributes. */
@@ -292,6 +294,7 @@ export const LINK = {
   IFLA_NET_NS_FD: u32(28),
   IFLA_EXT_MASK: u32(29),
   IFLA_NUM_TX_QUEUES: u32(31),
+  IFLA_NUM_RX_QUEUES: u32(32),
   IFLA_CARRIER: u8(33),
   IFLA_LINK_NETNSID: i32(37),
   IFLA_MIN_MTU: u32(50),

@@ -309,9 +309,12 @@ export class Sriov implements NetworkType {
     const { kernel } = this.#options;
     this.#takeOut(record, found);
     if (driverOf(found.pciAddress) === VFIO) await unbindDriver(found.pciAddress);
-    this.#restoreSettings(found);
-    // A namespace that died gave the device back under whatever name was free.
+    // A namespace that dies gives the device back some time later, under whatever name is free.
     const name = networkDeviceOf(found.pciAddress);
+    if (name === undefined && driverOf(found.pciAddress) !== undefined) {
+      throw new VoltError('INTERNAL', `${found.pciAddress} is still in another namespace`);
+    }
+    this.#restoreSettings(found);
     const link = name === undefined ? null : kernel.links.get(name);
     // Whoever has tagged it since is its owner now.
     if (link === null || (link.alias !== undefined && !isTagOf(link.alias, record.id))) return;

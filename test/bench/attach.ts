@@ -10,7 +10,7 @@ import { printFigures, timed } from './figures.ts';
 const BLOCKS = 5;
 const BLOCK_LENGTH = 16;
 /** Blocks not counted: the agent's code is compiled while it runs. */
-const WARM_UP_BLOCKS = 15;
+const WARM_UP_BLOCKS = 50;
 const CNI_FOLDER = '/usr/lib/cni';
 
 /**

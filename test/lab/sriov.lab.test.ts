@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, writeFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
@@ -129,9 +130,11 @@ describe('a container', () => {
     await detach('set');
   });
 
-  test('whose namespace died gives its function back all the same', async () => {
+  test('whose namespace lost its name gives its function back once the last process has left', async () => {
     addNamespace('brief');
     await attach('brief', { netns: '/run/netns/brief' });
+    const inside = spawn('ip', ['netns', 'exec', 'brief', 'sh', '-c', 'echo in; sleep 2']);
+    await once(inside.stdout, 'data');
     removeNamespace('brief');
     await detach('brief');
   });
