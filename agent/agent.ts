@@ -147,6 +147,8 @@ export class Agent {
       firewall: this.#hostNetwork.firewall,
       turns,
       detaches,
+      holdings,
+      session: () => this.#session,
       log,
     });
     const inspection = new Inspection({
@@ -170,7 +172,10 @@ export class Agent {
       events,
       log,
       isNewFleet: () => this.#isNewFleet(),
-      onOpen: () => void this.#createNetworks(),
+      onOpen: () => {
+        void this.#createNetworks();
+        this.#reconcile.nudge();
+      },
     });
     this.#handoff = new Handoff({
       runtimeDir,
@@ -268,6 +273,7 @@ export class Agent {
         redis: this.#ledger.status,
         session: this.#session.status,
         firewall: this.#hostNetwork.firewall.problem ?? 'ready',
+        reconcile: this.#reconcile.agreement,
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,

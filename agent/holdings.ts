@@ -109,7 +109,7 @@ export class Holdings {
    * of ours stands all the same, the record was lost and the workload may live: then nothing is touched.
    */
   async settle(): Promise<Settled> {
-    const { host, bootId, onReboot, ledger, journal, turns, log } = this.#options;
+    const { host, bootId, onReboot, ledger, journal, log } = this.#options;
     let devices: ReadonlyMap<string, string> | undefined;
     const kept: string[] = [];
     const released: string[] = [];
@@ -117,7 +117,7 @@ export class Holdings {
     do {
       const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
       for (const lease of page.leases) {
-        const { id, kind, generation } = lease;
+        const { id, kind } = lease;
         if (journal.get(id) !== undefined) continue;
         devices ??= this.#options.taggedDevices();
         const device = devices.get(id);
@@ -130,17 +130,36 @@ export class Holdings {
           kept.push(id);
           continue;
         }
-        const ended = await turns.take(id, Infinity, async () => {
-          if (journal.get(id) !== undefined) return false;
-          return (await ledger.release({ id, generation, host, cool: true })) === 'released';
-        });
-        if (!ended) continue;
-        released.push(id);
-        this.announceEnd(lease, rebooted ? 'reboot' : 'interrupted');
+        if (await this.release(lease)) released.push(id);
       }
       ({ cursor } = page);
     } while (cursor !== undefined);
     return { kept: kept.slice(0, MAX_NAMED), released: released.slice(0, MAX_NAMED) };
+  }
+
+  /** Ends a lease that has no record, in its turn; false where it has one by now, or has ended. */
+  async release(lease: Lease): Promise<boolean> {
+    const { host, bootId, ledger, journal, turns } = this.#options;
+    const { id, generation } = lease;
+    const ended = await turns.take(id, Infinity, async () => {
+      if (journal.get(id) !== undefined) return false;
+      return (await ledger.release({ id, generation, host, cool: true })) === 'released';
+    });
+    if (ended) this.announceEnd(lease, lease.bootId === bootId ? 'interrupted' : 'reboot');
+    return ended;
+  }
+
+  /** All leases of this host, by id. */
+  async listed(): Promise<Map<string, Lease>> {
+    const { host, ledger } = this.#options;
+    const leases = new Map<string, Lease>();
+    let cursor: string | undefined;
+    do {
+      const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
+      for (const lease of page.leases) leases.set(lease.id, lease);
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    return leases;
   }
 
   /** The `detached` event of a lease that ended without an attachment of this host. */

@@ -52,6 +52,8 @@ export class Session {
   #timer: NodeJS.Timeout | undefined;
   #beating: Promise<void> | undefined;
   #status: SessionStatus = { state: 'unknown', open: false, awaiting: [] };
+  /** Of the last heartbeat. */
+  #epoch: string | undefined;
   /** What has not been told of this host's arrival. */
   #arrival: Arrival | undefined;
   /** The epoch for which leases without a record have been looked for. */
@@ -134,6 +136,7 @@ export class Session {
       newFleet,
     });
     const { state, mayAcquire, awaiting } = pulse;
+    this.#epoch = pulse.epoch;
     if (state !== this.#status.state) {
       this.#options.log.info({ ledger: state, awaiting }, 'the ledger');
     }
@@ -151,7 +154,7 @@ export class Session {
     const named = pulse.seen.hosts !== undefined;
     await witness.note(pulse.seen);
     if (pulse.reassert) {
-      await this.#reassert(pulse.epoch);
+      await this.#reassertAll(pulse.epoch);
       return true;
     }
     for (const { id } of pulse.due) {
@@ -177,14 +180,23 @@ export class Session {
     return networks;
   }
 
-  /** Says what this host holds, from its records; what somebody else holds by now is set down. */
-  async #reassert(epoch: string): Promise<void> {
-    const { host, machineId, ledger, witness, holdings, log } = this.#options;
-    const { networks, leases } = await ledger.reassert(
-      { host, machineId, epoch },
-      { networks: witness.networks, leases: holdings.leases() },
-    );
+  /** Tells the ledger of these leases, from their records; what somebody else holds by now is set down. */
+  async reassert(ids: ReadonlySet<string>): Promise<void> {
+    if (this.#epoch === undefined) return;
+    const own = this.#options.holdings.leases().filter(({ id }) => ids.has(id));
+    await this.#assert(this.#epoch, { networks: [], leases: own });
+  }
+
+  /** The same of all that this host holds, and of the networks that it knows. */
+  async #reassertAll(epoch: string): Promise<void> {
+    const { witness, holdings } = this.#options;
+    await this.#assert(epoch, { networks: witness.networks, leases: holdings.leases() });
     this.#settled = undefined;
+  }
+
+  async #assert(epoch: string, held: Parameters<Ledger['reassert']>[1]): Promise<void> {
+    const { host, machineId, ledger, holdings, log } = this.#options;
+    const { networks, leases } = await ledger.reassert({ host, machineId, epoch }, held);
     const restored = leases.filter(({ outcome }) => outcome === 'restored').length;
     log.info({ epoch, leases: leases.length, restored }, 're-asserted');
     for (const network of networks) {

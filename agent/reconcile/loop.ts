@@ -6,13 +6,15 @@ import type { Config } from '../config.ts';
 import type { Detaches } from '../detaches.ts';
 import type { EventLog } from '../events.ts';
 import type { Firewall } from '../firewall/firewall.ts';
+import type { Holdings } from '../holdings.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Log } from '../log.ts';
 import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network.ts';
+import type { Session } from '../session.ts';
 import type { Turns } from '../turns.ts';
 import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
-import { type Action, agrees, GRACE_MS, plan, type Plan } from './plan.ts';
+import { type Action, agrees, GRACE_MS, plan, type Plan, type PlanOptions } from './plan.ts';
 import { remake } from './remake.ts';
 
 export interface ReconcileOptions {
@@ -28,6 +30,9 @@ export interface ReconcileOptions {
   readonly firewall: Pick<Firewall, 'restore'>;
   readonly turns: Turns;
   readonly detaches: Detaches;
+  readonly holdings: Pick<Holdings, 'listed' | 'release'>;
+  /** The ledger is asked while the session is open, and only then. */
+  readonly session: () => Pick<Session, 'status' | 'reassert'>;
   readonly log: Log;
 }
 
@@ -35,8 +40,16 @@ export interface ReconcileOptions {
 const GATHER_MS = 50;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
 const ACTIONS_PER_TURN = 16;
+/** Ids that a line of the log names. */
+const MAX_NAMED = 100;
 const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MOST_MS = 300_000;
+
+/**
+ * What all of the host was like when it was compared last: `agrees`, with its records and the ledger; `alone` where
+ * the ledger could not be asked; `differs`; `unknown` before the first time.
+ */
+export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
 
 interface Failure {
   readonly waitMs: number;
@@ -52,12 +65,15 @@ export class Reconcile {
   readonly #dirty = new Set<string>();
   readonly #failures = new Map<string, Failure>();
   #suspects: Plan['suspects'] = new Map();
+  #agreement: Agreement = 'unknown';
+  /** What was done when all was compared last, as kind and id. */
+  #done: ReadonlySet<string> = new Set();
   /** Indices of bridges that attachments are on. */
   #bridges = new Set<number>();
   #watch: Disposable | undefined;
   #period: NodeJS.Timeout | undefined;
   #gathering: NodeJS.Timeout | undefined;
-  #grace: NodeJS.Timeout | undefined;
+  #again: NodeJS.Timeout | undefined;
   #all = false;
   #running: Promise<void> = Promise.resolve();
   #stopped = false;
@@ -77,6 +93,10 @@ export class Reconcile {
     });
     this.#period = setInterval(() => this.nudge(), periodSeconds * 1_000);
     this.nudge();
+  }
+
+  get agreement(): Agreement {
+    return this.#agreement;
   }
 
   /** Compares everything, soon. */
@@ -101,7 +121,7 @@ export class Reconcile {
     this.#stopped = true;
     clearInterval(this.#period);
     clearTimeout(this.#gathering);
-    clearTimeout(this.#grace);
+    clearTimeout(this.#again);
     this.#watch?.[Symbol.dispose]();
     await this.#running;
   }
@@ -131,7 +151,7 @@ export class Reconcile {
   }
 
   async #pass(): Promise<void> {
-    const { journal, devices } = this.#options;
+    const { journal, devices, log } = this.#options;
     const all = this.#all;
     const dirty = [...this.#dirty];
     this.#all = false;
@@ -144,10 +164,11 @@ export class Reconcile {
       await this.#apply(part.actions);
       return;
     }
+    const leases = await this.#leases();
     this.#restoreFirewall();
     const records = journal.values();
     const observed = devices.observe(records);
-    const whole = this.#plan(records, observed, this.#suspects);
+    const whole = this.#plan(records, observed, this.#suspects, leases);
     this.#suspects = whole.suspects;
     this.#bridges = new Set(
       records.flatMap(({ attachment }) => {
@@ -155,22 +176,53 @@ export class Reconcile {
         return (name === undefined ? undefined : observed.names.get(name)?.index) ?? [];
       }),
     );
-    if (whole.suspects.size > 0 && !this.#stopped) {
-      this.#grace ??= setTimeout(() => {
-        this.#grace = undefined;
-        this.nudge();
-      }, GRACE_MS);
+    const differs = whole.actions.length + whole.suspects.size > 0;
+    const agreement = differs ? 'differs' : leases === undefined ? 'alone' : 'agrees';
+    if (agreement !== this.#agreement) {
+      log.info({ agreement, attachments: records.length }, 'the host compared with its records');
     }
-    await this.#apply(whole.actions);
+    this.#agreement = agreement;
+    const concerned = new Set(whole.actions.map(({ id }) => id));
+    for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
+    const done = await this.#apply(whole.actions, this.#done);
+    this.#done = done;
+    // Whether it helped.
+    if (done.size > 0) this.nudge();
+    this.#lookAgain();
+  }
+
+  /** When the first grace, or the pause after a failure, is over. */
+  #lookAgain(): void {
+    clearTimeout(this.#again);
+    const now = performance.now();
+    const times = [
+      ...[...this.#suspects.values()].map((since) => since + GRACE_MS),
+      ...[...this.#failures.values()].map(({ until }) => until),
+    ];
+    const next = Math.min(...times.filter((at) => at > now));
+    if (this.#stopped || next === Infinity) return;
+    this.#again = setTimeout(() => this.nudge(), next - now);
+  }
+
+  async #leases(): Promise<PlanOptions['leases']> {
+    const { session, holdings, log } = this.#options;
+    if (!session().status.open) return undefined;
+    try {
+      return await holdings.listed();
+    } catch (error) {
+      log.warn({ error: String(error) }, 'leases cannot be compared now');
+      return undefined;
+    }
   }
 
   #plan(
     records: readonly AttachmentRecord[],
-    observed: Parameters<typeof plan>[0]['observed'],
+    observed: PlanOptions['observed'],
     suspects: Plan['suspects'],
+    leases?: PlanOptions['leases'],
   ): Plan {
     const { bootId, onReboot } = this.#options;
-    return plan({ records, observed, suspects, bootId, onReboot, now: performance.now() });
+    return plan({ records, observed, leases, suspects, bootId, onReboot, now: performance.now() });
   }
 
   #restoreFirewall(): void {
@@ -195,20 +247,45 @@ export class Reconcile {
     });
   }
 
-  async #apply(actions: readonly Action[]): Promise<void> {
-    let done = 0;
+  /** Answers what was done, as kind and id. What was done `before` and is to be done again has not helped. */
+  async #apply(
+    actions: readonly Action[],
+    before: ReadonlySet<string> = new Set(),
+  ): Promise<Set<string>> {
+    const done = new Set<string>();
+    let tried = 0;
+    await this.#reassert(actions.filter(({ kind }) => kind === 'reassert'));
     for (const action of actions) {
-      if (this.#stopped) return;
+      if (this.#stopped) return done;
+      if (action.kind === 'reassert') continue;
       const failure = this.#failures.get(action.id);
       if (failure !== undefined && performance.now() < failure.until) continue;
+      const key = `${action.kind} ${action.id}`;
       try {
-        await this.#options.turns.take(action.id, Infinity, () => this.#inTurn(action));
-        this.#failures.delete(action.id);
+        if (action.kind === 'release') await this.#release(action);
+        else await this.#options.turns.take(action.id, Infinity, () => this.#inTurn(action));
+        done.add(key);
+        if (before.has(key)) this.#noteFailure(action, 'it differs again');
+        else this.#failures.delete(action.id);
       } catch (error) {
         this.#noteFailure(action, error);
       }
-      done += 1;
-      if (done % ACTIONS_PER_TURN === 0) await nextTurn();
+      tried += 1;
+      if (tried % ACTIONS_PER_TURN === 0) await nextTurn();
+    }
+    return done;
+  }
+
+  /** All in one go; what is another's by now is fenced. */
+  async #reassert(actions: readonly Action[]): Promise<void> {
+    if (actions.length === 0) return;
+    const { session, log } = this.#options;
+    const ids = new Set(actions.map(({ id }) => id));
+    try {
+      await session().reassert(ids);
+      log.warn({ ids: [...ids].slice(0, MAX_NAMED) }, 'the ledger had no leases of these: told');
+    } catch (error) {
+      log.warn({ error: String(error) }, 'the ledger could not be told of leases that it lacks');
     }
   }
 
@@ -232,7 +309,7 @@ export class Reconcile {
     if (record === undefined) return;
     const observed = devices.lookUp([record]);
     const [action] = this.#plan([record], observed, this.#suspects).actions;
-    if (action === undefined || action.kind === 'remove') return;
+    if (action === undefined) return;
     const { kind, differences } = action;
     const type = networkTypes[record.networkType];
     const { attachment, network } = record;
@@ -247,7 +324,7 @@ export class Reconcile {
         requestId: `${action.reason}-${id}-${attachment.generation}`,
         startedAt: new Date().toISOString(),
       });
-    } else if (network !== undefined) {
+    } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
       announce(this.#options, id);
       const { announce: _, ...announced } = record;
       if (kind === 'remake') {
@@ -263,6 +340,12 @@ export class Reconcile {
       }
       this.#told(id, kind, differences);
     }
+  }
+
+  async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {
+    const { holdings, log } = this.#options;
+    if (!(await holdings.release(lease))) return;
+    log.warn({ id, generation: lease.generation }, 'a lease of nothing on this host was released');
   }
 
   /** With a lease, the record was lost and the workload may live: then it is left alone. */

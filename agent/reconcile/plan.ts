@@ -1,4 +1,5 @@
 import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { bridgeTag, gatewayAddresses } from '../networks/bridge.ts';
@@ -27,11 +28,22 @@ export type Action =
       readonly index: number;
       readonly alias: string;
       readonly differences: readonly Difference[];
-    };
+    }
+  /** A lease of this host of which there is neither record nor device. */
+  | {
+      readonly kind: 'release';
+      readonly id: string;
+      readonly lease: Lease;
+      readonly differences: readonly Difference[];
+    }
+  /** The ledger has no lease of what stands here: it is told of it, and says whose it is. */
+  | { readonly kind: 'reassert'; readonly id: string; readonly differences: readonly Difference[] };
 
 export interface PlanOptions {
   readonly records: readonly AttachmentRecord[];
   readonly observed: Observed;
+  /** All leases of this host by id, read before records and kernel; undefined where the ledger was not asked. */
+  readonly leases?: ReadonlyMap<string, Lease> | undefined;
   /** Since when (`now`'s clock) something has been seen that is acted upon when it stays. */
   readonly suspects: ReadonlyMap<string, number>;
   readonly now: number;
@@ -72,7 +84,8 @@ export function plan(options: PlanOptions): Plan {
     const differences = action === undefined ? bridgeDifferences(record, observed) : [];
     if (differences.length > 0) actions.push({ kind: 'mend', id: record.id, differences });
   }
-  if (observed.whole) actions.push(...orphans(records, observed, stays));
+  if (observed.whole)
+    actions.push(...orphans(records, observed, stays), ...leaseless(options, stays));
   return { actions, suspects };
 }
 
@@ -230,4 +243,35 @@ function orphans(
     const differences = [{ id, what: 'record', expected: null, observed: name }];
     return [{ kind: 'remove', id, index, alias, differences }];
   });
+}
+
+/** Leases without a record, and records without their lease. */
+function leaseless(
+  { records, observed, leases, bootId, onReboot }: PlanOptions,
+  stays: (key: string) => boolean,
+): Action[] {
+  if (leases === undefined) return [];
+  const actions: Action[] = [];
+  const known = new Set<string>();
+  for (const { id, state, attachment } of records) {
+    known.add(id);
+    if (state !== 'attached' || attachment === undefined) continue;
+    const { generation } = attachment;
+    const observedGeneration = leases.get(id)?.generation ?? null;
+    if (observedGeneration === generation || !stays(`record ${id} ${generation}`)) continue;
+    const difference = { id, what: 'lease', expected: generation, observed: observedGeneration };
+    actions.push({ kind: 'reassert', id, differences: [difference] });
+  }
+  const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id));
+  if (unrecorded.length === 0) return actions;
+  // Where a device stands, the record was lost and the workload may live.
+  const devices = new Set([...observed.links.values()].map(({ alias }) => taggedId(alias)));
+  for (const lease of unrecorded) {
+    const { id, generation, kind } = lease;
+    const kept = lease.bootId !== bootId && kind === 'vm' && onReboot === 'recreate';
+    if (kept || devices.has(id) || !stays(`lease ${id} ${generation}`)) continue;
+    const difference = { id, what: 'record', expected: null, observed: { generation } };
+    actions.push({ kind: 'release', id, lease, differences: [difference] });
+  }
+  return actions;
 }

@@ -7,6 +7,7 @@ const BENCHES: Readonly<Record<string, () => Promise<void>>> = {
   attach: async () => (await import('./attach.ts')).benchAttach(),
   firewall: async () => (await import('./firewall.ts')).benchFirewall(),
   ipam: async () => (await import('./ipam.ts')).benchIpam(),
+  restart: async () => (await import('./restart.ts')).benchRestart(),
   start: async () => (await import('./start.ts')).benchStart(),
 };
 

@@ -32,3 +32,21 @@ export async function timed(work: () => unknown): Promise<number> {
   await work();
   return performance.now() - started;
 }
+
+/** A figure that may not pass a bound. */
+export interface Floor {
+  readonly what: string;
+  readonly figure: number;
+  readonly bound: number;
+  readonly sense: '<=' | '>=';
+}
+
+export function printFloors(floors: readonly Floor[]): void {
+  process.stdout.write('\n');
+  for (const { what, figure, bound, sense } of floors) {
+    const met = sense === '<=' ? figure <= bound : figure >= bound;
+    process.stdout.write(
+      `  ${what.padEnd(42)}${figure.toFixed(2).padStart(7)}  ${sense} ${bound}  ${met ? 'met' : 'MISSED'}\n`,
+    );
+  }
+}
