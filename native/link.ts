@@ -108,6 +108,11 @@ export class Links {
     return this.#socket.deviceIndex(name);
   }
 
+  /** The name of the device of that index, null when there is none. As cheap. */
+  nameOf(index: number): string | null {
+    return this.#socket.deviceName(index);
+  }
+
   /** Like `get`, with the settings of the device's virtual functions. */
   getWithVfs(which: number | string): Link | null {
     return this.#get(which, RTEXT_FILTER_SKIP_STATS | RTEXT_FILTER_VF);

@@ -33,6 +33,7 @@ const NETLINK_CAP_ACK = 10;
 const NETLINK_EXT_ACK = 11;
 const NETLINK_GET_STRICT_CHK = 12;
 const MSG_TRUNC = 0x20;
+const SIOCGIFNAME = 0x8910;
 const SIOCGIFINDEX = 0x8933;
 /** struct ifreq: name of 16 bytes, then here the index. */
 const IFREQ_BYTES = 40;
@@ -128,6 +129,18 @@ export class NetlinkSocket implements Disposable {
     const errno = libc.errno();
     if (errno === ENODEV) return null;
     throw new KernelError({ operation: 'SIOCGIFINDEX', subject: name, errno });
+  }
+
+  /** The way back: the name of the device of that index (SIOCGIFNAME). */
+  deviceName(index: number): string | null {
+    const ifreq = Buffer.alloc(IFREQ_BYTES);
+    ifreq.writeInt32LE(index, IFNAME_BYTES);
+    if (libc.ioctl(this.#descriptor.fd, SIOCGIFNAME, ifreq) === 0) {
+      return ifreq.toString('utf8', 0, ifreq.indexOf(0));
+    }
+    const errno = libc.errno();
+    if (errno === ENODEV) return null;
+    throw new KernelError({ operation: 'SIOCGIFNAME', subject: `#${index}`, errno });
   }
 
   /**

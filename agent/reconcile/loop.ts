@@ -40,6 +40,7 @@ export interface ReconcileOptions {
 const GATHER_MS = 50;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
 const ACTIONS_PER_TURN = 16;
+const MANY_ACTIONS = 256;
 /** Ids that a line of the log names. */
 const MAX_NAMED = 100;
 const BACKOFF_FIRST_MS = 1_000;
@@ -83,16 +84,24 @@ export class Reconcile {
   }
 
   start(): void {
-    const { devices, periodSeconds } = this.#options;
-    this.#watch = devices.watch({
+    this.#watchHost();
+    this.#period = setInterval(() => this.nudge(), this.#options.periodSeconds * 1_000);
+    this.nudge();
+  }
+
+  #watchHost(): void {
+    this.#watch ??= this.#options.devices.watch({
       onLink: (link, gone) => this.#noteLink(link, gone),
       onAddressGone: (ifindex) => {
         if (this.#bridges.has(ifindex)) this.nudge();
       },
       onOverrun: () => this.nudge(),
     });
-    this.#period = setInterval(() => this.nudge(), periodSeconds * 1_000);
-    this.nudge();
+  }
+
+  #stopWatching(): void {
+    this.#watch?.[Symbol.dispose]();
+    this.#watch = undefined;
   }
 
   get agreement(): Agreement {
@@ -122,8 +131,8 @@ export class Reconcile {
     clearInterval(this.#period);
     clearTimeout(this.#gathering);
     clearTimeout(this.#again);
-    this.#watch?.[Symbol.dispose]();
     await this.#running;
+    this.#stopWatching();
   }
 
   /** Own changes are told, too: what agrees with its record is nothing to look at. */
@@ -184,8 +193,11 @@ export class Reconcile {
     this.#agreement = agreement;
     const concerned = new Set(whole.actions.map(({ id }) => id));
     for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
+    // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
+    if (whole.actions.length > MANY_ACTIONS) this.#stopWatching();
     const done = await this.#apply(whole.actions, this.#done);
     this.#done = done;
+    this.#watchHost();
     // Whether it helped.
     if (done.size > 0) this.nudge();
     this.#lookAgain();

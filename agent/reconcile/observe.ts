@@ -40,20 +40,24 @@ export function observeHost(kernel: Kernel, records: readonly AttachmentRecord[]
   }
 }
 
-/** Looks at the devices of these records alone, and the bridges that they are to be on. */
+/** Looks at the devices of these records alone, and the bridges that those are to be on. */
 export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Observed {
+  const { links } = kernel;
   const found: Link[] = [];
   const bridges = new Set<string>();
-  const note = (which: number | string): void => {
-    const link = kernel.links.get(which);
+  const note = (which: number | string): boolean => {
+    // Most that are asked for are there, or are to be made again; the latter costs next to nothing.
+    const there = typeof which === 'string' ? links.indexOf(which) : links.nameOf(which);
+    const link = there === null ? null : links.get(which);
     if (link !== null) found.push(link);
+    return link !== null;
   };
   for (const { attachment, deviceName } of records) {
     const { device } = attachment ?? {};
     if (device === undefined || device === null) continue;
-    note(deviceName);
-    note(device.ifindex);
-    if (device.bridge !== undefined) bridges.add(device.bridge);
+    const named = note(deviceName);
+    const there = found.at(-1)?.index === device.ifindex || note(device.ifindex);
+    if (device.bridge !== undefined && (named || there)) bridges.add(device.bridge);
   }
   for (const bridge of bridges) note(bridge);
   const addresses = new Map(

@@ -26,8 +26,8 @@ export async function remake(
   using undo = new DisposableStack();
   const { device, netns } = checked.attach(leaseOf(attachment, record), undo);
   const remade = { ...attachment, device, ...(netns !== undefined && { netns }) };
-  // Addresses that an update has let through.
-  type.resume(remade, network);
+  // What an update has let through.
+  if (attachment.filterAddresses !== undefined) type.resume(remade, network);
   journal.put({ ...record, bootId, attachment: remade });
   undo.move();
   return remade;

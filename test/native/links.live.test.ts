@@ -60,6 +60,8 @@ test('a name is found by its index, also an alternative one, and nothing where t
   expect(links.indexOf('br0')).toBe(links.get('br0')?.index);
   expect(links.indexOf('bridge0')).toBe(links.get('br0')?.index);
   expect(links.indexOf('br1')).toBe(null);
+  expect(links.nameOf(links.get('br0')?.index ?? 0)).toBe('br0');
+  expect(links.nameOf(0x7fff_fffe)).toBe(null);
   // The kernel would take the first fifteen bytes for the name.
   execFileSync(requireTool('ip'), ['link', 'add', 'fifteen-letters', 'type', 'bridge']);
   expect(links.indexOf('fifteen-letters')).not.toBe(null);
