@@ -24,6 +24,20 @@ import {
 /** IFNAMSIZ without the terminating zero. */
 const MAX_NAME_BYTES = 15;
 
+// Places in the arrays that describe a device's settings (enum in linux/ip.h, less one, and in linux/ipv6.h).
+const SETTINGS = {
+  'ipv4.forwarding': { of: 'IFLA_INET_CONF', place: 0 },
+  'ipv4.rp_filter': { of: 'IFLA_INET_CONF', place: 7 },
+  'ipv4.arp_ignore': { of: 'IFLA_INET_CONF', place: 18 },
+  'ipv4.route_localnet': { of: 'IFLA_INET_CONF', place: 25 },
+  'ipv6.disable_ipv6': { of: 'IFLA_INET6_CONF', place: 26 },
+} as const;
+const SETTING_PLACES = Object.entries(SETTINGS);
+const SETTING_BYTES = 4;
+
+/** By family and name as below `/proc/sys/net/<family>/conf/<device>/`. */
+export type LinkSettings = Partial<Readonly<Record<keyof typeof SETTINGS, number>>>;
+
 /** A network device as the kernel reports it. */
 export interface Link {
   readonly index: number;
@@ -59,6 +73,8 @@ export interface Link {
   };
   /** Of a macvlan or macvtap: 1 private, 2 vepa, 4 bridge, 8 passthru. */
   readonly macvlanMode?: number;
+  /** Settings below `/proc/sys/net`: those of `SETTINGS` that the device has. */
+  readonly settings?: LinkSettings;
   /** Of a bridge's port. */
   readonly bridgePort?: Values<typeof BRIDGE_PORT>;
   /** Settings of the virtual functions of a PF, by VF number; only from `getWithVfs`. */
@@ -359,12 +375,32 @@ export function parseLink({ body }: Received): Link {
       linkNamespaceId: attributes.IFLA_LINK_NETNSID,
     }),
     ...(info?.port !== undefined && { bridgePort: info.port }),
+    ...(attributes.IFLA_AF_SPEC !== undefined && { settings: settingsIn(attributes.IFLA_AF_SPEC) }),
     ...(attributes.IFLA_VFINFO_LIST !== undefined && { vfs: attributes.IFLA_VFINFO_LIST }),
     ...(parent !== undefined && {
       parentDevice: { name: parent, bus: attributes.IFLA_PARENT_DEV_BUS_NAME ?? '' },
     }),
     ...kindFields(info, carrier),
   };
+}
+
+function settingsIn({
+  AF_INET,
+  AF_INET6,
+}: NonNullable<Values<typeof LINK>['IFLA_AF_SPEC']>): LinkSettings {
+  const arrays = {
+    IFLA_INET_CONF: AF_INET?.IFLA_INET_CONF,
+    IFLA_INET6_CONF: AF_INET6?.IFLA_INET6_CONF,
+  };
+  const found: Record<string, number> = {};
+  for (const [name, { of, place }] of SETTING_PLACES) {
+    const array = arrays[of];
+    const at = place * SETTING_BYTES;
+    if (array === undefined || array.length < at + SETTING_BYTES) continue;
+    // Small numbers, all of them.
+    found[name] = array[at] ?? 0;
+  }
+  return found;
 }
 
 const kindName = (info: LinkInfo): string => (info.kind === 'other' ? info.name : info.kind);

@@ -275,6 +275,12 @@ export const VF_INFO = {
   IFLA_VF_TRUST: structAttribute(9, { vf: 'u32', setting: 'u32' }),
 } as const;
 
+/** By family; settings are an array of s32 in the order of linux/ip.h (from 1) and linux/ipv6.h (from 0). */
+const AF_SPEC = {
+  AF_INET: nested(AF_INET, { IFLA_INET_CONF: bytes(1) }),
+  AF_INET6: nested(AF_INET6, { IFLA_INET6_CONF: bytes(2) }),
+} as const;
+
 export const LINK = {
   IFLA_ADDRESS: mac(1),
   IFLA_IFNAME: text(3),
@@ -290,6 +296,8 @@ export const LINK = {
   IFLA_IFALIAS: unterminated(20),
   IFLA_NUM_VF: u32(21),
   IFLA_VFINFO_LIST: listOf(22, 1, VF_INFO),
+  /** Read only here; messages of AF_BRIDGE have something else in it. */
+  IFLA_AF_SPEC: nested(26, AF_SPEC),
   IFLA_GROUP: u32(27),
   IFLA_NET_NS_FD: u32(28),
   IFLA_EXT_MASK: u32(29),

@@ -2,6 +2,7 @@ import { bytes, family, nested, structAttribute, type Table, text, u32, u64 } fr
 import { isKernelError } from './errors.ts';
 import type { LinkReference } from './link.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Received } from './netlink-message.ts';
 import { NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE } from './rtnetlink.ts';
 import type { Writer } from './writer.ts';
 
@@ -12,6 +13,7 @@ const RTM_NEWQDISC = 36;
 const RTM_DELQDISC = 37;
 const RTM_GETQDISC = 38;
 const RTM_NEWTFILTER = 44;
+const RTM_GETTFILTER = 46;
 const TC_H_ROOT = 0xffff_ffff;
 const TC_H_CLSACT = 0xffff_fff1;
 /** TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) */
@@ -139,14 +141,38 @@ export class Traffic {
         qdiscMessage.write(writer, { ...header, tcm_parent: TC_H_ROOT }, {}),
       ),
       'ENOENT',
-      // The options of other kinds are of other forms.
-      ({ body }) =>
-        qdiscMessage.read(body).attributes.TCA_KIND === 'tbf'
-          ? tbfMessage.read(body).attributes.TCA_OPTIONS
-          : undefined,
+      limitIn,
     );
-    const { TCA_TBF_PARMS: parameters, TCA_TBF_RATE64: wide } = found ?? {};
-    return parameters === undefined ? null : Number(wide ?? parameters.rate) * BITS_PER_BYTE;
+    return found?.bitsPerSecond ?? null;
+  }
+
+  /** The same of all devices that have one, by index. */
+  limits(): Map<number, number> {
+    const found = this.#socket.dump(
+      requestOf(LIST_QDISCS, { index: 0, name: 'queues' }, (writer, header) =>
+        qdiscMessage.write(writer, header, {}),
+      ),
+      limitIn,
+    );
+    return new Map(
+      found.flatMap((one) => (one === undefined ? [] : [[one.ifindex, one.bitsPerSecond]])),
+    );
+  }
+
+  /** The index of the device that `redirectIngress` hands a device's frames to; null when it does not. */
+  redirectOf(link: LinkReference): number | null {
+    const found = this.#socket.dump(
+      requestOf(LIST_FILTERS, link, (writer, header) =>
+        u32Message.write(writer, { ...header, tcm_parent: CLSACT_INGRESS }, {}),
+      ),
+      // The options of other kinds are of other forms.
+      ({ body }) => {
+        if (qdiscMessage.read(body).attributes.TCA_KIND !== 'u32') return undefined;
+        const { TCA_U32_ACT: actions } = u32Message.read(body).attributes.TCA_OPTIONS ?? {};
+        return actions?.first?.TCA_ACT_OPTIONS?.TCA_MIRRED_PARMS?.ifindex;
+      },
+    );
+    return found.find((ifindex) => ifindex !== undefined) ?? null;
   }
 
   /** Ends `limit`; what waits is dropped. Success when there is none. */
@@ -233,6 +259,18 @@ function requestOf(
   };
 }
 
+/** The token bucket at the root of a device, from an answer about its queue. */
+function limitIn({ body }: Received): { ifindex: number; bitsPerSecond: number } | undefined {
+  const { header, attributes } = qdiscMessage.read(body);
+  // The options of other kinds are of other forms.
+  if (attributes.TCA_KIND !== 'tbf' || header.tcm_parent !== TC_H_ROOT) return undefined;
+  const options = tbfMessage.read(body).attributes.TCA_OPTIONS;
+  const { TCA_TBF_PARMS: parameters, TCA_TBF_RATE64: wide } = options ?? {};
+  if (parameters === undefined) return undefined;
+  const bitsPerSecond = Number(wide ?? parameters.rate) * BITS_PER_BYTE;
+  return { ifindex: header.tcm_ifindex, bitsPerSecond };
+}
+
 interface Header {
   readonly tcm_ifindex: number;
   readonly tcm_handle: number;
@@ -243,6 +281,8 @@ interface Header {
 const NEW_QDISC = { type: RTM_NEWQDISC, operation: 'RTM_NEWQDISC' };
 // Without the flag the kernel tells everybody but the one who asked.
 const GET_QDISC = { type: RTM_GETQDISC, operation: 'RTM_GETQDISC', flags: NLM_F_ECHO };
+const LIST_QDISCS = { type: RTM_GETQDISC, operation: 'RTM_GETQDISC' };
+const LIST_FILTERS = { type: RTM_GETTFILTER, operation: 'RTM_GETTFILTER' };
 const DELETE_QDISC = { type: RTM_DELQDISC, operation: 'RTM_DELQDISC' };
 const NEW_FILTER = { type: RTM_NEWTFILTER, operation: 'RTM_NEWTFILTER' };
 

@@ -1,5 +1,4 @@
 import type { Attachment, Difference } from '#protocol/attachment.ts';
-import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import type { TokenBucket } from '#native/traffic.ts';
 import type { AttachmentRecord } from '../journal.ts';
@@ -27,7 +26,7 @@ const MAX_BYTES = 0xffff_ffff;
 const BITS_PER_BYTE = 8;
 
 /** The IFB of a device: there is no interface of the host's that carries this name by chance. */
-const ifbName = (ifindex: number): string => `ifb-${ifindex}`;
+export const ifbName = (ifindex: number): string => `ifb-${ifindex}`;
 
 /**
  * Limits a workload, on the host's end of its pair or on its TAP: what the host sends there (`ingress`, as the
@@ -45,8 +44,15 @@ export function limitBandwidth(
   const found = ownIfb(kernel, device);
   if (egressBitsPerSecond !== undefined) {
     const bucket = bucketOf(egressBitsPerSecond);
-    if (found === null) divert(kernel, device, bucket);
-    else kernel.traffic.limit(found, bucket);
+    if (found === null) {
+      divert(kernel, device, bucket);
+      return;
+    }
+    kernel.traffic.limit(found, bucket);
+    if (!found.up) kernel.links.set(found, { up: true });
+    if (kernel.traffic.redirectOf(device) === found.index) return;
+    kernel.traffic.unredirectIngress(device);
+    kernel.traffic.redirectIngress(device, found.index);
     return;
   }
   if (found === null) return;
@@ -78,7 +84,7 @@ export function observeBandwidth(kernel: Kernel, attachment: Attachment): Differ
   const compare = (what: string, limit: number | undefined, ifindex: number | undefined): void => {
     // Without a limit there is nothing of ours to look for.
     if (limit === undefined) return;
-    const expected = Math.ceil(limit / BITS_PER_BYTE) * BITS_PER_BYTE;
+    const expected = rateOf(limit);
     const observed = ifindex === undefined ? null : kernel.traffic.limitOf(ifindex);
     if (observed !== expected) differences.push({ id, what, expected, observed });
   };
@@ -87,6 +93,10 @@ export function observeBandwidth(kernel: Kernel, attachment: Attachment): Differ
   compare('bandwidth.egress', egress, kernel.links.get(ifbName(device.ifindex))?.index);
   return differences;
 }
+
+/** The rate that the kernel keeps for a limit, in bits a second: it counts whole bytes. */
+export const rateOf = (bitsPerSecond: number): number =>
+  Math.ceil(bitsPerSecond / BITS_PER_BYTE) * BITS_PER_BYTE;
 
 /** The IFB of a device; one that a device of before left under this index is deleted. */
 function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
@@ -98,6 +108,8 @@ function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
 
 function divert(kernel: Kernel, device: LimitedDevice, bucket: TokenBucket): void {
   const name = ifbName(device.index);
+  // What led to an IFB that somebody has deleted.
+  kernel.traffic.unredirectIngress(device);
   const ifb = kernel.links.createIfb({ name, group: DEVICE_GROUP });
   try {
     kernel.links.set(ifb, { alias: device.alias });
@@ -107,7 +119,6 @@ function divert(kernel: Kernel, device: LimitedDevice, bucket: TokenBucket): voi
     kernel.traffic.redirectIngress(device, ifb.index);
   } catch (error) {
     kernel.links.delete(ifb);
-    if (isKernelError(error, 'EEXIST')) kernel.traffic.unredirectIngress(device);
     throw error;
   }
 }

@@ -7,18 +7,14 @@ import { isKernelError } from '#native/errors.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { isolatedFacts } from '../firewall/host-nat.ts';
-import {
-  bridgePortFacts,
-  FILTERED_GROUPS,
-  hairpinFacts,
-  trustedFacts,
-} from '../firewall/port-filter.ts';
+import { bridgePortFacts, hairpinFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { ifbOf, limitBandwidth, observeBandwidth } from './bandwidth.ts';
 import { NetworkBridge } from './bridge.ts';
+import { mendPort, setNewPort } from './bridge-port.ts';
 import {
   claimTap,
   linkOfRecord,
@@ -163,23 +159,9 @@ export class Bridged implements NetworkType {
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
         this.#limit({ index, name, alias: deviceTag(lease) }, request, undo);
-        this.#setPort({ index, name }, network, hairpin);
+        setNewPort(this.#options.kernel, { index, name }, network, hairpin);
       },
     };
-  }
-
-  #setPort(
-    link: { readonly index: number; readonly name: string },
-    network: Network,
-    hairpin: boolean,
-  ): void {
-    const settings = {
-      ...(network.filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
-      ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
-      ...(network.portIsolation === true && { IFLA_BRPORT_ISOLATED: 1 }),
-    };
-    if (Object.keys(settings).length === 0) return;
-    this.#options.kernel.links.setBridgePort(link, settings);
   }
 
   #limit(
@@ -297,8 +279,7 @@ export class Bridged implements NetworkType {
     const link = { index: device.ifindex, name: device.name };
     closeToIpv6(device.name);
     this.#putFacts(attachment, network);
-    // A port that was out of its bridge comes back with the settings of a new one.
-    this.#setPort(link, network, ports.length > 0);
+    mendPort(kernel, link, network, ports.length > 0);
     if (Object.keys(bandwidth).length > 0) {
       limitBandwidth(kernel, { ...link, alias: deviceTag(attachment) }, bandwidth);
     }

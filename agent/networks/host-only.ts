@@ -25,6 +25,16 @@ import type { PortMaps } from './port-maps.ts';
 const LOCAL_TABLE = 255;
 const LOCAL_METRIC = 10;
 
+/** Settings of the whole host that such a network needs, by their paths below `/proc/sys`. */
+export const hostSettings = ({ ipv6 }: Pick<Network, 'ipv6'>): readonly (readonly string[])[] => [
+  IPV4_FORWARDING,
+  ...(ipv6 === undefined ? [] : [IPV6_FORWARDING]),
+];
+const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
+const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
+/** Of the bridge of such a network. */
+export const BRIDGE_SETTINGS = { 'ipv4.route_localnet': 1 } as const;
+
 export interface HostOnlyOptions {
   readonly kernel: Kernel;
   readonly bridged: Bridged;
@@ -128,10 +138,10 @@ export class HostOnly implements NetworkType {
   #prepareHost({ bridge, ipv6 }: Network): void {
     if (this.#prepared.has(bridge)) return;
     this.#set(['net', 'ipv4', 'conf', bridge, 'route_localnet'], '1');
-    this.#set(['net', 'ipv4', 'ip_forward'], '1');
+    this.#set(IPV4_FORWARDING, '1');
     if (ipv6 !== undefined) {
       this.#keepRouterAdvertisements();
-      this.#set(['net', 'ipv6', 'conf', 'all', 'forwarding'], '1');
+      this.#set(IPV6_FORWARDING, '1');
       this.#routeLoopback(bridge);
     }
     this.#prepared.add(bridge);
@@ -146,7 +156,7 @@ export class HostOnly implements NetworkType {
   /** A host that forwards ignores router advertisements, and loses the routes that it has from them. */
   #keepRouterAdvertisements(): void {
     const { kernel } = this.#options;
-    if (readSysctl(['net', 'ipv6', 'conf', 'all', 'forwarding']) === '1') return;
+    if (readSysctl(IPV6_FORWARDING) === '1') return;
     for (const { name } of kernel.links.list()) {
       const path = ['net', 'ipv6', 'conf', name, 'accept_ra'];
       if (readIfThere(path) === '1') this.#set(path, '2');

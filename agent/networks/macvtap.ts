@@ -245,6 +245,13 @@ function makeMacvtap(
   };
 }
 
+/** What `closeToHost` sets beside IPv6 (`LinkSettings`). */
+export const CLOSED_TO_HOST = {
+  'ipv4.arp_ignore': 8,
+  'ipv4.rp_filter': 1,
+  'ipv4.forwarding': 0,
+} as const;
+
 /**
  * A macvtap that nobody holds passes what it receives to the host, which would answer ARP requests for its own
  * addresses with the workload's MAC, take what is sent there for itself, past rules for the NIC, and forward the
@@ -252,12 +259,9 @@ function makeMacvtap(
  */
 function closeToHost(name: string): void {
   closeToIpv6(name);
-  for (const [key, value] of [
-    ['arp_ignore', '8'],
-    ['rp_filter', '1'],
-    ['forwarding', '0'],
-  ] as const) {
-    writeSysctl(['net', 'ipv4', 'conf', name, key], value);
+  for (const [key, value] of Object.entries(CLOSED_TO_HOST)) {
+    const [family = '', setting = ''] = key.split('.');
+    writeSysctl(['net', family, 'conf', name, setting], String(value));
   }
 }
 

@@ -78,6 +78,9 @@ export function makeTap(kernel: Kernel, order: TapOrder, undo: DisposableStack):
   };
 }
 
+/** What `closeToIpv6` sets (`LinkSettings`). */
+export const CLOSED_TO_IPV6 = { 'ipv6.disable_ipv6': 1 } as const;
+
 /**
  * Before the port is up: no IPv6 of the host's own on it. A port that speaks to the workload for the host is
  * a way in (OSSN-0069), and its multicast memberships make every further attach slower.

@@ -29,8 +29,8 @@ export interface HostDevices {
   /** The devices of these records alone. */
   lookUp(records: readonly AttachmentRecord[]): Observed;
   watch(handlers: ChangeHandlers): Disposable;
-  /** Deletes what has this index and this alias still. */
-  remove(device: { readonly index: number; readonly alias: string }): Promise<void>;
+  /** Deletes what has this index, and this name, alias and group still. */
+  remove(device: SeenLink): Promise<void>;
 }
 
 const IFA_INDEX_OFFSET = 4;
@@ -38,7 +38,11 @@ const IFA_INDEX_OFFSET = 4;
 export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices => ({
   observe: (records) => observeHost(kernel, records),
   lookUp: (records) => lookUp(kernel, records),
-  remove: (device) => removal.delete(device),
+  remove: async ({ index, name, alias, group }) => {
+    const link = kernel.links.get(index);
+    if (link?.name !== name || link.alias !== alias || link.group !== group) return;
+    await removal.delete({ index, alias });
+  },
   watch: ({ onLink, onAddressGone, onOverrun }) =>
     subscribe([RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR], {
       onMessage: (message) => {

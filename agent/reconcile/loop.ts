@@ -14,7 +14,15 @@ import type { Session } from '../session.ts';
 import type { Turns } from '../turns.ts';
 import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
-import { type Action, agrees, GRACE_MS, plan, type Plan, type PlanOptions } from './plan.ts';
+import {
+  type Action,
+  agrees,
+  GRACE_MS,
+  isStray,
+  plan,
+  type Plan,
+  type PlanOptions,
+} from './plan.ts';
 import { remake } from './remake.ts';
 
 export interface ReconcileOptions {
@@ -315,7 +323,9 @@ export class Reconcile {
     const { id } = planned;
     const record = journal.get(id);
     if (planned.kind === 'remove') {
-      if (record === undefined) await this.#removeOrphan(planned);
+      const { link } = planned;
+      const tagged = journal.get(taggedId(link.alias) ?? '');
+      if (isStray(link, tagged, journal.namesDevice(link.name))) await this.#removeStray(planned);
       return;
     }
     if (record === undefined) return;
@@ -360,16 +370,16 @@ export class Reconcile {
     log.warn({ id, generation: lease.generation }, 'a lease of nothing on this host was released');
   }
 
-  /** With a lease, the record was lost and the workload may live: then it is left alone. */
-  async #removeOrphan({ id, index, alias }: Action & { kind: 'remove' }): Promise<void> {
-    const { ledger, devices, host, log } = this.#options;
-    const lease = await ledger.getLease(id);
-    if (lease?.host === host) {
-      log.error({ id, index }, 'a device and a lease without a record: left alone');
+  /** With a lease and no record, the record was lost and the workload may live: then it is left alone. */
+  async #removeStray({ id, link }: Action & { kind: 'remove' }): Promise<void> {
+    const { ledger, devices, journal, host, log } = this.#options;
+    const tagged = taggedId(link.alias) !== undefined;
+    if (tagged && journal.get(id) === undefined && (await ledger.getLease(id))?.host === host) {
+      log.error({ id, device: link.name }, 'a device and a lease without a record: left alone');
       return;
     }
-    await devices.remove({ index, alias });
-    log.warn({ id, index }, 'a device of an attachment that nobody knows was removed');
+    await devices.remove(link);
+    log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
   }
 
   #told(id: string, action: 'mend' | 'remake', differences: readonly Difference[]): void {

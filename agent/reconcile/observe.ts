@@ -1,12 +1,27 @@
+import type { Attachment } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
+import { readSysctl } from '#native/sysctl.ts';
 import type { AttachmentRecord } from '../journal.ts';
-import type { Kernel } from '../kernel.ts';
+import { Kernel } from '../kernel.ts';
+import { ifbName } from '../networks/bandwidth.ts';
+import { hostSettings } from '../networks/host-only.ts';
+import { deviceTag } from '../networks/network.ts';
+import { openIfThere } from '../networks/workload.ts';
 
 export type SeenLink = Pick<
   Link,
-  'index' | 'name' | 'up' | 'mtu' | 'group' | 'kind' | 'master' | 'alias'
+  | 'index'
+  | 'name'
+  | 'up'
+  | 'mtu'
+  | 'group'
+  | 'kind'
+  | 'master'
+  | 'alias'
+  | 'settings'
+  | 'bridgePort'
 > & { readonly mac?: string };
 
 /** What is there, as far as it was looked at. */
@@ -19,21 +34,35 @@ export interface Observed {
   readonly addresses: ReadonlyMap<number, ReadonlySet<string>>;
   /** `device:inode` of the namespaces that records name, by path; those that are not there are missing. */
   readonly namespaces: ReadonlyMap<string, string>;
+  /** TAPs of isolated VMs, each in its namespace, by attachment id; null where it is not there. */
+  readonly inside: ReadonlyMap<string, SeenLink | null>;
+  /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
+  readonly limits: ReadonlyMap<number, number>;
+  readonly redirects: ReadonlyMap<number, number>;
+  /** Settings of the whole host that somebody's network needs, by path: `net.ipv4.ip_forward`. */
+  readonly settings: ReadonlyMap<string, string>;
 }
 
 /**
- * Reads what concerns these records: two dumps, and a stat for each namespace. A table that keeps changing while it is
+ * Reads what concerns these records: two dumps, a third where there are limits, and for each namespace a stat. A table that keeps changing while it is
  * read is looked up device by device instead; nothing can be said of devices without a record then.
  */
 export function observeHost(kernel: Kernel, records: readonly AttachmentRecord[]): Observed {
-  const namespaces = namespacesOf(records);
   try {
     const addresses = new Map<number, Set<string>>();
     for (const { ifindex, address } of kernel.addresses.list()) {
       const own = addresses.get(ifindex) ?? new Set();
       addresses.set(ifindex, own.add(address.toString()));
     }
-    return { whole: true, ...byKey(kernel.links.list()), addresses, namespaces };
+    const limited = records.some(isLimited);
+    const limits = limited ? kernel.traffic.limits() : NO_LIMITS;
+    return {
+      whole: true,
+      ...byKey(kernel.links.list()),
+      addresses,
+      limits,
+      ...beside(kernel, records),
+    };
   } catch (error) {
     if (!isKernelError(error, 'EINTR')) throw error;
     return lookUp(kernel, records);
@@ -55,6 +84,7 @@ export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Ob
   for (const { attachment, deviceName } of records) {
     const { device } = attachment ?? {};
     if (device === undefined || device === null) continue;
+    if (attachment !== undefined && isLimited({ attachment })) note(ifbName(device.ifindex));
     const named = note(deviceName);
     const there = found.at(-1)?.index === device.ifindex || note(device.ifindex);
     if (device.bridge !== undefined && (named || there)) bridges.add(device.bridge);
@@ -65,7 +95,55 @@ export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Ob
       .filter(({ name }) => bridges.has(name))
       .map(({ index }) => [index, addressesOf(kernel, index)] as const),
   );
-  return { whole: false, ...byKey(found), addresses, namespaces: namespacesOf(records) };
+  const limits = new Map(
+    (records.some(isLimited) ? found : []).flatMap(({ index }) => {
+      const limit = kernel.traffic.limitOf(index);
+      return limit === null ? [] : [[index, limit]];
+    }),
+  );
+  return { whole: false, ...byKey(found), addresses, limits, ...beside(kernel, records) };
+}
+
+type Recorded = Pick<AttachmentRecord, 'attachment'>;
+
+const NO_LIMITS: ReadonlyMap<number, number> = new Map();
+
+const isLimited = ({ attachment }: Recorded): boolean =>
+  attachment !== undefined && Object.keys(attachment.bandwidth).length > 0;
+
+/** What is in no table of devices. */
+function beside(
+  kernel: Kernel,
+  records: readonly AttachmentRecord[],
+): Pick<Observed, 'namespaces' | 'inside' | 'redirects' | 'settings'> {
+  const inside = new Map<string, SeenLink | null>();
+  const redirects = new Map<number, number>();
+  const settings = new Map<string, string>();
+  for (const { id, attachment, network, state } of records) {
+    const { device } = attachment ?? {};
+    if (attachment === undefined || device === undefined || device === null) continue;
+    if (attachment.type === 'isolated' && state === 'attached')
+      inside.set(id, tapInside(attachment));
+    if (attachment.bandwidth.egressBitsPerSecond !== undefined) {
+      const target = kernel.traffic.redirectOf(device.ifindex);
+      if (target !== null) redirects.set(device.ifindex, target);
+    }
+    if (network?.type !== 'host-only') continue;
+    for (const path of hostSettings(network)) {
+      const name = path.join('.');
+      if (!settings.has(name)) settings.set(name, readSysctl(path));
+    }
+  }
+  return { namespaces: namespacesOf(records), inside, redirects, settings };
+}
+
+function tapInside(attachment: Attachment): SeenLink | null {
+  const handle = openIfThere(attachment.netns ?? '');
+  if (handle === null) return null;
+  using _handle = handle;
+  using inside = new Kernel(handle);
+  const link = inside.links.get(attachment.device?.ifindex ?? 0);
+  return link?.alias === deviceTag(attachment) ? seen(link) : null;
 }
 
 const addressesOf = (kernel: Kernel, ifindex: number): Set<string> =>

@@ -2,8 +2,15 @@ import type { Attachment, Difference } from '#protocol/attachment.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord } from '../journal.ts';
+import type { Network } from '#protocol/network.ts';
+import type { LinkSettings } from '#native/link.ts';
+import { ifbName, rateOf } from '../networks/bandwidth.ts';
 import { bridgeTag, gatewayAddresses } from '../networks/bridge.ts';
+import { portDifferences } from '../networks/bridge-port.ts';
+import { BRIDGE_SETTINGS, hostSettings } from '../networks/host-only.ts';
+import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
 import { DEVICE_GROUP, deviceTag, taggedId } from '../networks/network.ts';
+import { CLOSED_TO_IPV6 } from '../networks/tap.ts';
 import type { Observed, SeenLink } from './observe.ts';
 
 /** One thing to do, and why. */
@@ -21,12 +28,11 @@ export type Action =
       readonly reason: 'namespace-gone' | 'reboot';
       readonly differences: readonly Difference[];
     }
-  /** A device of ours whose attachment nobody knows. */
+  /** A device of ours that is nobody's, or another one than its attachment has. */
   | {
       readonly kind: 'remove';
       readonly id: string;
-      readonly index: number;
-      readonly alias: string;
+      readonly link: SeenLink;
       readonly differences: readonly Difference[];
     }
   /** A lease of this host of which there is neither record nor device. */
@@ -85,7 +91,7 @@ export function plan(options: PlanOptions): Plan {
     if (differences.length > 0) actions.push({ kind: 'mend', id: record.id, differences });
   }
   if (observed.whole)
-    actions.push(...orphans(records, observed, stays), ...leaseless(options, stays));
+    actions.push(...strays(records, observed, stays), ...leaseless(options, stays));
   return { actions, suspects };
 }
 
@@ -117,21 +123,30 @@ function actionFor(
     return { kind: 'detach', id, reason: 'namespace-gone', differences: [gone] };
   }
   const again = rebooted ? [boot] : [];
-  if (!isOnHost(attachment)) {
-    const { netns } = attachment;
-    // A namespace that was made for a VM goes with a reboot, or by somebody's hand.
-    if (attachment.kind !== 'vm' || netns === undefined) return undefined;
-    if (observed.namespaces.has(netns)) return undefined;
-    const missing = { id, what: 'netns', expected: netns, observed: null };
-    return { kind: 'remake', id, differences: [...again, missing] };
-  }
+  if (!isOnHost(attachment)) return remakeInside(attachment, observed, again);
   const link = linkOf(attachment, observed);
   if (link === undefined) {
     const missing = { id, what: 'device', expected: attachment.device.name, observed: null };
     return { kind: 'remake', id, differences: [...again, missing] };
   }
-  const differences = [...again, ...linkDifferences(attachment, link, observed)];
+  const differences = [...again, ...linkDifferences(record, attachment, link, observed)];
   return differences.length === 0 ? undefined : { kind: 'mend', id, differences };
+}
+
+/** Of a VM's namespace that was made for it, and goes with a reboot or by somebody's hand, or the TAP inside. */
+function remakeInside(
+  { id, kind, netns, device }: Attachment,
+  observed: Observed,
+  again: readonly Difference[],
+): Action | undefined {
+  if (kind !== 'vm' || netns === undefined) return undefined;
+  const missing = (what: string, expected: string | null): Action => ({
+    kind: 'remake',
+    id,
+    differences: [...again, { id, what, expected, observed: null }],
+  });
+  if (!observed.namespaces.has(netns)) return missing('netns', netns);
+  return observed.inside.get(id) === null ? missing('device', device?.name ?? null) : undefined;
 }
 
 /** True when a device alone, without its place on a bridge, is as its attachment says, or nobody's business. */
@@ -188,8 +203,14 @@ function namespaceGone(
   return { id, what: 'netns', expected, observed: identity };
 }
 
-function linkDifferences(attachment: OnHost, link: SeenLink, observed: Observed): Difference[] {
-  const { id, device } = attachment;
+function linkDifferences(
+  { network }: AttachmentRecord,
+  attachment: OnHost,
+  link: SeenLink,
+  observed: Observed,
+): Difference[] {
+  const { id, device, ports } = attachment;
+  const wanted = { ...CLOSED_TO_IPV6, ...(device.type === 'macvtap' && CLOSED_TO_HOST) };
   const bridge = link.master === undefined ? undefined : observed.links.get(link.master);
   const compared: [what: string, expected: unknown, observed: unknown][] = [
     ['device.alias', deviceTag(attachment), link.alias ?? null],
@@ -203,15 +224,71 @@ function linkDifferences(attachment: OnHost, link: SeenLink, observed: Observed)
       ? []
       : [['device.bridge', device.bridge, bridge?.name ?? null] as [string, unknown, unknown]]),
   ];
-  return compared
-    .filter(([, expected, found]) => expected !== found)
-    .map(([what, expected, found]) => ({ id, what, expected, observed: found }));
+  const port =
+    network === undefined || device.bridge === undefined || link.bridgePort === undefined
+      ? []
+      : portDifferences(link.bridgePort, network, ports.length > 0);
+  return [
+    ...compared
+      .filter(([, expected, found]) => expected !== found)
+      .map(([what, expected, found]) => ({ id, what, expected, observed: found })),
+    ...port.map(({ key, ...values }) => ({ id, what: `device.port.${key}`, ...values })),
+    ...settingDifferences(id, 'device', wanted, link),
+    ...limitDifferences(attachment, observed),
+  ];
 }
 
-/** Of a bridge that this agent made; one that was there is its owner's. */
+/** Settings below /proc/sys; a device that has none of a family, without IPv6 for one, lacks nothing. */
+const settingDifferences = (
+  id: string,
+  what: string,
+  wanted: LinkSettings,
+  { settings = {} }: SeenLink,
+): Difference[] =>
+  Object.entries(wanted).flatMap(([name, expected]) => {
+    const observed = Object.entries(settings).find(([one]) => one === name)?.[1];
+    if (observed === undefined || observed === expected) return [];
+    return [{ id, what: `${what}.${name}`, expected, observed }];
+  });
+
+function limitDifferences(attachment: OnHost, observed: Observed): Difference[] {
+  const { id, device, bandwidth } = attachment;
+  const { ingressBitsPerSecond: ingress, egressBitsPerSecond: egress } = bandwidth;
+  const { ifindex } = device;
+  const ifb = observed.names.get(ifbName(ifindex));
+  const serves =
+    ifb?.alias === deviceTag(attachment) && ifb.up && observed.redirects.get(ifindex) === ifb.index;
+  const compared = [
+    { what: 'bandwidth.ingress', limit: ingress, found: observed.limits.get(ifindex) },
+    {
+      what: 'bandwidth.egress',
+      limit: egress,
+      found: serves ? observed.limits.get(ifb.index) : undefined,
+    },
+  ];
+  return compared.flatMap(({ what, limit, found }) => {
+    if (limit === undefined || found === rateOf(limit)) return [];
+    return [{ id, what, expected: rateOf(limit), observed: found ?? null }];
+  });
+}
+
+/** Of the address and state of a bridge that this agent made, and of what the host has to do for its network. */
 function bridgeDifferences({ id, network }: AttachmentRecord, observed: Observed): Difference[] {
   const bridge = network === undefined ? undefined : observed.names.get(network.bridge);
   if (network === undefined || bridge === undefined) return [];
+  return [
+    ...ownBridgeDifferences(id, network, bridge, observed),
+    ...(network.type === 'host-only' ? routingDifferences(id, network, bridge, observed) : []),
+  ];
+}
+
+/** One that was there before is its owner's. */
+function ownBridgeDifferences(
+  id: string,
+  network: Network,
+  bridge: SeenLink,
+  observed: Observed,
+): Difference[] {
   if (bridge.group !== DEVICE_GROUP || bridge.alias !== bridgeTag(network.network)) return [];
   const held = observed.addresses.get(bridge.index) ?? new Set();
   const lacking = gatewayAddresses(network)
@@ -228,21 +305,78 @@ function bridgeDifferences({ id, network }: AttachmentRecord, observed: Observed
   ];
 }
 
-function orphans(
+function routingDifferences(
+  id: string,
+  network: Network,
+  bridge: SeenLink,
+  { settings }: Observed,
+): Difference[] {
+  const off = hostSettings(network)
+    .map((path) => path.join('.'))
+    .filter((name) => settings.has(name) && settings.get(name) === '0');
+  return [
+    ...settingDifferences(id, 'bridge', BRIDGE_SETTINGS, bridge),
+    ...off.map((name) => ({ id, what: `sysctl ${name}`, expected: '1', observed: '0' })),
+  ];
+}
+
+function strays(
   records: readonly AttachmentRecord[],
   { links }: Observed,
   stays: (key: string) => boolean,
 ): Action[] {
-  const known = new Set(records.map(({ id }) => id));
-  return [...links.values()].flatMap(({ index, name, alias, group }): Action[] => {
-    const id = taggedId(alias);
-    // Devices that are being deleted carry a group of their deletion.
-    if (id === undefined || alias === undefined || known.has(id) || group !== DEVICE_GROUP)
-      return [];
-    if (!stays(`device ${index} ${alias}`)) return [];
-    const differences = [{ id, what: 'record', expected: null, observed: name }];
-    return [{ kind: 'remove', id, index, alias, differences }];
+  const known = new Map(records.map((record) => [record.id, record]));
+  const names = new Set(records.map(({ deviceName }) => deviceName));
+  return [...links.values()].flatMap((link): Action[] => {
+    const tagged = taggedId(link.alias);
+    const record = tagged === undefined ? undefined : known.get(tagged);
+    if (!isStray(link, record, names.has(link.name))) return [];
+    if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) return [];
+    const id = tagged ?? link.name;
+    const what = record === undefined ? 'record' : 'device';
+    const expected = record === undefined ? null : record.deviceName;
+    return [
+      { kind: 'remove', id, link, differences: [{ id, what, expected, observed: link.name }] },
+    ];
   });
+}
+
+/**
+ * True for a device of ours that no attachment has. `record` is that of its tag; `named`: a record has its name, which
+ * tells whose it is where the tag is lost.
+ */
+export function isStray(
+  link: SeenLink,
+  record: AttachmentRecord | undefined,
+  named: boolean,
+): boolean {
+  if (!isOurs(link)) return false;
+  if (taggedId(link.alias) === undefined) return !named;
+  return record === undefined || isAnother(link, record);
+}
+
+/**
+ * True for a device that an agent made: tagged as an attachment's, or in our group and without any tag, which it loses
+ * by somebody's hand. One whose deletion an agent's death has interrupted has another group by then.
+ */
+function isOurs({ name, kind, alias, group }: SeenLink): boolean {
+  // Hardware is never deleted; a bridge without its tag is one that is still to be finished.
+  if (kind === undefined || (alias === undefined && kind === 'bridge')) return false;
+  if (alias !== undefined && taggedId(alias) === undefined) return false;
+  return group === DEVICE_GROUP || (group > DEVICE_GROUP && PUT_AWAY.test(name));
+}
+
+/** The name of a device that was taken out of use (`putAway`). */
+const PUT_AWAY = /^vdel\d+$/;
+
+/** True for a device with the tag of a record that is neither its device nor what belongs to that. */
+function isAnother(
+  { index, name }: SeenLink,
+  { attachment, state, deviceName }: AttachmentRecord,
+): boolean {
+  if (state !== 'attached' || attachment === undefined || !isOnHost(attachment)) return false;
+  const { ifindex } = attachment.device;
+  return index !== ifindex && name !== deviceName && name !== ifbName(ifindex);
 }
 
 /** Leases without a record, and records without their lease. */

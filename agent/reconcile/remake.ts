@@ -1,4 +1,5 @@
 import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
+import { namespaceIdentity } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { NetworkType } from '../networks/network.ts';
@@ -19,13 +20,17 @@ export async function remake(
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
   // What was beside the device is found by the old one.
+  const request = requestOf(record.request, attachment);
+  const { netns } = request;
+  const inside = attachment.type === 'isolated' && netns !== undefined;
   const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';
-  if (leftover || beside) await type.detach(record).removed;
-  using checked = type.check(requestOf(record.request, attachment), network, deviceName);
+  if (leftover || (beside && !inside)) await type.detach(record).removed;
+  using checked = type.check(request, network, deviceName);
   checked.prepare();
   using undo = new DisposableStack();
-  const { device, netns } = checked.attach(leaseOf(attachment, record), undo);
-  const remade = { ...attachment, device, ...(netns !== undefined && { netns }) };
+  const made = checked.attach(leaseOf(attachment, record), undo);
+  const place = made.netns === undefined ? {} : { netns: made.netns };
+  const remade = { ...attachment, device: made.device, ...place };
   // What an update has let through.
   if (attachment.filterAddresses !== undefined) type.resume(remade, network);
   journal.put({ ...record, bootId, attachment: remade });
@@ -33,12 +38,14 @@ export async function remake(
   return remade;
 }
 
-/** What was asked for, with what updates have made of it. */
+/** What was asked for, with what updates have made of it, and in the namespace that was made for it if that stands. */
 function requestOf(request: AttachRequest, attachment: Attachment): AttachRequest {
   const { ports: _ports, bandwidth: _bandwidth, ...rest } = request;
-  const { ports, bandwidth, device } = attachment;
+  const { ports, bandwidth, device, netns } = attachment;
+  const stands = netns !== undefined && namespaceIdentity(netns) !== undefined;
   return {
     ...rest,
+    ...(attachment.type === 'isolated' && stands && { netns }),
     ...(ports.length > 0 && { ports }),
     ...(Object.keys(bandwidth).length > 0 && { bandwidth }),
     ...(device !== null && { mtu: device.mtu }),

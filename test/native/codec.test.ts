@@ -112,13 +112,18 @@ const linkInfo = fc.oneof(
   ...Object.entries(plainKinds).map(([kind, table]) => ofKind(kind, plain(table))),
 );
 
-const { IFLA_LINKINFO, IFLA_PROTINFO, IFLA_VFINFO_LIST, ...plainLink } = LINK;
+const { IFLA_LINKINFO, IFLA_PROTINFO, IFLA_VFINFO_LIST, IFLA_AF_SPEC, ...plainLink } = LINK;
+const settings = partOf({
+  AF_INET: partOf({ IFLA_INET_CONF: bytes }),
+  AF_INET6: partOf({ IFLA_INET6_CONF: bytes }),
+});
 const linkAttributes = fc
   .tuple(
     plain(plainLink),
     partOf({
       IFLA_LINKINFO: linkInfo,
       IFLA_PROTINFO: port,
+      IFLA_AF_SPEC: settings,
       IFLA_VFINFO_LIST: fc.array(vf, { maxLength: 3 }),
     }),
   )

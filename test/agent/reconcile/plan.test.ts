@@ -77,7 +77,18 @@ function linkFor({ attachment }: AttachmentRecord): SeenLink {
   if (attachment === undefined || device === undefined || device === null) throw new Error('none');
   const { ifindex: index, name, mac, mtu } = device;
   const alias = deviceTag(attachment);
-  return { index, name, mac, mtu, alias, up: true, group: DEVICE_GROUP, master: BRIDGE_INDEX };
+  const kind = 'tun';
+  return {
+    index,
+    name,
+    kind,
+    mac,
+    mtu,
+    alias,
+    up: true,
+    group: DEVICE_GROUP,
+    master: BRIDGE_INDEX,
+  };
 }
 
 function observedOf(
@@ -95,6 +106,10 @@ function observedOf(
         attachment?.netns === undefined ? [] : [[attachment.netns, namespaceIdentity ?? '']],
       ),
     ),
+    inside: new Map(),
+    limits: new Map(),
+    redirects: new Map(),
+    settings: new Map(),
     ...more,
   };
 }
@@ -218,7 +233,7 @@ describe('what is acted upon only when it stays', () => {
     const now = 1_000 + GRACE_MS;
     const again = (seen: Observed): readonly Action[] =>
       planned({ records: [], observed: seen, suspects, now }).actions;
-    expect(again(observed)).toMatchObject([{ kind: 'remove', id: 'a10', index: 10 }]);
+    expect(again(observed)).toMatchObject([{ kind: 'remove', id: 'a10', link: { index: 10 } }]);
     expect(again({ ...observed, whole: false })).toEqual([]);
     expect(again(observedOf([{ ...orphan, group: DEVICE_GROUP + 1 }]))).toEqual([]);
     expect(again(observedOf([{ ...orphan, alias: 'volt:a10#8' }]))).toEqual([]);
@@ -279,8 +294,8 @@ test('what was put right needs nothing more, and nothing of others is named', ()
         const at = kept.findIndex(({ id }) => id === action.id);
         const record = kept[at];
         if (action.kind === 'remove') {
-          expect(links.get(action.index)?.alias).toBe(action.alias);
-          links.delete(action.index);
+          expect(links.get(action.link.index)).toBe(action.link);
+          links.delete(action.link.index);
         } else if (record?.attachment?.device) {
           const { device } = record.attachment;
           const ifindex = action.kind === 'remake' ? device.ifindex + 100 : device.ifindex;
