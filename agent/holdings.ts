@@ -49,10 +49,14 @@ export class Holdings {
 
   /** The leases of all records that are not fenced, also of those that are being detached. */
   leases(): Lease[] {
-    return this.#options.journal
-      .values()
-      .filter(({ state }) => state !== 'fenced')
-      .flatMap((record) => (record.attachment ? [leaseOf(record.attachment, record)] : []));
+    return this.#options.journal.values().flatMap(({ id }) => this.lease(id) ?? []);
+  }
+
+  /** The same of one. */
+  lease(id: string): Lease | undefined {
+    const record = this.#options.journal.get(id);
+    if (record?.attachment === undefined || record.state === 'fenced') return undefined;
+    return leaseOf(record.attachment, record);
   }
 
   /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */

@@ -180,11 +180,11 @@ export class Session {
     return networks;
   }
 
-  /** Tells the ledger of these leases, from their records; what somebody else holds by now is set down. */
-  async reassert(ids: ReadonlySet<string>): Promise<void> {
-    if (this.#epoch === undefined) return;
-    const own = this.#options.holdings.leases().filter(({ id }) => ids.has(id));
-    await this.#assert(this.#epoch, { networks: [], leases: own });
+  /** Tells the ledger of a lease, from its record; if somebody else holds it by now, it is set down. */
+  async reassert(id: string): Promise<void> {
+    const lease = this.#options.holdings.lease(id);
+    if (this.#epoch === undefined || lease === undefined) return;
+    await this.#assert(this.#epoch, { networks: [], leases: [lease] });
   }
 
   /** The same of all that this host holds, and of the networks that it knows. */

@@ -49,8 +49,6 @@ const GATHER_MS = 50;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
 const ACTIONS_PER_TURN = 16;
 const MANY_ACTIONS = 256;
-/** Ids that a line of the log names. */
-const MAX_NAMED = 100;
 const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MOST_MS = 300_000;
 
@@ -274,10 +272,8 @@ export class Reconcile {
   ): Promise<Set<string>> {
     const done = new Set<string>();
     let tried = 0;
-    await this.#reassert(actions.filter(({ kind }) => kind === 'reassert'));
     for (const action of actions) {
       if (this.#stopped) return done;
-      if (action.kind === 'reassert') continue;
       const failure = this.#failures.get(action.id);
       if (failure !== undefined && performance.now() < failure.until) continue;
       const key = `${action.kind} ${action.id}`;
@@ -294,19 +290,6 @@ export class Reconcile {
       if (tried % ACTIONS_PER_TURN === 0) await nextTurn();
     }
     return done;
-  }
-
-  /** All in one go; what is another's by now is fenced. */
-  async #reassert(actions: readonly Action[]): Promise<void> {
-    if (actions.length === 0) return;
-    const { session, log } = this.#options;
-    const ids = new Set(actions.map(({ id }) => id));
-    try {
-      await session().reassert(ids);
-      log.warn({ ids: [...ids].slice(0, MAX_NAMED) }, 'the ledger had no leases of these: told');
-    } catch (error) {
-      log.warn({ error: String(error) }, 'the ledger could not be told of leases that it lacks');
-    }
   }
 
   #noteFailure({ id, kind, differences }: Action, error: unknown): void {
@@ -329,6 +312,10 @@ export class Reconcile {
       return;
     }
     if (record === undefined) return;
+    if (planned.kind === 'reassert') {
+      if (record.state === 'attached') await this.#reassert(planned);
+      return;
+    }
     const observed = devices.lookUp([record]);
     const [action] = this.#plan([record], observed, this.#suspects).actions;
     if (action === undefined) return;
@@ -362,6 +349,13 @@ export class Reconcile {
       }
       this.#told(id, kind, differences);
     }
+  }
+
+  /** What is another's by now is fenced. */
+  async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
+    const { session, log } = this.#options;
+    await session().reassert(id);
+    log.warn({ id, differences }, 'the ledger had no lease of this: told');
   }
 
   async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {

@@ -16,7 +16,11 @@ local function in_the_way(root, lease)
   note(redis.call('HGET', network_key(root, lease.network), 'mac:' .. lease.mac))
   local found = {}
   for id in pairs(ids) do
-    table.insert(found, lease_of(root, id))
+    local lease = lease_of(root, id)
+    -- What leads to a lease may have outlived it.
+    if lease then
+      table.insert(found, lease)
+    end
   end
   return found
 end

@@ -5,7 +5,15 @@ import { parseNetwork } from '#protocol/network.ts';
 import type { AttachmentRecord } from '#agent/journal.ts';
 import { DEVICE_GROUP, deviceTag } from '#agent/networks/network.ts';
 import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
-import { type Action, agrees, GRACE_MS, plan, type PlanOptions } from '#agent/reconcile/plan.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import {
+  type Action,
+  agrees,
+  GRACE_MS,
+  isStray,
+  plan,
+  type PlanOptions,
+} from '#agent/reconcile/plan.ts';
 
 const BOOT = 'boot-now';
 const BRIDGE_INDEX = 2;
@@ -238,6 +246,106 @@ describe('what is acted upon only when it stays', () => {
     expect(again(observedOf([{ ...orphan, group: DEVICE_GROUP + 1 }]))).toEqual([]);
     expect(again(observedOf([{ ...orphan, alias: 'volt:a10#8' }]))).toEqual([]);
   });
+});
+
+describe('the ledger', () => {
+  const leaseFor = (record: AttachmentRecord, more: Partial<Lease> = {}): Lease => ({
+    ...{ id: record.id, generation: 7, network: 'n0', workload: record.id, kind: 'vm' },
+    ...{ host: 'h1', bootId: BOOT, mac: '02:00:00:00:00:01', addresses: [] },
+    grantedAt: '2026-01-01T00:00:00Z',
+    ...more,
+  });
+  /** What is done once it has been seen twice, a grace apart. */
+  const after = (options: Pick<PlanOptions, 'records' | 'observed' | 'leases'>): string[] => {
+    const first = planned(options);
+    expect(first.actions).toEqual([]);
+    const soon = planned({ ...options, suspects: first.suspects, now: 999 + GRACE_MS });
+    expect(soon.actions).toEqual([]);
+    const late = { ...options, suspects: first.suspects, now: 1_000 + GRACE_MS };
+    return outline(planned(late).actions);
+  };
+  const record = recordOf(10);
+  const observed = observedOf([BRIDGE, linkFor(record)]);
+  const leasesOf = (...leases: Lease[]): Map<string, Lease> =>
+    new Map(leases.map((lease) => [lease.id, lease]));
+
+  test('is told of what it has no lease of, or another', () => {
+    const records = [record];
+    expect(after({ records, observed, leases: leasesOf(leaseFor(record)) })).toEqual([]);
+    expect(after({ records, observed, leases: leasesOf() })).toEqual(['reassert a10: lease']);
+    const other = leaseFor(record, { generation: 8 });
+    expect(after({ records, observed, leases: leasesOf(other) })).toEqual(['reassert a10: lease']);
+  });
+
+  test('is not told of what is being made or ended, nor of a fenced attachment', () => {
+    for (const state of ['attaching', 'detaching', 'fenced'] as const) {
+      const link = { ...linkFor(record), up: false };
+      const seen = observedOf([BRIDGE, link]);
+      expect(
+        after({ records: [{ ...record, state }], observed: seen, leases: leasesOf() }),
+      ).toEqual([]);
+    }
+  });
+
+  test('is asked for nothing while it cannot be reached', () => {
+    expect(after({ records: [record], observed, leases: undefined })).toEqual([]);
+  });
+
+  test('gets back what nothing on this host belongs to; not what a device or a reboot speaks for', () => {
+    const nothing = observedOf([BRIDGE]);
+    const released = ['release a10: record'];
+    const cases: [lease: Lease, seen: Observed, expected: string[]][] = [
+      [leaseFor(record), nothing, released],
+      [leaseFor(record), observed, []],
+      [leaseFor(record, { bootId: 'boot-before' }), nothing, []],
+      [leaseFor(record, { bootId: 'boot-before', kind: 'container' }), nothing, released],
+    ];
+    for (const [lease, seen, expected] of cases) {
+      const actions = after({ records: [], observed: seen, leases: leasesOf(lease) });
+      expect(actions.filter((one) => !one.startsWith('remove'))).toEqual(expected);
+    }
+    // Another lease of the same id is seen for the first time.
+    const first = planned({ records: [], observed: nothing, leases: leasesOf(leaseFor(record)) });
+    const newer = leasesOf(leaseFor(record, { generation: 8 }));
+    const again = { suspects: first.suspects, now: 1_000 + GRACE_MS };
+    expect(planned({ records: [], observed: nothing, leases: newer, ...again }).actions).toEqual(
+      [],
+    );
+  });
+});
+
+test('strays: whose group, tag and name say so, and nobody else', () => {
+  const record = recordOf(10);
+  const own = linkFor(record);
+  const stray: SeenLink = { ...own, index: 20, name: 'x' };
+  const { alias: _tag, ...untagged } = stray;
+  const cases: [name: string, link: SeenLink, expected: boolean][] = [
+    ['the device itself', own, false],
+    ['another with its tag', stray, true],
+    ['its IFB', { ...stray, name: 'ifb-10', kind: 'ifb' }, false],
+    ['the IFB of a device that it had', { ...stray, name: 'ifb-9', kind: 'ifb' }, true],
+    ['one without a tag', untagged, true],
+    ['one without a tag, with the name of a record', { ...untagged, name: 'dev-10' }, false],
+    ['a bridge without a tag', { ...untagged, kind: 'bridge' }, false],
+    [
+      'hardware in our group',
+      { index: 20, name: 'x', up: true, mtu: 1, group: DEVICE_GROUP },
+      false,
+    ],
+    ['another alias', { ...stray, alias: 'volt:library:x' }, false],
+    ['another group', { ...untagged, group: 0 }, false],
+    ['put away, and not deleted', { ...untagged, name: 'vdel20', group: DEVICE_GROUP + 9 }, true],
+    ['put away by somebody else', { ...untagged, name: 'vdel20', group: 5 }, false],
+  ];
+  for (const [name, link, expected] of cases) {
+    const tagged = link.alias?.startsWith('volt:a10#') === true ? record : undefined;
+    expect([name, isStray(link, tagged, link.name === record.deviceName)]).toEqual([
+      name,
+      expected,
+    ]);
+  }
+  const detaching: AttachmentRecord = { ...record, state: 'detaching' };
+  expect(isStray(stray, detaching, false)).toBe(false);
 });
 
 describe('after a reboot', () => {
