@@ -96,7 +96,14 @@ const run = (tool: string, ...args: string[]): string =>
 export interface Foreign extends Disposable {
   /** All of it, as iproute2 and nft show it. */
   look(): unknown;
+  /** Again, after somebody has flushed all rules. */
+  makeRules(): void;
 }
+
+const makeRules = (): void => {
+  const rule = 'inet foreign c counter drop';
+  run('nft', `add table inet foreign; add chain inet foreign c; add rule ${rule}`);
+};
 
 export function makeForeign(): Foreign {
   run('ip', 'link', 'add', 'foreign0', 'type', 'bridge');
@@ -122,10 +129,7 @@ export function makeForeign(): Foreign {
     '9k',
   );
   run('ip', 'route', 'add', '198.51.100.0/24', 'via', '192.0.2.9');
-  run(
-    'nft',
-    'add table inet foreign; add chain inet foreign c; add rule inet foreign c counter drop',
-  );
+  makeRules();
   return {
     look: () =>
       settled([
@@ -138,6 +142,7 @@ export function makeForeign(): Foreign {
         run('ip', 'route', 'show', '198.51.100.0/24'),
         run('nft', 'list', 'table', 'inet', 'foreign'),
       ]),
+    makeRules,
     [Symbol.dispose]: () => {
       run('nft', 'delete table inet foreign');
       for (const name of ['veth-foreign', 'tap-foreign', 'foreign0'])
