@@ -56,12 +56,12 @@ export function portDifferences(
   found: PortSettings,
   network: Pick<Network, 'filter' | 'portIsolation'>,
   hairpin: boolean,
-): { key: keyof typeof FRESH; expected: number; observed: number }[] {
-  const wanted = { ...FRESH, ...ownSettings(network, hairpin) };
-  return KEYS.flatMap((key) => {
-    const [expected, observed] = [wanted[key] ?? FRESH[key], found[key]];
-    return observed === undefined || observed === expected ? [] : [{ key, expected, observed }];
-  });
+): { key: string; expected: number; observed: number }[] {
+  const settings: Readonly<Record<string, number | undefined>> = found;
+  return Object.entries({ ...FRESH, ...ownSettings(network, hairpin) }).flatMap(
+    ([key, expected = 0]) => {
+      const observed = settings[key];
+      return observed === undefined || observed === expected ? [] : [{ key, expected, observed }];
+    },
+  );
 }
-
-const KEYS = Object.keys(FRESH) as (keyof typeof FRESH)[];

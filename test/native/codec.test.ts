@@ -112,7 +112,7 @@ const linkInfo = fc.oneof(
   ...Object.entries(plainKinds).map(([kind, table]) => ofKind(kind, plain(table))),
 );
 
-const { IFLA_LINKINFO, IFLA_PROTINFO, IFLA_VFINFO_LIST, IFLA_AF_SPEC, ...plainLink } = LINK;
+const { IFLA_LINKINFO, IFLA_PROTINFO, IFLA_VFINFO_LIST, IFLA_AF_SPEC: _spec, ...plainLink } = LINK;
 const settings = partOf({
   AF_INET: partOf({ IFLA_INET_CONF: bytes }),
   AF_INET6: partOf({ IFLA_INET6_CONF: bytes }),

@@ -21,7 +21,7 @@ export function viewsOf({ agent, redis }: Pick<Stack, 'agent' | 'redis'>): Views
   const kernel = new Map<string, number>();
   const devices = new Map<string, string>();
   for (const { ifalias, ifname, linkinfo } of ip('-d', 'link')) {
-    const tag = /^volt:(.+)#(\d+)$/.exec(String(ifalias ?? ''));
+    const tag = /^volt:(.+)#(\d+)$/.exec(typeof ifalias === 'string' ? ifalias : '');
     const { info_kind: kind } = (linkinfo ?? {}) as { info_kind?: string };
     // The IFB of a device carries the same tag.
     if (tag === null || kind === 'ifb') continue;

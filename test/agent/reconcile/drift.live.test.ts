@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -54,7 +55,7 @@ afterEach(async () => {
     const views = viewsOf(stack);
     return disagreements(views).length === 0 && views.records.size === 0;
   });
-  expect(foreign.look()).toEqual(before);
+  assert.deepEqual(foreign.look(), before);
 });
 
 async function attach(id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> {
