@@ -1,47 +1,18 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { Difference } from '#protocol/attachment.ts';
-import type { Ledger } from '#ipam-store/ledger.ts';
-import { announce } from '../announce.ts';
-import type { Config } from '../config.ts';
-import type { Detaches } from '../detaches.ts';
-import type { EventLog } from '../events.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { Holdings } from '../holdings.ts';
-import type { AttachmentRecord, Journal } from '../journal.ts';
-import type { Log } from '../log.ts';
-import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network.ts';
-import type { Session } from '../session.ts';
-import type { Turns } from '../turns.ts';
-import type { HostDevices } from './host-devices.ts';
+import type { AttachmentRecord } from '../journal.ts';
+import { taggedId } from '../networks/network.ts';
+import { agrees } from './differences.ts';
 import type { SeenLink } from './observe.ts';
-import {
-  type Action,
-  agrees,
-  GRACE_MS,
-  isStray,
-  plan,
-  type Plan,
-  type PlanOptions,
-} from './plan.ts';
-import { remake } from './remake.ts';
+import { type Action, GRACE_MS, plan, type Plan, type PlanOptions } from './plan.ts';
+import { Repairs, type RepairsOptions } from './repairs.ts';
 
-export interface ReconcileOptions {
-  readonly host: string;
-  readonly bootId: string;
-  readonly onReboot: Config['onReboot'];
+export interface ReconcileOptions extends RepairsOptions {
   readonly periodSeconds: number;
-  readonly journal: Journal;
-  readonly ledger: Ledger;
-  readonly events: EventLog;
-  readonly networkTypes: NetworkTypes;
-  readonly devices: HostDevices;
   readonly firewall: Pick<Firewall, 'restore'>;
-  readonly turns: Turns;
-  readonly detaches: Detaches;
+  /** All leases of this host, by id. */
   readonly holdings: Pick<Holdings, 'listed' | 'release'>;
-  /** The ledger is asked while the session is open, and only then. */
-  readonly session: () => Pick<Session, 'status' | 'reassert'>;
-  readonly log: Log;
 }
 
 /** Changes that come together are looked at together. */
@@ -69,6 +40,7 @@ interface Failure {
  */
 export class Reconcile {
   readonly #options: ReconcileOptions;
+  readonly #repairs: Repairs;
   readonly #dirty = new Set<string>();
   readonly #failures = new Map<string, Failure>();
   #suspects: Plan['suspects'] = new Map();
@@ -87,6 +59,7 @@ export class Reconcile {
 
   constructor(options: ReconcileOptions) {
     this.#options = options;
+    this.#repairs = new Repairs(options);
   }
 
   start(): void {
@@ -278,8 +251,7 @@ export class Reconcile {
       if (failure !== undefined && performance.now() < failure.until) continue;
       const key = `${action.kind} ${action.id}`;
       try {
-        if (action.kind === 'release') await this.#release(action);
-        else await this.#options.turns.take(action.id, Infinity, () => this.#inTurn(action));
+        await this.#repairs.repair(action, this.#suspects);
         done.add(key);
         if (before.has(key)) this.#noteFailure(action, 'it differs again');
         else this.#failures.delete(action.id);
@@ -298,98 +270,5 @@ export class Reconcile {
     this.#failures.set(id, { waitMs, until: performance.now() + waitMs });
     const { log } = this.#options;
     log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
-  }
-
-  /** Looks again, since requests may have changed what was planned, and does what is to be done now. */
-  async #inTurn(planned: Action): Promise<void> {
-    const { journal, devices, detaches, networkTypes, log } = this.#options;
-    const { id } = planned;
-    const record = journal.get(id);
-    if (planned.kind === 'remove') {
-      const { link } = planned;
-      const tagged = journal.get(taggedId(link.alias) ?? '');
-      if (isStray(link, tagged, journal.namesDevice(link.name))) await this.#removeStray(planned);
-      return;
-    }
-    if (record === undefined) return;
-    if (planned.kind === 'reassert') {
-      if (record.state === 'attached') await this.#reassert(planned);
-      return;
-    }
-    const observed = devices.lookUp([record]);
-    const [action] = this.#plan([record], observed, this.#suspects).actions;
-    if (action === undefined) return;
-    const { kind, differences } = action;
-    const type = networkTypes[record.networkType];
-    const { attachment, network } = record;
-    if (type === undefined || attachment === undefined) return;
-    if (kind === 'close') {
-      type.setDown(record);
-      log.warn({ id, differences }, 'a fenced device was up, and is down again');
-    } else if (kind === 'detach') {
-      log.warn({ id, reason: action.reason, differences }, 'its workload is gone: detached');
-      detaches.begin(record, {
-        reason: action.reason,
-        requestId: `${action.reason}-${id}-${attachment.generation}`,
-        startedAt: new Date().toISOString(),
-      });
-    } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
-      announce(this.#options, id);
-      const { announce: _, ...announced } = record;
-      if (kind === 'remake') {
-        const named = observed.names.get(record.deviceName);
-        const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
-        const leftover = untagged || taggedId(named?.alias) === id;
-        await remake(this.#options, type, { ...announced, attachment, network }, { leftover });
-      } else {
-        type.mend(attachment, network);
-        if (record.bootId !== this.#options.bootId) {
-          journal.put({ ...announced, bootId: this.#options.bootId });
-        }
-      }
-      this.#told(id, kind, differences);
-    }
-  }
-
-  /** What is another's by now is fenced. */
-  async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
-    const { session, log } = this.#options;
-    await session().reassert(id);
-    log.warn({ id, differences }, 'the ledger had no lease of this: told');
-  }
-
-  async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {
-    const { holdings, log } = this.#options;
-    if (!(await holdings.release(lease))) return;
-    log.warn({ id, generation: lease.generation }, 'a lease of nothing on this host was released');
-  }
-
-  /** With a lease and no record, the record was lost and the workload may live: then it is left alone. */
-  async #removeStray({ id, link }: Action & { kind: 'remove' }): Promise<void> {
-    const { ledger, devices, journal, host, log } = this.#options;
-    const tagged = taggedId(link.alias) !== undefined;
-    if (tagged && journal.get(id) === undefined && (await ledger.getLease(id))?.host === host) {
-      log.error({ id, device: link.name }, 'a device and a lease without a record: left alone');
-      return;
-    }
-    await devices.remove(link);
-    log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
-  }
-
-  #told(id: string, action: 'mend' | 'remake', differences: readonly Difference[]): void {
-    const { journal, events, host, log } = this.#options;
-    const attachment = journal.get(id)?.attachment;
-    if (attachment === undefined) return;
-    const { generation, workload, network, device } = attachment;
-    log.warn({ id, action, differences }, 'repaired');
-    events.add({
-      type: 'repaired',
-      network,
-      subject: id,
-      operation: 'repair',
-      requestId: `repaired-${id}-${generation}-${Date.now()}`,
-      trace: {},
-      body: { id, generation, workload, network, host, device, action, differences },
-    });
   }
 }

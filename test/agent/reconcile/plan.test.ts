@@ -6,14 +6,9 @@ import type { AttachmentRecord } from '#agent/journal.ts';
 import { DEVICE_GROUP, deviceTag } from '#agent/networks/network.ts';
 import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
-import {
-  type Action,
-  agrees,
-  GRACE_MS,
-  isStray,
-  plan,
-  type PlanOptions,
-} from '#agent/reconcile/plan.ts';
+import { agrees } from '#agent/reconcile/differences.ts';
+import { type Action, GRACE_MS, plan, type PlanOptions } from '#agent/reconcile/plan.ts';
+import { isStray } from '#agent/reconcile/strays.ts';
 
 const BOOT = 'boot-now';
 const BRIDGE_INDEX = 2;
