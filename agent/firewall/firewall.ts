@@ -41,6 +41,7 @@ export class Firewall implements Disposable {
   #problem: unknown;
   #watch: Disposable | undefined;
   #look: NodeJS.Timeout | undefined;
+  #onRestored: ((differences: readonly TableDifference[]) => void) | undefined;
 
   /** `exclusive`: false leaves the tables open to others, as kernels before 6.9 do. */
   constructor({ log, table, exclusive = true }: { log: Log; table: string; exclusive?: boolean }) {
@@ -111,23 +112,25 @@ export class Firewall implements Disposable {
   isIntact(): boolean {
     const nftables = this.#nftables;
     if (nftables === undefined || this.#problem !== undefined) return this.#wanted.size === 0;
-    return RULESETS.every((ruleset) => {
-      const found = countsIn(nftables, this.#tableOf(ruleset));
-      return (
-        found !== null && this.#expectedCounts(ruleset).every(([of, n]) => found.get(of) === n)
-      );
-    });
+    return this.#differences(nftables).length === 0;
   }
 
-  /** Loads everything again if it is not as it should be, where others can change it; answers whether it did. */
-  restore(): boolean {
-    if (this.#nftables === undefined || this.#watch === undefined || this.isIntact()) return false;
+  /** Loads everything again if it is not as it should be, where others can change it. */
+  restore(): void {
+    if (this.#nftables === undefined || this.#watch === undefined) return;
+    const differences = this.#differences(this.#nftables);
+    if (differences.length === 0) return;
     this.#load(this.#nftables);
     this.#log.warn(
-      {},
+      { differences },
       'the nftables of this agent were changed by somebody else, and are restored',
     );
-    return true;
+    this.#onRestored?.(differences);
+  }
+
+  /** Calls back with what differed, whenever `restore` had something to do. */
+  onRestored(listener: (differences: readonly TableDifference[]) => void): void {
+    this.#onRestored = listener;
   }
 
   [Symbol.dispose](): void {
@@ -261,6 +264,18 @@ export class Firewall implements Disposable {
     });
   }
 
+  #differences(nftables: Nftables): TableDifference[] {
+    return RULESETS.flatMap((ruleset) => {
+      const found = countsIn(nftables, this.#tableOf(ruleset));
+      return this.#expectedCounts(ruleset).flatMap(([of, expected]): TableDifference[] => {
+        const observed = found?.get(of) ?? null;
+        return observed === expected
+          ? []
+          : [{ what: `${ruleset.family} ${of}`, expected, observed }];
+      });
+    });
+  }
+
   /** Rules by chain and elements by set, as many as there should be. */
   #expectedCounts({ family, sets, chains }: Ruleset): [of: string, count: number][] {
     const facts = this.#facts().filter(({ ruleset }) => ruleset.family === family);
@@ -275,6 +290,13 @@ export class Firewall implements Disposable {
       ...Object.keys(sets).map((name): [string, number] => [`set ${name}`, inSet(name)]),
     ];
   }
+}
+
+/** How many rules of a chain, or elements of a set, there should be and are; null without it: `bridge set mac`. */
+export interface TableDifference {
+  readonly what: string;
+  readonly expected: number;
+  readonly observed: number | null;
 }
 
 type Facts = ReadonlyMap<string, Fact>;

@@ -17,7 +17,10 @@ import { Sriov } from './sriov.ts';
 /** All of an agent that touches the kernel of its host. */
 export interface HostNetwork {
   readonly networkTypes: NetworkTypes;
-  readonly firewall: Pick<Firewall, 'start' | 'restore' | 'problem' | typeof Symbol.dispose>;
+  readonly firewall: Pick<
+    Firewall,
+    'start' | 'restore' | 'onRestored' | 'problem' | typeof Symbol.dispose
+  >;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
   /** Names of all devices of ours on this host, by attachment id. */

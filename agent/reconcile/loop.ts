@@ -1,5 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { Firewall } from '../firewall/firewall.ts';
+import type { Firewall, TableDifference } from '../firewall/firewall.ts';
 import type { Holdings } from '../holdings.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { taggedId } from '../networks/network.ts';
@@ -10,7 +10,7 @@ import { Repairs, type RepairsOptions } from './repairs.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
   readonly periodSeconds: number;
-  readonly firewall: Pick<Firewall, 'restore'>;
+  readonly firewall: Pick<Firewall, 'restore' | 'onRestored'>;
   /** All leases of this host, by id. */
   readonly holdings: Pick<Holdings, 'listed' | 'release'>;
 }
@@ -64,6 +64,7 @@ export class Reconcile {
 
   start(): void {
     this.#watchHost();
+    this.#options.firewall.onRestored((found) => this.#toldFirewall(found));
     this.#period = setInterval(() => this.nudge(), this.#options.periodSeconds * 1_000);
     this.nudge();
   }
@@ -217,16 +218,21 @@ export class Reconcile {
   }
 
   #restoreFirewall(): void {
-    const { firewall, events, host, log } = this.#options;
+    const { firewall, log } = this.#options;
     try {
-      if (!firewall.restore()) return;
+      firewall.restore();
     } catch (error) {
       log.error({ error: String(error) }, 'nftables cannot be restored');
-      return;
     }
-    const differences = [
-      { id: host, what: 'nftables', expected: 'as loaded', observed: 'changed' },
-    ];
+  }
+
+  #toldFirewall(found: readonly TableDifference[]): void {
+    const { events, host } = this.#options;
+    const differences = found.map(({ what, ...counts }) => ({
+      id: host,
+      what: `nftables ${what}`,
+      ...counts,
+    }));
     events.add({
       type: 'repaired',
       network: '-',

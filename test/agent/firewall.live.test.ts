@@ -78,10 +78,15 @@ describe('tables that are open to others', () => {
     const before = listed();
     expect(firewall.isIntact()).toBe(true);
     const index = String(only(ip('link', 'show', 'br0'))['ifindex']);
+    const told: string[] = [];
+    firewall.onRestored((found) => told.push(...found.map(({ what }) => what)));
+    const [, , family = '', , name = ''] = command.replace('INDEX', index).split(' ');
     nft(...command.replace('INDEX', index).split(' '));
     expect(listed()).not.toBe(before);
     await until('it is put right', () => listed() === before, 5_000);
     expect(firewall.isIntact()).toBe(true);
+    // It says which chain or set it was.
+    expect(told.some((what) => what.startsWith(family) && what.endsWith(name))).toBe(true);
   });
 
   test('are loaded again by the next change, when somebody took them away just now', () => {
