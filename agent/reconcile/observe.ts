@@ -44,8 +44,9 @@ export interface Observed {
 }
 
 /**
- * Reads what concerns these records: two dumps, a third where there are limits, and for each namespace a stat. A table that keeps changing while it is
- * read is looked up device by device instead; nothing can be said of devices without a record then.
+ * Reads what concerns these records: two dumps, a third where there are limits, and for each namespace a stat. A table
+ * that keeps changing while it is read is looked up device by device instead; nothing can be said of devices without a
+ * record then.
  */
 export function observeHost(kernel: Kernel, records: readonly AttachmentRecord[]): Observed {
   try {

@@ -117,7 +117,7 @@ function actionFor(
     return { kind: 'detach', id, reason: 'namespace-gone', differences: [gone] };
   }
   const again = rebooted ? [boot] : [];
-  if (!isOnHost(attachment)) return remakeInside(attachment, observed, again);
+  if (!isOnHost(attachment)) return remakeInside(record, attachment, observed, again);
   const link = linkOf(attachment, observed);
   if (link === undefined) {
     const missing = { id, what: 'device', expected: attachment.device.name, observed: null };
@@ -129,6 +129,7 @@ function actionFor(
 
 /** Of a VM's namespace that was made for it, and goes with a reboot or by somebody's hand, or the TAP inside. */
 function remakeInside(
+  { namespaceIdentity: identity }: AttachmentRecord,
   { id, kind, netns, device }: Attachment,
   observed: Observed,
   again: readonly Difference[],
@@ -139,7 +140,10 @@ function remakeInside(
     id,
     differences: [...again, { id, what, expected, observed: null }],
   });
-  if (!observed.namespaces.has(netns)) return missing('netns', netns);
+  const found = observed.namespaces.get(netns);
+  if (found === undefined) return missing('netns', netns);
+  // Somebody else's, under the path of the one that was named.
+  if (identity !== undefined && identity !== found) return undefined;
   return observed.inside.get(id) === null ? missing('device', device?.name ?? null) : undefined;
 }
 

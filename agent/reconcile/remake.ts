@@ -19,8 +19,8 @@ export async function remake(
   },
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
-  // What was beside the device is found by the old one.
   const request = requestOf(record.request, attachment);
+  // What was beside the device is found by the old one; a namespace that stands is made use of.
   const { netns } = request;
   const inside = attachment.type === 'isolated' && netns !== undefined;
   const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';

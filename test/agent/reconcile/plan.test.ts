@@ -309,6 +309,26 @@ describe('the ledger', () => {
   });
 });
 
+test('an isolated VM whose TAP is gone gets it again where its namespace stands, and in no other', () => {
+  const record = recordOf(10);
+  const netns = '/run/netns/volt-a10';
+  const { attachment } = record;
+  if (attachment === undefined) throw new Error('none');
+  const isolated = { ...record, attachment: { ...attachment, type: 'isolated' as const, netns } };
+  const look = (identity: string, tap: SeenLink | null): Partial<Observed> => ({
+    namespaces: new Map([[netns, identity]]),
+    inside: new Map([['a10', tap]]),
+  });
+  const actions = (own: AttachmentRecord, more: Partial<Observed>): string[] =>
+    outline(planned({ records: [own], observed: observedOf([], [], more) }).actions);
+  expect(actions(isolated, look('4:1', linkFor(record)))).toEqual([]);
+  expect(actions(isolated, look('4:1', null))).toEqual(['remake a10: device']);
+  const named = { ...isolated, namespaceIdentity: '4:1' };
+  expect(actions(named, look('4:1', null))).toEqual(['remake a10: device']);
+  expect(actions(named, look('4:2', null))).toEqual([]);
+  expect(actions(isolated, { namespaces: new Map() })).toEqual(['remake a10: netns']);
+});
+
 test('strays: whose group, tag and name say so, and nobody else', () => {
   const record = recordOf(10);
   const own = linkFor(record);
