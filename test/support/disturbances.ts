@@ -105,7 +105,7 @@ export class DisturbedHost implements AsyncDisposable {
         return undefined;
       case 'delete link':
         for (const name of deviceNames()) {
-          if (/^veth-.*-h$/.test(name)) run('ip', 'link', 'delete', name);
+          if (/^veth-.*-h$/.test(name)) deleteLink(name);
         }
         return undefined;
       case 'delete namespace':
@@ -144,6 +144,15 @@ const namespaceIsThere = (): boolean => existsSync(`/run/netns/${NETNS}`);
 
 function run(tool: string, ...args: string[]): void {
   execFileSync(requireTool(tool), args, { stdio: 'ignore' });
+}
+
+/** One that goes with its namespace just now may be gone before. */
+function deleteLink(name: string): void {
+  try {
+    run('ip', 'link', 'delete', name);
+  } catch (error) {
+    if (deviceNames().includes(name)) throw error;
+  }
 }
 
 /** As an orchestrator does it: what is retryable is tried again, and what cannot be any more is left. */
