@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import type { listenSeqpacket } from '#native/unix.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
 import type { Config } from './config.ts';
@@ -39,6 +40,7 @@ export interface AgentOptions {
   readonly ledger: Ledger;
   readonly makeBus: (options: BusOptions) => Bus;
   readonly openHostNetwork: typeof openHostNetwork;
+  readonly listen: typeof listenSeqpacket;
 }
 
 /** The parts of one running agent, made in the order in which they need each other. */
@@ -182,6 +184,7 @@ export class Agent {
       journal,
       networkTypes,
       health: () => this.#health(),
+      listen: options.listen,
       log,
     });
     this.#bus = options.makeBus({

@@ -2,11 +2,11 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
-import {
+import type {
   listenSeqpacket,
-  type PeerCredentials,
-  type SeqpacketConnection,
-  type SeqpacketServer,
+  PeerCredentials,
+  SeqpacketConnection,
+  SeqpacketServer,
 } from '#native/unix.ts';
 import { toVoltError } from './errors.ts';
 import type { Journal } from './journal.ts';
@@ -21,6 +21,7 @@ export interface HandoffOptions {
   readonly networkTypes: NetworkTypes;
   /** What `{"op":"health"}` answers. */
   readonly health: () => Readonly<Record<string, unknown>>;
+  readonly listen: typeof listenSeqpacket;
   readonly log: Log;
 }
 
@@ -46,7 +47,7 @@ export class Handoff {
   }
 
   start(): void {
-    this.#server = listenSeqpacket({
+    this.#server = this.#options.listen({
       path: join(this.#options.runtimeDir, SOCKET_NAME),
       mode: 0o666,
       onConnection: (connection) => this.#accept(connection),

@@ -4,7 +4,7 @@ import { Command } from 'commander';
 import { z } from 'zod';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { lockFile } from '#native/lock.ts';
-import { sendDatagram } from '#native/unix.ts';
+import { listenSeqpacket, sendDatagram } from '#native/unix.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent, SERVICE_NAME } from './agent.ts';
 import { Bus } from './bus.ts';
@@ -91,6 +91,7 @@ async function main(): Promise<void> {
     ledger: new Ledger(config.redis),
     makeBus: (options) => new Bus(options),
     openHostNetwork,
+    listen: listenSeqpacket,
   });
   agent.start();
   notifySystemd('READY=1');

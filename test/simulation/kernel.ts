@@ -1,0 +1,205 @@
+import { constants } from 'node:os';
+import type { Attachment, AttachRequest, Difference } from '#protocol/attachment.ts';
+import { KernelError } from '#native/errors.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord } from '#agent/journal.ts';
+import {
+  type CheckedAttach,
+  DEVICE_GROUP,
+  deviceTag,
+  isTagOf,
+  type NetworkType,
+  taggedId,
+} from '#agent/networks/network.ts';
+import type { HostNetwork } from '#agent/networks/types.ts';
+import type { ChangeHandlers } from '#agent/reconcile/host-devices.ts';
+import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
+import { type Clock, type Life, NEVER } from './clock.ts';
+
+/** What may be wrong with a network type, to see that a simulation finds it. */
+export type KernelMistake = 'no-undo' | 'no-detach';
+
+export interface ModelLink extends SeenLink {
+  readonly addresses: readonly string[];
+}
+
+const MTU = 1500;
+const GONE_GROUP = 7;
+
+/** The devices of one host, which outlive its agents and end with a boot, and a network type that makes them. */
+export class ModelKernel {
+  readonly links = new Map<number, ModelLink>();
+  readonly #clock: Clock;
+  readonly #mistake: KernelMistake | undefined;
+  #index = 1;
+  #watcher: { readonly life: Life; readonly handlers: ChangeHandlers } | undefined;
+  /** So often a call is refused. */
+  refusal = 0;
+
+  constructor(clock: Clock, mistake?: KernelMistake) {
+    this.#clock = clock;
+    this.#mistake = mistake;
+  }
+
+  /** Somebody deletes a device, or sets it down. */
+  disturb(index: number, how: 'delete' | 'down'): void {
+    const link = this.links.get(index);
+    if (link === undefined) return;
+    if (how === 'delete') this.links.delete(index);
+    else this.links.set(index, { ...link, up: false });
+    const { watcher } = this;
+    if (watcher === undefined) return;
+    this.#clock.after(1, watcher.life, () => {
+      watcher.handlers.onLink({ ...link, up: false }, how === 'delete');
+    });
+  }
+
+  get watcher(): { readonly life: Life; readonly handlers: ChangeHandlers } | undefined {
+    return this.#watcher;
+  }
+
+  open(life: Life): HostNetwork {
+    const observe = (whole: boolean): Observed => ({
+      whole,
+      links: new Map(this.links),
+      names: new Map([...this.links.values()].map((link) => [link.name, link])),
+      addresses: new Map(),
+      namespaces: new Map(),
+    });
+    return {
+      networkTypes: { bridged: this.#networkType(life) },
+      firewall: {
+        start: () => {},
+        restore: () => false,
+        problem: undefined,
+        [Symbol.dispose]: () => {},
+      },
+      devices: {
+        observe: () => observe(true),
+        lookUp: () => observe(false),
+        watch: (handlers) => {
+          this.#watcher = { life, handlers };
+          return { [Symbol.dispose]: () => {} };
+        },
+        remove: async ({ index, alias }) => {
+          if (!life.dead && this.links.get(index)?.alias === alias) this.links.delete(index);
+        },
+      },
+      taggedDevices: () =>
+        new Map(
+          [...this.links.values()].flatMap(({ alias, name }) => {
+            const id = taggedId(alias);
+            return id === undefined ? [] : [[id, name] as const];
+          }),
+        ),
+    };
+  }
+
+  #networkType(life: Life): NetworkType {
+    return {
+      check: (request, _network, deviceName) => this.#check(life, request, deviceName),
+      detach: (record) => this.#detach(life, record),
+      resume: () => {},
+      update: () => {},
+      setDown: (record) => {
+        for (const link of this.#linksOf(record)) this.#set(life, link, { up: false });
+      },
+      mend: (attachment) => {
+        const link = this.links.get(attachment.device?.ifindex ?? 0);
+        this.#step(life, 'RTM_SETLINK', attachment.id);
+        if (link === undefined) throw refusalOf('RTM_SETLINK', attachment.id, 'ENODEV');
+        this.#set(life, link, { up: true, alias: deviceTag(attachment) });
+      },
+      observe: (attachment) => this.#observe(attachment),
+      claim: () => [],
+    };
+  }
+
+  #check(life: Life, request: AttachRequest, deviceName?: string): CheckedAttach {
+    const name = deviceName ?? `tap-${request.id}`;
+    return {
+      deviceName: name,
+      prepare: () => this.#step(life, '/dev/net/tun', name),
+      attach: (lease, undo) => this.#make(life, name, lease, undo),
+      [Symbol.dispose]: () => {},
+    };
+  }
+
+  #make(life: Life, name: string, lease: Lease, undo: DisposableStack) {
+    this.#step(life, 'RTM_NEWLINK', name);
+    if ([...this.links.values()].some((link) => link.name === name)) {
+      throw refusalOf('RTM_NEWLINK', name, 'EEXIST');
+    }
+    this.#index += 1;
+    const index = this.#index;
+    const { mac, addresses } = lease;
+    const made = { index, name, mac, up: false, mtu: MTU, group: DEVICE_GROUP, kind: 'tun' };
+    if (life.dead) throw refusalOf('RTM_NEWLINK', name, 'EINTR');
+    this.links.set(index, { ...made, addresses });
+    if (this.#mistake !== 'no-undo') {
+      undo.defer(() => {
+        if (!life.dead) this.links.delete(index);
+      });
+    }
+    this.#step(life, 'RTM_SETLINK', name);
+    const tagged = { ...made, addresses, alias: deviceTag(lease), up: true };
+    if (!life.dead) this.links.set(index, tagged);
+    this.#step(life, 'TUNSETPERSIST', name);
+    const device = { type: 'tap' as const, name, ifindex: index, mac, mtu: MTU };
+    return { device, filter: 'full' as const };
+  }
+
+  #detach(life: Life, record: AttachmentRecord): { removed: Promise<void> } {
+    if (life.dead) return { removed: NEVER };
+    const links = this.#mistake === 'no-detach' ? [] : this.#linksOf(record);
+    for (const link of links) {
+      const name = `vdel${link.index}`;
+      this.#set(life, link, { up: false, name, group: GONE_GROUP });
+    }
+    life.killPoint();
+    if (links.length === 0) return { removed: Promise.resolve() };
+    const { chance } = this.#clock;
+    const removed = new Promise<void>((resolve, reject) => {
+      this.#clock.after(chance.between(0, 30), life, () => {
+        if (chance.happens(this.refusal)) {
+          reject(refusalOf('RTM_DELLINK', record.deviceName, 'EBUSY'));
+          return;
+        }
+        for (const { index } of links) this.links.delete(index);
+        life.killPoint();
+        resolve();
+      });
+    });
+    return { removed };
+  }
+
+  #observe({ id, device, generation }: Attachment): Difference[] {
+    const link = this.links.get(device?.ifindex ?? 0);
+    if (link?.alias !== deviceTag({ id, generation })) {
+      return [{ id, what: 'device', expected: device?.name, observed: null }];
+    }
+    return link.up ? [] : [{ id, what: 'device.up', expected: true, observed: false }];
+  }
+
+  /** Tagged as the attachment's, or what its open intent made and did not come to tag. */
+  #linksOf({ id, deviceName }: AttachmentRecord): ModelLink[] {
+    return [...this.links.values()].filter(
+      ({ alias, name, group }) =>
+        isTagOf(alias, id) || (alias === undefined && name === deviceName && group === DEVICE_GROUP),
+    );
+  }
+
+  #set(life: Life, link: ModelLink, change: Partial<ModelLink>): void {
+    if (!life.dead) this.links.set(link.index, { ...link, ...change });
+  }
+
+  /** A call: the agent may be killed before it, and the kernel may refuse it. */
+  #step(life: Life, operation: string, subject: string): void {
+    life.killPoint();
+    if (life.dead) throw refusalOf(operation, subject, 'EINTR');
+    if (this.#clock.chance.happens(this.refusal)) throw refusalOf(operation, subject, 'EBUSY');
+  }
+}
+
+const refusalOf = (operation: string, subject: string, code: keyof typeof constants.errno) =>
+  new KernelError({ operation, subject, errno: constants.errno[code] });
