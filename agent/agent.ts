@@ -51,6 +51,7 @@ export class Agent {
   readonly #bus: Bus;
   readonly #events: EventLog;
   readonly #attachments: Attachments;
+  readonly #requests: Requests;
   readonly #session: Session;
   readonly #handoff: Handoff;
   readonly #reconcile: Reconcile;
@@ -114,6 +115,7 @@ export class Agent {
       events,
       turns,
     });
+    this.#requests = requests;
     const jobs = new Jobs({
       host,
       subjectPrefix,
@@ -231,6 +233,7 @@ export class Agent {
     for (const { generation = 0 } of this.#journal.values()) {
       this.#witness.noteGeneration(generation);
     }
+    this.#requests.resume();
     this.#resumeFirewall();
     this.#events.start();
     this.#handoff.start();

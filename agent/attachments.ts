@@ -11,11 +11,12 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { type Ledger, type Lease, RevisionChanged } from '#ipam-store/ledger.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
-import type { EventLog } from './events.ts';
+import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import { announce } from './announce.ts';
 import type { Detaches } from './detaches.ts';
+import { type Position, storedPosition } from './outcomes.ts';
 import type {
   AttachedDevice,
   CheckedAttach,
@@ -31,6 +32,8 @@ import { type RequestTrace, tracedStep, tracedStepSync } from './trace.ts';
 export interface Call {
   readonly trace: RequestTrace;
   readonly deadline: number;
+  /** Where it stands among the jobs of its attachment; undefined for what has no place there. */
+  readonly position?: Position | undefined;
 }
 
 export interface AttachmentsOptions {
@@ -158,12 +161,14 @@ export class Attachments {
   ): Promise<DetachAnswer> {
     const { id, generation, requestId } = request;
     const record = this.#options.journal.get(id);
-    if (record === undefined) return this.#detachUnknown(id, generation);
+    if (record === undefined) return this.#detachUnknown(request, call);
     if (record.state === 'detaching') return { detached: true, releasing: true };
     refuseOtherGeneration(record, generation);
     this.#options.detaches.begin(record, {
       reason: 'requested',
       requestId,
+      ...(generation !== undefined && { generation }),
+      ...storedPosition(call.position),
       startedAt: new Date().toISOString(),
       ...traceOf(call.trace),
     });
@@ -240,6 +245,7 @@ export class Attachments {
         attachment,
         announce: {
           requestId: request.requestId,
+          ...storedPosition(call.position),
           durationMs: { ipam: leased - started, kernel: kernelDone - leased },
           ...traceOf(call.trace),
         },
@@ -362,8 +368,11 @@ export class Attachments {
   }
 
   /** Detaching what this host has no record of: another host's, a lease without device, or nothing. */
-  async #detachUnknown(id: string, generation: number | undefined): Promise<DetachAnswer> {
-    const { ledger, host } = this.#options;
+  async #detachUnknown(
+    { id, generation, requestId }: DetachRequest & { readonly requestId: string },
+    { trace }: Call,
+  ): Promise<DetachAnswer> {
+    const { ledger, host, events } = this.#options;
     const lease = await ledger.getLease(id);
     if (lease === null) return { detached: false, releasing: false };
     if (lease.host !== host) {
@@ -373,6 +382,15 @@ export class Attachments {
     }
     refuseOtherGeneration(lease, generation);
     await ledger.release({ id, generation: lease.generation, host, cool: true });
+    events.add({
+      type: 'detached',
+      network: lease.network,
+      subject: id,
+      operation: 'detach',
+      requestId,
+      trace,
+      body: endedLease(lease, 'requested'),
+    });
     return { detached: true, releasing: false };
   }
 }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { encode } from '#protocol/envelope.ts';
 import { eventHeaders, eventId, type EventType } from '#protocol/events.ts';
 import { subjects } from '#protocol/subjects.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
 import { Outbox, type PendingEvent } from './outbox.ts';
 import { tracedRequest } from './trace.ts';
@@ -127,4 +128,21 @@ export class EventLog {
       }),
     );
   }
+}
+
+/** The body of the `detached` event of a lease that ended without an attachment of this host. */
+export function endedLease(lease: Lease, reason: string): Outcome['body'] {
+  const { id, generation, network, workload, kind, host, mac, addresses } = lease;
+  return {
+    id,
+    generation,
+    workload,
+    kind,
+    network,
+    host,
+    mac,
+    addresses: addresses.map((address) => ({ address })),
+    state: 'detached',
+    reason,
+  };
 }

@@ -3,7 +3,7 @@ import type { Ledger, Lease, LeaseOutcome } from '#ipam-store/ledger.ts';
 import { announce } from './announce.ts';
 import type { Config } from './config.ts';
 import type { Detaches } from './detaches.ts';
-import type { EventLog } from './events.ts';
+import { endedLease, type EventLog } from './events.ts';
 import type { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
@@ -168,7 +168,7 @@ export class Holdings {
 
   /** The `detached` event of a lease that ended without an attachment of this host. */
   announceEnd(lease: Lease, reason: 'reboot' | 'interrupted' | 'reclaimed'): void {
-    const { id, generation, network, workload, kind, host, mac, addresses } = lease;
+    const { id, generation, network } = lease;
     this.#options.events.add({
       type: 'detached',
       network,
@@ -176,18 +176,7 @@ export class Holdings {
       operation: 'detach',
       requestId: `${reason}-${id}-${generation}`,
       trace: {},
-      body: {
-        id,
-        generation,
-        workload,
-        kind,
-        network,
-        host,
-        mac,
-        addresses: addresses.map((address) => ({ address })),
-        state: 'detached',
-        reason,
-      },
+      body: endedLease(lease, reason),
     });
   }
 }

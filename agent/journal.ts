@@ -10,6 +10,7 @@ import {
 import { parseRequest } from '#protocol/parse.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import type { Log } from './log.ts';
+import type { StoredPosition } from './outcomes.ts';
 
 const RECORD_VERSION = 1;
 
@@ -52,6 +53,7 @@ export interface AttachmentRecord {
 
 export interface Announcement {
   readonly requestId: string;
+  readonly position?: StoredPosition;
   readonly durationMs: Readonly<Record<string, number>>;
   readonly traceparent?: string;
   readonly tracestate?: string;
@@ -61,6 +63,9 @@ export interface DetachIntent {
   readonly reason:
     'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted' | 'namespace-gone' | 'reboot';
   readonly requestId: string;
+  /** As the request named it. */
+  readonly generation?: number;
+  readonly position?: StoredPosition;
   readonly startedAt: string;
   readonly traceparent?: string;
   readonly tracestate?: string;

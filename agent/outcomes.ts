@@ -14,6 +14,22 @@ export interface Position {
   readonly sequence: number;
 }
 
+/** The same as JSON has it. */
+export interface StoredPosition {
+  readonly storedNs: string;
+  readonly sequence: number;
+}
+
+export const storedPosition = (
+  position: Position | undefined,
+): { readonly position?: StoredPosition } =>
+  position === undefined
+    ? {}
+    : { position: { storedNs: String(position.storedNs), sequence: position.sequence } };
+
+export const positionOf = (stored: StoredPosition | undefined): Position | undefined =>
+  stored && { storedNs: BigInt(stored.storedNs), sequence: stored.sequence };
+
 export const isBefore = (one: Position, other: Position): boolean =>
   one.storedNs === other.storedNs ? one.sequence < other.sequence : one.storedNs < other.storedNs;
 
@@ -87,6 +103,10 @@ export class Outcomes {
     const error = fromErrorBody(body);
     if (error !== null) return { error };
     return typeof body === 'object' && body !== null ? { answer: body } : undefined;
+  }
+
+  knows(operation: RememberedOperation, requestId: string | undefined): boolean {
+    return requestId !== undefined && this.#places.has(keyOf(operation, requestId));
   }
 
   /** Remembers what a request came to. What the disk refuses is reported, and not remembered. */

@@ -23,8 +23,10 @@ import {
   isBefore,
   type Outcomes,
   type Position,
+  positionOf,
   type Remembered,
   type RememberedOperation,
+  type StoredPosition,
 } from './outcomes.ts';
 import type { Turns } from './turns.ts';
 import type { Updates } from './updates.ts';
@@ -64,17 +66,48 @@ export class Requests {
     this.#options = options;
   }
 
+  /**
+   * Remembers what an earlier agent of this host has done and died before it remembered: whoever asks again is to hear
+   * of that, and nothing is done twice.
+   */
+  resume(): void {
+    const { journal, outcomes } = this.#options;
+    for (const { id, request, attachment, announce: untold, detach } of journal.values()) {
+      if (untold !== undefined && attachment !== undefined) {
+        const { requestId: _, ...content } = request;
+        const answer = { attachment, replayed: false };
+        keepFirst(outcomes, { operation: 'attach', id, content, ...untold }, answer);
+      }
+      if (detach?.reason === 'requested') {
+        const { generation } = detach;
+        const content = generation === undefined ? { id } : { id, generation };
+        const answer = { detached: true, releasing: true };
+        keepFirst(outcomes, { operation: 'detach', id, content, ...detach }, answer);
+      }
+    }
+  }
+
   attach(request: AttachRequest, call: Call | JobCall): Promise<AttachAnswer> {
     const { attachments } = this.#options;
     return this.#run('attach', request, call, attachAnswerSchema, {
       work: (identified) => attachments.attach(identified, call),
-      again: (identified, first) =>
-        this.#lives(first) ? attachments.attach(identified, call) : { ...first, replayed: true },
+      again: async (identified, first) => {
+        const before = { ...first, replayed: true };
+        if (!this.#lives(first)) return before;
+        try {
+          return await attachments.attach(identified, call);
+        } catch (error) {
+          // After a reboot the same lease may hold what another request has made of it.
+          if (error instanceof VoltError && error.code === 'ALREADY_ATTACHED') return before;
+          throw error;
+        }
+      },
     });
   }
 
-  detach(request: DetachRequest, call: Call | JobCall): Promise<DetachAnswer> {
+  detach(request: DetachRequest, asked: Call | JobCall): Promise<DetachAnswer> {
     const { attachments } = this.#options;
+    const call = 'isLast' in asked ? asked : { ...asked, position: now() };
     return this.#run('detach', request, call, detachAnswerSchema, {
       work: (identified) => attachments.detach(identified, call),
       again: (_, first) => first,
@@ -107,10 +140,15 @@ export class Requests {
       await detaches.finished(id, call.deadline);
       // One that found another under way, or nothing, has ended nothing itself.
       if (record?.detach?.requestId === requestId) return;
+      const { detached, releasing } = detachAnswerSchema.parse(answer);
+      // A lease without a record has been told of.
+      if (detached && !releasing) return;
       const body = { id, host, state: 'detached', reason: 'absent' };
       events.add({ ...own, type: 'detached', network: '-', body });
-    } else if ('replayed' in answer && answer.replayed === true && record?.attachment) {
-      const { attachment } = record;
+    } else if (operation === 'attach') {
+      const { attachment, replayed } = attachAnswerSchema.parse(answer);
+      // What has ended since, or is another by now, is nothing to follow any more.
+      if (!replayed || record?.generation !== attachment.generation) return;
       events.add({ ...own, type: 'attached', network: attachment.network, body: attachment });
     }
   }
@@ -138,13 +176,13 @@ export class Requests {
     const { turns, outcomes } = this.#options;
     const { requestId, ...content } = request;
     const identified = { ...request, requestId: requestId ?? randomUUID() };
-    const job = 'position' in call ? call : undefined;
+    const job = 'isLast' in call ? call : undefined;
     const asked: Asked = {
       operation,
       id: request.id,
       requestId,
       content,
-      position: job?.position ?? (operation === 'detach' ? now() : undefined),
+      position: call.position,
     };
     return turns.take(request.id, call.deadline, async () => {
       let known: Remembered | undefined;
@@ -209,6 +247,17 @@ export class Requests {
       body: { ...toErrorBody(error), operation, request },
     });
   }
+}
+
+function keepFirst(
+  outcomes: Outcomes,
+  asked: Omit<Asked, 'position'> & { readonly position?: StoredPosition },
+  answer: object,
+): void {
+  const position = positionOf(asked.position);
+  const { operation, id, requestId, content } = asked;
+  if (outcomes.knows(operation, requestId)) return;
+  outcomes.keep({ operation, id, requestId, content, position }, { answer });
 }
 
 const NS_PER_MS = 1_000_000n;

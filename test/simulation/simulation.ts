@@ -465,12 +465,17 @@ class Simulation {
 
   /** One id stands for one outcome. */
   #sameEvent(first: StoredEvent, second: StoredEvent): void {
-    if (first.type === second.type && (first.type !== 'attached' || generationOf(first) === generationOf(second))) return;
-    this.#broken.push(`event ${first.id} of ${first.subject}: ${first.type}, then ${second.type}`);
+    const [was, is] = [eventSummary(first), eventSummary(second)];
+    if (was !== is) this.#broken.push(`one event of ${first.subject}: ${was}, then ${is}`);
   }
 }
 
-const generationOf = ({ body }: StoredEvent): unknown => body['generation'];
+/** What of an event must be the same each time. */
+function eventSummary({ type, body }: StoredEvent): string {
+  const { requestId, generation, error } = body;
+  const code = (error as { code: string } | undefined)?.code ?? '';
+  return `${type} ${String(requestId)} ${type === 'attached' ? String(generation) : code}`;
+}
 
 /** What of an answer must be the same each time. */
 function summary(answer: Readonly<globalThis.Record<string, unknown>>): string {
