@@ -235,7 +235,7 @@ export class Bridged implements NetworkType {
   detach(record: AttachmentRecord): RemovingDevice {
     const { kernel, removal, firewall } = this.#options;
     const link = linkOfRecord(kernel, record);
-    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link, record);
     // The port is down by now.
     firewall.remove(portOwner(record.id));
     if (link?.master !== undefined) this.#forgetNeighbours(link.master, record);

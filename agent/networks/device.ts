@@ -31,15 +31,24 @@ export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | n
 }
 
 /** Takes a device out of use: down, its name free; `removal` deletes it. Success when it is gone already. */
-export function retire(kernel: Kernel, removal: Removal, link: Link): RemovingDevice {
-  if (!putAway(kernel, link)) return NOTHING_TO_REMOVE;
-  return { removed: removal.delete({ index: link.index, alias: link.alias }) };
+export function retire(
+  kernel: Kernel,
+  removal: Removal,
+  link: Link,
+  record: AttachmentRecord,
+): RemovingDevice {
+  if (!putAway(kernel, link, record)) return NOTHING_TO_REMOVE;
+  return { removed: removal.delete({ index: link.index, alias: link.alias ?? tagOf(record) }) };
 }
 
-/** The first half of `retire`; false when it is gone already. Kernels before 6.2 rename only what is down. */
-export function putAway(kernel: Kernel, link: Link): boolean {
+/**
+ * The first half of `retire`; false when it is gone already. What an agent did not come to tag is tagged now: without
+ * its name nobody would know it, should this agent die as well. Kernels before 6.2 rename only what is down.
+ */
+export function putAway(kernel: Kernel, link: Link, record: AttachmentRecord): boolean {
+  const alias = link.alias ?? tagOf(record);
   try {
-    kernel.links.set(link, { up: false });
+    kernel.links.set(link, { up: false, alias });
     kernel.links.set(link, { name: `vdel${link.index}` });
     return true;
   } catch (error) {
@@ -47,6 +56,8 @@ export function putAway(kernel: Kernel, link: Link): boolean {
     return false;
   }
 }
+
+const tagOf = ({ id, generation = 0 }: AttachmentRecord): string => deviceTag({ id, generation });
 
 /** Gives a device of ours back what its attachment says of it, in one message; down first, to be renamed. */
 export function mendLink(

@@ -54,7 +54,7 @@ export class NamespacedMacvlans {
   detach(record: AttachmentRecord): RemovingDevice {
     using scope = new DisposableStack();
     const found = find(record, scope);
-    if (found === null || !putAway(found.kernel, found.link)) return NOTHING_TO_REMOVE;
+    if (found === null || !putAway(found.kernel, found.link, record)) return NOTHING_TO_REMOVE;
     const { kernel, link } = found;
     const open = scope.move();
     const removed = this.#deleting.then(() => kernel.links.deleteAsync(link));

@@ -141,7 +141,7 @@ export class Macvtap implements NetworkType {
     if (record.request.kind === 'container') return this.#macvlans.detach(record);
     const { kernel, removal } = this.#options;
     const link = linkOfRecord(kernel, record);
-    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link);
+    const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link, record);
     this.#options.firewall.remove(portOwner(record.id));
     const index = link?.index ?? record.attachment?.device?.ifindex;
     return {

@@ -24,7 +24,6 @@ export interface ModelLink extends SeenLink {
 }
 
 const MTU = 1500;
-const GONE_GROUP = 7;
 
 /** The devices of one host, which outlive its agents and end with a boot, and a network type that makes them. */
 export class ModelKernel {
@@ -102,7 +101,8 @@ export class ModelKernel {
       resume: () => {},
       update: () => {},
       setDown: (record) => {
-        for (const link of this.#linksOf(record)) this.#set(life, link, { up: false });
+        const link = this.#linkOf(record);
+        if (link !== undefined) this.#set(life, link, { up: false });
       },
       mend: (attachment) => {
         const link = this.links.get(attachment.device?.ifindex ?? 0);
@@ -151,13 +151,12 @@ export class ModelKernel {
 
   #detach(life: Life, record: AttachmentRecord): { removed: Promise<void> } {
     if (life.dead) return { removed: NEVER };
-    const links = this.#mistake === 'no-detach' ? [] : this.#linksOf(record);
-    for (const link of links) {
-      const name = `vdel${link.index}`;
-      this.#set(life, link, { up: false, name, group: GONE_GROUP });
-    }
+    const link = this.#mistake === 'no-detach' ? undefined : this.#linkOf(record);
+    if (link === undefined) return { removed: Promise.resolve() };
+    const { id, generation = 0 } = record;
+    const alias = link.alias ?? deviceTag({ id, generation });
+    this.#set(life, link, { up: false, name: `vdel${link.index}`, alias });
     life.killPoint();
-    if (links.length === 0) return { removed: Promise.resolve() };
     const { chance } = this.#clock;
     const removed = new Promise<void>((resolve, reject) => {
       this.#clock.after(chance.between(0, 30), life, () => {
@@ -165,7 +164,7 @@ export class ModelKernel {
           reject(refusalOf('RTM_DELLINK', record.deviceName, 'EBUSY'));
           return;
         }
-        for (const { index } of links) this.links.delete(index);
+        this.links.delete(link.index);
         life.killPoint();
         resolve();
       });
@@ -181,11 +180,14 @@ export class ModelKernel {
     return link.up ? [] : [{ id, what: 'device.up', expected: true, observed: false }];
   }
 
-  /** Tagged as the attachment's, or what its open intent made and did not come to tag. */
-  #linksOf({ id, deviceName }: AttachmentRecord): ModelLink[] {
-    return [...this.links.values()].filter(
+  /** As the network types find it: by index, else by name. */
+  #linkOf({ id, deviceName, attachment }: AttachmentRecord): ModelLink | undefined {
+    const known = this.links.get(attachment?.device?.ifindex ?? 0);
+    if (attachment !== undefined && known?.alias === deviceTag(attachment)) return known;
+    return [...this.links.values()].find(
       ({ alias, name, group }) =>
-        isTagOf(alias, id) || (alias === undefined && name === deviceName && group === DEVICE_GROUP),
+        name === deviceName &&
+        (isTagOf(alias, id) || (alias === undefined && group === DEVICE_GROUP)),
     );
   }
 
