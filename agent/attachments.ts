@@ -135,6 +135,7 @@ export class Attachments {
         contentKey: key,
         createdAt: new Date().toISOString(),
         bootId: this.#options.bootId,
+        seenGeneration: this.#options.witness.seen.generation,
         deviceName: checked.deviceName,
         network: withoutAddresses(revised.network),
         ...(identity !== undefined && { namespaceIdentity: identity }),

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { announce } from './announce.ts';
-import type { EventLog } from './events.ts';
+import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
@@ -78,8 +78,9 @@ export class Detaches {
     for (let waitMs = RETRY_FIRST_MS; !this.#stopped;) {
       try {
         await remove();
-        await this.#release(record);
-        this.#report(record, detach);
+        const ending = await this.#withLease(record);
+        await this.#release(ending);
+        this.#report(ending, detach);
         journal.remove(record.id);
         return;
       } catch (error) {
@@ -90,16 +91,26 @@ export class Detaches {
     }
   }
 
+  /** Of an attach that did not come to its end: which lease it had got, and whether a workload had that before. */
+  async #withLease(record: AttachmentRecord): Promise<AttachmentRecord> {
+    const { ledger, host, journal } = this.#options;
+    const noted = journal.get(record.id);
+    if (record.attachment !== undefined || noted?.kept !== undefined) return noted ?? record;
+    const lease = await ledger.getLease(record.id);
+    if (lease === null || lease.host !== host) return record;
+    const { generation } = lease;
+    const kept = generation <= (record.seenGeneration ?? 0);
+    const ending = { ...record, generation, ...(kept && { kept: lease }) };
+    if (kept) journal.put(ending);
+    return ending;
+  }
+
   async #release(record: AttachmentRecord): Promise<void> {
     const { ledger, host } = this.#options;
-    let { generation } = record;
-    if (generation === undefined) {
-      const lease = await ledger.getLease(record.id);
-      if (lease === null || lease.host !== host) return;
-      ({ generation } = lease);
-    }
+    const { generation } = record;
+    if (generation === undefined) return;
     // Addresses that no workload has ever used need no cool-down.
-    const cool = record.attachment !== undefined;
+    const cool = record.attachment !== undefined || record.kept !== undefined;
     try {
       await ledger.release({ id: record.id, generation, host, cool });
     } catch (error) {
@@ -110,16 +121,19 @@ export class Detaches {
   }
 
   #report(record: AttachmentRecord, detach: DetachIntent): void {
-    const { attachment } = record;
-    if (attachment === undefined) return;
+    const { attachment, kept } = record;
+    const ended = attachment
+      ? { ...attachment, state: 'detached', reason: detach.reason }
+      : kept && endedLease(kept, detach.reason);
+    if (ended === undefined) return;
     this.#options.events.add({
       type: 'detached',
-      network: attachment.network,
+      network: record.request.network,
       subject: record.id,
       operation: 'detach',
       requestId: detach.requestId,
       trace: detach,
-      body: { ...attachment, state: 'detached', reason: detach.reason },
+      body: ended,
       durationMs: { total: Date.now() - Date.parse(detach.startedAt) },
     });
   }

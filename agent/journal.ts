@@ -9,6 +9,7 @@ import {
 } from '#protocol/attachment.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
 import type { StoredPosition } from './outcomes.ts';
 
@@ -42,6 +43,10 @@ export interface AttachmentRecord {
   /** What the network type found and has to put back (`CheckedAttach.before`). */
   readonly before?: Readonly<Record<string, unknown>>;
   readonly attachment?: Attachment;
+  /** The highest generation that the host had seen before it asked for a lease: what it got is of before, or later. */
+  readonly seenGeneration?: number;
+  /** The lease that the id had before (of a VM, from before a reboot), in an attach that failed. */
+  readonly kept?: Lease;
   /**
    * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in
    * between leaves it to the next.
