@@ -71,7 +71,7 @@ export class Agent {
     this.#ledger = ledger;
     const { host, runtimeDir, stateDir, subjectPrefix } = config;
     const { machineId, bootId } = machine;
-    this.#journal = new Journal(runtimeDir);
+    this.#journal = new Journal({ runtimeDir, stateDir, bootId, log });
     const journal = this.#journal;
     this.#witness = new Witness({ stateDir, log });
     const witness = this.#witness;
@@ -227,7 +227,7 @@ export class Agent {
 
   /** Returns when the socket is open. NATS and Redis are connected to in the background. */
   start(): void {
-    this.#journal.load(this.#log);
+    this.#journal.load();
     this.#outcomes.load();
     this.#witness.load();
     for (const { generation = 0 } of this.#journal.values()) {

@@ -28,7 +28,7 @@ export interface HoldingsOptions {
 /** Ids of leases, of which an event names so many. */
 const MAX_NAMED = 100;
 
-/** Leases of before: what became of those without a record. */
+/** Ids of leases of before a reboot that stay, and of those that end, or have been found without a record. */
 export interface Settled {
   readonly kept: readonly string[];
   readonly released: readonly string[];
@@ -112,7 +112,7 @@ export class Holdings {
    * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise. Where a device
    * of ours stands all the same, the record was lost and the workload may live: then nothing is touched.
    */
-  async settle(): Promise<Settled> {
+  async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
     const { host, bootId, onReboot, ledger, journal, log } = this.#options;
     let devices: ReadonlyMap<string, string> | undefined;
     const kept: string[] = [];
@@ -122,7 +122,12 @@ export class Holdings {
       const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
       for (const lease of page.leases) {
         const { id, kind } = lease;
-        if (journal.get(id) !== undefined) continue;
+        if (journal.get(id) !== undefined) {
+          // Made again, or detached, by reconcile.
+          const before = afterReboot && lease.bootId !== bootId;
+          if (before) (onReboot === 'recreate' ? kept : released).push(id);
+          continue;
+        }
         devices ??= this.#options.taggedDevices();
         const device = devices.get(id);
         if (device !== undefined) {

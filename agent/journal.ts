@@ -79,33 +79,35 @@ export interface DetachIntent {
 /**
  * The records of this host: a map in memory, one readable JSON file per attachment behind it, replaced by
  * rename so that a reader and a crash see the old or the new one. The folder is on tmpfs: no fsync.
+ *
+ * The runtime folder goes with a reboot; a VM's record has a copy in the state folder, from which the next boot makes
+ * its device again. A copy that a power cut or a full disk has cost leaves the lease, which waits for the next attach.
  */
 export class Journal {
   readonly #folder: string;
+  readonly #copies: string;
+  readonly #bootId: string;
+  readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
   readonly #deviceNames = new Set<string>();
 
-  constructor(runtimeDir: string) {
-    this.#folder = join(runtimeDir, 'attachments');
+  constructor(options: { runtimeDir: string; stateDir: string; bootId: string; log: Log }) {
+    this.#folder = join(options.runtimeDir, 'attachments');
+    this.#copies = join(options.stateDir, 'attachments');
+    this.#bootId = options.bootId;
+    this.#log = options.log;
   }
 
-  /** Reads the folder. Files that cannot be read as records are set aside under `corrupt/` and reported. */
-  load(log: Log): void {
-    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
-    for (const name of readdirSync(this.#folder)) {
-      const path = join(this.#folder, name);
-      if (name.endsWith('.tmp')) {
-        rmSync(path, { force: true });
-      } else if (name.endsWith('.json')) {
-        try {
-          const record = parseRecord(readFileSync(path, 'utf8'));
-          if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
-          this.#keep(record);
-        } catch (error) {
-          this.#setAside(name);
-          log.error({ file: path, error: String(error) }, 'record set aside: it cannot be read');
-        }
-      }
+  /** Reads the folders. Files that cannot be read as records are set aside under `corrupt/` and reported. */
+  load(): void {
+    for (const record of this.#readAll(this.#folder)) {
+      this.#keep(record);
+      this.#copy(record);
+    }
+    for (const record of this.#readAll(this.#copies)) {
+      if (this.#records.has(record.id)) continue;
+      if (record.bootId === this.#bootId) this.#removeCopy(record.id);
+      else this.put(record);
     }
   }
 
@@ -123,16 +125,39 @@ export class Journal {
   }
 
   put(record: AttachmentRecord): void {
-    const path = join(this.#folder, `${record.id}.json`);
-    const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
-    writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
-    renameSync(`${path}.tmp`, path);
+    write(this.#folder, record);
     this.#keep(record);
+    this.#copy(record);
   }
 
   remove(id: string): void {
+    this.#removeCopy(id);
     rmSync(join(this.#folder, `${id}.json`), { force: true });
     this.#forget(id);
+  }
+
+  #readAll(folder: string): AttachmentRecord[] {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const records: AttachmentRecord[] = [];
+    for (const name of readdirSync(folder)) {
+      const path = join(folder, name);
+      if (name.endsWith('.tmp')) {
+        rmSync(path, { force: true });
+      } else if (name.endsWith('.json')) {
+        try {
+          const record = parseRecord(readFileSync(path, 'utf8'));
+          if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
+          records.push(record);
+        } catch (error) {
+          setAside(folder, name);
+          this.#log.error(
+            { file: path, error: String(error) },
+            'record set aside: it cannot be read',
+          );
+        }
+      }
+    }
+    return records;
   }
 
   #keep(record: AttachmentRecord): void {
@@ -147,11 +172,32 @@ export class Journal {
     this.#records.delete(id);
   }
 
-  #setAside(name: string): void {
-    const corrupt = join(this.#folder, 'corrupt');
-    mkdirSync(corrupt, { recursive: true, mode: 0o700 });
-    renameSync(join(this.#folder, name), join(corrupt, name));
+  /** An attach that has not come to its end has nothing to be made again. */
+  #copy(record: AttachmentRecord): void {
+    if (record.request.kind !== 'vm' || record.state === 'attaching') return;
+    try {
+      write(this.#copies, record);
+    } catch (error) {
+      this.#log.error({ id: record.id, error: String(error) }, 'no copy of a record for a reboot');
+    }
   }
+
+  #removeCopy(id: string): void {
+    rmSync(join(this.#copies, `${id}.json`), { force: true });
+  }
+}
+
+function write(folder: string, record: AttachmentRecord): void {
+  const path = join(folder, `${record.id}.json`);
+  const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
+  writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
+  renameSync(`${path}.tmp`, path);
+}
+
+function setAside(folder: string, name: string): void {
+  const corrupt = join(folder, 'corrupt');
+  mkdirSync(corrupt, { recursive: true, mode: 0o700 });
+  renameSync(join(folder, name), join(corrupt, name));
 }
 
 const STATES: ReadonlySet<unknown> = new Set(ATTACHMENT_STATES);

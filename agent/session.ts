@@ -214,7 +214,7 @@ export class Session {
     this.#settled = epoch;
     const arrival = this.#arrival;
     this.#arrival = undefined;
-    const settling = this.#options.holdings.settle().then(
+    const settling = this.#options.holdings.settle({ rebooted: arrival?.rebooted === true }).then(
       (settled) => this.#tellArrival(arrival, settled),
       (error: unknown) => {
         // The next heartbeat tries it again.

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
@@ -311,17 +311,29 @@ describe('after a reboot', () => {
       kept,
       released: ended,
     });
-    const told = await eventsOf(fleet, 'detached');
-    expect(
-      told.map(({ subject, body }) => `${subject}: ${String(body['reason'])}`).toSorted(),
-    ).toEqual(ended.map((id) => `${id}: reboot`));
+    const isMade = (): boolean =>
+      (JSON.parse(execFileSync('ip', ['-j', 'link'], { encoding: 'utf8' })) as { ifname: string }[])
+        .map(({ ifname }) => ifname)
+        .includes('tap-machine');
+    await until('what is kept has its device', () => isMade() === kept.includes('machine'));
+    await until('what ended is told', async () => {
+      const told = await eventsOf(fleet, 'detached');
+      const reasons = told.map(({ subject, body }) => `${subject}: ${String(body['reason'])}`);
+      expect(reasons.toSorted()).toEqual(ended.map((id) => `${id}: reboot`));
+      return true;
+    });
     const ledger = await ledgerOf();
     const { leases } = await ledger.listLeases({});
     expect(leases.map(({ id }) => id)).toEqual(kept);
     if (kept.length === 0) return;
-    // The VM starts again: its address is the one it had.
+    // The VM starts again: it has what it had.
     const again = await fleet.client.attach('h1', vm('machine'));
-    expect(addressOf(again.attachment)).toBe(addressOf(machine.attachment));
+    expect(again.replayed).toBe(true);
+    expect({ ...again.attachment, device: null }).toEqual({ ...machine.attachment, device: null });
+    // What has ended does not come back with the next reboot.
+    await fleet.client.detach('h1', { id: 'machine' });
+    await until('it has ended', async () => (await ledger.listLeases({})).leases.length === 0);
+    expect(readdirSync(join(fleet.agent('h1').stateDir, 'attachments'))).toEqual([]);
   });
 });
 

@@ -215,7 +215,9 @@ export class ModelBus {
     this.events.push(stored);
     const { generation = '', reason = '', error } = body;
     const code = (error as { code?: string } | undefined)?.code ?? '';
-    this.#clock.note(`event ${host} ${type} ${subject} ${String(generation)} ${String(reason)}${code}`);
+    this.#clock.note(
+      `event ${host} ${type} ${subject} ${String(generation)} ${String(reason)}${code}`,
+    );
   }
 
   /** The event that ended a request. */

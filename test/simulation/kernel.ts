@@ -64,12 +64,17 @@ export class ModelKernel {
       names: new Map([...this.links.values()].map((link) => [link.name, link])),
       addresses: new Map(),
       namespaces: new Map(),
+      inside: new Map(),
+      limits: new Map(),
+      redirects: new Map(),
+      settings: new Map(),
     });
     return {
       networkTypes: { bridged: this.#networkType(life) },
       firewall: {
         start: () => {},
         restore: () => false,
+        onRestored: () => {},
         problem: undefined,
         [Symbol.dispose]: () => {},
       },

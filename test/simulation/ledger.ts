@@ -175,7 +175,8 @@ export class ModelLedger {
     if (lease === undefined) return 'absent';
     if (this.#mistake !== 'no-compare') {
       if (lease.host !== host) throw new VoltError('WRONG_HOST', `${id} is on ${lease.host}`);
-      if (lease.generation !== generation) throw new VoltError('STALE_GENERATION', `${id} is later`);
+      if (lease.generation !== generation)
+        throw new VoltError('STALE_GENERATION', `${id} is later`);
     }
     this.leases.delete(id);
     for (const address of cool ? lease.addresses : []) {

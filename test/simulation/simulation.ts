@@ -10,7 +10,13 @@ import { loadConfig } from '#agent/config.ts';
 import { taggedId } from '#agent/networks/network.ts';
 import type { SeqpacketServer } from '#native/unix.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import { type BusMistake, ModelBus, type Operation, type Request, type StoredEvent } from './bus.ts';
+import {
+  type BusMistake,
+  ModelBus,
+  type Operation,
+  type Request,
+  type StoredEvent,
+} from './bus.ts';
 import { Clock as ModelClock } from './clock.ts';
 import { type KernelMistake, ModelKernel } from './kernel.ts';
 import { type LedgerMistake, ModelLedger } from './ledger.ts';
@@ -273,7 +279,15 @@ class Simulation {
   #mishap(): void {
     const { chance, world } = this.clock;
     const host = chance.pick(this.#hosts);
-    const what = chance.pick(['kill', 'kill', 'restart', 'reboot', 'ledger', 'bus', 'device'] as const);
+    const what = chance.pick([
+      'kill',
+      'kill',
+      'restart',
+      'reboot',
+      'ledger',
+      'bus',
+      'device',
+    ] as const);
     if (what === 'kill') this.#kill(host, 'waiting');
     else if (what === 'restart') this.#restart(host);
     else if (what === 'reboot') this.#reboot(host);
