@@ -49,9 +49,7 @@ export class ModelLedger {
   connect(host: string, life: Life): { readonly ledger: Ledger; readonly back: () => void } {
     const listeners: ((status: Ledger['status']) => void)[] = [];
     const status = (): Ledger['status'] =>
-      this.away.has(host)
-        ? { state: 'connecting', reason: 'away' }
-        : ({ state: 'ready' } as Ledger['status']);
+      this.away.has(host) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
     const call = <T>(work: () => T): Promise<T> => this.#call(host, life, work);
     const face: Partial<Pick<Ledger, keyof Ledger>> = {
       start: () => {
@@ -105,7 +103,7 @@ export class ModelLedger {
             const result = work();
             if (lost !== 'back') end = () => resolve(result);
           } catch (error) {
-            if (lost !== 'back') end = () => reject(error as Error);
+            if (lost !== 'back') end = () => reject(error);
           }
         }
         this.#clock.after(chance.between(0, 4), life, end);
