@@ -17,7 +17,7 @@ import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
 import { type Clock, type Life, NEVER } from './clock.ts';
 
 /** What may be wrong with a network type, to see that a simulation finds it. */
-export type KernelMistake = 'no-undo' | 'no-detach';
+export type KernelMistake = 'no-detach';
 
 export interface ModelLink extends SeenLink {
   readonly addresses: readonly string[];
@@ -141,11 +141,9 @@ export class ModelKernel {
     const made = { index, name, mac, up: false, mtu: MTU, group: DEVICE_GROUP, kind: 'tun' };
     if (life.dead) throw refusalOf('RTM_NEWLINK', name, 'EINTR');
     this.links.set(index, { ...made, addresses });
-    if (this.#mistake !== 'no-undo') {
-      undo.defer(() => {
-        if (!life.dead) this.links.delete(index);
-      });
-    }
+    undo.defer(() => {
+      if (!life.dead) this.links.delete(index);
+    });
     this.#step(life, 'RTM_SETLINK', name);
     const tagged = { ...made, addresses, alias: deviceTag(lease), up: true };
     if (!life.dead) this.links.set(index, tagged);

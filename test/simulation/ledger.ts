@@ -11,7 +11,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { type Clock, type Life, NEVER } from './clock.ts';
 
 /** What may be wrong with the ledger, to see that a simulation finds it. */
-export type LedgerMistake = 'no-compare' | 'no-owner' | 'address-twice' | 'generation-back';
+export type LedgerMistake = 'no-owner' | 'address-twice' | 'generation-back';
 
 const EPOCH = '1';
 const ADDRESSES = 8;
@@ -171,11 +171,8 @@ export class ModelLedger {
   #release({ id, generation, host, cool }: Parameters<Ledger['release']>[0]) {
     const lease = this.leases.get(id);
     if (lease === undefined) return 'absent';
-    if (this.#mistake !== 'no-compare') {
-      if (lease.host !== host) throw new VoltError('WRONG_HOST', `${id} is on ${lease.host}`);
-      if (lease.generation !== generation)
-        throw new VoltError('STALE_GENERATION', `${id} is later`);
-    }
+    if (lease.host !== host) throw new VoltError('WRONG_HOST', `${id} is on ${lease.host}`);
+    if (lease.generation !== generation) throw new VoltError('STALE_GENERATION', `${id} is later`);
     this.leases.delete(id);
     for (const address of cool ? lease.addresses : []) {
       const rest = { atMs: this.#clock.dateMs, by: lease.workload };

@@ -5,11 +5,9 @@ const HISTORIES = 200;
 /** In so few histories a mistake is found. */
 const FEW = 60;
 const MISTAKES: readonly Mistakes[] = [
-  { ledger: 'no-compare' },
   { ledger: 'no-owner' },
   { ledger: 'address-twice' },
   { ledger: 'generation-back' },
-  { kernel: 'no-undo' },
   { kernel: 'no-detach' },
   { bus: 'event-lost' },
 ];
@@ -22,9 +20,13 @@ test(`${HISTORIES} histories of three agents keep what the contract promises`, a
   for (let seed = 1; seed <= HISTORIES; seed += 1) await simulate(seed);
 }, 60_000);
 
-test.each(MISTAKES)('histories find the mistake of %o', async (mistakes) => {
-  const all = async (): Promise<void> => {
-    for (let seed = 1; seed <= FEW; seed += 1) await simulate(seed, mistakes);
-  };
-  await expect(all()).rejects.toThrow('seed');
-}, 60_000);
+test.each(MISTAKES)(
+  'histories find the mistake of %o',
+  async (mistakes) => {
+    const all = async (): Promise<void> => {
+      for (let seed = 1; seed <= FEW; seed += 1) await simulate(seed, mistakes);
+    };
+    await expect(all()).rejects.toThrow('seed');
+  },
+  60_000,
+);
