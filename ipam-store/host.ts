@@ -165,8 +165,9 @@ export interface LeaseOutcome {
   readonly generation: number;
   /**
    * `kept`: the ledger has it. `restored`: it has it now; `displaced` is an older lease that was in its way.
-   * `fenced`: `holder` is later, and this one has ended. `misplaced`: its network is not there, or is without its
-   * address.
+   * `fenced`: `holder` is later, and this one has ended. `misplaced`: its network is not there
+   * (`reason` UNKNOWN_NETWORK), does not give out its address (ADDRESS_OUT_OF_RANGE: outside, the gateway, excluded),
+   * or has reserved that for another workload (ADDRESS_IN_USE).
    */
   readonly outcome: 'kept' | 'restored' | 'fenced' | 'misplaced';
   readonly holder?: Holder;

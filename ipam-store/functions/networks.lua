@@ -77,13 +77,18 @@ local function set_family(root, name, family, rules, now)
   redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name)
   unearth(root, name, family, rules.first, rules.last)
   set_allowed(root, name, family, rules.allowed)
-  local reserved = {}
-  for address in pairs(rules.reserved) do
+  local reserved, owners, forbidden = {}, {}, {}
+  for address, workload in pairs(rules.reserved) do
     table.insert(reserved, cjson.encode(address))
+    table.insert(owners, cjson.encode(workload))
+  end
+  for _, range in ipairs(rules.forbidden) do
+    table.insert(forbidden, cjson.encode({ range[1], range[2] }))
   end
   redis.call('HSET', key, 'family:' .. family, string.format(
-    '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%s}',
-    rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved)))
+    '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%s,"owners":%s,"forbidden":%s}',
+    rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved),
+    json_list(owners), json_list(forbidden)))
 end
 
 -- What forbids this definition: a neighbour, or a lease.

@@ -25,6 +25,25 @@ local function in_the_way(root, lease)
   return found
 end
 
+-- Why a workload cannot have an address of a family by its rules. Those that an earlier library has stored say
+-- nothing of owners and of what is forbidden.
+local function barred(rules, address, workload)
+  if address < rules.first or address > rules.last then
+    return 'ADDRESS_OUT_OF_RANGE'
+  end
+  for _, range in ipairs(rules.forbidden or {}) do
+    if address >= range[1] and address <= range[2] then
+      return 'ADDRESS_OUT_OF_RANGE'
+    end
+  end
+  for index, owner in ipairs(rules.owners or {}) do
+    if rules.reserved[index] == address and owner ~= workload then
+      return 'ADDRESS_IN_USE'
+    end
+  end
+  return nil
+end
+
 -- Why a lease cannot be in the network that it names.
 local function misplaced(root, lease)
   local key = network_key(root, lease.network)
@@ -33,9 +52,12 @@ local function misplaced(root, lease)
   end
   for family, address in pairs(lease.hex) do
     local rules = redis.call('HGET', key, 'family:' .. family)
-    rules = rules and cjson.decode(rules)
-    if not rules or address < rules.first or address > rules.last then
+    if not rules then
       return 'ADDRESS_OUT_OF_RANGE'
+    end
+    local wrong = barred(cjson.decode(rules), address, lease.workload)
+    if wrong then
+      return wrong
     end
   end
   return nil

@@ -358,6 +358,25 @@ describe('what a host re-asserts', () => {
     ]);
   });
 
+  test.each([
+    ['the gateway', { gateway: '10.42.0.9' }, 'ADDRESS_OUT_OF_RANGE'],
+    ['excluded', { exclude: ['10.42.0.8/31'] }, 'ADDRESS_OUT_OF_RANGE'],
+    ['reserved for another', { reservations: { other: '10.42.0.9' } }, 'ADDRESS_IN_USE'],
+  ])('whose address is %s by now is not restored', async (_, change, reason) => {
+    const { revision } = record;
+    const ask = { addresses: ['10.42.0.9'] };
+    await two.acquire(record, 'a', ask);
+    await forgetMemory(store.raw);
+    await one.beat();
+    await store.ledger.forgetHost('h2');
+    await one.turn();
+    await put(store.ledger, { ...record.network, ...change }, revision);
+    const { epoch } = await two.beat();
+    const { leases } = await two.reassert(epoch);
+    expect(leases).toMatchObject([{ id: 'a', outcome: 'misplaced', reason }]);
+    expect((await store.ledger.listLeases({})).leases).toEqual([]);
+  });
+
   test('is not taken from a host, or for an epoch, that is not heard', async () => {
     const session = { host: 'h1', machineId: 'machine-h1', epoch: '1' };
     const nothing = { networks: [], leases: [] };

@@ -138,7 +138,13 @@ export class Model {
     if (taken) return 'fenced';
     const record = this.networks.get(lease.network);
     const views = record === undefined ? [] : viewsOf(record.network);
-    const placed = addresses.every((address) => views.some(({ all }) => all.includes(address)));
+    const placed = addresses.every((address) =>
+      views.some(
+        ({ assignable, reserved }) =>
+          assignable.includes(address) &&
+          (reserved.get(address) ?? lease.workload) === lease.workload,
+      ),
+    );
     if (record === undefined || !placed) return 'misplaced';
     for (const address of addresses) this.rests.delete(address);
     const expiresAtMs = lease.expiresAt === undefined ? undefined : Date.parse(lease.expiresAt);
