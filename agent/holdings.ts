@@ -115,19 +115,16 @@ export class Holdings {
   async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
     const { host, bootId, onReboot, ledger, journal, log } = this.#options;
     let devices: ReadonlyMap<string, string> | undefined;
-    const kept: string[] = [];
-    const released: string[] = [];
+    // Those with a record reconcile makes again, or detaches.
+    const before = afterReboot ? journal.ofEarlierBoot : [];
+    const kept = onReboot === 'recreate' ? [...before] : [];
+    const released = onReboot === 'recreate' ? [] : [...before];
     let cursor: string | undefined;
     do {
       const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
       for (const lease of page.leases) {
         const { id, kind } = lease;
-        if (journal.get(id) !== undefined) {
-          // Made again, or detached, by reconcile.
-          const before = afterReboot && lease.bootId !== bootId;
-          if (before) (onReboot === 'recreate' ? kept : released).push(id);
-          continue;
-        }
+        if (journal.get(id) !== undefined) continue;
         devices ??= this.#options.taggedDevices();
         const device = devices.get(id);
         if (device !== undefined) {

@@ -90,6 +90,8 @@ export class Journal {
   readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
   readonly #deviceNames = new Set<string>();
+  /** Ids of the VMs that were attached before a reboot, as `load` found them. */
+  ofEarlierBoot: readonly string[] = [];
 
   constructor(options: { runtimeDir: string; stateDir: string; bootId: string; log: Log }) {
     this.#folder = join(options.runtimeDir, 'attachments');
@@ -109,6 +111,11 @@ export class Journal {
       if (record.bootId === this.#bootId) this.#removeCopy(record.id);
       else this.put(record);
     }
+    this.ofEarlierBoot = this.values()
+      .filter(({ state, request, bootId }) => {
+        return state === 'attached' && request.kind === 'vm' && bootId !== this.#bootId;
+      })
+      .map(({ id }) => id);
   }
 
   get(id: string): AttachmentRecord | undefined {

@@ -78,8 +78,8 @@ mistake('a failed release that is not retried, by this agent or the next', {
       patches: [
         {
           file: 'agent/detaches.ts',
-          right: 'await this.#release(record);',
-          wrong: 'await this.#release(record).catch(() => {});',
+          right: 'await this.#release(ending);',
+          wrong: 'await this.#release(ending).catch(() => {});',
         },
         WITHOUT_SETTLING,
       ],
@@ -89,8 +89,8 @@ mistake('a failed release that is not retried, by this agent or the next', {
       patches: [
         {
           file: 'agent/detaches.ts',
-          right: '        await this.#release(record);',
-          wrong: '        journal.remove(record.id);\n        await this.#release(record);',
+          right: '        await this.#release(ending);',
+          wrong: '        journal.remove(record.id);\n        await this.#release(ending);',
         },
         WITHOUT_SETTLING,
       ],
