@@ -92,14 +92,16 @@ export class Detaches {
   }
 
   /** Of an attach that did not come to its end: which lease it had got, and whether a workload had that before. */
-  async #withLease(record: AttachmentRecord): Promise<AttachmentRecord> {
+  async #withLease(began: AttachmentRecord): Promise<AttachmentRecord> {
     const { ledger, host, journal } = this.#options;
-    const noted = journal.get(record.id);
-    if (record.attachment !== undefined || noted?.kept !== undefined) return noted ?? record;
+    const record = journal.get(began.id) ?? began;
+    const { attachment } = record;
+    const known = attachment !== undefined && record.generation !== undefined;
+    if (known || record.kept !== undefined) return record;
     const lease = await ledger.getLease(record.id);
     if (lease === null || lease.host !== host) return record;
     const { generation } = lease;
-    const kept = generation <= (record.seenGeneration ?? 0);
+    const kept = attachment === undefined && generation <= (record.seenGeneration ?? 0);
     const ending = { ...record, generation, ...(kept && { kept: lease }) };
     if (kept) journal.put(ending);
     return ending;
