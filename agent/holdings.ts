@@ -110,7 +110,8 @@ export class Holdings {
   /**
    * Leases of this host without a record are of before a reboot, or leaked. Those of containers end, since their
    * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise. Where a device
-   * of ours stands all the same, the record was lost and the workload may live: then nothing is touched.
+   * of ours stands all the same, the record was lost and the workload may live: then nothing is touched. `rebooted`: this
+   * host has just come back from a reboot, and the VMs that it has records of are named, too.
    */
   async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
     const { host, bootId, onReboot, ledger, journal, log } = this.#options;
