@@ -23,6 +23,10 @@ export class Turns {
     const { promise: done, resolve } = Promise.withResolvers<void>();
     const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
     this.#last.set(id, turn);
+    // Not before those in front have ended: of one that gives up, the next must not overtake them.
+    void turn.then(() => {
+      if (this.#last.get(id) === turn) this.#last.delete(id);
+    });
     try {
       if (previous !== undefined) {
         this.#waits(id, 1);
@@ -33,7 +37,6 @@ export class Turns {
       return await work();
     } finally {
       resolve();
-      if (this.#last.get(id) === turn) this.#last.delete(id);
     }
   }
 

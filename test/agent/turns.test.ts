@@ -40,6 +40,22 @@ test('past sixty-four that wait for an id one is refused, and the order of the o
   await turns.take('a', soon(), async () => {});
 });
 
+test('where the last that waits gives up, the next still waits for the work under way', async () => {
+  const turns = new Turns();
+  const { promise: held, resolve: letGo } = Promise.withResolvers<void>();
+  let ended = false;
+  const first = turns.take('a', soon(), async () => {
+    await held;
+    ended = true;
+  });
+  const late = turns.take('a', performance.now() + 10, async () => {});
+  await expect(late).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+  const next = turns.take('a', soon(), async () => ended);
+  letGo();
+  await first;
+  expect(await next).toBe(true);
+});
+
 test('one whose deadline passes while it waits does nothing, and holds up nobody', async () => {
   const turns = new Turns();
   const { promise: held, resolve: letGo } = Promise.withResolvers<void>();
