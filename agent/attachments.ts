@@ -123,7 +123,10 @@ export class Attachments {
       const held = this.#options.journal.get(request.id);
       // First, since a repeat needs no ledger.
       const replayed = held && (await this.#repeat(held, request, key, call.deadline));
-      if (replayed !== undefined) return replayed;
+      if (replayed !== undefined) {
+        if (call.position !== undefined) this.#announceRepeat(request, call);
+        return replayed;
+      }
       const revised = await this.#network(request.network, call.deadline);
       const type = this.#networkType(revised.network.type);
       using checked = type.check(request, revised.network);
@@ -263,6 +266,17 @@ export class Attachments {
       await this.#options.detaches.finished(record.id, call.deadline).catch(() => {});
       throw error;
     }
+  }
+
+  /** Each job has an event of its own, also one that finds what it asks for: to be told as soon as it is remembered. */
+  #announceRepeat(request: Making['request'], { position, trace }: Call): void {
+    const { journal } = this.#options;
+    announce(this.#options, request.id);
+    const held = journal.get(request.id);
+    if (held === undefined) return;
+    const { requestId, ...repeat } = request;
+    const untold = { requestId, ...storedPosition(position), durationMs: {}, ...traceOf(trace) };
+    journal.put({ ...held, announce: { ...untold, repeat } });
   }
 
   /** After the answer: nobody waits for the event. */

@@ -1,5 +1,6 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import {
   type Attachment,
   type AttachRequest,
@@ -60,6 +61,8 @@ export interface Announcement {
   readonly requestId: string;
   readonly position?: StoredPosition;
   readonly durationMs: Readonly<Record<string, number>>;
+  /** The request, where it is not the record's own but a later one that found what it asked for. */
+  readonly repeat?: AttachRequest;
   readonly traceparent?: string;
   readonly tracestate?: string;
 }
@@ -81,7 +84,8 @@ export interface DetachIntent {
  * rename so that a reader and a crash see the old or the new one. The folder is on tmpfs: no fsync.
  *
  * The runtime folder goes with a reboot; a VM's record has a copy in the state folder, from which the next boot makes
- * its device again. A copy that a power cut or a full disk has cost leaves the lease, which waits for the next attach.
+ * its device again, written anew when what it needs is another. A copy that a power cut or a full disk has cost leaves
+ * the lease, which waits for the next attach.
  */
 export class Journal {
   readonly #folder: string;
@@ -89,6 +93,8 @@ export class Journal {
   readonly #bootId: string;
   readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
+  /** What the copy of a record says, for those that have one. */
+  readonly #copied = new Map<string, AttachmentRecord>();
   readonly #deviceNames = new Set<string>();
   /** Ids of the VMs that were attached before a reboot, as `load` found them. */
   ofEarlierBoot: readonly string[] = [];
@@ -102,15 +108,14 @@ export class Journal {
 
   /** Reads the folders. Files that cannot be read as records are set aside under `corrupt/` and reported. */
   load(): void {
-    for (const record of this.#readAll(this.#folder)) {
-      this.#keep(record);
-      this.#copy(record);
-    }
+    for (const record of this.#readAll(this.#folder)) this.#keep(record);
     for (const record of this.#readAll(this.#copies)) {
+      this.#copied.set(record.id, record);
       if (this.#records.has(record.id)) continue;
       if (record.bootId === this.#bootId) this.#removeCopy(record.id);
       else this.put(record);
     }
+    for (const record of this.values()) this.#copy(record);
     this.ofEarlierBoot = this.values()
       .filter(({ state, request, bootId }) => {
         return state === 'attached' && request.kind === 'vm' && bootId !== this.#bootId;
@@ -182,16 +187,32 @@ export class Journal {
   /** An attach that has not come to its end has nothing to be made again. */
   #copy(record: AttachmentRecord): void {
     if (record.request.kind !== 'vm' || record.state === 'attaching') return;
+    const copied = this.#copied.get(record.id);
+    if (copied !== undefined && isSameForNextBoot(copied, record)) return;
+    this.#copied.delete(record.id);
     try {
       write(this.#copies, record);
+      this.#copied.set(record.id, record);
     } catch (error) {
       this.#log.error({ id: record.id, error: String(error) }, 'no copy of a record for a reboot');
     }
   }
 
   #removeCopy(id: string): void {
+    this.#copied.delete(id);
     rmSync(join(this.#copies, `${id}.json`), { force: true });
   }
+}
+
+/** Whether records differ at most in what is of one boot: which device it is, and what waits to be told. */
+function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): boolean {
+  const [lasts, also] = [one, other].map(({ bootId: _boot, announce: _untold, ...record }) => {
+    const { attachment } = record;
+    if (!attachment?.device) return record;
+    const { ifindex: _index, ...device } = attachment.device;
+    return { ...record, attachment: { ...attachment, device } };
+  });
+  return isDeepStrictEqual(lasts, also);
 }
 
 function write(folder: string, record: AttachmentRecord): void {

@@ -74,8 +74,8 @@ export class Requests {
     const { journal, outcomes } = this.#options;
     for (const { id, request, attachment, announce: untold, detach } of journal.values()) {
       if (untold !== undefined && attachment !== undefined) {
-        const { requestId: _, ...content } = request;
-        const answer = { attachment, replayed: false };
+        const { requestId: _, ...content } = untold.repeat ?? request;
+        const answer = { attachment, replayed: untold.repeat !== undefined };
         keepFirst(outcomes, { operation: 'attach', id, content, ...untold }, answer);
       }
       if (detach?.reason === 'requested') {
@@ -133,24 +133,24 @@ export class Requests {
     call: Call,
   ): Promise<void> {
     const { events, journal, host, detaches } = this.#options;
-    const own = { subject: id, operation, requestId, trace: call.trace };
     announce(this.#options, id);
+    if (operation !== 'detach') return;
     const record = journal.get(id);
-    if (operation === 'detach') {
-      await detaches.finished(id, call.deadline);
-      // One that found another under way, or nothing, has ended nothing itself.
-      if (record?.detach?.requestId === requestId) return;
-      const { detached, releasing } = detachAnswerSchema.parse(answer);
-      // A lease without a record has been told of.
-      if (detached && !releasing) return;
-      const body = { id, host, state: 'detached', reason: 'absent' };
-      events.add({ ...own, type: 'detached', network: '-', body });
-    } else if (operation === 'attach') {
-      const { attachment, replayed } = attachAnswerSchema.parse(answer);
-      // What has ended since, or is another by now, is nothing to follow any more.
-      if (!replayed || record?.generation !== attachment.generation) return;
-      events.add({ ...own, type: 'attached', network: attachment.network, body: attachment });
-    }
+    await detaches.finished(id, call.deadline);
+    // One that found another under way, or nothing, has ended nothing itself.
+    if (record?.detach?.requestId === requestId) return;
+    const { detached, releasing } = detachAnswerSchema.parse(answer);
+    // A lease without a record has been told of.
+    if (detached && !releasing) return;
+    events.add({
+      type: 'detached',
+      network: '-',
+      subject: id,
+      operation,
+      requestId,
+      trace: call.trace,
+      body: { id, host, state: 'detached', reason: 'absent' },
+    });
   }
 
   /** An attachment that still is what an attach once answered. */
