@@ -4,6 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/unix.ts';
+import { Admission } from './admission.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
 import type { Config } from './config.ts';
@@ -116,9 +117,11 @@ export class Agent {
       turns,
     });
     this.#requests = requests;
+    const admission = new Admission();
     const jobs = new Jobs({
       host,
       subjectPrefix,
+      admission,
       requests,
       outcomes,
       events,
@@ -202,6 +205,7 @@ export class Agent {
       endpoints: createEndpoints({
         host,
         subjectPrefix,
+        admission,
         requests,
         inspection,
         fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),

@@ -23,6 +23,8 @@ import { ensureEventStream } from './streams.ts';
 /** A request as it came: bytes and the headers that matter. */
 export interface BusRequest {
   readonly subject: string;
+  /** Who asks, as far as NATS tells: the same for all requests of one connection of its client libraries. */
+  readonly caller: string;
   readonly payload: Uint8Array;
   readonly traceparent?: string;
   readonly tracestate?: string;
@@ -321,12 +323,16 @@ function requestOf(message: ServiceMsg): BusRequest {
   const timeoutMs = Number(header('volt-timeout-ms'));
   return {
     subject: message.subject,
+    caller: inboxOf(message.reply),
     payload: message.data,
     ...(traceparent !== undefined && { traceparent }),
     ...(tracestate !== undefined && { tracestate }),
     ...(Number.isFinite(timeoutMs) && timeoutMs > 0 && { timeoutMs }),
   };
 }
+
+/** Client libraries have one inbox a connection, `_INBOX.x`, and below it one subject a request. */
+const inboxOf = (reply = ''): string => reply.slice(0, reply.lastIndexOf('.') + 1);
 
 /** By the server's limit, or the stream's (JetStream's 10054). */
 const isTooLarge = (error: unknown): boolean =>

@@ -7,6 +7,7 @@ import { decode } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type JobOperation, subjects } from '#protocol/subjects.ts';
+import type { Admission } from './admission.ts';
 import type { Call } from './attachments.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
@@ -36,6 +37,7 @@ export interface Delivery {
 export interface JobsOptions {
   readonly host: string;
   readonly subjectPrefix: string;
+  readonly admission: Admission;
   readonly requests: Requests;
   readonly outcomes: Outcomes;
   readonly events: EventLog;
@@ -43,6 +45,8 @@ export interface JobsOptions {
   readonly log: Log;
 }
 
+/** All jobs are one caller beside those that wait for an answer. */
+const CALLER = 'jobs';
 /** One attempt; what is longer under way is tried again. */
 const ATTEMPT_MS = 60_000;
 const RETRY_FIRST_MS = 250;
@@ -82,7 +86,7 @@ export class Jobs {
   }
 
   async #take(delivery: Delivery): Promise<void> {
-    const { subjectPrefix, host, outcomes, events } = this.#options;
+    const { subjectPrefix, host, admission, outcomes, events } = this.#options;
     const { subject, traceparent, tracestate } = delivery;
     const job = subjects(subjectPrefix).match(subject);
     const operation = job?.kind === 'job' ? job.operation : undefined;
@@ -94,7 +98,10 @@ export class Jobs {
       ...(tracestate !== undefined && { tracestate }),
     };
     try {
-      await tracedRequest(trace, () => this.#run(operation, delivery, trace));
+      const deadline = performance.now() + ATTEMPT_MS;
+      await admission.pass(CALLER, deadline, () =>
+        tracedRequest(trace, () => this.#run(operation, { delivery, trace, deadline })),
+      );
     } catch (cause) {
       const error = toVoltError(cause);
       if (error.retryable && !isLast(error, delivery)) {
@@ -109,13 +116,19 @@ export class Jobs {
 
   async #run(
     operation: JobOperation | undefined,
-    delivery: Delivery,
-    trace: RequestTrace,
+    {
+      delivery,
+      trace,
+      deadline,
+    }: {
+      readonly delivery: Delivery;
+      readonly trace: RequestTrace;
+      readonly deadline: number;
+    },
   ): Promise<void> {
     const { requests, stopping } = this.#options;
     if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
     const work = this.#parsed(operation, delivery, trace);
-    const deadline = performance.now() + ATTEMPT_MS;
     const { position } = delivery;
     const call: JobCall = {
       trace,

@@ -29,6 +29,7 @@ import {
   subjects,
 } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import type { Admission } from './admission.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
 import { toVoltError } from './errors.ts';
@@ -44,6 +45,7 @@ import type { Witness } from './witness.ts';
 export interface ServiceOptions {
   readonly host: string;
   readonly subjectPrefix: string;
+  readonly admission: Admission;
   readonly requests: Requests;
   readonly inspection: Inspection;
   readonly fleetCheck: FleetCheck;
@@ -66,8 +68,6 @@ interface Operation<Name extends string> {
 const ANY_AGENT = 'agents';
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_TIMEOUT_MS = 120_000;
-/** Requests under way at once; further ones are refused as OVERLOADED. */
-const MAX_UNDER_WAY = 1_024;
 
 /** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
 export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
@@ -192,7 +192,6 @@ const ledgerOperations = ({
 /** What every request goes through: bounds, decoding, trace, and an answer whatever happens. */
 class Gate {
   readonly #options: ServiceOptions;
-  #underWay = 0;
 
   constructor(options: ServiceOptions) {
     this.#options = options;
@@ -200,7 +199,7 @@ class Gate {
 
   async pass(name: string, request: BusRequest, run: Operation<string>['run']): Promise<BusAnswer> {
     const started = performance.now();
-    const { log, host } = this.#options;
+    const { log, host, admission } = this.#options;
     const trace: RequestTrace = {
       name,
       role: 'server',
@@ -209,11 +208,11 @@ class Gate {
       ...(request.tracestate !== undefined && { tracestate: request.tracestate }),
     };
     const timeoutMs = Math.min(request.timeoutMs ?? DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS);
-    this.#underWay += 1;
+    const deadline = started + timeoutMs;
     try {
-      this.#refuseWhenFull();
-      const answer = await tracedRequest(trace, async () =>
-        run(decode(request.payload), { trace, deadline: started + timeoutMs }),
+      this.#refuseWhenStopping();
+      const answer = await admission.pass(request.caller, deadline, () =>
+        tracedRequest(trace, async () => run(decode(request.payload), { trace, deadline })),
       );
       log.debug({ operation: name, ms: performance.now() - started }, 'answered');
       return { payload: encodeAnswer(answer) };
@@ -223,15 +222,10 @@ class Gate {
       const level = code === 'INTERNAL' ? 'error' : 'info';
       log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
       return { payload: encodeAnswer(toErrorBody(error)), error: { status: error.status, code } };
-    } finally {
-      this.#underWay -= 1;
     }
   }
 
-  #refuseWhenFull(): void {
+  #refuseWhenStopping(): void {
     if (this.#options.stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
-    if (this.#underWay > MAX_UNDER_WAY) {
-      throw new VoltError('OVERLOADED', `${MAX_UNDER_WAY} requests are under way on this host`);
-    }
   }
 }

@@ -10,7 +10,6 @@ import { Macvtap } from '#agent/networks/macvtap.ts';
 import { DEVICE_GROUP } from '#agent/networks/network.ts';
 import { Removal } from '#agent/networks/removal.ts';
 import { until } from '../support/agent.ts';
-import { atMessage } from '../support/failing.ts';
 import { addNamespace, ip, only, removeNamespace } from '../support/kernel.ts';
 import {
   addressOf,
@@ -24,6 +23,7 @@ import {
   shown,
   startSegment,
 } from '../support/segment.ts';
+import { atCall } from '../support/strace.ts';
 
 // Networks of type macvtap, from request to device and back, of VMs and containers in all modes.
 
@@ -251,7 +251,7 @@ const whereOf = (kind: (typeof KINDS)[number]): string[] => (kind === 'vm' ? [] 
 
 async function crashAt(kind: (typeof KINDS)[number], message: number): Promise<void> {
   const { agent, client, host } = segment.stack;
-  const killed = await atMessage(agent, message, 'signal=SIGKILL');
+  const killed = await atCall(agent, { call: 'sendto', when: message }, 'signal=SIGKILL');
   const asked = segment.request('crash', { kind, network: 'mv-passthru' });
   const attaching = client.attach(host, asked, { timeoutMs: 300 });
   await expect(attaching).rejects.toMatchObject({ retryable: true });

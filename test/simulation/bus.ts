@@ -237,6 +237,7 @@ async function answerOf(
 ): Promise<Readonly<Record<string, unknown>>> {
   const { payload } = await endpoint.answer({
     subject: endpoint.subject,
+    caller: 'somebody',
     payload: encode(request),
     timeoutMs,
   });
