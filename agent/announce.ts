@@ -22,5 +22,5 @@ export function announce(
     body: record.attachment,
     durationMs: untold.durationMs,
   });
-  journal.put(announced);
+  journal.putAnyway(announced);
 }

@@ -39,7 +39,7 @@ export class Detaches {
     announce(this.#options, record.id);
     const { announce: _, ...rest } = record;
     const detaching: AttachmentRecord = { ...rest, state: 'detaching', detach };
-    journal.put(detaching);
+    journal.putAnyway(detaching);
     const type = networkTypes[record.networkType];
     const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();
     const finishing = this.#finish(detaching, detach, remove).finally(() => {
@@ -103,7 +103,7 @@ export class Detaches {
     const { generation } = lease;
     const kept = attachment === undefined && generation <= (record.seenGeneration ?? 0);
     const ending = { ...record, generation, ...(kept && { kept: lease }) };
-    if (kept) journal.put(ending);
+    if (kept) journal.putAnyway(ending);
     return ending;
   }
 

@@ -7,9 +7,14 @@ export function toVoltError(error: unknown): VoltError {
   // An undo that failed hides what it was undone for; that is what the caller has to hear.
   if (error instanceof SuppressedError) return toVoltError(error.suppressed);
   if (error instanceof KernelError) return fromKernelError(error);
+  if (isFullDisk(error))
+    return new VoltError('OVERLOADED', `the disk is full: ${error.message}`, { cause: error });
   const reason = error instanceof Error ? error.message : String(error);
   return new VoltError('INTERNAL', reason, { cause: error });
 }
+
+const isFullDisk = (error: unknown): error is Error =>
+  error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT');
 
 function fromKernelError(error: KernelError): VoltError {
   const { operation, subject, code: errno, kernelText } = error;

@@ -89,7 +89,7 @@ export class Holdings {
       if (record?.state !== 'attached' || record.generation !== generation) return;
       networkTypes[record.networkType]?.setDown(record);
       announce(this.#options, id);
-      journal.put({ ...(journal.get(id) ?? record), state: 'fenced' });
+      journal.putAnyway({ ...(journal.get(id) ?? record), state: 'fenced' });
       const by = holder === undefined ? '' : `: ${holder.id} on host ${holder.host} has it now`;
       const error = new VoltError('STALE_GENERATION', `${id} is fenced${by}`, {
         details: { id, generation, ...(holder !== undefined && { holder: { ...holder } }) },

@@ -1,4 +1,12 @@
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import {
@@ -106,7 +114,10 @@ export class Journal {
     this.#log = options.log;
   }
 
-  /** Reads the folders. Files that cannot be read as records are set aside under `corrupt/` and reported. */
+  /**
+   * Reads the folders. Files that cannot be read as records are set aside under `corrupt/`, those of a newer release
+   * under `newer/`, and reported; the release that can read them takes them back.
+   */
   load(): void {
     for (const record of this.#readAll(this.#folder)) this.#keep(record);
     for (const record of this.#readAll(this.#copies)) {
@@ -136,10 +147,21 @@ export class Journal {
     return this.#deviceNames.has(name);
   }
 
+  /** Throws what the disk says (ENOSPC), and then nothing has changed. */
   put(record: AttachmentRecord): void {
     write(this.#folder, record);
     this.#keep(record);
     this.#copy(record);
+  }
+
+  /** The same of what is to be done also where the disk refuses it: an agent that dies then begins it again. */
+  putAnyway(record: AttachmentRecord): void {
+    try {
+      this.put(record);
+    } catch (error) {
+      this.#log.error({ id: record.id, error: String(error) }, 'a record cannot be written');
+      this.#keep(record);
+    }
   }
 
   remove(id: string): void {
@@ -150,6 +172,7 @@ export class Journal {
 
   #readAll(folder: string): AttachmentRecord[] {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
+    takeBack(folder);
     const records: AttachmentRecord[] = [];
     for (const name of readdirSync(folder)) {
       const path = join(folder, name);
@@ -161,9 +184,10 @@ export class Journal {
           if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
           records.push(record);
         } catch (error) {
-          setAside(folder, name);
+          const aside = error instanceof OfNewerRelease ? 'newer' : 'corrupt';
+          setAside(folder, name, aside);
           this.#log.error(
-            { file: path, error: String(error) },
+            { file: path, aside, error: String(error) },
             'record set aside: it cannot be read',
           );
         }
@@ -218,21 +242,39 @@ function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): bool
 function write(folder: string, record: AttachmentRecord): void {
   const path = join(folder, `${record.id}.json`);
   const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
-  writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
-  renameSync(`${path}.tmp`, path);
+  try {
+    writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
+    renameSync(`${path}.tmp`, path);
+  } catch (error) {
+    rmSync(`${path}.tmp`, { force: true });
+    throw error;
+  }
 }
 
-function setAside(folder: string, name: string): void {
-  const corrupt = join(folder, 'corrupt');
-  mkdirSync(corrupt, { recursive: true, mode: 0o700 });
-  renameSync(join(folder, name), join(corrupt, name));
+function setAside(folder: string, name: string, aside: 'corrupt' | 'newer'): void {
+  const place = join(folder, aside);
+  mkdirSync(place, { recursive: true, mode: 0o700 });
+  renameSync(join(folder, name), join(place, name));
 }
+
+/** What an older release has set aside, where nothing has come in its place. */
+function takeBack(folder: string): void {
+  const newer = join(folder, 'newer');
+  if (!existsSync(newer)) return;
+  for (const name of readdirSync(newer)) {
+    if (!existsSync(join(folder, name))) renameSync(join(newer, name), join(folder, name));
+  }
+}
+
+class OfNewerRelease extends Error {}
 
 const STATES: ReadonlySet<unknown> = new Set(ATTACHMENT_STATES);
 
 function parseRecord(text: string): AttachmentRecord {
   const record: unknown = JSON.parse(text);
-  if (!isRecord(record)) throw new Error('is no record of this version');
+  const version = versionOf(record);
+  if (version > RECORD_VERSION) throw new OfNewerRelease(`is of version ${version}`);
+  if (!isRecord(record)) throw new Error('is no record');
   const { version: _version, ...fields } = record;
   const { network } = fields;
   return {
@@ -240,6 +282,11 @@ function parseRecord(text: string): AttachmentRecord {
     request: parseRequest(attachRequestSchema, record.request),
     ...(network !== undefined && { network: parseNetwork(network) }),
   };
+}
+
+function versionOf(value: unknown): number {
+  const known = typeof value === 'object' && value !== null && 'version' in value;
+  return known && typeof value.version === 'number' ? value.version : 0;
 }
 
 /** The fields on which anything here depends; the request in it is parsed like any other. */
