@@ -98,6 +98,7 @@ export class Agent {
       journal,
       events,
       networkTypes,
+      rehearse: this.#hostNetwork.rehearse,
       turns,
       detaches,
       log,

@@ -6,10 +6,11 @@ import {
   contentKey,
   type DetachAnswer,
   type DetachRequest,
+  type Rehearsal,
 } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
-import { type Ledger, type Lease, RevisionChanged } from '#ipam-store/ledger.ts';
+import { type Ledger, type Lease, type LeaseRequest, RevisionChanged } from '#ipam-store/ledger.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
 import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
@@ -23,6 +24,7 @@ import type {
   NetworkType,
   NetworkTypes,
 } from './networks/network.ts';
+import type { HostNetwork } from './networks/types.ts';
 import type { Session } from './session.ts';
 import type { Turns } from './turns.ts';
 import type { Witness } from './witness.ts';
@@ -47,6 +49,7 @@ export interface AttachmentsOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  readonly rehearse: HostNetwork['rehearse'];
   readonly turns: Turns;
   readonly detaches: Detaches;
   readonly log: Log;
@@ -117,9 +120,8 @@ export class Attachments {
       this.#options.detaches.begin(fenced, { ...this.#ending(request, call), reason: 'fenced' });
     }
     await this.#options.detaches.finished(request.id, call.deadline);
-    for (let tries = 1; ; tries += 1) {
-      const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
-      const key = contentKey(request, identity === undefined ? {} : { netns: identity });
+    return this.#ofLastRevision(request.network, async () => {
+      const { identity, key } = identified(request);
       const held = this.#options.journal.get(request.id);
       // First, since a repeat needs no ledger.
       const replayed = held && (await this.#repeat(held, request, key, call.deadline));
@@ -146,13 +148,69 @@ export class Attachments {
         // Made again: should that fail, the addresses have been in use and the attachment has ended.
         ...(held?.attachment !== undefined && { attachment: held.attachment }),
       };
+      return await this.#make({ request, revised, checked, record, call });
+    });
+  }
+
+  /** What `attach` would do, or refuse, now. Nothing is changed, told or remembered. */
+  async rehearse(request: AttachRequest, { deadline }: Call): Promise<Rehearsal> {
+    const { turns, detaches, journal, ledger, whileRecovering } = this.#options;
+    return turns.take(request.id, deadline, async () => {
+      await detaches.finished(request.id, deadline);
+      return this.#ofLastRevision(request.network, async () => {
+        const held = journal.get(request.id);
+        const attachment = held && this.#attachedAs(held, identified(request).key);
+        const found = attachment && this.#networkType(attachment.type).observe(attachment);
+        if (attachment !== undefined && held?.state === 'attached' && found?.length === 0) {
+          const { mac } = attachment;
+          const addresses = attachment.addresses.map(({ address }) => address);
+          return { dryRun: true, replayed: true, lease: { mac, addresses }, operations: [] };
+        }
+        const revised = await this.#network(request.network, deadline);
+        const { network } = revised;
+        using checked = this.#networkType(network.type).check(request, network, held?.deviceName);
+        checked.prepare();
+        const ask = this.#askFor(request, revised);
+        const { lease } = await whileRecovering(deadline, () => ledger.preview(ask));
+        const madeNamespace = checked.before?.['madeNamespace'];
+        const operations = this.#options.rehearse({
+          request,
+          network,
+          lease,
+          deviceName: checked.deviceName,
+          ...(typeof madeNamespace === 'string' && { madeNamespace }),
+        });
+        const { mac, addresses } = lease;
+        return {
+          dryRun: true,
+          replayed: false,
+          lease: { mac, addresses: [...addresses] },
+          operations,
+        };
+      });
+    });
+  }
+
+  /** Again, with the network read anew, where it has changed since it was read. */
+  async #ofLastRevision<T>(network: string, work: () => Promise<T>): Promise<T> {
+    for (let tries = 1; ; tries += 1) {
       try {
-        return await this.#make({ request, revised, checked, record, call });
+        return await work();
       } catch (error) {
         if (!(error instanceof RevisionChanged) || tries === REVISION_TRIES) throw error;
-        this.#networks.delete(request.network);
+        this.#networks.delete(network);
       }
     }
+  }
+
+  /** What a request with this content finds attached. ALREADY_ATTACHED: other content. */
+  #attachedAs({ id, attachment, generation, ...held }: AttachmentRecord, key: string): Attachment {
+    if (attachment !== undefined && [held.contentKey, held.updatedKey].includes(key)) {
+      return attachment;
+    }
+    throw new VoltError('ALREADY_ATTACHED', `${id} is attached with other content`, {
+      details: { id, generation },
+    });
   }
 
   /**
@@ -187,12 +245,7 @@ export class Attachments {
     deadline: number,
   ): Promise<AttachAnswer | undefined> {
     const { journal, log } = this.#options;
-    const { attachment, generation } = held;
-    if (attachment === undefined || ![held.contentKey, held.updatedKey].includes(key)) {
-      throw new VoltError('ALREADY_ATTACHED', `${request.id} is attached with other content`, {
-        details: { id: request.id, generation },
-      });
-    }
+    const attachment = this.#attachedAs(held, key);
     const type = this.#networkType(held.networkType);
     const differences = type.observe(attachment);
     if (differences.length > 0) {
@@ -289,14 +342,18 @@ export class Attachments {
     }, ANNOUNCE_AFTER_MS);
   }
 
-  async #acquire(
-    request: AttachRequest,
-    { network, revision }: Revised,
-    deadline: number,
-  ): Promise<Lease> {
-    const { ledger, witness, whileRecovering, host, machineId, bootId } = this.#options;
+  async #acquire(request: AttachRequest, revised: Revised, deadline: number): Promise<Lease> {
+    const { ledger, witness, whileRecovering } = this.#options;
+    const ask = this.#askFor(request, revised);
+    const { lease } = await whileRecovering(deadline, () => ledger.acquire(ask));
+    witness.noteGeneration(lease.generation);
+    return lease;
+  }
+
+  #askFor(request: AttachRequest, { network, revision }: Revised): LeaseRequest {
+    const { host, machineId, bootId } = this.#options;
     const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
-    const ask = {
+    return {
       id,
       workload,
       kind,
@@ -310,9 +367,6 @@ export class Attachments {
       ...(hostname !== undefined && { hostname }),
       ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
     };
-    const { lease } = await whileRecovering(deadline, () => ledger.acquire(ask));
-    witness.noteGeneration(lease.generation);
-    return lease;
   }
 
   #networkType(name: Network['type']): NetworkType {
@@ -408,6 +462,15 @@ export class Attachments {
     });
     return { detached: true, releasing: false };
   }
+}
+
+/** A namespace is known by what it is, not by its path. */
+function identified(request: AttachRequest): {
+  readonly identity: string | undefined;
+  readonly key: string;
+} {
+  const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
+  return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
 }
 
 /** What a piece of work throws, for later; undefined when it succeeds. */

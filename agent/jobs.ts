@@ -168,6 +168,10 @@ export class Jobs {
       body = decode(payload);
       if (operation === 'attach') {
         const request = named(parseRequest(attachRequestSchema, body));
+        if (request.dryRun === true) {
+          const message = 'dryRun: nobody waits for the answer to a job';
+          throw new VoltError('INVALID_REQUEST', message, { details: { path: 'dryRun' } });
+        }
         return { operation, request, run: (call) => requests.attach(request, call) };
       }
       if (operation === 'detach') {

@@ -7,6 +7,7 @@ import {
   type DetachAnswer,
   detachAnswerSchema,
   type DetachRequest,
+  type Rehearsal,
   type UpdateAnswer,
   updateAnswerSchema,
   type UpdateRequest,
@@ -103,6 +104,11 @@ export class Requests {
         }
       },
     });
+  }
+
+  /** What an attach would do or refuse. Nothing is done, told or remembered. */
+  rehearse(request: AttachRequest, call: Call): Promise<Rehearsal> {
+    return this.#options.attachments.rehearse(request, call);
   }
 
   detach(request: DetachRequest, asked: Call | JobCall): Promise<DetachAnswer> {

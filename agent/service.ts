@@ -103,7 +103,9 @@ const operation = <Name extends string, Schema extends z.ZodType>(
 ): Operation<Name> => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
 
 const hostOperations = ({ requests, inspection }: ServiceOptions): Operation<HostOperation>[] => [
-  operation('attach', attachRequestSchema, (request, call) => requests.attach(request, call)),
+  operation('attach', attachRequestSchema, (request, call) =>
+    request.dryRun === true ? requests.rehearse(request, call) : requests.attach(request, call),
+  ),
   operation('detach', detachRequestSchema, (request, call) => requests.detach(request, call)),
   operation('update', updateRequestSchema, (request, call) => requests.update(request, call)),
   operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),

@@ -20,6 +20,7 @@ import {
 import { rootKey } from './keys.ts';
 import {
   acquireArgs,
+  type Ask,
   askOf,
   grantedOf,
   type Lease,
@@ -108,6 +109,7 @@ const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
 /** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
 const PASSING = new Set([
+  'preview',
   'network_get',
   'network_list',
   'lease',
@@ -193,22 +195,35 @@ export class Ledger {
    */
   async acquire(request: LeaseRequest): Promise<Acquired> {
     const ask = askOf(request);
+    return this.#withMac(ask, async (mac) => {
+      const own = acquireArgs(ask, mac);
+      const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
+      const acquired = acquiredOf(ask, mac, text);
+      await stored;
+      return acquired;
+    });
+  }
+
+  /** A derived MAC that somebody has asked for before is derived anew. */
+  async #withMac<T>(ask: Ask, work: (mac: string) => Promise<T>): Promise<T> {
     for (let tries = 1; ; tries += 1) {
-      const mac = macOf(ask, tries);
       try {
-        const own = acquireArgs(ask, mac);
-        const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
-        const acquired = text.startsWith('granted ')
-          ? { lease: grantedOf(ask, mac, text), created: true }
-          : { lease: leaseOf(fieldsOf('acquire', text).object('lease')), created: false };
-        await stored;
-        return acquired;
+        return await work(macOf(ask, tries));
       } catch (error) {
-        // A derived MAC that somebody has asked for before is derived anew.
         const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
-        if (!taken || request.mac !== undefined || tries === MAC_CANDIDATES) throw error;
+        if (!taken || ask.request.mac !== undefined || tries === MAC_CANDIDATES) throw error;
       }
     }
+  }
+
+  /** The lease that `acquire` would answer now, or its error; a moment later it may be another. Changes nothing. */
+  async preview(request: LeaseRequest): Promise<Acquired> {
+    const ask = askOf(request);
+    return this.#withMac(ask, async (mac) => {
+      this.#batches.flush();
+      const { text } = await this.#send('preview', [ask.shared, ...acquireArgs(ask, mac)]);
+      return acquiredOf(ask, mac, text);
+    });
   }
 
   /** Each as `acquire` does it, by itself: its lease or its error, at the place of its request. */
@@ -417,6 +432,11 @@ export class Ledger {
     return this.#connection.call(`volt1_${name}`, this.#root, args, { durable, requests });
   }
 }
+
+const acquiredOf = (ask: Ask, mac: string, text: string): Acquired =>
+  text.startsWith('granted ')
+    ? { lease: grantedOf(ask, mac, text), created: true }
+    : { lease: leaseOf(fieldsOf('acquire', text).object('lease')), created: false };
 
 /** Throws the error that a function answered, if it did. */
 function fieldsOf(name: string, text: string): Fields {

@@ -67,18 +67,31 @@ export class Namespace implements Disposable {
       prepareFolder(dirname(path));
       closeSync(openSync(path, 'ax', 0o400));
       try {
-        const own = ownNamespace();
+        const before = here();
         checked(libc.unshare(CLONE_NEWNET), 'unshare', path);
         try {
           checked(libc.mount(OWN_PATH, path, 'none', MS_BIND, null), 'mount', path);
         } finally {
-          enter(own);
+          enter(before);
         }
         return Namespace.open(path);
       } catch (error) {
         libc.umount2(path, MNT_DETACH);
         rmSync(path, { force: true });
         throw error;
+      }
+    });
+  }
+
+  /** Makes a namespace that goes with the last descriptor of it: nobody finds it by a path. */
+  static createUnnamed(): Namespace {
+    return traced('unshare', 'unnamed', () => {
+      const before = here();
+      checked(libc.unshare(CLONE_NEWNET), 'unshare', 'network');
+      try {
+        return Namespace.current();
+      } finally {
+        enter(before);
       }
     });
   }
@@ -101,18 +114,19 @@ export class Namespace implements Disposable {
   }
 
   /**
-   * Runs `work` with this thread inside the namespace, and comes back. `work` must not be async: a promise
-   * would finish in some other namespace, and file calls on the thread pool never enter this one. If the way
+   * Runs `work` with this thread inside the namespace, and comes back to where it was. `work` must not be async: a
+   * promise would finish in some other namespace, and file calls on the thread pool never enter this one. If the way
    * back fails the process ends: nothing it does afterwards could be trusted.
    */
   run<T>(work: () => T): T {
-    const own = ownNamespace();
+    const before = here();
     checked(libc.setns(this.fd, CLONE_NEWNET), 'setns', this.#path);
+    note(this);
     let result: T;
     try {
       result = work();
     } finally {
-      enter(own);
+      enter(before);
     }
     if (result instanceof Promise) {
       throw new TypeError('Namespace.run: the work must not be asynchronous');
@@ -137,16 +151,24 @@ const identityOf = ({ dev, ino }: { dev: number; ino: number }): string => `${de
 // once; a program that moves its thread for good (a test's sandbox) does so before.
 let home: Namespace | undefined;
 
-function ownNamespace(): Namespace {
+/** Where the thread is now, if `run` has brought it elsewhere. */
+let inside: Namespace | undefined;
+
+function here(): Namespace {
   home ??= Namespace.current();
-  return home;
+  return inside ?? home;
 }
 
-function enter(own: Namespace): void {
-  if (libc.setns(own.fd, CLONE_NEWNET) < 0) {
-    process.stderr.write('cannot return to my own network namespace\n');
+function enter(before: Namespace): void {
+  if (libc.setns(before.fd, CLONE_NEWNET) < 0) {
+    process.stderr.write('cannot return to the network namespace that I came from\n');
     process.abort();
   }
+  note(before);
+}
+
+function note(namespace: Namespace): void {
+  inside = namespace === home ? undefined : namespace;
 }
 
 /** A folder whose mounts are seen in mount namespaces made later, as `ip netns` prepares /run/netns. */

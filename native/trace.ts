@@ -21,3 +21,22 @@ export function traced<T>(operation: string, subject: string, work: () => T): T 
   if (!channel.hasSubscribers) return work();
   return channel.traceSync(work, { operation, subject });
 }
+
+/** The operations that `work` begins, in order. */
+export function operationsDuring(work: () => void): KernelOperation[] {
+  const seen: KernelOperation[] = [];
+  const subscriber = {
+    start: ({ operation, subject }: KernelOperation) => void seen.push({ operation, subject }),
+    end: () => {},
+    asyncStart: () => {},
+    asyncEnd: () => {},
+    error: () => {},
+  };
+  channel.subscribe(subscriber);
+  try {
+    work();
+  } finally {
+    channel.unsubscribe(subscriber);
+  }
+  return seen;
+}

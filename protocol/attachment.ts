@@ -273,6 +273,17 @@ export const attachAnswerSchema = z.object({
   replayed: z.boolean(),
 });
 
+/** The answer to an attach with `dryRun`. */
+export const rehearsalSchema = z.object({
+  dryRun: z.literal(true),
+  /** True: the id is attached already with the same content, and nothing would be done. */
+  replayed: z.boolean(),
+  /** The lease that it would get, as far as it can be said now. */
+  lease: z.object({ mac: z.string(), addresses: z.array(z.string()) }),
+  /** What would be changed in the kernel, in order: `RTM_NEWLINK` of `tap-web`. */
+  operations: z.array(z.object({ operation: z.string(), subject: z.string() })),
+});
+
 export const detachAnswerSchema = z.object({
   /** False: there was nothing to detach. */
   detached: z.boolean(),
@@ -308,6 +319,7 @@ export const listAnswerSchema = z.object({
 
 export type Attachment = z.infer<typeof attachmentSchema>;
 export type AttachAnswer = z.infer<typeof attachAnswerSchema>;
+export type Rehearsal = z.infer<typeof rehearsalSchema>;
 export type DetachAnswer = z.infer<typeof detachAnswerSchema>;
 export type UpdateAnswer = z.infer<typeof updateAnswerSchema>;
 export type GetAnswer = z.infer<typeof getAnswerSchema>;

@@ -13,6 +13,7 @@ import type {
   ListAnswer,
   ListRequest,
   NetworkListRequest,
+  Rehearsal,
   UpdateAnswer,
   UpdateRequest,
 } from './attachment.ts';
@@ -135,8 +136,15 @@ export class VoltNetworkClient {
     this.#traceContext = options.traceContext ?? (() => ({}));
   }
 
+  /** Without `dryRun`, whose answer is `rehearse`'s. */
   attach(host: string, request: AttachRequest, options?: CallOptions): Promise<AttachAnswer> {
     return this.#askHost(host, 'attach', request, IS_ANSWER.attach, options);
+  }
+
+  /** What an attach would do, or refuse, now; nothing is done. */
+  rehearse(host: string, request: AttachRequest, options?: CallOptions): Promise<Rehearsal> {
+    const asked = { ...request, dryRun: true };
+    return this.#askHost(host, 'attach', asked, IS_ANSWER.rehearsal, options);
   }
 
   detach(host: string, request: DetachRequest, options?: CallOptions): Promise<DetachAnswer> {

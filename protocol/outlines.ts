@@ -4,6 +4,7 @@ import type {
   DetachAnswer,
   GetAnswer,
   ListAnswer,
+  Rehearsal,
   UpdateAnswer,
 } from './attachment.ts';
 import type {
@@ -43,6 +44,7 @@ const outlined =
  */
 export const IS_ANSWER = {
   attach: outlined<AttachAnswer>({ attachment: 'object', replayed: 'boolean' }),
+  rehearsal: outlined<Rehearsal>({ dryRun: 'boolean', lease: 'object', operations: 'object' }),
   detach: outlined<DetachAnswer>({ detached: 'boolean', releasing: 'boolean' }),
   update: outlined<UpdateAnswer>({ attachment: 'object' }),
   get: outlined<GetAnswer>({ attachment: 'object' }),

@@ -1,4 +1,4 @@
-import type { Attachment, CheckAnswer, Difference } from '#protocol/attachment.ts';
+import type { Attachment, CheckAnswer, Difference, Rehearsal } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
 import { details, NO_COLOURS, type Style, table } from './output.ts';
 import { age } from './units.ts';
@@ -23,6 +23,20 @@ export const attachmentTable = (
     ]),
     style,
   );
+
+/** What an attach would do: the lease, and the changes in the kernel in their order. */
+export function rehearsalDetails(
+  { replayed, lease, operations }: Rehearsal,
+  style: Style = NO_COLOURS,
+): string {
+  const known = details(
+    [['mac', lease.mac], ...lease.addresses.map((address) => ['address', address] as const)],
+    style,
+  );
+  if (replayed) return `attached already: nothing would be done\n${known}`;
+  const rows = operations.map(({ operation, subject }) => [operation, subject]);
+  return `${known}\n\n${table(['OPERATION', 'SUBJECT'], rows, style)}`;
+}
 
 /** One attachment, everything that its answer says. */
 export function attachmentDetails(attachment: Attachment, style: Style = NO_COLOURS): string {

@@ -63,7 +63,6 @@ export class Bridged implements NetworkType {
   check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
-      ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     return this.checkPort(request, network, bridgedFacts, deviceName);

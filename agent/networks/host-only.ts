@@ -30,8 +30,8 @@ export const hostSettings = ({ ipv6 }: Pick<Network, 'ipv6'>): readonly (readonl
   IPV4_FORWARDING,
   ...(ipv6 === undefined ? [] : [IPV6_FORWARDING]),
 ];
-const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
-const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
+export const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
+export const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
 /** Of the bridge of such a network. */
 export const BRIDGE_SETTINGS = { 'ipv4.route_localnet': 1 } as const;
 
@@ -56,10 +56,7 @@ export class HostOnly implements NetworkType {
   }
 
   check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
-    refuseUnsupported(network, [
-      ['dryRun', request.dryRun === true],
-      ['network.dhcp', network.dhcp !== undefined],
-    ]);
+    refuseUnsupported(network, [['network.dhcp', network.dhcp !== undefined]]);
     const { bridged, portMaps } = this.#options;
     const { id, ports = [] } = request;
     const port = bridged.checkPort(request, network, factsOf, deviceName);
@@ -182,8 +179,8 @@ const factsOf = (network: Network): Fact[] => [
   ...(network.portIsolation === true ? isolatedFacts(network) : []),
 ];
 
-/** A device may have no IPv6 at all. */
-function readIfThere(path: readonly string[]): string | undefined {
+/** A device, or a kernel, may have no IPv6 at all. */
+export function readIfThere(path: readonly string[]): string | undefined {
   try {
     return readSysctl(path);
   } catch (error) {

@@ -48,7 +48,6 @@ export class Isolated implements NetworkType {
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
       ['ifname', request.ifname !== undefined],
-      ['dryRun', request.dryRun === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     const { netns } = request;

@@ -49,6 +49,8 @@ export interface MacvtapOptions {
   readonly removal: Removal;
   readonly journal: Journal;
   readonly firewall: Firewall;
+  /** Finds a macvtap's character device. */
+  readonly findDevice?: typeof characterDevice;
 }
 
 /** Whose facts in the firewall are those of an attachment's macvtap. */
@@ -71,7 +73,6 @@ export class Macvtap implements NetworkType {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
-      ['dryRun', request.dryRun === true],
       ['network.portIsolation', network.portIsolation === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
@@ -100,7 +101,9 @@ export class Macvtap implements NetworkType {
           undo.defer(() => this.#options.firewall.remove(portOwner(request.id)));
           this.#putFacts(network, { ...lease, device: name, ifindex });
         };
-        const device = makeMacvtap(kernel, { name, parent, tap, lease, beforeUp }, undo);
+        const { findDevice = characterDevice } = this.#options;
+        const order = { name, parent, tap, lease, beforeUp, findDevice };
+        const device = makeMacvtap(kernel, order, undo);
         return { device, filter: network.filter ? 'full' : 'none' };
       },
       [Symbol.dispose]: () => {},
@@ -214,10 +217,11 @@ function makeMacvtap(
     readonly lease: Lease;
     /** Runs when the device is there and not yet up. */
     readonly beforeUp: (ifindex: number) => void;
+    readonly findDevice: typeof characterDevice;
   },
   undo: DisposableStack,
 ): Device {
-  const { name, parent, tap, lease, beforeUp } = order;
+  const { name, parent, tap, lease, beforeUp, findDevice } = order;
   const { queues, vnetHdr } = tapShape(tap);
   const mac = MacAddress.parse(lease.mac);
   const link = { name, index: randomIndex() };
@@ -228,7 +232,7 @@ function makeMacvtap(
   });
   closeToHost(name);
   beforeUp(link.index);
-  const path = characterDevice(link);
+  const path = findDevice(link);
   parent.settingUp(mac, (own) => {
     kernel.links.set(link, { alias: deviceTag(lease), ...own, up: true });
   });

@@ -1,3 +1,4 @@
+import type { KernelOperation } from '#native/trace.ts';
 import { Firewall } from '../firewall/firewall.ts';
 import type { Config } from '../config.ts';
 import type { Journal } from '../journal.ts';
@@ -9,6 +10,7 @@ import { HostOnly } from './host-only.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
 import type { NetworkTypes } from './network.ts';
+import { type Rehearsed, rehearse } from './rehearsal.ts';
 import { taggedDevices } from './observe.ts';
 import { PortMaps } from './port-maps.ts';
 import { Removal } from './removal.ts';
@@ -23,6 +25,8 @@ export interface HostNetwork {
   >;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
+  /** The changes that an attach would make in the kernel; makes none on the host. */
+  readonly rehearse: (order: Rehearsed) => KernelOperation[];
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => ReadonlyMap<string, string>;
 }
@@ -38,18 +42,51 @@ export function openHostNetwork(options: {
   const kernel = new Kernel();
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
-  const bridged = new Bridged({ host, kernel, removal, journal, firewall, log });
-  const portMaps = new PortMaps({ firewall, kernel });
   return {
-    networkTypes: {
-      bridged,
-      'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
-      macvtap: new Macvtap({ kernel, removal, journal, firewall }),
-      isolated: new Isolated({ journal }),
-      sriov: new Sriov({ kernel, journal, log }),
-    },
+    networkTypes: networkTypesOver({ host, kernel, removal, journal, firewall, log }),
     firewall,
     devices: openHostDevices(kernel, removal),
+    rehearse: (order) =>
+      rehearse(
+        {
+          kernel,
+          knowsBridge: (bridge) => firewall.has(`bridge:${bridge}`),
+          typesOver: (stage) => {
+            const quiet = log.child({}, { level: 'silent' });
+            const own = new Firewall({ log: quiet, table: nftablesTable });
+            own.start();
+            const parts = { host, kernel: stage, removal, journal, firewall: own, log: quiet };
+            return Object.assign(networkTypesOver({ ...parts, findDevice: findNoDevice }), {
+              [Symbol.dispose]: () => own[Symbol.dispose](),
+            });
+          },
+        },
+        order,
+      ),
     taggedDevices: () => taggedDevices(kernel),
+  };
+}
+
+/** In a rehearsal its number is in a /sys that is not there, and nobody is going to open it. */
+const findNoDevice = (): string => '/dev/null';
+
+function networkTypesOver(parts: {
+  readonly host: string;
+  readonly kernel: Kernel;
+  readonly removal: Removal;
+  readonly journal: Journal;
+  readonly firewall: Firewall;
+  readonly log: Log;
+  readonly findDevice?: () => string;
+}): NetworkTypes {
+  const { kernel, journal, firewall, log } = parts;
+  const bridged = new Bridged(parts);
+  const portMaps = new PortMaps({ firewall, kernel });
+  return {
+    bridged,
+    'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
+    macvtap: new Macvtap(parts),
+    isolated: new Isolated({ journal }),
+    sriov: new Sriov({ kernel, journal, log }),
   };
 }

@@ -47,16 +47,25 @@ local function is_same(lease, batch, ask, asked)
   return true
 end
 
+-- The refusal of a request whose id has a lease already, of another host or other content.
+local function unlike(lease, batch, ask, asked)
+  if lease.host ~= batch.host then
+    return refuse('WRONG_HOST', ask.id .. ' is held by host ' .. lease.host, { host = lease.host })
+  end
+  if is_same(lease, batch, ask, asked) then
+    return nil
+  end
+  return refuse('ALREADY_ATTACHED', ask.id .. ' has a lease of other content',
+    { id = ask.id, generation = lease.generation })
+end
+
 -- Writes also when nothing is new, so that a WAIT that follows covers the lease.
 local function renew(batch, ask, text)
   local lease = cjson.decode(text)
   local asked = cjson.decode(ask.head .. '}')
-  if lease.host ~= batch.host then
-    return refuse('WRONG_HOST', ask.id .. ' is held by host ' .. lease.host, { host = lease.host })
-  end
-  if not is_same(lease, batch, ask, asked) then
-    return refuse('ALREADY_ATTACHED', ask.id .. ' has a lease of other content',
-      { id = ask.id, generation = lease.generation })
+  local refusal = unlike(lease, batch, ask, asked)
+  if refusal then
+    return refusal
   end
   lease.bootId = asked.bootId
   lease.hostname = asked.hostname
@@ -68,7 +77,8 @@ local function renew(batch, ask, text)
   return nil, '{"lease":' .. json .. '}'
 end
 
-local function grant(batch, ask)
+-- What a request without a lease would be given: by family its address, or false for the next fresh one.
+local function decide(batch, ask)
   local network = batch.network or open_network(batch)
   if not network[1] then
     return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
@@ -84,13 +94,20 @@ local function grant(batch, ask)
     end
     picked[index] = address or false
   end
-  local mac_field = 'mac:' .. ask.mac
-  local holder = redis.call('HGET', batch.key, mac_field)
+  local holder = redis.call('HGET', batch.key, 'mac:' .. ask.mac)
   if holder then
     return refuse('MAC_IN_USE', ask.mac .. ' is held by ' .. holder,
       { mac = ask.mac, id = holder, network = batch.name })
   end
-  local changes = { mac_field, ask.id }
+  return nil, picked
+end
+
+local function grant(batch, ask)
+  local refusal, picked = decide(batch, ask)
+  if refusal then
+    return refusal
+  end
+  local changes = { 'mac:' .. ask.mac, ask.id }
   local addresses, hex, before = '', '', ''
   for index, family in ipairs(batch.families) do
     local address = picked[index]
@@ -152,6 +169,20 @@ local function open_batch(root, text)
   return batch
 end
 
+-- A request of a batch, out of the arguments of acquire.
+local function ask_at(args, at)
+  return {
+    id = args[at],
+    workload = args[at + 1],
+    mac = args[at + 2],
+    mac_asked = args[at + 3] == '1',
+    ttl_ms = tonumber(args[at + 4]),
+    ['4'] = args[at + 5],
+    ['6'] = args[at + 6],
+    head = args[at + 7],
+  }
+end
+
 -- acquire: ARGV "host machine network revision families", where families is 4, 6, 46 or -; then eight for each
 -- request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
 -- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
@@ -168,16 +199,7 @@ local function acquire(keys, args)
   end
   local lines = {}
   for at = 2, #args, 8 do
-    local ask = {
-      id = args[at],
-      workload = args[at + 1],
-      mac = args[at + 2],
-      mac_asked = args[at + 3] == '1',
-      ttl_ms = tonumber(args[at + 4]),
-      ['4'] = args[at + 5],
-      ['6'] = args[at + 6],
-      head = args[at + 7],
-    }
+    local ask = ask_at(args, at)
     local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
     if tonumber(held[2]) == batch.memory.generation then
       lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
@@ -187,6 +209,40 @@ local function acquire(keys, args)
     end
   end
   return table.concat(lines, '\n')
+end
+
+local function preview_one(batch, ask, text)
+  if text then
+    local refusal = unlike(cjson.decode(text), batch, ask, cjson.decode(ask.head .. '}'))
+    return refusal, not refusal and '{"lease":' .. text .. '}'
+  end
+  local refusal, picked = decide(batch, ask)
+  if refusal then
+    return refusal
+  end
+  local addresses = ''
+  for index, family in ipairs(batch.families) do
+    local address = picked[index] or bounds_of(batch.network[NEXT[family]])
+    addresses = addresses .. ' ' .. address
+  end
+  local generation = digits(batch.memory.generation + 1)
+  local expires_at = ask.ttl_ms and digits(batch.now + ask.ttl_ms)
+  return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
+end
+
+-- preview: one request, as acquire takes it -> what acquire would answer now. Changes nothing.
+local function preview(keys, args)
+  local batch = open_batch(keys[1], args[1])
+  local closed = barred(keys[1], batch.host, batch.machine)
+  if closed then
+    return reply_of(closed)
+  end
+  local ask = ask_at(args, 2)
+  local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
+  if tonumber(held[2]) ~= batch.memory.generation then
+    return reply_of(disarm(keys[1]))
+  end
+  return line_of(preview_one, batch, ask, held[1])
 end
 
 local function end_lease(root, lease, now, cool)
@@ -290,6 +346,7 @@ local function list_leases(keys, args)
 end
 
 redis.register_function('volt1_acquire', acquire)
+redis.register_function({ function_name = 'volt1_preview', callback = preview, flags = { 'no-writes' } })
 -- Allowed when memory has run out: it gives some back.
 redis.register_function({ function_name = 'volt1_release', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_lease', callback = get_lease, flags = { 'no-writes' } })

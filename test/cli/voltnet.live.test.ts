@@ -97,6 +97,25 @@ describe('networks', () => {
 });
 
 describe('attachments', () => {
+  test('attach --dry-run says what would be done', async () => {
+    const said = await voltnet(...vm('dry', '--address', '10.42.0.51', '--dry-run'));
+    expect(said.exitCode).toBe(0);
+    expect(said.stdout).toMatch(/^address +10\.42\.0\.51\/24$/m);
+    expect(said.stdout).toMatch(/^TUNSETPERSIST +tap-dry$/m);
+    const operations: unknown = expect.arrayContaining([
+      { operation: 'TUNSETIFF', subject: 'tap-dry' },
+    ]);
+    expect(await json(...vm('dry', '--dry-run'))).toMatchObject({ dryRun: true, operations });
+    expect((await voltnet('get', 'dry')).exitCode).toBe(4);
+    const outside = await voltnet(...vm('dry', '--address', '10.9.9.9', '--dry-run'));
+    expect(outside).toMatchObject({ exitCode: 1, stderr: expect.stringContaining('10.9.9.9') });
+    await voltnet(...vm('dry'));
+    const attached = await voltnet(...vm('dry', '--dry-run'));
+    expect(attached.stdout).toMatch(/^attached already/);
+    await voltnet('detach', 'dry');
+    await gone('dry');
+  });
+
   test('attach, repeat, get, check, detach', async () => {
     const first = await json(...vm('web', '--label', 'team=a', '--address', '10.42.0.50'));
     expect(first).toMatchObject({

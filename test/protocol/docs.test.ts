@@ -5,6 +5,7 @@ import {
   attachmentSchema,
   attachRequestSchema,
   detachRequestSchema,
+  rehearsalSchema,
   updateRequestSchema,
 } from '#protocol/attachment.ts';
 import {
@@ -73,8 +74,9 @@ describe('tables', () => {
   test.for([
     ['attach', 0, Object.keys(attachRequestSchema.shape)],
     ['attach', 1, Object.keys(tap)],
-    ['attach', 4, Object.keys(attachmentSchema.shape)],
-    ['attach', 5, Object.keys(device)],
+    ['attach', 4, Object.keys(rehearsalSchema.shape)],
+    ['attach', 5, Object.keys(attachmentSchema.shape)],
+    ['attach', 6, Object.keys(device)],
     ['detach', 0, Object.keys(detachRequestSchema.shape)],
     ['update', 0, Object.keys(updateRequestSchema.shape)],
     ['Networks', 0, NETWORK_KEYS],

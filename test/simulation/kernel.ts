@@ -71,6 +71,7 @@ export class ModelKernel {
     });
     return {
       networkTypes: { bridged: this.#networkType(life) },
+      rehearse: () => [],
       firewall: {
         start: () => {},
         restore: () => false,

@@ -1,7 +1,8 @@
 import type { Command } from 'commander';
+import type { AttachRequest } from '#protocol/attachment.ts';
 import { type AttachFlags, attachRequest } from '../attach-request.ts';
 import type { Shell } from '../shell.ts';
-import { attachmentDetails } from '../views.ts';
+import { attachmentDetails, rehearsalDetails } from '../views.ts';
 
 /** `attach`: a flag for every field of the request, or the request itself. */
 export function addAttachCommand(program: Command, shell: Shell): void {
@@ -10,11 +11,19 @@ export function addAttachCommand(program: Command, shell: Shell): void {
     .addHelpText('after', EXAMPLES)
     .action(async (flags: AttachFlags) => {
       const request = attachRequest(flags);
+      if (request.dryRun === true) return rehearse(shell, request);
       const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
       shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
     });
+}
+
+async function rehearse(shell: Shell, request: AttachRequest): Promise<void> {
+  const answer = await shell.withClient(({ client, settings: { host } }) =>
+    client.rehearse(host, request),
+  );
+  shell.output().result(answer, (style) => rehearsalDetails(answer, style));
 }
 
 const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
@@ -61,6 +70,9 @@ Examples:
   A published port and a limit of 100 Mbit/s, for one hour
   $ voltnet attach --id job --workload container-job --kind container --network volt0 \\
       --netns /run/netns/job --port 127.0.0.1:8080:80 --egress 100M --ttl 1h
+
+  What that would do, and nothing else
+  $ voltnet attach --id web3 --workload vm-web3 --kind vm --network volt0 --dry-run
 
   From a file, as an orchestrator would send it; only the address for a script
   $ voltnet attach --file web.json --json | jq -r '.attachment.addresses[0].address'
