@@ -72,6 +72,11 @@ export class EventLog {
     this.#outbox.start();
   }
 
+  /** Publishes no `repaired` event until disposed; all others as always. */
+  holdRepairs(): Disposable {
+    return this.#outbox.hold();
+  }
+
   add(outcome: Outcome): void {
     const { host } = this.#options;
     const { type, network, subject, operation, requestId, trace, body, durationMs } = outcome;

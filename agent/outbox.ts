@@ -30,6 +30,8 @@ const RETRY_MOST_MS = 5_000;
 const MAX_IN_FLIGHT = 64;
 /** Events that are kept in memory too; the others are read when their turn comes. */
 const MAX_IN_MEMORY = 1_024;
+/** Types of which nobody waits. */
+const HELD: ReadonlySet<string> = new Set(['repaired']);
 /** Of events that wait on disk. Past it nothing new is begun that would make more. */
 const MAX_WAITING_BYTES = 512 * 1024 * 1024;
 /** A log that is emptied at each lull would be made anew for each event. */
@@ -58,6 +60,9 @@ export class Outbox {
   readonly #queues = new Map<string, Waiting[]>();
   /** Subjects of which nothing is under way. */
   readonly #ready = new Set<string>();
+  /** Subjects whose one event waits for the end of `hold`. */
+  readonly #held = new Set<string>();
+  #holding = false;
   /** How many events of a segment are still waiting; in order, and dropped in order. */
   readonly #segments = new Map<number, number>();
   #number = 0;
@@ -134,8 +139,24 @@ export class Outbox {
       this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
     }
     const keep = place === undefined || this.#inMemory < MAX_IN_MEMORY;
-    this.#queue({ number, subject, place, event: keep ? event : undefined });
+    this.#queue({ number, subject, place, event: keep ? event : undefined }, HELD.has(event.type));
     this.#pump();
+  }
+
+  /**
+   * Until disposed, what tells of repairs is stored and not published, but where something else follows it: what has to
+   * be repaired comes first, where it is much.
+   */
+  hold(): Disposable {
+    this.#holding = true;
+    return {
+      [Symbol.dispose]: () => {
+        this.#holding = false;
+        for (const subject of this.#held) this.#ready.add(subject);
+        this.#held.clear();
+        this.#pump();
+      },
+    };
   }
 
   /** Resolves when all events that were added before outlive a power failure. */
@@ -164,14 +185,15 @@ export class Outbox {
     this.#entries.close();
   }
 
-  #queue(waiting: Waiting): void {
+  #queue(waiting: Waiting, mayBeHeld = false): void {
     const { subject, place, event } = waiting;
     const queue = this.#queues.get(subject);
     if (queue === undefined) {
       this.#queues.set(subject, [waiting]);
-      this.#ready.add(subject);
+      (this.#holding && mayBeHeld ? this.#held : this.#ready).add(subject);
     } else {
       queue.push(waiting);
+      if (this.#held.delete(subject)) this.#ready.add(subject);
     }
     this.#pending += 1;
     if (event !== undefined) this.#inMemory += 1;

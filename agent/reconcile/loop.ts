@@ -50,6 +50,8 @@ export class Reconcile {
   /** Indices of bridges that attachments are on. */
   #bridges = new Set<number>();
   #watch: Disposable | undefined;
+  /** While there is so much to repair that telling of it would hold it up. */
+  #held: Disposable | undefined;
   #period: NodeJS.Timeout | undefined;
   #gathering: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
@@ -112,6 +114,7 @@ export class Reconcile {
     clearTimeout(this.#gathering);
     clearTimeout(this.#again);
     await this.#running;
+    this.#publishHeld();
     this.#stopWatching();
   }
 
@@ -173,14 +176,24 @@ export class Reconcile {
     this.#agreement = agreement;
     const concerned = new Set(whole.actions.map(({ id }) => id));
     for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
-    // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
-    if (whole.actions.length > MANY_ACTIONS) this.#stopWatching();
+    if (whole.actions.length > MANY_ACTIONS) {
+      // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
+      this.#stopWatching();
+      this.#held ??= this.#options.events.holdRepairs();
+    } else {
+      this.#publishHeld();
+    }
     const done = await this.#apply(whole.actions, this.#done);
     this.#done = done;
     this.#watchHost();
     // Whether it helped.
     if (done.size > 0) this.nudge();
     this.#lookAgain();
+  }
+
+  #publishHeld(): void {
+    this.#held?.[Symbol.dispose]();
+    this.#held = undefined;
   }
 
   /** When the first grace, or the pause after a failure, is over. */

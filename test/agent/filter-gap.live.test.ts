@@ -160,3 +160,28 @@ test('an agent that is killed leaves the filter, and the next takes it over with
   await detach('steady');
   removeNamespace('steady');
 });
+
+test('of a thousand pings a second none is lost while the agent is replaced, and killed', async () => {
+  addNamespace('pinged');
+  const { addresses } = await attach('pinged');
+  const address = addresses[0]?.address.split('/')[0] ?? '';
+  const ping = ['netns', 'exec', 'speaker', 'ping', '-i', '0.001', '-q', address];
+  const [program, args] = dyingWithParent([requireTool('ip'), ...ping]);
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  let said = '';
+  child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  const closed = once(child, 'close');
+  for (const signal of ['SIGTERM', 'SIGKILL', 'SIGTERM', 'SIGKILL'] as const) {
+    await stack.agent.restart(signal);
+    await stack.agent.ready();
+  }
+  expect((await stack.client.check(stack.host, {})).inSync).toBe(true);
+  child.kill('SIGINT');
+  await closed;
+  const [, sent, received] = /(\d+) packets transmitted, (\d+) received/.exec(said) ?? [];
+  expect(Number(sent)).toBeGreaterThan(1_000);
+  // The last may have been on its way.
+  expect(Number(sent) - Number(received)).toBeLessThanOrEqual(1);
+  await detach('pinged');
+  removeNamespace('pinged');
+});

@@ -153,6 +153,31 @@ test('one that the stream refuses for ever is set aside, and those after it go o
   expect(readdirSync(join(stateDir, 'outbox', 'refused'))).toEqual(['huge.json']);
 });
 
+test('while it is held, what tells of repairs waits on disk, unless something else follows it', async () => {
+  const published: string[] = [];
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => void published.push(id),
+  });
+  outbox.start();
+  const about = (subject: string, type: string): void =>
+    outbox.add({ ...event(`${type} ${subject}`), subject, type });
+  {
+    using _held = outbox.hold();
+    about('vm-1', 'repaired');
+    about('vm-2', 'attached');
+    about('vm-3', 'repaired');
+    about('vm-3', 'detached');
+    await vi.waitFor(() => expect(published).toHaveLength(3));
+    expect(published.toSorted()).toEqual(['attached vm-2', 'detached vm-3', 'repaired vm-3']);
+    expect(published.indexOf('repaired vm-3')).toBeLessThan(published.indexOf('detached vm-3'));
+    expect(outbox.pending).toBe(1);
+  }
+  await vi.waitFor(() => expect(published).toContain('repaired vm-1'));
+  await outbox.stop(5_000);
+});
+
 test('what is about another subject does not wait for one that is under way', async () => {
   const slow = Promise.withResolvers<void>();
   const published: string[] = [];

@@ -19,6 +19,8 @@ const DUPLICATED = 10;
 const AT_ONCE = 50;
 const NATS_KILLS = 3;
 const DEVICES_ALIVE = 1_000;
+const PATIENCE_MS = 60_000;
+const PATIENCE_PER_ID_MS = 30;
 
 /**
  * Attaches and detaches `ids` VMs by jobs, two requests each, a tenth of them stored twice and a hundredth of the ids
@@ -31,6 +33,9 @@ export async function floodOfJobs(stack: Stack, ids: number): Promise<void> {
   const killAt = Array.from({ length: NATS_KILLS }, (_, n) => ((n + 1) * ids) / (NATS_KILLS + 1));
   const requests = new Set<string>();
   let most = 0;
+  const noteAlive = (): void => {
+    most = Math.max(most, deviceNames().filter((name) => name.startsWith('tap-')).length);
+  };
   for (let from = 0; from < ids; from += AT_ONCE) {
     const some = Array.from({ length: Math.min(AT_ONCE, ids - from) }, (_, n) => from + n);
     const storing = Promise.all(
@@ -49,9 +54,17 @@ export async function floodOfJobs(stack: Stack, ids: number): Promise<void> {
       await nats.restart();
     }
     await storing;
-    most = Math.max(most, deviceNames().filter((name) => name.startsWith('tap-')).length);
+    noteAlive();
   }
-  await until('the queue is empty', async () => (await waiting(stack)) === 0, 120_000);
+  await until(
+    'the queue is empty',
+    async () => {
+      noteAlive();
+      await sleep(200);
+      return (await waiting(stack)) === 0;
+    },
+    PATIENCE_MS + ids * PATIENCE_PER_ID_MS,
+  );
   await until('all events are out', async () => {
     return (await stack.agent.health())['eventsPending'] === 0;
   });
@@ -111,7 +124,7 @@ async function outcomeIds({ connection }: Stack): Promise<Map<string, Set<string
   const ids = new Map<string, Set<string>>();
   if (state.messages === 0) return ids;
   const consumer = await connection.jetstream().consumers.get('VOLT_NET_EVENTS');
-  const messages = await consumer.fetch({ max_messages: state.messages, expires: 60_000 });
+  const messages = await consumer.fetch({ max_messages: state.messages, expires: 600_000 });
   let read = 0;
   for await (const message of messages) {
     const body = decodeAnswer(message.data);
