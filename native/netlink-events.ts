@@ -24,7 +24,7 @@ const MAX_PER_WAKEUP = 256;
 /** Where a change of the kernel's tables is told. */
 export interface EventHandlers {
   readonly onMessage: (message: Framed) => void;
-  /** Events were lost (ENOBUFS), or one could not be read (CodecError): what was known has to be read anew. */
+  /** Events were lost (ENOBUFS), or could not be read (ENOMEM, CodecError): what was known has to be read anew. */
   readonly onOverrun: () => void;
 }
 
@@ -60,7 +60,7 @@ export function subscribe(
   };
 }
 
-/** False when there is nothing to read. */
+/** False when there is nothing to read for now. */
 function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): boolean {
   try {
     const length = retryInterrupted(() =>
@@ -69,8 +69,11 @@ function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): bool
     eachMessage(buffer.subarray(0, length), handlers.onMessage);
   } catch (error) {
     if (isKernelError(error, 'EAGAIN', 'EWOULDBLOCK')) return false;
-    if (!isKernelError(error, 'ENOBUFS') && !(error instanceof CodecError)) throw error;
+    const lost = isKernelError(error, 'ENOBUFS', 'ENOMEM') || error instanceof CodecError;
+    if (!lost) throw error;
     handlers.onOverrun();
+    // What there was no memory for is still there, and comes when there is.
+    if (isKernelError(error, 'ENOMEM')) return false;
   }
   return true;
 }

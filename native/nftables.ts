@@ -303,7 +303,7 @@ export class Nftables implements Disposable {
       const writer = new Writer();
       const edge = { family: 0, resource: NFNL_SUBSYS_NFTABLES };
       const asked = new Map<number, Message>();
-      this.#frame(writer, { type: NFNL_MSG_BATCH_BEGIN, flags: 0, ...edge });
+      const first = this.#frame(writer, { type: NFNL_MSG_BATCH_BEGIN, flags: 0, ...edge });
       for (const [index, message] of messages.entries()) {
         // The last answer says that all went well; a refusal is answered whatever the flags.
         const flags = message.flags | (index === messages.length - 1 ? NLM_F_ACK : 0);
@@ -317,7 +317,7 @@ export class Nftables implements Disposable {
       retryInterrupted(() =>
         checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
       );
-      this.#collect(operation, asked);
+      this.#collect(operation, first, asked);
     });
   }
 
@@ -351,13 +351,16 @@ export class Nftables implements Disposable {
     return this.#sequence;
   }
 
-  /** Reads all answers, also past an error: the library reads the same socket. */
-  #collect(operation: string, asked: ReadonlyMap<number, Message>): void {
+  /**
+   * Reads all answers, also past an error: the library reads the same socket. `first` is the first message of the
+   * transaction; what answers earlier ones was left behind.
+   */
+  #collect(operation: string, first: number, asked: ReadonlyMap<number, Message>): void {
     const failures: KernelError[] = [];
     let answered = false;
     for (let length = this.#receive(operation); length > 0; length = this.#receive(operation)) {
       eachMessage(this.#received.subarray(0, length), (message) => {
-        if (message.type !== NLMSG_ERROR) return;
+        if (message.type !== NLMSG_ERROR || message.sequence < first) return;
         answered = true;
         const { errno } = outcomeOf(message);
         if (errno === 0) return;
@@ -365,9 +368,9 @@ export class Nftables implements Disposable {
         failures.push(new KernelError({ operation, subject, errno }));
       });
     }
-    const [first] = failures;
-    if (first !== undefined) throw first;
-    if (!answered) throw new KernelError({ operation, subject: 'no answer', errno: EIO });
+    const [failure] = failures;
+    if (failure !== undefined) throw failure;
+    if (!answered) throw new Unanswered({ operation, subject: 'no answer', errno: EIO });
   }
 
   /** The kernel answers within the call that sends: what is there is all. 0: nothing more. */
@@ -377,10 +380,13 @@ export class Nftables implements Disposable {
       if (length >= 0) return length;
       const errno = libc.errno();
       if (errno === EAGAIN) return 0;
-      throw new KernelError({ operation, subject: 'recv', errno });
+      throw new Unanswered({ operation, subject: 'recv', errno });
     });
   }
 }
+
+/** A transaction whose outcome could not be read: it was done, or it was not. */
+export class Unanswered extends KernelError {}
 
 interface Message {
   readonly type: number;

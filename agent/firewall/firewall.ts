@@ -6,6 +6,7 @@ import {
   Nftables,
   NftablesUnavailable,
   type NftTable,
+  Unanswered,
 } from '#native/nftables.ts';
 import type { Log } from '../log.ts';
 import { HOST_NAT } from './host-nat.ts';
@@ -117,7 +118,9 @@ export class Firewall implements Disposable {
 
   /** Loads everything again if it is not as it should be, where others can change it. */
   restore(): void {
-    if (this.#nftables === undefined || this.#watch === undefined) return;
+    if (this.#nftables === undefined) return;
+    if (this.#problem !== undefined) this.ready();
+    if (this.#watch === undefined) return;
     const differences = this.#differences(this.#nftables);
     if (differences.length === 0) return;
     this.#load(this.#nftables);
@@ -177,10 +180,17 @@ export class Firewall implements Disposable {
     try {
       nftables.change([...this.#changes('add', added), ...this.#changes('delete', dropped)]);
     } catch (error) {
-      // Somebody took away what this builds on: the whole is loaded from what is wanted.
-      if (!isKernelError(error, 'ENOENT', 'EEXIST')) throw error;
+      // Somebody took away what this builds on, or nobody knows what is there: all is loaded from what is wanted.
+      const unknown = error instanceof Unanswered;
+      if (!unknown && !isKernelError(error, 'ENOENT', 'EEXIST')) throw error;
       this.#log.warn({ error: String(error) }, 'nftables were not as expected: loading all again');
-      this.#load(nftables);
+      try {
+        this.#load(nftables);
+      } catch (cause) {
+        // Whoever needs the firewall next begins with that.
+        this.#problem = cause;
+        throw cause;
+      }
     }
   }
 

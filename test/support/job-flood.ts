@@ -3,6 +3,7 @@ import { headers as createHeaders } from 'nats';
 import { expect } from 'vitest';
 import { decodeAnswer, encode } from '#protocol/envelope.ts';
 import { until } from './agent.ts';
+import { disagreements, viewsOf } from './agreement-of-host.ts';
 import { deviceNames } from './kernel.ts';
 import type { Stack } from './stack.ts';
 
@@ -78,6 +79,7 @@ export async function floodOfJobs(stack: Stack, ids: number): Promise<void> {
   for await (const { id } of client.listAll(host)) alive.push(id);
   expect(alive.toSorted()).toEqual(expected);
   expect((await client.check(host, {})).differences).toEqual([]);
+  expect(disagreements(viewsOf(stack))).toEqual([]);
   for (const id of alive) await client.detach(host, { id });
   for (const id of alive) await stack.gone(id);
 }

@@ -169,16 +169,20 @@ export class FatedHost implements AsyncDisposable {
       await waiting[Symbol.asyncDispose]();
       // Where the call did not come, it ends now.
       if (fate === 'signal=SIGKILL') await agent.restart('SIGKILL');
+      else await agent.health();
       await until('all agree', () => this.#agree(name, request.id));
       const again = await this.#again(operation, request, first);
+      // The second half of a detach follows its answer.
+      if (operation === 'detach') await this.#stack.gone(request.id);
       await until('all agree', () => this.#agree(name, request.id));
       const there = viewsOf(this.#stack).records.has(request.id);
-      if (operation === 'detach') assert(!there, 'it is not detached');
-      else if (!(again instanceof VoltError)) assert(there, 'it is not attached');
+      if (operation === 'attach' && !(again instanceof VoltError)) assert(there, 'not attached');
       await this.#end(request.id);
       assert.deepEqual(this.#foreign.look(), this.#others, "others'");
     } catch (error) {
-      throw new Error(`${what}: ${String(error)}`, { cause: error });
+      const said = agent.output().slice(-2_000);
+      await agent.restart('SIGKILL');
+      throw new Error(`${what}: ${String(error)}; the agent: ${said}`, { cause: error });
     }
   }
 
