@@ -47,6 +47,8 @@ export class AppendLog {
   #length = 0;
   /** Segments that were written to since the last sync began, by their descriptors. */
   #unsynced = new Set<number>();
+  /** Those that are being synced. */
+  #inSync: ReadonlySet<number> = new Set();
   /** Closed for writing, and still to be synced. */
   readonly #retired = new Set<number>();
   #syncing: Promise<void> | undefined;
@@ -156,16 +158,20 @@ export class AppendLog {
   }
 
   async #sync(): Promise<void> {
-    const written = [...this.#unsynced];
+    const written = this.#unsynced;
     this.#unsynced = new Set();
+    this.#inSync = written;
     try {
       for (const fd of written) await dataSync(fd);
     } catch (error) {
       for (const fd of written) this.#unsynced.add(fd);
       throw error;
+    } finally {
+      this.#inSync = new Set();
     }
     for (const fd of written) {
-      if (this.#retired.delete(fd)) closeSync(fd);
+      // One that was written to meanwhile waits for the next.
+      if (!this.#unsynced.has(fd) && this.#retired.delete(fd)) closeSync(fd);
     }
     await syncFolder(this.#folder);
   }
@@ -183,7 +189,7 @@ export class AppendLog {
     this.#fd = undefined;
     this.#length = 0;
     if (fd === undefined) return;
-    if (this.#unsynced.has(fd)) this.#retired.add(fd);
+    if (this.#unsynced.has(fd) || this.#inSync.has(fd)) this.#retired.add(fd);
     else closeSync(fd);
   }
 

@@ -80,3 +80,28 @@ test('an entry is read back by its place, whatever characters it has', () => {
   expect(entries.read(place)).toBe(body);
   expect(loaded().found).toEqual([`ü=${body}`]);
 });
+
+test('a segment that is left while it is synced is synced to its end', async () => {
+  const entries = write('a');
+  entries.rotate();
+  entries.append({ name: 'b' });
+  const syncing = entries.sync();
+  entries.rotate();
+  await syncing;
+  entries.append({ name: 'c' });
+  await entries.sync();
+  entries.close();
+});
+
+test('one that is written to and left while it is synced is synced again', async () => {
+  const entries = write('a');
+  const syncing = entries.sync();
+  entries.append({ name: 'b' });
+  entries.rotate();
+  await syncing;
+  await entries.sync();
+  // It is closed by now: what is opened next has its number.
+  entries.append({ name: 'c' });
+  await entries.sync();
+  entries.close();
+});
