@@ -91,12 +91,7 @@ export class Firewall implements Disposable {
   put(owner: string, facts: readonly Fact[]): void {
     const before = this.#wanted.get(owner) ?? NO_FACTS;
     const after = new Map(facts.map((fact) => [keyOf(fact), fact]));
-    try {
-      this.#exchange(owner, before, after);
-    } catch (error) {
-      this.#note(owner, after, before);
-      throw error;
-    }
+    this.#exchange(owner, before, after);
   }
 
   /** Ends what holds for an owner. Success when nothing does. */
@@ -142,9 +137,15 @@ export class Firewall implements Disposable {
     this.#nftables?.[Symbol.dispose]();
   }
 
+  /** What failed is to be tried again: nothing of it is noted then. */
   #exchange(owner: string, before: Facts, after: Facts): void {
     const { added, dropped } = this.#note(owner, before, after);
-    this.#apply(added, dropped);
+    try {
+      this.#apply(added, dropped);
+    } catch (error) {
+      this.#note(owner, after, before);
+      throw error;
+    }
   }
 
   /** Notes what an owner has from now on; answers what the kernel has to be told. */

@@ -182,6 +182,7 @@ export class FatedHost implements AsyncDisposable {
     } catch (error) {
       const said = agent.output().slice(-2_000);
       await agent.restart('SIGKILL');
+      await agent.ready();
       throw new Error(`${what}: ${String(error)}; the agent: ${said}`, { cause: error });
     }
   }
