@@ -126,7 +126,7 @@ async function outcomeIds({ connection }: Stack): Promise<Map<string, Set<string
   const ids = new Map<string, Set<string>>();
   if (state.messages === 0) return ids;
   const consumer = await connection.jetstream().consumers.get('VOLT_NET_EVENTS');
-  const messages = await consumer.fetch({ max_messages: state.messages, expires: 600_000 });
+  const messages = await consumer.consume();
   let read = 0;
   for await (const message of messages) {
     const body = decodeAnswer(message.data);

@@ -91,10 +91,13 @@ const CALLS = [
   ...['setns', 'unshare', 'mount', 'umount2', 'bind'],
 ];
 
-/** Where a refusal is the kernel's answer to the agent itself. Of others libuv makes an end of the process. */
+/**
+ * Where a refusal is the kernel's answer to the agent itself. Of others libuv makes an end of the process, and of
+ * `setns`, without which there is no way back from a workload's namespace, the agent does.
+ */
 const REFUSABLE = new Set([
   ...['sendto', 'sendmsg', 'recvmsg', 'recvfrom', 'ioctl', 'openat', 'open', 'socket', 'rename'],
-  ...['unlink', 'mkdir', 'setns', 'unshare', 'mount', 'umount2', 'bind'],
+  ...['unlink', 'mkdir', 'unshare', 'mount', 'umount2', 'bind'],
 ]);
 
 /** Long enough for an attach under strace; whoever is killed never answers. */
@@ -183,6 +186,8 @@ export class FatedHost implements AsyncDisposable {
       const said = agent.output().slice(-2_000);
       await agent.restart('SIGKILL');
       await agent.ready();
+      // The next is not to find what is left of this one.
+      await this.#end(request.id).catch(() => {});
       throw new Error(`${what}: ${String(error)}; the agent: ${said}`, { cause: error });
     }
   }
