@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { AttachRequest } from '#protocol/attachment.ts';
+import { decodeAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { until } from './agent.ts';
 import { disagreements, type Foreign, makeForeign, viewsOf } from './agreement-of-host.ts';
@@ -100,6 +101,13 @@ const REFUSABLE = new Set([
   ...['unlink', 'mkdir', 'unshare', 'mount', 'umount2', 'bind'],
 ]);
 
+interface Told {
+  readonly type: string;
+  readonly id: string;
+  readonly generation: number | undefined;
+  readonly requestId: string | undefined;
+}
+
 /** Long enough for an attach under strace; whoever is killed never answers. */
 const ANSWER_MS = 800;
 
@@ -112,10 +120,22 @@ export class FatedHost implements AsyncDisposable {
   readonly #foreign: Foreign;
   readonly #others: unknown;
   readonly #empty: Snapshot;
+  /** What was published, by attachment. */
+  readonly #told = new Map<string, readonly Told[]>();
   #asked = 0;
 
   private constructor(stack: Stack, foreign: Foreign, empty: Snapshot) {
     this.#stack = stack;
+    stack.connection.subscribe('volt.net.v1.event.>', {
+      callback: (_, { headers, data }) => {
+        const body = decodeAnswer(data) as { generation?: number; requestId?: string };
+        const { generation, requestId } = body;
+        const type = headers?.get('ce-type').split('.').at(-1) ?? '';
+        const about = headers?.get('ce-subject') ?? '';
+        const id = headers?.get('ce-id') ?? '';
+        this.#told.set(about, [...this.#toldOf(about), { type, id, generation, requestId }]);
+      },
+    });
     this.#foreign = foreign;
     this.#others = foreign.look();
     this.#empty = empty;
@@ -181,6 +201,7 @@ export class FatedHost implements AsyncDisposable {
       const there = viewsOf(this.#stack).records.has(request.id);
       if (operation === 'attach' && !(again instanceof VoltError)) assert(there, 'not attached');
       await this.#end(request.id);
+      await until('all is told', () => this.#isToldRight(request, again));
       assert.deepEqual(this.#foreign.look(), this.#others, "others'");
     } catch (error) {
       const said = agent.output().slice(-2_000);
@@ -254,6 +275,30 @@ export class FatedHost implements AsyncDisposable {
     const attachment = await client.get(host, { id }).catch(() => undefined);
     assert.equal(attachment !== undefined, views.records.has(id));
     return inSync;
+  }
+
+  /** Whoever follows the events sees each attachment begin once and end after that, under one event id each. */
+  #isToldRight({ id, requestId }: AttachRequest, answer: object): boolean {
+    const told = this.#toldOf(id);
+    const attached = told.filter(({ type }) => type === 'attached');
+    const detached = told.filter(({ type }) => type === 'detached');
+    const ended = new Set(detached.map(({ generation }) => generation));
+    const ids = (some: readonly Told[]): number => new Set(some.map((one) => one.id)).size;
+    for (const { generation } of attached) assert(ended.has(generation), `${generation} ends`);
+    for (const generation of ended) {
+      const ends = detached.filter((one) => one.generation === generation);
+      assert.equal(ids(ends), 1, `${generation} ends once`);
+      const last = told.findLastIndex((one) => one.generation === generation);
+      assert.equal(told[last]?.type, 'detached', `nothing is told of ${generation} after its end`);
+    }
+    const own = attached.filter((one) => one.requestId === requestId);
+    assert(ids(own) <= 1, 'the attach is told once');
+    if ('attachment' in answer) assert.equal(ids(own), 1, 'the attach is told');
+    return true;
+  }
+
+  #toldOf(id: string): readonly Told[] {
+    return this.#told.get(id) ?? [];
   }
 
   /** Detached by whoever cleans up; then the host is as it was. */
