@@ -9,7 +9,13 @@ import {
 import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
-import { countJobs, ensureJobConsumer, ensureJobStream, MAX_JOBS_UNDER_WAY } from './streams.ts';
+import {
+  areLeftBehind,
+  countJobs,
+  ensureJobConsumer,
+  ensureJobStream,
+  MAX_JOBS_UNDER_WAY,
+} from './streams.ts';
 
 export interface JobQueueOptions {
   readonly host: string;
@@ -89,21 +95,22 @@ export class JobQueue {
 
   /**
    * A server that was killed may remember that a job was acknowledged and not that it went, or have lost jobs that its
-   * consumer has counted. Jobs that are stored and that nobody is going to deliver come through a consumer made anew:
-   * what has been done is known here.
+   * consumer has counted, or stop delivering altogether (seen with 2.9.10). Jobs that are stored and that nobody is going
+   * to deliver come through a consumer made anew: what has been done is known here.
    */
   async #deliverLeft(manager: JetStreamManager, messages: ConsumerMessages): Promise<void> {
     const { host, subjectPrefix, log } = this.#options;
-    for (let before = -1; ;) {
+    let before = -1;
+    for (let quietMs = 0; ;) {
       await sleep(LEFT_CHECK_MS, undefined, { ref: false });
       if (this.#stopped || this.#messages !== messages) return;
-      const { stored, expected, delivered } = await countJobs(manager, subjectPrefix, host);
-      if (stored === 0) return;
-      if (expected > 0 || delivered !== before) {
-        before = delivered;
-        continue;
-      }
-      log.warn({ jobs: stored }, 'jobs left behind by the server: delivered again');
+      const counts = await countJobs(manager, subjectPrefix, host);
+      if (counts.stored === 0) return;
+      const quiet = counts.delivered === before && this.#underWay === 0;
+      quietMs = quiet ? quietMs + LEFT_CHECK_MS : 0;
+      before = counts.delivered;
+      if (!areLeftBehind(counts, quietMs)) continue;
+      log.warn({ ...counts }, 'jobs left behind by the server: delivered again');
       await manager.consumers.delete(JOB_STREAM, jobConsumer(host));
       return messages.stop();
     }

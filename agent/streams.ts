@@ -27,6 +27,9 @@ const JOB_ACK_WAIT_MS = 10_000;
 export const JOB_WORKING_MS = 3_000;
 /** Jobs of one host under way at once. */
 export const MAX_JOBS_UNDER_WAY = 256;
+/** Beyond an `ack_wait`, and beyond a minute's pause as well. */
+const STALLED_AFTER_MS = 15_000;
+const UNREPEATED_AFTER_MS = 90_000;
 /** JetStream's codes: no such stream, no such consumer, and one that is there with another configuration. */
 const STREAM_NOT_FOUND = 10_059;
 const CONSUMER_NOT_FOUND = 10_014;
@@ -100,17 +103,21 @@ export async function ensureJobConsumer(
   return { name, outcome: 'made', differences: [] };
 }
 
+export interface JobCounts {
+  readonly stored: number;
+  /** What the consumer is still to deliver for the first time. */
+  readonly pending: number;
+  /** What it has delivered, and waits to hear of. */
+  readonly unacknowledged: number;
+  readonly delivered: number;
+}
+
 /** What the stream has of a host's jobs beside what its consumer makes of them. Throws NatsError. */
 export async function countJobs(
   manager: JetStreamManager,
   prefix: string,
   host: string,
-): Promise<{
-  readonly stored: number;
-  /** Of these, what the consumer is still to deliver, or to hear of. */
-  readonly expected: number;
-  readonly delivered: number;
-}> {
+): Promise<JobCounts> {
   const { state } = await manager.streams.info(JOB_STREAM, {
     subjects_filter: subjects(prefix).jobs(host),
   });
@@ -119,9 +126,25 @@ export async function countJobs(
   const consumer = await manager.consumers.info(JOB_STREAM, jobConsumer(host));
   return {
     stored,
-    expected: consumer.num_pending + consumer.num_ack_pending,
+    pending: consumer.num_pending,
+    unacknowledged: consumer.num_ack_pending,
     delivered: consumer.delivered.consumer_seq,
   };
+}
+
+/**
+ * Whether jobs that are stored are not going to come by themselves, when nothing was delivered for `quietMs` to an agent
+ * that asks and has none under way: the consumer expects none of them, or has some that it could deliver at once, or
+ * has not repeated any although the longest pause between two tries is over.
+ */
+export function areLeftBehind(
+  { stored, pending, unacknowledged }: JobCounts,
+  quietMs: number,
+): boolean {
+  if (stored === 0 || quietMs === 0) return false;
+  if (pending + unacknowledged === 0) return true;
+  const free = pending > 0 && unacknowledged < MAX_JOBS_UNDER_WAY;
+  return quietMs >= (free ? STALLED_AFTER_MS : UNREPEATED_AFTER_MS);
 }
 
 /** Makes a stream that is not there; one that is there is not changed. Throws NatsError. */

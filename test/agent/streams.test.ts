@@ -1,0 +1,22 @@
+import { expect, test } from 'vitest';
+import { areLeftBehind } from '#agent/streams.ts';
+
+const counts = (stored: number, pending: number, unacknowledged: number) => ({
+  stored,
+  pending,
+  unacknowledged,
+  delivered: 4_711,
+});
+
+test.each([
+  ['nothing is stored', counts(0, 0, 0), 600_000, false],
+  ['something was delivered just now', counts(9, 0, 0), 0, false],
+  ['the consumer expects none of them', counts(9, 0, 0), 5_000, true],
+  ['it could deliver at once, and has been asked just now', counts(9, 9, 0), 5_000, false],
+  ['it could deliver at once, and does not', counts(9, 9, 3), 15_000, true],
+  ['as many as may be wait for their next try', counts(900, 644, 256), 60_000, false],
+  ['all wait for their next try', counts(9, 0, 9), 60_000, false],
+  ['no try comes any more', counts(9, 0, 9), 90_000, true],
+])('jobs are left behind or not: %s', (_, some, quietMs, left) => {
+  expect(areLeftBehind(some, quietMs)).toBe(left);
+});
