@@ -46,11 +46,14 @@ export class Namespace implements Disposable {
   static open(path: string): Namespace {
     const fd = checked(libc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0), 'open', path);
     const descriptor = new Descriptor(fd);
-    if (libc.ioctl(fd, NS_GET_NSTYPE, null) !== CLONE_NEWNET) {
+    try {
+      if (typeOf(fd, path) === CLONE_NEWNET) return new Namespace(descriptor, path);
+    } catch (error) {
       descriptor.close();
-      throw new NotANamespaceError(`${path} is not a network namespace`);
+      throw error;
     }
-    return new Namespace(descriptor, path);
+    descriptor.close();
+    throw new NotANamespaceError(`${path} is not a network namespace`);
   }
 
   /** The namespace of the calling thread. */
@@ -136,6 +139,16 @@ export class Namespace implements Disposable {
 
   [Symbol.dispose](): void {
     this.#descriptor.close();
+  }
+}
+
+/** CLONE_NEW… of a namespace file; undefined for another file. Any other error than that says nothing of the file. */
+function typeOf(fd: number, path: string): number | undefined {
+  try {
+    return checked(libc.ioctl(fd, NS_GET_NSTYPE, null), 'NS_GET_NSTYPE', path);
+  } catch (error) {
+    if (isKernelError(error, 'ENOTTY', 'EINVAL')) return undefined;
+    throw error;
   }
 }
 
