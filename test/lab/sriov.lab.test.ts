@@ -2,12 +2,17 @@ import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, writeFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { driverOf, virtualFunctions } from '#native/sriov.ts';
+import { until } from '../support/agent.ts';
+import { viewsOf } from '../support/agreement-of-host.ts';
 import { failEachMessage } from '../support/failing.ts';
 import { addNamespace, ip, only, removeNamespace, type Row } from '../support/kernel.ts';
+import { CALLS } from '../support/kill-points.ts';
 import { startStack, type Stack } from '../support/stack.ts';
+import { atCall, callsDuring } from '../support/strace.ts';
 
 // Virtual functions of a NIC that QEMU plays (igb), with Debian's drivers, in the lab's guest.
 
@@ -189,6 +194,71 @@ test.each(['vm', 'container'] as const)(
       expect(inBox('link').map(({ ifname }) => ifname)).toEqual(['lo']);
     });
   },
+  300_000,
+);
+
+const KILLS = 2;
+/** What follows an answer, in a guest without hardware virtualisation. */
+const AFTERWARDS_MS = 1_500;
+
+/** Has an agent die at some points of an attach or detach, and the request repeated: it is done, and done once. */
+async function dieMidway(kind: 'vm' | 'container', operation: 'attach' | 'detach'): Promise<void> {
+  const { agent, client, host } = stack;
+  const requestOf = (id: string): AttachRequest & { readonly requestId: string } => ({
+    id,
+    requestId: `r-${id}`,
+    workload: `${kind}-${id}`,
+    kind,
+    network: 'set0',
+    ...(kind === 'container' && { netns: '/run/netns/box' }),
+  });
+  const ask = (id: string, timeoutMs = 60_000): Promise<object> =>
+    operation === 'attach'
+      ? client.attach(host, requestOf(id), { timeoutMs })
+      : client.detach(host, { id, requestId: `d-${id}` }, { timeoutMs });
+  const first = `${operation}-${kind}`;
+  if (operation === 'detach') await client.attach(host, requestOf(first), { timeoutMs: 60_000 });
+  const points = await callsDuring(agent, CALLS, async () => {
+    await ask(first);
+    await sleep(AFTERWARDS_MS);
+  });
+  if (operation === 'attach') await detach(first);
+  for (let n = 0; n < KILLS; n += 1) {
+    const point = points[Math.floor(((n + 0.5) / KILLS) * points.length)];
+    assert(point !== undefined);
+    const id = `${first}-${n}`;
+    if (operation === 'detach') await client.attach(host, requestOf(id), { timeoutMs: 60_000 });
+    const waiting = await atCall(agent, point, 'signal=SIGKILL');
+    const answered = await ask(id, 5_000).catch(() => null);
+    if (answered !== null) await sleep(AFTERWARDS_MS);
+    await waiting[Symbol.asyncDispose]();
+    await agent.restart('SIGKILL');
+    await agent.ready();
+    await until('it is answered', async () => (await ask(id)) !== null, 60_000);
+    if (operation === 'attach') {
+      const views = viewsOf(stack);
+      assert(views.records.has(id));
+      assert.deepEqual(views.leases, views.records);
+      assert.deepEqual((await client.check(host, {})).differences, []);
+      await detach(id);
+    }
+    await stack.gone(id);
+    await until('it is given back', () => {
+      assert.deepEqual(state(), before, `${point.call} ${point.when}`);
+      return true;
+    });
+    assert.deepEqual(viewsOf(stack).leases, new Map());
+  }
+}
+
+test.each([
+  ['attach', 'vm'],
+  ['attach', 'container'],
+  ['detach', 'vm'],
+  ['detach', 'container'],
+] as const)(
+  'an agent that is killed midway leaves the %s of a %s to the next',
+  async (operation, kind) => dieMidway(kind, operation),
   300_000,
 );
 

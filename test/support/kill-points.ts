@@ -86,7 +86,7 @@ export const OPERATIONS = ['attach', 'detach'] as const;
 type Operation = (typeof OPERATIONS)[number];
 
 /** Netlink, TUN, files, and the connections to Redis and NATS. */
-const CALLS = [
+export const CALLS = [
   ...['sendto', 'sendmsg', 'recvmsg', 'recvfrom', 'ioctl', 'openat', 'open', 'close', 'socket'],
   ...['read', 'write', 'writev', 'pwrite64', 'rename', 'unlink', 'mkdir', 'fsync', 'fdatasync'],
   ...['setns', 'unshare', 'mount', 'umount2', 'bind'],
