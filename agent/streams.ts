@@ -85,6 +85,20 @@ export const ensureEventStream = (manager: JetStreamManager, prefix: string): Pr
 export const ensureJobStream = (manager: JetStreamManager, prefix: string): Promise<Ensured> =>
   ensureStream(manager, jobStream(prefix));
 
+/** Both streams, and the consumers of these hosts. Throws NatsError. */
+export async function ensureAll(
+  manager: JetStreamManager,
+  prefix: string,
+  hosts: readonly string[],
+): Promise<Ensured[]> {
+  const ensured = [
+    await ensureEventStream(manager, prefix),
+    await ensureJobStream(manager, prefix),
+  ];
+  for (const host of hosts) ensured.push(await ensureJobConsumer(manager, prefix, host));
+  return ensured;
+}
+
 /** The durable consumer of one host. Throws NatsError, too, where the job stream is not there. */
 export async function ensureJobConsumer(
   manager: JetStreamManager,

@@ -1,7 +1,15 @@
 import { readFileSync } from 'node:fs';
-import { connect, type ConnectionOptions, credsAuthenticator, headers, NatsError } from 'nats';
+import {
+  connect,
+  type ConnectionOptions,
+  credsAuthenticator,
+  headers,
+  type JetStreamManager,
+  NatsError,
+} from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { fromNatsError } from '#protocol/nats-errors.ts';
 import type { Settings } from './settings.ts';
 import { UsageError } from './errors.ts';
 
@@ -10,6 +18,8 @@ export interface Connected {
   readonly settings: Settings;
   /** Resolves when the server has all that was sent: a subscription made before is active then. */
   readonly flush: () => Promise<void>;
+  /** Lends the manager of JetStream. Its errors come out as VoltError. */
+  readonly jetStream: <T>(work: (manager: JetStreamManager) => Promise<T>) => Promise<T>;
 }
 
 /**
@@ -31,7 +41,14 @@ export async function withClient<T>(
       timeoutMs: settings.timeoutMs,
       traceContext: () => settings.traceContext,
     });
-    return await work({ client, settings, flush: () => connection.flush() });
+    const jetStream: Connected['jetStream'] = async (managing) => {
+      try {
+        return await managing(await connection.jetstreamManager({ checkAPI: false }));
+      } catch (error) {
+        throw fromNatsError(error, { subject: 'JetStream', timeoutMs: settings.timeoutMs });
+      }
+    };
+    return await work({ client, settings, flush: () => connection.flush(), jetStream });
   } finally {
     await connection.close();
   }

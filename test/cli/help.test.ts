@@ -45,6 +45,7 @@ describe('help', () => {
       'watch',
       'status',
       'doctor',
+      'setup',
       'lease',
       'lease list',
       'host',

@@ -25,13 +25,21 @@ export interface Server {
   resume(): void;
 }
 
-/** nats-server with JetStream. */
-export async function startNats({ port }: { port?: number } = {}): Promise<Server> {
+/** nats-server with JetStream. `config`: what its configuration file says beside. */
+export async function startNats({
+  port,
+  config,
+}: { port?: number; config?: string } = {}): Promise<Server> {
   const own = port ?? (await freePort());
-  return startServer('nats', own, (folder) => [
-    requireTool('nats-server'),
-    ...['--addr', '127.0.0.1', '--port', String(own), '--jetstream', '--store_dir', folder],
-  ]);
+  return startServer('nats', own, (folder) => {
+    const file = join(folder, 'nats.conf');
+    if (config !== undefined) writeFileSync(file, config);
+    return [
+      requireTool('nats-server'),
+      ...(config === undefined ? [] : ['--config', file]),
+      ...['--addr', '127.0.0.1', '--port', String(own), '--jetstream', '--store_dir', folder],
+    ];
+  });
 }
 
 /** redis-server. `args` as on its command line: `--appendonly yes`. With `tls` its port speaks TLS alone. */
