@@ -4,32 +4,29 @@ import {
   connect,
   type ConnectionOptions,
   credsAuthenticator,
-  ErrorCode,
   Events,
   headers as createHeaders,
   type NatsConnection,
-  NatsError,
   RequestStrategy,
   type Service,
   type ServiceMsg,
 } from 'nats';
 import type { Config } from './config.ts';
+import { errorAnswer } from './errors.ts';
+import { guardInbound, type Headers, headersOf } from './inbound.ts';
 import { JobQueue } from './job-queue.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
-import { EventRefused } from './outbox.ts';
-import { ensureEventStream } from './streams.ts';
+import { PublishError } from './outbox.ts';
+import { ensureEventStream, whyNotStored } from './streams.ts';
 
-/** A request as it came: bytes and the headers that matter. */
+/** A request as it came. */
 export interface BusRequest {
   readonly subject: string;
   /** Who asks, as far as NATS tells: the same for all requests of one connection of its client libraries. */
   readonly caller: string;
   readonly payload: Uint8Array;
-  readonly traceparent?: string;
-  readonly tracestate?: string;
-  /** How long the caller waits (`volt-timeout-ms`). */
-  readonly timeoutMs?: number;
+  readonly headers: Headers;
 }
 
 /** What goes back. An error travels in the payload and, by number and text, in the NATS service headers. */
@@ -63,7 +60,6 @@ export interface BusOptions {
 
 export type BusState = 'connecting' | 'connected' | 'closed';
 
-const TOO_LARGE: string = ErrorCode.MaxPayloadExceeded;
 const RECONNECT_WAIT_MS = 250;
 const DRAIN_TIMEOUT_MS = 1_000;
 /** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
@@ -72,6 +68,11 @@ const SURVEY_GAP_MS = 250;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
 /** The first release line in which the advisories against 2.9 and 2.10 are mended. */
 const FIXED_SERVER = '2.10.27';
+/** Of a server, or a reader of its connection, that has fallen silent. */
+const PING_INTERVAL_MS = 4_000;
+const MAX_PINGS_UNANSWERED = 2;
+/** The library's own. */
+const INBOX_PREFIX = '_INBOX';
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
@@ -106,8 +107,8 @@ export class Bus {
   }
 
   /**
-   * Stores one event in the event stream; resolves once JetStream acknowledged it, and rejects when it
-   * did not, or when there is no connection: with EventRefused where it never will. `id` makes a repeat harmless within ten minutes.
+   * Stores one event in the event stream; resolves once JetStream acknowledged it. Throws PublishError. `id` makes a
+   * repeat harmless within ten minutes.
    */
   async publishEvent(event: {
     subject: string;
@@ -116,19 +117,20 @@ export class Bus {
     payload: Uint8Array;
   }): Promise<void> {
     const connection = this.#connection;
-    if (connection === undefined || this.#state !== 'connected') throw new Error('NATS is away');
+    if (connection === undefined || this.#state !== 'connected') {
+      throw new PublishError('away', 'NATS is away');
+    }
     await this.#ensureEventStream(connection);
-    const headers = createHeaders();
-    for (const [name, value] of Object.entries(event.headers)) headers.set(name, value);
     try {
+      const headers = createHeaders();
+      for (const [name, value] of Object.entries(event.headers)) headers.set(name, value);
       await connection.jetstream().publish(event.subject, event.payload, {
         msgID: event.id,
         headers,
         timeout: EVENT_ACK_TIMEOUT_MS,
       });
-    } catch (error) {
-      if (isTooLarge(error)) throw new EventRefused(messageOf(error), { cause: error });
-      throw error;
+    } catch (cause) {
+      throw new PublishError(whyNotStored(cause), messageOf(cause), { cause });
     }
   }
 
@@ -184,6 +186,7 @@ export class Bus {
         const connection = await connect(this.#connectionOptions());
         if (this.#stopping) return await connection.close();
         this.#connection = connection;
+        this.#guard(connection);
         void this.#watch(connection);
         await this.#serve(connection);
         this.#setState('connected');
@@ -207,6 +210,8 @@ export class Bus {
       waitOnFirstConnect: true,
       maxReconnectAttempts: -1,
       reconnectTimeWait: RECONNECT_WAIT_MS,
+      pingInterval: PING_INTERVAL_MS,
+      maxPingOut: MAX_PINGS_UNANSWERED,
       // A wrong or rotated credential is repaired by an operator while we wait, not by our exit.
       ignoreAuthErrorAbort: true,
     };
@@ -261,17 +266,29 @@ export class Bus {
     await connection.flush();
   }
 
+  /** Whatever happens, whoever asked hears of it, as long as the connection takes an answer. */
   async #answer(message: ServiceMsg, answer: BusEndpoint['answer']): Promise<void> {
-    const { payload, error } = await answer(requestOf(message));
+    const { log } = this.#options;
     try {
-      if (error === undefined) message.respond(payload);
-      else message.respondError(error.status, error.code, payload);
+      send(message, await answer(requestOf(message)));
     } catch (cause) {
-      this.#options.log.warn(
-        { error: messageOf(cause) },
-        'cannot answer: the connection is closed',
-      );
+      const { subject } = message;
+      log.error({ subject, error: messageOf(cause) }, 'a request failed outside its operation');
+      try {
+        send(message, errorAnswer(cause));
+      } catch (error) {
+        log.warn({ subject, error: messageOf(error) }, 'the answer to a request cannot be sent');
+      }
     }
+  }
+
+  #guard(connection: NatsConnection): void {
+    const { log, config } = this.#options;
+    guardInbound(connection, {
+      replyPrefixes: config.replyPrefixes,
+      inboxPrefix: INBOX_PREFIX,
+      onDropped: (dropped) => log.warn(dropped, 'a message from NATS is dropped'),
+    });
   }
 
   async #ensureEventStream(connection: NatsConnection): Promise<void> {
@@ -300,7 +317,12 @@ export class Bus {
   #setState(state: BusState): void {
     if (state === this.#state) return;
     this.#state = state;
-    this.#options.onState(state);
+    const { onState, log } = this.#options;
+    try {
+      onState(state);
+    } catch (error) {
+      log.error({ state, error: messageOf(error) }, 'NATS: a change of state was not dealt with');
+    }
   }
 }
 
@@ -313,30 +335,20 @@ const liveMetadata = (read: () => Readonly<Record<string, string>>): Record<stri
     ),
   );
 
-function requestOf(message: ServiceMsg): BusRequest {
-  const header = (name: string): string | undefined => {
-    const value = message.headers?.get(name) ?? '';
-    return value === '' ? undefined : value;
-  };
-  const traceparent = header('traceparent');
-  const tracestate = header('tracestate');
-  const timeoutMs = Number(header('volt-timeout-ms'));
-  return {
-    subject: message.subject,
-    caller: inboxOf(message.reply),
-    payload: message.data,
-    ...(traceparent !== undefined && { traceparent }),
-    ...(tracestate !== undefined && { tracestate }),
-    ...(Number.isFinite(timeoutMs) && timeoutMs > 0 && { timeoutMs }),
-  };
+const requestOf = (message: ServiceMsg): BusRequest => ({
+  subject: message.subject,
+  caller: inboxOf(message.reply),
+  payload: message.data,
+  headers: headersOf(message),
+});
+
+function send(message: ServiceMsg, { payload, error }: BusAnswer): void {
+  if (error === undefined) message.respond(payload);
+  else message.respondError(error.status, error.code, payload);
 }
 
 /** Client libraries have one inbox a connection, `_INBOX.x`, and below it one subject a request. */
 const inboxOf = (reply = ''): string => reply.slice(0, reply.lastIndexOf('.') + 1);
-
-/** By the server's limit, or the stream's (JetStream's 10054). */
-const isTooLarge = (error: unknown): boolean =>
-  error instanceof NatsError && (error.code === TOO_LARGE || error.api_error?.err_code === 10_054);
 
 const messageOf = (error: unknown): string =>
   error instanceof Error ? error.message : String(error);

@@ -18,6 +18,11 @@ const tls = z
 const natsSection = z.strictObject({
   url: z.string().min(1).default('nats://127.0.0.1:4222'),
   credentialsFile: nullablePath,
+  // All of NATS's own: _INBOX, _R_ of an imported service, _GR_ of another cluster.
+  replyPrefixes: z
+    .array(z.string().regex(/^[A-Za-z0-9_-][A-Za-z0-9_.-]*$/, 'must be the beginning of a subject'))
+    .min(1)
+    .default(['_']),
   tls,
 });
 
@@ -126,7 +131,12 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
     });
     throw new ConfigError(problems.join('; '));
   }
-  const { redis, heartbeatSeconds, suspectAfterSeconds } = checked.data;
+  const { nats, redis, subjectPrefix, heartbeatSeconds, suspectAfterSeconds } = checked.data;
+  for (const prefix of nats.replyPrefixes) {
+    const ours = `${subjectPrefix}.`;
+    if (!ours.startsWith(prefix) && !prefix.startsWith(ours)) continue;
+    throw new ConfigError(`nats.replyPrefixes: "${prefix}" takes replies to subjects of ours`);
+  }
   if (suspectAfterSeconds < 2 * heartbeatSeconds) {
     throw new ConfigError('suspectAfterSeconds: must be twice heartbeatSeconds at least');
   }

@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto';
-import { encode } from '#protocol/envelope.ts';
-import { eventHeaders, eventId, type EventType } from '#protocol/events.ts';
+import { encode, encodeAnswer, MAX_PAYLOAD_BYTES } from '#protocol/envelope.ts';
+import { eventHeaders, eventId, eventSource, type EventType } from '#protocol/events.ts';
 import { subjects } from '#protocol/subjects.ts';
+import { parseTraceContext } from '#protocol/trace-context.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
-import { Outbox, type PendingEvent } from './outbox.ts';
-import { tracedRequest } from './trace.ts';
+import { Outbox, type PendingEvent, PublishError } from './outbox.ts';
+import { type RequestTrace, tracedRequest } from './trace.ts';
 
 /** What happened, for the event stream. */
 export interface Outcome {
@@ -39,6 +40,10 @@ export interface EventsOptions {
     payload: Uint8Array;
   }) => Promise<void>;
 }
+
+/** For `durationMs`, which is complete when the event goes out. */
+const DURATIONS_BYTES = 1_024;
+const SHORT_TEXT = 256;
 
 /** The events of this host: kept until the event stream has them, CloudEvents on the wire. */
 export class EventLog {
@@ -88,7 +93,7 @@ export class EventLog {
       network,
       subject,
       time: new Date().toISOString(),
-      body: { ...body, requestId },
+      body: fitting({ ...body, requestId }),
       durationMs: durationMs ?? {},
       ...(traceparent !== undefined && { traceparent }),
       ...(tracestate !== undefined && { tracestate }),
@@ -104,35 +109,88 @@ export class EventLog {
     return this.#outbox.stop(timeoutMs);
   }
 
-  #publish(event: PendingEvent): Promise<void> {
-    const { host, subjectPrefix, publish } = this.#options;
-    const subject = subjects(subjectPrefix).event(host, event.network, event.type);
-    const trace = {
-      name: `publish ${event.type}`,
-      role: 'producer' as const,
-      attributes: { 'messaging.system': 'nats', 'messaging.destination.name': subject },
-      ...(event.traceparent !== undefined && { traceparent: event.traceparent }),
-      ...(event.tracestate !== undefined && { tracestate: event.tracestate }),
-    };
-    const { traceparent } = trace;
-    const durationMs = { ...event.durationMs, publish: Date.now() - Date.parse(event.time) };
-    return tracedRequest(trace, () =>
-      publish({
+  async #publish(event: PendingEvent): Promise<void> {
+    const { publish } = this.#options;
+    const { message, trace } = this.#messageOf(event);
+    await tracedRequest(trace, () => publish(message));
+  }
+
+  /** Throws PublishError for what is no event: an agent of another version may have stored it. */
+  #messageOf(event: PendingEvent): {
+    message: Parameters<EventsOptions['publish']>[0];
+    trace: RequestTrace;
+  } {
+    const { host, subjectPrefix } = this.#options;
+    const { id, type, network, subject: about, time, body } = event;
+    const { traceparent, tracestate } = parseTraceContext(event);
+    const durationMs = { ...event.durationMs, publish: Date.now() - Date.parse(time) };
+    try {
+      const subject = subjects(subjectPrefix).event(host, network, type);
+      const message = {
         subject,
-        id: event.id,
+        id,
         headers: eventHeaders({
-          id: event.id,
-          type: event.type,
-          source: `/volt/network/${host}`,
-          subject: event.subject,
-          time: event.time,
+          id,
+          type,
+          source: eventSource(host),
+          subject: about,
+          time,
           // The request's own context, not that of this publication: a reader joins the request.
           ...(traceparent !== undefined && { traceparent }),
         }),
-        payload: encode({ ...event.body, durationMs }),
-      }),
-    );
+        payload: encode({ ...body, durationMs }),
+      };
+      const trace = {
+        name: `publish ${type}`,
+        role: 'producer' as const,
+        attributes: { 'messaging.system': 'nats', 'messaging.destination.name': subject },
+        ...(traceparent !== undefined && { traceparent }),
+        ...(tracestate !== undefined && { tracestate }),
+      };
+      return { message, trace };
+    } catch (cause) {
+      throw new PublishError('never', String(cause), { cause });
+    }
   }
+}
+
+type Body = Outcome['body'];
+
+/**
+ * A body that an event has room for. What is too large for it is shortened, the largest first: of a map its short
+ * values stay, of a text its beginning, of a list nothing. `truncated` names what was.
+ */
+export function fitting(body: Body): Body {
+  const room = MAX_PAYLOAD_BYTES - DURATIONS_BYTES;
+  if (sizeOf(body) <= room) return body;
+  let fit = body;
+  const sizes = Object.entries(body).map(([key, value]) => ({ key, bytes: sizeOf(value) }));
+  const largestFirst = sizes.toSorted((a, b) => b.bytes - a.bytes).map(({ key }) => key);
+  for (const [index, key] of largestFirst.entries()) {
+    if (sizeOf(fit) <= room) break;
+    const truncated = largestFirst.slice(0, index + 1);
+    fit = { ...fit, [key]: shortened(body[key]), truncated };
+  }
+  return fit;
+}
+
+/** In bytes; infinite for what cannot be encoded. */
+function sizeOf(value: unknown): number {
+  try {
+    return encodeAnswer(value).byteLength;
+  } catch {
+    return Number.POSITIVE_INFINITY;
+  }
+}
+
+function shortened(value: unknown): unknown {
+  if (typeof value === 'string') return value.slice(0, SHORT_TEXT);
+  if (typeof value === 'number' || typeof value === 'boolean') return value;
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return undefined;
+  const short = Object.entries(value)
+    .filter(([, one]) => typeof one !== 'object')
+    .map(([key, one]) => [key.slice(0, SHORT_TEXT), shortened(one)] as const);
+  return Object.fromEntries(short.slice(0, SHORT_TEXT));
 }
 
 /** The body of the `detached` event of a lease that ended without an attachment of this host. */

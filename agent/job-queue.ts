@@ -7,6 +7,7 @@ import {
   type NatsConnection,
 } from 'nats';
 import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
+import { headersOf } from './inbound.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
 import {
@@ -86,9 +87,12 @@ export class JobQueue {
     await this.#ensure(manager);
     const consumer = await connection.jetstream().consumers.get(JOB_STREAM, jobConsumer(host));
     const messages = await consumer.consume({ max_messages: PREFETCH });
-    void this.#watch(messages);
+    const { log } = this.#options;
+    void this.#watch(messages).catch((error: unknown) => {
+      log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
+    });
     void this.#deliverLeft(manager, messages).catch((error: unknown) => {
-      this.#options.log.debug({ error: String(error) }, 'cannot look for jobs left behind');
+      log.debug({ error: String(error) }, 'cannot look for jobs left behind');
     });
     return messages;
   }
@@ -146,15 +150,27 @@ export class JobQueue {
 
   async #takeAll(messages: ConsumerMessages): Promise<void> {
     for await (const message of messages) {
-      this.#underWay += 1;
-      void this.#options.take(deliveryOf(message)).finally(() => {
-        this.#underWay -= 1;
-        this.#slot.resolve();
-      });
+      void this.#takeOne(message);
       while (this.#underWay >= MAX_JOBS_UNDER_WAY) {
         this.#slot = Promise.withResolvers<void>();
         await this.#slot.promise;
       }
+    }
+  }
+
+  /** What one job throws ends here: its neighbours do not wait, and it comes again. Rejects never. */
+  async #takeOne(message: JsMsg): Promise<void> {
+    const { take, log } = this.#options;
+    this.#underWay += 1;
+    try {
+      await take(deliveryOf(message, log));
+    } catch (error) {
+      const { subject } = message;
+      log.error({ subject, error: String(error) }, 'a job failed outside its operation');
+      quietly(log, () => message.nak(RETRY_MOST_MS));
+    } finally {
+      this.#underWay -= 1;
+      this.#slot.resolve();
     }
   }
 
@@ -167,25 +183,28 @@ export class JobQueue {
   }
 }
 
-function deliveryOf(message: JsMsg): Delivery {
-  const header = (name: string): string | undefined => {
-    const value = message.headers?.get(name) ?? '';
-    return value === '' ? undefined : value;
-  };
-  const [traceparent, tracestate] = [header('traceparent'), header('tracestate')];
+function deliveryOf(message: JsMsg, log: Log): Delivery {
   const { timestampNanos, deliveryCount } = message.info;
   return {
     subject: message.subject,
     payload: message.data,
-    ...(traceparent !== undefined && { traceparent }),
-    ...(tracestate !== undefined && { tracestate }),
+    headers: headersOf(message),
     position: { storedNs: BigInt(timestampNanos), sequence: message.seq },
     deliveries: deliveryCount,
     done: async () => {
       if (await message.ackAck({ timeout: ACK_TIMEOUT_MS })) return;
       throw new Error('the server did not confirm the acknowledgement');
     },
-    again: (delayMs) => message.nak(delayMs),
-    working: () => message.working(),
+    again: (delayMs) => quietly(log, () => message.nak(delayMs)),
+    working: () => quietly(log, () => message.working()),
   };
+}
+
+/** The connection may be closed; then the server delivers the job again by itself. */
+function quietly(log: Log, say: () => void): void {
+  try {
+    say();
+  } catch (error) {
+    log.debug({ error: String(error) }, 'NATS is not told of a job');
+  }
 }

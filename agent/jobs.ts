@@ -5,12 +5,14 @@ import {
 } from '#protocol/attachment.ts';
 import { decode } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { ID_PATTERN } from '#protocol/names.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type JobOperation, subjects } from '#protocol/subjects.ts';
 import type { Admission } from './admission.ts';
 import type { Call } from './attachments.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
+import type { Headers } from './inbound.ts';
 import type { Log } from './log.ts';
 import type { Outcomes, Position } from './outcomes.ts';
 import type { JobCall, Requests } from './requests.ts';
@@ -21,8 +23,7 @@ import { type RequestTrace, tracedRequest } from './trace.ts';
 export interface Delivery {
   readonly subject: string;
   readonly payload: Uint8Array;
-  readonly traceparent?: string;
-  readonly tracestate?: string;
+  readonly headers: Headers;
   readonly position: Position;
   /** Counted by the server, this one too. */
   readonly deliveries: number;
@@ -87,15 +88,14 @@ export class Jobs {
 
   async #take(delivery: Delivery): Promise<void> {
     const { subjectPrefix, host, admission, outcomes, events } = this.#options;
-    const { subject, traceparent, tracestate } = delivery;
+    const { subject, headers } = delivery;
     const job = subjects(subjectPrefix).match(subject);
     const operation = job?.kind === 'job' ? job.operation : undefined;
     const trace: RequestTrace = {
       name: `job.${operation ?? 'unknown'}`,
       role: 'server',
       attributes: { 'volt.host': host, 'messaging.destination.name': subject },
-      ...(traceparent !== undefined && { traceparent }),
-      ...(tracestate !== undefined && { tracestate }),
+      ...headers.trace,
     };
     try {
       const deadline = performance.now() + ATTEMPT_MS;
@@ -143,7 +143,7 @@ export class Jobs {
   /** What the job asks for. What is no job ends here, with its event: nobody else would tell. */
   #parsed(
     operation: JobOperation | undefined,
-    { subject, payload, position }: Delivery,
+    { subject, payload, headers, position }: Delivery,
     trace: RequestTrace,
   ): {
     readonly operation: JobOperation;
@@ -166,6 +166,7 @@ export class Jobs {
         });
       }
       body = decode(payload);
+      if (headers.flaw !== undefined) throw headers.flaw;
       if (operation === 'attach') {
         const request = named(parseRequest(attachRequestSchema, body));
         if (request.dryRun === true) {
@@ -198,7 +199,7 @@ export class Jobs {
     this.#options.events.add({
       type: 'failed',
       network: '-',
-      subject: given.id ?? '-',
+      subject: given.id !== undefined && ID_PATTERN.test(given.id) ? given.id : '-',
       operation: operation ?? 'job',
       requestId: given.requestId ?? requestId,
       trace,

@@ -19,13 +19,30 @@ export interface PendingEvent {
   readonly tracestate?: string;
 }
 
-/** The event stream will not take this event, ever. */
-export class EventRefused extends Error {
-  override readonly name = 'EventRefused';
+/**
+ * What keeps an event from the event stream:
+ * - `never`: the event itself. It is malformed, or larger than server or stream take.
+ * - `later`: it was sent, and not stored; it may be another time.
+ * - `away`: there is no connection.
+ */
+export type WhyNotPublished = 'never' | 'later' | 'away';
+
+export class PublishError extends Error {
+  override readonly name = 'PublishError';
+  readonly why: WhyNotPublished;
+
+  constructor(why: WhyNotPublished, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.why = why;
+  }
 }
 
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
+/** So many subjects, one after the other, have failed: it is the stream, and not their events. */
+const FAILING_IN_A_ROW = 8;
+/** The subject of an event that is about nothing in particular: such events have no order. */
+const NO_SUBJECT = '-';
 /** Events on their way at once, each about another subject. */
 const MAX_IN_FLIGHT = 64;
 /** Events that are kept in memory too; the others are read when their turn comes. */
@@ -39,10 +56,12 @@ const MIN_DROPPED_BYTES = 1024 * 1024;
 
 interface Waiting {
   readonly number: number;
+  /** Its place is in the queue of this name: its subject, where it has one. */
   readonly subject: string;
   /** Undefined where the disk refused it: then memory alone has it. */
   readonly place: Place | undefined;
   event: PendingEvent | undefined;
+  tries: number;
 }
 
 /**
@@ -60,6 +79,10 @@ export class Outbox {
   readonly #queues = new Map<string, Waiting[]>();
   /** Subjects of which nothing is under way. */
   readonly #ready = new Set<string>();
+  /** Subjects whose first event failed, until it is tried again: those of others go on. */
+  readonly #deferred = new Map<string, NodeJS.Timeout>();
+  /** Subjects that have failed since the last event was published. */
+  readonly #failing = new Set<string>();
   /** Subjects whose one event waits for the end of `hold`. */
   readonly #held = new Set<string>();
   #holding = false;
@@ -105,7 +128,7 @@ export class Outbox {
       if (typeof done === 'number') found.delete(done);
     });
     for (const [number, { subject, place }] of found) {
-      this.#queue({ number, subject, place, event: undefined });
+      this.#queue({ number, subject: queueName(subject, number), place, event: undefined, tries: 0 });
     }
     this.#dropFinished();
     this.#takeOverFiles();
@@ -139,7 +162,14 @@ export class Outbox {
       this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
     }
     const keep = place === undefined || this.#inMemory < MAX_IN_MEMORY;
-    this.#queue({ number, subject, place, event: keep ? event : undefined }, HELD.has(event.type));
+    const waiting = {
+      number,
+      subject: queueName(subject, number),
+      place,
+      event: keep ? event : undefined,
+      tries: 0,
+    };
+    this.#queue(waiting, HELD.has(event.type));
     this.#pump();
   }
 
@@ -166,6 +196,15 @@ export class Outbox {
 
   /** Tries again at once what waits for a retry: NATS is back. */
   nudge(): void {
+    for (const [subject, timer] of this.#deferred) {
+      clearTimeout(timer);
+      this.#ready.add(subject);
+    }
+    this.#deferred.clear();
+    this.#resume();
+  }
+
+  #resume(): void {
     clearTimeout(this.#pause);
     this.#pause = undefined;
     this.#pump();
@@ -177,6 +216,7 @@ export class Outbox {
     while (this.#pending > 0 && Date.now() < end) await sleep(10);
     this.#stopped = true;
     clearTimeout(this.#pause);
+    for (const timer of this.#deferred.values()) clearTimeout(timer);
     if (this.#pending === 0) {
       for (const segment of this.#segments.keys()) this.#entries.drop(segment);
     } else {
@@ -214,28 +254,43 @@ export class Outbox {
 
   async #send(waiting: Waiting): Promise<void> {
     this.#inFlight += 1;
-    let sent = true;
+    let failure: { readonly why: WhyNotPublished; readonly reason: string } | undefined;
     try {
       const event = waiting.event ?? this.#read(waiting);
       if (event !== undefined) await this.#publish(event);
       this.#retryMs = RETRY_FIRST_MS;
+      this.#failing.clear();
     } catch (error) {
-      sent = error instanceof EventRefused;
-      if (sent) this.#setAside(waiting, String(error));
-      else this.#wait(error);
+      failure = { why: error instanceof PublishError ? error.why : 'later', reason: String(error) };
+      if (failure.why === 'never') this.#setAside(waiting, failure.reason);
     }
     this.#inFlight -= 1;
     // After `stop` the next agent publishes it, again if need be.
     if (this.#stopped) return;
-    if (sent) this.#done(waiting);
-    else this.#ready.add(waiting.subject);
+    if (failure === undefined || failure.why === 'never') this.#done(waiting);
+    else this.#wait(waiting, failure);
     this.#pump();
   }
 
-  #wait(error: unknown): void {
-    this.#log.debug({ error: String(error) }, 'event not published yet');
-    this.#pause ??= setTimeout(() => this.nudge(), this.#retryMs);
-    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS);
+  /** One that failed is tried again alone; where all fail, or nobody is there, all wait. */
+  #wait(waiting: Waiting, failure: { why: WhyNotPublished; reason: string }): void {
+    const { subject } = waiting;
+    this.#log.debug({ subject, ...failure }, 'event not published yet');
+    this.#failing.add(subject);
+    if (failure.why === 'away' || this.#failing.size >= FAILING_IN_A_ROW) {
+      this.#ready.add(subject);
+      this.#pause ??= setTimeout(() => this.#resume(), this.#retryMs);
+      this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS);
+      return;
+    }
+    const delayMs = Math.min(RETRY_FIRST_MS * 2 ** Math.min(waiting.tries, 16), RETRY_MOST_MS);
+    waiting.tries += 1;
+    const timer = setTimeout(() => {
+      this.#deferred.delete(subject);
+      this.#ready.add(subject);
+      this.#pump();
+    }, delayMs);
+    this.#deferred.set(subject, timer);
   }
 
   #done({ number, subject, place, event }: Waiting): void {
@@ -297,6 +352,9 @@ export class Outbox {
     }
   }
 }
+
+const queueName = (subject: string, number: number): string =>
+  subject === NO_SUBJECT ? `${NO_SUBJECT} ${number}` : subject;
 
 /** An event as `add` wrote it. What was cut short, or is another's, is refused. */
 function parseEvent(text: string): PendingEvent {

@@ -13,7 +13,7 @@ import {
   updateRequestSchema,
 } from '#protocol/attachment.ts';
 import { decode, encodeAnswer } from '#protocol/envelope.ts';
-import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { VoltError } from '#protocol/errors.ts';
 import {
   ledgerCheckRequestSchema,
   ledgerForgetRequestSchema,
@@ -32,7 +32,7 @@ import type { Ledger } from '#ipam-store/ledger.ts';
 import type { Admission } from './admission.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
-import { toVoltError } from './errors.ts';
+import { errorAnswer, toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { FleetCheck } from './fleet-check.ts';
 import type { Inspection } from './inspection.ts';
@@ -206,13 +206,13 @@ class Gate {
       name,
       role: 'server',
       attributes: { 'volt.host': host, 'messaging.destination.name': request.subject },
-      ...(request.traceparent !== undefined && { traceparent: request.traceparent }),
-      ...(request.tracestate !== undefined && { tracestate: request.tracestate }),
+      ...request.headers.trace,
     };
-    const timeoutMs = Math.min(request.timeoutMs ?? DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS);
+    const timeoutMs = Math.min(request.headers.timeoutMs ?? DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS);
     const deadline = started + timeoutMs;
     try {
       this.#refuseWhenStopping();
+      if (request.headers.flaw !== undefined) throw request.headers.flaw;
       const answer = await admission.pass(request.caller, deadline, () =>
         tracedRequest(trace, async () => run(decode(request.payload), { trace, deadline })),
       );
@@ -223,7 +223,7 @@ class Gate {
       const { code, message } = error;
       const level = code === 'INTERNAL' ? 'error' : 'info';
       log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
-      return { payload: encodeAnswer(toErrorBody(error)), error: { status: error.status, code } };
+      return errorAnswer(error);
     }
   }
 

@@ -3,6 +3,7 @@ import {
   type ConsumerConfig,
   DeliverPolicy,
   DiscardPolicy,
+  ErrorCode,
   type JetStreamManager,
   nanos,
   NatsError,
@@ -11,6 +12,7 @@ import {
   type StreamConfig,
 } from 'nats';
 import { EVENT_STREAM, JOB_STREAM, jobConsumer, subjects } from '#protocol/subjects.ts';
+import type { WhyNotPublished } from './outbox.ts';
 
 const DAY_MS = 86_400_000;
 const EVENT_AGE_MS = 7 * DAY_MS;
@@ -33,6 +35,17 @@ const UNREPEATED_AFTER_MS = 90_000;
 /** JetStream's codes: no such stream, no such consumer, and one that is there with another configuration. */
 const STREAM_NOT_FOUND = 10_059;
 const CONSUMER_NOT_FOUND = 10_014;
+
+/** Errors of the library that name the message, and not the connection. */
+const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
+  ErrorCode.MaxPayloadExceeded,
+  ErrorCode.BadHeader,
+  ErrorCode.BadPayload,
+  ErrorCode.BadSubject,
+  ErrorCode.InvalidPayload,
+]);
+/** Of JetStream's answers: the message was wrong, and not the server's state (nats-server, errors.json). */
+const BAD_REQUEST = 400;
 
 /** What was made, was there as it should be, or is there in another way, which is left to whoever made it. */
 export interface Ensured {
@@ -159,6 +172,13 @@ export function areLeftBehind(
   if (pending + unacknowledged === 0) return true;
   const free = pending > 0 && unacknowledged < MAX_JOBS_UNDER_WAY;
   return quietMs >= (free ? STALLED_AFTER_MS : UNREPEATED_AFTER_MS);
+}
+
+/** By the error with which the publication of an event has ended. */
+export function whyNotStored(error: unknown): WhyNotPublished {
+  if (!(error instanceof NatsError)) return 'later';
+  if (OF_THE_MESSAGE.has(error.code)) return 'never';
+  return error.api_error?.code === BAD_REQUEST ? 'never' : 'later';
 }
 
 /** Makes a stream that is not there; one that is there is not changed. Throws NatsError. */

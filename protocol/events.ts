@@ -26,10 +26,13 @@ export const eventId = (outcome: { host: string; operation: string; requestId: s
     .digest('hex')
     .slice(0, 32);
 
+/** Who says so, as `ce-source`: a reader takes an event of no other host than that of its subject. */
+export const eventSource = (host: string): string => `/volt/network/${host}`;
+
 export interface EventAttributes {
   readonly id: string;
   readonly type: string;
-  /** `/volt/network/<host>`: who says so. */
+  /** As of `eventSource`. */
   readonly source: string;
   /** The attachment, network or host that it is about. */
   readonly subject: string;
@@ -39,15 +42,19 @@ export interface EventAttributes {
   readonly tracestate?: string;
 }
 
-/** Headers of CloudEvents 1.0 in NATS binary mode. */
+/** Headers of CloudEvents 1.0 in NATS binary mode. Text of others is percent-encoded, as that binding asks. */
 export const eventHeaders = (event: EventAttributes): Record<string, string> => ({
   'ce-specversion': '1.0',
   'ce-id': event.id,
   'ce-type': `volt.net.${event.type}`,
   'ce-source': event.source,
-  'ce-subject': event.subject,
+  'ce-subject': percentEncoded(event.subject),
   'ce-time': event.time,
   'ce-datacontenttype': 'application/msgpack',
   ...(event.traceparent !== undefined && { traceparent: event.traceparent }),
   ...(event.tracestate !== undefined && { tracestate: event.tracestate }),
 });
+
+/** All but printable ASCII, and of that space, `"` and `%` (CloudEvents HTTP binding, 3.1.3.2, which NATS's refers to). */
+const percentEncoded = (text: string): string =>
+  text.toWellFormed().replace(/[^!#$&-~]+/g, encodeURIComponent);

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { pino } from 'pino';
-import { EventRefused, Outbox, type PendingEvent } from '#agent/outbox.ts';
+import { Outbox, type PendingEvent, PublishError } from '#agent/outbox.ts';
 
 const log = pino({ level: 'silent' });
 let stateDir: string;
@@ -50,7 +50,7 @@ test('an event that was refused goes before those that came later', async () => 
     stateDir,
     log,
     publish: async ({ id }) => {
-      if (refusals-- > 0) throw new Error('NATS is away');
+      if (refusals-- > 0) throw new PublishError('away', 'NATS is away');
       published.push(id);
     },
   });
@@ -65,7 +65,7 @@ test('what was not published is published by the next agent, before its own', as
     stateDir,
     log,
     publish: async () => {
-      throw new Error('NATS is away');
+      throw new PublishError('away', 'NATS is away');
     },
   });
   away.start();
@@ -113,7 +113,7 @@ test('an event that was acknowledged is not published again after a kill', async
     stateDir,
     log,
     publish: async ({ id }) => {
-      if (id === 'b') throw new Error('NATS is away');
+      if (id === 'b') throw new PublishError('away', 'NATS is away');
       first.push(id);
     },
   });
@@ -142,7 +142,7 @@ test('one that the stream refuses for ever is set aside, and those after it go o
     stateDir,
     log,
     publish: async ({ id }) => {
-      if (id === 'huge') throw new EventRefused('too large');
+      if (id === 'huge') throw new PublishError('never', 'too large');
       published.push(id);
     },
   });
@@ -204,7 +204,7 @@ test('ten thousand that waited are read back from disk, in order for each subjec
     stateDir,
     log,
     publish: async () => {
-      throw new Error('NATS is away');
+      throw new PublishError('away', 'NATS is away');
     },
   });
   away.start();

@@ -154,6 +154,7 @@ export class ModelBus {
       options.takeJob({
         subject: subjects(options.subjectPrefix).job(host, operation),
         payload: encode(request),
+        headers: { trace: {} },
         position: { storedNs, sequence },
         deliveries: delivery,
         done: () => {
@@ -239,7 +240,7 @@ async function answerOf(
     subject: endpoint.subject,
     caller: 'somebody',
     payload: encode(request),
-    timeoutMs,
+    headers: { trace: {}, timeoutMs },
   });
   return decode(payload) as Readonly<Record<string, unknown>>;
 }
