@@ -24,6 +24,7 @@ import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { Turns } from './turns.ts';
+import type { UnexpectedErrors } from './unexpected.ts';
 import { Updates } from './updates.ts';
 import { Witness } from './witness.ts';
 
@@ -42,6 +43,7 @@ export interface AgentOptions {
   readonly makeBus: (options: BusOptions) => Bus;
   readonly openHostNetwork: typeof openHostNetwork;
   readonly listen: typeof listenSeqpacket;
+  readonly unexpected: () => UnexpectedErrors;
 }
 
 /** The parts of one running agent, made in the order in which they need each other. */
@@ -61,6 +63,7 @@ export class Agent {
   readonly #witness: Witness;
   readonly #hostNetwork: HostNetwork;
   readonly #version: string;
+  readonly #unexpected: AgentOptions['unexpected'];
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -69,6 +72,7 @@ export class Agent {
     this.#config = config;
     this.#log = log;
     this.#version = version;
+    this.#unexpected = options.unexpected;
     this.#ledger = ledger;
     const { host, runtimeDir, stateDir, subjectPrefix } = config;
     const { machineId, bootId } = machine;
@@ -288,6 +292,7 @@ export class Agent {
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
+        unexpectedErrors: this.#unexpected(),
       },
     };
   }

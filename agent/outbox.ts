@@ -128,7 +128,13 @@ export class Outbox {
       if (typeof done === 'number') found.delete(done);
     });
     for (const [number, { subject, place }] of found) {
-      this.#queue({ number, subject: queueName(subject, number), place, event: undefined, tries: 0 });
+      this.#queue({
+        number,
+        subject: queueName(subject, number),
+        place,
+        event: undefined,
+        tries: 0,
+      });
     }
     this.#dropFinished();
     this.#takeOverFiles();

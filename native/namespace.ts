@@ -167,6 +167,11 @@ let home: Namespace | undefined;
 /** Where the thread is now, if `run` has brought it elsewhere. */
 let inside: Namespace | undefined;
 
+/** Whether the calling thread is where it was before any `run`: in its own namespace, as the kernel says. */
+export function isAtHome(): boolean {
+  return home === undefined || namespaceIdentity(OWN_PATH) === home.identity;
+}
+
 function here(): Namespace {
   home ??= Namespace.current();
   return inside ?? home;

@@ -19,7 +19,7 @@ import type {
 } from './attachment.ts';
 import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
-import type { EventType } from './events.ts';
+import { decodeSubject, eventSource, type EventType } from './events.ts';
 import { fromNatsError } from './nats-errors.ts';
 import type {
   LedgerCheckAnswer,
@@ -355,19 +355,31 @@ export class VoltNetworkClient {
     const subject = this.#subjects.match(message.subject);
     if (subject?.kind !== 'event') return null;
     const body = eventBody(message.data);
-    if (body === null) return null;
-    const header = (name: string): string => message.headers?.get(name) ?? '';
+    const header = headersOf(message);
+    if (body === null || header === null) return null;
+    // Whoever may publish below one host's name tells nothing in another's.
+    if (header('ce-source') !== eventSource(subject.host)) return null;
     const traceparent = header('traceparent');
     return {
       id: header('ce-id'),
       type: subject.type,
       host: subject.host,
       network: subject.network,
-      subject: header('ce-subject'),
+      subject: decodeSubject(header('ce-subject')),
       time: header('ce-time'),
       ...(traceparent !== '' && { traceparent }),
       body,
     };
+  }
+}
+
+/** Reads headers by name, '' for one that is not there; null where nats.js cannot read them and throws. */
+function headersOf(message: Msg): ((name: string) => string) | null {
+  try {
+    const { headers } = message;
+    return (name) => headers?.get(name) ?? '';
+  } catch {
+    return null;
   }
 }
 

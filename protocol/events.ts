@@ -58,3 +58,12 @@ export const eventHeaders = (event: EventAttributes): Record<string, string> => 
 /** All but printable ASCII, and of that space, `"` and `%` (CloudEvents HTTP binding, 3.1.3.2, which NATS's refers to). */
 const percentEncoded = (text: string): string =>
   text.toWellFormed().replace(/[^!#$&-~]+/g, encodeURIComponent);
+
+/** A `ce-subject` as it was before it was percent-encoded. */
+export function decodeSubject(header: string): string {
+  try {
+    return decodeURIComponent(header);
+  } catch {
+    return header;
+  }
+}

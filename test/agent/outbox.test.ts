@@ -229,3 +229,63 @@ test('ten thousand that waited are read back from disk, in order for each subjec
     expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
   }
 });
+
+test('an event that is not taken for now delays no other subject, and keeps its own in order', async () => {
+  const published: string[] = [];
+  let taken = false;
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      if (id === 'stuck-1' && !taken) throw new PublishError('later', 'maximum messages exceeded');
+      published.push(id);
+    },
+  });
+  outbox.start();
+  for (const id of ['stuck-1', 'stuck-2']) outbox.add({ ...event(id), subject: 'vm-stuck' });
+  for (let n = 0; n < 20; n += 1) outbox.add({ ...event(`free-${n}`), subject: `vm-${n}` });
+  await vi.waitFor(() => expect(published).toHaveLength(20));
+  expect(published.filter((id) => id.startsWith('stuck'))).toEqual([]);
+  taken = true;
+  outbox.nudge();
+  await outbox.stop(5_000);
+  expect(published.slice(20)).toEqual(['stuck-1', 'stuck-2']);
+});
+
+test('events about nothing in particular do not wait for each other', async () => {
+  const published: string[] = [];
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async ({ id }) => {
+      if (id === 'stuck') throw new PublishError('later', 'no answer');
+      published.push(id);
+    },
+  });
+  outbox.start();
+  for (const id of ['stuck', 'free']) outbox.add({ ...event(id), subject: '-' });
+  await vi.waitFor(() => expect(published).toEqual(['free']));
+  await outbox.stop(0);
+});
+
+test('where all fail, the stream is asked less and less', async () => {
+  let asked = 0;
+  let away = true;
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async () => {
+      asked += 1;
+      if (away) throw new PublishError('later', 'no responders');
+    },
+  });
+  outbox.start();
+  for (let n = 0; n < 1_000; n += 1) outbox.add({ ...event(`e-${n}`), subject: `vm-${n}` });
+  await vi.waitFor(() => expect(asked).toBeGreaterThan(64), { timeout: 5_000 });
+  // Were each tried by itself, it would be a thousand.
+  expect(asked).toBeLessThan(500);
+  away = false;
+  outbox.nudge();
+  await outbox.stop(10_000);
+  expect(outbox.pending).toBe(0);
+});

@@ -7,6 +7,7 @@ import { decode, encodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import { eventHeaders } from '#protocol/events.ts';
 import { JOB_STREAM, subjects } from '#protocol/subjects.ts';
+import { RawNats } from '../support/raw-nats.ts';
 import { type Server, startNats } from '../support/servers.ts';
 import { attachment, containerRequest, VOLT0, vmRequest } from './samples.ts';
 
@@ -64,12 +65,12 @@ const errorOf = async (call: Promise<unknown>): Promise<VoltError> => {
 
 /** Publishes an event as an agent does, on the client's own connection: it arrives in order. */
 const publish = (
-  event: { type: string; host?: string; network?: string; id?: string },
+  event: { type: string; host?: string; network?: string; id?: string; source?: string },
   body: unknown = { requestId: 'r-1' },
 ): void => {
   const { type, host = 'h1', network = 'volt0', id = 'e-1' } = event;
   const headers = createHeaders();
-  const source = `/volt/network/${host}`;
+  const { source = `/volt/network/${host}` } = event;
   const time = '2026-01-02T03:04:05.678Z';
   const named = eventHeaders({
     id,
@@ -362,10 +363,25 @@ describe('watch', () => {
     await events.return();
   });
 
-  test('an event without headers has no id', async () => {
-    const events = client.watch();
+  test('an event that another host tells in this one’s name is passed over', async () => {
+    const events = client.watch({ host: 'h1' });
     connection.publish('volt.net.v1.event.h1.-.host-up', encodeAnswer({}));
-    expect((await events.next()).value).toMatchObject({ id: '', type: 'host-up', network: '-' });
+    publish({ type: 'attached', id: 'e-2', source: '/volt/network/h2' });
+    publish({ type: 'attached', id: 'e-3' });
+    expect((await events.next()).value).toMatchObject({ type: 'attached', id: 'e-3' });
+    await events.return();
+  });
+
+  test('headers that cannot be read do not end the watch', async () => {
+    using stranger = await RawNats.open(server.url);
+    const events = client.watch();
+    const first = events.next();
+    await connection.flush();
+    const subject = 'volt.net.v1.event.h1.volt0.attached';
+    stranger.publish({ subject, headers: 'x: a\nb', data: encodeAnswer({}) });
+    await stranger.flush();
+    publish({ type: 'detached', id: 'e-4' });
+    expect((await first).value).toMatchObject({ type: 'detached', id: 'e-4' });
     await events.return();
   });
 
