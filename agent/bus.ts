@@ -266,19 +266,23 @@ export class Bus {
     await connection.flush();
   }
 
-  /** Whatever happens, whoever asked hears of it, as long as the connection takes an answer. */
   async #answer(message: ServiceMsg, answer: BusEndpoint['answer']): Promise<void> {
-    const { log } = this.#options;
     try {
       send(message, await answer(requestOf(message)));
     } catch (cause) {
-      const { subject } = message;
-      log.error({ subject, error: messageOf(cause) }, 'a request failed outside its operation');
-      try {
-        send(message, errorAnswer(cause));
-      } catch (error) {
-        log.warn({ subject, error: messageOf(error) }, 'the answer to a request cannot be sent');
-      }
+      this.#answerFailure(message, cause);
+    }
+  }
+
+  /** Whoever asked hears of it, as long as the connection takes an answer. */
+  #answerFailure(message: Pick<ServiceMsg, 'subject' | 'respond'>, cause: unknown): void {
+    const { log } = this.#options;
+    const { subject } = message;
+    log.error({ subject, error: messageOf(cause) }, 'a message failed outside its operation');
+    try {
+      message.respond(errorAnswer(cause).payload);
+    } catch (error) {
+      log.warn({ subject, error: messageOf(error) }, 'a request cannot be answered');
     }
   }
 
@@ -288,6 +292,7 @@ export class Bus {
       replyPrefixes: config.replyPrefixes,
       inboxPrefix: INBOX_PREFIX,
       onDropped: (dropped) => log.warn(dropped, 'a message from NATS is dropped'),
+      onThrown: (message, cause) => this.#answerFailure(message, cause),
     });
   }
 

@@ -1,4 +1,10 @@
-import { type MsgHdrs, MsgHdrsImpl, type NatsConnection, type SubscriptionOptions } from 'nats';
+import {
+  type Msg,
+  type MsgHdrs,
+  MsgHdrsImpl,
+  type NatsConnection,
+  type SubscriptionOptions,
+} from 'nats';
 import { VoltError } from '#protocol/errors.ts';
 import { parseTraceContext, type TraceContext } from '#protocol/trace-context.ts';
 
@@ -53,35 +59,43 @@ export interface Headers {
   readonly flaw?: VoltError;
 }
 
-export function headersOf({ headers }: { readonly headers?: MsgHdrs | undefined }): Headers {
-  if (headers === undefined) return { trace: {} };
+/** Throws nothing: headers that cannot be read have a flaw. */
+export function headersOf(message: { readonly headers?: MsgHdrs | undefined }): Headers {
+  try {
+    const { headers } = message;
+    return headers === undefined ? { trace: {} } : read(headers);
+  } catch (cause) {
+    return { trace: {}, flaw: flawOf(String(cause)) };
+  }
+}
+
+function read(headers: MsgHdrs): Headers {
   const header = (name: string): string | undefined => {
     const value = headers.get(name);
     return value === '' ? undefined : value;
   };
+  const [traceparent, tracestate] = [header('traceparent'), header('tracestate')];
   const timeoutMs = Number(header('volt-timeout-ms'));
   const reason = flaws.get(headers);
   return {
-    trace: parseTraceContext({
-      traceparent: header('traceparent'),
-      tracestate: header('tracestate'),
-    }),
+    trace: parseTraceContext({ traceparent, tracestate }),
     ...(Number.isFinite(timeoutMs) && timeoutMs > 0 && { timeoutMs }),
-    ...(reason !== undefined && {
-      flaw: new VoltError('INVALID_REQUEST', `the headers: ${reason}`, {
-        details: { path: 'headers' },
-      }),
-    }),
+    ...(reason !== undefined && { flaw: flawOf(reason) }),
   };
 }
+
+const flawOf = (reason: string): VoltError =>
+  new VoltError('INVALID_REQUEST', `the headers: ${reason}`, { details: { path: 'headers' } });
 
 export interface InboundOptions {
   /** Replies go to subjects that begin with one of these. */
   readonly replyPrefixes: readonly string[];
   /** What begins so is the connection's own inbox, where replies and deliveries come. */
   readonly inboxPrefix: string;
-  /** A message was dropped, or what was to deal with it threw. */
+  /** A message was dropped. */
   readonly onDropped: (message: { subject: string; reason: string }) => void;
+  /** What was to deal with a request threw. */
+  readonly onThrown: (request: Msg, cause: unknown) => void;
 }
 
 /**
@@ -91,7 +105,7 @@ export interface InboundOptions {
  * - What a callback throws ends there.
  */
 export function guardInbound(connection: NatsConnection, options: InboundOptions): void {
-  const { replyPrefixes, inboxPrefix, onDropped } = options;
+  const { replyPrefixes, inboxPrefix, onDropped, onThrown } = options;
   const subscribe = connection.subscribe.bind(connection);
   connection.subscribe = (subject: string, given: SubscriptionOptions = {}) => {
     const { callback } = given;
@@ -108,7 +122,8 @@ export function guardInbound(connection: NatsConnection, options: InboundOptions
             onDropped({ subject, reason: `its reply subject is no inbox: ${reply.slice(0, 128)}` });
           }
         } catch (cause) {
-          onDropped({ subject, reason: cause instanceof Error ? cause.message : String(cause) });
+          if (isOwnInbox) onDropped({ subject, reason: String(cause) });
+          else onThrown(message, cause);
         }
       },
     });

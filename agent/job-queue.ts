@@ -31,6 +31,7 @@ const LEFT_CHECK_MS = 5_000;
 const ACK_TIMEOUT_MS = 5_000;
 const RETRY_FIRST_MS = 500;
 const RETRY_MOST_MS = 15_000;
+const FAILED_RETRY_MS = 1_000;
 
 /**
  * This host's end of the job stream: asks for jobs as long as there is a connection, and for the stream and its
@@ -167,7 +168,7 @@ export class JobQueue {
     } catch (error) {
       const { subject } = message;
       log.error({ subject, error: String(error) }, 'a job failed outside its operation');
-      quietly(log, () => message.nak(RETRY_MOST_MS));
+      quietly(log, () => message.nak(FAILED_RETRY_MS));
     } finally {
       this.#underWay -= 1;
       this.#slot.resolve();

@@ -97,17 +97,21 @@ export class Jobs {
       attributes: { 'volt.host': host, 'messaging.destination.name': subject },
       ...headers.trace,
     };
+    const progress: Progress = { told: false, succeeded: false };
     try {
       const deadline = performance.now() + ATTEMPT_MS;
       await admission.pass(CALLER, deadline, () =>
-        tracedRequest(trace, () => this.#run(operation, { delivery, trace, deadline })),
+        tracedRequest(trace, () => this.#run(operation, delivery, { trace, deadline, progress })),
       );
     } catch (cause) {
+      // Of what was done, another delivery tells.
+      if (progress.succeeded) throw cause;
       const error = toVoltError(cause);
       if (error.retryable && !isLast(error, delivery)) {
         delivery.again(Math.min(error.retryAfterMs ?? retryMs(delivery.deliveries), RETRY_MOST_MS));
         return;
       }
+      if (!progress.told) this.#tellFailure(operation, delivery, trace, error);
       this.#options.log.info({ subject, code: error.code, message: error.message }, 'job failed');
     }
     await Promise.all([outcomes.sync(), events.sync()]);
@@ -116,97 +120,93 @@ export class Jobs {
 
   async #run(
     operation: JobOperation | undefined,
-    {
-      delivery,
-      trace,
-      deadline,
-    }: {
-      readonly delivery: Delivery;
-      readonly trace: RequestTrace;
-      readonly deadline: number;
-    },
+    delivery: Delivery,
+    { trace, deadline, progress }: Pick<JobCall, 'trace' | 'deadline'> & { progress: Progress },
   ): Promise<void> {
     const { requests, stopping } = this.#options;
     if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
-    const work = this.#parsed(operation, delivery, trace);
-    const { position } = delivery;
+    const work = this.#parsed(operation, delivery);
     const call: JobCall = {
       trace,
       deadline,
-      position,
+      position: delivery.position,
       isLast: (error) => isLast(error, delivery),
+      onFailureTold: () => {
+        progress.told = true;
+      },
     };
     const answer = await work.run(call);
+    progress.succeeded = true;
     await requests.told(work.operation, work.request, answer, call);
   }
 
-  /** What the job asks for. What is no job ends here, with its event: nobody else would tell. */
+  /** What the job asks for. Throws INVALID_REQUEST or TOO_LARGE for what is no job. */
   #parsed(
     operation: JobOperation | undefined,
     { subject, payload, headers, position }: Delivery,
-    trace: RequestTrace,
   ): {
     readonly operation: JobOperation;
     readonly request: { readonly id: string; readonly requestId: string };
     readonly run: (call: JobCall) => Promise<object>;
   } {
     const { requests } = this.#options;
-    const requestId = `job-${position.storedNs}-${position.sequence}`;
     const named = <Request extends { readonly requestId?: string | undefined }>(
       request: Request,
     ): Request & { readonly requestId: string } => ({
       ...request,
-      requestId: request.requestId ?? requestId,
+      requestId: request.requestId ?? requestIdOf(position),
     });
-    let body: unknown;
-    try {
-      if (operation === undefined) {
-        throw new VoltError('INVALID_REQUEST', `${subject} is no job`, {
-          details: { path: 'subject' },
-        });
-      }
-      body = decode(payload);
-      if (headers.flaw !== undefined) throw headers.flaw;
-      if (operation === 'attach') {
-        const request = named(parseRequest(attachRequestSchema, body));
-        if (request.dryRun === true) {
-          const message = 'dryRun: nobody waits for the answer to a job';
-          throw new VoltError('INVALID_REQUEST', message, { details: { path: 'dryRun' } });
-        }
-        return { operation, request, run: (call) => requests.attach(request, call) };
-      }
-      if (operation === 'detach') {
-        const request = named(parseRequest(detachRequestSchema, body));
-        return { operation, request, run: (call) => requests.detach(request, call) };
-      }
-      const request = named(parseRequest(updateRequestSchema, body));
-      return { operation, request, run: (call) => requests.update(request, call) };
-    } catch (cause) {
-      const error = toVoltError(cause);
-      this.#tellRefusal(operation, body, requestId, trace, error);
-      throw error;
+    if (operation === undefined) {
+      throw new VoltError('INVALID_REQUEST', `${subject} is no job`, {
+        details: { path: 'subject' },
+      });
     }
+    if (headers.flaw !== undefined) throw headers.flaw;
+    const body = decode(payload);
+    if (operation === 'attach') {
+      const request = named(parseRequest(attachRequestSchema, body));
+      if (request.dryRun === true) {
+        const message = 'dryRun: nobody waits for the answer to a job';
+        throw new VoltError('INVALID_REQUEST', message, { details: { path: 'dryRun' } });
+      }
+      return { operation, request, run: (call) => requests.attach(request, call) };
+    }
+    if (operation === 'detach') {
+      const request = named(parseRequest(detachRequestSchema, body));
+      return { operation, request, run: (call) => requests.detach(request, call) };
+    }
+    const request = named(parseRequest(updateRequestSchema, body));
+    return { operation, request, run: (call) => requests.update(request, call) };
   }
 
-  #tellRefusal(
+  /** The event of a job that failed before it was a request: nobody else tells. */
+  #tellFailure(
     operation: JobOperation | undefined,
-    body: unknown,
-    requestId: string,
+    { payload, position }: Delivery,
     trace: Call['trace'],
     error: VoltError,
   ): void {
-    const given = textsOf(body);
+    const given = textsOf(payload);
     this.#options.events.add({
       type: 'failed',
       network: '-',
       subject: given.id !== undefined && ID_PATTERN.test(given.id) ? given.id : '-',
       operation: operation ?? 'job',
-      requestId: given.requestId ?? requestId,
+      requestId: given.requestId ?? requestIdOf(position),
       trace,
       body: { ...toErrorBody(error), operation: operation ?? 'job', request: given },
     });
   }
 }
+
+/** How far an attempt has come. */
+interface Progress {
+  told: boolean;
+  succeeded: boolean;
+}
+
+/** Of a job that names none. */
+const requestIdOf = ({ storedNs, sequence }: Position): string => `job-${storedNs}-${sequence}`;
 
 const isLast = ({ code }: VoltError, { deliveries }: Delivery): boolean =>
   deliveries >= (AWAY.has(code) ? MAX_ATTEMPTS_AWAY : MAX_ATTEMPTS);
@@ -214,8 +214,14 @@ const isLast = ({ code }: VoltError, { deliveries }: Delivery): boolean =>
 const retryMs = (deliveries: number): number =>
   Math.min(RETRY_FIRST_MS * 2 ** Math.min(deliveries - 1, 16), RETRY_MOST_MS);
 
-/** What a body that is no request says of whom it is, so that its sender finds the answer. */
-function textsOf(body: unknown): { readonly id?: string; readonly requestId?: string } {
+/** What a payload that is no request says of whom it is, so that its sender finds the answer. */
+function textsOf(payload: Uint8Array): { readonly id?: string; readonly requestId?: string } {
+  let body: unknown;
+  try {
+    body = decode(payload);
+  } catch {
+    return {};
+  }
   if (typeof body !== 'object' || body === null) return {};
   const text = (key: string): string | undefined => {
     const value: unknown = Object.getOwnPropertyDescriptor(body, key)?.value;

@@ -273,8 +273,14 @@ export class Outbox {
     this.#inFlight -= 1;
     // After `stop` the next agent publishes it, again if need be.
     if (this.#stopped) return;
-    if (failure === undefined || failure.why === 'never') this.#done(waiting);
-    else this.#wait(waiting, failure);
+    try {
+      if (failure === undefined || failure.why === 'never') this.#done(waiting);
+      else this.#wait(waiting, failure);
+    } catch (error) {
+      // Then it is published again, under the same id.
+      this.#log.error({ error: String(error) }, 'an event that was published is still kept');
+      this.#ready.add(waiting.subject);
+    }
     this.#pump();
   }
 

@@ -48,6 +48,8 @@ export interface JobCall extends Call {
   readonly position: Position;
   /** Whether a retryable error ends it all the same: it has been tried for long enough. */
   readonly isLast: (error: VoltError) => boolean;
+  /** Called once the event of a failure is stored. */
+  readonly onFailureTold: () => void;
 }
 
 interface Identified {
@@ -252,6 +254,7 @@ export class Requests {
       trace: call.trace,
       body: { ...toErrorBody(error), operation, request },
     });
+    if ('isLast' in call) call.onFailureTold();
   }
 }
 
