@@ -43,7 +43,7 @@ export interface AgentOptions {
   readonly makeBus: (options: BusOptions) => Bus;
   readonly openHostNetwork: typeof openHostNetwork;
   readonly listen: typeof listenSeqpacket;
-  readonly unexpected: () => UnexpectedErrors;
+  readonly unexpected: Pick<UnexpectedErrors, 'seen'>;
 }
 
 /** The parts of one running agent, made in the order in which they need each other. */
@@ -292,7 +292,7 @@ export class Agent {
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
-        unexpectedErrors: this.#unexpected(),
+        unexpectedErrors: this.#unexpected.seen,
       },
     };
   }

@@ -12,7 +12,7 @@ import { type Config, ConfigError, loadConfig } from './config.ts';
 import { createLog, type Log } from './log.ts';
 import { openHostNetwork } from './networks/types.ts';
 import { startTelemetry } from './telemetry.ts';
-import { survive, type UnexpectedErrors } from './unexpected.ts';
+import { UnexpectedErrors } from './unexpected.ts';
 
 const VERSION = packageJson.version;
 // sysexits.h: what systemd and scripts can tell apart.
@@ -81,13 +81,12 @@ async function main(): Promise<void> {
     version: VERSION,
   });
   using _lock = exclusive(config, log);
-  // What fails before the start is over ends the process: systemd starts another.
-  let unexpected = (): UnexpectedErrors => ({ count: 0 });
+  const unexpected = new UnexpectedErrors(log);
   const agent = new Agent({
     config,
     log,
     version: VERSION,
-    unexpected: () => unexpected(),
+    unexpected,
     machine: {
       machineId: readWord('/etc/machine-id'),
       bootId: readWord('/proc/sys/kernel/random/boot_id'),
@@ -98,7 +97,8 @@ async function main(): Promise<void> {
     listen: listenSeqpacket,
   });
   agent.start();
-  unexpected = survive(log);
+  // What failed before ends the process, and systemd starts another.
+  unexpected.survive();
   notifySystemd('READY=1');
   log.info({ version: VERSION, socket: config.runtimeDir }, 'ready');
 

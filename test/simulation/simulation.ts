@@ -212,7 +212,7 @@ class Simulation {
     this.clock.note(`${life.name} starts, boot ${host.boot}`);
     inside(life, () => {
       host.agent = new Agent({
-        unexpected: () => ({ count: 0 }),
+        unexpected: { seen: { count: 0 } },
         config: this.#config(host),
         log: LOG,
         version: '0',

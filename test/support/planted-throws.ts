@@ -35,7 +35,7 @@ registerHooks({
     for (const [index, line] of lines.entries()) {
       if (!BODY.test(line) || CONTROL.test(line)) continue;
       // The declarations before a `try` throw nothing.
-      const within = lines.slice(index + 1, index + 5).findIndex((next) => next.trim() === 'try {');
+      const within = lines.slice(index + 1, index + 5).findIndex((one) => one.trim() === 'try {');
       lines[index + 1 + within] += ` voltTestStep('${file}:${index + 1}');`;
     }
     return { ...loaded, source: lines.join('\n') };
