@@ -13,6 +13,7 @@ import {
   RTM_GETADDR,
   RTM_NEWADDR,
 } from './rtnetlink.ts';
+import type { Steps } from './steps.ts';
 
 export interface AssignedAddress {
   readonly ifindex: number;
@@ -51,23 +52,27 @@ export class Addresses {
 
   /** All addresses, or those of one device. */
   list({ ifindex }: { ifindex?: number } = {}): AssignedAddress[] {
-    const rows = this.#socket.dump(
-      {
-        type: RTM_GETADDR,
-        operation: 'RTM_GETADDR',
-        subject: ifindex === undefined ? 'addresses' : `#${ifindex}`,
-        write: (writer) =>
-          addressMessage.write(
-            writer,
-            { ifa_family: AF_UNSPEC, ...(ifindex !== undefined && { ifa_index: ifindex }) },
-            {},
-          ),
-      },
-      parseAddress,
-    );
+    return this.#socket.dump(listRequest(ifindex), parseAddress).filter((row) => row !== null);
+  }
+
+  /** All addresses, with pauses (`NetlinkSocket.dumpSteps`). */
+  *listSteps(): Steps<AssignedAddress[]> {
+    const rows = yield* this.#socket.dumpSteps(listRequest(), parseAddress);
     return rows.filter((row) => row !== null);
   }
 }
+
+const listRequest = (ifindex?: number): Request => ({
+  type: RTM_GETADDR,
+  operation: 'RTM_GETADDR',
+  subject: ifindex === undefined ? 'addresses' : `#${ifindex}`,
+  write: (writer) =>
+    addressMessage.write(
+      writer,
+      { ifa_family: AF_UNSPEC, ...(ifindex !== undefined && { ifa_index: ifindex }) },
+      {},
+    ),
+});
 
 function addressRequest(
   type: number,

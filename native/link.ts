@@ -5,6 +5,7 @@ import type { Namespace } from './namespace.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
 import type { Received } from './netlink-message.ts';
 import type { BRIDGE_PORT, LINK, VF_INFO } from './rtnetlink.ts';
+import type { Steps } from './steps.ts';
 import {
   AF_BRIDGE,
   IFF_UP,
@@ -136,10 +137,12 @@ export class Links {
 
   /** All devices. */
   list(): Link[] {
-    return this.#socket.dump(
-      linkRequest(RTM_GETLINK, 'links', {}, { IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS }),
-      parseLink,
-    );
+    return this.#socket.dump(ALL_LINKS, parseLink);
+  }
+
+  /** The same, with pauses (`NetlinkSocket.dumpSteps`). */
+  listSteps(): Steps<Link[]> {
+    return this.#socket.dumpSteps(ALL_LINKS, parseLink);
   }
 
   /** A bridge, down. The MAC keeps it from following its lowest port. */
@@ -353,6 +356,8 @@ const linkRequest = (
   subject,
   write: (writer) => linkMessage.write(writer, header, attributes),
 });
+
+const ALL_LINKS = linkRequest(RTM_GETLINK, 'links', {}, { IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS });
 
 /** A link from the body of an RTM_NEWLINK message: an answer, a dump's row, an event. */
 export function parseLink({ body }: Received): Link {

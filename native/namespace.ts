@@ -11,6 +11,8 @@ const O_CLOEXEC = 0o2000000;
 const CLONE_NEWNET = 0x40000000;
 /** _IO(0xb7, 3) of linux/nsfs.h: which CLONE_NEW… the namespace is. */
 const NS_GET_NSTYPE = 0xb703;
+/** linux/sockios.h: opens the network namespace of a socket (close-on-exec). */
+const SIOCGSKNS = 0x894c;
 const MS_BIND = 0x1000;
 const MS_SHARED = 0x100000;
 const MS_REC = 0x4000;
@@ -54,6 +56,13 @@ export class Namespace implements Disposable {
     }
     descriptor.close();
     throw new NotANamespaceError(`${path} is not a network namespace`);
+  }
+
+  /** The namespace that a socket lies in, whichever that of its process is by now. */
+  static ofSocket(fd: number): Namespace {
+    const subject = `socket ${fd}`;
+    const own = checked(libc.ioctl(fd, SIOCGSKNS, null), 'SIOCGSKNS', subject);
+    return new Namespace(new Descriptor(own), subject);
   }
 
   /** The namespace of the calling thread. */
@@ -170,6 +179,12 @@ let inside: Namespace | undefined;
 /** Whether the calling thread is where it was before any `run`: in its own namespace, as the kernel says. */
 export function isAtHome(): boolean {
   return home === undefined || namespaceIdentity(OWN_PATH) === home.identity;
+}
+
+/** For a thread that ends: closes what `create` and `run` have kept open of it. */
+export function closeHome(): void {
+  home?.[Symbol.dispose]();
+  home = undefined;
 }
 
 function here(): Namespace {

@@ -3,6 +3,7 @@ import koffi from 'koffi';
 import { be32, listOf, nested, type Table, text, writeAttributes } from './codec.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
+import { Namespace, namespaceIdentity } from './namespace.ts';
 import {
   NETLINK_NETFILTER,
   openNetlink,
@@ -507,9 +508,14 @@ function loadLibrary(): Library {
   return loaded;
 }
 
-/** Descriptors of this process that are sockets of NETLINK_NETFILTER. */
+/**
+ * Descriptors of this process that are sockets of NETLINK_NETFILTER in the network namespace of the calling thread. In
+ * others other threads open and close theirs meanwhile.
+ */
 function netfilterSockets(): number[] {
-  return readdirSync('/proc/self/fd').map(Number).filter(isNetfilterSocket);
+  return readdirSync('/proc/self/fd')
+    .map(Number)
+    .filter((fd) => isNetfilterSocket(fd) && isOfThisNamespace(fd));
 }
 
 function isNetfilterSocket(fd: number): boolean {
@@ -524,6 +530,20 @@ function isNetfilterSocket(fd: number): boolean {
   if (value.readInt32LE(0) !== AF_NETLINK) return false;
   if (libc.getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, value, length) < 0) return false;
   return value.readInt32LE(0) === NETLINK_NETFILTER;
+}
+
+/** Whether a socket lies in the network namespace of the calling thread; false for one that has been closed. */
+function isOfThisNamespace(fd: number): boolean {
+  try {
+    using namespace = Namespace.ofSocket(fd);
+    return namespace.identity === namespaceIdentity('/proc/thread-self/ns/net');
+  } catch (error) {
+    // Another thread's: it may be another file by now.
+    if (isKernelError(error, 'EBADF', 'ENOTTY')) return false;
+    // Without CAP_NET_ADMIN nothing can be done anyway, and what is tried first says so.
+    if (isKernelError(error, 'EPERM')) return true;
+    throw error;
+  }
 }
 
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>

@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { InterfaceAddress, IpAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
 import { Addresses } from '#native/address.ts';
 import { KernelError } from '#native/errors.ts';
@@ -11,6 +11,7 @@ import { NetlinkSocket } from '#native/netlink.ts';
 import { subscribe } from '#native/netlink-events.ts';
 import { Routes } from '#native/route.ts';
 import { RTM_DELLINK, RTM_NEWLINK, RTNLGRP_LINK } from '#native/rtnetlink.ts';
+import { atOnce } from '#native/steps.ts';
 import { until } from '../support/agent.ts';
 import { bridge, deviceNames, ip, only } from '../support/kernel.ts';
 import { requireTool } from '../support/tools.ts';
@@ -262,4 +263,52 @@ test('dumps are whole while the table changes under them', async () => {
   churn.kill('SIGKILL');
   await ended;
   execFileSync(requireTool('ip'), ['link', 'show']);
+});
+
+describe('a dump that pauses', () => {
+  const MANY = 100;
+  const own = NetlinkSocket.open();
+  const ownLinks = new Links(own);
+  const names = (all: readonly { readonly name: string }[]): string[] =>
+    all.map(({ name }) => name).toSorted();
+
+  beforeAll(() => {
+    for (let n = 0; n < MANY; n += 1) links.createBridge({ name: `many${n}`, group: 4_244 });
+  });
+  afterAll(async () => {
+    own[Symbol.dispose]();
+    using deleting = NetlinkSocket.open();
+    await new Links(deleting).deleteGroupAsync(4_244);
+  });
+
+  test('is the same as one that does not', () => {
+    let pauses = 0;
+    const steps = ownLinks.listSteps();
+    let step = steps.next();
+    for (; step.done !== true; step = steps.next()) {
+      pauses += 1;
+      // Nobody else gets an answer that is not his.
+      expect(() => ownLinks.get('lo')).toThrow(/under way/);
+    }
+    expect(pauses).toBeGreaterThan(1);
+    expect(names(step.value)).toEqual(names(links.list()));
+    expect(ownLinks.get('lo')?.name).toBe('lo');
+  });
+
+  test('is read anew where the table has changed in a pause', () => {
+    const steps = ownLinks.listSteps();
+    steps.next();
+    links.createBridge({ name: 'many-more', group: 4_244 });
+    links.delete(links.get('many0')?.index ?? 0);
+    expect(names(atOnce(steps))).toEqual(names(links.list()));
+  });
+
+  test('and that is given up leaves a socket that says so', () => {
+    const given = NetlinkSocket.open();
+    const steps = new Links(given).listSteps();
+    steps.next();
+    steps.return([]);
+    expect(() => new Links(given).list()).toThrow(/under way/);
+    given[Symbol.dispose]();
+  });
 });
