@@ -5,6 +5,7 @@ import { enterSandbox } from '../support/sandbox.ts';
 
 const BENCHES: Readonly<Record<string, () => Promise<void>>> = {
   attach: async () => (await import('./attach.ts')).benchAttach(),
+  fairness: async () => (await import('./fairness.ts')).benchFairness(),
   firewall: async () => (await import('./firewall.ts')).benchFirewall(),
   ipam: async () => (await import('./ipam.ts')).benchIpam(),
   restart: async () => (await import('./restart.ts')).benchRestart(),

@@ -1,0 +1,33 @@
+import { appendFileSync } from 'node:fs';
+import { isMainThread } from 'node:worker_threads';
+
+// Preloaded into an agent (`--import`): measures for how long its event loop was held. At SIGUSR2 it appends what it
+// has measured since to the file that VOLT_BENCH_PROBE names, and begins anew.
+
+const file = process.env['VOLT_BENCH_PROBE'];
+
+/** A turn of the loop that is longer than the pause between two looks is seen as that much longer a pause. */
+const LOOK_MS = 1;
+
+if (isMainThread && file !== undefined) {
+  let wall = performance.now();
+  let cpu = process.threadCpuUsage();
+  let most = { heldMs: 0, cpuMs: 0 };
+  const look = setInterval(() => {
+    const now = performance.now();
+    const used = process.threadCpuUsage(cpu);
+    const cpuMs = (used.user + used.system) / 1_000;
+    most = {
+      heldMs: Math.max(most.heldMs, now - wall - LOOK_MS),
+      cpuMs: Math.max(most.cpuMs, cpuMs),
+    };
+    wall = now;
+    cpu = process.threadCpuUsage();
+  }, LOOK_MS);
+  look.unref();
+  process.on('SIGUSR2', () => {
+    const rssMiB = process.memoryUsage.rss() / 2 ** 20;
+    appendFileSync(file, `${JSON.stringify({ ...most, rssMiB })}\n`);
+    most = { heldMs: 0, cpuMs: 0 };
+  });
+}
