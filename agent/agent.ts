@@ -23,6 +23,7 @@ import { Requests } from './requests.ts';
 import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
+import { Slices } from './slices.ts';
 import { Turns } from './turns.ts';
 import type { UnexpectedErrors } from './unexpected.ts';
 import { Updates } from './updates.ts';
@@ -44,6 +45,8 @@ export interface AgentOptions {
   readonly openHostNetwork: typeof openHostNetwork;
   readonly listen: typeof listenSeqpacket;
   readonly unexpected: Pick<UnexpectedErrors, 'seen'>;
+  /** How long work is cut; by default as is good for a host. */
+  readonly slices?: Slices;
 }
 
 /** The parts of one running agent, made in the order in which they need each other. */
@@ -102,7 +105,7 @@ export class Agent {
       journal,
       events,
       networkTypes,
-      rehearse: this.#hostNetwork.rehearse,
+      rehearsals: this.#hostNetwork.rehearsals,
       turns,
       detaches,
       log,
@@ -123,6 +126,7 @@ export class Agent {
     });
     this.#requests = requests;
     const admission = new Admission();
+    const slices = options.slices ?? new Slices({ comesFirst: () => admission.hasChanges });
     const jobs = new Jobs({
       host,
       subjectPrefix,
@@ -142,6 +146,7 @@ export class Agent {
       events,
       networkTypes,
       taggedDevices,
+      slices,
       turns,
       detaches,
       log,
@@ -161,6 +166,7 @@ export class Agent {
       detaches,
       holdings,
       session: () => this.#session,
+      slices,
       log,
     });
     const inspection = new Inspection({
@@ -169,7 +175,9 @@ export class Agent {
       ledger,
       networkTypes,
       taggedDevices,
-      plan: (id) => this.#reconcile.preview(id),
+      leases: (signal) => holdings.listed(signal),
+      plan: (id, wanted) => this.#reconcile.preview(id, wanted),
+      slices,
     });
     this.#session = new Session({
       host,
@@ -211,9 +219,10 @@ export class Agent {
         host,
         subjectPrefix,
         admission,
+        slices,
         requests,
         inspection,
-        fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix }),
+        fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix, slices }),
         ledger,
         witness,
         whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
@@ -272,6 +281,7 @@ export class Agent {
     this.#outcomes.close();
     await this.#ledger.close();
     this.#handoff.close();
+    await this.#hostNetwork.rehearsals.close();
     this.#hostNetwork.firewall[Symbol.dispose]();
   }
 

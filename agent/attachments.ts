@@ -49,7 +49,7 @@ export interface AttachmentsOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
-  readonly rehearse: HostNetwork['rehearse'];
+  readonly rehearsals: HostNetwork['rehearsals'];
   readonly turns: Turns;
   readonly detaches: Detaches;
   readonly log: Log;
@@ -69,6 +69,8 @@ interface Making {
 }
 
 const REVISION_TRIES = 3;
+/** Longer than a dry run takes where nothing is amiss. */
+const MAX_REHEARSAL_MS = 5_000;
 /** For so long events gather, so that storing and publishing one does not hold up the request that comes next. */
 const ANNOUNCE_AFTER_MS = 20;
 
@@ -153,7 +155,9 @@ export class Attachments {
   }
 
   /** What `attach` would do, or refuse, now. Nothing is changed, told or remembered. */
-  async rehearse(request: AttachRequest, { deadline }: Call): Promise<Rehearsal> {
+  async rehearse(request: AttachRequest, call: Call): Promise<Rehearsal> {
+    // Others wait in its lane, whatever this one waits for.
+    const deadline = Math.min(call.deadline, performance.now() + MAX_REHEARSAL_MS);
     const { turns, detaches, journal, ledger, whileRecovering } = this.#options;
     return turns.take(request.id, deadline, async () => {
       await detaches.finished(request.id, deadline);
@@ -173,19 +177,20 @@ export class Attachments {
         const ask = this.#askFor(request, revised);
         const { lease } = await whileRecovering(deadline, () => ledger.preview(ask));
         const madeNamespace = checked.before?.['madeNamespace'];
-        const operations = this.#options.rehearse({
+        const order = {
           request,
           network,
           lease,
           deviceName: checked.deviceName,
           ...(typeof madeNamespace === 'string' && { madeNamespace }),
-        });
+        };
+        const operations = await this.#options.rehearsals.rehearse(order, deadline);
         const { mac, addresses } = lease;
         return {
           dryRun: true,
           replayed: false,
           lease: { mac, addresses: [...addresses] },
-          operations,
+          operations: [...operations],
         };
       });
     });

@@ -1,36 +1,57 @@
 import type { CheckAnswer, Difference } from '#protocol/attachment.ts';
-import { decodeAnswer, encode, encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
+import {
+  decodeAnswer,
+  encode,
+  encodeAnswer,
+  EncodedAnswer,
+  MAX_ANSWER_BYTES,
+} from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { LedgerCheckAnswer, LedgerDifference } from '#protocol/ledger.ts';
 import { IS_ANSWER } from '#protocol/outlines.ts';
 import { subjects } from '#protocol/subjects.ts';
 import type { HostRecord, Ledger } from '#ipam-store/ledger.ts';
+import type { Steps } from '#native/steps.ts';
 import type { Bus } from './bus.ts';
+import { Joint } from './joint.ts';
+import { nobodyWaits, type Slices } from './slices.ts';
 
 // Half is for the names of hosts.
 const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
 const HOSTS_AT_ONCE = 16;
-const HOST_TIMEOUT_MS = 5_000;
+/** Less than who asks waits by default; a host with very many attachments and much to do takes some seconds. */
+const HOST_TIMEOUT_MS = 8_000;
 
 /**
  * Compares the ledger with itself, and with the records and the kernel of every host that lives. Repairs nothing
  * but what is proven: what a lease or the lack of one shows, and leases of which their own host says twice that it
- * has neither record nor device.
+ * has neither record nor device. Whoever asks for the same while one is under way shares the next answer.
  */
 export class FleetCheck {
   readonly #ledger: Ledger;
   readonly #bus: () => Bus;
   readonly #subjectPrefix: string;
+  readonly #slices: Slices;
+  readonly #joint = new Joint<'look' | 'repair', EncodedAnswer>((what, signal) =>
+    this.#check(what === 'repair', signal),
+  );
 
-  constructor(options: { ledger: Ledger; bus: () => Bus; subjectPrefix: string }) {
+  constructor(options: { ledger: Ledger; bus: () => Bus; subjectPrefix: string; slices: Slices }) {
     this.#ledger = options.ledger;
     this.#bus = options.bus;
     this.#subjectPrefix = options.subjectPrefix;
+    this.#slices = options.slices;
   }
 
-  async check({ repair }: { repair: boolean }): Promise<LedgerCheckAnswer> {
+  /** A `LedgerCheckAnswer`; DEADLINE_EXCEEDED where there is none by then (`performance.now()` time). */
+  check({ repair }: { repair: boolean }, deadline: number): Promise<EncodedAnswer> {
+    return this.#joint.ask(repair ? 'repair' : 'look', deadline);
+  }
+
+  async #check(repair: boolean, signal: AbortSignal): Promise<EncodedAnswer> {
     const found = new Found();
     for await (const difference of this.#ledger.audit()) {
+      if (signal.aborted) throw nobodyWaits();
       const { id, what, address, mac } = difference;
       const expected = what.endsWith('missing') ? (address ?? mac ?? id) : null;
       const observed = what.endsWith('missing') ? null : (address ?? mac ?? id);
@@ -41,6 +62,7 @@ export class FleetCheck {
     const checked: string[] = [];
     const silent = [...others];
     for (let from = 0; from < live.length; from += HOSTS_AT_ONCE) {
+      if (signal.aborted) throw nobodyWaits();
       const some = live.slice(from, from + HOSTS_AT_ONCE);
       const answers = await Promise.all(some.map(async ({ host }) => this.#ask(host)));
       for (const [index, host] of some.entries()) {
@@ -50,14 +72,14 @@ export class FleetCheck {
           continue;
         }
         checked.push(host.host);
-        const leaked = new Set(repair ? await this.#release(host, answer.differences) : []);
-        for (const difference of answer.differences) {
-          const repaired = leaked.has(difference);
-          found.add({ ...difference, host: host.host, repaired });
-        }
+        const { differences } = answer;
+        const leaked = new Set(repair ? await this.#release(host, differences, signal) : []);
+        if (answer.truncated === true) found.cut();
+        await this.#slices.run(found.addOf(host.host, differences, leaked), { signal });
       }
     }
-    return { ...found.answer(), checked, silent };
+    const answer: LedgerCheckAnswer = { ...found.answer(), checked, silent };
+    return this.#slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
   async #hosts(): Promise<{ live: HostRecord[]; others: string[] }> {
@@ -94,6 +116,7 @@ export class FleetCheck {
   async #release(
     { host, bootId }: HostRecord,
     differences: readonly Difference[],
+    signal: AbortSignal,
   ): Promise<Difference[]> {
     const leaked = differences.filter((one) => generationOfLeaked(one) !== undefined);
     if (leaked.length === 0) return [];
@@ -103,6 +126,7 @@ export class FleetCheck {
     }
     const ended: Difference[] = [];
     for (const one of leaked) {
+      if (signal.aborted) throw nobodyWaits();
       const { id } = one;
       const generation = generationOfLeaked(one);
       if (generation === undefined || again.get(id) !== generation) continue;
@@ -142,6 +166,24 @@ class Found {
     this.#bytes += encodeAnswer(difference).byteLength;
     if (this.#bytes <= DIFFERENCES_BYTES) this.#differences.push(difference);
     else this.#truncated = true;
+  }
+
+  /** There is more, that nobody has told. */
+  cut(): void {
+    this.#inSync = false;
+    this.#truncated = true;
+  }
+
+  /** What a host has found, with a pause after each. */
+  *addOf(
+    host: string,
+    differences: readonly Difference[],
+    repaired: ReadonlySet<Difference>,
+  ): Steps<void> {
+    for (const difference of differences) {
+      yield;
+      this.add({ ...difference, host, repaired: repaired.has(difference) });
+    }
   }
 
   answer(): Pick<LedgerCheckAnswer, 'inSync' | 'differences' | 'truncated'> {

@@ -1,5 +1,6 @@
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease, LeaseOutcome } from '#ipam-store/ledger.ts';
+import type { Steps } from '#native/steps.ts';
 import { announce } from './announce.ts';
 import type { Config } from './config.ts';
 import type { Detaches } from './detaches.ts';
@@ -8,6 +9,7 @@ import type { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import { leaseOf } from './reconcile/remake.ts';
+import { nobodyWaits, type Slices } from './slices.ts';
 import type { Turns } from './turns.ts';
 
 export interface HoldingsOptions {
@@ -19,7 +21,8 @@ export interface HoldingsOptions {
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
   /** Names of all devices of ours on this host, by attachment id. */
-  readonly taggedDevices: () => ReadonlyMap<string, string>;
+  readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
+  readonly slices: Slices;
   readonly turns: Turns;
   readonly detaches: Detaches;
   readonly log: Log;
@@ -114,7 +117,7 @@ export class Holdings {
    * host has just come back from a reboot, and the VMs that it has records of are named, too.
    */
   async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
-    const { host, bootId, onReboot, ledger, journal, log } = this.#options;
+    const { host, bootId, onReboot, ledger, journal, taggedDevices, slices, log } = this.#options;
     let devices: ReadonlyMap<string, string> | undefined;
     // Those with a record reconcile makes again, or detaches.
     const before = afterReboot ? journal.ofEarlierBoot : [];
@@ -126,7 +129,7 @@ export class Holdings {
       for (const lease of page.leases) {
         const { id, kind } = lease;
         if (journal.get(id) !== undefined) continue;
-        devices ??= this.#options.taggedDevices();
+        devices ??= await slices.run(taggedDevices());
         const device = devices.get(id);
         if (device !== undefined) {
           log.error({ id, device }, 'a device and a lease without a record: left alone');
@@ -156,12 +159,13 @@ export class Holdings {
     return ended;
   }
 
-  /** All leases of this host, by id. */
-  async listed(): Promise<Map<string, Lease>> {
+  /** All leases of this host, by id; DEADLINE_EXCEEDED once nobody waits for them. */
+  async listed(signal?: AbortSignal): Promise<Map<string, Lease>> {
     const { host, ledger } = this.#options;
     const leases = new Map<string, Lease>();
     let cursor: string | undefined;
     do {
+      if (signal?.aborted === true) throw nobodyWaits();
       const page = await ledger.listLeases({ host, ...(cursor !== undefined && { cursor }) });
       for (const lease of page.leases) leases.set(lease.id, lease);
       ({ cursor } = page);

@@ -1,141 +1,215 @@
-import type {
-  Attachment,
-  CheckAnswer,
-  CheckRequest,
-  Difference,
-  ListAnswer,
-  ListRequest,
-} from '#protocol/attachment.ts';
-import { encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
+import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
+import { encodeAnswer, EncodedAnswer, encodePage, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
-import type { Plan } from './reconcile/plan.ts';
-import type { NetworkTypes } from './networks/network.ts';
+import { atOnce, type Steps } from '#native/steps.ts';
+import { Joint } from './joint.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
+import type { NetworkTypes } from './networks/network.ts';
+import type { Plan } from './reconcile/plan.ts';
+import type { Slices, Wanted } from './slices.ts';
 
 const LIST_LIMIT = 1_000;
 // Room for the map around the elements and the cursor.
 const LIST_BYTES = MAX_ANSWER_BYTES - 1_024;
+/** Of an answer to `check`, which is encoded in one go. */
+const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
+const PLAN_BYTES = MAX_ANSWER_BYTES / 4;
+
+export interface InspectionOptions {
+  readonly host: string;
+  readonly journal: Journal;
+  readonly ledger: Ledger;
+  readonly networkTypes: NetworkTypes;
+  /** Names of all devices of ours on this host, by attachment id. */
+  readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
+  /** All leases of this host, by id. */
+  readonly leases: (signal: AbortSignal) => Promise<ReadonlyMap<string, Lease>>;
+  /** What reconcile would do now, for one attachment or all. */
+  readonly plan: (id: string | undefined, wanted: Wanted) => Promise<Plan>;
+  readonly slices: Slices;
+}
+
+/** What record and lease do not agree about, as both were before it is looked at again. */
+interface Suspected {
+  readonly id: string;
+  readonly record: AttachmentRecord | undefined;
+  readonly lease: Lease | undefined;
+}
 
 /** Reading what this host has: get, list, and check against kernel and ledger. Nothing here changes anything. */
 export class Inspection {
-  readonly #host: string;
-  readonly #journal: Journal;
-  readonly #ledger: Ledger;
-  readonly #networkTypes: NetworkTypes;
-  readonly #taggedDevices: () => ReadonlyMap<string, string>;
-  readonly #plan: (id?: string) => Plan;
+  readonly #options: InspectionOptions;
+  readonly #whole = new Joint<'whole', EncodedAnswer>((_, signal) => this.#checkAll(signal));
 
-  constructor(options: {
-    host: string;
-    journal: Journal;
-    ledger: Ledger;
-    networkTypes: NetworkTypes;
-    /** Names of all devices of ours on this host, by attachment id. */
-    taggedDevices: () => ReadonlyMap<string, string>;
-    /** What reconcile would do now, for one attachment or all. */
-    plan: (id?: string) => Plan;
-  }) {
-    this.#host = options.host;
-    this.#journal = options.journal;
-    this.#ledger = options.ledger;
-    this.#networkTypes = options.networkTypes;
-    this.#taggedDevices = options.taggedDevices;
-    this.#plan = options.plan;
+  constructor(options: InspectionOptions) {
+    this.#options = options;
   }
 
   get(id: string): Attachment {
-    const record = this.#journal.get(id);
+    const { journal, host } = this.#options;
+    const record = journal.get(id);
     const attachment = record === undefined ? undefined : attachmentIn(record);
     if (attachment === undefined) {
-      throw new VoltError('NOT_FOUND', `${id} is not attached on host ${this.#host}`);
+      throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
     }
     return attachment;
   }
 
-  /** One page, by id; `cursor` is the last id of the page before. */
-  list(request: ListRequest): ListAnswer {
-    const { network, workload, kind, state, cursor } = request;
-    const limit = Math.min(request.limit ?? LIST_LIMIT, LIST_LIMIT);
-    const matching = this.#journal
-      .values()
-      .filter(({ id }) => cursor === undefined || id > cursor)
-      .map(attachmentIn)
-      .filter((one) => one !== undefined)
-      .filter(
-        (one) =>
-          (network === undefined || one.network === network) &&
-          (workload === undefined || one.workload === workload) &&
-          (kind === undefined || one.kind === kind) &&
-          (state === undefined || one.state === state),
-      )
-      .toSorted((a, b) => (a.id < b.id ? -1 : 1));
-    const attachments: Attachment[] = [];
-    let bytes = 0;
-    for (const one of matching.slice(0, limit)) {
-      bytes += encodeAnswer(one).byteLength;
-      if (bytes > LIST_BYTES) break;
-      attachments.push(one);
-    }
-    const last = attachments.at(-1);
-    if (last === undefined || attachments.length === matching.length) return { attachments };
-    return { attachments, cursor: last.id };
+  /** One page (`ListAnswer`), by id; `cursor` is the last id of the page before. */
+  list(request: ListRequest, deadline: number): Promise<EncodedAnswer> {
+    return this.#options.slices.run(this.#page(request), { deadline });
   }
 
-  /** Compares records, kernel and ledger: of one attachment, or of all and of what has no record. */
-  async check({ id }: CheckRequest): Promise<CheckAnswer> {
-    const records = id === undefined ? this.#journal.values() : [this.#recordOf(id)];
-    const leases = await this.#leases(id);
-    const differences: Difference[] = [];
-    for (const record of records) {
-      // The journal may have moved on while the ledger answered.
-      const now = this.#journal.get(record.id);
-      if (now?.state !== 'attached' || now.attachment === undefined) continue;
-      differences.push(...(this.#networkTypes[now.networkType]?.observe(now.attachment) ?? []));
-      differences.push(...compareLease(now.attachment, leases.get(record.id)));
+  *#page({ network, workload, kind, state, cursor, ...asked }: ListRequest): Steps<EncodedAnswer> {
+    const limit = Math.min(asked.limit ?? LIST_LIMIT, LIST_LIMIT);
+    const attachments: Uint8Array[] = [];
+    let bytes = 0;
+    let last: string | undefined;
+    const { journal } = this.#options;
+    for (let at = journal.after(cursor); at !== undefined; at = journal.after(at.id)) {
+      yield;
+      const one = attachmentIn(at);
+      const matches =
+        (network === undefined || one?.network === network) &&
+        (workload === undefined || one?.workload === workload) &&
+        (kind === undefined || one?.kind === kind) &&
+        (state === undefined || one?.state === state);
+      if (one === undefined || !matches) continue;
+      const encoded = encodeAnswer(one);
+      bytes += encoded.byteLength;
+      if (attachments.length === limit || bytes > LIST_BYTES) {
+        return encodePage('attachments', attachments, { cursor: last });
+      }
+      attachments.push(encoded);
+      last = one.id;
     }
-    let devices: ReadonlyMap<string, string> | undefined;
-    for (const lease of leases.values()) {
-      if (this.#journal.get(lease.id) !== undefined) continue;
-      devices ??= this.#taggedDevices();
-      const { addresses, generation } = lease;
-      const observed = { addresses, generation, device: devices.get(lease.id) ?? null };
-      differences.push({ id: lease.id, what: 'record', expected: null, observed });
-    }
-    const planned = this.#plan(id).actions.map(({ id: of, kind, differences: why }) => ({
-      id: of,
-      action: kind,
-      reason: why.map(({ what }) => what).join(', '),
+    return encodePage('attachments', attachments, {});
+  }
+
+  /** Compares records, kernel and ledger of one attachment. */
+  async check(id: string, deadline: number): Promise<CheckAnswer> {
+    const { ledger, plan } = this.#options;
+    this.#recordOf(id);
+    const lease = await ledger.getLease(id);
+    const differences = this.#differencesOf(id, lease ?? undefined);
+    return atOnce(answerOf(differences, await plan(id, { deadline })));
+  }
+
+  /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
+  checkAll(deadline: number): Promise<EncodedAnswer> {
+    return this.#whole.ask('whole', deadline);
+  }
+
+  async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
+    const { slices, journal, leases, plan } = this.#options;
+    const first = await leases(signal);
+    const { differences, ofLedger } = await slices.run(this.#compare(first), { signal });
+    // What has come and gone since the leases were read differs no more.
+    const suspected = [...ofLedger].map((id) => ({
+      id,
+      record: journal.get(id),
+      lease: first.get(id),
     }));
-    const inSync = differences.length === 0 && planned.length === 0;
-    return { inSync, differences, plan: planned };
+    const second = suspected.length === 0 ? first : await leases(signal);
+    const again = this.#compareAgain(suspected, second);
+    const lasting = await slices.run(again, { signal });
+    const planned = await plan(undefined, { signal });
+    const answer = await slices.run(answerOf([...differences, ...lasting], planned), { signal });
+    return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
+  }
+
+  /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
+  *#compare(
+    leases: ReadonlyMap<string, Lease>,
+  ): Steps<{ readonly differences: Difference[]; readonly ofLedger: ReadonlySet<string> }> {
+    const { journal } = this.#options;
+    const differences: Difference[] = [];
+    const ofLedger = new Set<string>();
+    for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
+      yield;
+      const { id } = at;
+      for (const one of this.#differencesOf(id, leases.get(id))) {
+        if (one.what === 'lease') ofLedger.add(id);
+        else differences.push(one);
+      }
+    }
+    for (const { id } of leases.values()) if (journal.get(id) === undefined) ofLedger.add(id);
+    return { differences, ofLedger };
+  }
+
+  /** Of what is as it was before these leases were read: a record that is the same, a lease of the same generation. */
+  *#compareAgain(
+    suspected: Iterable<Suspected>,
+    leases: ReadonlyMap<string, Lease>,
+  ): Steps<Difference[]> {
+    const { journal, taggedDevices } = this.#options;
+    const differences: Difference[] = [];
+    let devices: ReadonlyMap<string, string> | undefined;
+    for (const { id, record, lease: before } of suspected) {
+      yield;
+      const lease = leases.get(id);
+      if (journal.get(id) !== record) continue;
+      if (record !== undefined) {
+        if (isAttached(record)) differences.push(...compareLease(record.attachment, lease));
+      } else if (lease !== undefined && lease.generation === before?.generation) {
+        devices ??= yield* taggedDevices();
+        const { addresses, generation } = lease;
+        const observed = { addresses, generation, device: devices.get(id) ?? null };
+        differences.push({ id, what: 'record', expected: null, observed });
+      }
+    }
+    return differences;
+  }
+
+  /** Of an attachment as it is recorded now. */
+  #differencesOf(id: string, lease: Lease | undefined): Difference[] {
+    const { journal, networkTypes } = this.#options;
+    const record = journal.get(id);
+    if (record === undefined || !isAttached(record)) return [];
+    const { attachment, networkType } = record;
+    const observed = networkTypes[networkType]?.observe(attachment) ?? [];
+    return [...observed, ...compareLease(attachment, lease)];
   }
 
   #recordOf(id: string): AttachmentRecord {
-    const record = this.#journal.get(id);
+    const { journal, host } = this.#options;
+    const record = journal.get(id);
     if (record !== undefined) return record;
-    throw new VoltError('NOT_FOUND', `${id} is not attached on host ${this.#host}`);
-  }
-
-  async #leases(id: string | undefined): Promise<Map<string, Lease>> {
-    const leases = new Map<string, Lease>();
-    if (id !== undefined) {
-      const lease = await this.#ledger.getLease(id);
-      if (lease !== null) leases.set(id, lease);
-      return leases;
-    }
-    let cursor: string | undefined;
-    do {
-      const page = await this.#ledger.listLeases({
-        host: this.#host,
-        ...(cursor !== undefined && { cursor }),
-      });
-      for (const lease of page.leases) leases.set(lease.id, lease);
-      ({ cursor } = page);
-    } while (cursor !== undefined);
-    return leases;
+    throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
   }
 }
+
+function* answerOf(differences: readonly Difference[], { actions }: Plan): Steps<CheckAnswer> {
+  const planned = actions.map(({ id, kind, differences: why }) => ({
+    id,
+    action: kind,
+    reason: why.map(({ what }) => what).join(', '),
+  }));
+  const told = yield* within(DIFFERENCES_BYTES, differences);
+  const plan = yield* within(PLAN_BYTES, planned);
+  const inSync = differences.length + planned.length === 0;
+  const truncated = told.length < differences.length || plan.length < planned.length;
+  return { inSync, differences: told, plan, ...(truncated && { truncated }) };
+}
+
+/** The first of these, as many as so many bytes hold. */
+function* within<T>(most: number, all: readonly T[]): Steps<T[]> {
+  const held: T[] = [];
+  let bytes = 0;
+  for (const one of all) {
+    yield;
+    bytes += encodeAnswer(one).byteLength;
+    if (bytes > most) return held;
+    held.push(one);
+  }
+  return held;
+}
+
+const isAttached = (
+  record: AttachmentRecord,
+): record is AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment'>> =>
+  record.state === 'attached' && record.attachment !== undefined;
 
 function attachmentIn(record: AttachmentRecord): Attachment | undefined {
   const { attachment, state } = record;

@@ -20,6 +20,7 @@ import { parseRequest } from '#protocol/parse.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
+import { OrderedIds } from './ordered-ids.ts';
 import type { StoredPosition } from './outcomes.ts';
 
 const RECORD_VERSION = 1;
@@ -101,6 +102,7 @@ export class Journal {
   readonly #bootId: string;
   readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
+  readonly #ids = new OrderedIds();
   /** What the copy of a record says, for those that have one. */
   readonly #copied = new Map<string, AttachmentRecord>();
   readonly #deviceNames = new Set<string>();
@@ -142,6 +144,11 @@ export class Journal {
     return [...this.#records.values()];
   }
 
+  /** The record that comes next by id, whatever has come and gone since the one before; the first after none. */
+  after(id = ''): AttachmentRecord | undefined {
+    return this.#records.get(this.#ids.after(id) ?? '');
+  }
+
   /** True when a record has or reserves this device name. */
   namesDevice(name: string): boolean {
     return this.#deviceNames.has(name);
@@ -168,6 +175,7 @@ export class Journal {
     this.#removeCopy(id);
     rmSync(join(this.#folder, `${id}.json`), { force: true });
     this.#forget(id);
+    this.#ids.delete(id);
   }
 
   #readAll(folder: string): AttachmentRecord[] {
@@ -199,6 +207,7 @@ export class Journal {
   #keep(record: AttachmentRecord): void {
     this.#forget(record.id);
     this.#records.set(record.id, record);
+    this.#ids.add(record.id);
     this.#deviceNames.add(record.deviceName);
   }
 

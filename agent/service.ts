@@ -12,7 +12,7 @@ import {
   networkPutRequestSchema,
   updateRequestSchema,
 } from '#protocol/attachment.ts';
-import { decode, encodeAnswer } from '#protocol/envelope.ts';
+import { decode, encodeAnswer, EncodedAnswer, refuseLargeRequest } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import {
   ledgerCheckRequestSchema,
@@ -29,7 +29,7 @@ import {
   subjects,
 } from '#protocol/subjects.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
-import type { Admission } from './admission.ts';
+import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
 import { errorAnswer, toVoltError } from './errors.ts';
@@ -39,6 +39,7 @@ import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
 import type { Requests } from './requests.ts';
 import type { Session } from './session.ts';
+import type { Slices } from './slices.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 import type { Witness } from './witness.ts';
 
@@ -46,6 +47,7 @@ export interface ServiceOptions {
   readonly host: string;
   readonly subjectPrefix: string;
   readonly admission: Admission;
+  readonly slices: Slices;
   readonly requests: Requests;
   readonly inspection: Inspection;
   readonly fleetCheck: FleetCheck;
@@ -61,36 +63,44 @@ export interface ServiceOptions {
 interface Operation<Name extends string> {
   /** Last token of the subject, and the name of the endpoint. */
   readonly name: Name;
-  readonly run: (payload: unknown, call: Call) => Promise<object> | object;
+  /** What it costs, as far as its name tells. */
+  readonly lane: LaneName;
+  readonly run: (payload: unknown, call: PricedCall) => Promise<object> | object;
+}
+
+interface PricedCall extends Call {
+  /** For a request that is dearer than its name tells. */
+  readonly move: Move;
 }
 
 /** The queue of what any one agent answers. */
 const ANY_AGENT = 'agents';
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_TIMEOUT_MS = 120_000;
+const OVERLOADS_TOLD_AFTER_MS = 1_000;
 
 /** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
 export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
   const { host, subjectPrefix } = options;
   const known = subjects(subjectPrefix);
   const gate = new Gate(options);
-  const onHost = hostOperations(options).map(({ name, run }) => ({
-    name,
-    subject: known.host(host, name),
+  const onHost = hostOperations(options).map((one) => ({
+    name: one.name,
+    subject: known.host(host, one.name),
     queue: `host-${host}`,
-    answer: (request: BusRequest) => gate.pass(name, request, run),
+    answer: (request: BusRequest) => gate.pass(one.name, request, one),
   }));
-  const network = networkOperations(options).map(({ name, run }) => ({
-    name: `network-${name}`,
-    subject: known.network(name),
+  const network = networkOperations(options).map((one) => ({
+    name: `network-${one.name}`,
+    subject: known.network(one.name),
     queue: ANY_AGENT,
-    answer: (request: BusRequest) => gate.pass(`network.${name}`, request, run),
+    answer: (request: BusRequest) => gate.pass(`network.${one.name}`, request, one),
   }));
-  const ledger = ledgerOperations(options).map(({ name, run }) => ({
-    name: `ledger-${name}`,
-    subject: known.ledger(name),
+  const ledger = ledgerOperations(options).map((one) => ({
+    name: `ledger-${one.name}`,
+    subject: known.ledger(one.name),
     queue: ANY_AGENT,
-    answer: (request: BusRequest) => gate.pass(`ledger.${name}`, request, run),
+    answer: (request: BusRequest) => gate.pass(`ledger.${one.name}`, request, one),
   }));
   return [...onHost, ...network, ...ledger];
 }
@@ -98,19 +108,36 @@ export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
 /** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */
 const operation = <Name extends string, Schema extends z.ZodType>(
   name: Name,
+  lane: LaneName,
   schema: Schema,
-  run: (request: z.infer<Schema>, call: Call) => Promise<object> | object,
-): Operation<Name> => ({ name, run: (payload, call) => run(parseRequest(schema, payload), call) });
+  run: (request: z.infer<Schema>, call: PricedCall) => Promise<object> | object,
+): Operation<Name> => ({
+  name,
+  lane,
+  run: (payload, call) => run(parseRequest(schema, payload), call),
+});
 
 const hostOperations = ({ requests, inspection }: ServiceOptions): Operation<HostOperation>[] => [
-  operation('attach', attachRequestSchema, (request, call) =>
-    request.dryRun === true ? requests.rehearse(request, call) : requests.attach(request, call),
+  operation('attach', 'change', attachRequestSchema, async (request, call) => {
+    if (request.dryRun !== true) return requests.attach(request, call);
+    await call.move('rehearsal');
+    return requests.rehearse(request, call);
+  }),
+  operation('detach', 'change', detachRequestSchema, (request, call) =>
+    requests.detach(request, call),
   ),
-  operation('detach', detachRequestSchema, (request, call) => requests.detach(request, call)),
-  operation('update', updateRequestSchema, (request, call) => requests.update(request, call)),
-  operation('get', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
-  operation('list', listRequestSchema, (request) => inspection.list(request)),
-  operation('check', checkRequestSchema, (request) => inspection.check(request)),
+  operation('update', 'change', updateRequestSchema, (request, call) =>
+    requests.update(request, call),
+  ),
+  operation('get', 'read', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
+  operation('list', 'list', listRequestSchema, (request, { deadline }) =>
+    inspection.list(request, deadline),
+  ),
+  operation('check', 'checkOne', checkRequestSchema, async ({ id }, { deadline, move }) => {
+    if (id !== undefined) return inspection.check(id, deadline);
+    await move('check');
+    return inspection.checkAll(deadline);
+  }),
 ];
 
 const networkOperations = ({
@@ -119,41 +146,53 @@ const networkOperations = ({
   whileRecovering,
   events,
 }: ServiceOptions): Operation<NetworkOperation>[] => [
-  operation('put', networkPutRequestSchema, async ({ revision, ...keys }, { trace, deadline }) => {
-    const network = parseNetwork(keys);
-    const answer = await whileRecovering(deadline, () => ledger.putNetwork(network, revision));
-    witness.noteNetwork(answer);
-    events.add({
-      type: 'network-changed',
-      network: network.network,
-      subject: network.network,
-      operation: 'network.put',
-      requestId: `${network.network}-${answer.revision}`,
-      trace,
-      body: { ...answer },
-    });
-    return answer;
-  }),
-  operation('get', networkGetRequestSchema, async ({ network }, { deadline }) => {
+  operation(
+    'put',
+    'change',
+    networkPutRequestSchema,
+    async ({ revision, ...keys }, { trace, deadline }) => {
+      const network = parseNetwork(keys);
+      const answer = await whileRecovering(deadline, () => ledger.putNetwork(network, revision));
+      witness.noteNetwork(answer);
+      events.add({
+        type: 'network-changed',
+        network: network.network,
+        subject: network.network,
+        operation: 'network.put',
+        requestId: `${network.network}-${answer.revision}`,
+        trace,
+        body: { ...answer },
+      });
+      return answer;
+    },
+  ),
+  operation('get', 'read', networkGetRequestSchema, async ({ network }, { deadline }) => {
     const found = await whileRecovering(deadline, () => ledger.getNetwork(network));
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${network}`);
     return found;
   }),
-  operation('list', networkListRequestSchema, (request) => ledger.listNetworks(request)),
-  operation('delete', networkDeleteRequestSchema, async ({ network }, { trace, deadline }) => {
-    const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network));
-    if (!answer.deleted) return answer;
-    events.add({
-      type: 'network-changed',
-      network,
-      subject: network,
-      operation: 'network.delete',
-      requestId: randomUUID(),
-      trace,
-      body: { network, deleted: true },
-    });
-    return answer;
-  }),
+  operation('list', 'networks', networkListRequestSchema, (request) =>
+    ledger.listNetworks(request),
+  ),
+  operation(
+    'delete',
+    'change',
+    networkDeleteRequestSchema,
+    async ({ network }, { trace, deadline }) => {
+      const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network));
+      if (!answer.deleted) return answer;
+      events.add({
+        type: 'network-changed',
+        network,
+        subject: network,
+        operation: 'network.delete',
+        requestId: randomUUID(),
+        trace,
+        body: { network, deleted: true },
+      });
+      return answer;
+    },
+  ),
 ];
 
 const ledgerOperations = ({
@@ -161,7 +200,7 @@ const ledgerOperations = ({
   fleetCheck,
   events,
 }: ServiceOptions): Operation<LedgerOperation>[] => [
-  operation('leases', ledgerLeasesRequestSchema, async ({ state, ...request }) => {
+  operation('leases', 'leases', ledgerLeasesRequestSchema, async ({ state, ...request }) => {
     const { leases, cursor } = await ledger.listLeases(request);
     return {
       leases: leases
@@ -170,8 +209,8 @@ const ledgerOperations = ({
       ...(cursor !== undefined && { cursor }),
     };
   }),
-  operation('hosts', ledgerHostsRequestSchema, (request) => ledger.listHosts(request)),
-  operation('forget', ledgerForgetRequestSchema, async ({ host }, { trace }) => {
+  operation('hosts', 'hosts', ledgerHostsRequestSchema, (request) => ledger.listHosts(request)),
+  operation('forget', 'change', ledgerForgetRequestSchema, async ({ host }, { trace }) => {
     const { forgotten, released } = await ledger.forgetHost(host);
     if (forgotten) {
       events.add({
@@ -186,22 +225,29 @@ const ledgerOperations = ({
     }
     return { host, forgotten, released };
   }),
-  operation('check', ledgerCheckRequestSchema, ({ repair = false }) =>
-    fleetCheck.check({ repair }),
+  operation('check', 'fleetCheck', ledgerCheckRequestSchema, ({ repair = false }, { deadline }) =>
+    fleetCheck.check({ repair }, deadline),
   ),
 ];
 
 /** What every request goes through: bounds, decoding, trace, and an answer whatever happens. */
 class Gate {
   readonly #options: ServiceOptions;
+  /** How many of each operation were refused since it was told last. */
+  readonly #overloads = new Map<string, number>();
+  #telling: NodeJS.Timeout | undefined;
 
   constructor(options: ServiceOptions) {
     this.#options = options;
   }
 
-  async pass(name: string, request: BusRequest, run: Operation<string>['run']): Promise<BusAnswer> {
+  async pass(
+    name: string,
+    { caller, payload, ...request }: BusRequest,
+    { lane, run }: Operation<string>,
+  ): Promise<BusAnswer> {
     const started = performance.now();
-    const { log, host, admission } = this.#options;
+    const { log, host, admission, slices } = this.#options;
     const trace: RequestTrace = {
       name,
       role: 'server',
@@ -213,18 +259,39 @@ class Gate {
     try {
       this.#refuseWhenStopping();
       if (request.headers.flaw !== undefined) throw request.headers.flaw;
-      const answer = await admission.pass(request.caller, deadline, () =>
-        tracedRequest(trace, async () => run(decode(request.payload), { trace, deadline })),
+      // What is to wait is to be small.
+      refuseLargeRequest(payload);
+      const answered = await admission.passIn(lane, { caller, deadline }, (move) =>
+        tracedRequest(trace, async () => {
+          const answer = await run(decode(payload), { trace, deadline, move });
+          if (answer instanceof EncodedAnswer) return answer.bytes;
+          return isExpensive(lane) ? slices.once(() => encodeAnswer(answer)) : encodeAnswer(answer);
+        }),
       );
       log.debug({ operation: name, ms: performance.now() - started }, 'answered');
-      return { payload: encodeAnswer(answer) };
+      return { payload: answered };
     } catch (cause) {
       const error = toVoltError(cause);
       const { code, message } = error;
-      const level = code === 'INTERNAL' ? 'error' : 'info';
-      log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
+      if (code === 'OVERLOADED') this.#noteOverload(name);
+      else {
+        const level = code === 'INTERNAL' ? 'error' : 'info';
+        log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
+      }
       return errorAnswer(error);
     }
+  }
+
+  /** Where very many are refused, a line for each would be the next flood. */
+  #noteOverload(name: string): void {
+    this.#overloads.set(name, (this.#overloads.get(name) ?? 0) + 1);
+    if (this.#telling !== undefined) return;
+    this.#telling = setTimeout(() => {
+      const refused = Object.fromEntries(this.#overloads);
+      this.#options.log.warn({ refused }, 'OVERLOADED: requests were refused');
+      this.#overloads.clear();
+      this.#telling = undefined;
+    }, OVERLOADS_TOLD_AFTER_MS).unref();
   }
 
   #refuseWhenStopping(): void {

@@ -4,6 +4,7 @@ import type { LinkReference } from './link.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
 import type { Received } from './netlink-message.ts';
 import { NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE } from './rtnetlink.ts';
+import type { Steps } from './steps.ts';
 import type { Writer } from './writer.ts';
 
 // Traffic control (man 8 tc; linux/rtnetlink.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h): a token bucket on
@@ -146,9 +147,9 @@ export class Traffic {
     return found?.bitsPerSecond ?? null;
   }
 
-  /** The same of all devices that have one, by index. */
-  limits(): Map<number, number> {
-    const found = this.#socket.dump(
+  /** The same of all devices that have one, by index; with pauses (`NetlinkSocket.dumpSteps`). */
+  *limitsSteps(): Steps<Map<number, number>> {
+    const found = yield* this.#socket.dumpSteps(
       requestOf(LIST_QDISCS, { index: 0, name: 'queues' }, (writer, header) =>
         qdiscMessage.write(writer, header, {}),
       ),

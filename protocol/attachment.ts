@@ -309,6 +309,8 @@ export const checkAnswerSchema = z.object({
   differences: z.array(differenceSchema),
   /** What the agent would do now to put the host right; absent from agents that do not say. */
   plan: z.array(z.object({ id: z.string(), action: z.string(), reason: z.string() })).optional(),
+  /** True where there is more than an answer holds. */
+  truncated: z.boolean().optional(),
 });
 
 export const listAnswerSchema = z.object({

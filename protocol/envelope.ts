@@ -42,6 +42,38 @@ export const encode = (value: unknown): Uint8Array => encodeWithin(value, MAX_PA
 /** Encodes an answer: as `encode`, within MAX_ANSWER_BYTES. */
 export const encodeAnswer = (value: unknown): Uint8Array => encodeWithin(value, MAX_ANSWER_BYTES);
 
+/** An answer as bytes already. */
+export class EncodedAnswer {
+  readonly bytes: Uint8Array;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+  }
+}
+
+/** The answer `{ [key]: elements, ...rest }`, of elements that were encoded one by one (`encodeAnswer`), as `encodeAnswer`. */
+export function encodePage(
+  key: string,
+  elements: readonly Uint8Array[],
+  rest: Readonly<Record<string, string | undefined>>,
+): EncodedAnswer {
+  // Without the header of its map.
+  const others = encoder.encode(rest).subarray(1);
+  const count = Object.values(rest).filter((value) => value !== undefined).length;
+  const array = Buffer.alloc(ARRAY_32_BYTES);
+  array.writeUInt8(ARRAY_32);
+  array.writeUInt32BE(elements.length, 1);
+  const head = [Uint8Array.of(FIX_MAP | (count + 1)), encoder.encode(key), array];
+  const bytes = Buffer.concat([...head, ...elements, others]);
+  refuseLarger(bytes, MAX_ANSWER_BYTES);
+  return new EncodedAnswer(bytes);
+}
+
+// https://github.com/msgpack/msgpack/blob/master/spec.md: a map of up to 15 keys, and an array of up to 2^32 elements.
+const FIX_MAP = 0x80;
+const ARRAY_32 = 0xdd;
+const ARRAY_32_BYTES = 5;
+
 function encodeWithin(value: unknown, maxBytes: number): Uint8Array {
   const bytes = encoder.encode(value);
   refuseLarger(bytes, maxBytes);
@@ -59,6 +91,10 @@ export const decode = (bytes: Uint8Array): unknown =>
 
 /** Decodes an answer or an event: as `decode`, within MAX_ANSWER_BYTES; nil stays, as null. */
 export const decodeAnswer = (bytes: Uint8Array): unknown => decodeAny(bytes, MAX_ANSWER_BYTES);
+
+/** Throws TOO_LARGE for what `decode` would not look at. */
+export const refuseLargeRequest = (bytes: Uint8Array): void =>
+  refuseLarger(bytes, MAX_PAYLOAD_BYTES);
 
 function decodeAny(bytes: Uint8Array, maxBytes: number): unknown {
   refuseLarger(bytes, maxBytes);

@@ -44,7 +44,7 @@ export interface BridgedOptions {
   readonly host: string;
   readonly kernel: Kernel;
   readonly removal: Removal;
-  readonly journal: Journal;
+  readonly journal: Pick<Journal, 'namesDevice'>;
   readonly firewall: Firewall;
   readonly log: Log;
 }

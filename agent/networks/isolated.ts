@@ -37,9 +37,9 @@ const LOOPBACK = { index: 1, name: 'lo' };
  * and goes with the attachment.
  */
 export class Isolated implements NetworkType {
-  readonly #journal: Journal;
+  readonly #journal: Pick<Journal, 'namesDevice'>;
 
-  constructor({ journal }: { journal: Journal }) {
+  constructor({ journal }: { journal: Pick<Journal, 'namesDevice'> }) {
     this.#journal = journal;
   }
 

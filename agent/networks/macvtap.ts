@@ -47,7 +47,7 @@ import { closeToIpv6, tapShape } from './tap.ts';
 export interface MacvtapOptions {
   readonly kernel: Kernel;
   readonly removal: Removal;
-  readonly journal: Journal;
+  readonly journal: Pick<Journal, 'namesDevice'>;
   readonly firewall: Firewall;
   /** Finds a macvtap's character device. */
   readonly findDevice?: typeof characterDevice;

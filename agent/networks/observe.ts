@@ -1,6 +1,7 @@
 import { InterfaceAddress } from '#protocol/address.ts';
 import type { Attachment, Difference } from '#protocol/attachment.ts';
 import type { Link } from '#native/link.ts';
+import type { Steps } from '#native/steps.ts';
 import { Kernel } from '../kernel.ts';
 import { deviceTag, taggedId } from './network.ts';
 import { openIfThere } from './workload.ts';
@@ -36,9 +37,11 @@ export function observeInside(attachment: Attachment): Difference[] {
 }
 
 /** Names of all devices of ours on the host, by attachment id, whether there is a record or not. */
-export function taggedDevices(kernel: Kernel): Map<string, string> {
+export function* taggedDevices(): Steps<Map<string, string>> {
+  // A socket of its own, since a dump that pauses keeps it.
+  using kernel = new Kernel();
   const devices = new Map<string, string>();
-  for (const { alias, name } of kernel.links.list()) {
+  for (const { alias, name } of yield* kernel.links.listSteps()) {
     const id = taggedId(alias);
     if (id !== undefined) devices.set(id, name);
   }

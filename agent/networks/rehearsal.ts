@@ -26,8 +26,8 @@ export interface Rehearsed {
 export interface RehearsalOptions {
   /** The host's. */
   readonly kernel: Kernel;
-  /** Whether the firewall of the host knows of this bridge. */
-  readonly knowsBridge: (bridge: string) => boolean;
+  /** Whether the firewall of the host knows of the network's bridge. */
+  readonly knowsBridge: boolean;
   /** The network types over a kernel of another namespace, the calling thread's, with a firewall of its own. */
   readonly typesOver: (kernel: Kernel) => NetworkTypes & Disposable;
 }
@@ -39,8 +39,8 @@ const STAND_IN_PEER = 'rehearsal';
 const LOOPBACK = 1;
 
 /**
- * The changes, in order, that an attach would make in the kernel. The host itself is only looked at. UNSUPPORTED for
- * a type that needs hardware; errors of the kernel are those that the attach would meet.
+ * The changes, in order, that an attach would make in the kernel. The host itself, whose namespace the thread is in, is
+ * only looked at. UNSUPPORTED for a type that needs hardware; errors of the kernel are those that the attach would meet.
  */
 export function rehearse(options: RehearsalOptions, order: Rehearsed): KernelOperation[] {
   const { network, request, madeNamespace } = order;
@@ -64,8 +64,7 @@ export function rehearse(options: RehearsalOptions, order: Rehearsed): KernelOpe
     using types = options.typesOver(kernel);
     const type = types[network.type];
     if (type === undefined) throw new VoltError('UNSUPPORTED', `network type ${network.type}`);
-    if (network.bridge !== undefined && options.knowsBridge(network.bridge))
-      attachAnother(type, order);
+    if (options.knowsBridge) attachAnother(type, order);
     return operationsDuring(() => attach(type, { ...order, request: moved }));
   });
   const made =

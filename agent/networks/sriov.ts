@@ -41,7 +41,7 @@ const VFIO = 'vfio-pci';
 
 export interface SriovOptions {
   readonly kernel: Kernel;
-  readonly journal: Journal;
+  readonly journal: Pick<Journal, 'get' | 'values'>;
   readonly log: Log;
 }
 

@@ -1,3 +1,4 @@
+import type { Steps } from '#native/steps.ts';
 import type { KernelOperation } from '#native/trace.ts';
 import { Firewall } from '../firewall/firewall.ts';
 import type { Config } from '../config.ts';
@@ -10,7 +11,8 @@ import { HostOnly } from './host-only.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
 import type { NetworkTypes } from './network.ts';
-import { type Rehearsed, rehearse } from './rehearsal.ts';
+import type { Rehearsed } from './rehearsal.ts';
+import { Rehearsals } from './rehearsals.ts';
 import { taggedDevices } from './observe.ts';
 import { PortMaps } from './port-maps.ts';
 import { Removal } from './removal.ts';
@@ -25,10 +27,16 @@ export interface HostNetwork {
   >;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
-  /** The changes that an attach would make in the kernel; makes none on the host. */
-  readonly rehearse: (order: Rehearsed) => KernelOperation[];
+  readonly rehearsals: {
+    /**
+     * The changes that an attach would make in the kernel; makes none on the host. DEADLINE_EXCEEDED where it takes
+     * longer than until `deadline` (`performance.now()` time).
+     */
+    readonly rehearse: (order: Rehearsed, deadline: number) => Promise<readonly KernelOperation[]>;
+    readonly close: () => Promise<void>;
+  };
   /** Names of all devices of ours on this host, by attachment id. */
-  readonly taggedDevices: () => ReadonlyMap<string, string>;
+  readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
 }
 
 /** The network types of this host, over one kernel and one firewall. */
@@ -42,39 +50,28 @@ export function openHostNetwork(options: {
   const kernel = new Kernel();
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
+  const rehearsals = new Rehearsals({ settings: { host, nftablesTable }, log });
   return {
     networkTypes: networkTypesOver({ host, kernel, removal, journal, firewall, log }),
     firewall,
     devices: openHostDevices(kernel, removal),
-    rehearse: (order) =>
-      rehearse(
-        {
-          kernel,
-          knowsBridge: (bridge) => firewall.has(`bridge:${bridge}`),
-          typesOver: (stage) => {
-            const quiet = log.child({}, { level: 'silent' });
-            const own = new Firewall({ log: quiet, table: nftablesTable });
-            own.start();
-            const parts = { host, kernel: stage, removal, journal, firewall: own, log: quiet };
-            return Object.assign(networkTypesOver({ ...parts, findDevice: findNoDevice }), {
-              [Symbol.dispose]: () => own[Symbol.dispose](),
-            });
-          },
-        },
-        order,
-      ),
-    taggedDevices: () => taggedDevices(kernel),
+    rehearsals: {
+      rehearse: (order, deadline) => {
+        const knowsBridge = firewall.has(`bridge:${order.network.bridge}`);
+        return rehearsals.rehearse({ ...order, knowsBridge }, deadline);
+      },
+      close: () => rehearsals.close(),
+    },
+    taggedDevices,
   };
 }
 
-/** In a rehearsal its number is in a /sys that is not there, and nobody is going to open it. */
-const findNoDevice = (): string => '/dev/null';
-
-function networkTypesOver(parts: {
+/** The network types over one kernel and one firewall. */
+export function networkTypesOver(parts: {
   readonly host: string;
   readonly kernel: Kernel;
   readonly removal: Removal;
-  readonly journal: Journal;
+  readonly journal: Pick<Journal, 'namesDevice' | 'get' | 'values'>;
   readonly firewall: Firewall;
   readonly log: Log;
   readonly findDevice?: () => string;

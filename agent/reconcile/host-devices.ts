@@ -9,6 +9,7 @@ import {
   RTNLGRP_IPV6_IFADDR,
   RTNLGRP_LINK,
 } from '#native/rtnetlink.ts';
+import type { Steps } from '#native/steps.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Removal } from '../networks/removal.ts';
@@ -24,10 +25,10 @@ export interface ChangeHandlers {
 
 /** The devices of this host as reconcile sees them: looked at, watched, and those of nobody deleted. */
 export interface HostDevices {
-  /** All of the host, and the namespaces of these records. */
-  observe(records: readonly AttachmentRecord[]): Observed;
+  /** All of the host, and the namespaces of these records; requests may change them while it pauses. */
+  observe(records: readonly AttachmentRecord[]): Steps<Observed>;
   /** The devices of these records alone. */
-  lookUp(records: readonly AttachmentRecord[]): Observed;
+  lookUp(records: readonly AttachmentRecord[]): Steps<Observed>;
   watch(handlers: ChangeHandlers): Disposable;
   /** Deletes what has this index, and this name, alias and group still. */
   remove(device: SeenLink): Promise<void>;
@@ -36,7 +37,7 @@ export interface HostDevices {
 const IFA_INDEX_OFFSET = 4;
 
 export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices => ({
-  observe: (records) => observeHost(kernel, records),
+  observe: observeHost,
   lookUp: (records) => lookUp(kernel, records),
   remove: async ({ index, name, alias, group }) => {
     const link = kernel.links.get(index);

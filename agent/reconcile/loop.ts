@@ -1,11 +1,12 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Firewall, TableDifference } from '../firewall/firewall.ts';
 import type { Holdings } from '../holdings.ts';
-import type { AttachmentRecord } from '../journal.ts';
 import { taggedId } from '../networks/network.ts';
+import type { Slices, Wanted } from '../slices.ts';
+import { compare } from './comparison.ts';
 import { agrees } from './differences.ts';
 import type { SeenLink } from './observe.ts';
-import { type Action, GRACE_MS, plan, type Plan, type PlanOptions } from './plan.ts';
+import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
 import { Repairs, type RepairsOptions } from './repairs.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
@@ -13,6 +14,7 @@ export interface ReconcileOptions extends RepairsOptions {
   readonly firewall: Pick<Firewall, 'restore' | 'onRestored'>;
   /** All leases of this host, by id. */
   readonly holdings: Pick<Holdings, 'listed' | 'release'>;
+  readonly slices: Slices;
 }
 
 /** Changes that come together are looked at together. */
@@ -57,7 +59,7 @@ export class Reconcile {
   #again: NodeJS.Timeout | undefined;
   #all = false;
   #running: Promise<void> = Promise.resolve();
-  #stopped = false;
+  readonly #stopping = new AbortController();
 
   constructor(options: ReconcileOptions) {
     this.#options = options;
@@ -97,19 +99,18 @@ export class Reconcile {
   }
 
   /** What would be done now, for one attachment or all of the host; changes nothing. */
-  preview(id?: string): Plan {
+  async preview(id: string | undefined, wanted: Wanted): Promise<Plan> {
     const { journal, devices } = this.#options;
-    if (id !== undefined) {
-      const own = [journal.get(id)].filter((one) => one !== undefined);
-      return this.#plan(own, devices.lookUp(own), this.#suspects);
-    }
-    const records = journal.values();
-    return this.#plan(records, devices.observe(records), this.#suspects);
+    const records =
+      id === undefined ? journal.values() : [journal.get(id)].filter((one) => one !== undefined);
+    const observing = id === undefined ? devices.observe(records) : devices.lookUp(records);
+    const suspects = this.#suspects;
+    return (await compare(this.#options, records, { observing, suspects, wanted })).plan;
   }
 
   /** Resolves when nothing is being done any more. */
   async stop(): Promise<void> {
-    this.#stopped = true;
+    this.#stopping.abort();
     clearInterval(this.#period);
     clearTimeout(this.#gathering);
     clearTimeout(this.#again);
@@ -124,18 +125,24 @@ export class Reconcile {
     const id = taggedId(link.alias);
     const record = id === undefined ? undefined : this.#options.journal.get(id);
     if (record === undefined || (!gone && agrees(record, link))) return;
-    this.#dirty.add(record.id);
-    this.#gather();
+    this.#noteDirty([record.id]);
+  }
+
+  /** Looks at these attachments alone, soon. */
+  #noteDirty(ids: readonly string[]): void {
+    for (const id of ids) this.#dirty.add(id);
+    if (ids.length > 0) this.#gather();
   }
 
   #gather(): void {
-    if (this.#stopped) return;
+    if (this.#stopping.signal.aborted) return;
     this.#gathering ??= setTimeout(() => {
       this.#running = this.#running.then(async () => {
         this.#gathering = undefined;
         try {
           await this.#pass();
         } catch (error) {
+          if (this.#stopping.signal.aborted) return;
           this.#options.log.error({ error: String(error) }, 'reconcile: the host cannot be read');
         }
       });
@@ -144,23 +151,30 @@ export class Reconcile {
 
   async #pass(): Promise<void> {
     const { journal, devices, log } = this.#options;
+    const wanted = { signal: this.#stopping.signal };
+    const suspects = this.#suspects;
     const all = this.#all;
     const dirty = [...this.#dirty];
     this.#all = false;
     this.#dirty.clear();
     if (!all) {
       const records = dirty.map((id) => journal.get(id)).filter((one) => one !== undefined);
-      const part = this.#plan(records, devices.lookUp(records), this.#suspects);
+      const observing = devices.lookUp(records);
+      const part = await compare(this.#options, records, { observing, suspects, wanted });
+      this.#noteDirty(part.changed);
       // When it was seen first has to be noted with the rest.
-      if (part.suspects.size > 0) this.nudge();
-      await this.#apply(part.actions);
+      if (part.plan.suspects.size > 0) this.nudge();
+      await this.#apply(part.plan.actions);
       return;
     }
+    // Before the leases: of what changes from here on nothing is said.
+    const records = journal.values();
     const leases = await this.#leases();
     this.#restoreFirewall();
-    const records = journal.values();
-    const observed = devices.observe(records);
-    const whole = this.#plan(records, observed, this.#suspects, leases);
+    const observing = devices.observe(records);
+    const known = { observing, leases, suspects, wanted };
+    const { plan: whole, observed, changed } = await compare(this.#options, records, known);
+    this.#noteDirty(changed);
     this.#suspects = whole.suspects;
     this.#bridges = new Set(
       records.flatMap(({ attachment }) => {
@@ -205,7 +219,7 @@ export class Reconcile {
       ...[...this.#failures.values()].map(({ until }) => until),
     ];
     const next = Math.min(...times.filter((at) => at > now));
-    if (this.#stopped || next === Infinity) return;
+    if (this.#stopping.signal.aborted || next === Infinity) return;
     this.#again = setTimeout(() => this.nudge(), next - now);
   }
 
@@ -218,16 +232,6 @@ export class Reconcile {
       log.warn({ error: String(error) }, 'leases cannot be compared now');
       return undefined;
     }
-  }
-
-  #plan(
-    records: readonly AttachmentRecord[],
-    observed: PlanOptions['observed'],
-    suspects: Plan['suspects'],
-    leases?: PlanOptions['leases'],
-  ): Plan {
-    const { bootId, onReboot } = this.#options;
-    return plan({ records, observed, leases, suspects, bootId, onReboot, now: performance.now() });
   }
 
   #restoreFirewall(): void {
@@ -265,7 +269,7 @@ export class Reconcile {
     const done = new Set<string>();
     let tried = 0;
     for (const action of actions) {
-      if (this.#stopped) return done;
+      if (this.#stopping.signal.aborted) return done;
       const failure = this.#failures.get(action.id);
       if (failure !== undefined && performance.now() < failure.until) continue;
       const key = `${action.kind} ${action.id}`;

@@ -2,6 +2,7 @@ import type { Attachment } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
+import type { Steps } from '#native/steps.ts';
 import { readSysctl } from '#native/sysctl.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
@@ -46,32 +47,28 @@ export interface Observed {
 /**
  * Reads what concerns these records: two dumps, a third where there are limits, and for each namespace a stat. A table
  * that keeps changing while it is read is looked up device by device instead; nothing can be said of devices without a
- * record then.
+ * record then. The socket is its own, since a dump that pauses keeps it.
  */
-export function observeHost(kernel: Kernel, records: readonly AttachmentRecord[]): Observed {
+export function* observeHost(records: readonly AttachmentRecord[]): Steps<Observed> {
+  using kernel = new Kernel();
   try {
     const addresses = new Map<number, Set<string>>();
-    for (const { ifindex, address } of kernel.addresses.list()) {
+    for (const { ifindex, address } of yield* kernel.addresses.listSteps()) {
       const own = addresses.get(ifindex) ?? new Set();
       addresses.set(ifindex, own.add(address.toString()));
     }
-    const limited = records.some(isLimited);
-    const limits = limited ? kernel.traffic.limits() : NO_LIMITS;
-    return {
-      whole: true,
-      ...byKey(kernel.links.list()),
-      addresses,
-      limits,
-      ...beside(kernel, records),
-    };
+    const limits = records.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
+    const links = yield* kernel.links.listSteps();
+    const rest = yield* beside(kernel, records);
+    return { whole: true, ...(yield* byKey(links)), addresses, limits, ...rest };
   } catch (error) {
     if (!isKernelError(error, 'EINTR')) throw error;
-    return lookUp(kernel, records);
+    return yield* lookUp(kernel, records);
   }
 }
 
 /** Looks at the devices of these records alone, and the bridges that those are to be on. */
-export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Observed {
+export function* lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Steps<Observed> {
   const { links } = kernel;
   const found: Link[] = [];
   const bridges = new Set<string>();
@@ -83,6 +80,7 @@ export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Ob
     return link !== null;
   };
   for (const { attachment, deviceName } of records) {
+    yield;
     const { device } = attachment ?? {};
     if (device === undefined || device === null) continue;
     if (attachment !== undefined && isLimited({ attachment })) note(ifbName(device.ifindex));
@@ -96,13 +94,14 @@ export function lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Ob
       .filter(({ name }) => bridges.has(name))
       .map(({ index }) => [index, addressesOf(kernel, index)] as const),
   );
-  const limits = new Map(
-    (records.some(isLimited) ? found : []).flatMap(({ index }) => {
-      const limit = kernel.traffic.limitOf(index);
-      return limit === null ? [] : [[index, limit]];
-    }),
-  );
-  return { whole: false, ...byKey(found), addresses, limits, ...beside(kernel, records) };
+  const limits = new Map<number, number>();
+  for (const { index } of records.some(isLimited) ? found : []) {
+    yield;
+    const limit = kernel.traffic.limitOf(index);
+    if (limit !== null) limits.set(index, limit);
+  }
+  const rest = yield* beside(kernel, records);
+  return { whole: false, ...(yield* byKey(found)), addresses, limits, ...rest };
 }
 
 type Recorded = Pick<AttachmentRecord, 'attachment'>;
@@ -113,15 +112,19 @@ const isLimited = ({ attachment }: Recorded): boolean =>
   attachment !== undefined && Object.keys(attachment.bandwidth).length > 0;
 
 /** What is in no table of devices. */
-function beside(
+function* beside(
   kernel: Kernel,
   records: readonly AttachmentRecord[],
-): Pick<Observed, 'namespaces' | 'inside' | 'redirects' | 'settings'> {
+): Steps<Pick<Observed, 'namespaces' | 'inside' | 'redirects' | 'settings'>> {
+  const namespaces = new Map<string, string>();
   const inside = new Map<string, SeenLink | null>();
   const redirects = new Map<number, number>();
   const settings = new Map<string, string>();
   for (const { id, attachment, network, state } of records) {
-    const { device } = attachment ?? {};
+    yield;
+    const { device, netns } = attachment ?? {};
+    const identity = netns === undefined ? undefined : namespaceIdentity(netns);
+    if (netns !== undefined && identity !== undefined) namespaces.set(netns, identity);
     if (attachment === undefined || device === undefined || device === null) continue;
     if (attachment.type === 'isolated' && state === 'attached')
       inside.set(id, tapInside(attachment));
@@ -135,7 +138,7 @@ function beside(
       if (!settings.has(name)) settings.set(name, readSysctl(path));
     }
   }
-  return { namespaces: namespacesOf(records), inside, redirects, settings };
+  return { namespaces, inside, redirects, settings };
 }
 
 function tapInside(attachment: Attachment): SeenLink | null {
@@ -158,21 +161,14 @@ const addressesOf = (kernel: Kernel, ifindex: number): Set<string> =>
 export const seen = ({ mac, ...link }: Link): SeenLink =>
   mac === undefined ? link : { ...link, mac: mac.toString() };
 
-function byKey(links: readonly Link[]): Pick<Observed, 'links' | 'names'> {
-  const all = links.map(seen);
-  return {
-    links: new Map(all.map((link) => [link.index, link])),
-    names: new Map(all.map((link) => [link.name, link])),
-  };
-}
-
-function namespacesOf(records: readonly AttachmentRecord[]): Map<string, string> {
-  const found = new Map<string, string>();
-  for (const { attachment } of records) {
-    const path = attachment?.netns;
-    if (path === undefined || found.has(path)) continue;
-    const identity = namespaceIdentity(path);
-    if (identity !== undefined) found.set(path, identity);
+function* byKey(found: readonly Link[]): Steps<Pick<Observed, 'links' | 'names'>> {
+  const links = new Map<number, SeenLink>();
+  const names = new Map<string, SeenLink>();
+  for (const one of found) {
+    yield;
+    const link = seen(one);
+    links.set(link.index, link);
+    names.set(link.name, link);
   }
-  return found;
+  return { links, names };
 }

@@ -1,5 +1,6 @@
 import type { Attachment, Difference } from '#protocol/attachment.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import type { Steps } from '#native/steps.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { taggedId } from '../networks/network.ts';
@@ -42,10 +43,15 @@ export type Action =
 export interface PlanOptions {
   readonly records: readonly AttachmentRecord[];
   readonly observed: Observed;
-  /** All leases of this host by id, read before records and kernel; undefined where the ledger was not asked. */
+  /** All leases of this host by id, read after the records; undefined where the ledger was not asked. */
   readonly leases?: ReadonlyMap<string, Lease> | undefined;
   /** Since when (`now`'s clock) something has been seen that is acted upon when it stays. */
   readonly suspects: ReadonlyMap<string, number>;
+  /**
+   * Whether an attachment has the record, or the lack of one, that it had when `records` were read. Of one whose record
+   * has changed since then nothing is said: what was observed may be of before or after.
+   */
+  readonly isAsRead?: ((id: string) => boolean) | undefined;
   readonly now: number;
   readonly bootId: string;
   readonly onReboot: Config['onReboot'];
@@ -64,8 +70,8 @@ export const GRACE_MS = 10_000;
  * What has to be done so that the host is what the records say. Names nothing that is not tagged as ours; what lies
  * inside a workload's own namespace is left alone.
  */
-export function plan(options: PlanOptions): Plan {
-  const { records, observed, now } = options;
+export function* plan(options: PlanOptions): Steps<Plan> {
+  const { records, observed, now, isAsRead = () => true } = options;
   const suspects = new Map<string, number>();
   /** True when it was seen a grace ago, too. */
   const stays = (key: string): boolean => {
@@ -76,6 +82,8 @@ export function plan(options: PlanOptions): Plan {
   const actions: Action[] = [];
   const bridges = new Set<string>();
   for (const record of records) {
+    yield;
+    if (!isAsRead(record.id)) continue;
     const action = actionFor(record, options, stays);
     if (action !== undefined) actions.push(action);
     const bridge = record.attachment?.device?.bridge;
@@ -84,9 +92,9 @@ export function plan(options: PlanOptions): Plan {
     const differences = action === undefined ? bridgeDifferences(record, observed) : [];
     if (differences.length > 0) actions.push({ kind: 'mend', id: record.id, differences });
   }
-  if (observed.whole)
-    actions.push(...strays(records, observed, stays), ...leaseless(options, stays));
-  return { actions, suspects };
+  if (!observed.whole) return { actions, suspects };
+  const others = [yield* strays(options, stays), yield* leaseless(options, stays)];
+  return { actions: [...actions, ...others.flat()], suspects };
 }
 
 function actionFor(
@@ -165,49 +173,53 @@ function namespaceGone(
   return { id, what: 'netns', expected, observed: identity };
 }
 
-function strays(
-  records: readonly AttachmentRecord[],
-  { links }: Observed,
+function* strays(
+  { records, observed, isAsRead = () => true }: PlanOptions,
   stays: (key: string) => boolean,
-): Action[] {
+): Steps<Action[]> {
   const known = new Map(records.map((record) => [record.id, record]));
   const names = new Set(records.map(({ deviceName }) => deviceName));
-  return [...links.values()].flatMap((link): Action[] => {
+  const actions: Action[] = [];
+  for (const link of observed.links.values()) {
+    yield;
     const tagged = taggedId(link.alias);
     const record = tagged === undefined ? undefined : known.get(tagged);
-    if (!isStray(link, record, names.has(link.name))) return [];
-    if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) return [];
+    if (!isStray(link, record, names.has(link.name))) continue;
     const id = tagged ?? link.name;
+    if (!isAsRead(id)) continue;
+    if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) continue;
     const what = record === undefined ? 'record' : 'device';
     const expected = record === undefined ? null : record.deviceName;
-    return [
-      { kind: 'remove', id, link, differences: [{ id, what, expected, observed: link.name }] },
-    ];
-  });
+    const differences = [{ id, what, expected, observed: link.name }];
+    actions.push({ kind: 'remove', id, link, differences });
+  }
+  return actions;
 }
 
 /** Leases without a record, and records without their lease. */
-function leaseless(
-  { records, observed, leases, bootId, onReboot }: PlanOptions,
+function* leaseless(
+  { records, observed, leases, bootId, onReboot, isAsRead = () => true }: PlanOptions,
   stays: (key: string) => boolean,
-): Action[] {
+): Steps<Action[]> {
   if (leases === undefined) return [];
   const actions: Action[] = [];
   const known = new Set<string>();
   for (const { id, state, attachment } of records) {
+    yield;
     known.add(id);
-    if (state !== 'attached' || attachment === undefined) continue;
+    if (state !== 'attached' || attachment === undefined || !isAsRead(id)) continue;
     const { generation } = attachment;
     const observedGeneration = leases.get(id)?.generation ?? null;
     if (observedGeneration === generation || !stays(`record ${id} ${generation}`)) continue;
     const difference = { id, what: 'lease', expected: generation, observed: observedGeneration };
     actions.push({ kind: 'reassert', id, differences: [difference] });
   }
-  const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id));
+  const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id) && isAsRead(id));
   if (unrecorded.length === 0) return actions;
   // Where a device stands, the record was lost and the workload may live.
   const devices = new Set([...observed.links.values()].map(({ alias }) => taggedId(alias)));
   for (const lease of unrecorded) {
+    yield;
     const { id, generation, kind } = lease;
     const kept = lease.bootId !== bootId && kind === 'vm' && onReboot === 'recreate';
     if (kept || devices.has(id) || !stays(`lease ${id} ${generation}`)) continue;

@@ -1,5 +1,6 @@
 import type { Difference } from '#protocol/attachment.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import { atOnce } from '#native/steps.ts';
 import { announce } from '../announce.ts';
 import type { Config } from '../config.ts';
 import type { Detaches } from '../detaches.ts';
@@ -66,10 +67,11 @@ export class Repairs {
       if (record.state === 'attached') await this.#reassert(planned);
       return;
     }
-    const observed = devices.lookUp([record]);
+    const observed = atOnce(devices.lookUp([record]));
     const { bootId, onReboot } = this.#options;
     const now = performance.now();
-    const [action] = plan({ records: [record], observed, suspects, bootId, onReboot, now }).actions;
+    const anew = plan({ records: [record], observed, suspects, bootId, onReboot, now });
+    const [action] = atOnce(anew).actions;
     if (action === undefined) return;
     const { kind, differences } = action;
     const type = networkTypes[record.networkType];

@@ -78,7 +78,8 @@ describe('the operations are those of the attach that follows', () => {
     host = openHostNetwork({ config: { host: 'h1', nftablesTable: 'rehearsed' }, journal, log });
     host.firewall.start();
   });
-  afterAll(() => {
+  afterAll(async () => {
+    await host.rehearsals.close();
     host.firewall[Symbol.dispose]();
     rmSync(folder, { recursive: true });
   });
@@ -86,7 +87,7 @@ describe('the operations are those of the attach that follows', () => {
   for (const [type, keys] of Object.entries(NETWORKS)) {
     for (const [nth, kind] of [...KINDS, ...KINDS].entries()) {
       // The first of a network makes its bridge, the others find it.
-      test(`${type}, ${kind}, ${nth + 1}`, () => {
+      test(`${type}, ${kind}, ${nth + 1}`, async () => {
         const network = parseNetwork(keys);
         const id = `${type}-${nth}`;
         const request: AttachRequest = {
@@ -116,13 +117,14 @@ describe('the operations are those of the attach that follows', () => {
         const made = before?.['madeNamespace'];
         const devices = deviceNames();
         const elements = nftElements();
-        const said = host.rehearse({
+        const order = {
           request,
           network,
           lease,
           deviceName,
           ...(typeof made === 'string' && { madeNamespace: made }),
-        });
+        };
+        const said = await host.rehearsals.rehearse(order, Infinity);
         expect(deviceNames()).toEqual(devices);
         expect(nftElements()).toEqual(elements);
         checked.prepare();

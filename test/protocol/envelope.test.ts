@@ -5,6 +5,7 @@ import {
   decodeAnswer,
   encode,
   encodeAnswer,
+  encodePage,
   MAX_ANSWER_BYTES,
   MAX_DEPTH,
   MAX_PAYLOAD_BYTES,
@@ -219,5 +220,23 @@ describe('encode', () => {
   test('after a refusal the next message is whole', () => {
     expect(() => encode({ a: 1, b: new Date(0) })).toThrow(TypeError);
     expect(Buffer.from(encode({ a: 1 })).toString('hex')).toBe('81a16101');
+  });
+});
+
+describe('a page', () => {
+  test.each([
+    ['no element', [], {}],
+    ['some, and a cursor', [{ id: 'a' }, { id: 'b', deep: { list: [1, null] } }], { cursor: 'b' }],
+    ['very many', Array.from({ length: 70_000 }, (_, n) => n % 100), { cursor: undefined }],
+  ])('of %s is the answer that it would be in one piece', (_, elements, rest) => {
+    const encoded = elements.map((one) => encodeAnswer(one));
+    const { bytes } = encodePage('attachments', encoded, rest);
+    const whole = decodeAnswer(encodeAnswer({ attachments: elements, ...rest }));
+    expect(decodeAnswer(bytes)).toEqual(whole);
+  });
+
+  test('past 512 KiB is TOO_LARGE', () => {
+    const large = encodeAnswer('x'.repeat(MAX_ANSWER_BYTES - 5));
+    expect(thrownBy(() => encodePage('attachments', [large], {})).code).toBe('TOO_LARGE');
   });
 });

@@ -1,6 +1,7 @@
 import { constants } from 'node:os';
 import type { Attachment, AttachRequest, Difference } from '#protocol/attachment.ts';
 import { KernelError } from '#native/errors.ts';
+import type { Steps } from '#native/steps.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '#agent/journal.ts';
 import {
@@ -58,20 +59,30 @@ export class ModelKernel {
   }
 
   open(life: Life): HostNetwork {
-    const observe = (whole: boolean): Observed => ({
-      whole,
-      links: new Map(this.links),
-      names: new Map([...this.links.values()].map((link) => [link.name, link])),
-      addresses: new Map(),
-      namespaces: new Map(),
-      inside: new Map(),
-      limits: new Map(),
-      redirects: new Map(),
-      settings: new Map(),
-    });
+    const { links } = this;
+    // Links are read one by one: requests come in between.
+    const observe = function* (whole: boolean): Steps<Observed> {
+      const seen = new Map<number, ModelLink>();
+      for (const index of [...links.keys()]) {
+        yield;
+        const link = links.get(index);
+        if (link !== undefined) seen.set(index, link);
+      }
+      return {
+        whole,
+        links: seen,
+        names: new Map([...seen.values()].map((link) => [link.name, link])),
+        addresses: new Map(),
+        namespaces: new Map(),
+        inside: new Map(),
+        limits: new Map(),
+        redirects: new Map(),
+        settings: new Map(),
+      };
+    };
     return {
       networkTypes: { bridged: this.#networkType(life) },
-      rehearse: () => [],
+      rehearsals: { rehearse: async () => [], close: async () => {} },
       firewall: {
         start: () => {},
         restore: () => false,
@@ -90,13 +101,15 @@ export class ModelKernel {
           if (!life.dead && this.links.get(index)?.alias === alias) this.links.delete(index);
         },
       },
-      taggedDevices: () =>
-        new Map(
-          [...this.links.values()].flatMap(({ alias, name }) => {
+      taggedDevices: function* () {
+        yield;
+        return new Map(
+          [...links.values()].flatMap(({ alias, name }) => {
             const id = taggedId(alias);
             return id === undefined ? [] : [[id, name] as const];
           }),
-        ),
+        );
+      },
     };
   }
 

@@ -8,6 +8,7 @@ import { pino } from 'pino';
 import { Agent } from '#agent/agent.ts';
 import { loadConfig } from '#agent/config.ts';
 import { taggedId } from '#agent/networks/network.ts';
+import { Slices } from '#agent/slices.ts';
 import type { SeqpacketServer } from '#native/unix.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import {
@@ -218,6 +219,8 @@ class Simulation {
         version: '0',
         machine: { machineId: `machine-${host.name}`, bootId: `boot-${host.boot}` },
         ledger,
+        // So that everything else may come between any two steps of an observation.
+        slices: new Slices({ sliceMs: 0 }),
         makeBus: (options) => this.#bus.connect(host.name, life, options),
         openHostNetwork: () => host.kernel.open(life),
         listen: () => ({ close: () => {} }) as SeqpacketServer,

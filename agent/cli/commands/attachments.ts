@@ -153,12 +153,12 @@ Exit code 8 when something differs, 0 when all is as recorded.`,
       const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.check(host, id === undefined ? {} : { id }),
       );
-      shell
-        .output()
-        .result(answer, (style) =>
-          answer.inSync
-            ? style.good('in sync')
-            : differenceTable(answer.differences, style) + planTable(answer.plan, style),
-        );
+      const output = shell.output();
+      output.result(answer, (style) =>
+        answer.inSync
+          ? style.good('in sync')
+          : differenceTable(answer.differences, style) + planTable(answer.plan, style),
+      );
+      if (answer.truncated === true) output.note('there is more than one answer holds');
       if (!answer.inSync) shell.exitCode = EXIT.differs;
     });

@@ -7,6 +7,7 @@ import { DEVICE_GROUP, deviceTag } from '#agent/networks/network.ts';
 import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { agrees } from '#agent/reconcile/differences.ts';
+import { atOnce } from '#native/steps.ts';
 import { type Action, GRACE_MS, plan, type PlanOptions } from '#agent/reconcile/plan.ts';
 import { isStray } from '#agent/reconcile/strays.ts';
 
@@ -118,7 +119,7 @@ function observedOf(
 }
 
 const planned = (options: Partial<PlanOptions> & Pick<PlanOptions, 'records' | 'observed'>) =>
-  plan({ suspects: new Map(), now: 1_000, bootId: BOOT, onReboot: 'recreate', ...options });
+  atOnce(plan({ suspects: new Map(), now: 1_000, bootId: BOOT, onReboot: 'recreate', ...options }));
 
 const outline = (actions: readonly Action[]): string[] =>
   actions.map(({ kind, id, differences }) => {
@@ -240,6 +241,30 @@ describe('what is acted upon only when it stays', () => {
     expect(again({ ...observed, whole: false })).toEqual([]);
     expect(again(observedOf([{ ...orphan, group: DEVICE_GROUP + 1 }]))).toEqual([]);
     expect(again(observedOf([{ ...orphan, alias: 'volt:a10#8' }]))).toEqual([]);
+  });
+});
+
+describe('what has changed since it was read', () => {
+  const changed = { isAsRead: () => false };
+
+  test("a device that is missing or wrong by then is nobody's fault", () => {
+    const [missing, wrong] = [recordOf(10), recordOf(11)];
+    const observed = observedOf([BRIDGE, { ...linkFor(wrong), up: false }], [missing, wrong]);
+    const options = { records: [missing, wrong], observed };
+    expect(outline(planned(options).actions)).toHaveLength(2);
+    expect(planned({ ...options, ...changed }).actions).toEqual([]);
+  });
+
+  test('neither a device nor a lease that has come meanwhile is suspected', () => {
+    const record = recordOf(10);
+    const { id, generation = 0 } = record;
+    const lease = { id, generation } as Lease;
+    const come = { records: [], observed: observedOf([linkFor(record)]) };
+    const leases = new Map([[id, lease]]);
+    expect(planned({ ...come, leases: new Map() }).suspects.size).toBe(1);
+    expect(planned({ ...come, leases, ...changed }).suspects.size).toBe(0);
+    const gone = { records: [record], observed: observedOf([BRIDGE], [record]), leases: new Map() };
+    expect(planned({ ...gone, ...changed }).suspects.size).toBe(0);
   });
 });
 

@@ -1,0 +1,31 @@
+/** Ids in their order, in which whoever pages through them finds his place again whatever has come and gone since. */
+export class OrderedIds {
+  readonly #ids: string[] = [];
+
+  add(id: string): void {
+    const place = this.#placeOf(id);
+    if (this.#ids[place] !== id) this.#ids.splice(place, 0, id);
+  }
+
+  delete(id: string): void {
+    const place = this.#placeOf(id);
+    if (this.#ids[place] === id) this.#ids.splice(place, 1);
+  }
+
+  /** The next one, whether `id` is there itself or not; the first after an empty one. */
+  after(id: string): string | undefined {
+    const place = this.#placeOf(id);
+    return this.#ids[this.#ids[place] === id ? place + 1 : place];
+  }
+
+  /** Where it is, or would have to be. */
+  #placeOf(id: string): number {
+    let [from, to] = [0, this.#ids.length];
+    while (from < to) {
+      const middle = Math.floor((from + to) / 2);
+      if ((this.#ids[middle] ?? '') < id) from = middle + 1;
+      else to = middle;
+    }
+    return from;
+  }
+}

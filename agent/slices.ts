@@ -1,0 +1,79 @@
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import { VoltError } from '#protocol/errors.ts';
+import type { Steps } from '#native/steps.ts';
+
+/** So long a slice holds the event loop, and the one step longer in which that time ends. */
+const SLICE_MS = 5;
+/** Between two slices while something comes first: a third of the time is enough not to stand still. */
+const PAUSE_MS = 10;
+
+/** Until when somebody waits for the work: a deadline (`performance.now()` time), or a signal when nobody does. */
+export interface Wanted {
+  readonly deadline?: number;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Long work on the main thread, a slice at a time: one slice in each turn of the event loop, whoever's it is, so that
+ * requests and the answers of Redis and NATS are dealt with in between.
+ */
+export class Slices {
+  readonly #sliceMs: number;
+  readonly #comesFirst: () => boolean;
+  /** Who waits for a slice, first come first. As many as there are runs, which admission bounds. */
+  readonly #waiting: (() => void)[] = [];
+  #turning = false;
+
+  /** `comesFirst`: whether something is under way that is to be done sooner. With `sliceMs` 0 every step is a slice. */
+  constructor(options: { sliceMs?: number; comesFirst?: () => boolean } = {}) {
+    this.#sliceMs = options.sliceMs ?? SLICE_MS;
+    this.#comesFirst = options.comesFirst ?? (() => false);
+  }
+
+  /** Does the work; DEADLINE_EXCEEDED, and no more is done, once nobody waits for it. */
+  async run<T>(steps: Steps<T>, wanted: Wanted = {}): Promise<T> {
+    for (;;) {
+      await this.#slice();
+      if (!isWanted(wanted)) {
+        // Closes what the work has open.
+        steps[Symbol.dispose]();
+        throw nobodyWaits();
+      }
+      const end = performance.now() + this.#sliceMs;
+      do {
+        const step = steps.next();
+        if (step.done === true) return step.value;
+      } while (performance.now() < end);
+    }
+  }
+
+  /** A piece of work that cannot be cut, in a slice of its own. */
+  async once<T>(work: () => T): Promise<T> {
+    await this.#slice();
+    return work();
+  }
+
+  #slice(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#waiting.push(resolve);
+    void this.#nextSlices();
+    return promise;
+  }
+
+  async #nextSlices(): Promise<void> {
+    if (this.#turning) return;
+    this.#turning = true;
+    while (this.#waiting.length > 0) {
+      await (this.#comesFirst() ? sleep(PAUSE_MS) : nextTurn());
+      this.#waiting.shift()?.();
+    }
+    this.#turning = false;
+  }
+}
+
+const isWanted = ({ deadline = Infinity, signal }: Wanted): boolean =>
+  signal?.aborted !== true && performance.now() <= deadline;
+
+/** What becomes of work that nobody waits for any more. */
+export const nobodyWaits = (): VoltError =>
+  new VoltError('DEADLINE_EXCEEDED', 'it took longer than its caller waits');
