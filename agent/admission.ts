@@ -122,16 +122,19 @@ export class Admission {
   async #nextTurns(): Promise<void> {
     if (this.#turning) return;
     this.#turning = true;
-    do {
-      await nextTurn();
-      this.#begun = 0;
-      const reads = Math.min(READS_PER_TURN, this.#reads.waiting);
-      this.#beginFrom(this.#changes, PER_TURN - reads);
-      this.#beginFrom(this.#reads, PER_TURN);
-      this.#beginFrom(this.#changes, PER_TURN);
-      this.#beginExpensive();
-    } while ([...this.#lanes.values()].some(({ ready }) => ready));
-    this.#turning = false;
+    try {
+      do {
+        await nextTurn();
+        this.#begun = 0;
+        const reads = Math.min(READS_PER_TURN, this.#reads.waiting);
+        this.#beginFrom(this.#changes, PER_TURN - reads);
+        this.#beginFrom(this.#reads, PER_TURN);
+        this.#beginFrom(this.#changes, PER_TURN);
+        this.#beginExpensive();
+      } while ([...this.#lanes.values()].some(({ ready }) => ready));
+    } finally {
+      this.#turning = false;
+    }
   }
 
   #beginFrom(lane: Lane, most: number): void {

@@ -12,7 +12,7 @@ import {
   type ServiceMsg,
 } from 'nats';
 import type { Config } from './config.ts';
-import { errorAnswer } from './errors.ts';
+import { errorAnswer } from './error-answer.ts';
 import { guardInbound, type Headers, headersOf } from './inbound.ts';
 import { JobQueue } from './job-queue.ts';
 import type { Delivery } from './jobs.ts';

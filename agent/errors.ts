@@ -1,9 +1,5 @@
-import { encodeAnswer } from '#protocol/envelope.ts';
-import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { VoltError } from '#protocol/errors.ts';
 import { KernelError } from '#native/errors.ts';
-import type { BusAnswer } from './bus.ts';
-
-const MAX_BARE_MESSAGE = 1_024;
 
 /** Whatever was thrown, as one of the contract's errors. */
 export function toVoltError(error: unknown): VoltError {
@@ -15,19 +11,6 @@ export function toVoltError(error: unknown): VoltError {
     return new VoltError('OVERLOADED', `the disk is full: ${error.message}`, { cause: error });
   const reason = error instanceof Error ? error.message : String(error);
   return new VoltError('INTERNAL', reason, { cause: error });
-}
-
-/** The answer that an error is. Throws nothing: what cannot be encoded goes without its details. */
-export function errorAnswer(cause: unknown): BusAnswer {
-  const error = toVoltError(cause);
-  const { status, code } = error;
-  try {
-    return { payload: encodeAnswer(toErrorBody(error)), error: { status, code } };
-  } catch {
-    const { retryable } = error;
-    const bare = new VoltError(code, error.message.slice(0, MAX_BARE_MESSAGE), { retryable });
-    return { payload: encodeAnswer(toErrorBody(bare)), error: { status, code } };
-  }
 }
 
 const isFullDisk = (error: unknown): error is Error =>

@@ -63,11 +63,14 @@ export class Slices {
   async #nextSlices(): Promise<void> {
     if (this.#turning) return;
     this.#turning = true;
-    while (this.#waiting.length > 0) {
-      await (this.#comesFirst() ? sleep(PAUSE_MS) : nextTurn());
-      this.#waiting.shift()?.();
+    try {
+      while (this.#waiting.length > 0) {
+        await (this.#comesFirst() ? sleep(PAUSE_MS) : nextTurn());
+        this.#waiting.shift()?.();
+      }
+    } finally {
+      this.#turning = false;
     }
-    this.#turning = false;
   }
 }
 

@@ -17,7 +17,12 @@ test('an empty file is the documented defaults', () => {
   const config = loadConfig({ file: fileWith('{"host":"h1"}'), env: {} });
   expect(config).toEqual({
     host: 'h1',
-    nats: { url: 'nats://127.0.0.1:4222', credentialsFile: null, tls: null },
+    nats: {
+      url: 'nats://127.0.0.1:4222',
+      credentialsFile: null,
+      replyPrefixes: ['_'],
+      tls: null,
+    },
     redis: {
       url: 'redis://127.0.0.1:6379/0',
       mode: 'single',
@@ -91,3 +96,11 @@ describe('what is wrong is named with its key and where it was given', () => {
     expect(() => loadConfig({ file: join(folder, 'none.json'), env: {} })).toThrow(/cannot read/);
   });
 });
+
+test.for([['volt.net.'], ['volt.net.v1.event'], ['v']])(
+  'nats.replyPrefixes %j takes subjects of ours',
+  (prefixes) => {
+    const file = fileWith(JSON.stringify({ nats: { replyPrefixes: prefixes } }));
+    expect(() => loadConfig({ file, env: {} })).toThrow(/nats\.replyPrefixes/);
+  },
+);

@@ -33,9 +33,9 @@ describe('the body of an event', () => {
   });
 
   test('of anything can be published', () => {
-    const text = fc.oneof(fc.string(), fc.constant('\u{1f300}'.repeat(9_000)));
+    const text = fc.oneof(fc.string(), fc.constant('\u{1f300}'.repeat(6_000)));
     const value = fc.letrec((tie) => ({
-      value: fc.oneof({ maxDepth: 12 }, text, fc.integer(), tie('list'), tie('map')),
+      value: fc.oneof({ maxDepth: 10 }, text, fc.integer(), tie('list'), tie('map')),
       list: fc.array(tie('value')),
       map: fc.dictionary(text, tie('value')),
     })).value;
@@ -44,7 +44,7 @@ describe('the body of an event', () => {
         const bytes = encode({ ...fitting({ ...body, id: 'a' }), ...DURATIONS });
         expect(bytes.byteLength).toBeLessThanOrEqual(MAX_PAYLOAD_BYTES);
       }),
-      { numRuns: 300 },
+      { numRuns: 50 },
     );
   });
 });

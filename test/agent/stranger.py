@@ -19,8 +19,8 @@ def ask(port, subject, payload):
     stream = connection.makefile("rwb")
     assert read_line(stream).startswith("INFO ")
     stream.write(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n')
-    stream.write(b"SUB answers.here 1\r\n")
-    stream.write(f"PUB {subject} answers.here {len(payload)}\r\n".encode() + payload + b"\r\n")
+    stream.write(b"SUB _INBOX.stranger 1\r\n")
+    stream.write(f"PUB {subject} _INBOX.stranger {len(payload)}\r\n".encode() + payload + b"\r\n")
     stream.flush()
     while True:
         line = read_line(stream)

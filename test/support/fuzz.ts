@@ -35,7 +35,9 @@ export async function fuzz(
   const untold = new Set<string>();
   using stranger = await RawNats.open(stack.nats.url);
   using listener = await RawNats.open(stack.nats.url);
-  listener.subscribe('volt.net.v1.event.>', ({ data }) => {
+  listener.subscribe('volt.net.v1.event.*.*.*', ({ subject, headers, data }) => {
+    // One that the messages sent there themselves is no event.
+    if (!headers?.includes(`ce-source: /volt/network/${subject.split('.')[4] ?? ''}`)) return;
     const body = Object(decodeAnswer(data)) as Readonly<Record<string, unknown>>;
     untold.delete(String(body['requestId']));
   });
