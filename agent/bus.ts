@@ -1,13 +1,10 @@
-import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   connect,
   type ConnectionOptions,
-  credsAuthenticator,
   Events,
   headers as createHeaders,
   type NatsConnection,
-  RequestStrategy,
   type Service,
   type ServiceMsg,
 } from 'nats';
@@ -17,6 +14,8 @@ import { guardInbound, type Headers, headersOf } from './inbound.ts';
 import { JobQueue } from './job-queue.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
+import { connectionOptionsOf } from './nats-access.ts';
+import { askPeer, surveyPeers } from './peers.ts';
 import { PublishError } from './outbox.ts';
 import { ensureEventStream, whyNotStored } from './streams.ts';
 
@@ -62,17 +61,12 @@ export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
 const DRAIN_TIMEOUT_MS = 1_000;
-/** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
-const SURVEY_MS = 1_000;
-const SURVEY_GAP_MS = 250;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
 /** The first release line in which the advisories against 2.9 and 2.10 are mended. */
 const FIXED_SERVER = '2.10.27';
 /** Of a server, or a reader of its connection, that has fallen silent. */
 const PING_INTERVAL_MS = 4_000;
 const MAX_PINGS_UNANSWERED = 2;
-/** The library's own. */
-const INBOX_PREFIX = '_INBOX';
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
@@ -138,24 +132,16 @@ export class Bus {
   async survey(): Promise<Readonly<Record<string, string>>[] | null> {
     const connection = this.#connection;
     if (connection === undefined || this.#state !== 'connected') return null;
-    const strategy = RequestStrategy.JitterTimer;
-    const client = connection.services.client({
-      strategy,
-      maxWait: SURVEY_MS,
-      jitter: SURVEY_GAP_MS,
-    });
-    const found: Readonly<Record<string, string>>[] = [];
-    for await (const { metadata = {} } of await client.info(this.#options.service.name)) {
-      found.push(metadata);
-    }
-    return found;
+    const { service, config } = this.#options;
+    return surveyPeers(connection, { service: service.name, inboxPrefix: config.inboxPrefix });
   }
 
   /** The answer of whoever serves the subject. Rejects when nobody does, or not in time. */
   async request(subject: string, payload: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
     const connection = this.#connection;
     if (connection === undefined || this.#state !== 'connected') throw new Error('NATS is away');
-    return (await connection.request(subject, payload, { timeout: timeoutMs })).data;
+    const { inboxPrefix } = this.#options.config;
+    return askPeer(connection, { subject, payload, timeoutMs, inboxPrefix });
   }
 
   /** Stops taking requests; those under way go on, and their answers are still sent. */
@@ -204,8 +190,8 @@ export class Bus {
 
   #connectionOptions(): ConnectionOptions {
     const { config, host } = this.#options;
-    const options: ConnectionOptions = {
-      servers: config.url.split(','),
+    return {
+      ...connectionOptionsOf(config),
       name: `volt-network-agent ${host}`,
       waitOnFirstConnect: true,
       maxReconnectAttempts: -1,
@@ -215,18 +201,6 @@ export class Bus {
       // A wrong or rotated credential is repaired by an operator while we wait, not by our exit.
       ignoreAuthErrorAbort: true,
     };
-    if (config.credentialsFile !== null) {
-      options.authenticator = credsAuthenticator(readFileSync(config.credentialsFile));
-    }
-    if (config.tls !== null) {
-      const { caFile, certFile, keyFile } = config.tls;
-      options.tls = {
-        ...(caFile !== null && { caFile }),
-        ...(certFile !== null && { certFile }),
-        ...(keyFile !== null && { keyFile }),
-      };
-    }
-    return options;
   }
 
   async #watch(connection: NatsConnection): Promise<void> {
@@ -290,7 +264,7 @@ export class Bus {
     const { log, config } = this.#options;
     guardInbound(connection, {
       replyPrefixes: config.replyPrefixes,
-      inboxPrefix: INBOX_PREFIX,
+      inboxPrefix: config.inboxPrefix,
       onDropped: (dropped) => log.warn(dropped, 'a message from NATS is dropped'),
       onThrown: (message, cause) => this.#answerFailure(message, cause),
     });

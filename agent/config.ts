@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { z } from 'zod';
+import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
+import { parseNatsUrl, problemOfUser, SUBJECT } from './nats-url.ts';
 
 const path = z.string().startsWith('/', 'must be an absolute path');
 const nullablePath = path.nullable().default(null);
@@ -16,8 +18,26 @@ const tls = z
   .default(null);
 
 const natsSection = z.strictObject({
-  url: z.string().min(1).default('nats://127.0.0.1:4222'),
+  url: z
+    .string()
+    .superRefine((text, context) => {
+      try {
+        parseNatsUrl(text);
+      } catch (error) {
+        context.addIssue(error instanceof Error ? error.message : String(error));
+      }
+    })
+    .default('nats://127.0.0.1:4222'),
+  username: z.string().min(1).nullable().default(null),
+  passwordFile: nullablePath,
+  tokenFile: nullablePath,
+  nkeyFile: nullablePath,
   credentialsFile: nullablePath,
+  inboxPrefix: z
+    .string()
+    .max(128)
+    .regex(SUBJECT, 'must be a subject: tokens joined by ".", no "*", ">" or space')
+    .optional(),
   // All of NATS's own: _INBOX, _R_ of an imported service, _GR_ of another cluster.
   replyPrefixes: z
     .array(z.string().regex(/^[A-Za-z0-9_-][A-Za-z0-9_.-]*$/, 'must be the beginning of a subject'))
@@ -30,6 +50,9 @@ const redisSection = z.strictObject({
   url: z
     .string()
     .regex(/^(rediss?|unix):\/\//, 'must begin with redis://, rediss:// or unix://')
+    .refine((text) => text.startsWith('unix://') || URL.canParse(text), {
+      message: 'must be an address like redis://host:6379/0, special characters percent-encoded',
+    })
     .default('redis://127.0.0.1:6379/0'),
   mode: z.enum(['single', 'sentinel', 'cluster']).default('single'),
   nodes: z
@@ -74,7 +97,12 @@ const configSchema = z.strictObject({
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
 });
 
-export type Config = z.infer<typeof configSchema> & { readonly host: string };
+type Checked = z.infer<typeof configSchema>;
+
+export type Config = Omit<Checked, 'host' | 'nats'> & {
+  readonly host: string;
+  readonly nats: Omit<Checked['nats'], 'inboxPrefix'> & { readonly inboxPrefix: string };
+};
 
 /** The configuration cannot be used. The message names the key, what is wrong, and where it was given. */
 export class ConfigError extends Error {
@@ -88,7 +116,12 @@ export const DEFAULT_CONFIG_FILE = '/etc/volt/network/agent.json';
 const OVERRIDES = [
   { key: 'host', variable: 'VOLT_NET_HOST' },
   { key: 'nats.url', variable: 'VOLT_NET_NATS_URL' },
+  { key: 'nats.username', variable: 'VOLT_NET_NATS_USERNAME' },
+  { key: 'nats.passwordFile', variable: 'VOLT_NET_NATS_PASSWORD_FILE' },
+  { key: 'nats.tokenFile', variable: 'VOLT_NET_NATS_TOKEN_FILE' },
+  { key: 'nats.nkeyFile', variable: 'VOLT_NET_NATS_NKEY_FILE' },
   { key: 'nats.credentialsFile', variable: 'VOLT_NET_NATS_CREDENTIALS_FILE' },
+  { key: 'nats.inboxPrefix', variable: 'VOLT_NET_NATS_INBOX_PREFIX' },
   { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL' },
   { key: 'redis.username', variable: 'VOLT_NET_REDIS_USERNAME' },
   { key: 'redis.passwordFile', variable: 'VOLT_NET_REDIS_PASSWORD_FILE' },
@@ -121,6 +154,7 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
     put(settings, key.split('.'), value);
     origins.set(key, flag === undefined ? variable : 'the command line');
   }
+  noteSecrets(settings);
   refuseUnknownVariables(env);
   const checked = configSchema.safeParse(settings);
   if (!checked.success) {
@@ -131,12 +165,27 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
     });
     throw new ConfigError(problems.join('; '));
   }
-  const { nats, redis, subjectPrefix, heartbeatSeconds, suspectAfterSeconds } = checked.data;
+  refuseContradictions(checked.data);
+  const { nats } = checked.data;
+  const host = checked.data.host ?? hostId(hostname());
+  const inboxPrefix = nats.inboxPrefix ?? `_INBOX.agent-${host}`;
+  return { ...checked.data, host, nats: { ...nats, inboxPrefix } };
+}
+
+/** What each key alone does not show. */
+function refuseContradictions(config: Checked): void {
+  const { nats, redis, subjectPrefix, heartbeatSeconds, suspectAfterSeconds } = config;
   for (const prefix of nats.replyPrefixes) {
     const ours = `${subjectPrefix}.`;
     if (!ours.startsWith(prefix) && !prefix.startsWith(ours)) continue;
     throw new ConfigError(`nats.replyPrefixes: "${prefix}" takes replies to subjects of ours`);
   }
+  const own = nats.inboxPrefix;
+  if (own !== undefined && !nats.replyPrefixes.some((prefix) => own.startsWith(prefix))) {
+    throw new ConfigError('nats.inboxPrefix: must begin with one of nats.replyPrefixes');
+  }
+  const problem = problemOfUser(nats);
+  if (problem !== undefined) throw new ConfigError(problem);
   if (suspectAfterSeconds < 2 * heartbeatSeconds) {
     throw new ConfigError('suspectAfterSeconds: must be twice heartbeatSeconds at least');
   }
@@ -146,7 +195,14 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
   if (redis.mode === 'sentinel' && redis.masterName === null) {
     throw new ConfigError('redis.masterName: must be given with redis.mode "sentinel"');
   }
-  return { ...checked.data, host: checked.data.host ?? hostId(hostname()) };
+}
+
+/** What an address of a server holds is in no message, whatever is wrong with it. */
+function noteSecrets(settings: Record<string, unknown>): void {
+  for (const section of [settings['nats'], settings['redis']]) {
+    const url = isRecord(section) ? section['url'] : undefined;
+    if (typeof url === 'string') keepSecretsOf(url);
+  }
 }
 
 /** A host name as a host id: `node1.example.org` is `node1_example_org`. */
@@ -172,8 +228,7 @@ function parseJson(text: string, name: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new ConfigError(`${name}: not JSON: ${reason}`, { cause });
+    throw new ConfigError(`${name}: not JSON: ${jsonProblem(cause)}`);
   }
 }
 

@@ -15,6 +15,7 @@ import {
   countJobs,
   ensureJobConsumer,
   ensureJobStream,
+  findJobConsumer,
   MAX_JOBS_UNDER_WAY,
 } from './streams.ts';
 
@@ -86,10 +87,10 @@ export class JobQueue {
     const { host } = this.#options;
     const manager = await connection.jetstreamManager({ checkAPI: false });
     await this.#ensure(manager);
-    const consumer = await connection.jetstream().consumers.get(JOB_STREAM, jobConsumer(host));
+    const { consumer, seen } = await findJobConsumer(connection, host);
     const messages = await consumer.consume({ max_messages: PREFETCH });
     const { log } = this.#options;
-    void this.#watch(messages).catch((error: unknown) => {
+    void this.#watch(messages, seen).catch((error: unknown) => {
       log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
     });
     void this.#deliverLeft(manager, messages).catch((error: unknown) => {
@@ -138,10 +139,14 @@ export class JobQueue {
     }
   }
 
-  /** Ends the taking when the server says that there is nothing to take from any more. */
-  async #watch(messages: ConsumerMessages): Promise<void> {
+  /**
+   * Ends the taking when the server says that there is nothing to take from any more. Of a consumer that cannot be looked at,
+   * silence says it.
+   */
+  async #watch(messages: ConsumerMessages, seen: boolean): Promise<void> {
     for await (const { type } of await messages.status()) {
       const gone =
+        (!seen && type === ConsumerEvents.HeartbeatsMissed) ||
         type === ConsumerEvents.ConsumerDeleted ||
         type === ConsumerEvents.ConsumerNotFound ||
         type === ConsumerEvents.StreamNotFound;

@@ -2,14 +2,17 @@ import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { z } from 'zod';
+import { checkPasswords } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { lockFile } from '#native/lock.ts';
 import { listenSeqpacket, sendDatagram } from '#native/unix.ts';
+import { redacted } from '#protocol/secrets.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent, SERVICE_NAME } from './agent.ts';
 import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
 import { createLog, type Log } from './log.ts';
+import { checkAccess } from './nats-access.ts';
 import { openHostNetwork } from './networks/types.ts';
 import { startTelemetry } from './telemetry.ts';
 import { UnexpectedErrors } from './unexpected.ts';
@@ -33,6 +36,7 @@ function configured(): Config {
     .option('--networks-dir <folder>', 'network files')
     .option('--log-level <level>', 'debug, info, warn or error')
     .option('--check-config', 'print the checked configuration and exit')
+    .configureOutput({ outputError: (text, write) => write(redacted(text)) })
     .parse();
   const flags = flagsSchema.parse(command.opts());
   try {
@@ -50,12 +54,23 @@ function configured(): Config {
       },
     });
     if (flags.checkConfig !== true) return config;
-    process.stdout.write(`${JSON.stringify(config, null, 2)}\n`);
+    checkSecrets(config);
+    process.stdout.write(redacted(`${JSON.stringify(config, null, 2)}\n`));
     process.exit(0);
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    process.stderr.write(`${SERVICE_NAME}: ${error.message}\n`);
+    process.stderr.write(redacted(`${SERVICE_NAME}: ${error.message}\n`));
     process.exit(EXIT_CONFIG);
+  }
+}
+
+/** The agent itself waits for a file that is missing: it is read anew with each connection. */
+function checkSecrets({ nats, redis }: Config): void {
+  try {
+    checkAccess(nats);
+    checkPasswords(redis);
+  } catch (cause) {
+    throw new ConfigError(cause instanceof Error ? cause.message : String(cause), { cause });
   }
 }
 

@@ -1,12 +1,16 @@
 import {
   AckPolicy,
+  type Consumer,
   type ConsumerConfig,
+  type ConsumerInfo,
   DeliverPolicy,
   DiscardPolicy,
   ErrorCode,
   type JetStreamManager,
   nanos,
+  type NatsConnection,
   NatsError,
+  ReplayPolicy,
   RetentionPolicy,
   StorageType,
   type StreamConfig,
@@ -35,6 +39,7 @@ const UNREPEATED_AFTER_MS = 90_000;
 /** JetStream's codes: no such stream, no such consumer, and one that is there with another configuration. */
 const STREAM_NOT_FOUND = 10_059;
 const CONSUMER_NOT_FOUND = 10_014;
+const NOT_ENABLED_FOR_ACCOUNT = 10_039;
 
 /** Errors of the library that name the message, and not the connection. */
 const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
@@ -128,6 +133,47 @@ export async function ensureJobConsumer(
   }
   await manager.consumers.add(JOB_STREAM, wanted);
   return { name, outcome: 'made', differences: [] };
+}
+
+/**
+ * The consumer of a host's jobs. Where the streams are in another account than the agents, as in deploy/nats/, JetStream
+ * answers nothing about it, and it is used unseen. Throws NatsError where it is not there.
+ */
+export async function findJobConsumer(
+  connection: NatsConnection,
+  host: string,
+): Promise<{ consumer: Consumer; seen: boolean }> {
+  const { consumers } = connection.jetstream();
+  try {
+    return { consumer: await consumers.get(JOB_STREAM, jobConsumer(host)), seen: true };
+  } catch (error) {
+    if (!isApiError(error, NOT_ENABLED_FOR_ACCOUNT)) throw error;
+  }
+  return { consumer: consumers.getPullConsumerFor(unseenConsumer(host)), seen: false };
+}
+
+/** What the library wants to be told of a consumer; it uses both names and the lack of a subject to deliver to. */
+function unseenConsumer(host: string): ConsumerInfo {
+  const none = { consumer_seq: 0, stream_seq: 0, last_active: 0 };
+  return {
+    stream_name: JOB_STREAM,
+    name: jobConsumer(host),
+    created: '',
+    config: {
+      durable_name: jobConsumer(host),
+      ack_policy: AckPolicy.Explicit,
+      deliver_policy: DeliverPolicy.All,
+      replay_policy: ReplayPolicy.Instant,
+    },
+    delivered: none,
+    ack_floor: none,
+    num_ack_pending: 0,
+    num_redelivered: 0,
+    num_waiting: 0,
+    num_pending: 0,
+    push_bound: false,
+    pause_remaining: 0,
+  };
 }
 
 export interface JobCounts {

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { Redis, type RedisOptions } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
+import { keepSecretsOf, secretIn } from '#protocol/secrets.ts';
 import { type Address, type Master, mastersOf } from './cluster.ts';
 import { messageOf } from './errors.ts';
 import { findMaster, watchMaster } from './sentinels.ts';
@@ -36,7 +37,8 @@ const LOADING_RETRY_MS = 500;
 const SILENCE_GRACE_MS = 500;
 
 /** Throws for options that cannot be meant. */
-export function checkOptions({ mode, nodes, masterName }: LedgerOptions): void {
+export function checkOptions({ url, mode, nodes, masterName }: LedgerOptions): void {
+  keepSecretsOf(url);
   if (mode === 'single') return;
   if (nodes === null || nodes.length === 0) refuse('nodes', mode);
   if (mode === 'sentinel' && masterName === null) refuse('masterName', mode);
@@ -112,7 +114,7 @@ export function settingsOf(options: LedgerOptions): Settings {
     // It would need the right to CLIENT, and with it to much else.
     disableClientInfo: true,
     ...(username !== null && { username }),
-    ...(passwordFile !== null && { password: readPassword(passwordFile) }),
+    ...(passwordFile !== null && { password: readPassword('passwordFile', passwordFile) }),
     ...(tls !== null && { tls: readTls(tls) }),
   };
 }
@@ -122,7 +124,7 @@ function sentinelUserOf(options: LedgerOptions): Pick<RedisOptions, 'username' |
   const { sentinelUsername = null, sentinelPasswordFile: file = null } = options;
   return {
     username: sentinelUsername ?? undefined,
-    password: file === null ? undefined : readPassword(file),
+    password: file === null ? undefined : readPassword('sentinelPasswordFile', file),
   };
 }
 
@@ -135,8 +137,23 @@ function readTls(files: NonNullable<LedgerOptions['tls']>): Record<string, Buffe
   };
 }
 
-/** The content of the file without the line feed that editors add. */
-const readPassword = (file: string): string => readFileSync(file, 'utf8').replace(/\r?\n$/, '');
+/** Reads what a connection would read now. Throws Error where it would fail, naming the setting and the file. */
+export function checkPasswords({ passwordFile, sentinelPasswordFile = null }: LedgerOptions): void {
+  if (passwordFile !== null) readPassword('passwordFile', passwordFile);
+  if (sentinelPasswordFile !== null) readPassword('sentinelPasswordFile', sentinelPasswordFile);
+}
+
+function readPassword(key: string, file: string): string {
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw new Error(`redis.${key}: ${messageOf(cause)}`, { cause });
+  }
+  const password = secretIn(text);
+  if (password === '') throw new Error(`redis.${key}: ${file} is empty`);
+  return password;
+}
 
 /** ioredis would let a user in the URL win over the one that is configured beside it. */
 function locationOf(url: string, { username, passwordFile }: LedgerOptions): string {

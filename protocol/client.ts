@@ -36,6 +36,7 @@ import type {
   NetworkListAnswer,
   NetworkPutAnswer,
 } from './network.ts';
+import { DEFAULT_INBOX_PREFIX, requestOnce, unguessableInbox } from './inbox.ts';
 import { IS_ANSWER, type IsAnswer } from './outlines.ts';
 import {
   DEFAULT_PREFIX,
@@ -62,6 +63,8 @@ export interface ClientOptions {
   /** `headers` of the same package: it makes the header object that the connection understands. */
   readonly headers: () => MsgHdrs;
   readonly prefix?: string;
+  /** The connection's `inboxPrefix`, where it was made with one. Default `_INBOX`. */
+  readonly inboxPrefix?: string;
   /** How long a request may take, unless the call says otherwise. Default 10,000. */
   readonly timeoutMs?: number;
   /** Asked at each request for the span that is current, where the call does not name one. */
@@ -125,6 +128,8 @@ export class VoltNetworkClient {
   readonly #connection: NatsConnection;
   readonly #headers: () => MsgHdrs;
   readonly #subjects: Subjects;
+  /** To agents a caller is an inbox: this one, with a subject below it for each request. */
+  readonly #inbox: string;
   readonly #timeoutMs: number;
   readonly #traceContext: () => TraceContext;
 
@@ -132,6 +137,7 @@ export class VoltNetworkClient {
     this.#connection = options.connection;
     this.#headers = options.headers;
     this.#subjects = subjects(options.prefix ?? DEFAULT_PREFIX);
+    this.#inbox = unguessableInbox(options.inboxPrefix ?? DEFAULT_INBOX_PREFIX);
     this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     this.#traceContext = options.traceContext ?? (() => ({}));
   }
@@ -305,8 +311,11 @@ export class VoltNetworkClient {
     const payload = encoded(request);
     let message: Msg;
     try {
-      message = await this.#connection.request(subject, payload, {
-        timeout: timeoutMs + ANSWER_GRACE_MS,
+      message = await requestOnce(this.#connection, {
+        subject,
+        payload,
+        reply: unguessableInbox(this.#inbox),
+        timeoutMs: timeoutMs + ANSWER_GRACE_MS,
         // Headers without any would have to be read all the same.
         ...(headers.keys().length > 0 && { headers }),
       });

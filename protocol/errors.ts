@@ -1,3 +1,5 @@
+import { redacted } from './secrets.ts';
+
 interface ErrorKind {
   /** True when the same request may succeed later without anybody changing it. */
   readonly retryable: boolean;
@@ -96,13 +98,13 @@ const kindOf = (code: string): ErrorKind => ERRORS[isKnown(code) ? code : 'INTER
 export function toErrorBody(error: unknown): ErrorBody {
   if (!(error instanceof VoltError)) {
     const message = error instanceof Error ? error.message : String(error);
-    return { error: { code: 'INTERNAL', message, retryable: false } };
+    return { error: { code: 'INTERNAL', message: redacted(message), retryable: false } };
   }
   const { code, message, retryable, retryAfterMs, details } = error;
   return {
     error: {
       code,
-      message,
+      message: redacted(message),
       retryable,
       ...(retryAfterMs !== undefined && { retryAfterMs }),
       ...(details !== undefined && { details }),

@@ -1,15 +1,9 @@
-import { readFileSync } from 'node:fs';
-import {
-  connect,
-  type ConnectionOptions,
-  credsAuthenticator,
-  headers,
-  type JetStreamManager,
-  NatsError,
-} from 'nats';
+import { connect, headers, type JetStreamManager, NatsError } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { fromNatsError } from '#protocol/nats-errors.ts';
+import { connectionOptionsOf, checkAccess } from '../nats-access.ts';
+import { parseNatsUrl } from '../nats-url.ts';
 import type { Settings } from './settings.ts';
 import { UsageError } from './errors.ts';
 
@@ -38,6 +32,7 @@ export async function withClient<T>(
       connection,
       headers,
       prefix: settings.subjectPrefix,
+      inboxPrefix: settings.nats.inboxPrefix,
       timeoutMs: settings.timeoutMs,
       traceContext: () => settings.traceContext,
     });
@@ -55,37 +50,23 @@ export async function withClient<T>(
 }
 
 async function open(settings: Settings, stay: boolean): ReturnType<typeof connect> {
+  const { nats, timeoutMs } = settings;
+  try {
+    checkAccess(nats);
+  } catch (cause) {
+    throw new UsageError(cause instanceof Error ? cause.message : String(cause), { cause });
+  }
   try {
     return await connect({
-      ...connectionOptions(settings),
+      ...connectionOptionsOf(nats),
+      name: 'voltnet',
+      timeout: timeoutMs,
       reconnect: stay,
       maxReconnectAttempts: -1,
     });
   } catch (cause) {
-    if (cause instanceof UsageError) throw cause;
+    const servers = parseNatsUrl(nats.url).servers.join(',');
     const reason = cause instanceof NatsError ? `${cause.code}: ${cause.message}` : String(cause);
-    throw new VoltError('AGENT_UNAVAILABLE', `NATS at ${settings.natsUrl}: ${reason}`, { cause });
-  }
-}
-
-function connectionOptions(settings: Settings): ConnectionOptions {
-  const { natsUrl, credentialsFile, tls, timeoutMs } = settings;
-  return {
-    servers: natsUrl.split(','),
-    name: 'voltnet',
-    timeout: timeoutMs,
-    ...(tls !== undefined && { tls: { ...tls } }),
-    ...(credentialsFile !== undefined && {
-      authenticator: credsAuthenticator(readCredentials(credentialsFile)),
-    }),
-  };
-}
-
-function readCredentials(file: string): Uint8Array {
-  try {
-    return readFileSync(file);
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError(`cannot read the NATS credentials: ${reason}`, { cause });
+    throw new VoltError('AGENT_UNAVAILABLE', `NATS at ${servers}: ${reason}`, { cause });
   }
 }

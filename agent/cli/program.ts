@@ -1,4 +1,5 @@
 import { Command, Option } from 'commander';
+import { redacted } from '#protocol/secrets.ts';
 import { EXIT_CODES_HELP } from './exit-codes.ts';
 import type { Shell } from './shell.ts';
 import { parseSeconds } from './units.ts';
@@ -62,6 +63,9 @@ export async function createProgram(options: {
     .version(version)
     .addOption(new Option('--config <file>', 'agent.json to take servers, host and folders from'))
     .addOption(new Option('--nats <url>', 'NATS server, instead of the configured one'))
+    .addOption(
+      new Option('--inbox-prefix <subject>', 'where answers come, as far as the NATS user may choose'),
+    )
     .addOption(new Option('--host <id>', 'host whose agent is asked, instead of this one'))
     .addOption(
       new Option('--timeout <time>', 'how long to wait for an answer (default: 10s)').argParser(
@@ -78,7 +82,10 @@ export async function createProgram(options: {
   const families = help || named.length === 0 ? FAMILIES : named;
   for (const { load } of families) (await load())(program, shell);
   for (const command of allCommands(program)) {
-    command.exitOverride().showHelpAfterError('--help shows examples.');
+    command
+      .exitOverride()
+      .configureOutput({ outputError: (text, write) => write(redacted(text)) })
+      .showHelpAfterError('--help shows examples.');
   }
   return program;
 }

@@ -1,5 +1,9 @@
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
+import { DEFAULT_INBOX_PREFIX } from '#protocol/inbox.ts';
+import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
+import type { NatsAccess, TlsFiles } from '../nats-access.ts';
+import { CREDENTIAL_KEYS, parseNatsUrl, problemOfUser, SUBJECT } from '../nats-url.ts';
 import { UsageError } from './errors.ts';
 
 /** Where the agent is and how to reach it, from `agent.json`, the environment and flags. */
@@ -8,31 +12,25 @@ export interface Settings {
   readonly host: string;
   /** True when a flag or variable named the host; `watch` shows all hosts otherwise. */
   readonly hostGiven: boolean;
-  readonly natsUrl: string;
-  readonly credentialsFile: string | undefined;
-  readonly tls: TlsFiles | undefined;
+  readonly nats: NatsAccess & { readonly inboxPrefix: string };
   readonly runtimeDir: string;
   readonly subjectPrefix: string;
   readonly timeoutMs: number;
   readonly traceContext: { readonly traceparent?: string; readonly tracestate?: string };
 }
 
-export interface TlsFiles {
-  readonly caFile?: string;
-  readonly certFile?: string;
-  readonly keyFile?: string;
-}
-
 /** The options of every command, as parsed. */
 export interface CommonFlags {
   readonly config?: string;
   readonly nats?: string;
+  readonly inboxPrefix?: string;
   readonly host?: string;
   readonly timeout?: number;
   readonly json?: boolean;
 }
 
 const DEFAULT_CONFIG_FILE = '/etc/volt/network/agent.json';
+const DEFAULT_NATS_URL = 'nats://127.0.0.1:4222';
 const DEFAULT_TIMEOUT_S = 10;
 
 /**
@@ -46,27 +44,13 @@ export function loadSettings(
   env: Readonly<Record<string, string | undefined>>,
 ): Settings {
   const file = readConfig(flags.config);
-  const nats = section(file, 'nats');
-  const tls = section(nats, 'tls');
-  const caFile = text(tls, 'caFile');
-  const certFile = text(tls, 'certFile');
-  const keyFile = text(tls, 'keyFile');
   const host = flags.host ?? env['VOLT_NET_HOST'];
   const traceparent = env['TRACEPARENT'];
   const tracestate = env['TRACESTATE'];
   return {
     host: checkedHost(host ?? text(file, 'host') ?? hostname().replace(/[^A-Za-z0-9_-]/g, '_')),
     hostGiven: host !== undefined,
-    natsUrl: flags.nats ?? env['VOLT_NET_NATS_URL'] ?? text(nats, 'url') ?? 'nats://127.0.0.1:4222',
-    credentialsFile: env['VOLT_NET_NATS_CREDENTIALS_FILE'] ?? text(nats, 'credentialsFile'),
-    tls:
-      Object.keys(tls).length === 0
-        ? undefined
-        : {
-            ...(caFile !== undefined && { caFile }),
-            ...(certFile !== undefined && { certFile }),
-            ...(keyFile !== undefined && { keyFile }),
-          },
+    nats: natsAccess(flags, env, section(file, 'nats')),
     runtimeDir: env['VOLT_NET_RUNTIME_DIR'] ?? text(file, 'runtimeDir') ?? '/run/volt-vmm/network',
     subjectPrefix: env['VOLT_NET_SUBJECT_PREFIX'] ?? text(file, 'subjectPrefix') ?? 'volt.net.v1',
     timeoutMs: (flags.timeout ?? DEFAULT_TIMEOUT_S) * 1_000,
@@ -75,6 +59,76 @@ export function loadSettings(
       ...(tracestate !== undefined && tracestate !== '' && { tracestate }),
     },
   };
+}
+
+/**
+ * Whoever is named here, by variable or in the address, is not who agent.json names: its credentials and its inbox are the
+ * agent's then, and none of them is used.
+ */
+function natsAccess(
+  flags: CommonFlags,
+  env: Readonly<Record<string, string | undefined>>,
+  file: Record<string, unknown>,
+): Settings['nats'] {
+  const given = flags.nats ?? env['VOLT_NET_NATS_URL'];
+  const url = given ?? text(file, 'url') ?? DEFAULT_NATS_URL;
+  keepSecretsOf(url);
+  const fromEnv = credentials((key) => env[CREDENTIAL_VARIABLES[key]]);
+  const isInEnv = Object.keys(fromEnv).length > 0;
+  const isOwn = namesUser(given) || isInEnv;
+  const isInFlag = namesUser(flags.nats);
+  const fromHere = isInFlag ? {} : fromEnv;
+  const inboxPrefix =
+    flags.inboxPrefix ??
+    env['VOLT_NET_NATS_INBOX_PREFIX'] ??
+    (isOwn ? undefined : text(file, 'inboxPrefix')) ??
+    DEFAULT_INBOX_PREFIX;
+  if (!SUBJECT.test(inboxPrefix)) {
+    throw new UsageError(`"${inboxPrefix}" is no inbox prefix: tokens joined by ".", no "*" or ">"`);
+  }
+  const who = isOwn ? fromHere : credentials((key) => text(file, key));
+  const problem = problemOfUser(who);
+  if (problem !== undefined) throw new UsageError(problem);
+  return { url: checkedUrl(url), inboxPrefix, ...who, tls: tlsFiles(section(file, 'tls')) };
+}
+
+const CREDENTIAL_VARIABLES = {
+  username: 'VOLT_NET_NATS_USERNAME',
+  passwordFile: 'VOLT_NET_NATS_PASSWORD_FILE',
+  tokenFile: 'VOLT_NET_NATS_TOKEN_FILE',
+  nkeyFile: 'VOLT_NET_NATS_NKEY_FILE',
+  credentialsFile: 'VOLT_NET_NATS_CREDENTIALS_FILE',
+} as const;
+
+type CredentialKey = keyof typeof CREDENTIAL_VARIABLES;
+
+function credentials(
+  read: (key: CredentialKey) => string | undefined,
+): Partial<Record<CredentialKey, string>> {
+  const found: Partial<Record<CredentialKey, string>> = {};
+  for (const key of CREDENTIAL_KEYS) {
+    const value = read(key);
+    if (value !== undefined && value !== '') found[key] = value;
+  }
+  return found;
+}
+
+const namesUser = (url: string | undefined): boolean => url?.includes('@') === true;
+
+function checkedUrl(url: string): string {
+  try {
+    parseNatsUrl(url);
+    return url;
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError(`the address of NATS: ${reason}`, { cause });
+  }
+}
+
+function tlsFiles(tls: Record<string, unknown>): TlsFiles | null {
+  if (Object.keys(tls).length === 0) return null;
+  const [caFile, certFile, keyFile] = ['caFile', 'certFile', 'keyFile'].map((key) => text(tls, key));
+  return { caFile: caFile ?? null, certFile: certFile ?? null, keyFile: keyFile ?? null };
 }
 
 // A dot or a wildcard in the host would address other subjects than the one meant.
@@ -102,7 +156,7 @@ export function parseJsonObject(content: string, origin: string): Record<string,
   try {
     value = JSON.parse(content);
   } catch (cause) {
-    throw new UsageError(`${origin}: not JSON: ${reasonOf(cause)}`, { cause });
+    throw new UsageError(`${origin}: not JSON: ${jsonProblem(cause)}`);
   }
   if (!isRecord(value)) throw new UsageError(`${origin}: must hold one JSON object`);
   return value;

@@ -2,6 +2,7 @@ import { constants } from 'node:os';
 import { CommanderError } from 'commander';
 import packageJson from '../../package.json' with { type: 'json' };
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { redacted } from '#protocol/secrets.ts';
 import { ExecError, UsageError } from './errors.ts';
 import { EXIT, type ExitCode, exitCodeOf } from './exit-codes.ts';
 import { printable } from './output.ts';
@@ -44,7 +45,7 @@ function complain(error: unknown): void {
   }
   const code = error instanceof VoltError ? ` (${error.code})` : '';
   const message = error instanceof Error ? error.message : String(error);
-  const lines = message.split('\n').map(printable).join('\n');
+  const lines = redacted(message).split('\n').map(printable).join('\n');
   writeTo(process.stderr, `voltnet: ${lines}${code}\n`);
 }
 

@@ -19,7 +19,12 @@ test('an empty file is the documented defaults', () => {
     host: 'h1',
     nats: {
       url: 'nats://127.0.0.1:4222',
+      username: null,
+      passwordFile: null,
+      tokenFile: null,
+      nkeyFile: null,
       credentialsFile: null,
+      inboxPrefix: '_INBOX.agent-h1',
       replyPrefixes: ['_'],
       tls: null,
     },

@@ -23,9 +23,11 @@ test('flags win over variables, variables over the file', () => {
   expect(loadSettings({ config: file }, {})).toEqual({
     host: 'file',
     hostGiven: false,
-    natsUrl: 'nats://file',
-    credentialsFile: undefined,
-    tls: { caFile: '/ca.pem' },
+    nats: {
+      url: 'nats://file',
+      inboxPrefix: '_INBOX',
+      tls: { caFile: '/ca.pem', certFile: null, keyFile: null },
+    },
     runtimeDir: '/run/file',
     subjectPrefix: 'file.v1',
     timeoutMs: 10_000,
@@ -43,15 +45,14 @@ test('flags win over variables, variables over the file', () => {
   expect(loadSettings({ config: file }, env)).toMatchObject({
     host: 'variable',
     hostGiven: true,
-    natsUrl: 'nats://variable',
-    credentialsFile: '/creds',
+    nats: { url: 'nats://variable', credentialsFile: '/creds' },
     runtimeDir: '/run/variable',
     subjectPrefix: 'variable.v1',
     traceContext: { traceparent: env.TRACEPARENT },
   });
   expect(
     loadSettings({ config: file, host: 'flag', nats: 'nats://flag', timeout: 3 }, env),
-  ).toMatchObject({ host: 'flag', natsUrl: 'nats://flag', timeoutMs: 3_000 });
+  ).toMatchObject({ host: 'flag', nats: { url: 'nats://flag' }, timeoutMs: 3_000 });
 });
 
 test('a file that was named must be there and be JSON', () => {

@@ -1,0 +1,109 @@
+import { readFileSync } from 'node:fs';
+import {
+  type Authenticator,
+  type ConnectionOptions,
+  credsAuthenticator,
+  nkeyAuthenticator,
+  type TlsOptions,
+  tokenAuthenticator,
+  usernamePasswordAuthenticator,
+} from 'nats';
+import { keptSecret, secretIn } from '#protocol/secrets.ts';
+import { parseNatsUrl } from './nats-url.ts';
+
+/** Where NATS is, and as whom one connects: the `nats` section of agent.json. */
+export interface NatsAccess {
+  readonly url: string;
+  readonly username?: string | null;
+  readonly passwordFile?: string | null;
+  readonly tokenFile?: string | null;
+  readonly nkeyFile?: string | null;
+  readonly credentialsFile?: string | null;
+  readonly inboxPrefix?: string | null;
+  readonly tls?: TlsFiles | null;
+}
+
+export interface TlsFiles {
+  readonly caFile?: string | null;
+  readonly certFile?: string | null;
+  readonly keyFile?: string | null;
+}
+
+/**
+ * What the library needs to connect. Files of passwords, tokens and keys are read at each connection, also when the library
+ * connects again by itself, so that changed ones are taken up; an Error then names the setting and the file. Throws Error
+ * for a URL that is none.
+ */
+export function connectionOptionsOf(access: NatsAccess): ConnectionOptions {
+  const { url, inboxPrefix = null, tls = null } = access;
+  const authenticator = authenticatorOf(access);
+  return {
+    servers: [...parseNatsUrl(url).servers],
+    ...(inboxPrefix !== null && { inboxPrefix }),
+    ...(authenticator !== undefined && { authenticator }),
+    ...(tls !== null && { tls: tlsOf(tls) }),
+  };
+}
+
+/** Reads what a connection would read now. Throws Error where it would fail, naming the setting and the file. */
+export function checkAccess(access: NatsAccess): void {
+  // Any nonce: what matters is that files are there and hold what they should.
+  authenticatorOf(access)?.('nonce');
+}
+
+function authenticatorOf(access: NatsAccess): Authenticator | undefined {
+  const { username, passwordFile, tokenFile, nkeyFile, credentialsFile } = access;
+  if (credentialsFile) return fromFile('credentialsFile', credentialsFile, credentials);
+  if (nkeyFile) return fromFile('nkeyFile', nkeyFile, (text) => nkeyAuthenticator(bytesOf(text.trim())));
+  if (tokenFile) return fromFile('tokenFile', tokenFile, tokenAuthenticator);
+  if (username && passwordFile) {
+    const withPassword = (text: string): Authenticator =>
+      usernamePasswordAuthenticator(username, text);
+    return fromFile('passwordFile', passwordFile, withPassword);
+  }
+  const { user, password, token } = parseNatsUrl(access.url);
+  if (token !== undefined) return tokenAuthenticator(token);
+  return user === undefined ? undefined : usernamePasswordAuthenticator(user, password);
+}
+
+/** Reads the file for each connection. What it holds is in no message. */
+function fromFile(
+  key: string,
+  file: string,
+  make: (content: string) => Authenticator,
+): Authenticator {
+  return (nonce) => {
+    const content = secretIn(read(key, file));
+    if (content === '') throw new Error(`nats.${key}: ${file} is empty`);
+    try {
+      return make(content)(nonce);
+    } catch (cause) {
+      throw new Error(`nats.${key}: ${file} does not hold what it should`, { cause });
+    }
+  };
+}
+
+function read(key: string, file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new Error(`nats.${key}: ${reason}`, { cause });
+  }
+}
+
+/** A file as `nsc` writes it: a JWT and a seed between lines of dashes. */
+function credentials(text: string): Authenticator {
+  for (const line of text.split('\n').map((one) => one.trim())) {
+    if (line !== '' && !line.startsWith('-') && !line.includes(' ')) keptSecret(line);
+  }
+  return credsAuthenticator(bytesOf(text));
+}
+
+const bytesOf = (text: string): Uint8Array => new TextEncoder().encode(text);
+
+const tlsOf = ({ caFile, certFile, keyFile }: TlsFiles): TlsOptions => ({
+  ...(caFile && { caFile }),
+  ...(certFile && { certFile }),
+  ...(keyFile && { keyFile }),
+});

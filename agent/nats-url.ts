@@ -1,0 +1,65 @@
+/** Addresses of NATS servers, and who connects, where the addresses say it. */
+export interface NatsUrl {
+  /** Without user and password. */
+  readonly servers: readonly string[];
+  readonly user?: string;
+  readonly password?: string;
+  readonly token?: string;
+}
+
+/** The settings that say as whom to connect. */
+export const CREDENTIAL_KEYS = [
+  'username',
+  'passwordFile',
+  'tokenFile',
+  'nkeyFile',
+  'credentialsFile',
+] as const;
+
+/** A subject without wildcards, below which nothing else is sent. */
+export const SUBJECT = /^[^\s.*>]+(\.[^\s.*>]+)*$/;
+
+/** What is wrong with these settings taken together. */
+export function problemOfUser(
+  settings: Readonly<Partial<Record<(typeof CREDENTIAL_KEYS)[number], string | null>>>,
+): string | undefined {
+  const given = CREDENTIAL_KEYS.filter((key) => (settings[key] ?? null) !== null);
+  if (given.includes('username') !== given.includes('passwordFile')) {
+    return 'nats.username, nats.passwordFile: must be given together';
+  }
+  const ways = given.filter((key) => key !== 'passwordFile').map((key) => `nats.${key}`);
+  return ways.length > 1 ? `${ways.join(', ')}: only one can be given` : undefined;
+}
+
+const ADDRESS = /^((?:nats|tls|wss?):\/\/)?(?:(.*)@)?([^\s@/?#]+)\/?$/;
+
+/**
+ * Reads `nats://host:4222`, also several separated by commas, also with `user:password@` or `token@`, whose special
+ * characters are percent-encoded. Throws Error; no message quotes the text, which may hold a password.
+ */
+export function parseNatsUrl(text: string): NatsUrl {
+  const servers: string[] = [];
+  const users = new Set<string>();
+  for (const one of text.split(',')) {
+    const [, scheme = '', userinfo, address] = ADDRESS.exec(one.trim()) ?? [];
+    if (address === undefined) {
+      throw new Error('must be addresses like nats://host:4222, separated by commas');
+    }
+    servers.push(`${scheme}${address}`);
+    if (userinfo !== undefined) users.add(userinfo);
+  }
+  const [userinfo] = users;
+  if (userinfo === undefined) return { servers };
+  if (users.size > 1) throw new Error('must have the same user and password in each address');
+  const [first = '', ...rest] = userinfo.split(':');
+  if (rest.length === 0) return { servers, token: decoded(first) };
+  return { servers, user: decoded(first), password: decoded(rest.join(':')) };
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch (cause) {
+    throw new Error('must have the % of user and password as %25', { cause });
+  }
+}

@@ -1,0 +1,65 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { NatsConnection } from 'nats';
+import { requestOnce, unguessableInbox } from '#protocol/inbox.ts';
+
+// What an agent asks other agents. Whoever is asked learns the subject of the reply, and may speak there: so it is one of its
+// own for each question, apart from the inbox where the server delivers jobs and confirms events, which no other agent may
+// speak on (`_INBOX.*.peer.*` in the accounts of deploy/nats/).
+
+/** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
+const SURVEY_MS = 1_000;
+const SURVEY_GAP_MS = 250;
+
+const peerInbox = (inboxPrefix: string): string => unguessableInbox(`${inboxPrefix}.peer`);
+
+/** The answer of whoever serves the subject. Rejects when nobody does, or not in time. */
+export async function askPeer(
+  connection: NatsConnection,
+  question: { subject: string; payload: Uint8Array; timeoutMs: number; inboxPrefix: string },
+): Promise<Uint8Array> {
+  const { subject, payload, timeoutMs, inboxPrefix } = question;
+  const reply = peerInbox(inboxPrefix);
+  return (await requestOnce(connection, { subject, payload, reply, timeoutMs })).data;
+}
+
+/** The metadata of all instances of a service that answer `$SRV.INFO` in time. */
+export async function surveyPeers(
+  connection: NatsConnection,
+  { service, inboxPrefix }: { service: string; inboxPrefix: string },
+): Promise<Readonly<Record<string, string>>[]> {
+  const found: Readonly<Record<string, string>>[] = [];
+  const reply = peerInbox(inboxPrefix);
+  let heardAt = Number.POSITIVE_INFINITY;
+  const subscription = connection.subscribe(reply, {
+    callback: (error, message) => {
+      if (error !== null) return;
+      const metadata = metadataIn(message.data);
+      if (metadata === null) return;
+      heardAt = performance.now();
+      found.push(metadata);
+    },
+  });
+  try {
+    connection.publish(`$SRV.INFO.${service}`, undefined, { reply });
+    const end = performance.now() + SURVEY_MS;
+    while (performance.now() < Math.min(end, heardAt + SURVEY_GAP_MS)) await sleep(SURVEY_STEP_MS);
+    return found;
+  } finally {
+    if (!subscription.isClosed()) subscription.unsubscribe();
+  }
+}
+
+const SURVEY_STEP_MS = 25;
+
+/** What an answer to `$SRV.INFO` says in `metadata`; null for what is no such answer. */
+function metadataIn(payload: Uint8Array): Record<string, string> | null {
+  try {
+    const info: unknown = JSON.parse(new TextDecoder().decode(payload));
+    if (typeof info !== 'object' || info === null || !('metadata' in info)) return null;
+    const { metadata } = info;
+    if (typeof metadata !== 'object' || metadata === null) return null;
+    return Object.fromEntries(Object.entries(metadata).map(([key, value]) => [key, String(value)]));
+  } catch {
+    return null;
+  }
+}
