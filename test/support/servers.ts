@@ -25,19 +25,21 @@ export interface Server {
   resume(): void;
 }
 
-/** nats-server with JetStream. `config`: what its configuration file says beside. */
+/** nats-server with JetStream. `config`: what its configuration file says beside; `configFile`: that file. */
 export async function startNats({
   port,
   config,
-}: { port?: number; config?: string } = {}): Promise<Server> {
+  configFile,
+}: { port?: number; config?: string; configFile?: string } = {}): Promise<Server> {
   const own = port ?? (await freePort());
   return startServer('nats', own, (folder) => {
-    const file = join(folder, 'nats.conf');
+    const file = configFile ?? join(folder, 'nats.conf');
     if (config !== undefined) writeFileSync(file, config);
     return [
       requireTool('nats-server'),
-      ...(config === undefined ? [] : ['--config', file]),
-      ...['--addr', '127.0.0.1', '--port', String(own), '--jetstream', '--store_dir', folder],
+      ...(config === undefined && configFile === undefined ? [] : ['--config', file]),
+      ...['--addr', '127.0.0.1', '--port', String(own)],
+      ...(configFile === undefined ? ['--jetstream', '--store_dir', folder] : []),
     ];
   });
 }
