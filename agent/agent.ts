@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
+import { redacted } from '#protocol/secrets.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/unix.ts';
@@ -287,6 +288,7 @@ export class Agent {
 
   #health(): Readonly<Record<string, unknown>> {
     const records = this.#journal.values();
+    const redis = this.#ledger.status;
     return {
       health: {
         version: this.#version,
@@ -294,8 +296,11 @@ export class Agent {
         pid: process.pid,
         startedAt: this.#startedAt,
         nats: this.#bus.state,
-        jobs: this.#bus.jobProblem ?? 'ready',
-        redis: this.#ledger.status,
+        jobs: redacted(this.#bus.jobProblem ?? 'ready'),
+        redis: {
+          state: redis.state,
+          ...(redis.reason !== undefined && { reason: redacted(redis.reason) }),
+        },
         session: this.#session.status,
         firewall: this.#hostNetwork.firewall.problem ?? 'ready',
         reconcile: this.#reconcile.agreement,

@@ -78,6 +78,8 @@ export class Bus {
   #service: Service | undefined;
   #state: BusState = 'connecting';
   #streamEnsured = false;
+  /** Why there is no connection. */
+  #away: string | undefined;
   #stopping = false;
   readonly #jobs: JobQueue;
 
@@ -89,7 +91,8 @@ export class Bus {
 
   /** Why no jobs are taken; undefined when they are. */
   get jobProblem(): string | undefined {
-    return this.#state === 'connected' ? this.#jobs.problem : 'NATS is away';
+    if (this.#state === 'connected') return this.#jobs.problem;
+    return this.#away === undefined ? 'NATS is away' : `NATS is away: ${this.#away}`;
   }
 
   get state(): BusState {
@@ -178,10 +181,15 @@ export class Bus {
         this.#setState('connected');
         this.#warnOfOldServer(connection);
         void this.#jobs.serve(connection);
+        this.#away = undefined;
         const reason = await connection.closed();
         if (!this.#stopping) log.warn({ reason: reason?.message }, 'NATS connection closed');
       } catch (error) {
-        log.warn({ error: messageOf(error) }, 'cannot connect to NATS');
+        // Told once for each reason: it is tried four times a second.
+        if (messageOf(error) !== this.#away) {
+          this.#away = messageOf(error);
+          log.warn({ error: this.#away }, 'cannot connect to NATS');
+        }
       }
       this.#setState('connecting');
       if (!this.#stopping) await sleep(RECONNECT_WAIT_MS);
@@ -193,7 +201,6 @@ export class Bus {
     return {
       ...connectionOptionsOf(config),
       name: `volt-network-agent ${host}`,
-      waitOnFirstConnect: true,
       maxReconnectAttempts: -1,
       reconnectTimeWait: RECONNECT_WAIT_MS,
       pingInterval: PING_INTERVAL_MS,
@@ -205,7 +212,7 @@ export class Bus {
 
   async #watch(connection: NatsConnection): Promise<void> {
     const { log } = this.#options;
-    for await (const { type, data } of connection.status()) {
+    for await (const { type, data, permissionContext } of connection.status()) {
       if (type === Events.Disconnect) {
         this.#setState('connecting');
       } else if (type === Events.Reconnect) {
@@ -214,7 +221,7 @@ export class Bus {
         this.#setState('connected');
         this.#jobs.again();
       } else if (type === Events.Error) {
-        log.warn({ error: JSON.stringify(data) }, 'NATS reports an error');
+        log.warn({ error: data, ...permissionContext }, 'NATS reports an error');
       }
     }
   }

@@ -54,7 +54,8 @@ export function checkAccess(access: NatsAccess): void {
 function authenticatorOf(access: NatsAccess): Authenticator | undefined {
   const { username, passwordFile, tokenFile, nkeyFile, credentialsFile } = access;
   if (credentialsFile) return fromFile('credentialsFile', credentialsFile, credentials);
-  if (nkeyFile) return fromFile('nkeyFile', nkeyFile, (text) => nkeyAuthenticator(bytesOf(text.trim())));
+  if (nkeyFile)
+    return fromFile('nkeyFile', nkeyFile, (text) => nkeyAuthenticator(bytesOf(text.trim())));
   if (tokenFile) return fromFile('tokenFile', tokenFile, tokenAuthenticator);
   if (username && passwordFile) {
     const withPassword = (text: string): Authenticator =>

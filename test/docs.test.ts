@@ -16,6 +16,7 @@ const read = (name: string): string => readFileSync(join(ROOT, name), 'utf8');
 const pages = [
   'README.md',
   'CHANGELOG.md',
+  'SECURITY.md',
   ...readdirSync(join(ROOT, 'docs')).map((name) => `docs/${name}`),
 ].filter((name) => name.endsWith('.md'));
 
@@ -64,7 +65,10 @@ describe('docs/operating.md', () => {
     const [, json = ''] = /```json\n([^`]+)```/.exec(page) ?? [];
     const documented = JSON.parse(json) as Record<string, unknown>;
     const config = loadConfig({ file: empty, env: {} });
-    expect({ ...documented, host: config.host }).toEqual(config);
+    const { host, nats } = config;
+    expect(nats.inboxPrefix).toBe(`_INBOX.agent-${host}`);
+    const withHost = { ...nats, inboxPrefix: '_INBOX.agent-<host>' };
+    expect({ ...documented, host }).toEqual({ ...config, nats: withHost });
   });
 
   const settings = tables('key').slice(1);
@@ -73,12 +77,18 @@ describe('docs/operating.md', () => {
     const values: Readonly<Record<string, string>> = {
       host: 'h7',
       'nats.url': 'nats://10.0.0.7:4222',
+      'nats.inboxPrefix': '_INBOX.seven',
       'redis.url': 'redis://10.0.0.7:6379/0',
       onReboot: 'release',
       logLevel: 'debug',
     };
     const value = values[key] ?? (/Dir$|File$/.test(key) ? '/seven' : 'seven');
-    const config: unknown = loadConfig({ file: empty, env: { [variable]: value } });
+    // Two that are nothing without each other.
+    const other = variable === 'VOLT_NET_NATS_USERNAME' ? 'PASSWORD_FILE' : 'USERNAME';
+    const beside = /^nats\.(username|passwordFile)$/.test(key)
+      ? { [`VOLT_NET_NATS_${other}`]: '/other' }
+      : {};
+    const config: unknown = loadConfig({ file: empty, env: { ...beside, [variable]: value } });
     const found = key
       .split('.')
       .reduce<unknown>((section, name) => (section as Record<string, unknown>)[name], config);

@@ -64,7 +64,10 @@ export async function createProgram(options: {
     .addOption(new Option('--config <file>', 'agent.json to take servers, host and folders from'))
     .addOption(new Option('--nats <url>', 'NATS server, instead of the configured one'))
     .addOption(
-      new Option('--inbox-prefix <subject>', 'where answers come, as far as the NATS user may choose'),
+      new Option(
+        '--inbox-prefix <subject>',
+        'where answers come, as far as the NATS user may choose',
+      ),
     )
     .addOption(new Option('--host <id>', 'host whose agent is asked, instead of this one'))
     .addOption(

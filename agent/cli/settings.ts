@@ -84,7 +84,9 @@ function natsAccess(
     (isOwn ? undefined : text(file, 'inboxPrefix')) ??
     DEFAULT_INBOX_PREFIX;
   if (!SUBJECT.test(inboxPrefix)) {
-    throw new UsageError(`"${inboxPrefix}" is no inbox prefix: tokens joined by ".", no "*" or ">"`);
+    throw new UsageError(
+      `"${inboxPrefix}" is no inbox prefix: tokens joined by ".", no "*" or ">"`,
+    );
   }
   const who = isOwn ? fromHere : credentials((key) => text(file, key));
   const problem = problemOfUser(who);
@@ -127,7 +129,9 @@ function checkedUrl(url: string): string {
 
 function tlsFiles(tls: Record<string, unknown>): TlsFiles | null {
   if (Object.keys(tls).length === 0) return null;
-  const [caFile, certFile, keyFile] = ['caFile', 'certFile', 'keyFile'].map((key) => text(tls, key));
+  const [caFile, certFile, keyFile] = ['caFile', 'certFile', 'keyFile'].map((key) =>
+    text(tls, key),
+  );
   return { caFile: caFile ?? null, certFile: certFile ?? null, keyFile: keyFile ?? null };
 }
 

@@ -1,6 +1,10 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { headers, type NatsConnection } from 'nats';
+import { connect, headers, type NatsConnection } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { connectionOptionsOf } from '#agent/nats-access.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { decodeAnswer, encodeAnswer } from '#protocol/envelope.ts';
 import { type RunningAgent, startAgent, until } from '../support/agent.ts';
@@ -18,7 +22,11 @@ afterAll(() => redis.stop());
 
 const vm = (id: string) => ({ id, workload: `vm-${id}`, kind: 'vm', network: 'volt0' }) as const;
 
-async function agentOf(accounts: Accounts, host: 'h1' | 'h2', prefix: string): Promise<RunningAgent> {
+async function agentOf(
+  accounts: Accounts,
+  host: 'h1' | 'h2',
+  prefix: string,
+): Promise<RunningAgent> {
   const { inboxPrefix: _, ...nats } = accounts.access(`agent-${host}`);
   return startAgent({
     config: {
@@ -30,6 +38,11 @@ async function agentOf(accounts: Accounts, host: 'h1' | 'h2', prefix: string): P
   });
 }
 
+const secretFile = (accounts: Accounts, role: Role): string => {
+  const { nkeyFile, passwordFile } = accounts.access(role);
+  return nkeyFile ?? passwordFile ?? '';
+};
+
 const clientOf = async (accounts: Accounts, role: Role) => {
   const connection = await accounts.connectAs(role);
   const { inboxPrefix } = accounts.access(role);
@@ -39,28 +52,36 @@ const clientOf = async (accounts: Accounts, role: Role) => {
 
 describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
   let accounts: Accounts;
+  let made: ReturnType<Accounts['voltnet']>;
   const agents: RunningAgent[] = [];
 
   beforeAll(async () => {
     accounts = await startAccounts(variant);
-    const made = accounts.voltnet('setup', 'setup', '--json', 'h1', 'h2');
-    expect(made.stderr).toBe('');
-    expect(JSON.parse(made.stdout)).toMatchObject({
-      made: ['VOLT_NET_EVENTS', 'VOLT_NET_JOBS', 'agent-h1', 'agent-h2'].map((name) => ({
-        name,
-        outcome: 'made',
-      })),
-    });
+    made = accounts.voltnet('setup', 'setup', '--json', 'h1', 'h2');
     agents.push(await agentOf(accounts, 'h1', `${variant}:`));
     agents.push(await agentOf(accounts, 'h2', `${variant}:`));
     // An empty ledger: without the right to ask each other it would stay unclaimed.
     for (const agent of agents) await agent.ready();
-    const put = accounts.voltnet('operator', 'network', 'put', 'deploy/networks/volt0.json');
-    expect(put.stderr).toBe('');
+    accounts.voltnet('operator', 'network', 'put', 'deploy/networks/volt0.json');
   });
   afterAll(async () => {
     for (const agent of agents) await agent.stop();
     await accounts[Symbol.asyncDispose]();
+  });
+
+  test('the setup user makes streams and consumers, once, and nobody else does', () => {
+    const names = ['VOLT_NET_EVENTS', 'VOLT_NET_JOBS', 'agent-h1', 'agent-h2'];
+    expect(made.stderr).toBe('');
+    expect(JSON.parse(made.stdout)).toEqual({
+      made: names.map((name) => ({ name, outcome: 'made', differences: [] })),
+    });
+    const again = JSON.parse(accounts.voltnet('setup', 'setup', '--json', 'h1').stdout) as {
+      made: { outcome: string }[];
+    };
+    expect(again.made.map(({ outcome }) => outcome)).toEqual(['there', 'there', 'there']);
+    expect(accounts.voltnet('setup', 'setup', 'no.host')).toMatchObject({ status: 2 });
+    expect(accounts.voltnet('operator', 'setup', 'h1')).toMatchObject({ status: 7 });
+    expect(accounts.voltnet('agent-h1', 'setup', 'h1').stderr).not.toBe('');
   });
 
   test('agents take jobs and publish events, and miss no right', async () => {
@@ -100,7 +121,22 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
     expect(checked.stderr).toBe('');
     expect(JSON.parse(checked.stdout)).toMatchObject({ checked: ['h1', 'h2'], silent: [] });
     expect(accounts.voltnet('operator', 'host', 'list').stdout).toContain('h2');
-    expect(accounts.voltnet('operator', 'setup', 'h1')).toMatchObject({ status: 7 });
+  });
+
+  test('a key or password that is replaced is taken up, and the old one is worth nothing', async () => {
+    const [agent] = agents;
+    const before = readFileSync(secretFile(accounts, 'agent-h1'), 'utf8');
+    accounts.rotate('agent-h1');
+    await until('the agent was away', () => agent?.output().includes('"connecting"') === true);
+    await agent?.ready();
+    const old = mkdtempSync(join(tmpdir(), 'volt-test-old-'));
+    const file = join(old, 'secret');
+    writeFileSync(file, before);
+    const access = accounts.access('agent-h1');
+    const stolen = access.nkeyFile ? { nkeyFile: file } : { passwordFile: file };
+    const options = connectionOptionsOf({ ...access, ...stolen });
+    await expect(connect(options)).rejects.toMatchObject({ code: 'AUTHORIZATION_VIOLATION' });
+    rmSync(old, { recursive: true });
   });
 
   test('an observer reads, and changes nothing', async () => {
@@ -134,7 +170,7 @@ describe('a stolen credential', () => {
 
   beforeAll(async () => {
     accounts = await startAccounts('nkeys');
-    expect(accounts.voltnet('setup', 'setup', 'h1', 'h2').status).toBe(0);
+    accounts.voltnet('setup', 'setup', 'h1', 'h2');
     store = await as('setup');
   });
   afterAll(async () => {
@@ -145,14 +181,14 @@ describe('a stolen credential', () => {
   /** What the server refused of this connection, a line each. */
   function refusals(connection: NatsConnection): string[] {
     const lines: string[] = [];
-    const read = async (): Promise<void> => {
+    const note = async (): Promise<void> => {
       for await (const { permissionContext } of connection.status()) {
         if (permissionContext === undefined) continue;
         const { operation, subject } = permissionContext;
         lines.push(`${operation} ${subject}`);
       }
     };
-    void read();
+    void note();
     return lines;
   }
 

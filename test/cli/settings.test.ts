@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, describe, expect, test } from 'vitest';
 import { loadSettings } from '#agent/cli/settings.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'voltnet-'));
@@ -53,6 +53,53 @@ test('flags win over variables, variables over the file', () => {
   expect(
     loadSettings({ config: file, host: 'flag', nats: 'nats://flag', timeout: 3 }, env),
   ).toMatchObject({ host: 'flag', nats: { url: 'nats://flag' }, timeoutMs: 3_000 });
+});
+
+describe('as whom one connects', () => {
+  const nats = { url: 'nats://file', nkeyFile: '/seed', inboxPrefix: '_INBOX.agent-h1' };
+  const settingsOf = (env: Record<string, string>, flags = {}, section: object = nats) =>
+    loadSettings({ config: config({ nats: section }), ...flags }, env).nats;
+
+  test.each<[string, Record<string, string>, object, object]>([
+    ['the file, with its inbox', {}, {}, { ...nats, tls: null }],
+    [
+      'a variable, and nothing of the file',
+      { VOLT_NET_NATS_CREDENTIALS_FILE: '/creds' },
+      {},
+      { url: 'nats://file', credentialsFile: '/creds', inboxPrefix: '_INBOX', tls: null },
+    ],
+    [
+      'an address of a variable',
+      { VOLT_NET_NATS_URL: 'nats://a:b@h' },
+      {},
+      { url: 'nats://a:b@h', inboxPrefix: '_INBOX', tls: null },
+    ],
+    [
+      'an address on the command line, whatever variables say',
+      { VOLT_NET_NATS_TOKEN_FILE: '/token', VOLT_NET_NATS_URL: 'nats://h' },
+      { nats: 'nats://a:b@h', inboxPrefix: '_INBOX.me' },
+      { url: 'nats://a:b@h', inboxPrefix: '_INBOX.me', tls: null },
+    ],
+    [
+      'an inbox alone is beside what the file says',
+      { VOLT_NET_NATS_INBOX_PREFIX: '_INBOX.me' },
+      {},
+      { ...nats, inboxPrefix: '_INBOX.me', tls: null },
+    ],
+  ])('%s', (_, env, flags, expected) => {
+    expect(settingsOf(env, flags)).toEqual(expected);
+  });
+
+  test('what contradicts itself is refused', () => {
+    expect(() => settingsOf({ VOLT_NET_NATS_USERNAME: 'a' })).toThrow(/given together/);
+    expect(() => settingsOf({}, {}, { nkeyFile: '/a', tokenFile: '/b' })).toThrow(/only one/);
+    for (const prefix of ['_INBOX.*', '_INBOX..a', 'a b', '>', '.a']) {
+      expect(() => settingsOf({}, { inboxPrefix: prefix })).toThrow(/no inbox prefix/);
+    }
+    expect(() => settingsOf({}, { nats: 'nats://a:hunter2@h h' })).toThrow(
+      /^(?!.*hunter2).*addresses/,
+    );
+  });
 });
 
 test('a file that was named must be there and be JSON', () => {

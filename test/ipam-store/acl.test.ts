@@ -83,7 +83,10 @@ test('the documented rights are those that functions and client use, and no othe
   for (const own of ['+fcall', '+fcall_ro', '+info']) used.add(own);
   const documented = documentedRights(AGENT.username);
   expect(new Set(documented.filter((right) => right.startsWith('+')))).toEqual(used);
-  expect(documented.filter((right) => !right.startsWith('+'))).toEqual(['~volt:{ledger}*', '-@all']);
+  expect(documented.filter((right) => !right.startsWith('+'))).toEqual([
+    '~volt:{ledger}*',
+    '-@all',
+  ]);
 });
 
 describe('the documented user', () => {
@@ -143,7 +146,14 @@ describe('the documented user', () => {
     const { ledger } = connecting(redis.url, asAgent());
     await until(() => stateOf(ledger) === 'incompatible');
     expect(ledger.status.reason).toMatch(/library is missing.*voltnet ledger install/);
-    await raw.call('ACL', 'SETUSER', 'volt-admin', 'on', '>admin', ...documentedRights('volt-admin'));
+    await raw.call(
+      'ACL',
+      'SETUSER',
+      'volt-admin',
+      'on',
+      '>admin',
+      ...documentedRights('volt-admin'),
+    );
     const admin = { username: 'volt-admin', passwordFile: fileWith('admin') };
     await installLedger(optionsFor(redis.url, admin));
     await until(() => stateOf(ledger) === 'ready');

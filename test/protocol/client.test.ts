@@ -205,6 +205,25 @@ describe('requests', () => {
   });
 });
 
+test('each request has a reply subject that nobody can guess, below one of the client', async () => {
+  const asked = await answering(known.host('h1', 'get'), () => ({ attachment }));
+  const one = new VoltNetworkClient({
+    connection,
+    headers: createHeaders,
+    inboxPrefix: '_INBOX.x',
+  });
+  for (let n = 0; n < 3; n += 1) await one.get('h1', { id: 'a' });
+  const replies = asked.map(({ message }) => message.reply?.split('.') ?? []);
+  expect(new Set(replies.map((tokens) => tokens.slice(0, -1).join('.'))).size).toBe(1);
+  for (const tokens of replies) {
+    expect(tokens).toHaveLength(4);
+    expect(tokens.slice(0, 2)).toEqual(['_INBOX', 'x']);
+    // 16 random bytes; those of the library would differ in their last characters alone.
+    const alike = replies.filter((other) => other[3]?.slice(0, 8) === tokens[3]?.slice(0, 8));
+    expect(alike).toHaveLength(1);
+  }
+});
+
 describe('errors', () => {
   const subject = known.host('h1', 'get');
 
@@ -236,6 +255,16 @@ describe('errors', () => {
     await connection.close();
     expect((await errorOf(client.get('h1', { id: 'a' }))).code).toBe('AGENT_UNAVAILABLE');
     expect(() => client.watch()).toThrow(expect.objectContaining({ code: 'AGENT_UNAVAILABLE' }));
+  });
+
+  test('a connection that is closed meanwhile ends the request', async () => {
+    const heard = Promise.withResolvers<void>();
+    agent.subscribe(subject, { callback: () => heard.resolve() });
+    await agent.flush();
+    const error = errorOf(client.get('h1', { id: 'a' }));
+    await heard.promise;
+    await connection.close();
+    expect((await error).code).toBe('AGENT_UNAVAILABLE');
   });
 
   test.for([

@@ -1,4 +1,5 @@
 import { execFileSync, spawnSync, type SpawnSyncReturns } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -25,6 +26,8 @@ export interface Accounts extends AsyncDisposable {
   readonly server: Server;
   /** The `nats` section of an agent's configuration. */
   readonly access: (role: Role) => NatsAccess & { readonly inboxPrefix: string };
+  /** Gives the role another key or password, on disk and in the server. */
+  readonly rotate: (role: Role) => void;
   readonly connectAs: (role: Role) => Promise<NatsConnection>;
   readonly voltnet: (role: Role, ...words: string[]) => SpawnSyncReturns<string>;
 }
@@ -51,8 +54,13 @@ export async function startAccounts(variant: Variant): Promise<Accounts> {
       .replace('include "nkeys.conf"', `include "${variant}.conf"`)
       .replace('"/var/lib/nats"', `"${path('store')}"`),
   );
-  const secrets = ROLES.map((role) => secretOf(role, variant, path(`${role}.secret`)));
-  writeFileSync(path(variant === 'nkeys' ? 'keys.conf' : 'secrets.conf'), secrets.join('\n'));
+  const lineOf = new Map<Role, string>();
+  const give = (...roles: Role[]): void => {
+    for (const role of roles) lineOf.set(role, secretOf(role, variant, path(`${role}.secret`)));
+    const known = path(variant === 'nkeys' ? 'keys.conf' : 'secrets.conf');
+    writeFileSync(known, [...lineOf.values()].join('\n'));
+  };
+  give(...ROLES);
   const server = await startNats({ configFile: path('nats.conf') });
 
   const access: Accounts['access'] = (role) => ({
@@ -65,6 +73,10 @@ export async function startAccounts(variant: Variant): Promise<Accounts> {
   return {
     server,
     access,
+    rotate: (role) => {
+      give(role);
+      process.kill(server.pid, 'SIGHUP');
+    },
     connectAs: (role) => connect(connectionOptionsOf(access(role))),
     voltnet: (role, ...words) => {
       const { nkeyFile, username, passwordFile, inboxPrefix } = access(role);
@@ -89,8 +101,9 @@ export async function startAccounts(variant: Variant): Promise<Accounts> {
 function secretOf(role: Role, variant: Variant, file: string): string {
   const name = role.toUpperCase().replaceAll('-', '_');
   if (variant === 'passwords') {
-    writeFileSync(file, `pass word of ${role}\n`);
-    return `${name}_PASSWORD: "pass word of ${role}"`;
+    const password = `pass word ${randomUUID()}`;
+    writeFileSync(file, `${password}\n`);
+    return `${name}_PASSWORD: "${password}"`;
   }
   const pair = nkeys.createUser();
   writeFileSync(file, `${new TextDecoder().decode(pair.getSeed())}\n`);
