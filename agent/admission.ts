@@ -62,7 +62,7 @@ export class Admission {
   );
   /** In this turn of the event loop. */
   #begun = 0;
-  #turning = false;
+  #scheduled = false;
 
   /** Whether changes wait or are under way. */
   get hasChanges(): boolean {
@@ -85,7 +85,7 @@ export class Admission {
   ): Promise<T> {
     let place: Place | undefined;
     const wait = async (name: LaneName): Promise<void> => {
-      place?.leave();
+      place?.lane.leave(place);
       place = undefined;
       place = this.#lane(name).enter(caller);
       await this.#turn(place, !isExpensive(name));
@@ -97,8 +97,8 @@ export class Admission {
       await wait(lane);
       return await work(wait);
     } finally {
-      place?.leave();
-      void this.#nextTurns();
+      place?.lane.leave(place);
+      this.#schedule();
     }
   }
 
@@ -110,31 +110,36 @@ export class Admission {
 
   /** What is cheap begins at once while few come. */
   async #turn(place: Place, cheap: boolean): Promise<void> {
-    void this.#nextTurns();
+    this.#schedule();
     if (cheap && this.#begun < PER_TURN && !this.#changes.ready && !this.#reads.ready) {
       this.#begun += 1;
-      place.begin();
+      place.lane.begin(place);
       return;
     }
-    await place.turn();
+    await place.lane.wait(place);
   }
 
-  async #nextTurns(): Promise<void> {
-    if (this.#turning) return;
-    this.#turning = true;
-    try {
-      do {
-        await nextTurn();
-        this.#begun = 0;
-        const reads = Math.min(READS_PER_TURN, this.#reads.waiting);
-        this.#beginFrom(this.#changes, PER_TURN - reads);
-        this.#beginFrom(this.#reads, PER_TURN);
-        this.#beginFrom(this.#changes, PER_TURN);
-        this.#beginExpensive();
-      } while ([...this.#lanes.values()].some(({ ready }) => ready));
-    } finally {
-      this.#turning = false;
-    }
+  /** Begins what may begin, a turn of the event loop later. */
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    void nextTurn().then(() => {
+      this.#scheduled = false;
+      try {
+        this.#beginTurn();
+      } finally {
+        if ([...this.#lanes.values()].some(({ ready }) => ready)) this.#schedule();
+      }
+    });
+  }
+
+  #beginTurn(): void {
+    this.#begun = 0;
+    const reads = Math.min(READS_PER_TURN, this.#reads.waiting);
+    this.#beginFrom(this.#changes, PER_TURN - reads);
+    this.#beginFrom(this.#reads, PER_TURN);
+    this.#beginFrom(this.#changes, PER_TURN);
+    this.#beginExpensive();
   }
 
   #beginFrom(lane: Lane, most: number): void {
@@ -155,11 +160,9 @@ export class Admission {
 
 /** One request in a lane. */
 interface Place {
-  /** Resolves when its turn has come. */
-  turn(): Promise<void>;
-  /** Does not wait for it. */
-  begin(): void;
-  leave(): void;
+  readonly lane: Lane;
+  readonly caller: string;
+  begun: boolean;
 }
 
 // Made once: where very many are refused, a stack for each would be much of what the refusal costs.
@@ -173,7 +176,7 @@ const TOO_MANY = new VoltError('OVERLOADED', 'too many such requests wait on thi
 class Lane {
   readonly #bounds: Bounds;
   /** Of each caller, the requests that wait to begin, first come first; first the caller whose turn is longest ago. */
-  readonly #queues = new Map<string, (() => void)[]>();
+  readonly #queues = new Map<string, { readonly place: Place; readonly resolve: () => void }[]>();
   /** How many of each caller are here, waiting or under way. */
   readonly #here = new Map<string, number>();
   #all = 0;
@@ -200,46 +203,41 @@ class Lane {
     const { shared, most } = this.#bounds;
     const own = this.#here.get(caller) ?? 0;
     const callers = this.#here.size + (own === 0 ? 1 : 0);
-    if (this.#all >= shared && own >= shared / callers) {
-      throw TOO_MANY_OF_CALLER;
-    }
+    if (this.#all >= shared && own >= shared / callers) throw TOO_MANY_OF_CALLER;
     if (this.#all >= most) throw TOO_MANY;
     this.#count(caller, 1);
-    let begun = false;
-    const begin = (): void => {
-      begun = true;
-      this.#underWay += 1;
-    };
-    return {
-      begin,
-      turn: () => this.#queue(caller, begin),
-      leave: () => {
-        this.#count(caller, -1);
-        if (begun) this.#underWay -= 1;
-      },
-    };
+    return { lane: this, caller, begun: false };
+  }
+
+  /** Resolves when its turn has come. */
+  wait(place: Place): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const queue = this.#queues.get(place.caller);
+    if (queue === undefined) this.#queues.set(place.caller, [{ place, resolve }]);
+    else queue.push({ place, resolve });
+    return promise;
   }
 
   beginNext(): void {
-    const [next] = this.#queues;
-    if (next === undefined) return;
-    const [caller, queue] = next;
-    const begin = queue.shift();
+    const [first] = this.#queues;
+    if (first === undefined) return;
+    const [caller, queue] = first;
+    const next = queue.shift();
     this.#queues.delete(caller);
     if (queue.length > 0) this.#queues.set(caller, queue);
-    begin?.();
+    if (next === undefined) return;
+    next.resolve();
+    this.begin(next.place);
   }
 
-  #queue(caller: string, begin: () => void): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const own = (): void => {
-      begin();
-      resolve();
-    };
-    const queue = this.#queues.get(caller);
-    if (queue === undefined) this.#queues.set(caller, [own]);
-    else queue.push(own);
-    return promise;
+  begin(place: Place): void {
+    place.begun = true;
+    this.#underWay += 1;
+  }
+
+  leave({ caller, begun }: Place): void {
+    this.#count(caller, -1);
+    if (begun) this.#underWay -= 1;
   }
 
   #count(caller: string, change: 1 | -1): void {

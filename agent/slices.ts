@@ -22,7 +22,7 @@ export class Slices {
   readonly #comesFirst: () => boolean;
   /** Who waits for a slice, first come first. As many as there are runs, which admission bounds. */
   readonly #waiting: (() => void)[] = [];
-  #turning = false;
+  #scheduled = false;
 
   /** `comesFirst`: whether something is under way that is to be done sooner. With `sliceMs` 0 every step is a slice. */
   constructor(options: { sliceMs?: number; comesFirst?: () => boolean } = {}) {
@@ -56,21 +56,22 @@ export class Slices {
   #slice(): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#waiting.push(resolve);
-    void this.#nextSlices();
+    this.#schedule();
     return promise;
   }
 
-  async #nextSlices(): Promise<void> {
-    if (this.#turning) return;
-    this.#turning = true;
-    try {
-      while (this.#waiting.length > 0) {
-        await (this.#comesFirst() ? sleep(PAUSE_MS) : nextTurn());
+  #schedule(): void {
+    if (this.#scheduled || this.#waiting.length === 0) return;
+    this.#scheduled = true;
+    const turn = this.#comesFirst() ? sleep(PAUSE_MS) : nextTurn();
+    void turn.then(() => {
+      this.#scheduled = false;
+      try {
         this.#waiting.shift()?.();
+      } finally {
+        this.#schedule();
       }
-    } finally {
-      this.#turning = false;
-    }
+    });
   }
 }
 
