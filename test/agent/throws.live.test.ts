@@ -10,7 +10,7 @@ import { type Stack, startStack } from '#test/support/stack.ts';
 // comes to its end, the event is published, and nobody else notices.
 
 const FILES = [
-  ...['inbound', 'bus', 'service', 'admission', 'slices', 'joint', 'inspection', 'requests'],
+  ...['inbound', 'bus', 'service', 'slices', 'joint', 'inspection', 'requests'],
   ...[
     'outcomes',
     'turns',

@@ -10,7 +10,8 @@ const IN_FLIGHT = 256;
 const PACKETS_IN_FLIGHT = 8;
 const EVERY_PACKET = 25;
 const ANSWER_MS = 60_000;
-const ATTEMPTS = 4;
+/** A job that is refused for now is tried again, later each time. */
+const EVENT_MS = 240_000;
 
 export interface FuzzResult {
   readonly sent: number;
@@ -85,7 +86,7 @@ export async function fuzz(
   }
   await Promise.all(socket);
   await answered(0);
-  await until('every job has its event', () => untold.size === 0, ANSWER_MS * ATTEMPTS).catch(
+  await until('every job has its event', () => untold.size === 0, EVENT_MS).catch(
     (cause: unknown) => {
       throw new Error(`without an event: ${[...untold].slice(0, 5).join(', ')}`, { cause });
     },

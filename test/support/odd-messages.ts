@@ -1,4 +1,5 @@
 import { Encoder } from '@msgpack/msgpack';
+import { decode } from '#protocol/envelope.ts';
 import { subjects } from '#protocol/subjects.ts';
 
 // Messages as nobody should send them: requests of every kind, changed in their structure or in their bytes, with
@@ -54,7 +55,7 @@ export class OddMessages {
     } else if (style < 0.75) {
       const changed = this.#changed(request);
       data = encoder.encode(changed);
-      isWhole = requestId !== undefined && hasText(changed, requestId) && data.length < 65_000;
+      isWhole = requestId !== undefined && hasText(changed, requestId) && isReadable(data);
     } else if (style < 0.95) {
       data = this.#damaged(encoder.encode(request));
     } else {
@@ -126,8 +127,9 @@ export class OddMessages {
           routes: [{ to: '10.50.0.0/16', via: '10.43.0.7' }],
         };
       case 'network.get':
-      case 'network.delete':
         return { network };
+      case 'network.delete':
+        return { network: this.#pick(['odd', 'none']) };
       case 'ledger.forget':
         return { host: this.#pick(['h1', 'h9']) };
       case 'ledger.leases':
@@ -195,6 +197,15 @@ export class OddMessages {
 const plain = (_key: string, value: unknown): unknown =>
   typeof value === 'bigint' ? String(value) : value;
 
+function isReadable(data: Uint8Array): boolean {
+  try {
+    decode(data);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 const hasText = (value: unknown, requestId: string): boolean =>
   Object.getOwnPropertyDescriptor(Object(value), 'requestId')?.value === requestId;
 
@@ -232,7 +243,6 @@ const ODD_VALUES: readonly unknown[] = [
   ...['', ' ', 'a\nb', '\u0000', '..', '/', '/proc/self/ns/net', '/dev/zero', 'x'.repeat(70_000)],
   ...[
     '\u{1f4a5}'.repeat(64),
-    'volt0',
     '*',
     '>',
     '10.42.0.255',
