@@ -54,8 +54,9 @@ interface Entry {
 /** Longer than any request waits in the job stream, and than callers repeat themselves. */
 const KEEP_MS = 24 * 3_600_000;
 const SEGMENT_MS = 3_600_000;
-/** Past it the oldest are forgotten before their time, and that is reported. */
+/** Past these, on disk and in memory, the oldest are forgotten before their time, and that is reported. */
 const MAX_BYTES = 1 << 30;
+const MAX_ENTRIES = 1_000_000;
 const SYNC_AFTER_MS = 100;
 
 /**
@@ -70,12 +71,15 @@ export class Outcomes {
   readonly #places = new Map<string, Entry>();
   readonly #order = new Map<string, { attach?: Position; detach?: Position }>();
   /** What is forgotten with a segment, oldest segment first. */
-  readonly #segments = new Map<number, { beganMs: number; bytes: number; keys: string[] }>();
+  readonly #segments = new Map<number, Segment>();
+  readonly #maxEntries: number;
   #syncTimer: NodeJS.Timeout | undefined;
 
-  constructor({ stateDir, log }: { stateDir: string; log: Log }) {
+  constructor(options: { stateDir: string; log: Log; maxEntries?: number }) {
+    const { stateDir, log, maxEntries = MAX_ENTRIES } = options;
     this.#entries = new AppendLog({ folder: join(stateDir, 'outcomes'), log });
     this.#log = log;
+    this.#maxEntries = maxEntries;
   }
 
   load(): void {
@@ -128,7 +132,9 @@ export class Outcomes {
       const body = failed ? toErrorBody(outcome.error) : outcome.answer;
       this.#beginSegment(atMs);
       const place = this.#entries.append(headerOf(read), JSON.stringify(body));
+      const isNew = !this.#segments.has(place.segment);
       this.#note(read, place);
+      if (isNew) this.#forgetOld();
       this.#syncTimer ??= setTimeout(() => void this.sync().catch(() => {}), SYNC_AFTER_MS).unref();
     } catch (error) {
       this.#log.error({ operation, id, error: String(error) }, 'an outcome cannot be stored');
@@ -158,9 +164,11 @@ export class Outcomes {
   }
 
   #note({ operation, id, requestId, atMs, content, position }: Read, place: Place): void {
-    const segment = this.#segments.get(place.segment) ?? { beganMs: atMs, bytes: 0, keys: [] };
-    this.#segments.set(place.segment, segment);
-    segment.bytes += place.bytes;
+    const { bytes, segment: number } = place;
+    const segment = this.#segments.get(number) ?? { beganMs: atMs, bytes: 0, entries: 0, keys: [] };
+    this.#segments.set(number, segment);
+    segment.bytes += bytes;
+    segment.entries += 1;
     if (requestId !== undefined) {
       const key = keyOf(operation, requestId);
       this.#places.set(key, { place, content });
@@ -176,32 +184,50 @@ export class Outcomes {
 
   #beginSegment(nowMs: number): void {
     const current = this.#segments.get(this.#entries.current);
-    if (current === undefined || nowMs - current.beganMs < SEGMENT_MS) return;
-    this.#entries.rotate();
-    this.#forgetOld();
+    if (current !== undefined && nowMs - current.beganMs >= SEGMENT_MS) this.#entries.rotate();
   }
 
   #forgetOld(): void {
     const nowMs = Date.now();
-    let bytes = [...this.#segments.values()].reduce((sum, one) => sum + one.bytes, 0);
-    for (const [segment, { beganMs, bytes: own, keys }] of this.#segments) {
-      const old = nowMs - beganMs > KEEP_MS + SEGMENT_MS;
-      if (!old && bytes <= MAX_BYTES) break;
-      if (!old) this.#log.warn({ outcomes: keys.length }, 'forgotten early: too many outcomes');
-      this.#entries.drop(segment);
-      this.#segments.delete(segment);
-      bytes -= own;
-      for (const key of keys) {
-        if (this.#places.get(key)?.place.segment === segment) this.#places.delete(key);
+    const all = [...this.#segments];
+    let bytes = all.reduce((sum, [, one]) => sum + one.bytes, 0);
+    let entries = all.reduce((sum, [, one]) => sum + one.entries, 0);
+    let oldestMs = nowMs - KEEP_MS;
+    for (const [index, [number, segment]] of all.entries()) {
+      const isOld = nowMs - segment.beganMs > KEEP_MS + SEGMENT_MS;
+      const next = all[index + 1]?.[1];
+      // What is written to now stays.
+      if (next === undefined || !(isOld || bytes > MAX_BYTES || entries > this.#maxEntries)) break;
+      if (!isOld) {
+        this.#log.warn({ outcomes: segment.entries }, 'forgotten early: too many outcomes');
+        oldestMs = Math.max(oldestMs, next.beganMs);
       }
+      this.#drop(number, segment);
+      bytes -= segment.bytes;
+      entries -= segment.entries;
     }
-    const oldest = BigInt(nowMs - KEEP_MS) * 1_000_000n;
+    const oldest = BigInt(oldestMs) * 1_000_000n;
     for (const [id, { attach, detach }] of this.#order) {
       if ((attach?.storedNs ?? 0n) < oldest && (detach?.storedNs ?? 0n) < oldest) {
         this.#order.delete(id);
       }
     }
   }
+
+  #drop(number: number, { keys }: Segment): void {
+    this.#entries.drop(number);
+    this.#segments.delete(number);
+    for (const key of keys) {
+      if (this.#places.get(key)?.place.segment === number) this.#places.delete(key);
+    }
+  }
+}
+
+interface Segment {
+  readonly beganMs: number;
+  bytes: number;
+  entries: number;
+  readonly keys: string[];
 }
 
 interface Read {

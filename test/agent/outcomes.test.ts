@@ -18,8 +18,8 @@ afterEach(() => {
   rmSync(stateDir, { recursive: true });
 });
 
-function open(): Outcomes {
-  const outcomes = new Outcomes({ stateDir, log });
+function open(maxEntries?: number): Outcomes {
+  const outcomes = new Outcomes({ stateDir, log, ...(maxEntries !== undefined && { maxEntries }) });
   outcomes.load();
   return outcomes;
 }
@@ -83,6 +83,23 @@ test('outcomes are forgotten after a day, and not before', () => {
   const later = open();
   expect(later.find(asked('old'))).toBeUndefined();
   expect(later.find(asked('new'))).toBeDefined();
+});
+
+test('where there are too many, the oldest are forgotten, and so is the order of their jobs', () => {
+  vi.useFakeTimers({ toFake: ['Date'] });
+  const outcomes = open(10);
+  for (let hour = 0; hour < 5; hour += 1) {
+    for (let n = 0; n < 4; n += 1) {
+      const named = { id: `vm-${hour}-${n}`, position: at(recent(), n + 1) };
+      outcomes.keep(asked(`r-${hour}-${n}`, named), { answer: {} });
+    }
+    vi.advanceTimersByTime(HOUR_MS);
+  }
+  const kept = [0, 1, 2, 3, 4].filter((hour) => outcomes.knows('attach', `r-${hour}-0`));
+  // It is looked at as a segment begins: by then the last hour had one.
+  expect(kept).toEqual([2, 3, 4]);
+  expect(outcomes.lastOf('vm-1-0', 'attach')).toBeUndefined();
+  expect(outcomes.lastOf('vm-4-3', 'attach')).toBeDefined();
 });
 
 test('the last attach and detach that ran are known, whichever came first, and failures are none', () => {
