@@ -6,6 +6,8 @@ import {
   headers as createHeaders,
   type NatsConnection,
   type Service,
+  ServiceErrorCodeHeader,
+  ServiceErrorHeader,
   type ServiceMsg,
 } from 'nats';
 import type { Config } from './config.ts';
@@ -67,6 +69,7 @@ const FIXED_SERVER = '2.10.27';
 /** Of a server, or a reader of its connection, that has fallen silent. */
 const PING_INTERVAL_MS = 4_000;
 const MAX_PINGS_UNANSWERED = 2;
+const DROPS_TOLD_EVERY_MS = 1_000;
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
@@ -81,6 +84,8 @@ export class Bus {
   /** Why there is no connection. */
   #away: string | undefined;
   #stopping = false;
+  #dropped = 0;
+  #dropsQuietUntil = 0;
   readonly #jobs: JobQueue;
 
   constructor(options: BusOptions) {
@@ -190,6 +195,10 @@ export class Bus {
           this.#away = messageOf(error);
           log.warn({ error: this.#away }, 'cannot connect to NATS');
         }
+        // One that was lost before it served would be made again beside the next.
+        const failed = this.#connection;
+        this.#connection = undefined;
+        await failed?.close().catch(() => {});
       }
       this.#setState('connecting');
       if (!this.#stopping) await sleep(RECONNECT_WAIT_MS);
@@ -256,25 +265,33 @@ export class Bus {
   }
 
   /** Whoever asked hears of it, as long as the connection takes an answer. */
-  #answerFailure(message: Pick<ServiceMsg, 'subject' | 'respond'>, cause: unknown): void {
+  #answerFailure(message: Answerable, cause: unknown): void {
     const { log } = this.#options;
     const { subject } = message;
     log.error({ subject, error: messageOf(cause) }, 'a message failed outside its operation');
     try {
-      message.respond(errorAnswer(cause).payload);
+      send(message, errorAnswer(cause));
     } catch (error) {
       log.warn({ subject, error: messageOf(error) }, 'a request cannot be answered');
     }
   }
 
   #guard(connection: NatsConnection): void {
-    const { log, config } = this.#options;
+    const { config } = this.#options;
     guardInbound(connection, {
       replyPrefixes: config.replyPrefixes,
       inboxPrefix: config.inboxPrefix,
-      onDropped: (dropped) => log.warn(dropped, 'a message from NATS is dropped'),
+      onDropped: (dropped) => this.#noteDropped(dropped),
       onThrown: (message, cause) => this.#answerFailure(message, cause),
     });
+  }
+
+  /** Told at most once a second: whoever sends such messages may send very many. */
+  #noteDropped(dropped: { subject: string; reason: string }): void {
+    this.#dropped += 1;
+    if (performance.now() < this.#dropsQuietUntil) return;
+    this.#dropsQuietUntil = performance.now() + DROPS_TOLD_EVERY_MS;
+    this.#options.log.warn({ ...dropped, sinceStart: this.#dropped }, 'message from NATS dropped');
   }
 
   async #ensureEventStream(connection: NatsConnection): Promise<void> {
@@ -328,9 +345,17 @@ const requestOf = (message: ServiceMsg): BusRequest => ({
   headers: headersOf(message),
 });
 
-function send(message: ServiceMsg, { payload, error }: BusAnswer): void {
-  if (error === undefined) message.respond(payload);
-  else message.respondError(error.status, error.code, payload);
+type Answerable = Pick<ServiceMsg, 'subject' | 'respond'>;
+
+function send(message: Answerable, { payload, error }: BusAnswer): void {
+  if (error === undefined) {
+    message.respond(payload);
+    return;
+  }
+  const headers = createHeaders();
+  headers.set(ServiceErrorCodeHeader, String(error.status));
+  headers.set(ServiceErrorHeader, error.code);
+  message.respond(payload, { headers });
 }
 
 /** Client libraries have one inbox a connection, `_INBOX.x`, and below it one subject a request. */
