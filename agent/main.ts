@@ -6,6 +6,7 @@ import { checkPasswords } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { lockFile } from '#native/lock.ts';
 import { listenSeqpacket, sendDatagram } from '#native/unix.ts';
+import { printableLines } from '#protocol/printable.ts';
 import { redacted } from '#protocol/secrets.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent, SERVICE_NAME } from './agent.ts';
@@ -36,7 +37,7 @@ function configured(): Config {
     .option('--networks-dir <folder>', 'network files')
     .option('--log-level <level>', 'debug, info, warn or error')
     .option('--check-config', 'print the checked configuration and exit')
-    .configureOutput({ outputError: (text, write) => write(redacted(text)) })
+    .configureOutput({ outputError: (text, write) => write(shown(text)) })
     .parse();
   const flags = flagsSchema.parse(command.opts());
   try {
@@ -55,11 +56,11 @@ function configured(): Config {
     });
     if (flags.checkConfig !== true) return config;
     checkSecrets(config);
-    process.stdout.write(redacted(`${JSON.stringify(config, null, 2)}\n`));
+    process.stdout.write(shown(`${JSON.stringify(config, null, 2)}\n`));
     process.exit(0);
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    process.stderr.write(redacted(`${SERVICE_NAME}: ${error.message}\n`));
+    process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
     process.exit(EXIT_CONFIG);
   }
 }
@@ -73,6 +74,8 @@ function checkSecrets({ nats, redis }: Config): void {
     throw new ConfigError(cause instanceof Error ? cause.message : String(cause), { cause });
   }
 }
+
+const shown = (text: string): string => printableLines(redacted(text));
 
 const text = z.string().optional();
 const flagsSchema = z.object({

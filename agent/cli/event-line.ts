@@ -1,21 +1,22 @@
 import type { VoltEvent } from '#protocol/client.ts';
-import { NO_COLOURS, printable, type Style } from './output.ts';
+import { type Line, marked, type Span } from './page.ts';
 import { isRecord } from './settings.ts';
 
 /** One event on one line: time, type, host, network, what it is about, and how long it took. */
-export function eventLine(event: VoltEvent, style: Style = NO_COLOURS): string {
+export function eventLine(event: VoltEvent): Line {
   const { type, host, network, time, body } = event;
-  const paint = type === 'failed' || type === 'host-down' ? style.bad : style.strong;
-  return [
-    style.faint(time.slice(11, 23)),
-    paint(type.padEnd(15)),
-    printable(host.padEnd(8)),
-    printable(network.padEnd(8)),
-    printable(subjectText(event)),
+  const grave = type === 'failed' || type === 'host-down';
+  const parts: Span[] = [
+    marked('faint', time.slice(11, 23)),
+    marked(grave ? 'bad' : 'strong', type.padEnd(15)),
+    host.padEnd(8),
+    network.padEnd(8),
+    subjectText(event),
     durationText(body),
-  ]
+  ];
+  return parts
     .filter((part) => part !== '')
-    .join('  ');
+    .flatMap((part, n) => (n === 0 ? [part] : ['  ', part]));
 }
 
 function subjectText({ subject, body }: VoltEvent): string {

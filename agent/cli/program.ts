@@ -1,5 +1,4 @@
 import { Command, Option } from 'commander';
-import { redacted } from '#protocol/secrets.ts';
 import { EXIT_CODES_HELP } from './exit-codes.ts';
 import type { Shell } from './shell.ts';
 import { parseSeconds } from './units.ts';
@@ -77,6 +76,10 @@ export async function createProgram(options: {
     )
     .addOption(new Option('--json', 'print results, and errors, as JSON'))
     .hook('preAction', (_program, command) => shell.begin(command))
+    .configureOutput({
+      writeOut: (text) => shell.output().prose(text),
+      writeErr: (text) => shell.output().proseOfError(text),
+    })
     .helpCommand('help [command]', 'show the help of a command')
     .configureHelp({ showGlobalOptions: true })
     .addHelpText('after', FIRST_STEPS + EXIT_CODES_HELP);
@@ -85,10 +88,7 @@ export async function createProgram(options: {
   const families = help || named.length === 0 ? FAMILIES : named;
   for (const { load } of families) (await load())(program, shell);
   for (const command of allCommands(program)) {
-    command
-      .exitOverride()
-      .configureOutput({ outputError: (text, write) => write(redacted(text)) })
-      .showHelpAfterError('--help shows examples.');
+    command.exitOverride().showHelpAfterError('--help shows examples.');
   }
   return program;
 }

@@ -1,15 +1,13 @@
 import type { Command } from 'commander';
 import type { Connected } from './connect.ts';
 import { EXIT, type ExitCode } from './exit-codes.ts';
-import { createOutput, type Output, type Style, styleFor } from './output.ts';
+import { Printer, type Terminal } from './printer.ts';
 import { type CommonFlags, loadSettings, type Settings } from './settings.ts';
 
 /** What a run of `voltnet` has of the outside. */
 export interface Surroundings {
   readonly env: Readonly<Record<string, string | undefined>>;
-  readonly write: (text: string) => void;
-  readonly writeError: (text: string) => void;
-  readonly isTTY: () => boolean;
+  readonly terminal: Terminal;
 }
 
 /** What every command works with: settings, output, a connection when it asks for one, the exit code. */
@@ -27,19 +25,14 @@ export class Shell {
     this.#flags = command.optsWithGlobals<CommonFlags>();
   }
 
-  /** Also of errors. What is wrong with the command line itself is said in words. */
-  get json(): boolean {
-    return this.#flags.json === true;
-  }
-
   settings(): Settings {
     return loadSettings(this.#flags, this.#surroundings.env);
   }
 
-  output(): Output {
-    const { write, writeError, isTTY, env } = this.#surroundings;
-    const style = (): Style => styleFor(isTTY(), env);
-    return createOutput({ json: this.json, style, write, writeNote: writeError });
+  /** Results, notes and errors. What is wrong with the command line itself is said in words, also with `--json`. */
+  output(): Printer {
+    const { terminal, env } = this.#surroundings;
+    return new Printer({ terminal, env, json: this.#flags.json === true });
   }
 
   /** NATS and the client are loaded here, by the commands that talk to an agent and by no other. */

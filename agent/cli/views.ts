@@ -1,14 +1,13 @@
 import type { Attachment, CheckAnswer, Difference, Rehearsal } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
-import { details, NO_COLOURS, type Style, table } from './output.ts';
+import { details, type Page, table } from './page.ts';
 import { age } from './units.ts';
 
 /** Attachments as a table, one a row. */
 export const attachmentTable = (
   attachments: readonly Attachment[],
-  style: Style = NO_COLOURS,
   now: number = Date.now(),
-): string =>
+): Page =>
   table(
     ['ID', 'KIND', 'NETWORK', 'STATE', 'DEVICE', 'ADDRESSES', 'MAC', 'AGE'],
     attachments.map((one) => [
@@ -21,57 +20,50 @@ export const attachmentTable = (
       one.mac,
       age(one.createdAt, now),
     ]),
-    style,
   );
 
 /** What an attach would do: the lease, and the changes in the kernel in their order. */
-export function rehearsalDetails(
-  { replayed, lease, operations }: Rehearsal,
-  style: Style = NO_COLOURS,
-): string {
-  const known = details(
-    [['mac', lease.mac], ...lease.addresses.map((address) => ['address', address] as const)],
-    style,
-  );
-  if (replayed) return `attached already: nothing would be done\n${known}`;
+export function rehearsalDetails({ replayed, lease, operations }: Rehearsal): Page {
+  const known = details([
+    ['mac', lease.mac],
+    ...lease.addresses.map((address) => ['address', address] as const),
+  ]);
+  if (replayed) return ['attached already: nothing would be done', ...known];
   const rows = operations.map(({ operation, subject }) => [operation, subject]);
-  return `${known}\n\n${table(['OPERATION', 'SUBJECT'], rows, style)}`;
+  return [...known, '', ...table(['OPERATION', 'SUBJECT'], rows)];
 }
 
 /** One attachment, everything that its answer says. */
-export function attachmentDetails(attachment: Attachment, style: Style = NO_COLOURS): string {
+export function attachmentDetails(attachment: Attachment): Page {
   const { device, lease, labels, bandwidth } = attachment;
   const peer = device?.peer;
-  return details(
+  return details([
+    ['id', attachment.id],
+    ['generation', attachment.generation],
+    ['workload', `${attachment.workload} (${attachment.kind})`],
+    ['network', `${attachment.network} (${attachment.type}) on host ${attachment.host}`],
+    ['state', attachment.state],
+    ['mac', attachment.mac],
+    ...attachment.addresses.map(
+      ({ address, gateway }) =>
+        ['address', gateway === undefined ? address : `${address} via ${gateway}`] as const,
+    ),
+    ['device', device === null ? 'none' : deviceText(device)],
     [
-      ['id', attachment.id],
-      ['generation', attachment.generation],
-      ['workload', `${attachment.workload} (${attachment.kind})`],
-      ['network', `${attachment.network} (${attachment.type}) on host ${attachment.host}`],
-      ['state', attachment.state],
-      ['mac', attachment.mac],
-      ...attachment.addresses.map(
-        ({ address, gateway }) =>
-          ['address', gateway === undefined ? address : `${address} via ${gateway}`] as const,
-      ),
-      ['device', device === null ? 'none' : deviceText(device)],
-      [
-        'peer',
-        peer &&
-          `${peer.name}, ifindex ${peer.ifindex}, ${peer.mac}${peer.netns === undefined ? ' on the host' : ` in ${peer.netns}`}`,
-      ],
-      ...(attachment.ports ?? []).map(
-        ({ protocol, hostAddress, hostPort, port }) =>
-          ['port', `${hostAddress ?? '*'}:${hostPort} -> ${port}/${protocol}`] as const,
-      ),
-      ['ingress', bandwidth?.ingressBitsPerSecond && `${bandwidth.ingressBitsPerSecond} bit/s`],
-      ['egress', bandwidth?.egressBitsPerSecond && `${bandwidth.egressBitsPerSecond} bit/s`],
-      ['filter', attachment.filter],
-      ['lease', leaseText(lease)],
-      ...Object.entries(labels ?? {}).map(([key, value]) => ['label', `${key}=${value}`] as const),
+      'peer',
+      peer &&
+        `${peer.name}, ifindex ${peer.ifindex}, ${peer.mac}${peer.netns === undefined ? ' on the host' : ` in ${peer.netns}`}`,
     ],
-    style,
-  );
+    ...(attachment.ports ?? []).map(
+      ({ protocol, hostAddress, hostPort, port }) =>
+        ['port', `${hostAddress ?? '*'}:${hostPort} -> ${port}/${protocol}`] as const,
+    ),
+    ['ingress', bandwidth?.ingressBitsPerSecond && `${bandwidth.ingressBitsPerSecond} bit/s`],
+    ['egress', bandwidth?.egressBitsPerSecond && `${bandwidth.egressBitsPerSecond} bit/s`],
+    ['filter', attachment.filter],
+    ['lease', leaseText(lease)],
+    ...Object.entries(labels ?? {}).map(([key, value]) => ['label', `${key}=${value}`] as const),
+  ]);
 }
 
 function deviceText(device: NonNullable<Attachment['device']>): string {
@@ -86,11 +78,7 @@ const leaseText = ({ grantedAt, expiresAt }: Attachment['lease']): string =>
   expiresAt === undefined ? `since ${grantedAt}` : `since ${grantedAt}, until ${expiresAt}`;
 
 /** Leases as a table, one a row. */
-export const leaseTable = (
-  leases: readonly LedgerLease[],
-  style: Style = NO_COLOURS,
-  now: number = Date.now(),
-): string =>
+export const leaseTable = (leases: readonly LedgerLease[], now: number = Date.now()): Page =>
   table(
     ['ID', 'NETWORK', 'ADDRESSES', 'MAC', 'HOST', 'STATE', 'AGE'],
     leases.map((one) => [
@@ -102,15 +90,10 @@ export const leaseTable = (
       one.state,
       age(one.grantedAt, now),
     ]),
-    style,
   );
 
 /** Hosts as a table, one a row. */
-export const hostTable = (
-  hosts: LedgerHostsAnswer['hosts'],
-  style: Style = NO_COLOURS,
-  now: number = Date.now(),
-): string =>
+export const hostTable = (hosts: LedgerHostsAnswer['hosts'], now: number = Date.now()): Page =>
   table(
     ['HOST', 'STATE', 'LEASES', 'HEARD'],
     hosts.map(({ host, state, leases, seenAt }) => [
@@ -119,14 +102,10 @@ export const hostTable = (
       leases,
       seenAt === undefined ? undefined : `${age(seenAt, now)} ago`,
     ]),
-    style,
   );
 
 /** What `ledger check` found, one difference a row. */
-export const ledgerDifferenceTable = (
-  differences: readonly LedgerDifference[],
-  style: Style = NO_COLOURS,
-): string =>
+export const ledgerDifferenceTable = (differences: readonly LedgerDifference[]): Page =>
   table(
     ['ID', 'HOST', 'WHAT', 'EXPECTED', 'OBSERVED', 'REPAIRED'],
     differences.map(({ id, host, what, expected, observed, repaired }) => [
@@ -137,14 +116,10 @@ export const ledgerDifferenceTable = (
       valueText(observed),
       repaired ? 'yes' : 'no',
     ]),
-    style,
   );
 
 /** What `check` found, one difference a row. */
-export const differenceTable = (
-  differences: readonly Difference[],
-  style: Style = NO_COLOURS,
-): string =>
+export const differenceTable = (differences: readonly Difference[]): Page =>
   table(
     ['ID', 'WHAT', 'EXPECTED', 'OBSERVED'],
     differences.map(({ id, what, expected, observed }) => [
@@ -153,21 +128,19 @@ export const differenceTable = (
       valueText(expected),
       valueText(observed),
     ]),
-    style,
   );
 
 /** What the agent is about to do about it, one action a row; nothing without actions. */
-export const planTable = (
-  plan: NonNullable<CheckAnswer['plan']> = [],
-  style: Style = NO_COLOURS,
-): string =>
+export const planTable = (plan: NonNullable<CheckAnswer['plan']> = []): Page =>
   plan.length === 0
-    ? ''
-    : `\n${table(
-        ['ID', 'ACTION', 'REASON'],
-        plan.map(({ id, action, reason }) => [id, action, reason]),
-        style,
-      )}`;
+    ? []
+    : [
+        '',
+        ...table(
+          ['ID', 'ACTION', 'REASON'],
+          plan.map(({ id, action, reason }) => [id, action, reason]),
+        ),
+      ];
 
 export function valueText(value: unknown): string {
   if (value === null || value === undefined) return 'absent';

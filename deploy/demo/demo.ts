@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 import { fileURLToPath } from 'node:url';
+import { printableLines } from '#protocol/printable.ts';
 import { enterSandbox, isInSandbox } from './sandbox.ts';
 import { Stage } from './stage.ts';
 import { Story } from './story.ts';
@@ -52,7 +53,7 @@ if (flags.help === true) {
     await main();
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    process.stderr.write(`\nThe demo failed: ${reason}\n`);
+    process.stderr.write(`\nThe demo failed: ${printableLines(reason)}\n`);
     process.exitCode = 1;
   }
   // Whatever an interrupted step left waiting has nothing to wait for any more.

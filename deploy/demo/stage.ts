@@ -1,4 +1,6 @@
-/** What the audience sees: numbered steps, facts below them, the commands and what they printed. */
+import { printable } from '#protocol/printable.ts';
+
+/** What the audience sees: numbered steps, facts below them, the commands and what they printed; all of it is text. */
 export class Stage {
   readonly #steps: number;
   readonly #write: (text: string) => void;
@@ -14,26 +16,26 @@ export class Stage {
 
   step(title: string): void {
     this.#step += 1;
-    this.#write(`\n${this.#strong(`${this.#step}/${this.#steps}  ${title}`)}\n`);
+    this.#write(`\n${this.#strong(`${this.#step}/${this.#steps}  ${printable(title)}`)}\n`);
   }
 
   fact(text: string): void {
-    this.#write(`     ${text}\n`);
+    this.#write(`     ${printable(text)}\n`);
   }
 
   /** A command line as a reader would type it, before it runs. */
   command(text: string): void {
-    this.#write(`     ${this.#faint('$')} ${text}\n`);
+    this.#write(`     ${this.#faint('$')} ${printable(text)}\n`);
   }
 
   /** Output of a command, indented. */
   output(text: string): void {
-    for (const line of text.trimEnd().split('\n')) this.#write(`       ${line}\n`);
+    for (const line of text.trimEnd().split('\n')) this.#write(`       ${printable(line)}\n`);
   }
 
   end(text: string): void {
     const seconds = ((performance.now() - this.#started) / 1_000).toFixed(1);
-    this.#write(`\n${this.#strong(`${text} (${seconds} s)`)}\n`);
+    this.#write(`\n${this.#strong(`${printable(text)} (${seconds} s)`)}\n`);
   }
 
   #strong(text: string): string {

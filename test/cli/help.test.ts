@@ -4,7 +4,7 @@ import { allCommands, createProgram } from '#agent/cli/program.ts';
 import { Shell } from '#agent/cli/shell.ts';
 
 const shellOf = (): Shell =>
-  new Shell({ env: {}, write: () => {}, writeError: () => {}, isTTY: () => false });
+  new Shell({ env: {}, terminal: { write: () => {}, writeError: () => {}, isTTY: () => false } });
 
 const program = await createProgram({ shell: shellOf(), version: '1.2.3', words: ['--help'] });
 

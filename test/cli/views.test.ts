@@ -1,4 +1,6 @@
 import { describe, expect, test } from 'vitest';
+import { type Page } from '#agent/cli/page.ts';
+import { render } from '#agent/cli/printer.ts';
 import { eventLine } from '#agent/cli/event-line.ts';
 import {
   attachmentDetails,
@@ -9,6 +11,8 @@ import {
   ledgerDifferenceTable,
 } from '#agent/cli/views.ts';
 import type { Attachment } from '#protocol/attachment.ts';
+
+const text = (page: Page): string => render(page).trimEnd();
 
 const vm: Attachment = {
   id: 'web',
@@ -51,7 +55,7 @@ describe('views', () => {
       device: null,
       addresses: [],
     };
-    expect(attachmentTable([vm, isolated], undefined, now)).toBe(
+    expect(text(attachmentTable([vm, isolated], now))).toBe(
       [
         'ID    KIND       NETWORK  STATE     DEVICE   ADDRESSES      MAC                AGE',
         'web   vm         volt0    attached  tap-web  10.42.0.10/24  0a:58:0a:2a:00:0a  5m',
@@ -61,7 +65,7 @@ describe('views', () => {
   });
 
   test('one attachment in full', () => {
-    expect(attachmentDetails(vm)).toBe(
+    expect(text(attachmentDetails(vm))).toBe(
       [
         'id          web',
         'generation  4294967301',
@@ -85,7 +89,7 @@ describe('views', () => {
       { id: 'web', what: 'mtu', expected: 1500, observed: 1400 },
       { id: 'web', what: 'device', expected: 'tap-web', observed: null },
     ];
-    expect(differenceTable(differences)).toBe(
+    expect(text(differenceTable(differences))).toBe(
       [
         'ID   WHAT    EXPECTED  OBSERVED',
         'web  mtu     1500      1400',
@@ -107,7 +111,7 @@ describe('views', () => {
       grantedAt: '2026-01-02T03:04:05.000Z',
       state: 'suspect' as const,
     };
-    expect(leaseTable([lease], undefined, now)).toBe(
+    expect(text(leaseTable([lease], now))).toBe(
       [
         'ID   NETWORK  ADDRESSES              MAC                HOST  STATE    AGE',
         'web  volt0    10.42.0.10,fd00:42::a  0a:58:0a:2a:00:0a  h1    suspect  5m',
@@ -118,7 +122,7 @@ describe('views', () => {
       { host: 'h1', ...heard },
       { host: 'h22', state: 'awaited' as const, leases: 0 },
     ];
-    expect(hostTable(hosts, undefined, now)).toBe(
+    expect(text(hostTable(hosts, now))).toBe(
       [
         'HOST  STATE    LEASES  HEARD',
         'h1    live     3       5s ago',
@@ -131,7 +135,7 @@ describe('views', () => {
       { ...lost, repaired: false },
       { ...leaked, repaired: true },
     ];
-    expect(ledgerDifferenceTable(both)).toBe(
+    expect(text(ledgerDifferenceTable(both))).toBe(
       [
         'ID   HOST  WHAT         EXPECTED  OBSERVED             REPAIRED',
         '-    -     ledger lost  absent    10.42.0.3-10.42.0.7  no',
@@ -150,7 +154,7 @@ describe('views', () => {
       time: '2026-01-02T03:04:05.678Z',
       body: { ...vm, durationMs: { ipam: 0.42, kernel: 1.2 } },
     };
-    expect(eventLine(event)).toBe(
+    expect(text([eventLine(event)])).toBe(
       '03:04:05.678  attached         h1        volt0     web tap-web 10.42.0.10/24  ipam 0.4 ms, kernel 1.2 ms',
     );
   });
@@ -165,6 +169,6 @@ describe('views', () => {
       time: '2026-01-02T03:04:05.678Z',
       body: { error: { code: 'POOL_EXHAUSTED', message: 'volt0 is \x1b[31mfull' } },
     };
-    expect(eventLine(event)).toContain('web POOL_EXHAUSTED: volt0 is \\u001b[31mfull');
+    expect(text([eventLine(event)])).toContain('web POOL_EXHAUSTED: volt0 is \\u001b[31mfull');
   });
 });

@@ -15,7 +15,7 @@ export function addAttachCommand(program: Command, shell: Shell): void {
       const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
-      shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
+      shell.output().result(answer, () => attachmentDetails(answer.attachment));
     });
 }
 
@@ -23,7 +23,7 @@ async function rehearse(shell: Shell, request: AttachRequest): Promise<void> {
   const answer = await shell.withClient(({ client, settings: { host } }) =>
     client.rehearse(host, request),
   );
-  shell.output().result(answer, (style) => rehearsalDetails(answer, style));
+  shell.output().result(answer, () => rehearsalDetails(answer));
 }
 
 const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];

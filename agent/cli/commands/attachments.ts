@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import type { Attachment, ListAnswer, ListRequest } from '#protocol/attachment.ts';
 import { EXIT } from '../exit-codes.ts';
+import { marked } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { oneOf, wholeNumber } from '../units.ts';
 import { attachmentDetails, attachmentTable, differenceTable, planTable } from '../views.ts';
@@ -44,7 +45,7 @@ is left alone (exit code 5).`,
       );
       shell
         .output()
-        .result(answer, () => (answer.detached ? `${id} detached` : `${id} was not attached`));
+        .result(answer, () => [answer.detached ? `${id} detached` : `${id} was not attached`]);
     });
 
 interface DetachFlags {
@@ -69,7 +70,7 @@ Examples:
       const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.get(host, { id }),
       );
-      shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
+      shell.output().result(answer, () => attachmentDetails(answer.attachment));
     });
 
 interface ListFlags {
@@ -115,7 +116,7 @@ Examples:
           return { attachments };
         },
       );
-      output.result(answer, (style) => attachmentTable(answer.attachments, style));
+      output.result(answer, () => attachmentTable(answer.attachments));
       if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
     });
 
@@ -154,10 +155,10 @@ Exit code 8 when something differs, 0 when all is as recorded.`,
         client.check(host, id === undefined ? {} : { id }),
       );
       const output = shell.output();
-      output.result(answer, (style) =>
+      output.result(answer, () =>
         answer.inSync
-          ? style.good('in sync')
-          : differenceTable(answer.differences, style) + planTable(answer.plan, style),
+          ? [marked('good', 'in sync')]
+          : [...differenceTable(answer.differences), ...planTable(answer.plan)],
       );
       if (answer.truncated === true) output.note('there is more than one answer holds');
       if (!answer.inSync) shell.exitCode = EXIT.differs;

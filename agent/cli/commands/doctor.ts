@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { EXIT } from '../exit-codes.ts';
+import { marked, type Page } from '../page.ts';
 import type { Shell } from '../shell.ts';
 
 /** `doctor`: what of this host stands in the way of workloads' traffic, and the commands that mend it. */
@@ -23,13 +24,11 @@ your own that drop what host-only networks forward are found. Exit code 8 when t
       const findings = diagnose(observeHost(table));
       shell
         .output()
-        .result({ findings }, (style) =>
-          findings
-            .flatMap(({ severity, subject, seen, commands }) => [
-              `${severity === 'problem' ? style.bad(severity) : severity}: ${subject}: ${seen}`,
-              ...commands.map((command) => `    ${command}`),
-            ])
-            .join('\n'),
+        .result({ findings }, () =>
+          findings.flatMap(({ severity, subject, seen, commands }): Page => [
+            [severity === 'problem' ? marked('bad', severity) : severity, `: ${subject}: ${seen}`],
+            ...commands.map((command) => `    ${command}`),
+          ]),
         );
       if (findings.some(({ severity }) => severity === 'problem')) shell.exitCode = EXIT.differs;
     });

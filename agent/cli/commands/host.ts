@@ -36,7 +36,7 @@ has said what it holds.`,
         return { hosts, state: page.state };
       });
       const output = shell.output();
-      output.result(answer, (style) => hostTable(answer.hosts, style));
+      output.result(answer, () => hostTable(answer.hosts));
       if (answer.state !== 'armed') output.note(`the ledger grants nothing: it is ${answer.state}`);
     });
   host
@@ -56,10 +56,10 @@ fenced where somebody else has been given it since. Exit code 5 while its agent 
       const answer = await shell.withClient(({ client }) => client.forgetHost(name));
       shell
         .output()
-        .result(answer, () =>
+        .result(answer, () => [
           answer.forgotten
             ? `${name} forgotten, ${answer.released} leases ended`
             : `${name} was not known`,
-        );
+        ]);
     });
 }

@@ -55,6 +55,6 @@ is back, or forgotten ("voltnet host forget").`,
         } while (cursor !== undefined);
         return all;
       });
-      shell.output().result({ leases }, (style) => leaseTable(leases, style));
+      shell.output().result({ leases }, () => leaseTable(leases));
     });
 }

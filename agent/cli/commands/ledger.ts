@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { UsageError } from '../errors.ts';
 import { EXIT } from '../exit-codes.ts';
-import { table } from '../output.ts';
+import { marked, table } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { ledgerDifferenceTable } from '../views.ts';
 
@@ -49,11 +49,10 @@ left alone.`,
       const options = command.optsWithGlobals<InstallFlags>();
       const { installLedger } = await import('#ipam-store/install.ts');
       const installed = await installLedger(await redisOf(options));
-      shell.output().result({ installed }, (style) =>
+      shell.output().result({ installed }, () =>
         table(
           ['SERVER', 'BEFORE', 'NOW'],
           installed.map(({ server, before, after }) => [server, before ?? undefined, after]),
-          style,
         ),
       );
     });
@@ -81,10 +80,8 @@ difference stays, or a host did not answer.`,
       );
       const { inSync, differences, silent, truncated } = answer;
       const output = shell.output();
-      output.result(answer, (style) =>
-        differences.length === 0
-          ? style.good('in sync')
-          : ledgerDifferenceTable(differences, style),
+      output.result(answer, () =>
+        differences.length === 0 ? [marked('good', 'in sync')] : ledgerDifferenceTable(differences),
       );
       if (silent.length > 0) output.note(`not compared: ${silent.join(', ')}`);
       if (truncated) output.note('there are more: run it again');

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { readJsonObject } from '../attach-request.ts';
-import { details, table } from '../output.ts';
+import { details, table } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { UsageError } from '../errors.ts';
 import { wholeNumber } from '../units.ts';
@@ -61,7 +61,7 @@ The same content again is no error. Other content without --revision is (exit co
       const answer = await shell.withClient(({ client }) => client.putNetwork(body));
       shell.output().result(answer, () => {
         const what = answer.created ? 'created, revision' : 'is at revision';
-        return `${name} ${what} ${answer.revision}`;
+        return [`${name} ${what} ${answer.revision}`];
       });
     });
 
@@ -83,21 +83,18 @@ Examples:
     )
     .action(async (name: string) => {
       const answer = await shell.withClient(({ client }) => client.getNetwork(name));
-      shell.output().result(answer, (style) => {
+      shell.output().result(answer, () => {
         const { usage } = answer;
-        const summary = details(
-          [
-            ['revision', answer.revision],
-            ['addresses', usage.size],
-            ['used', usage.used],
-            ['free', usage.free],
-            ['reserved', usage.reserved],
-            ['cooling', usage.cooling],
-            ['suspect', usage.suspect],
-          ],
-          style,
-        );
-        return `${JSON.stringify(answer.network, null, 2)}\n${summary}`;
+        const summary = details([
+          ['revision', answer.revision],
+          ['addresses', usage.size],
+          ['used', usage.used],
+          ['free', usage.free],
+          ['reserved', usage.reserved],
+          ['cooling', usage.cooling],
+          ['suspect', usage.suspect],
+        ]);
+        return [...JSON.stringify(answer.network, null, 2).split('\n'), ...summary];
       });
     });
 
@@ -123,7 +120,7 @@ cooling: released a moment ago. suspect: held by hosts that have fallen silent.`
       } = await shell.withClient(({ client }) => client.getNetwork(name));
       shell
         .output()
-        .result({ network: shown.network, revision, usage }, (style) =>
+        .result({ network: shown.network, revision, usage }, () =>
           table(
             ['NETWORK', 'ADDRESSES', 'USED', 'FREE', 'RESERVED', 'COOLING', 'SUSPECT'],
             [
@@ -137,7 +134,6 @@ cooling: released a moment ago. suspect: held by hosts that have fallen silent.`
                 usage.suspect,
               ],
             ],
-            style,
           ),
         );
     });
@@ -164,7 +160,7 @@ Examples:
         } while (cursor !== undefined);
         return all;
       });
-      shell.output().result({ networks }, (style) =>
+      shell.output().result({ networks }, () =>
         table(
           ['NETWORK', 'TYPE', 'SUBNET', 'GATEWAY', 'IPV6', 'REVISION'],
           networks.map(({ network: one, revision }) => [
@@ -175,7 +171,6 @@ Examples:
             one.ipv6?.subnet,
             revision,
           ]),
-          style,
         ),
       );
     });
@@ -198,5 +193,5 @@ A network that is not there is deleted already: no error.`,
       const answer = await shell.withClient(({ client }) => client.deleteNetwork(name));
       shell
         .output()
-        .result(answer, () => (answer.deleted ? `${name} deleted` : `${name} was not there`));
+        .result(answer, () => [answer.deleted ? `${name} deleted` : `${name} was not there`]);
     });

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { EXIT } from '../exit-codes.ts';
-import { table } from '../output.ts';
+import { table } from '../page.ts';
 import type { Shell } from '../shell.ts';
 
 /** `setup`: makes in JetStream, as an administrator, what agents have no right to make. */
@@ -26,11 +26,10 @@ as it is; exit code 8 when it differs from what agents expect.`,
         const named = hosts.length === 0 ? [settings.host] : hosts;
         return jetStream((manager) => ensureAll(manager, settings.subjectPrefix, named));
       });
-      shell.output().result({ made }, (style) =>
+      shell.output().result({ made }, () =>
         table(
           ['NAME', 'OUTCOME', 'DIFFERENCES'],
           made.map(({ name, outcome, differences }) => [name, outcome, differences.join('; ')]),
-          style,
         ),
       );
       if (made.some(({ outcome }) => outcome === 'differs')) shell.exitCode = EXIT.differs;

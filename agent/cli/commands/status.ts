@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { EXIT } from '../exit-codes.ts';
-import { details } from '../output.ts';
+import { details } from '../page.ts';
 import { isRecord } from '../settings.ts';
 import type { Shell } from '../shell.ts';
 import { valueText } from '../views.ts';
@@ -26,7 +26,7 @@ Exit code 0 when the agent has NATS and Redis and the ledger grants it leases, 8
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
-      shell.output().result(reply.body, (style) => details(flatten(health), style));
+      shell.output().result(reply.body, () => details(flatten(health)));
       const { nats, redis, session } = health;
       const serves =
         nats === 'connected' &&

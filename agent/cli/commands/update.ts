@@ -28,7 +28,7 @@ export function addUpdateCommand(program: Command, shell: Shell): void {
       const answer = await shell.withClient(({ client, settings: { host } }) =>
         client.update(host, updateRequest(id, flags)),
       );
-      shell.output().result(answer, (style) => attachmentDetails(answer.attachment, style));
+      shell.output().result(answer, () => attachmentDetails(answer.attachment));
     });
 }
 

@@ -40,7 +40,7 @@ export function addWatchCommand(program: Command, shell: Shell): void {
         for (let seen = 0; seen < count; seen += 1) {
           const { done, value } = await next;
           if (done === true) throw new VoltError('AGENT_UNAVAILABLE', 'the connection was closed');
-          output.line(value, (style) => eventLine(value, style));
+          output.line(value, () => eventLine(value));
           next = events.next();
         }
       };

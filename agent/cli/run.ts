@@ -1,0 +1,40 @@
+import { CommanderError } from 'commander';
+import packageJson from '../../package.json' with { type: 'json' };
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { ExecError, UsageError } from './errors.ts';
+import { EXIT, type ExitCode, exitCodeOf } from './exit-codes.ts';
+import { createProgram } from './program.ts';
+import type { Shell } from './shell.ts';
+
+/** Runs one command line to its end; answers what the process exits with. */
+export async function run(shell: Shell, words: readonly string[]): Promise<ExitCode> {
+  try {
+    const program = await createProgram({ shell, version: packageJson.version, words });
+    await program.parseAsync(words, { from: 'user' });
+    return shell.exitCode;
+  } catch (error) {
+    return report(shell, error);
+  }
+}
+
+/** Says what went wrong, on standard error, and answers which exit code that is. */
+function report(shell: Shell, error: unknown): ExitCode {
+  // Commander has said it already; asking for help or for the version is no error.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+  const known =
+    error instanceof UsageError ? new VoltError('INVALID_REQUEST', error.message) : error;
+  shell.output().complaint(toErrorBody(known), () => complaint(error));
+  if (error instanceof UsageError) return EXIT.usage;
+  if (error instanceof ExecError) return error.exitCode;
+  return error instanceof VoltError ? exitCodeOf(error) : EXIT.failed;
+}
+
+function complaint(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error);
+  const lines = message.split('\n');
+  const code = error instanceof VoltError ? ` (${error.code})` : '';
+  // A line of somebody else's message does not look like one of ours.
+  const indent = error instanceof UsageError ? '' : '  ';
+  const shown = lines.map((line, n) => (n === 0 ? `voltnet: ${line}` : `${indent}${line}`));
+  return shown.join('\n') + code;
+}
