@@ -1,4 +1,14 @@
-import { closeSync, fstatSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { dirname } from 'node:path';
 import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError } from './errors.ts';
@@ -111,6 +121,8 @@ export class Namespace implements Disposable {
   /** Unbinds a path that `create` or `ip netns add` made. Success when it is gone. */
   static remove(path: string): void {
     traced('umount', path, () => {
+      // Asked first: who may not unmount gets EPERM also for what is not there, and would try for ever.
+      if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return;
       try {
         checked(libc.umount2(path, MNT_DETACH), 'umount', path);
       } catch (error) {
@@ -206,7 +218,8 @@ function note(namespace: Namespace): void {
 
 /** A folder whose mounts are seen in mount namespaces made later, as `ip netns` prepares /run/netns. */
 function prepareFolder(folder: string): void {
-  mkdirSync(folder, { recursive: true, mode: 0o755 });
+  // Whatever the umask of this process: those who join namespaces have to come in.
+  if (mkdirSync(folder, { recursive: true }) !== undefined) chmodSync(folder, 0o755);
   if (isMountPoint(folder)) return;
   checked(libc.mount(folder, folder, 'none', MS_BIND | MS_REC, null), 'mount', folder);
   checked(libc.mount('', folder, 'none', MS_SHARED | MS_REC, null), 'mount', folder);

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Becomes systemd, PID 1 of new namespaces of processes, mounts, control groups, host name and IPC, in the network
+# namespace of the caller. $1: a folder on a tmpfs with etc/, bin/ and lib/, laid over /etc, /usr/bin and /var/lib.
+# Whoever runs this is in a control group of its own already. SIGKILL ends all of it.
+set -eu
+folder=$1
+if [ "${2:-}" != inside ]; then
+  exec unshare --pid --fork --kill-child --mount --propagation unchanged --cgroup --uts --ipc \
+    sh "$0" "$folder" inside
+fi
+mount -t proc -o nosuid,nodev,noexec proc /proc
+over() { mount -t overlay -o "lowerdir=$1,upperdir=$folder/$2,workdir=$folder/$2.work" overlay "$1"; }
+over /etc etc
+over /usr/bin bin
+over /var/lib lib
+mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
+: >"$folder/console"
+mount --bind "$folder/console" /dev/console
+# What systemd finds to say for itself goes to the console; of units there are those of the folder alone.
+exec env -i PATH="$PATH" container=volt-test SYSTEMD_UNIT_PATH=/run/systemd/system \
+  /lib/systemd/systemd --system --unit=stand.target --log-target=console --show-status=no
