@@ -1,0 +1,165 @@
+import { readFileSync } from 'node:fs';
+import { connect, headers, type NatsConnection } from 'nats';
+import { fileURLToPath } from 'node:url';
+import { VoltNetworkClient } from '#protocol/client.ts';
+import { type RunningAgent, startAgent } from '../support/agent.ts';
+import { startNats, startRedis } from '../support/servers.ts';
+import { printFigures, printFloors } from './figures.ts';
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+/** Attaches, each with its detach. */
+const CYCLES = Number(process.env['VOLT_BENCH_CYCLES'] ?? 1_500);
+const BAD_MESSAGES = Number(process.env['VOLT_BENCH_BAD_MESSAGES'] ?? 30_000);
+const BLOCKS = 6;
+const IN_FLIGHT = 32;
+/** Attaches one at a time, after each block. */
+const TIMED = 10;
+const OPERATIONS = ['attach', 'detach', 'get', 'list', 'check', 'update'] as const;
+
+/** An agent, and what was measured of it. */
+interface Subject {
+  readonly name: string;
+  readonly agent: RunningAgent;
+  readonly network: string;
+  readonly times: number[];
+  readonly residentMiB: number[];
+}
+
+/**
+ * What of the machine's memory an agent keeps: fresh, after attaches and detaches, and after messages that are none.
+ * Beside the agent as installed one without what its launcher sets, in the same run, block by block.
+ */
+export async function benchMemory(): Promise<void> {
+  const [nats, redis] = await Promise.all([startNats(), startRedis()]);
+  const connection = await connect({ servers: nats.url });
+  const client = new VoltNetworkClient({ connection, headers, timeoutMs: 60_000 });
+  // $0 is the launcher that the fixture would have run.
+  const bare = ['sh', '-c', `exec ${ROOT}deploy/bin/node ${ROOT}agent/main.ts "$@"`];
+  const subjects: Subject[] = [];
+  for (const [n, name] of ['as installed', 'without its settings'].entries()) {
+    const agent = await startAgent({
+      config: {
+        host: `h${n}`,
+        nats: { url: nats.url },
+        redis: { url: redis.url },
+        nftablesTable: `volt${n}`,
+      },
+      ...(n === 1 && { wrap: bare }),
+    });
+    await agent.ready();
+    const network = `n${n}`;
+    await client.putNetwork({
+      network,
+      subnet: `10.${40 + n}.0.0/16`,
+      gateway: `10.${40 + n}.0.1`,
+    });
+    subjects.push({ name, agent, network, times: [], residentMiB: [] });
+  }
+  note(subjects);
+  for (let block = 0; block < BLOCKS; block += 1) {
+    for (const one of subjects) await cycles(client, one, CYCLES / BLOCKS);
+    await attachInTurn(client, subjects);
+  }
+  note(subjects);
+  for (const share of [1, 2]) {
+    for (const { agent } of subjects) await badMessages(connection, agent.host, BAD_MESSAGES / 2);
+    if (share === 1) note(subjects);
+  }
+  note(subjects);
+  print(subjects);
+  for (const { agent } of subjects) await agent.stop();
+  await connection.close();
+  await Promise.all([nats.stop(), redis.stop()]);
+}
+
+function note(subjects: readonly Subject[]): void {
+  for (const { agent, residentMiB } of subjects) {
+    const status = readFileSync(`/proc/${agent.pid}/status`, 'utf8');
+    residentMiB.push(Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) / 1_024);
+  }
+}
+
+let attached = 0;
+
+async function cycle(client: VoltNetworkClient, { agent, network, times }: Subject, timed = false) {
+  attached += 1;
+  const id = `m${attached}`;
+  const started = performance.now();
+  await client.attach(agent.host, { id, workload: `vm-${id}`, kind: 'vm', network });
+  if (timed) times.push(performance.now() - started);
+  await client.detach(agent.host, { id });
+}
+
+async function cycles(client: VoltNetworkClient, subject: Subject, count: number): Promise<void> {
+  let left = count;
+  const one = async (): Promise<void> => {
+    for (; left > 0; await cycle(client, subject)) left -= 1;
+  };
+  await Promise.all(Array.from({ length: IN_FLIGHT }, one));
+}
+
+async function attachInTurn(
+  client: VoltNetworkClient,
+  subjects: readonly Subject[],
+): Promise<void> {
+  for (let n = 0; n < TIMED; n += 1) for (const one of subjects) await cycle(client, one, true);
+}
+
+/** Each is answered before more than a few follow: what is measured is what stays, not a backlog. */
+async function badMessages(connection: NatsConnection, host: string, count: number): Promise<void> {
+  let left = count;
+  const one = async (): Promise<void> => {
+    while (left > 0) {
+      left -= 1;
+      const operation = OPERATIONS[left % OPERATIONS.length];
+      const subject = `volt.net.v1.host.${host}.${operation}`;
+      await connection.request(subject, badMessage(left), { timeout: 60_000 });
+    }
+  };
+  await Promise.all(Array.from({ length: IN_FLIGHT }, one));
+}
+
+/** Of all sizes: no MessagePack, too deep, text that is none, of the wrong shape, nothing at all. */
+function badMessage(n: number): Uint8Array {
+  const kinds = [
+    () => Buffer.from([0xc1, n % 256]),
+    () => Buffer.alloc(20 + (n % 3_000), 0x91),
+    () => Buffer.from([0x81, 0xa2, 0x69, 0x64, 0xa2, 0xc3, 0x28]),
+    () => Buffer.alloc(1 + (n % 60_000), n % 256),
+    () => Buffer.concat([Buffer.from([0x81, 0xda, 0x40, 0]), Buffer.alloc(16_385, 0x61)]),
+    () => Buffer.alloc(0),
+  ];
+  return kinds[n % kinds.length]?.() ?? Buffer.alloc(0);
+}
+
+const MOMENTS = [
+  'fresh',
+  `${CYCLES} attaches and detaches`,
+  `${BAD_MESSAGES / 2} bad messages`,
+  `${BAD_MESSAGES} bad messages`,
+];
+
+function print(subjects: readonly Subject[]): void {
+  const [installed, bare] = subjects;
+  if (installed === undefined || bare === undefined) return;
+  process.stdout.write(`\nresident, MiB\n  ${''.padEnd(34)}`);
+  process.stdout.write(`${subjects.map(({ name }) => name.padStart(24)).join('')}\n`);
+  for (const [n, moment] of MOMENTS.entries()) {
+    const figures = subjects.map(({ residentMiB }) =>
+      (residentMiB[n] ?? 0).toFixed(0).padStart(24),
+    );
+    process.stdout.write(`  ${moment.padEnd(34)}${figures.join('')}\n`);
+  }
+  printFigures('attach of a VM, one at a time, in turn', [bare, installed]);
+  const [fresh = 0, , half = 0, end = 0] = installed.residentMiB;
+  printFloors([
+    { what: 'resident at the end / fresh', figure: end / fresh, bound: 1.6, sense: '<=' },
+    { what: 'second half of the bad messages', figure: end / half, bound: 1.1, sense: '<=' },
+    {
+      what: 'at the end / without its settings',
+      figure: end / (bare.residentMiB[3] ?? 0),
+      bound: 0.8,
+      sense: '<=',
+    },
+  ]);
+}
