@@ -124,8 +124,8 @@ const answering = (answer: unknown) =>
     },
   }) as unknown as NatsConnection;
 
-/** One message on the subject of events, then nothing. */
-const publishing = (subject: string, body: unknown, header: (name: string) => string) =>
+/** One message on the subject of events, with this text in each header but the source, then nothing. */
+const publishing = (subject: string, body: unknown, text: string) =>
   ({
     subscribe: () =>
       Object.assign(
@@ -133,7 +133,7 @@ const publishing = (subject: string, body: unknown, header: (name: string) => st
           yield await Promise.resolve({
             subject,
             data: encodeAnswer(body),
-            headers: { get: header },
+            headers: { get: (name: string) => (name === 'ce-source' ? '/volt/network/h1' : text) },
           });
         })(),
         { unsubscribe: () => {}, getSubject: () => subject },
@@ -182,7 +182,7 @@ describe('events', () => {
         hostileText(),
         fc.constantFrom(...MODES),
         async (body, text, { more, isTTY }) => {
-          const connection = publishing(`volt.net.v1.event.h1.volt0.${type}`, body, () => text);
+          const connection = publishing(`volt.net.v1.event.h1.volt0.${type}`, body, text);
           const result = await printed(`watch --count 1${more}`, isTTY, connection);
           expect(result).toMatchObject({ exitCode: 0, out: expect.stringContaining(type) });
           expectHarmless(result, isTTY);
