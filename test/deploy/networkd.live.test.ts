@@ -168,8 +168,8 @@ beforeAll(async () => {
     if (!existsSync(file)) throw new Error(`${file} is missing: sh deploy/bootstrap.sh test`);
   }
   mkdirSync(UNITS, { recursive: true });
-  const ours = readdirSync(join(ROOT, 'deploy/systemd')).filter(
-    (name) => !name.endsWith('.service'),
+  const ours = readdirSync(join(ROOT, 'deploy/systemd')).filter((name) =>
+    /\.(network|netdev|link)$/.test(name),
   );
   for (const name of ours) cpSync(join(ROOT, 'deploy/systemd', name), join(UNITS, name));
   cpSync(join(UDEV, 'lib/systemd/network/99-default.link'), join(UNITS, '99-default.link'));
