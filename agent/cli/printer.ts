@@ -46,10 +46,9 @@ export class Printer {
     if (!this.#json) this.#terminal.writeError(render([line]));
   }
 
-  /** What went wrong, on standard error: the body of the error with `--json`, else its lines; no secrets in either. */
-  complaint(body: unknown, forPeople: () => string): void {
-    if (this.#json) this.#terminal.writeError(jsonText(body));
-    else this.proseOfError(forPeople());
+  /** What went wrong, on standard error: the body of the error with `--json`, else the page. */
+  complaint(body: unknown, forPeople: () => Page): void {
+    this.#terminal.writeError(this.#json ? jsonText(body) : render(forPeople()));
   }
 
   /** Lines for people whatever `--json` says: help. */

@@ -1,8 +1,10 @@
 import { CommanderError } from 'commander';
 import packageJson from '../../package.json' with { type: 'json' };
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { redacted } from '#protocol/secrets.ts';
 import { ExecError, UsageError } from './errors.ts';
 import { EXIT, type ExitCode, exitCodeOf } from './exit-codes.ts';
+import type { Page } from './page.ts';
 import { createProgram } from './program.ts';
 import type { Shell } from './shell.ts';
 
@@ -29,12 +31,12 @@ function report(shell: Shell, error: unknown): ExitCode {
   return error instanceof VoltError ? exitCodeOf(error) : EXIT.failed;
 }
 
-function complaint(error: unknown): string {
+function complaint(error: unknown): Page {
   const message = error instanceof Error ? error.message : String(error);
-  const lines = message.split('\n');
+  const lines = redacted(message).split('\n');
   const code = error instanceof VoltError ? ` (${error.code})` : '';
   // A line of somebody else's message does not look like one of ours.
   const indent = error instanceof UsageError ? '' : '  ';
-  const shown = lines.map((line, n) => (n === 0 ? `voltnet: ${line}` : `${indent}${line}`));
-  return shown.join('\n') + code;
+  const page = lines.map((line, n) => (n === 0 ? `voltnet: ${line}` : `${indent}${line}`));
+  return [...page.slice(0, -1), `${page.at(-1) ?? ''}${code}`];
 }

@@ -67,7 +67,7 @@ describe('--json', () => {
     printer.result({ a: 1 }, () => ['a is 1']);
     printer.line({ a: 2 }, () => 'a is 2');
     printer.note('for people');
-    printer.complaint({ error: 3 }, () => 'wrong');
+    printer.complaint({ error: 3 }, () => ['wrong']);
     expect(written).toEqual(['out {\n  "a": 1\n}\n', 'out {"a":2}\n', 'err {"error":3}\n']);
   });
 
@@ -76,7 +76,7 @@ describe('--json', () => {
     printer.result({ a: 1 }, () => ['a is 1', '']);
     printer.line({ a: 2 }, () => ['a ', marked('bad', 'is 2')]);
     printer.note('for people');
-    printer.complaint({ error: 3 }, () => 'wrong');
+    printer.complaint({ error: 3 }, () => ['wrong']);
     expect(written).toEqual(['out a is 1\n\n', 'out a is 2\n', 'err for people\n', 'err wrong\n']);
   });
 });

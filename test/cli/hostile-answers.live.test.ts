@@ -2,8 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import type { MsgHdrs, NatsConnection } from 'nats';
-import { afterAll, describe, expect, test } from 'vitest';
+import { connect, headers, type NatsConnection } from 'nats';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { z } from 'zod';
 import type { Connected } from '#agent/cli/connect.ts';
 import { run } from '#agent/cli/run.ts';
@@ -36,6 +36,7 @@ import {
 } from '#protocol/network.ts';
 import type { IS_ANSWER } from '#protocol/outlines.ts';
 import { actsOnTerminals, hostileText, hostileValue } from '../support/hostile-text.ts';
+import { type Server, startNats } from '../support/servers.ts';
 
 // Every command, against a peer that fills each field of its answers with what a terminal acts upon. The fields are
 // those of the protocol's schemas: one that is new there is in here by itself.
@@ -87,11 +88,37 @@ interface Printed {
   readonly exitCode: number;
 }
 
-/** Runs a command in this process, over a connection of ours. */
+let nats: Server;
+/** The command line's, and that of whoever answers and publishes in the place of agents. */
+let ours: NatsConnection;
+let peer: NatsConnection;
+/** What the peer says, on the bus or over the socket. */
+let answer: unknown;
+
+beforeAll(async () => {
+  nats = await startNats();
+  const servers = nats.url;
+  [ours, peer] = await Promise.all([connect({ servers }), connect({ servers })]);
+  // Whatever is asked gets the same; the second page of a list is without a cursor, and so the last.
+  peer.subscribe('volt.net.v1.*.>', {
+    callback: (_, message) => {
+      if (message.reply === undefined || message.reply === '') return;
+      const paged = Object.hasOwn(decode(message.data) as object, 'cursor');
+      message.respond(encodeAnswer(paged ? { ...(answer as object), cursor: undefined } : answer));
+    },
+  });
+  await peer.flush();
+});
+afterAll(async () => {
+  await Promise.all([ours.close(), peer.close()]);
+  await nats.stop();
+});
+
+/** Runs a command in this process; `whenListening` once what it watches would be seen. */
 async function printed(
   command: string,
   isTTY: boolean,
-  connection: Pick<NatsConnection, 'request' | 'subscribe'>,
+  whenListening?: () => void,
 ): Promise<Printed> {
   let out = '';
   let error = '';
@@ -100,45 +127,33 @@ async function printed(
     writeError: (text: string) => (error += text),
     isTTY: () => isTTY,
   };
+  // A watch ends with its connection; to connect for every request would take most of the time.
+  const own = whenListening === undefined ? undefined : await connect({ servers: nats.url });
+  const connection = own ?? ours;
   class OurShell extends Shell {
     override withClient<T>(work: (connected: Connected) => Promise<T>): Promise<T> {
-      const headers = () => new Map() as unknown as MsgHdrs;
-      const client = new VoltNetworkClient({ connection: connection as NatsConnection, headers });
-      const settings = this.settings();
-      const jetStream = () => Promise.reject(new Error('no JetStream'));
-      return work({ client, settings, flush: () => Promise.resolve(), jetStream });
+      return work({
+        client: new VoltNetworkClient({ connection, headers }),
+        settings: this.settings(),
+        flush: () => connection.flush().then(whenListening),
+        jetStream: () => Promise.reject(new Error('no JetStream')),
+      });
     }
   }
   const shell = new OurShell({ env: { VOLT_NET_RUNTIME_DIR: folder }, terminal });
   const exitCode = await run(shell, command.split(' '));
+  await own?.close();
   return { out, error, exitCode };
 }
 
-/** Answers every request with these, the second page of a list without a cursor. */
-const answering = (answer: unknown) =>
-  ({
-    request: (_subject: string, payload: Uint8Array) => {
-      const paged = Object.hasOwn(decode(payload) as object, 'cursor');
-      const page = paged ? { ...(answer as object), cursor: undefined } : answer;
-      return Promise.resolve({ data: encodeAnswer(page) });
-    },
-  }) as unknown as NatsConnection;
-
-/** One message on the subject of events, with this text in each header but the source, then nothing. */
-const publishing = (subject: string, body: unknown, text: string) =>
-  ({
-    subscribe: () =>
-      Object.assign(
-        (async function* messages() {
-          yield await Promise.resolve({
-            subject,
-            data: encodeAnswer(body),
-            headers: { get: (name: string) => (name === 'ce-source' ? '/volt/network/h1' : text) },
-          });
-        })(),
-        { unsubscribe: () => {}, getSubject: () => subject },
-      ),
-  }) as unknown as NatsConnection;
+/** Publishes an event of the host h1 with this text in each header but the source; in a header no line ends. */
+function publish(type: string, body: unknown, text: string): void {
+  const made = headers();
+  const names = ['ce-id', 'ce-type', 'ce-subject', 'ce-time', 'traceparent', 'tracestate'];
+  for (const name of names) made.set(name, text.replace(/[\r\n]/g, ' '));
+  made.set('ce-source', '/volt/network/h1');
+  peer.publish(`volt.net.v1.event.h1.volt0.${type}`, encodeAnswer(body), { headers: made });
+}
 
 /** Without colours of ours; that nobody else's come through is seen where there are none. */
 const colourless = (text: string): string =>
@@ -160,8 +175,9 @@ describe('answers', () => {
       fc.asyncProperty(
         hostileValue(schema),
         fc.constantFrom(...MODES),
-        async (answer, { more, isTTY }) => {
-          const result = await printed(command + more, isTTY, answering(answer));
+        async (given, { more, isTTY }) => {
+          answer = given;
+          const result = await printed(command + more, isTTY);
           expectHarmless(result, isTTY);
           if (result.out.length > 0) shown += 1;
         },
@@ -182,8 +198,8 @@ describe('events', () => {
         hostileText(),
         fc.constantFrom(...MODES),
         async (body, text, { more, isTTY }) => {
-          const connection = publishing(`volt.net.v1.event.h1.volt0.${type}`, body, text);
-          const result = await printed(`watch --count 1${more}`, isTTY, connection);
+          const tell = (): void => publish(type, body, text);
+          const result = await printed(`watch --count 1${more}`, isTTY, tell);
           expect(result).toMatchObject({ exitCode: 0, out: expect.stringContaining(type) });
           expectHarmless(result, isTTY);
           if (more === '') expect(result.out.trimEnd().split('\n')).toHaveLength(1);
@@ -201,8 +217,9 @@ const hostileError = hostileText().chain((code) =>
 describe('errors', () => {
   test.each(['get web', 'ledger check', 'watch --type x'])('%s', async (command) => {
     await fc.assert(
-      fc.asyncProperty(hostileError, fc.constantFrom(...MODES), async (answer, { more, isTTY }) => {
-        const result = await printed(command + more, isTTY, answering(answer));
+      fc.asyncProperty(hostileError, fc.constantFrom(...MODES), async (given, { more, isTTY }) => {
+        answer = given;
+        const result = await printed(command + more, isTTY);
         expect(result.exitCode).not.toBe(0);
         expectHarmless(result, isTTY);
         // Nobody's message makes a line that looks like one of ours.
@@ -216,7 +233,6 @@ describe('errors', () => {
 });
 
 describe('the local socket', () => {
-  let answer: unknown;
   const server = listenSeqpacket({
     path: join(folder, 'agent.sock'),
     mode: 0o600,
@@ -248,7 +264,7 @@ describe('the local socket', () => {
         fc.constantFrom('--timeout 5s ', '--timeout 5s --json '),
         async (given, flags) => {
           answer = given;
-          expectHarmless(await printed(flags + command, false, answering(null)), false);
+          expectHarmless(await printed(flags + command, false), false);
         },
       ),
       RUNS,
@@ -262,7 +278,7 @@ test('words of the command line itself', async () => {
       hostileText().map((text) => text.replaceAll(' ', '')),
       fc.constantFrom('', 'get ', 'get web --', 'list --state ', 'network put '),
       async (text, before) => {
-        expectHarmless(await printed(before + text, false, answering({})), false);
+        expectHarmless(await printed(before + text, false), false);
       },
     ),
     RUNS,
