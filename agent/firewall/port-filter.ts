@@ -35,6 +35,13 @@ const PORT_SETS = {
 } as const;
 
 const ARP = 'arp htype 1 arp ptype ip arp hlen 6 arp plen 4';
+const LATE_FRAGMENT = 'ip frag-off & 0x1fff != 0';
+/**
+ * What udhcpc takes for a whole DHCP answer, since it does not look at the fragment's offset: a header without
+ * options, and behind it the client's port and a length that fits a packet of Ethernet. Of other data one fragment in
+ * two million looks like that.
+ */
+const DHCP_ANSWER_INSIDE = '@nh,4,4 5 @nh,176,16 68 @nh,192,5 0';
 const SOLICITATION =
   'ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit icmpv6 code 0';
 /** Duplicate address detection (RFC 4862), without and with a nonce (RFC 7527). */
@@ -83,17 +90,31 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
+  // Of a header that contradicts itself, or is not of IPv4 at all, there is no protocol, and then no match. Clients
+  // that read frames themselves (ISC dhclient) take what is in such a packet all the same.
   own_v4: {
     rules: [
-      // Clients take an answer from any port.
-      'udp sport 67 counter drop',
-      'udp dport 68 counter drop',
+      'meta l4proto udp goto udp_v4',
       'igmp type membership-query counter drop',
-      'goto ok',
+      'meta l4proto != udp goto ok',
+      'counter drop',
+    ],
+  },
+  // Later fragments are nothing without the first.
+  udp_v4: {
+    rules: [
+      `${LATE_FRAGMENT} ${DHCP_ANSWER_INSIDE} counter drop`,
+      `${LATE_FRAGMENT} goto ok`,
+      // Clients take an answer from any port.
+      'udp dport 68 counter drop',
+      'udp sport != 67 goto ok',
+      'counter drop',
     ],
   },
   port_v6: {
     rules: [
+      // Later fragments are taken for such whatever the version says.
+      'ip6 version != 6 counter drop',
       'ip6 saddr :: goto unspecified_v6',
       `${side} . ip6 saddr @src6 goto own_v6`,
       `${side} @anylocal ip6 saddr fe80::/10 ip6 saddr != @hostlocal goto own_v6`,
