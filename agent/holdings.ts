@@ -5,7 +5,7 @@ import { announce } from './announce.ts';
 import type { Config } from './config.ts';
 import type { Detaches } from './detaches.ts';
 import { endedLease, type EventLog } from './events.ts';
-import type { Journal } from './journal.ts';
+import type { AttachmentRecord, Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import { leaseOf } from './reconcile/remake.ts';
@@ -37,6 +37,10 @@ export interface Settled {
   readonly released: readonly string[];
 }
 
+/** What is fenced and was not closed by this agent is another's. */
+const hasLostLease = ({ state, closed }: AttachmentRecord): boolean =>
+  state === 'fenced' && closed === undefined;
+
 /**
  * What this host holds in the ledger, where records and leases have to be brought together: after a loss, a reboot,
  * an expiry, or when somebody else has been given what this host believes its own.
@@ -50,7 +54,7 @@ export class Holdings {
     this.#options = options;
   }
 
-  /** The leases of all records that are not fenced, also of those that are being detached. */
+  /** The leases of all records whose lease is not another's by now, also of those that are being detached. */
   leases(): Lease[] {
     return this.#options.journal.values().flatMap(({ id }) => this.lease(id) ?? []);
   }
@@ -58,7 +62,7 @@ export class Holdings {
   /** The same of one. */
   lease(id: string): Lease | undefined {
     const record = this.#options.journal.get(id);
-    if (record?.attachment === undefined || record.state === 'fenced') return undefined;
+    if (record?.attachment === undefined || hasLostLease(record)) return undefined;
     return leaseOf(record.attachment, record);
   }
 
@@ -69,7 +73,8 @@ export class Holdings {
     this.#expiring.add(id);
     const turn = turns.take(id, Infinity, async () => {
       const record = journal.get(id);
-      if (record?.state !== 'attached') return;
+      if (record === undefined || !['attached', 'fenced'].includes(record.state)) return;
+      if (hasLostLease(record)) return;
       const lease = await ledger.getLease(id);
       if (lease?.expiresAt === undefined || Date.parse(lease.expiresAt) > nowMs) return;
       detaches.begin(record, {

@@ -166,6 +166,7 @@ export class Inspection {
   #differencesOf(id: string, lease: Lease | undefined): Difference[] {
     const { journal, networkTypes } = this.#options;
     const record = journal.get(id);
+    if (record?.closed !== undefined) return [record.closed];
     if (record === undefined || !isAttached(record)) return [];
     const { attachment, networkType } = record;
     const observed = networkTypes[networkType]?.observe(attachment) ?? [];

@@ -15,6 +15,7 @@ import {
   attachmentSchema,
   STATES as ATTACHMENT_STATES,
   attachRequestSchema,
+  type Difference,
 } from '#protocol/attachment.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
@@ -31,8 +32,10 @@ const RECORD_VERSION = 1;
  */
 export interface AttachmentRecord {
   readonly id: string;
-  /** `fenced`: its lease is another's by now, and its device is down. */
+  /** `fenced`: its lease is another's by now, or it is `closed`, and its device is down. */
   readonly state: Attachment['state'];
+  /** Why the agent has set its device down for good: what its holder did to it again and again. */
+  readonly closed?: Difference;
   readonly networkType: Network['type'];
   readonly request: AttachRequest;
   /** Equal for requests of the same content (contract of `attach`). */
@@ -106,6 +109,8 @@ export class Journal {
   /** What the copy of a record says, for those that have one. */
   readonly #copied = new Map<string, AttachmentRecord>();
   readonly #deviceNames = new Set<string>();
+  /** Ids by the workload's MAC, which is unique in a network alone. */
+  readonly #macs = new Map<string, ReadonlySet<string>>();
   /** Ids of the VMs that were attached before a reboot, as `load` found them. */
   ofEarlierBoot: readonly string[] = [];
 
@@ -152,6 +157,11 @@ export class Journal {
   /** True when a record has or reserves this device name. */
   namesDevice(name: string): boolean {
     return this.#deviceNames.has(name);
+  }
+
+  /** Records of workloads with this MAC. */
+  ofMac(mac: string): AttachmentRecord[] {
+    return [...(this.#macs.get(mac) ?? [])].flatMap((id) => this.#records.get(id) ?? []);
   }
 
   /** Throws what the disk says (ENOSPC), and then nothing has changed. */
@@ -209,12 +219,19 @@ export class Journal {
     this.#records.set(record.id, record);
     this.#ids.add(record.id);
     this.#deviceNames.add(record.deviceName);
+    const mac = record.attachment?.mac;
+    if (mac !== undefined) this.#macs.set(mac, new Set(this.#macs.get(mac)).add(record.id));
   }
 
   #forget(id: string): void {
     const record = this.#records.get(id);
     if (record !== undefined) this.#deviceNames.delete(record.deviceName);
     this.#records.delete(id);
+    const mac = record?.attachment?.mac ?? '';
+    const others = new Set(this.#macs.get(mac));
+    others.delete(id);
+    if (others.size > 0) this.#macs.set(mac, others);
+    else this.#macs.delete(mac);
   }
 
   /** An attach that has not come to its end has nothing to be made again. */

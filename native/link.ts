@@ -250,10 +250,13 @@ export class Links {
 
   /** Changes how a bridge treats one of its ports. */
   setBridgePort(link: LinkReference, port: Values<typeof BRIDGE_PORT>): void {
+    this.#socket.request(this.bridgePortChange(link, port));
+  }
+
+  /** The request of `setBridgePort`, for a batch. */
+  bridgePortChange(link: LinkReference, port: Values<typeof BRIDGE_PORT>): Request {
     const header = { ifi_family: AF_BRIDGE, ifi_index: indexOf(link) };
-    this.#socket.request(
-      linkRequest(RTM_SETLINK, subjectOf(link), header, { IFLA_PROTINFO: port }),
-    );
+    return linkRequest(RTM_SETLINK, subjectOf(link), header, { IFLA_PROTINFO: port });
   }
 
   /** Changes settings of one virtual function of a PF. */

@@ -1,5 +1,6 @@
 import type { IpAddress, MacAddress } from '#protocol/address.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
+import type { Steps } from './steps.ts';
 import type { Received } from './netlink-message.ts';
 import {
   AF_BRIDGE,
@@ -10,6 +11,7 @@ import {
   NLM_F_CREATE,
   NLM_F_REPLACE,
   NTF_MASTER,
+  NTF_STICKY,
   NUD_NOARP,
   NUD_PERMANENT,
   NUD_REACHABLE,
@@ -31,6 +33,10 @@ export interface ForwardingEntry {
   readonly ifindex: number;
   readonly mac: MacAddress;
   readonly master?: number;
+  /** It does not age, and no frame from another port moves it. */
+  readonly fixed?: boolean;
+  /** The MAC of a port, or of the bridge: what is sent there goes to the host. */
+  readonly local?: boolean;
 }
 
 type Parsed = Neighbour | (ForwardingEntry & { readonly address?: undefined });
@@ -64,10 +70,15 @@ export class Neighbours {
 
   /** Makes or replaces a static entry of the bridge that the port belongs to. */
   replaceForwarding(entry: ForwardingEntry): void {
-    this.#socket.request({
+    this.#socket.request(this.forwardingReplacement(entry));
+  }
+
+  /** The request of `replaceForwarding`, for a batch. */
+  forwardingReplacement(entry: ForwardingEntry): Request {
+    return {
       ...forwardingRequest(RTM_NEWNEIGH, 'RTM_NEWNEIGH', entry),
       flags: NLM_F_CREATE | NLM_F_REPLACE,
-    });
+    };
   }
 
   /** Removes an entry of the bridge that the port belongs to; ENOENT when there is none. */
@@ -75,23 +86,50 @@ export class Neighbours {
     this.#socket.request(forwardingRequest(RTM_DELNEIGH, 'RTM_DELNEIGH', entry));
   }
 
-  listForwarding(): ForwardingEntry[] {
-    return this.#dump(AF_BRIDGE).filter((row): row is ForwardingEntry => row.mac !== undefined);
-  }
-
-  #dump(family: number): Parsed[] {
-    const rows = this.#socket.dump(
+  /** The entry for a MAC of the bridge that the port belongs to, wherever it leads; null when there is none. */
+  findForwarding({ ifindex, mac }: ForwardingEntry): ForwardingEntry | null {
+    const found = this.#socket.find(
       {
         type: RTM_GETNEIGH,
         operation: 'RTM_GETNEIGH',
-        subject: family === AF_BRIDGE ? 'forwarding' : 'neighbours',
-        write: (writer) => neighbourMessage.write(writer, { ndm_family: family }, {}),
+        subject: `${mac.toString()} dev #${ifindex}`,
+        write: (writer) =>
+          neighbourMessage.write(
+            writer,
+            { ndm_family: AF_BRIDGE, ndm_ifindex: ifindex, ndm_flags: NTF_MASTER },
+            { NDA_LLADDR: mac },
+          ),
       },
+      'ENOENT',
       parseNeighbour,
     );
+    return found?.address === undefined ? found : null;
+  }
+
+  listForwarding(): ForwardingEntry[] {
+    return this.#dump(AF_BRIDGE).filter(isForwarding);
+  }
+
+  /** The same, with pauses (`NetlinkSocket.dumpSteps`). */
+  *listForwardingSteps(): Steps<ForwardingEntry[]> {
+    const rows = yield* this.#socket.dumpSteps(dumpRequest(AF_BRIDGE), parseNeighbour);
+    return rows.filter((row) => row !== null).filter(isForwarding);
+  }
+
+  #dump(family: number): Parsed[] {
+    const rows = this.#socket.dump(dumpRequest(family), parseNeighbour);
     return rows.filter((row) => row !== null);
   }
 }
+
+const isForwarding = (row: Parsed): row is ForwardingEntry => row.address === undefined;
+
+const dumpRequest = (family: number): Request => ({
+  type: RTM_GETNEIGH,
+  operation: 'RTM_GETNEIGH',
+  subject: family === AF_BRIDGE ? 'forwarding' : 'neighbours',
+  write: (writer) => neighbourMessage.write(writer, { ndm_family: family }, {}),
+});
 
 const neighbourRequest = (
   type: number,
@@ -117,7 +155,7 @@ const neighbourRequest = (
 const forwardingRequest = (
   type: number,
   operation: string,
-  { ifindex, mac }: ForwardingEntry,
+  { ifindex, mac, fixed = false }: ForwardingEntry,
 ): Request => ({
   type,
   operation,
@@ -129,7 +167,7 @@ const forwardingRequest = (
         ndm_family: AF_BRIDGE,
         ndm_ifindex: ifindex,
         ndm_state: NUD_NOARP | NUD_REACHABLE,
-        ndm_flags: NTF_MASTER,
+        ndm_flags: NTF_MASTER | (fixed ? NTF_STICKY : 0),
       },
       { NDA_LLADDR: mac },
     ),
@@ -142,7 +180,14 @@ export function parseNeighbour({ body }: Received): Parsed | null {
   const ifindex = header.ndm_ifindex;
   if (header.ndm_family === AF_BRIDGE) {
     if (mac === undefined) return null;
-    return { ifindex, mac, ...(master !== undefined && { master }) };
+    const { ndm_state: state, ndm_flags: flags } = header;
+    return {
+      ifindex,
+      mac,
+      ...(master !== undefined && { master }),
+      ...((state & NUD_NOARP) !== 0 && (flags & NTF_STICKY) !== 0 && { fixed: true }),
+      ...((state & NUD_PERMANENT) !== 0 && { local: true }),
+    };
   }
   if (address === undefined) return null;
   return { ifindex, address, ...(mac !== undefined && { mac }) };

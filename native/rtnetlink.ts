@@ -74,6 +74,8 @@ export const NUD_NOARP = 0x40;
 export const NUD_PERMANENT = 0x80;
 export const NTF_SELF = 0x02;
 export const NTF_MASTER = 0x04;
+/** Of a bridge's entry: frames that come in by another port do not move it there. */
+export const NTF_STICKY = 0x40;
 export const RT_TABLE_MAIN = 254;
 export const RT_TABLE_LOCAL = 255;
 export const RTPROT_STATIC = 4;

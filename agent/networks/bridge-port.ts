@@ -1,4 +1,6 @@
+import { MacAddress } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
+import type { ForwardingEntry } from '#native/neighbour.ts';
 import type { Kernel } from '../kernel.ts';
 import { FILTERED_GROUPS } from '../firewall/port-filter.ts';
 
@@ -26,42 +28,73 @@ interface Port {
   readonly name: string;
 }
 
-/** What differs between the port of an attachment and one that the kernel has just made. */
-const ownSettings = (
-  { filter, portIsolation }: Pick<Network, 'filter' | 'portIsolation'>,
-  hairpin: boolean,
-): PortSettings => ({
-  ...(filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS }),
+/** What a port is for. */
+export interface PortUse {
+  readonly network: Pick<Network, 'filter' | 'portIsolation'>;
+  /** The workload's. */
+  readonly mac: string;
+  readonly hairpin: boolean;
+}
+
+/**
+ * What differs between the port of an attachment and one that the kernel has just made. One under the filter has a
+ * single MAC behind it, which the agent tells the bridge: it learns nothing there.
+ */
+const ownSettings = ({
+  network: { filter, portIsolation },
+  hairpin,
+}: Omit<PortUse, 'mac'>): PortSettings => ({
+  ...(filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS, IFLA_BRPORT_LEARNING: 0 }),
   ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
   ...(portIsolation === true && { IFLA_BRPORT_ISOLATED: 1 }),
 });
 
 /** Of a port that was just made. */
-export function setNewPort(kernel: Kernel, port: Port, network: Network, hairpin: boolean): void {
-  const settings = ownSettings(network, hairpin);
-  if (Object.keys(settings).length > 0) kernel.links.setBridgePort(port, settings);
+export function setNewPort(kernel: Kernel, port: Port, use: PortUse): void {
+  const settings = ownSettings(use);
+  kernel.batch([
+    ...(Object.keys(settings).length > 0 ? [kernel.links.bridgePortChange(port, settings)] : []),
+    ...(use.network.filter
+      ? [kernel.neighbours.forwardingReplacement(forwardingTo(port, use.mac))]
+      : []),
+  ]);
 }
 
 /** Of one that is there, whatever was done to it. */
-export function mendPort(kernel: Kernel, port: Port, network: Network, hairpin: boolean): void {
+export function mendPort(kernel: Kernel, port: Port, use: PortUse): void {
+  // First, so that nothing is flooded that the bridge has learned so far.
+  if (use.network.filter) putForwarding(kernel, port, use.mac);
   const found = kernel.links.get(port.index)?.bridgePort ?? {};
-  const differing = portDifferences(found, network, hairpin);
+  const differing = portDifferences(found, use);
   if (differing.length === 0) return;
   const settings = differing.map(({ key, expected }) => [key, expected]);
   kernel.links.setBridgePort(port, Object.fromEntries(settings));
 }
 
+/**
+ * Leads frames for a workload's MAC to its port, whatever the bridge made of that MAC. It makes an entry of its own
+ * for each MAC that a port has, in the place of any other, and whoever holds a TAP may give it the MAC of a neighbour.
+ */
+export const putForwarding = (
+  { neighbours }: Kernel,
+  port: Pick<Port, 'index'>,
+  mac: string,
+): void => neighbours.replaceForwarding(forwardingTo(port, mac));
+
+const forwardingTo = ({ index }: Pick<Port, 'index'>, mac: string): ForwardingEntry => ({
+  ifindex: index,
+  mac: MacAddress.parse(mac),
+  fixed: true,
+});
+
 /** How a port differs from what it has to be; what the kernel does not tell of it, it does not have. */
 export function portDifferences(
   found: PortSettings,
-  network: Pick<Network, 'filter' | 'portIsolation'>,
-  hairpin: boolean,
+  use: Omit<PortUse, 'mac'>,
 ): { key: string; expected: number; observed: number }[] {
   const settings: Readonly<Record<string, number | undefined>> = found;
-  return Object.entries({ ...FRESH, ...ownSettings(network, hairpin) }).flatMap(
-    ([key, expected = 0]) => {
-      const observed = settings[key];
-      return observed === undefined || observed === expected ? [] : [{ key, expected, observed }];
-    },
-  );
+  return Object.entries({ ...FRESH, ...ownSettings(use) }).flatMap(([key, expected = 0]) => {
+    const observed = settings[key];
+    return observed === undefined || observed === expected ? [] : [{ key, expected, observed }];
+  });
 }

@@ -158,7 +158,7 @@ export class Bridged implements NetworkType {
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
         this.#limit({ index, name, alias: deviceTag(lease) }, request, undo);
-        setNewPort(this.#options.kernel, { index, name }, network, hairpin);
+        setNewPort(this.#options.kernel, { index, name }, { network, mac, hairpin });
       },
     };
   }
@@ -271,14 +271,14 @@ export class Bridged implements NetworkType {
     facts: (network: Network) => readonly Fact[],
   ): void {
     const { kernel } = this.#options;
-    const { device, bandwidth, ports } = attachment;
+    const { device, mac, bandwidth, ports } = attachment;
     if (device === null) return;
     const bridge = new NetworkBridge(network, { ...this.#options, facts });
     mendLink(kernel, attachment, bridge.repair());
     const link = { index: device.ifindex, name: device.name };
     closeToIpv6(device.name);
     this.#putFacts(attachment, network);
-    mendPort(kernel, link, network, ports.length > 0);
+    mendPort(kernel, link, { network, mac, hairpin: ports.length > 0 });
     if (Object.keys(bandwidth).length > 0) {
       limitBandwidth(kernel, { ...link, alias: deviceTag(attachment) }, bandwidth);
     }
@@ -287,7 +287,8 @@ export class Bridged implements NetworkType {
 
   setDown(record: AttachmentRecord): void {
     const { kernel } = this.#options;
-    setLinkDown(kernel, linkOfRecord(kernel, record));
+    // Out of the bridge, too: a MAC that its holder gives it takes a neighbour's place also while it is down.
+    setLinkDown(kernel, linkOfRecord(kernel, record), { leave: true });
   }
 
   observe(attachment: Attachment): Difference[] {

@@ -90,11 +90,18 @@ export function mendLink(
   );
 }
 
-/** Sets a device down where it is there. */
-export function setLinkDown(kernel: Kernel, link: Link | null): void {
+/** Sets a device down where it is there; with `leave` it is no port any more. */
+export function setLinkDown(
+  kernel: Kernel,
+  link: Link | null,
+  { leave = false }: { readonly leave?: boolean } = {},
+): void {
   if (link === null) return;
+  const { links } = kernel;
+  const leaving = leave && link.master !== undefined ? [links.change(link, { master: null })] : [];
   try {
-    kernel.links.set(link, { up: false });
+    // Down first: what is up and no port would speak to the host itself.
+    kernel.batch([links.change(link, { up: false }), ...leaving]);
   } catch (error) {
     if (!isKernelError(error, 'ENODEV')) throw error;
   }

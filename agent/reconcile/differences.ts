@@ -9,7 +9,7 @@ import { BRIDGE_SETTINGS, hostSettings } from '../networks/host-only.ts';
 import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
 import { DEVICE_GROUP, deviceTag } from '../networks/network.ts';
 import { CLOSED_TO_IPV6 } from '../networks/tap.ts';
-import type { Observed, SeenLink } from './observe.ts';
+import { forwardingKey, type Observed, type SeenLink } from './observe.ts';
 
 // What is there beside what a record says: pure comparisons.
 
@@ -36,7 +36,7 @@ export function linkOf(attachment: Attachment, observed: Observed): SeenLink | u
 /** True when a device alone, without its place on a bridge, is as its attachment says, or nobody's business. */
 export function agrees({ attachment, state }: AttachmentRecord, link: SeenLink): boolean {
   if (attachment === undefined || !isOnHost(attachment)) return true;
-  if (state === 'fenced') return !link.up;
+  if (state === 'fenced') return isClosed(attachment, link);
   if (state !== 'attached' || link.index !== attachment.device.ifindex) return true;
   const { device } = attachment;
   return (
@@ -49,13 +49,17 @@ export function agrees({ attachment, state }: AttachmentRecord, link: SeenLink):
   );
 }
 
+/** True for a fenced device that is down and, where it was one, no port any more. */
+export const isClosed = ({ device }: OnHost, { up, master }: SeenLink): boolean =>
+  !up && (device.bridge === undefined || master === undefined);
+
 export function linkDifferences(
   { network }: AttachmentRecord,
   attachment: OnHost,
   link: SeenLink,
   observed: Observed,
 ): Difference[] {
-  const { id, device, ports } = attachment;
+  const { id, device, mac, ports } = attachment;
   const wanted = { ...CLOSED_TO_IPV6, ...(device.type === 'macvtap' && CLOSED_TO_HOST) };
   const bridge = link.master === undefined ? undefined : observed.links.get(link.master);
   const compared: [what: string, expected: unknown, observed: unknown][] = [
@@ -73,12 +77,18 @@ export function linkDifferences(
   const port =
     network === undefined || device.bridge === undefined || link.bridgePort === undefined
       ? []
-      : portDifferences(link.bridgePort, network, ports.length > 0);
+      : portDifferences(link.bridgePort, { network, hairpin: ports.length > 0 });
+  const ifindex = link.index;
+  const led =
+    network?.filter !== true ||
+    device.bridge === undefined ||
+    observed.forwarding.has(forwardingKey({ ifindex, mac }));
   return [
     ...compared
       .filter(([, expected, found]) => expected !== found)
       .map(([what, expected, found]) => ({ id, what, expected, observed: found })),
     ...port.map(({ key, ...values }) => ({ id, what: `device.port.${key}`, ...values })),
+    ...(led ? [] : [{ id, what: 'device.forwarding', expected: mac, observed: null }]),
     ...settingDifferences(id, 'device', wanted, link),
     ...limitDifferences(attachment, observed),
   ];

@@ -1,3 +1,4 @@
+import { isKernelError } from '#native/errors.ts';
 import { parseLink } from '#native/link.ts';
 import { subscribe } from '#native/netlink-events.ts';
 import {
@@ -12,7 +13,9 @@ import {
 import type { Steps } from '#native/steps.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import type { Kernel } from '../kernel.ts';
+import { putForwarding } from '../networks/bridge-port.ts';
 import type { Removal } from '../networks/removal.ts';
+import type { OnHost } from './differences.ts';
 import { lookUp, type Observed, observeHost, seen, type SeenLink } from './observe.ts';
 
 export interface ChangeHandlers {
@@ -30,6 +33,8 @@ export interface HostDevices {
   /** The devices of these records alone. */
   lookUp(records: readonly AttachmentRecord[]): Steps<Observed>;
   watch(handlers: ChangeHandlers): Disposable;
+  /** Leads frames for a workload to its port. Success where that is no port of a bridge. */
+  putForwarding(attachment: OnHost): void;
   /** Deletes what has this index, and this name, alias and group still. */
   remove(device: SeenLink): Promise<void>;
 }
@@ -43,6 +48,13 @@ export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices =
     const link = kernel.links.get(index);
     if (link?.name !== name || link.alias !== alias || link.group !== group) return;
     await removal.delete({ index, alias });
+  },
+  putForwarding: ({ device: { ifindex }, mac }) => {
+    try {
+      putForwarding(kernel, { index: ifindex }, mac);
+    } catch (error) {
+      if (!isKernelError(error, 'ENODEV', 'EINVAL', 'ENOENT')) throw error;
+    }
   },
   watch: ({ onLink, onAddressGone, onOverrun }) =>
     subscribe([RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR], {

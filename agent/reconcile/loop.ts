@@ -1,12 +1,15 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { Firewall, TableDifference } from '../firewall/firewall.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import type { Difference } from '#protocol/attachment.ts';
 import type { Holdings } from '../holdings.ts';
 import { taggedId } from '../networks/network.ts';
 import type { Slices, Wanted } from '../slices.ts';
 import { compare } from './comparison.ts';
 import { agrees } from './differences.ts';
+import { MacChanges } from './mac-changes.ts';
 import type { SeenLink } from './observe.ts';
 import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
+import { Relapses } from './relapses.ts';
 import { Repairs, type RepairsOptions } from './repairs.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
@@ -24,6 +27,8 @@ const ACTIONS_PER_TURN = 16;
 const MANY_ACTIONS = 256;
 const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MOST_MS = 300_000;
+/** What is gone again so often within so long is made again with pauses: its holder may let it go (TUNSETPERSIST). */
+const REMAKES = { limit: 3, withinMs: 10_000 };
 
 /**
  * What all of the host was like when it was compared last: `agrees`, with its records and the ledger; `alone` where
@@ -45,6 +50,8 @@ export class Reconcile {
   readonly #repairs: Repairs;
   readonly #dirty = new Set<string>();
   readonly #failures = new Map<string, Failure>();
+  readonly #remakes = new Relapses(REMAKES);
+  readonly #macChanges: MacChanges;
   #suspects: Plan['suspects'] = new Map();
   #agreement: Agreement = 'unknown';
   /** What was done when all was compared last, as kind and id. */
@@ -64,11 +71,17 @@ export class Reconcile {
   constructor(options: ReconcileOptions) {
     this.#options = options;
     this.#repairs = new Repairs(options);
+    const close = (id: string, difference: Difference): void => {
+      this.#repairs.close(id, difference).catch((error: unknown) => {
+        options.log.error({ id, difference, error: String(error) }, 'not closed');
+      });
+    };
+    this.#macChanges = new MacChanges({ ...options, close });
   }
 
   start(): void {
     this.#watchHost();
-    this.#options.firewall.onRestored((found) => this.#toldFirewall(found));
+    this.#options.firewall.onRestored((found) => this.#repairs.toldFirewall(found));
     this.#period = setInterval(() => this.nudge(), this.#options.periodSeconds * 1_000);
     this.nudge();
   }
@@ -124,6 +137,7 @@ export class Reconcile {
     if (this.#bridges.has(link.index) && (gone || !link.up)) this.nudge();
     const id = taggedId(link.alias);
     const record = id === undefined ? undefined : this.#options.journal.get(id);
+    if (record !== undefined && !gone) this.#macChanges.note(record, link);
     if (record === undefined || (!gone && agrees(record, link))) return;
     this.#noteDirty([record.id]);
   }
@@ -165,6 +179,7 @@ export class Reconcile {
       // When it was seen first has to be noted with the rest.
       if (part.plan.suspects.size > 0) this.nudge();
       await this.#apply(part.plan.actions);
+      this.#lookAgain();
       return;
     }
     // Before the leases: of what changes from here on nothing is said.
@@ -243,24 +258,6 @@ export class Reconcile {
     }
   }
 
-  #toldFirewall(found: readonly TableDifference[]): void {
-    const { events, host } = this.#options;
-    const differences = found.map(({ what, ...counts }) => ({
-      id: host,
-      what: `nftables ${what}`,
-      ...counts,
-    }));
-    events.add({
-      type: 'repaired',
-      network: '-',
-      subject: host,
-      operation: 'repair',
-      requestId: `repaired-${host}-${Date.now()}`,
-      trace: {},
-      body: { host, differences, action: 'firewall' },
-    });
-  }
-
   /** Answers what was done, as kind and id. What was done `before` and is to be done again has not helped. */
   async #apply(
     actions: readonly Action[],
@@ -276,7 +273,8 @@ export class Reconcile {
       try {
         await this.#repairs.repair(action, this.#suspects);
         done.add(key);
-        if (before.has(key)) this.#noteFailure(action, 'it differs again');
+        const again = action.kind === 'remake' && this.#remakes.note(action.id, performance.now());
+        if (before.has(key) || again) this.#noteFailure(action, 'it differs again');
         else this.#failures.delete(action.id);
       } catch (error) {
         this.#noteFailure(action, error);

@@ -1,3 +1,4 @@
+import { MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
@@ -40,6 +41,8 @@ export interface Observed {
   /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
   readonly limits: ReadonlyMap<number, number>;
   readonly redirects: ReadonlyMap<number, number>;
+  /** Where bridges lead frames to for good, each as `forwardingKey` has it. */
+  readonly forwarding: ReadonlySet<string>;
   /** Settings of the whole host that somebody's network needs, by path: `net.ipv4.ip_forward`. */
   readonly settings: ReadonlyMap<string, string>;
 }
@@ -58,9 +61,10 @@ export function* observeHost(records: readonly AttachmentRecord[]): Steps<Observ
       addresses.set(ifindex, own.add(address.toString()));
     }
     const limits = records.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
+    const forwarding = records.some(isForwarded) ? yield* forwardingOf(kernel) : NOWHERE;
     const links = yield* kernel.links.listSteps();
     const rest = yield* beside(kernel, records);
-    return { whole: true, ...(yield* byKey(links)), addresses, limits, ...rest };
+    return { whole: true, ...(yield* byKey(links)), addresses, limits, forwarding, ...rest };
   } catch (error) {
     if (!isKernelError(error, 'EINTR')) throw error;
     return yield* lookUp(kernel, records);
@@ -100,13 +104,50 @@ export function* lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): S
     const limit = kernel.traffic.limitOf(index);
     if (limit !== null) limits.set(index, limit);
   }
+  const forwarding = new Set<string>();
+  for (const record of records.filter(isForwarded)) {
+    yield;
+    for (const key of forwardingFor(kernel, record)) forwarding.add(key);
+  }
   const rest = yield* beside(kernel, records);
-  return { whole: false, ...(yield* byKey(found)), addresses, limits, ...rest };
+  return { whole: false, ...(yield* byKey(found)), addresses, limits, forwarding, ...rest };
 }
 
 type Recorded = Pick<AttachmentRecord, 'attachment'>;
 
 const NO_LIMITS: ReadonlyMap<number, number> = new Map();
+
+const NOWHERE: ReadonlySet<string> = new Set();
+
+/** Frames for the MAC leave by the device of that index. */
+export const forwardingKey = ({ ifindex, mac }: { ifindex: number; mac: string }): string =>
+  `${ifindex} ${mac}`;
+
+const isForwarded = ({ attachment, network }: AttachmentRecord): boolean =>
+  network?.filter === true && attachment?.device?.bridge !== undefined;
+
+function* forwardingOf({ neighbours }: Kernel): Steps<ReadonlySet<string>> {
+  const keys = new Set<string>();
+  for (const { ifindex, mac, fixed } of yield* neighbours.listForwardingSteps()) {
+    yield;
+    if (fixed === true) keys.add(forwardingKey({ ifindex, mac: mac.toString() }));
+  }
+  return keys;
+}
+
+function forwardingFor({ neighbours }: Kernel, { attachment }: AttachmentRecord): string[] {
+  const { mac = '', device } = attachment ?? {};
+  const ifindex = device?.ifindex ?? 0;
+  try {
+    const found = neighbours.findForwarding({ ifindex, mac: MacAddress.parse(mac) });
+    const fixed = found?.fixed === true && found.ifindex === ifindex;
+    return fixed ? [forwardingKey({ ifindex, mac })] : [];
+  } catch (error) {
+    // The device is gone, or no port of a bridge.
+    if (!isKernelError(error, 'ENODEV', 'EINVAL')) throw error;
+    return [];
+  }
+}
 
 const isLimited = ({ attachment }: Recorded): boolean =>
   attachment !== undefined && Object.keys(attachment.bandwidth).length > 0;

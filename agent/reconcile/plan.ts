@@ -4,7 +4,7 @@ import type { Steps } from '#native/steps.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { taggedId } from '../networks/network.ts';
-import { bridgeDifferences, isOnHost, linkDifferences, linkOf } from './differences.ts';
+import { bridgeDifferences, isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
 import type { Observed, SeenLink } from './observe.ts';
 import { isStray } from './strays.ts';
 
@@ -106,12 +106,12 @@ function actionFor(
   if (attachment === undefined) return undefined;
   if (state === 'fenced') {
     const link = linkOf(attachment, observed);
-    if (link?.up !== true) return undefined;
-    return {
-      kind: 'close',
-      id,
-      differences: [{ id, what: 'device.up', expected: false, observed: true }],
-    };
+    if (link === undefined || !isOnHost(attachment) || isClosed(attachment, link)) return undefined;
+    const { bridge = null } = attachment.device;
+    const differences = link.up
+      ? [{ id, what: 'device.up', expected: false, observed: true }]
+      : [{ id, what: 'device.bridge', expected: null, observed: bridge }];
+    return { kind: 'close', id, differences };
   }
   if (state !== 'attached') return undefined;
   const boot: Difference = { id, what: 'boot', expected: bootId, observed: record.bootId };

@@ -11,6 +11,7 @@ import type { Log } from '../log.ts';
 import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network.ts';
 import type { Session } from '../session.ts';
 import type { Turns } from '../turns.ts';
+import type { TableDifference } from '../firewall/firewall.ts';
 import type { HostDevices } from './host-devices.ts';
 import { type Action, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';
@@ -103,6 +104,45 @@ export class Repairs {
     }
   }
 
+  /**
+   * Sets a device down for good, since its holder does again and again what harms others. It stays like that until it is
+   * detached or attached anew.
+   */
+  async close(id: string, difference: Difference): Promise<void> {
+    const { journal, networkTypes, turns, log } = this.#options;
+    await turns.take(id, Infinity, async () => {
+      const record = journal.get(id);
+      if (record?.state !== 'attached') return;
+      networkTypes[record.networkType]?.setDown(record);
+      announce(this.#options, id);
+      journal.putAnyway({ ...(journal.get(id) ?? record), state: 'fenced', closed: difference });
+      log.error(
+        { id, difference },
+        'its MAC was changed again and again: closed until it is detached',
+      );
+      this.#told(id, 'close', [difference]);
+    });
+  }
+
+  /** The nftables of the host, which are nobody's alone. */
+  toldFirewall(found: readonly TableDifference[]): void {
+    const { events, host } = this.#options;
+    const differences = found.map(({ what, ...counts }) => ({
+      id: host,
+      what: `nftables ${what}`,
+      ...counts,
+    }));
+    events.add({
+      type: 'repaired',
+      network: '-',
+      subject: host,
+      operation: 'repair',
+      requestId: `repaired-${host}-${Date.now()}`,
+      trace: {},
+      body: { host, differences, action: 'firewall' },
+    });
+  }
+
   /** What is another's by now is fenced. */
   async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
     const { session, log } = this.#options;
@@ -128,7 +168,7 @@ export class Repairs {
     log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
   }
 
-  #told(id: string, action: 'mend' | 'remake', differences: readonly Difference[]): void {
+  #told(id: string, action: 'mend' | 'remake' | 'close', differences: readonly Difference[]): void {
     const { journal, events, host, log } = this.#options;
     const attachment = journal.get(id)?.attachment;
     if (attachment === undefined) return;

@@ -3,7 +3,10 @@ import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Packet } from '#native/packet.ts';
 import { requestSeqpacket } from '#native/unix.ts';
+import { until } from '../support/agent.ts';
 import { bootGuest } from '../support/guest.ts';
+import { ip, only } from '../support/kernel.ts';
+import { claimVm } from '../support/raw-port.ts';
 import {
   addressOf,
   answers,
@@ -68,6 +71,22 @@ describe('a claim', () => {
     expect((await claim('box')).code).toBe('UNSUPPORTED');
     await segment.detach('box');
   });
+});
+
+test('whoever holds a macvtap and changes its MAC again and again is cut off', async () => {
+  const { client, host, agent } = segment.stack;
+  const { name } = deviceOf(await segment.attach('evil'));
+  using held = await claimVm('evil', agent.socketPath);
+  for (const n of [1, 2, 3]) held.changeMac(`02:00:00:00:88:0${n}`);
+  await until('it is closed', async () => {
+    return (await client.get(host, { id: 'evil' })).attachment.state === 'fenced';
+  });
+  expect(only(ip('link', 'show', name)).flags).not.toContain('UP');
+  const { differences } = await client.check(host, {});
+  expect(differences).toMatchObject([{ id: 'evil', what: 'device.mac' }]);
+  held[Symbol.dispose]();
+  await segment.detach('evil');
+  await segment.nothingIsLeft();
 });
 
 test('a macvtap that nobody holds gives no way to the host', async () => {

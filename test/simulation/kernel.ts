@@ -14,7 +14,7 @@ import {
 } from '#agent/networks/network.ts';
 import type { HostNetwork } from '#agent/networks/types.ts';
 import type { ChangeHandlers } from '#agent/reconcile/host-devices.ts';
-import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
+import { forwardingKey, type Observed, type SeenLink } from '#agent/reconcile/observe.ts';
 import { type Clock, type Life, NEVER } from './clock.ts';
 
 /** What may be wrong with a network type, to see that a simulation finds it. */
@@ -78,6 +78,9 @@ export class ModelKernel {
         limits: new Map(),
         redirects: new Map(),
         settings: new Map(),
+        forwarding: new Set(
+          [...seen.values()].map(({ index, mac = '' }) => forwardingKey({ ifindex: index, mac })),
+        ),
       };
     };
     return {
@@ -97,6 +100,7 @@ export class ModelKernel {
           this.#watcher = { life, handlers };
           return { [Symbol.dispose]: () => {} };
         },
+        putForwarding: () => {},
         remove: async ({ index, alias }) => {
           if (!life.dead && this.links.get(index)?.alias === alias) this.links.delete(index);
         },

@@ -1,4 +1,5 @@
 import { readSync, writeSync } from 'node:fs';
+import { MacAddress } from '#protocol/address.ts';
 import { checked, isKernelError } from '#native/errors.ts';
 import * as libc from '#native/libc.ts';
 import { Namespace } from '#native/namespace.ts';
@@ -10,6 +11,8 @@ const AF_PACKET = 17;
 const SOCK_RAW_NONBLOCK = 3 | 0o4000 | 0o2000000;
 const ETH_P_ALL = 0x0003;
 const SIOCGIFINDEX = 0x8933;
+const SIOCSIFHWADDR = 0x8924;
+const ARPHRD_ETHER = 1;
 const IFREQ_BYTES = 40;
 const IFNAMSIZ = 16;
 const SOL_SOCKET = 1;
@@ -84,8 +87,15 @@ export function openContainer(netns: string, device = 'eth0'): RawPort {
   return namespace.run(() => openPacket(device));
 }
 
+/** A VM's port, by its descriptor. */
+export interface ClaimedPort extends RawPort {
+  readonly fd: number;
+  /** As a VMM may do that does not mean well: SIOCSIFHWADDR. */
+  changeMac(mac: string): void;
+}
+
 /** A VM's port of one queue with a vnet header, claimed as its VMM claims it. */
-export async function claimVm(id: string, socketPath: string): Promise<RawPort> {
+export async function claimVm(id: string, socketPath: string): Promise<ClaimedPort> {
   const request = Buffer.from(JSON.stringify({ op: 'claim', id }));
   const { bytes, descriptors } = await requestSeqpacket(socketPath, request);
   const [tap] = descriptors;
@@ -93,6 +103,14 @@ export async function claimVm(id: string, socketPath: string): Promise<RawPort> 
   const header = Buffer.alloc(VNET_HDR_SIZE);
   const buffer = Buffer.alloc(VNET_HDR_SIZE + MAX_FRAME);
   return {
+    fd: tap.fd,
+    changeMac: (mac) => {
+      // struct ifreq: a name, which does not count here, then a struct sockaddr of family ARPHRD_ETHER.
+      const ifreq = Buffer.alloc(IFREQ_BYTES);
+      ifreq.writeUInt16LE(ARPHRD_ETHER, IFNAMSIZ);
+      ifreq.set(MacAddress.parse(mac).toBytes(), IFNAMSIZ + 2);
+      checked(libc.ioctl(tap.fd, SIOCSIFHWADDR, ifreq), 'SIOCSIFHWADDR', id);
+    },
     send: (frame) => {
       writeSync(tap.fd, Buffer.concat([header, frame]));
     },

@@ -94,6 +94,12 @@ const queuesOf = ({ name, ifindex }: { name: string; ifindex: number }): unknown
   ];
 };
 
+/** MACs that the bridge leads to a device, whoever sends from them. */
+const fixedOn = (name: string): string[] =>
+  bridge('fdb', 'show', 'dev', name)
+    .filter(({ flags }) => flags.includes('sticky'))
+    .map(({ mac }) => String(mac));
+
 interface Drift {
   readonly name: string;
   readonly what: string;
@@ -149,12 +155,20 @@ const DRIFTS: readonly Drift[] = [
   ),
   ofPort('isolated', 'off', 'IFLA_BRPORT_ISOLATED'),
   ofPort('hairpin', 'on', 'IFLA_BRPORT_MODE'),
-  ofPort('learning', 'off', 'IFLA_BRPORT_LEARNING'),
+  ofPort('learning', 'on', 'IFLA_BRPORT_LEARNING'),
   ofPort('flood', 'off', 'IFLA_BRPORT_UNICAST_FLOOD'),
   ofPort('hairpin', 'off', 'IFLA_BRPORT_MODE', {
     network: 'inner',
     ports: [{ protocol: 'tcp', hostPort: 8081, port: 80 }],
   }),
+  {
+    name: 'the entry for the MAC of the workload',
+    what: 'device.forwarding',
+    asked: {},
+    broken: ({ name }) =>
+      run('bridge', 'fdb', 'del', fixedOn(name)[0] ?? '', 'dev', name, 'master'),
+    look: ({ name }) => fixedOn(name),
+  },
   ofSysctl((name) => `ipv6/conf/${name}/disable_ipv6`, '0', 'device.ipv6.disable_ipv6'),
   ofSysctl(() => 'ipv4/conf/inner/route_localnet', '0', 'bridge.ipv4.route_localnet'),
   ofSysctl(() => 'ipv4/ip_forward', '0', 'sysctl net.ipv4.ip_forward'),

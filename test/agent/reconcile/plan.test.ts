@@ -4,7 +4,7 @@ import type { Attachment } from '#protocol/attachment.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { AttachmentRecord } from '#agent/journal.ts';
 import { DEVICE_GROUP, deviceTag } from '#agent/networks/network.ts';
-import type { Observed, SeenLink } from '#agent/reconcile/observe.ts';
+import { forwardingKey, type Observed, type SeenLink } from '#agent/reconcile/observe.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { agrees } from '#agent/reconcile/differences.ts';
 import { atOnce } from '#native/steps.ts';
@@ -26,9 +26,11 @@ const BRIDGE: SeenLink = {
 };
 const FOREIGN: SeenLink = { index: 3, name: 'eth0', up: true, mtu: 1500, group: 0 };
 
+const MAC = '02:00:00:00:00:01';
+
 function recordOf(index: number, kind: Attachment['kind'] = 'vm'): AttachmentRecord {
   const id = `a${index}`;
-  const mac = '02:00:00:00:00:01';
+  const mac = MAC;
   const netns = kind === 'container' ? { netns: `/run/netns/${id}` } : {};
   const attachment: Attachment = {
     id,
@@ -113,6 +115,7 @@ function observedOf(
     inside: new Map(),
     limits: new Map(),
     redirects: new Map(),
+    forwarding: new Set(links.map(({ index }) => forwardingKey({ ifindex: index, mac: MAC }))),
     settings: new Map(),
     ...more,
   };
@@ -168,13 +171,26 @@ describe('a device on the host', () => {
     expect(actions({ ...link, group: 0 })).toEqual(['remake a10: device']);
   });
 
-  test('fenced: it stays down', () => {
+  test('with frames for its MAC led elsewhere: they are led to it again, where it is filtered', () => {
+    const record = recordOf(10);
+    const observed = observedOf([BRIDGE, linkFor(record)], [], { forwarding: new Set() });
+    const actions = (one: AttachmentRecord): string[] =>
+      outline(planned({ records: [one], observed }).actions);
+    expect(actions(record)).toEqual(['mend a10: device.forwarding']);
+    expect(actions({ ...record, network: { ...NETWORK, filter: false } })).toEqual([]);
+  });
+
+  test('fenced: it stays down, and no port of its bridge', () => {
     const record = { ...recordOf(10), state: 'fenced' as const };
     const link = linkFor(record);
     const actions = (one: SeenLink): string[] =>
       outline(planned({ records: [record], observed: observedOf([BRIDGE, one]) }).actions);
     expect(actions(link)).toEqual(['close a10: device.up']);
-    expect(actions({ ...link, up: false })).toEqual([]);
+    expect(actions({ ...link, up: false })).toEqual(['close a10: device.bridge']);
+    const { master: _, ...left } = link;
+    expect(actions({ ...left, up: false })).toEqual([]);
+    expect(agrees(record, { ...left, up: false })).toBe(true);
+    expect(agrees(record, { ...link, up: false })).toBe(false);
   });
 });
 
@@ -299,7 +315,7 @@ describe('the ledger', () => {
 
   test('is not told of what is being made or ended, nor of a fenced attachment', () => {
     for (const state of ['attaching', 'detaching', 'fenced'] as const) {
-      const link = { ...linkFor(record), up: false };
+      const { master: _, ...link } = { ...linkFor(record), up: false };
       const seen = observedOf([BRIDGE, link]);
       expect(
         after({ records: [{ ...record, state }], observed: seen, leases: leasesOf() }),
