@@ -108,12 +108,29 @@ function refuseLeasable(addresses: readonly string[], network: Network): void {
   );
   for (const [index, text] of addresses.entries()) {
     const address = IpAddress.parse(text);
-    const inside = subnets.some((subnet) => subnet.contains(address));
-    if (inside && excluded.some((prefix) => prefix.contains(address))) continue;
     const path = `filterAddresses.${index}`;
-    const message = `${path}: ${text} is not among the addresses that network ${network.network} excludes`;
+    const subnet = subnets.find((one) => one.contains(address));
+    const given = subnet !== undefined && excluded.some((prefix) => prefix.contains(address));
+    const nobodys = subnet !== undefined && neverAWorkloads(address, subnet, network);
+    if (given && nobodys === undefined) continue;
+    const message =
+      nobodys === undefined
+        ? `${path}: ${text} is not among the addresses that network ${network.network} excludes`
+        : `${path}: ${text} is ${nobodys} of network ${network.network}`;
     throw new VoltError('ADDRESS_OUT_OF_RANGE', message, { details: { path, address: text } });
   }
+}
+
+/** What an address is that no workload may send from, whatever the network excludes. */
+function neverAWorkloads(
+  address: IpAddress,
+  subnet: IpPrefix,
+  { gateway, ipv6 }: Network,
+): string | undefined {
+  if ([gateway, ipv6?.gateway].includes(address.toString())) return 'the gateway';
+  const { start, end } = subnet.usable();
+  if (address.value < start.value) return 'the network address';
+  return address.value > end.value ? 'the broadcast address' : undefined;
 }
 
 const bitsOf = (address: string): number => (address.includes(':') ? 128 : 32);

@@ -9,6 +9,7 @@ import {
   AF_UNSPEC,
   neighbourMessage,
   NLM_F_CREATE,
+  NLM_F_EXCL,
   NLM_F_REPLACE,
   NTF_MASTER,
   NTF_STICKY,
@@ -70,14 +71,17 @@ export class Neighbours {
 
   /** Makes or replaces a static entry of the bridge that the port belongs to. */
   replaceForwarding(entry: ForwardingEntry): void {
-    this.#socket.request(this.forwardingReplacement(entry));
-  }
-
-  /** The request of `replaceForwarding`, for a batch. */
-  forwardingReplacement(entry: ForwardingEntry): Request {
-    return {
+    this.#socket.request({
       ...forwardingRequest(RTM_NEWNEIGH, 'RTM_NEWNEIGH', entry),
       flags: NLM_F_CREATE | NLM_F_REPLACE,
+    });
+  }
+
+  /** For a batch: a static entry for a MAC of which the bridge knows nothing; EEXIST where it does. */
+  forwardingAddition(entry: ForwardingEntry): Request {
+    return {
+      ...forwardingRequest(RTM_NEWNEIGH, 'RTM_NEWNEIGH', entry),
+      flags: NLM_F_CREATE | NLM_F_EXCL,
     };
   }
 
@@ -86,18 +90,18 @@ export class Neighbours {
     this.#socket.request(forwardingRequest(RTM_DELNEIGH, 'RTM_DELNEIGH', entry));
   }
 
-  /** The entry for a MAC of the bridge that the port belongs to, wherever it leads; null when there is none. */
-  findForwarding({ ifindex, mac }: ForwardingEntry): ForwardingEntry | null {
+  /** The entry for a MAC of a bridge, wherever it leads; null when there is none. */
+  findForwarding({ master, mac }: { master: number; mac: MacAddress }): ForwardingEntry | null {
     const found = this.#socket.find(
       {
         type: RTM_GETNEIGH,
         operation: 'RTM_GETNEIGH',
-        subject: `${mac.toString()} dev #${ifindex}`,
+        subject: `${mac.toString()} br #${master}`,
         write: (writer) =>
           neighbourMessage.write(
             writer,
-            { ndm_family: AF_BRIDGE, ndm_ifindex: ifindex, ndm_flags: NTF_MASTER },
-            { NDA_LLADDR: mac },
+            { ndm_family: AF_BRIDGE },
+            { NDA_LLADDR: mac, NDA_MASTER: master },
           ),
       },
       'ENOENT',

@@ -1,8 +1,10 @@
 import { MacAddress } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
+import { isKernelError } from '#native/errors.ts';
 import type { ForwardingEntry } from '#native/neighbour.ts';
 import type { Kernel } from '../kernel.ts';
 import { FILTERED_GROUPS } from '../firewall/port-filter.ts';
+import { refuseForwarded } from './taken.ts';
 
 /** A port of a bridge as the kernel makes it. */
 const FRESH = {
@@ -49,15 +51,26 @@ const ownSettings = ({
   ...(portIsolation === true && { IFLA_BRPORT_ISOLATED: 1 }),
 });
 
-/** Of a port that was just made. */
-export function setNewPort(kernel: Kernel, port: Port, use: PortUse): void {
+/** Of a port that was just made. MAC_IN_USE: the bridge itself, another port, or a workload there has the MAC. */
+export function setNewPort(
+  kernel: Kernel,
+  port: Port & { readonly master: number },
+  use: PortUse,
+): void {
+  const { links, neighbours } = kernel;
   const settings = ownSettings(use);
-  kernel.batch([
-    ...(Object.keys(settings).length > 0 ? [kernel.links.bridgePortChange(port, settings)] : []),
-    ...(use.network.filter
-      ? [kernel.neighbours.forwardingReplacement(forwardingTo(port, use.mac))]
-      : []),
-  ]);
+  const entry = forwardingTo(port, use.mac);
+  try {
+    kernel.batch([
+      ...(Object.keys(settings).length > 0 ? [links.bridgePortChange(port, settings)] : []),
+      ...(use.network.filter ? [neighbours.forwardingAddition(entry)] : []),
+    ]);
+  } catch (error) {
+    if (!isKernelError(error, 'EEXIST')) throw error;
+    refuseForwarded(kernel, entry.mac, port.master);
+    // Learned, where the workload was before.
+    neighbours.replaceForwarding(entry);
+  }
 }
 
 /** Of one that is there, whatever was done to it. */

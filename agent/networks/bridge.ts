@@ -1,18 +1,24 @@
 import { deriveMac, InterfaceAddress, IpPrefix, type MacAddress } from '#protocol/address.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { DEVICE_GROUP } from './network.ts';
+import { refuseBridgeMac, refuseHostAddresses } from './taken.ts';
 
 const DEFAULT_MTU = 1500;
 /** The main table; others are somebody's policy, not the way out. */
 const MAIN_TABLE = 254;
+
+/** What of a request concerns the bridge. */
+type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
 
 /** Alias of a bridge that an agent made. */
 export const bridgeTag = (network: string): string => `volt:bridge:${network}`;
@@ -45,20 +51,34 @@ export class NetworkBridge {
 
   /**
    * Looks without touching. INTERFACE_EXISTS: a device of that name is no bridge. INVALID_REQUEST: the port is to
-   * have a larger MTU than the bridge. PARENT_NOT_FOUND, DEVICE_BUSY, UNSUPPORTED: the uplink is not there, a port
+   * have a larger MTU than the bridge. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: it is to have what is the host's or the
+   * gateway's. PARENT_NOT_FOUND, DEVICE_BUSY, UNSUPPORTED: the uplink is not there, a port
    * of another bridge, or carries the host's default route.
    */
-  look(askedMtu: number | undefined): void {
+  look({ mtu: askedMtu, mac, addresses = [] }: Asked): void {
     const { bridge, mtu } = this.#network;
-    const { links } = this.#options.kernel;
-    this.#found = links.get(bridge);
+    const { kernel, host } = this.#options;
+    this.#found = kernel.links.get(bridge);
     if (this.#found !== null) refuseOtherKind(this.#found, this.#network);
+    if (mac !== undefined) {
+      const toBe = { name: bridge, index: 0, mac: bridgeMac(host, this.#network) };
+      refuseBridgeMac(kernel, mac, this.#network, this.#found ?? toBe);
+    }
+    refuseHostAddresses(kernel, { name: bridge }, addresses, 'addresses');
     this.#uplink = this.#lookForUplink();
     const limit = this.#found?.mtu ?? mtu ?? this.#wayOutMtu();
     this.#portMtu = portMtu(askedMtu ?? Math.min(mtu ?? limit, limit), {
       name: bridge,
       mtu: limit,
     });
+  }
+
+  /** ADDRESS_OUT_OF_RANGE: the lease's address is one of the host's on a bridge whose addresses are not ours. */
+  refuseOwn({ addresses }: Pick<Lease, 'addresses'>): void {
+    const found = this.#found;
+    const { kernel, host } = this.#options;
+    if (found === null || isOurs(found, host, this.#network)) return;
+    refuseHostAddresses(kernel, found, addresses, 'addresses');
   }
 
   /** Makes what `look` has not found; answers the bridge's index, and the MTU of the port to be made. */
@@ -74,7 +94,7 @@ export class NetworkBridge {
 
   /** Like `ensure`, and gives a bridge of ours what it has lost. */
   repair(): { readonly master: number } {
-    this.look(undefined);
+    this.look({});
     const found = this.#found;
     const { master } = this.ensure();
     if (found?.alias === bridgeTag(this.#network.network)) this.#address(found);

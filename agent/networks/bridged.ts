@@ -36,6 +36,7 @@ import {
 } from './network.ts';
 import { observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
+import { refuseHostAddresses } from './taken.ts';
 import { type BridgePort, closeToIpv6, makeTap } from './tap.ts';
 import { makeVeth } from './veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
@@ -99,8 +100,9 @@ export class Bridged implements NetworkType {
     const { kernel } = this.#options;
     return {
       deviceName: name,
-      prepare: () => bridge.look(request.mtu),
+      prepare: () => bridge.look(request),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        bridge.refuseOwn(lease);
         const { master, mtu } = bridge.ensure();
         const port = this.#port({ request, network, lease, master }, undo);
         const tag = deviceTag(lease);
@@ -125,10 +127,11 @@ export class Bridged implements NetworkType {
     return {
       deviceName: names.host,
       prepare: () => {
-        bridge.look(request.mtu);
+        bridge.look(request);
         namespace?.enter(peerName);
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        bridge.refuseOwn(lease);
         const { master, mtu } = bridge.ensure();
         const port = this.#port({ request, network, lease, master }, undo);
         const inside = namespace === undefined ? {} : { namespace };
@@ -158,7 +161,7 @@ export class Bridged implements NetworkType {
         const { mac, addresses } = lease;
         firewall.put(portOwner(id), portFacts(network, { device: name, mac, addresses, hairpin }));
         this.#limit({ index, name, alias: deviceTag(lease) }, request, undo);
-        setNewPort(this.#options.kernel, { index, name }, { network, mac, hairpin });
+        setNewPort(this.#options.kernel, { index, name, master }, { network, mac, hairpin });
       },
     };
   }
@@ -186,8 +189,9 @@ export class Bridged implements NetworkType {
   /** `update` of what is the same for all networks with a bridge. */
   updatePort({ before, after, network }: AttachmentChange, undo: DisposableStack): void {
     const { kernel } = this.#options;
-    const { device } = after;
+    const { device, filterAddresses = [] } = after;
     if (device === null) return;
+    refuseHostAddresses(kernel, { name: network.bridge }, filterAddresses, 'filterAddresses');
     undo.defer(() => this.#putFacts(before, network));
     this.#putFacts(after, network);
     const limited = { index: device.ifindex, name: device.name, alias: deviceTag(after) };

@@ -1,4 +1,5 @@
 import type { MacAddress } from '#protocol/address.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError, type KernelError } from '#native/errors.ts';
@@ -6,9 +7,13 @@ import type { Link, LinkChange } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
 import type { Kernel } from '../kernel.ts';
 import { DEVICE_GROUP } from './network.ts';
+import { refuseGatewayMac, refuseHostAddresses } from './taken.ts';
 
 /** MACVLAN_MODE_… of linux/if_link.h. */
 const MODES = { private: 1, vepa: 2, bridge: 4, passthru: 8 } as const;
+
+/** What of a request concerns the parent. */
+type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
 
 /** The NIC of this host that a network names as parent: looked at, then given macvlans and macvtaps. */
 export class MacvlanParent {
@@ -25,15 +30,18 @@ export class MacvlanParent {
 
   /**
    * Looks without touching. PARENT_NOT_FOUND: there is no such device. UNSUPPORTED: it is no Ethernet device.
-   * INVALID_REQUEST: a larger MTU than the parent has.
+   * INVALID_REQUEST: a larger MTU than the parent has. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: what is the gateway's, or the
+   * host's on the parent.
    */
-  look(askedMtu: number | undefined): void {
+  look({ mtu: askedMtu, mac, addresses = [] }: Asked): void {
     const { parent: name, mtu: ownMtu } = this.#network;
     const link = name === undefined ? null : this.#kernel.links.get(name);
     if (link === null) throw this.#notFound();
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
     }
+    if (mac !== undefined) refuseGatewayMac(this.#kernel, mac, this.#network, link);
+    refuseHostAddresses(this.#kernel, link, addresses, 'addresses');
     const mtu = askedMtu ?? Math.min(ownMtu ?? link.mtu, link.mtu);
     if (mtu > link.mtu) {
       throw new VoltError(

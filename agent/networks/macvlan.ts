@@ -39,7 +39,7 @@ export class NamespacedMacvlans {
     return {
       deviceName: name,
       prepare: () => {
-        parent.look(request.mtu);
+        parent.look(request);
         namespace.enter(name);
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => ({

@@ -42,6 +42,7 @@ import {
 } from './network.ts';
 import { observeInside, observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
+import { refuseHostAddresses } from './taken.ts';
 import { closeToIpv6, tapShape } from './tap.ts';
 
 export interface MacvtapOptions {
@@ -94,7 +95,7 @@ export class Macvtap implements NetworkType {
     const name = deviceName ?? tapName(request, taken);
     return {
       deviceName: name,
-      prepare: () => parent.look(request.mtu),
+      prepare: () => parent.look(request),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const { tap } = request;
         const beforeUp = (ifindex: number): void => {
@@ -156,6 +157,13 @@ export class Macvtap implements NetworkType {
     const { before, after, network } = change;
     const filtered = after.filter === 'full';
     refuseChanges(change, ['ports', 'bandwidth', ...(filtered ? [] : FILTER_ADDRESSES)]);
+    const { parent: name = '' } = network;
+    refuseHostAddresses(
+      this.#options.kernel,
+      { name },
+      after.filterAddresses ?? [],
+      'filterAddresses',
+    );
     undo.defer(() => this.#putFactsOf(before, network));
     this.#putFactsOf(after, network);
   }

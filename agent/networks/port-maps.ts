@@ -1,4 +1,4 @@
-import { IpAddress } from '#protocol/address.ts';
+import { IpAddress, IpPrefix } from '#protocol/address.ts';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { subnetsOf, type Network } from '#protocol/network.ts';
@@ -49,6 +49,7 @@ export class PortMaps {
         const message = `${path}.hostAddress: ${network.network} has no IPv${address.family}`;
         throw new VoltError('INVALID_REQUEST', message, { details: { path } });
       }
+      if (address !== undefined) refuseForMany(this.#kernel, address, path);
       this.#refuseTaken(id, map, path);
       const held = this.#mapped.get(id)?.some((own) => samePort(own, map)) === true;
       if (!held) refuseBound(map, address, families, path);
@@ -130,6 +131,24 @@ const samePort = (a: PortMap, b: PortMap): boolean =>
 /** Every address and a given one are in each other's way; two given ones, and two families, are not. */
 const overlaps = (a: string | undefined, b: string | undefined): boolean =>
   a === undefined || b === undefined || a === b;
+
+/** No socket refuses an address that stands for any host, or for all. */
+function refuseForMany({ addresses }: Kernel, address: IpAddress, path: string): void {
+  const text = address.toString();
+  const forMany =
+    MANY.some((prefix) => prefix.contains(address)) ||
+    addresses.list().some(({ address: { address: own, prefixLength } }) => {
+      if (own.family !== 4 || address.family !== 4) return false;
+      const subnet = IpPrefix.around(own, prefixLength);
+      return subnet.contains(address) && address.value > subnet.usable().end.value;
+    });
+  if (!forMany) return;
+  const message = `${path}.hostAddress: ${text} is no address of one host`;
+  throw new VoltError('INVALID_REQUEST', message, { details: { path: `${path}.hostAddress` } });
+}
+
+/** Unspecified, multicast, and what is beyond it (RFC 1112, RFC 4291). */
+const MANY = ['0.0.0.0/8', '224.0.0.0/3', '::/128', 'ff00::/8'].map((text) => IpPrefix.parse(text));
 
 function refuseBound(
   map: PortMap,

@@ -135,16 +135,18 @@ function* forwardingOf({ neighbours }: Kernel): Steps<ReadonlySet<string>> {
   return keys;
 }
 
-function forwardingFor({ neighbours }: Kernel, { attachment }: AttachmentRecord): string[] {
+function forwardingFor(kernel: Kernel, { attachment, network }: AttachmentRecord): string[] {
   const { mac = '', device } = attachment ?? {};
   const ifindex = device?.ifindex ?? 0;
+  const master = kernel.links.indexOf(network?.bridge ?? '');
+  if (master === null) return [];
   try {
-    const found = neighbours.findForwarding({ ifindex, mac: MacAddress.parse(mac) });
+    const found = kernel.neighbours.findForwarding({ master, mac: MacAddress.parse(mac) });
     const fixed = found?.fixed === true && found.ifindex === ifindex;
     return fixed ? [forwardingKey({ ifindex, mac })] : [];
   } catch (error) {
-    // The device is gone, or no port of a bridge.
-    if (!isKernelError(error, 'ENODEV', 'EINVAL')) throw error;
+    // No bridge, or one that is gone by now.
+    if (!isKernelError(error, 'ENODEV', 'EINVAL', 'EOPNOTSUPP')) throw error;
     return [];
   }
 }
