@@ -57,7 +57,7 @@ export const eventBodySchemas = {
     id: z.string().optional(),
     generation: z.int().optional(),
     host: z.string(),
-    /** `mend`, `remake`, `firewall`; a newer agent may have more. */
+    /** `mend`, `remake`, `close`, `firewall`; a newer agent may have more. */
     action: z.string(),
     differences: checkAnswerSchema.shape.differences,
   }),

@@ -32,11 +32,11 @@ export function refuseGatewayMac(
   { index }: Taker,
 ): void {
   const mac = MacAddress.parse(text);
-  const gateways = [network.gateway, network.ipv6?.gateway];
+  const gateways = new Set([network.gateway, network.ipv6?.gateway]);
   const gateway = neighbours
     .list()
     .filter(({ ifindex }) => ifindex === index)
-    .find((one) => one.mac?.equals(mac) && gateways.includes(one.address.toString()));
+    .find((one) => one.mac?.equals(mac) && gateways.has(one.address.toString()));
   if (gateway !== undefined) throw macInUse(mac, `the gateway ${gateway.address.toString()}`);
 }
 

@@ -48,9 +48,9 @@ export interface Observed {
 }
 
 /**
- * Reads what concerns these records: two dumps, a third where there are limits, and for each namespace a stat. A table
- * that keeps changing while it is read is looked up device by device instead; nothing can be said of devices without a
- * record then. The socket is its own, since a dump that pauses keeps it.
+ * Reads what concerns these records: two dumps, a third where ports are filtered, a fourth where there are limits, and
+ * for each namespace a stat. A table that keeps changing while it is read is looked up device by device instead; nothing
+ * can be said of devices without a record then. The socket is its own, since a dump that pauses keeps it.
  */
 export function* observeHost(records: readonly AttachmentRecord[]): Steps<Observed> {
   using kernel = new Kernel();

@@ -258,7 +258,7 @@ test('a TAP that its holder lets go again and again is made again with pauses', 
   const began = performance.now();
   for (let turn = 0; turn < 5; turn += 1) {
     await until('it is there', () => {
-      const [link] = ip('link').filter(({ ifname }) => ifname === 'tap-gone');
+      const link = ip('link').find(({ ifname }) => ifname === 'tap-gone');
       return link !== undefined && !indices.has(link['ifindex']);
     });
     indices.add(only(ip('link', 'show', 'tap-gone'))['ifindex']);

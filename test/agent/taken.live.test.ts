@@ -103,9 +103,7 @@ describe('a MAC that is asked for', () => {
     const before = await stack.snapshot();
     const refusal = { code: 'MAC_IN_USE', details: { path: 'mac', holder } };
     await expect(attach('taker', asked)).rejects.toMatchObject(refusal);
-    await expect(attach('taker', { ...asked, dryRun: true } as never)).rejects.toMatchObject(
-      refusal,
-    );
+    await expect(attach('taker', { ...asked, dryRun: true })).rejects.toMatchObject(refusal);
     expect(await stack.snapshot()).toEqual(before);
   });
 

@@ -141,6 +141,7 @@ function bare(kernel: Kernel, attachments: readonly Attachment[]): number {
     });
     return {
       name,
+      own: MacAddress.parse(mac),
       elements,
       change: {
         mac: hostEndMac(MacAddress.parse(mac)),
@@ -152,13 +153,17 @@ function bare(kernel: Kernel, attachments: readonly Attachment[]): number {
     };
   });
   const started = performance.now();
-  for (const { name, elements, change } of orders) {
+  for (const { name, own, elements, change } of orders) {
     using tap = createTap({ name, queues: 1, vnetHdr: true });
     const index = kernel.links.indexOf(name) ?? 0;
     kernel.links.set(index, change);
     writeSysctl(['net', 'ipv6', 'conf', name, 'disable_ipv6'], '1');
     nftables.change(elements);
-    kernel.links.setBridgePort(index, { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS });
+    const settings = { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS, IFLA_BRPORT_LEARNING: 0 };
+    kernel.batch([
+      kernel.links.bridgePortChange(index, settings),
+      kernel.neighbours.forwardingAddition({ ifindex: index, mac: own, fixed: true }),
+    ]);
     kernel.links.set(index, { up: true });
     tap.persist();
   }

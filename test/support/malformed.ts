@@ -149,28 +149,31 @@ function bases({ self, other, gateway }: Segment): Base[] {
   const whole = { id: 7, offset: 0, more: false };
   const chained = options(PROTOCOL.udp, answer6);
   return [
-    base('a DHCP answer', v4(toAll, answer), ['ipv4', 'udp']),
-    base('a DHCP answer from nowhere', v4({ ...toAll, from: '0.0.0.0' }, answer), ['ipv4', 'udp']),
-    base('a first fragment', v4(toAll, answer, { fragment: { ...whole, more: true } }), ['ipv4']),
-    base('a late fragment', v4(toAll, answer, { fragment: { ...whole, offset: 8 } }), [
+    baseOf('a DHCP answer', v4(toAll, answer), ['ipv4', 'udp']),
+    baseOf('a DHCP answer from nowhere', v4({ ...toAll, from: '0.0.0.0' }, answer), [
       'ipv4',
       'udp',
     ]),
-    base('ARP for the gateway', claim(2, gateway.ip4), ['arp']),
-    base('ARP for another', claim(1, other.ip4), ['arp']),
-    base('a DHCPv6 answer', v6(PROTOCOL.udp, answer6), ['ipv6', 'udp']),
-    base('a DHCPv6 answer behind options', v6(hopByHop, chained), ['ipv6', 'extension', 'udp']),
-    base('a router advertisement', v6(PROTOCOL.icmpv6, router), ['ipv6', 'icmpv6']),
-    base(
+    baseOf('a first fragment', v4(toAll, answer, { fragment: { ...whole, more: true } }), ['ipv4']),
+    baseOf('a late fragment', v4(toAll, answer, { fragment: { ...whole, offset: 8 } }), [
+      'ipv4',
+      'udp',
+    ]),
+    baseOf('ARP for the gateway', claim(2, gateway.ip4), ['arp']),
+    baseOf('ARP for another', claim(1, other.ip4), ['arp']),
+    baseOf('a DHCPv6 answer', v6(PROTOCOL.udp, answer6), ['ipv6', 'udp']),
+    baseOf('a DHCPv6 answer behind options', v6(hopByHop, chained), ['ipv6', 'extension', 'udp']),
+    baseOf('a router advertisement', v6(PROTOCOL.icmpv6, router), ['ipv6', 'icmpv6']),
+    baseOf(
       'a router advertisement in a fragment',
       v6(fragment, fragmented(PROTOCOL.icmpv6, whole, router)),
       ['ipv6', 'fragment', 'icmpv6'],
     ),
-    base('an advertisement for the gateway', v6(PROTOCOL.icmpv6, neighbour), ['ipv6', 'icmpv6']),
+    baseOf('an advertisement for the gateway', v6(PROTOCOL.icmpv6, neighbour), ['ipv6', 'icmpv6']),
   ];
 }
 
-function base(name: string, frame: Buffer, layers: readonly Header[]): Base {
+function baseOf(name: string, frame: Buffer, layers: readonly Header[]): Base {
   let at = ETHERNET_BYTES;
   const headers = layers.map((header) => {
     const place = [header, at] as const;
