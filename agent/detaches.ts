@@ -128,11 +128,13 @@ export class Detaches {
       ? { ...attachment, state: 'detached', reason: detach.reason }
       : kept && endedLease(kept, detach.reason);
     if (ended === undefined) return;
+    // An attach that is repeated under its request id may fail each time, and end another attachment each time.
+    const ofAttach = detach.reason === 'failed' || detach.reason === 'fenced';
     this.#options.events.add({
       type: 'detached',
       network: record.request.network,
       subject: record.id,
-      operation: 'detach',
+      operation: ofAttach ? `detach ${ended.generation}` : 'detach',
       requestId: detach.requestId,
       trace: detach,
       body: ended,
