@@ -67,13 +67,13 @@ export function setNewPort(
     ]);
   } catch (error) {
     if (!isKernelError(error, 'EEXIST')) throw error;
-    refuseForwarded(kernel, entry.mac, port.master);
+    refuseForwarded(kernel, entry.mac, { bridge: port.master });
     // Learned, where the workload was before.
     neighbours.replaceForwarding(entry);
   }
 }
 
-/** Of one that is there, whatever was done to it. */
+/** Of one that is there, whatever was done to it. MAC_IN_USE as above. */
 export function mendPort(kernel: Kernel, port: Port, use: PortUse): void {
   // First, so that nothing is flooded that the bridge has learned so far.
   if (use.network.filter) putForwarding(kernel, port, use.mac);
@@ -87,12 +87,14 @@ export function mendPort(kernel: Kernel, port: Port, use: PortUse): void {
 /**
  * Leads frames for a workload's MAC to its port, whatever the bridge made of that MAC. It makes an entry of its own
  * for each MAC that a port has, in the place of any other, and whoever holds a TAP may give it the MAC of a neighbour.
+ * MAC_IN_USE: the bridge itself, or a port that is not ours, has it, or another workload.
  */
-export const putForwarding = (
-  { neighbours }: Kernel,
-  port: Pick<Port, 'index'>,
-  mac: string,
-): void => neighbours.replaceForwarding(forwardingTo(port, mac));
+export function putForwarding(kernel: Kernel, port: Pick<Port, 'index'>, mac: string): void {
+  const entry = forwardingTo(port, mac);
+  const bridge = kernel.links.get(port.index)?.master;
+  if (bridge !== undefined) refuseForwarded(kernel, entry.mac, { bridge, own: port.index });
+  kernel.neighbours.replaceForwarding(entry);
+}
 
 const forwardingTo = ({ index }: Pick<Port, 'index'>, mac: string): ForwardingEntry => ({
   ifindex: index,

@@ -3,6 +3,7 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Link } from '#native/link.ts';
 import type { Kernel } from '../kernel.ts';
+import { DEVICE_GROUP } from './network.ts';
 
 // What a request names and somebody has whom the ledger does not know: this host, or the gateway.
 
@@ -20,7 +21,7 @@ export function refuseBridgeMac(
 ): void {
   const mac = MacAddress.parse(text);
   if (bridge.mac?.equals(mac) === true) throw macInUse(mac, bridge.name);
-  refuseForwarded(kernel, mac, bridge.index);
+  refuseForwarded(kernel, mac, { bridge: bridge.index });
   refuseGatewayMac(kernel, text, network, bridge);
 }
 
@@ -40,11 +41,22 @@ export function refuseGatewayMac(
   if (gateway !== undefined) throw macInUse(mac, `the gateway ${gateway.address.toString()}`);
 }
 
-/** MAC_IN_USE where a bridge leads a MAC somewhere for good: to the host, or to another port of ours. */
-export function refuseForwarded(kernel: Kernel, mac: MacAddress, bridge: number): void {
-  const found = kernel.neighbours.findForwarding({ master: bridge, mac });
-  if (found === null || (found.local !== true && found.fixed !== true)) return;
-  throw macInUse(mac, kernel.links.nameOf(found.ifindex) ?? 'another port');
+/**
+ * MAC_IN_USE where a bridge leads a MAC somewhere for good: to the host, or to another port than `own`. Ports of ours have
+ * no MAC that a workload could have, unless their holder has just given it to them: that does not count.
+ */
+export function refuseForwarded(
+  kernel: Kernel,
+  mac: MacAddress,
+  { bridge, own }: { readonly bridge: number; readonly own?: number },
+): void {
+  const { links, neighbours } = kernel;
+  const found = neighbours.findForwarding({ master: bridge, mac });
+  if (found === null || found.ifindex === own) return;
+  if (found.local !== true && found.fixed !== true) return;
+  const holder = links.get(found.ifindex);
+  const given = found.local === true && holder?.master === bridge && holder.group === DEVICE_GROUP;
+  if (!given) throw macInUse(mac, holder?.name ?? 'another port');
 }
 
 export const macInUse = (mac: MacAddress, holder: string): VoltError =>

@@ -1,3 +1,4 @@
+import { VoltError } from '#protocol/errors.ts';
 import { isKernelError } from '#native/errors.ts';
 import { parseLink } from '#native/link.ts';
 import { subscribe } from '#native/netlink-events.ts';
@@ -53,7 +54,9 @@ export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices =
     try {
       putForwarding(kernel, { index: ifindex }, mac);
     } catch (error) {
-      if (!isKernelError(error, 'ENODEV', 'EINVAL', 'ENOENT')) throw error;
+      // The device is gone or no port, or another has the MAC for good: what differs then, the comparison tells.
+      const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
+      if (!taken && !isKernelError(error, 'ENODEV', 'EINVAL', 'ENOENT')) throw error;
     }
   },
   watch: ({ onLink, onAddressGone, onOverrun }) =>

@@ -1,7 +1,7 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
-import type { Attachment } from '#protocol/attachment.ts';
+import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { decode } from '#protocol/envelope.ts';
 import { until } from '../support/agent.ts';
 import { BROADCAST, sentTo } from '../support/frames.ts';
@@ -38,10 +38,13 @@ afterEach(async () => {
   }
 });
 
-async function attach(id: string, network = 'volt0'): Promise<Attachment> {
+async function attach(
+  id: string,
+  { network = 'volt0', ...more }: Partial<AttachRequest> = {},
+): Promise<Attachment> {
   const kind = id.startsWith('box') ? 'container' : 'vm';
   if (kind === 'container' && !attached.includes(id)) addNamespace(id);
-  const request = { id, workload: id, kind, network } as const;
+  const request = { id, workload: id, kind, network, ...more } as const;
   const inside = kind === 'container' ? { netns: `/run/netns/${id}` } : {};
   const { attachment } = await stack.client.attach(stack.host, { ...request, ...inside });
   attached = [...new Set([...attached, id])];
@@ -161,6 +164,16 @@ function isClosed(attachment: Attachment): boolean {
 }
 const expectClosed = (attachment: Attachment): void => expect(isClosed(attachment)).toBe(true);
 
+test('a MAC that the holder of a TAP has taken is kept from no workload', async () => {
+  await attach('early');
+  const held = await claim('early');
+  const mac = '02:00:00:00:42:42';
+  held.changeMac(mac);
+  const late = await attach('late', { mac });
+  expect(late.mac).toBe(mac);
+  expect(waysTo(mac)).toEqual([fixedTo(late)]);
+});
+
 test('the MAC of the gateway is taken by nobody', async () => {
   await attach('greedy');
   await attach('box-asks');
@@ -211,7 +224,7 @@ test('a port under the filter learns nothing, and its MAC stays where it is', as
 });
 
 test('a port without a filter learns what it hears', async () => {
-  const box = await attach('box-free', 'free0');
+  const box = await attach('box-free', { network: 'free0' });
   expect(only(bridge('-d', 'link', 'show', 'dev', nameOf(box)))).toMatchObject({ learning: true });
   using port = openContainer('/run/netns/box-free');
   const other = '02:00:00:00:43:43';
