@@ -134,7 +134,7 @@ export class Detaches {
       type: 'detached',
       network: record.request.network,
       subject: record.id,
-      operation: ofAttach ? `detach ${ended.generation}` : 'detach',
+      operation: ofAttach ? `detach ${(attachment ?? kept)?.generation ?? 0}` : 'detach',
       requestId: detach.requestId,
       trace: detach,
       body: ended,
