@@ -4,7 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
-import type { listenSeqpacket } from '#native/unix.ts';
+import type { listenSeqpacket } from '#native/seqpacket.ts';
 import { Admission } from './admission.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
@@ -107,6 +107,7 @@ export class Agent {
       events,
       networkTypes,
       rehearsals: this.#hostNetwork.rehearsals,
+      namespaces: this.#hostNetwork.namespaces,
       turns,
       detaches,
       log,

@@ -11,7 +11,6 @@ import {
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { type Ledger, type Lease, type LeaseRequest, RevisionChanged } from '#ipam-store/ledger.ts';
-import { namespaceIdentity } from '#native/namespace.ts';
 import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
@@ -25,6 +24,7 @@ import type {
   NetworkTypes,
 } from './networks/network.ts';
 import type { HostNetwork } from './networks/types.ts';
+import type { NamedNamespace } from './networks/workload.ts';
 import type { Session } from './session.ts';
 import type { Turns } from './turns.ts';
 import type { Witness } from './witness.ts';
@@ -50,6 +50,7 @@ export interface AttachmentsOptions {
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
   readonly rehearsals: HostNetwork['rehearsals'];
+  readonly namespaces: HostNetwork['namespaces'];
   readonly turns: Turns;
   readonly detaches: Detaches;
   readonly log: Log;
@@ -123,7 +124,8 @@ export class Attachments {
     }
     await this.#options.detaches.finished(request.id, call.deadline);
     return this.#ofLastRevision(request.network, async () => {
-      const { identity, key } = identified(request);
+      using named = await this.#named(request);
+      const { identity, key } = identified(request, named);
       const held = this.#options.journal.get(request.id);
       // First, since a repeat needs no ledger.
       const replayed = held && (await this.#repeat(held, request, key, call.deadline));
@@ -133,7 +135,7 @@ export class Attachments {
       }
       const revised = await this.#network(request.network, call.deadline);
       const type = this.#networkType(revised.network.type);
-      using checked = type.check(request, revised.network);
+      using checked = type.check(request, revised.network, { named });
       const record: AttachmentRecord = {
         id: request.id,
         state: 'attaching',
@@ -162,8 +164,9 @@ export class Attachments {
     return turns.take(request.id, deadline, async () => {
       await detaches.finished(request.id, deadline);
       return this.#ofLastRevision(request.network, async () => {
+        using named = await this.#named(request);
         const held = journal.get(request.id);
-        const attachment = held && this.#attachedAs(held, identified(request).key);
+        const attachment = held && this.#attachedAs(held, identified(request, named).key);
         const found = attachment && this.#networkType(attachment.type).observe(attachment);
         if (attachment !== undefined && held?.state === 'attached' && found?.length === 0) {
           const { mac } = attachment;
@@ -172,7 +175,8 @@ export class Attachments {
         }
         const revised = await this.#network(request.network, deadline);
         const { network } = revised;
-        using checked = this.#networkType(network.type).check(request, network, held?.deviceName);
+        const known = { deviceName: held?.deviceName, named };
+        using checked = this.#networkType(network.type).check(request, network, known);
         checked.prepare();
         const ask = this.#askFor(request, revised);
         const { lease } = await whileRecovering(deadline, () => ledger.preview(ask));
@@ -194,6 +198,10 @@ export class Attachments {
         };
       });
     });
+  }
+
+  async #named({ netns }: AttachRequest): Promise<(NamedNamespace & Disposable) | undefined> {
+    return netns === undefined ? undefined : this.#options.namespaces.find(netns);
   }
 
   /** Again, with the network read anew, where it has changed since it was read. */
@@ -470,11 +478,14 @@ export class Attachments {
 }
 
 /** A namespace is known by what it is, not by its path. */
-function identified(request: AttachRequest): {
+function identified(
+  request: AttachRequest,
+  named: NamedNamespace | undefined,
+): {
   readonly identity: string | undefined;
   readonly key: string;
 } {
-  const identity = request.netns === undefined ? undefined : namespaceIdentity(request.netns);
+  const { identity } = named ?? {};
   return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
 }
 

@@ -1,5 +1,6 @@
 import { VoltError } from '#protocol/errors.ts';
 import { KernelError } from '#native/errors.ts';
+import { UnansweredError } from '#native/namespace.ts';
 
 /** Whatever was thrown, as one of the contract's errors. */
 export function toVoltError(error: unknown): VoltError {
@@ -7,6 +8,10 @@ export function toVoltError(error: unknown): VoltError {
   // An undo that failed hides what it was undone for; that is what the caller has to hear.
   if (error instanceof SuppressedError) return toVoltError(error.suppressed);
   if (error instanceof KernelError) return fromKernelError(error);
+  if (error instanceof UnansweredError) {
+    const details = { netns: error.path };
+    return new VoltError('DEADLINE_EXCEEDED', error.message, { details, cause: error });
+  }
   if (isFullDisk(error))
     return new VoltError('OVERLOADED', `the disk is full: ${error.message}`, { cause: error });
   const reason = error instanceof Error ? error.message : String(error);

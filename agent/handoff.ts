@@ -7,7 +7,7 @@ import type {
   PeerCredentials,
   SeqpacketConnection,
   SeqpacketServer,
-} from '#native/unix.ts';
+} from '#native/seqpacket.ts';
 import { toVoltError } from './errors.ts';
 import type { Journal } from './journal.ts';
 import type { Log } from './log.ts';

@@ -1,11 +1,13 @@
 import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
 import { encodeAnswer, EncodedAnswer, encodePage, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { UnansweredError } from '#native/namespace.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
 import { Joint } from './joint.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 import type { NetworkTypes } from './networks/network.ts';
+import { askForNamespaces } from './networks/workload.ts';
 import type { Plan } from './reconcile/plan.ts';
 import type { Slices, Wanted } from './slices.ts';
 
@@ -90,8 +92,9 @@ export class Inspection {
   /** Compares records, kernel and ledger of one attachment. */
   async check(id: string, deadline: number): Promise<CheckAnswer> {
     const { ledger, plan } = this.#options;
-    this.#recordOf(id);
+    const { attachment } = this.#recordOf(id);
     const lease = await ledger.getLease(id);
+    if (attachment?.netns !== undefined) await askForNamespaces([attachment.netns]);
     const differences = this.#differencesOf(id, lease ?? undefined);
     return atOnce(answerOf(differences, await plan(id, { deadline })));
   }
@@ -104,7 +107,11 @@ export class Inspection {
   async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
     const { slices, journal, leases, plan } = this.#options;
     const first = await leases(signal);
-    const { differences, ofLedger } = await slices.run(this.#compare(first), { signal });
+    const compared = await slices.run(this.#compare(first), { signal });
+    const { ofLedger, unanswered } = compared;
+    await askForNamespaces(unanswered.values());
+    const answered = await slices.run(this.#observeAgain(unanswered.keys()), { signal });
+    const differences = [...compared.differences, ...answered];
     // What has come and gone since the leases were read differs no more.
     const suspected = [...ofLedger].map((id) => ({
       id,
@@ -120,22 +127,37 @@ export class Inspection {
   }
 
   /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
-  *#compare(
-    leases: ReadonlyMap<string, Lease>,
-  ): Steps<{ readonly differences: Difference[]; readonly ofLedger: ReadonlySet<string> }> {
+  *#compare(leases: ReadonlyMap<string, Lease>): Steps<{
+    readonly differences: Difference[];
+    readonly ofLedger: ReadonlySet<string>;
+    /** Namespaces whose file systems have to be asked, by attachment id. */
+    readonly unanswered: ReadonlyMap<string, string>;
+  }> {
     const { journal } = this.#options;
     const differences: Difference[] = [];
     const ofLedger = new Set<string>();
+    const unanswered = new Map<string, string>();
     for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
       yield;
       const { id } = at;
-      for (const one of this.#differencesOf(id, leases.get(id))) {
-        if (one.what === 'lease') ofLedger.add(id);
-        else differences.push(one);
-      }
+      if (at.closed !== undefined) differences.push(at.closed);
+      if (at.closed !== undefined || !isAttached(at)) continue;
+      if (compareLease(at.attachment, leases.get(id)).length > 0) ofLedger.add(id);
+      const observed = this.#observe(at);
+      if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
+      else differences.push(...observed);
     }
     for (const { id } of leases.values()) if (journal.get(id) === undefined) ofLedger.add(id);
-    return { differences, ofLedger };
+    return { differences, ofLedger, unanswered };
+  }
+
+  *#observeAgain(ids: Iterable<string>): Steps<Difference[]> {
+    const differences: Difference[] = [];
+    for (const id of ids) {
+      yield;
+      differences.push(...this.#observedOf(id));
+    }
+    return differences;
   }
 
   /** Of what is as it was before these leases were read: a record that is the same, a lease of the same generation. */
@@ -164,13 +186,28 @@ export class Inspection {
 
   /** Of an attachment as it is recorded now. */
   #differencesOf(id: string, lease: Lease | undefined): Difference[] {
-    const { journal, networkTypes } = this.#options;
-    const record = journal.get(id);
+    const record = this.#options.journal.get(id);
     if (record?.closed !== undefined) return [record.closed];
     if (record === undefined || !isAttached(record)) return [];
-    const { attachment, networkType } = record;
-    const observed = networkTypes[networkType]?.observe(attachment) ?? [];
-    return [...observed, ...compareLease(attachment, lease)];
+    return [...this.#observedOf(id), ...compareLease(record.attachment, lease)];
+  }
+
+  #observedOf(id: string): Difference[] {
+    const record = this.#options.journal.get(id);
+    if (record === undefined || !isAttached(record)) return [];
+    const observed = this.#observe(record);
+    if (!(observed instanceof UnansweredError)) return observed;
+    return [{ id, what: 'netns', expected: observed.path, observed: observed.message }];
+  }
+
+  /** Of a namespace that cannot be looked at, nothing is said of others. */
+  #observe({ networkType, attachment }: Attached): Difference[] | UnansweredError {
+    try {
+      return this.#options.networkTypes[networkType]?.observe(attachment) ?? [];
+    } catch (error) {
+      if (error instanceof UnansweredError) return error;
+      throw error;
+    }
   }
 
   #recordOf(id: string): AttachmentRecord {
@@ -207,9 +244,9 @@ function* within<T>(most: number, all: readonly T[]): Steps<T[]> {
   return held;
 }
 
-const isAttached = (
-  record: AttachmentRecord,
-): record is AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment'>> =>
+type Attached = AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment'>>;
+
+const isAttached = (record: AttachmentRecord): record is Attached =>
   record.state === 'attached' && record.attachment !== undefined;
 
 function attachmentIn(record: AttachmentRecord): Attachment | undefined {

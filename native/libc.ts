@@ -36,7 +36,23 @@ export const recv = libc.func('int64_t recv(int fd, _Out_ void *bytes, size_t le
 export const sendmsg = libc.func('int64_t sendmsg(int fd, const msghdr *message, int flags)');
 export const recvmsg = libc.func('int64_t recvmsg(int fd, _Inout_ msghdr *message, int flags)');
 
+export const shutdown = libc.func('int shutdown(int fd, int how)');
+export const socketpair = libc.func(
+  'int socketpair(int domain, int type, int protocol, _Out_ int *fds)',
+);
+
 export const open = libc.func('int open(const char *path, int flags, uint32_t mode)');
+/** openat2(2), for which glibc has no name. Variadic in C; all arguments are passed in integer registers anyway. */
+export const openat2 = libc.func('syscall', 'int64_t', [
+  'int64_t',
+  'int64_t',
+  'const char *',
+  'const void *',
+  'size_t',
+]);
+export const statx = libc.func(
+  'int statx(int folder, const char *path, int flags, uint32_t mask, _Out_ void *result)',
+);
 export const mknod = libc.func('int mknod(const char *path, uint32_t mode, uint64_t device)');
 export const close = libc.func('int close(int fd)');
 export const dup = libc.func('int dup(int fd)');

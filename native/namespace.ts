@@ -7,20 +7,21 @@ import {
   openSync,
   readFileSync,
   rmSync,
-  statSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
 import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError } from './errors.ts';
 import * as libc from './libc.ts';
+import {
+  identityAtOnce,
+  NotANamespaceError,
+  openNamespaceFile,
+  UnansweredError,
+} from './namespace-file.ts';
+import { lookUpAside, recentlyFound } from './namespace-lookup.ts';
 import { traced } from './trace.ts';
 
-const O_RDONLY = 0;
-const O_NONBLOCK = 0o4000;
-const O_CLOEXEC = 0o2000000;
 const CLONE_NEWNET = 0x40000000;
-/** _IO(0xb7, 3) of linux/nsfs.h: which CLONE_NEW… the namespace is. */
-const NS_GET_NSTYPE = 0xb703;
 /** linux/sockios.h: opens the network namespace of a socket (close-on-exec). */
 const SIOCGSKNS = 0x894c;
 const MS_BIND = 0x1000;
@@ -29,10 +30,7 @@ const MS_REC = 0x4000;
 const MNT_DETACH = 2;
 const OWN_PATH = '/proc/thread-self/ns/net';
 
-/** The file is there, but no network namespace. */
-export class NotANamespaceError extends Error {
-  readonly code = 'NOT_A_NAMESPACE';
-}
+export { NotANamespaceError, UnansweredError } from './namespace-file.ts';
 
 /**
  * A network namespace, held open. Held open it outlives its last process, so hold it no longer than needed:
@@ -51,21 +49,30 @@ export class Namespace implements Disposable {
   }
 
   /**
-   * Opens `/run/netns/NAME`, `/proc/PID/ns/net` or another file of a namespace. KernelError (ENOENT, EACCES,
-   * …) when it cannot be opened, NotANamespaceError when it is something else. O_NONBLOCK: a FIFO under that
-   * name must not stop the process.
+   * Opens `/run/netns/NAME`, `/proc/PID/ns/net` or another file of a namespace, without waiting for a file system:
+   * UnansweredError where one has to be asked. It is asked then, and the same call may succeed a little later.
+   * KernelError (ENOENT, EACCES, ELOOP, …) when the path leads nowhere, NotANamespaceError when it leads to something
+   * else.
    */
   static open(path: string): Namespace {
-    const fd = checked(libc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0), 'open', path);
-    const descriptor = new Descriptor(fd);
     try {
-      if (typeOf(fd, path) === CLONE_NEWNET) return new Namespace(descriptor, path);
+      return new Namespace(openNamespaceFile(path, 'at once'), path);
     } catch (error) {
-      descriptor.close();
-      throw error;
+      if (!(error instanceof UnansweredError)) throw error;
+      const descriptor = recentlyFound(path);
+      if (descriptor === undefined) throw error;
+      return new Namespace(descriptor, path);
     }
-    descriptor.close();
-    throw new NotANamespaceError(`${path} is not a network namespace`);
+  }
+
+  /** As `open`, with two seconds for file systems that have to be asked: UnansweredError after that. */
+  static async find(path: string): Promise<Namespace> {
+    try {
+      return new Namespace(openNamespaceFile(path, 'at once'), path);
+    } catch (error) {
+      if (!(error instanceof UnansweredError)) throw error;
+    }
+    return new Namespace(await lookUpAside(path), path);
   }
 
   /** The namespace that a socket lies in, whichever that of its process is by now. */
@@ -163,21 +170,31 @@ export class Namespace implements Disposable {
   }
 }
 
-/** CLONE_NEW… of a namespace file; undefined for another file. Any other error than that says nothing of the file. */
-function typeOf(fd: number, path: string): number | undefined {
+/** `device:inode` of a namespace's file, following links; undefined when the path leads to none. Throws as `open`. */
+export function namespaceIdentity(path: string): string | undefined {
   try {
-    return checked(libc.ioctl(fd, NS_GET_NSTYPE, null), 'NS_GET_NSTYPE', path);
+    return identityAtOnce(path);
   } catch (error) {
-    if (isKernelError(error, 'ENOTTY', 'EINVAL')) return undefined;
+    if (error instanceof UnansweredError) return identityAsked(path);
+    if (isAbsence(error)) return undefined;
     throw error;
   }
 }
 
-/** `device:inode` of a namespace file, following links; undefined when the path leads nowhere. */
-export function namespaceIdentity(path: string): string | undefined {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  return stat === undefined ? undefined : identityOf(stat);
+function identityAsked(path: string): string | undefined {
+  try {
+    using namespace = Namespace.open(path);
+    return namespace.identity;
+  } catch (error) {
+    if (isAbsence(error)) return undefined;
+    throw error;
+  }
 }
+
+/** True for what opening throws where a path leads to no network namespace; another error leaves that open. */
+export const isAbsence = (error: unknown): boolean =>
+  error instanceof NotANamespaceError ||
+  isKernelError(error, 'ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'ENXIO', 'ENODEV');
 
 const identityOf = ({ dev, ino }: { dev: number; ino: number }): string => `${dev}:${ino}`;
 

@@ -6,6 +6,7 @@ import * as libc from './libc.ts';
 
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
+const MSG_PEEK = 0x2;
 const MSG_CTRUNC = 0x8;
 const MSG_TRUNC = 0x20;
 const MSG_DONTWAIT = 0x40;
@@ -67,6 +68,42 @@ export function receivePacket(fd: number): Packet | undefined {
     throw new KernelError({ operation: 'recvmsg', subject: 'packet', errno: refused });
   }
   return { bytes: Buffer.from(received.subarray(0, length)), descriptors };
+}
+
+/** What a socket has for a reader that takes no descriptors. */
+export type Plain =
+  | { readonly kind: 'none' }
+  /** Empty: the peer has closed its end. */
+  | { readonly kind: 'packet'; readonly bytes: Buffer }
+  /** The next packet has descriptors beside it. It was left where it is. */
+  | { readonly kind: 'descriptors' };
+
+const NO_CONTROL = Buffer.alloc(0);
+
+/**
+ * Takes the next packet, without waiting, and never a descriptor. With `look`, for sockets that their peers can send
+ * descriptors to, a packet that has some is not taken: the last reference to a file that is dropped with a packet is
+ * closed by whoever reads it, for as long as that file likes (a TCP socket with SO_LINGER). KernelError: ECONNRESET,
+ * EMSGSIZE as of `receivePacket`.
+ */
+export function receivePlain(fd: number, { look }: { look: boolean }): Plain {
+  if (look) {
+    // Peeking takes references of its own to the files and drops those; the packet keeps them alive meanwhile.
+    const peeked = messageOf(received.subarray(0, 1), NO_CONTROL);
+    const seen = uninterrupted(() => libc.recvmsg(fd, peeked, MSG_DONTWAIT | MSG_PEEK));
+    // Nothing yet, and what comes before the next call has not been looked at.
+    if (seen < 0 && libc.errno() === EAGAIN) return { kind: 'none' };
+    checked(seen, 'recvmsg', 'packet');
+    if ((peeked.msg_flags & MSG_CTRUNC) !== 0) return { kind: 'descriptors' };
+  }
+  const message = messageOf(received, NO_CONTROL);
+  const length = uninterrupted(() => libc.recvmsg(fd, message, MSG_DONTWAIT));
+  if (length < 0 && libc.errno() === EAGAIN) return { kind: 'none' };
+  checked(length, 'recvmsg', 'packet');
+  if ((message.msg_flags & MSG_TRUNC) !== 0) {
+    throw new KernelError({ operation: 'recvmsg', subject: 'packet', errno: EMSGSIZE });
+  }
+  return { kind: 'packet', bytes: Buffer.from(received.subarray(0, length)) };
 }
 
 // There is room for every descriptor that the kernel passes at once: it cuts them only at RLIMIT_NOFILE.

@@ -1,6 +1,6 @@
 import { Descriptor } from './descriptor.ts';
 import { checked, KernelError } from './errors.ts';
-import { bind, connect, socket } from './libc.ts';
+import { bind, connect, socket, socketpair } from './libc.ts';
 
 // Making and naming sockets of AF_UNIX (man 7 unix).
 
@@ -17,6 +17,15 @@ export const SOCK_NONBLOCK = 0o4000;
 /** A socket that closes on exec. `type`: one of SOCK_…, or with SOCK_NONBLOCK. */
 export const openSocket = (type: number): Descriptor =>
   new Descriptor(checked(socket(AF_UNIX, type | SOCK_CLOEXEC, 0), 'socket', 'AF_UNIX'));
+
+/** Two sockets of packets, connected to each other. */
+export function socketPair(): [Descriptor, Descriptor] {
+  const fds = new Int32Array(2);
+  const type = SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  checked(socketpair(AF_UNIX, type, 0, fds), 'socketpair', 'AF_UNIX');
+  const [one = -1, other = -1] = fds;
+  return [new Descriptor(one), new Descriptor(other)];
+}
 
 export function connectTo(own: Descriptor, path: string): void {
   const address = sockaddrOf(path, 'connect');

@@ -29,6 +29,7 @@ import {
   type CheckedAttach,
   type Device,
   deviceTag,
+  type KnownOfAttach,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -61,12 +62,12 @@ export class Bridged implements NetworkType {
     this.#options = options;
   }
 
-  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
+  check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
-    return this.checkPort(request, network, bridgedFacts, deviceName);
+    return this.checkPort(request, network, bridgedFacts, known);
   }
 
   /** `check` of what is the same for all networks with a bridge; `facts` are the firewall's for the bridge. */
@@ -74,7 +75,7 @@ export class Bridged implements NetworkType {
     request: AttachRequest,
     network: Network,
     facts: (network: Network) => readonly Fact[],
-    deviceName?: string,
+    { deviceName, named }: KnownOfAttach = {},
   ): CheckedAttach {
     const { kernel, journal, firewall } = this.#options;
     firewall.ready();
@@ -88,7 +89,7 @@ export class Bridged implements NetworkType {
       deviceName === undefined
         ? vethNames(request, taken)
         : { host: deviceName, container: deviceName.replace(/-h$/, '-c') };
-    return this.#checkedVeth(request, network, bridge, names);
+    return this.#checkedVeth(request, network, bridge, { ...names, named });
   }
 
   #checkedTap(
@@ -118,12 +119,12 @@ export class Bridged implements NetworkType {
     request: AttachRequest,
     network: Network,
     bridge: NetworkBridge,
-    names: { readonly host: string; readonly container: string },
+    names: { readonly host: string; readonly container: string } & Pick<KnownOfAttach, 'named'>,
   ): CheckedAttach {
     const { kernel } = this.#options;
     const { netns } = request;
     const peerName = netns === undefined ? names.container : (request.ifname ?? DEFAULT_IFNAME);
-    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns);
+    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns, names.named);
     return {
       deviceName: names.host,
       prepare: () => {

@@ -12,6 +12,7 @@ import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import type { Bridged } from './bridged.ts';
 import {
+  type KnownOfAttach,
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
@@ -55,11 +56,11 @@ export class HostOnly implements NetworkType {
     this.#options = options;
   }
 
-  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
+  check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
     refuseUnsupported(network, [['network.dhcp', network.dhcp !== undefined]]);
     const { bridged, portMaps } = this.#options;
     const { id, ports = [] } = request;
-    const port = bridged.checkPort(request, network, factsOf, deviceName);
+    const port = bridged.checkPort(request, network, factsOf, known);
     return {
       deviceName: port.deviceName,
       prepare: () => {
@@ -69,7 +70,7 @@ export class HostOnly implements NetworkType {
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const attached = port.attach(lease, undo);
         // A bridge that is made again has none of the settings of before.
-        if (deviceName !== undefined) this.#prepared.delete(network.bridge);
+        if (known?.deviceName !== undefined) this.#prepared.delete(network.bridge);
         this.#prepareHost(network);
         if (ports.length === 0) return attached;
         undo.defer(() => portMaps.remove(id));

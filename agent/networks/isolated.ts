@@ -1,3 +1,4 @@
+import { lstatSync } from 'node:fs';
 import { join } from 'node:path';
 import { InterfaceAddress } from '#protocol/address.ts';
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
@@ -7,7 +8,7 @@ import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import { Namespace, namespaceIdentity } from '#native/namespace.ts';
+import { Namespace } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
@@ -17,6 +18,7 @@ import {
   type AttachmentChange,
   type CheckedAttach,
   deviceTag,
+  type KnownOfAttach,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -25,6 +27,7 @@ import {
 import { observePort } from './observe.ts';
 import { makeTap } from './tap.ts';
 import { openIfThere, RequestedNamespace, type WorkloadNamespace } from './workload.ts';
+import { madeNamespace, type WorkloadNamespaces } from './workload-namespaces.ts';
 
 /** Where `ip netns` looks. */
 const NETNS_FOLDER = '/run/netns';
@@ -38,12 +41,14 @@ const LOOPBACK = { index: 1, name: 'lo' };
  */
 export class Isolated implements NetworkType {
   readonly #journal: Pick<Journal, 'namesDevice'>;
+  readonly #namespaces: WorkloadNamespaces;
 
-  constructor({ journal }: { journal: Pick<Journal, 'namesDevice'> }) {
-    this.#journal = journal;
+  constructor(options: { journal: Pick<Journal, 'namesDevice'>; namespaces: WorkloadNamespaces }) {
+    this.#journal = options.journal;
+    this.#namespaces = options.namespaces;
   }
 
-  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
+  check(request: AttachRequest, network: Network, known: KnownOfAttach = {}): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
@@ -51,14 +56,14 @@ export class Isolated implements NetworkType {
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     const { netns } = request;
-    const given = netns === undefined ? undefined : new RequestedNamespace(netns);
+    const given = netns === undefined ? undefined : new RequestedNamespace(netns, known.named);
     const path = join(NETNS_FOLDER, `volt-${request.id}`);
-    if (given === undefined && namespaceIdentity(path) !== undefined) {
+    if (given === undefined && lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
       throw new VoltError('INTERFACE_EXISTS', `there is a namespace ${path} already`, {
         details: { netns: path },
       });
     }
-    const name = deviceName ?? tapName(request, (one) => this.#journal.namesDevice(one));
+    const name = known.deviceName ?? tapName(request, (one) => this.#journal.namesDevice(one));
     return {
       deviceName: request.kind === 'vm' ? name : path,
       ...(given === undefined && { before: { madeNamespace: path } }),
@@ -67,6 +72,7 @@ export class Isolated implements NetworkType {
         if (given !== undefined) return setUp(given, { request, network, lease, name }, undo);
         using handle = Namespace.create(path);
         undo.defer(() => Namespace.remove(path));
+        this.#namespaces.note(request.id, handle);
         using kernel = new Kernel(handle);
         return setUp({ handle, kernel, path }, { request, network, lease, name }, undo);
       },
@@ -85,6 +91,7 @@ export class Isolated implements NetworkType {
     const link = handle === null ? null : linkInside(handle, record);
     Namespace.remove(made);
     if (handle === null) return NOTHING_TO_REMOVE;
+    this.#namespaces.forget(handle);
     return { removed: deleteInside(handle, link) };
   }
 
@@ -179,11 +186,6 @@ function leaveGiven({ attachment, namespaceIdentity: identity }: AttachmentRecor
       if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
     }
   }
-}
-
-function madeNamespace({ before }: AttachmentRecord): string | undefined {
-  const path = before?.['madeNamespace'];
-  return typeof path === 'string' ? path : undefined;
 }
 
 function linkInside(handle: Namespace, record: AttachmentRecord): Link | null {

@@ -2,10 +2,9 @@ import { MacAddress } from '#protocol/address.ts';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
-import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { randomIndex } from '#native/macvtap.ts';
-import { Namespace, NotANamespaceError } from '#native/namespace.ts';
+import type { Namespace } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
@@ -16,9 +15,10 @@ import {
   type CheckedAttach,
   type Device,
   deviceTag,
+  type KnownOfAttach,
   type RemovingDevice,
 } from './network.ts';
-import { configureInterface, DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
+import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 
 /** Macvlans of containers: each is in the container's namespace, with nothing of it on the host. */
 export class NamespacedMacvlans {
@@ -26,7 +26,14 @@ export class NamespacedMacvlans {
   #deleting: Promise<void> = Promise.resolve();
 
   /** INVALID_REQUEST without a namespace: once moved out of sight, a macvlan could not be taken away again. */
-  check(request: AttachRequest, network: Network, parent: MacvlanParent): CheckedAttach {
+  check(
+    request: AttachRequest,
+    place: { readonly network: Network; readonly parent: MacvlanParent } & Pick<
+      KnownOfAttach,
+      'named'
+    >,
+  ): CheckedAttach {
+    const { network, parent, named } = place;
     const { netns, ifname: name = DEFAULT_IFNAME } = request;
     if (netns === undefined) {
       throw new VoltError(
@@ -35,7 +42,7 @@ export class NamespacedMacvlans {
         { details: { path: 'netns' } },
       );
     }
-    const namespace = new RequestedNamespace(netns);
+    const namespace = new RequestedNamespace(netns, named);
     return {
       deviceName: name,
       prepare: () => {
@@ -112,15 +119,8 @@ function find(
 
 /** The namespace that a record's path led to, if it still does. */
 function namespaceOf({ request, namespaceIdentity }: AttachmentRecord): Namespace | null {
-  if (request.netns === undefined) return null;
-  try {
-    const namespace = Namespace.open(request.netns);
-    if (namespace.identity === namespaceIdentity) return namespace;
-    namespace[Symbol.dispose]();
-    return null;
-  } catch (error) {
-    if (error instanceof NotANamespaceError || isKernelError(error, 'ENOENT', 'ENOTDIR'))
-      return null;
-    throw error;
-  }
+  const namespace = request.netns === undefined ? null : openIfThere(request.netns);
+  if (namespace === null || namespace.identity === namespaceIdentity) return namespace;
+  namespace[Symbol.dispose]();
+  return null;
 }

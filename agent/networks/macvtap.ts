@@ -30,6 +30,7 @@ import {
 import { MacvlanParent } from './macvlan-parent.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
+  type KnownOfAttach,
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
@@ -70,7 +71,7 @@ export class Macvtap implements NetworkType {
     this.#macvlans = new NamespacedMacvlans();
   }
 
-  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach {
+  check(request: AttachRequest, network: Network, known: KnownOfAttach = {}): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
@@ -78,7 +79,9 @@ export class Macvtap implements NetworkType {
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     const parent = new MacvlanParent(this.#options.kernel, network);
-    if (request.kind === 'container') return this.#macvlans.check(request, network, parent);
+    const { deviceName, named } = known;
+    if (request.kind === 'container')
+      return this.#macvlans.check(request, { network, parent, named });
     if (network.filter) this.#options.firewall.ready();
     return this.#checkedMacvtap(request, network, parent, deviceName);
   }

@@ -4,8 +4,17 @@ import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../journal.ts';
+import type { NamedNamespace } from './workload.ts';
 
 export type Device = NonNullable<Attachment['device']>;
+
+/** What is known of an attach before it is checked. */
+export interface KnownOfAttach {
+  /** Of a device that is made again (`deviceName` of its record). */
+  readonly deviceName?: string | undefined;
+  /** What `netns` led to, open for as long as the attach takes. Without it the type opens the path itself. */
+  readonly named?: NamedNamespace | undefined;
+}
 
 /** What a network type makes of one request in order. It owns what it opened to check it (`using`). */
 export interface CheckedAttach extends Disposable {
@@ -47,11 +56,8 @@ export interface AttachedDevice {
  * everything in order.
  */
 export interface NetworkType {
-  /**
-   * Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. A device that is
-   * made again has its name already (`deviceName` of its record).
-   */
-  check(request: AttachRequest, network: Network, deviceName?: string): CheckedAttach;
+  /** Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. */
+  check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach;
   /**
    * Takes the device of a record, finished or not, out of use at once: its name is free and its traffic
    * has stopped when this returns. Deletes only what is tagged as this attachment's or matches its

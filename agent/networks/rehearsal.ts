@@ -9,6 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import { Kernel } from '../kernel.ts';
 import { IPV4_FORWARDING, IPV6_FORWARDING, readIfThere } from './host-only.ts';
 import type { NetworkType, NetworkTypes } from './network.ts';
+import type { NamedNamespace } from './workload.ts';
 
 // What an attach would do is found by doing it elsewhere: in a network namespace that nobody else sees, in which there
 // is of the host what the attach would meet.
@@ -56,7 +57,9 @@ export function rehearse(options: RehearsalOptions, order: Rehearsed): KernelOpe
   using stage = Namespace.createUnnamed();
   using workload = Namespace.createUnnamed();
   const away = request.netns !== undefined || madeNamespace !== undefined;
-  const moved = away ? { ...request, netns: `/proc/self/fd/${workload.fd}` } : request;
+  const netns = `/proc/self/fd/${workload.fd}`;
+  const moved = away ? { ...request, netns } : request;
+  const named = away ? { path: netns, identity: workload.identity, handle: workload } : undefined;
   const operations = stage.run(() => {
     using kernel = new Kernel();
     setStage(kernel, options.kernel, order);
@@ -65,7 +68,7 @@ export function rehearse(options: RehearsalOptions, order: Rehearsed): KernelOpe
     const type = types[network.type];
     if (type === undefined) throw new VoltError('UNSUPPORTED', `network type ${network.type}`);
     if (options.knowsBridge) attachAnother(type, order);
-    return operationsDuring(() => attach(type, { ...order, request: moved }));
+    return operationsDuring(() => attach(type, { ...order, request: moved }, named));
   });
   const made =
     madeNamespace === undefined ? [] : [{ operation: 'unshare', subject: madeNamespace }];
@@ -118,8 +121,12 @@ function attachAnother(type: NetworkType, order: Rehearsed): void {
   attach(type, { ...order, request, lease, deviceName: 'rehearsal-tap' });
 }
 
-function attach(type: NetworkType, { request, network, lease, deviceName }: Rehearsed): void {
-  using checked = type.check(request, network, deviceName);
+function attach(
+  type: NetworkType,
+  { request, network, lease, deviceName }: Rehearsed,
+  named?: NamedNamespace,
+): void {
+  using checked = type.check(request, network, { deviceName, named });
   checked.prepare();
   // Nothing is undone: all of it goes with the namespace.
   checked.attach(lease, new DisposableStack());

@@ -21,6 +21,7 @@ import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { noDescriptor, setLinkDown } from './device.ts';
 import {
+  type KnownOfAttach,
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
@@ -79,7 +80,7 @@ export class Sriov implements NetworkType {
     this.#options = options;
   }
 
-  check(request: AttachRequest, network: Network): CheckedAttach {
+  check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
     refuseUnsupported(network, [
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
@@ -95,7 +96,7 @@ export class Sriov implements NetworkType {
       });
     }
     const found = this.#freeFunction(request, network);
-    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns);
+    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns, known?.named);
     return {
       deviceName: found.name,
       before: { ...found },

@@ -17,6 +17,7 @@ import { taggedDevices } from './observe.ts';
 import { PortMaps } from './port-maps.ts';
 import { Removal } from './removal.ts';
 import { Sriov } from './sriov.ts';
+import { WorkloadNamespaces } from './workload-namespaces.ts';
 
 /** All of an agent that touches the kernel of its host. */
 export interface HostNetwork {
@@ -25,6 +26,8 @@ export interface HostNetwork {
     Firewall,
     'start' | 'restore' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
+  /** Looks up what `netns` of a request leads to. */
+  readonly namespaces: Pick<WorkloadNamespaces, 'find'>;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
   readonly rehearsals: {
@@ -51,9 +54,11 @@ export function openHostNetwork(options: {
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
   const rehearsals = new Rehearsals({ settings: { host, nftablesTable }, log });
+  const namespaces = new WorkloadNamespaces({ journal });
   return {
-    networkTypes: networkTypesOver({ host, kernel, removal, journal, firewall, log }),
+    networkTypes: networkTypesOver({ host, kernel, removal, journal, firewall, namespaces, log }),
     firewall,
+    namespaces,
     devices: openHostDevices(kernel, removal),
     rehearsals: {
       rehearse: (order, deadline) => {
@@ -73,17 +78,20 @@ export function networkTypesOver(parts: {
   readonly removal: Removal;
   readonly journal: Pick<Journal, 'namesDevice' | 'get' | 'values'>;
   readonly firewall: Firewall;
+  /** Those that requests name; a rehearsal's are of its own. */
+  readonly namespaces?: WorkloadNamespaces;
   readonly log: Log;
   readonly findDevice?: () => string;
 }): NetworkTypes {
   const { kernel, journal, firewall, log } = parts;
+  const namespaces = parts.namespaces ?? new WorkloadNamespaces(parts);
   const bridged = new Bridged(parts);
   const portMaps = new PortMaps({ firewall, kernel });
   return {
     bridged,
     'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
     macvtap: new Macvtap(parts),
-    isolated: new Isolated({ journal }),
+    isolated: new Isolated({ journal, namespaces }),
     sriov: new Sriov({ kernel, journal, log }),
   };
 }

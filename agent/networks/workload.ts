@@ -2,7 +2,7 @@ import { InterfaceAddress, IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
-import { Namespace, namespaceIdentity, NotANamespaceError } from '#native/namespace.ts';
+import { isAbsence, Namespace, namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { Kernel } from '../kernel.ts';
@@ -30,21 +30,36 @@ export interface WorkloadNamespace {
   readonly kernel: Kernel;
 }
 
-/** The namespace of a request: the file is opened at once, a socket inside it by `enter`. */
+/** What the path of a request led to, looked up once for all that the request needs it for. */
+export interface NamedNamespace {
+  readonly path: string;
+  /** `device:inode`; undefined where there is no such namespace. */
+  readonly identity: string | undefined;
+  /** Throws the VoltError that refuses the request: there is none, or it is not for workloads. */
+  readonly handle: Namespace;
+}
+
+/** The namespace of a request: opened by now or at once, a socket inside it by `enter`. */
 export class RequestedNamespace implements WorkloadNamespace, Disposable {
   readonly path: string;
   readonly handle: Namespace;
+  readonly #own = new DisposableStack();
   #kernel: Kernel | undefined;
 
-  /** NAMESPACE_NOT_FOUND: there is none. INVALID_REQUEST: it is the host's own. */
-  constructor(path: string) {
+  /**
+   * `named` stays its finder's. Without it the path is opened here. NAMESPACE_NOT_FOUND: there is none.
+   * INVALID_REQUEST: it is the host's own. DEADLINE_EXCEEDED: its file system does not answer.
+   */
+  constructor(path: string, named?: NamedNamespace) {
     this.path = path;
-    this.handle = openNamespaceFile(path);
-    if (this.handle.identity !== HOST_NAMESPACE) return;
-    this.handle[Symbol.dispose]();
-    throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
-      details: { path: 'netns' },
-    });
+    if (named !== undefined) {
+      this.handle = named.handle;
+      return;
+    }
+    using opening = new DisposableStack();
+    this.handle = opening.use(openNamespaceFile(path));
+    refuseHostNamespace(path, this.handle.identity);
+    this.#own = opening.move();
   }
 
   /** Throws INTERFACE_EXISTS when the namespace has an interface of that name. */
@@ -62,7 +77,7 @@ export class RequestedNamespace implements WorkloadNamespace, Disposable {
 
   [Symbol.dispose](): void {
     this.#kernel?.[Symbol.dispose]();
-    this.handle[Symbol.dispose]();
+    this.#own.dispose();
   }
 }
 
@@ -100,15 +115,23 @@ export function configureInterface(
   announceLater(namespace, name, addresses);
 }
 
-/** A namespace by its path; null when there is none (any more). */
+/** A namespace by its path; null when there is none (any more). UnansweredError where that cannot be told now. */
 export function openIfThere(path: string): Namespace | null {
   try {
     return Namespace.open(path);
   } catch (error) {
-    if (isKernelError(error, 'ENOENT', 'EACCES') || error instanceof NotANamespaceError)
-      return null;
+    if (isAbsence(error) || isKernelError(error, 'EACCES')) return null;
     throw error;
   }
+}
+
+/** Asks the file systems of these paths, so that what follows can open each at once; one that hangs takes two seconds. */
+export async function askForNamespaces(paths: Iterable<string>): Promise<void> {
+  await Promise.allSettled(
+    [...paths].map(async (path) => {
+      using _found = await Namespace.find(path);
+    }),
+  );
 }
 
 /**
@@ -141,7 +164,7 @@ function announceLater(
       announce();
     } catch (error) {
       // The workload may have gone, or changed its interface, and neighbours learn by asking, too.
-      if (!isKernelError(error)) throw error;
+      if (!isKernelError(error) && !(error instanceof UnansweredError)) throw error;
     }
   }, ANNOUNCE_AFTER_MS).unref();
 }
@@ -153,10 +176,24 @@ function openNamespaceFile(path: string): Namespace {
   try {
     return Namespace.open(path);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new VoltError('NAMESPACE_NOT_FOUND', `netns: ${reason}`, {
-      details: { path: 'netns', netns: path },
-      cause: error,
-    });
+    throw asRefusal(error, path);
   }
+}
+
+/** Why a path that a request names cannot be used. What this process lacks (descriptors, memory) is no such reason. */
+export function asRefusal(cause: unknown, path: string): unknown {
+  if (isKernelError(cause, 'EMFILE', 'ENFILE', 'ENOMEM', 'EINTR', 'ECHILD')) return cause;
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  const code = cause instanceof UnansweredError ? 'DEADLINE_EXCEEDED' : 'NAMESPACE_NOT_FOUND';
+  return new VoltError(code, `netns: ${reason}`, {
+    details: { path: 'netns', netns: path },
+    cause,
+  });
+}
+
+export function refuseHostNamespace(path: string, identity: string): void {
+  if (identity !== HOST_NAMESPACE) return;
+  throw new VoltError('INVALID_REQUEST', `netns: ${path} is the host's own namespace`, {
+    details: { path: 'netns' },
+  });
 }

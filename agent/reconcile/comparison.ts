@@ -2,7 +2,7 @@ import type { Steps } from '#native/steps.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Slices, Wanted } from '../slices.ts';
-import type { Observed } from './observe.ts';
+import { type Observed, withAnswers } from './observe.ts';
 import { plan, type Plan, type PlanOptions } from './plan.ts';
 
 export interface ComparisonOptions {
@@ -37,7 +37,7 @@ export async function compare(
 ): Promise<Comparison> {
   const read = new Map(records.map((record) => [record.id, record]));
   const isAsRead = (id: string): boolean => journal.get(id) === read.get(id);
-  const observed = await slices.run(observing, wanted);
+  const observed = await withAnswers(await slices.run(observing, wanted));
   const now = performance.now();
   const options = { ...known, records, observed, isAsRead, bootId, onReboot, now };
   const planned = await slices.run(plan(options), wanted);

@@ -2,7 +2,7 @@ import { MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import { namespaceIdentity } from '#native/namespace.ts';
+import { namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import type { Steps } from '#native/steps.ts';
 import { readSysctl } from '#native/sysctl.ts';
 import type { AttachmentRecord } from '../journal.ts';
@@ -10,7 +10,7 @@ import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
 import { hostSettings } from '../networks/host-only.ts';
 import { deviceTag } from '../networks/network.ts';
-import { openIfThere } from '../networks/workload.ts';
+import { askForNamespaces, openIfThere } from '../networks/workload.ts';
 
 export type SeenLink = Pick<
   Link,
@@ -34,9 +34,12 @@ export interface Observed {
   readonly names: ReadonlyMap<string, SeenLink>;
   /** `10.42.0.1/24` by index, of bridges at least. */
   readonly addresses: ReadonlyMap<number, ReadonlySet<string>>;
-  /** `device:inode` of the namespaces that records name, by path; those that are not there are missing. */
-  readonly namespaces: ReadonlyMap<string, string>;
-  /** TAPs of isolated VMs, each in its namespace, by attachment id; null where it is not there. */
+  /**
+   * `device:inode` of the namespaces that records name, by path; those that are not there are missing, and of those
+   * that are null nothing is known: their file system has not answered.
+   */
+  readonly namespaces: ReadonlyMap<string, string | null>;
+  /** TAPs of isolated VMs, each in its namespace, by attachment id; null where it is not there, missing if unknown. */
   readonly inside: ReadonlyMap<string, SeenLink | null>;
   /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
   readonly limits: ReadonlyMap<number, number>;
@@ -49,8 +52,9 @@ export interface Observed {
 
 /**
  * Reads what concerns these records: two dumps, a third where ports are filtered, a fourth where there are limits, and
- * for each namespace a stat. A table that keeps changing while it is read is looked up device by device instead; nothing
- * can be said of devices without a record then. The socket is its own, since a dump that pauses keeps it.
+ * a look at the file of each namespace. A table that keeps changing while it is read is looked up device by device
+ * instead; nothing can be said of devices without a record then. The socket is its own, since a dump that pauses keeps
+ * it.
  */
 export function* observeHost(records: readonly AttachmentRecord[]): Steps<Observed> {
   using kernel = new Kernel();
@@ -159,18 +163,21 @@ function* beside(
   kernel: Kernel,
   records: readonly AttachmentRecord[],
 ): Steps<Pick<Observed, 'namespaces' | 'inside' | 'redirects' | 'settings'>> {
-  const namespaces = new Map<string, string>();
+  const namespaces = new Map<string, string | null>();
   const inside = new Map<string, SeenLink | null>();
   const redirects = new Map<number, number>();
   const settings = new Map<string, string>();
   for (const { id, attachment, network, state } of records) {
     yield;
     const { device, netns } = attachment ?? {};
-    const identity = netns === undefined ? undefined : namespaceIdentity(netns);
-    if (netns !== undefined && identity !== undefined) namespaces.set(netns, identity);
+    const identity = netns === undefined ? undefined : knownOf(() => namespaceIdentity(netns));
+    if (netns !== undefined && identity !== undefined)
+      namespaces.set(netns, identity === UNKNOWN ? null : identity);
     if (attachment === undefined || device === undefined || device === null) continue;
-    if (attachment.type === 'isolated' && state === 'attached')
-      inside.set(id, tapInside(attachment));
+    if (attachment.type === 'isolated' && state === 'attached') {
+      const tap = knownOf(() => tapInside(attachment));
+      if (tap !== UNKNOWN) inside.set(id, tap);
+    }
     if (attachment.bandwidth.egressBitsPerSecond !== undefined) {
       const target = kernel.traffic.redirectOf(device.ifindex);
       if (target !== null) redirects.set(device.ifindex, target);
@@ -182,6 +189,32 @@ function* beside(
     }
   }
   return { namespaces, inside, redirects, settings };
+}
+
+/** One attachment's namespace that cannot be looked at is no reason not to look at the others. */
+function knownOf<T>(look: () => T): T | typeof UNKNOWN {
+  try {
+    return look();
+  } catch (error) {
+    if (error instanceof UnansweredError || isKernelError(error, 'EACCES')) return UNKNOWN;
+    throw error;
+  }
+}
+
+const UNKNOWN = Symbol('unknown');
+
+/** Waits for the file systems that had to be asked for a namespace; after two seconds nothing is known of it. */
+export async function withAnswers(observed: Observed): Promise<Observed> {
+  const namespaces = new Map(observed.namespaces);
+  const unknown = [...namespaces].filter(([, identity]) => identity === null).map(([path]) => path);
+  if (unknown.length === 0) return observed;
+  await askForNamespaces(unknown);
+  for (const path of unknown) {
+    const identity = knownOf(() => namespaceIdentity(path));
+    if (identity === undefined) namespaces.delete(path);
+    else if (identity !== UNKNOWN) namespaces.set(path, identity);
+  }
+  return { ...observed, namespaces };
 }
 
 function tapInside(attachment: Attachment): SeenLink | null {

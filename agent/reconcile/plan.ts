@@ -149,6 +149,7 @@ function remakeInside(
     differences: [...again, { id, what, expected, observed: null }],
   });
   const found = observed.namespaces.get(netns);
+  if (found === null) return undefined;
   if (found === undefined) return missing('netns', netns);
   // Somebody else's, under the path of the one that was named.
   if (identity !== undefined && identity !== found) return undefined;
@@ -167,7 +168,9 @@ function namespaceGone(
     if (attachment.device?.type !== 'veth' || linkOf(attachment, observed)) return undefined;
     return { id, what: 'device', expected: attachment.device.name, observed: null };
   }
-  const identity = observed.namespaces.get(netns) ?? null;
+  const found = observed.namespaces.get(netns);
+  if (found === null) return undefined;
+  const identity = found ?? null;
   const expected = record.namespaceIdentity ?? identity ?? netns;
   if (identity === expected) return undefined;
   return { id, what: 'netns', expected, observed: identity };

@@ -25,7 +25,7 @@ export async function remake(
   const inside = attachment.type === 'isolated' && netns !== undefined;
   const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';
   if (leftover || (beside && !inside)) await type.detach(record).removed;
-  using checked = type.check(request, network, deviceName);
+  using checked = type.check(request, network, { deviceName });
   checked.prepare();
   using undo = new DisposableStack();
   const made = checked.attach(leaseOf(attachment, record), undo);

@@ -8,7 +8,7 @@ import type { z } from 'zod';
 import type { Connected } from '#agent/cli/connect.ts';
 import { run } from '#agent/cli/run.ts';
 import { Shell } from '#agent/cli/shell.ts';
-import { listenSeqpacket } from '#native/unix.ts';
+import { listenSeqpacket } from '#native/seqpacket.ts';
 import {
   attachAnswerSchema,
   checkAnswerSchema,

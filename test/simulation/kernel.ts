@@ -86,6 +86,7 @@ export class ModelKernel {
     return {
       networkTypes: { bridged: this.#networkType(life) },
       rehearsals: { rehearse: async () => [], close: async () => {} },
+      namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {
         start: () => {},
         restore: () => false,
@@ -119,7 +120,7 @@ export class ModelKernel {
 
   #networkType(life: Life): NetworkType {
     return {
-      check: (request, _network, deviceName) => this.#check(life, request, deviceName),
+      check: (request, _network, known) => this.#check(life, request, known?.deviceName),
       detach: (record) => this.#detach(life, record),
       resume: () => {},
       update: () => {},

@@ -9,7 +9,7 @@ import { Agent } from '#agent/agent.ts';
 import { loadConfig } from '#agent/config.ts';
 import { taggedId } from '#agent/networks/network.ts';
 import { Slices } from '#agent/slices.ts';
-import type { SeqpacketServer } from '#native/unix.ts';
+import type { SeqpacketServer } from '#native/seqpacket.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import {
   type BusMistake,

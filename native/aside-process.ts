@@ -1,0 +1,42 @@
+import type { Descriptor } from './descriptor.ts';
+import { isKernelError } from './errors.ts';
+import { NotANamespaceError, openNamespaceFile } from './namespace-file.ts';
+import { receivePacket, sendPacket } from './packet.ts';
+import { watchReadable } from './poll.ts';
+
+// The other end of aside.ts: one errand after the other, until whoever started this process is gone. An errand may
+// hang; then this process is killed.
+
+const SOCKET = 3;
+
+/** What came with `keep`, for the errand that follows it. */
+const kept: Descriptor[] = [];
+
+watchReadable(SOCKET, () => {
+  const packet = receivePacket(SOCKET);
+  if (packet === undefined) return;
+  if (packet.bytes.length === 0) process.exit(0);
+  kept.push(...packet.descriptors);
+  const request: unknown = JSON.parse(packet.bytes.toString());
+  if (typeof request !== 'object' || request === null || 'keep' in request) return;
+  if ('open' in request && typeof request.open === 'string') answerNamespace(request.open);
+  else {
+    for (const descriptor of kept.splice(0)) descriptor.close();
+    answer({});
+  }
+});
+
+function answerNamespace(path: string): void {
+  try {
+    using descriptor = openNamespaceFile(path, 'however long it takes');
+    answer({}, [descriptor.fd]);
+  } catch (error) {
+    if (error instanceof NotANamespaceError) answer({});
+    else if (isKernelError(error)) answer({ errno: error.errno });
+    else throw error;
+  }
+}
+
+function answer(body: Readonly<Record<string, unknown>>, fds: readonly number[] = []): void {
+  sendPacket(SOCKET, Buffer.from(JSON.stringify(body)), fds);
+}

@@ -1,0 +1,174 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import type { Descriptor } from './descriptor.ts';
+import { isKernelError, KernelError } from './errors.ts';
+import { fcntl } from './libc.ts';
+import { type Packet, sendPacket } from './packet.ts';
+import { firstPacket } from './unix.ts';
+import { socketPair } from './unix-socket.ts';
+
+// System calls that take as long as somebody else likes: opening a file on a file system that does not answer, closing
+// a socket that lingers. A thread that such a call holds can neither be stopped nor joined: it would keep this process,
+// and every lock that it has, from ending. So they are made by processes, which can be given up.
+
+/** How many such processes there may be, those included that were killed and have not ended yet. */
+const MAX_PROCESSES = 4;
+/** Starting one takes some 150 ms, so one that has nothing to do waits a while. */
+const IDLE_MS = 10_000;
+const ENTRY = fileURLToPath(new URL('./aside-process.ts', import.meta.url));
+const ECHILD = 10;
+const ETIMEDOUT = 110;
+const F_GETFD = 1;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
+const STDERR = 2;
+
+export interface Errand {
+  /** What is asked of the process; aside-process.ts knows what there is. */
+  readonly request: Readonly<Record<string, unknown>>;
+  /** Descriptors that become the process's: closed here once it has its copies. */
+  readonly given?: readonly Descriptor[];
+  readonly timeoutMs: number;
+  /** Errands of one key that hang are not tried again before the process that hangs has ended. */
+  readonly key: string;
+}
+
+interface Helper {
+  readonly socket: Descriptor;
+  readonly child: ChildProcess;
+  idle?: NodeJS.Timeout;
+}
+
+interface Waiting {
+  readonly take: (helper: Helper) => void;
+  readonly giveUp: (error: unknown) => void;
+}
+
+const idle: Helper[] = [];
+const waiting = new Set<Waiting>();
+const hanging = new Set<string>();
+let processes = 0;
+
+/**
+ * Has a process of its own do an errand; resolves with its answer, whose descriptors are the caller's. KernelError
+ * ETIMEDOUT when it is not done in time, ECHILD when the process ended: it is killed then, and forgotten.
+ */
+export async function runAside(errand: Errand): Promise<Packet> {
+  const { request, given = [], timeoutMs, key } = errand;
+  const end = performance.now() + timeoutMs;
+  if (hanging.has(key)) throw timedOut(key);
+  const helper = idle.pop() ?? start() ?? (await next(key, timeoutMs));
+  clearTimeout(helper.idle);
+  try {
+    if (given.length > 0) handOver(helper.socket, given);
+    sendPacket(helper.socket.fd, Buffer.from(JSON.stringify(request)));
+    const answer = await firstPacket(helper.socket.fd, key, Math.max(0, end - performance.now()));
+    if (answer.bytes.length === 0) throw ended(key);
+    release(helper);
+    return answer;
+  } catch (error) {
+    abandon(helper, key);
+    throw isKernelError(error, 'EPIPE', 'ECONNRESET') ? ended(key) : error;
+  }
+}
+
+/** The process closes nothing of these before the errand follows: whoever closes last is the one who waits. */
+function handOver(socket: Descriptor, given: readonly Descriptor[]): void {
+  const fds = given.map(({ fd }) => fd);
+  sendPacket(socket.fd, Buffer.from('{"keep":true}'), fds);
+  for (const descriptor of given) descriptor.close();
+}
+
+/** undefined: there are as many as there may be. */
+function start(): Helper | undefined {
+  if (processes >= MAX_PROCESSES) return undefined;
+  const [socket, theirs] = socketPair();
+  using _theirs = theirs;
+  closeOnExec();
+  // Without this process's environment, and in no folder that somebody might want to unmount.
+  const child = spawn(process.execPath, [ENTRY], {
+    cwd: '/',
+    env: {},
+    stdio: ['ignore', 'ignore', 'inherit', theirs.fd],
+  });
+  processes += 1;
+  child.unref();
+  // Where it could not be started there is no exit, and its socket is at its end.
+  let counted = true;
+  const uncount = (): void => {
+    if (counted) processes -= 1;
+    counted = false;
+    handOn();
+  };
+  child.once('exit', uncount);
+  child.once('error', uncount);
+  return { socket, child };
+}
+
+/**
+ * Libraries open descriptors that a child would inherit (libnftables its socket, which owns our tables): it may outlive
+ * this process, and would keep what has to go with it.
+ */
+function closeOnExec(): void {
+  for (const name of readdirSync('/proc/self/fd')) {
+    const fd = Number(name);
+    if (fd <= STDERR || (fcntl(fd, F_GETFD, 0) & FD_CLOEXEC) !== 0) continue;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+}
+
+const next = (key: string, timeoutMs: number): Promise<Helper> =>
+  new Promise((resolve, reject) => {
+    const own: Waiting = {
+      take: (helper) => {
+        clearTimeout(timer);
+        waiting.delete(own);
+        resolve(helper);
+      },
+      giveUp: (error) => {
+        clearTimeout(timer);
+        waiting.delete(own);
+        reject(error);
+      },
+    };
+    const timer = setTimeout(() => own.giveUp(timedOut(key)), timeoutMs);
+    waiting.add(own);
+  });
+
+/** Somebody who waits gets the process that has become free, or may start one in the place of one that has ended. */
+function handOn(): void {
+  const [first] = waiting;
+  if (first === undefined) return;
+  try {
+    const helper = idle.pop() ?? start();
+    if (helper !== undefined) first.take(helper);
+  } catch (error) {
+    first.giveUp(error);
+  }
+}
+
+function release(helper: Helper): void {
+  helper.idle = setTimeout(() => {
+    idle.splice(idle.indexOf(helper), 1);
+    // It ends when its socket does.
+    helper.socket.close();
+  }, IDLE_MS).unref();
+  idle.push(helper);
+  handOn();
+}
+
+function abandon({ socket, child }: Helper, key: string): void {
+  socket.close();
+  if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
+  // SIGKILL ends the waits that a signal can end; what it cannot end is waited for by nobody.
+  hanging.add(key);
+  child.once('exit', () => hanging.delete(key));
+  child.kill('SIGKILL');
+}
+
+const timedOut = (subject: string): KernelError =>
+  new KernelError({ operation: 'aside', subject, errno: ETIMEDOUT });
+
+const ended = (subject: string): KernelError =>
+  new KernelError({ operation: 'aside', subject, errno: ECHILD });

@@ -1,0 +1,41 @@
+// Who may have a connection, where anybody may ask for one: no account keeps another from getting in.
+
+/** Connections in all, root's aside: one more is admitted in the place of another's. */
+export const MAX_CONNECTIONS = 512;
+export const MAX_CONNECTIONS_PER_UID = 64;
+const ROOT = 0;
+
+export interface Held {
+  readonly peer: { readonly uid: number };
+  /** On its way out: it still counts, and nobody is helped by closing it. */
+  readonly closed: boolean;
+  readonly heardAt: number;
+}
+
+/**
+ * Whether a newcomer is admitted. Where the server is full, somebody has to go for it: of the account that has most,
+ * the connection that was silent for longest, and only if the newcomer's account has fewer.
+ */
+export function placeFor<T extends Held>(
+  uid: number,
+  connections: Iterable<T>,
+): { readonly admitted: boolean; readonly instead?: T } {
+  if (uid === ROOT) return { admitted: true };
+  const byUid = Map.groupBy(connections, ({ peer }) => peer.uid);
+  byUid.delete(ROOT);
+  const own = byUid.get(uid)?.length ?? 0;
+  if (own >= MAX_CONNECTIONS_PER_UID) return { admitted: false };
+  const all = [...byUid.values()].reduce((sum, { length }) => sum + length, 0);
+  if (all < MAX_CONNECTIONS) return { admitted: true };
+  // Whom others were admitted for, and who is not closed yet.
+  if (all >= 2 * MAX_CONNECTIONS) return { admitted: false };
+  const instead = [...byUid.values()]
+    .filter(({ length }) => length > own)
+    .toSorted((a, b) => b.length - a.length)
+    .map((held) => longestSilent(held))
+    .find((one) => one !== undefined);
+  return instead === undefined ? { admitted: false } : { admitted: true, instead };
+}
+
+const longestSilent = <T extends Held>(held: readonly T[]): T | undefined =>
+  held.filter(({ closed }) => !closed).toSorted((a, b) => a.heardAt - b.heardAt)[0];
