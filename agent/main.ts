@@ -1,10 +1,10 @@
-import { mkdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { z } from 'zod';
 import { checkPasswords } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
-import { lockFile } from '#native/lock.ts';
+import { LockedError, lockFile } from '#native/lock.ts';
 import { listenSeqpacket } from '#native/seqpacket.ts';
 import { sendDatagram } from '#native/unix.ts';
 import { printableLines } from '#protocol/printable.ts';
@@ -16,6 +16,7 @@ import { type Config, ConfigError, loadConfig } from './config.ts';
 import { createLog, type Log } from './log.ts';
 import { checkAccess } from './nats-access.ts';
 import { openHostNetwork } from './networks/types.ts';
+import { FolderError, ownFolder } from './own-folders.ts';
 import { startTelemetry } from './telemetry.ts';
 import { UnexpectedErrors } from './unexpected.ts';
 
@@ -133,12 +134,18 @@ async function main(): Promise<void> {
 
 /** One agent per host: the lock is the kernel's, and goes with the process. */
 function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
-  mkdirSync(runtimeDir, { recursive: true, mode: 0o755 });
-  mkdirSync(stateDir, { recursive: true, mode: 0o700 });
   try {
+    ownFolder('runtimeDir', runtimeDir, 0o755);
+    ownFolder('stateDir', stateDir, 0o700);
     return lockFile(join(runtimeDir, 'agent.lock'));
   } catch (error) {
-    log.fatal({ error: String(error) }, 'another agent runs on this host');
+    if (error instanceof FolderError) {
+      process.stderr.write(`${SERVICE_NAME}: ${error.message}\n`);
+      process.exit(EXIT_CONFIG);
+    }
+    const locked = error instanceof LockedError;
+    const what = locked ? 'another agent runs on this host' : 'this host cannot be locked';
+    log.fatal({ error: String(error) }, what);
     process.exit(EXIT_TEMPORARY);
   }
 }

@@ -1,4 +1,12 @@
-import { constants, fstatSync, ftruncateSync, readSync, statSync, writeSync } from 'node:fs';
+import {
+  constants,
+  fchmodSync,
+  fstatSync,
+  ftruncateSync,
+  readFileSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError } from './errors.ts';
 import { flock, open } from './libc.ts';
@@ -6,18 +14,19 @@ import { flock, open } from './libc.ts';
 const O_CLOEXEC = 0o2000000;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
-const PID_BYTES = 16;
 const MAX_TRIES = 10;
+/** flock(2) needs no right but that to open the file: whoever can read a lock can hold it. */
+const OWN_ALONE = 0o600;
 
 /** Somebody else holds the lock. */
 export class LockedError extends Error {
   readonly code = 'LOCKED';
   readonly path: string;
-  /** Who wrote its process id into the file last; undefined where nobody did. */
+  /** Who holds it, as the kernel says; undefined where it does not say, or the holder is in another PID namespace. */
   readonly holderPid: number | undefined;
 
   constructor(path: string, holderPid: number | undefined, options: { cause: unknown }) {
-    const who = holderPid === undefined ? 'another process' : `process ${holderPid}`;
+    const who = holderPid === undefined ? 'another process' : `process ${nameOf(holderPid)}`;
     super(`${path} is locked by ${who}`, options);
     this.name = 'LockedError';
     this.path = path;
@@ -26,9 +35,10 @@ export class LockedError extends Error {
 }
 
 /**
- * Takes an exclusive flock(2) on a file, made if need be, and writes this process's id into it. The kernel
- * releases it with the descriptor, however the process ends; the file stays, since removing it would let two
- * processes lock two files of one name. Throws LockedError, or KernelError when the file cannot be opened.
+ * Takes an exclusive flock(2) on a file, made if need be, which nobody but its owner can open, and writes this
+ * process's id into it. The kernel releases it with the descriptor, however the process ends; the file stays, since
+ * removing it would let two processes lock two files of one name. Throws LockedError, or KernelError when the file
+ * cannot be opened.
  */
 export function lockFile(path: string): Descriptor {
   for (let tries = 0; tries < MAX_TRIES; tries += 1) {
@@ -46,14 +56,16 @@ export function lockFile(path: string): Descriptor {
 
 function lockOnce(path: string): Descriptor {
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | O_CLOEXEC;
-  const descriptor = new Descriptor(checked(open(path, flags, 0o644), 'open', path));
+  const descriptor = new Descriptor(checked(open(path, flags, OWN_ALONE), 'open', path));
   try {
+    // One that an earlier version made was open to all. Who has it open already keeps what he holds.
+    fchmodSync(descriptor.fd, OWN_ALONE);
     checked(flock(descriptor.fd, LOCK_EX | LOCK_NB), 'flock', path);
     return descriptor;
   } catch (cause) {
     using refused = descriptor;
     if (!isKernelError(cause, 'EAGAIN')) throw cause;
-    throw new LockedError(path, holderIn(refused.fd), { cause });
+    throw new LockedError(path, holderOf(refused.fd), { cause });
   }
 }
 
@@ -62,8 +74,29 @@ function isStill(path: string, fd: number): boolean {
   return named?.ino === own.ino && named.dev === own.dev;
 }
 
-function holderIn(fd: number): number | undefined {
-  const bytes = Buffer.alloc(PID_BYTES);
-  const text = bytes.toString('latin1', 0, readSync(fd, bytes, 0, PID_BYTES, 0));
-  return /^[1-9]\d*\n$/.test(text) ? Number(text) : undefined;
+/**
+ * What the file says is what its last holder wrote; who holds it now stands in /proc/locks (proc_locks(5)):
+ * `1: FLOCK  ADVISORY  WRITE 4711 00:1b:1234 0 EOF`, device numbers in hexadecimal.
+ */
+function holderOf(fd: number): number | undefined {
+  const { dev, ino } = fstatSync(fd);
+  const [major, minor] = [(dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xfff00)];
+  const file = `${hex(major)}:${hex(minor)}:${ino}`;
+  const held = readFileSync('/proc/locks', 'utf8')
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .find(([, kind, , , , which]) => kind === 'FLOCK' && which === file);
+  const pid = Number(held?.[4]);
+  return pid > 0 ? pid : undefined;
+}
+
+const hex = (value: number): string => value.toString(16).padStart(2, '0');
+
+/** `4711 (sleep)`. */
+function nameOf(pid: number): string {
+  try {
+    return `${pid} (${readFileSync(`/proc/${pid}/comm`, 'utf8').trim()})`;
+  } catch {
+    return String(pid);
+  }
 }

@@ -1,0 +1,48 @@
+import { chmodSync, mkdirSync, realpathSync, type Stats, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+
+// The runtime folder has the lock and the socket, the state folder what this host knows of the ledger. Whoever else
+// can write there can start a second agent beside the first, or tell the next one lies.
+
+const ROOT = 0;
+const OTHERS_WRITE = 0o022;
+const STICKY = 0o1000;
+
+/** A folder that is not this process's alone. */
+export class FolderError extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = 'FolderError';
+  }
+}
+
+/**
+ * Makes a folder that is not there, with exactly this mode, and looks at one that is: FolderError where somebody else
+ * owns it or can write to it, or can put another one in its place.
+ */
+export function ownFolder(key: string, path: string, mode: number): void {
+  // What mkdir makes is subject to the umask.
+  if (mkdirSync(path, { recursive: true, mode }) !== undefined) chmodSync(path, mode);
+  const uid = process.geteuid?.() ?? ROOT;
+  const real = realpathSync(path);
+  const own = statSync(real);
+  if (own.uid !== uid) refuse(key, real, `belongs to uid ${own.uid}, and this is uid ${uid}`);
+  if ((own.mode & OTHERS_WRITE) !== 0) {
+    refuse(key, real, `can be written to by others (mode ${modeOf(own)}): chmod go-w`);
+  }
+  for (let above = dirname(real), below = real; above !== below;) {
+    const stat = statSync(above);
+    const foreign = stat.uid !== uid && stat.uid !== ROOT;
+    // Below a sticky folder, /tmp, nobody can rename what is another's.
+    const open = (stat.mode & OTHERS_WRITE) !== 0 && (stat.mode & STICKY) === 0;
+    const why = foreign ? `belongs to uid ${stat.uid}` : `has mode ${modeOf(stat)}`;
+    if (foreign || open) refuse(key, real, `can be replaced by others: ${above} ${why}`);
+    [above, below] = [dirname(above), above];
+  }
+}
+
+function refuse(key: string, path: string, reason: string): never {
+  throw new FolderError(`${key}: ${path} ${reason}`);
+}
+
+const modeOf = ({ mode }: Stats): string => (mode & 0o7777).toString(8).padStart(4, '0');
