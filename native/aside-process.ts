@@ -26,6 +26,9 @@ watchReadable(SOCKET, () => {
   }
 });
 
+// Ready for the first.
+answer({});
+
 function answerNamespace(path: string): void {
   try {
     using descriptor = openNamespaceFile(path, 'however long it takes');

@@ -14,6 +14,7 @@ import { socketPair } from './unix-socket.ts';
 
 /** How many such processes there may be, those included that were killed and have not ended yet. */
 const MAX_PROCESSES = 4;
+const START_WITHIN_MS = 20_000;
 /** Starting one takes some 150 ms, so one that has nothing to do waits a while. */
 const IDLE_MS = 10_000;
 const ENTRY = fileURLToPath(new URL('./aside-process.ts', import.meta.url));
@@ -40,10 +41,8 @@ interface Helper {
   idle?: NodeJS.Timeout;
 }
 
-interface Waiting {
-  readonly take: (helper: Helper) => void;
-  readonly giveUp: (error: unknown) => void;
-}
+/** Somebody who waits for a process: one that is free, or is being started. */
+type Waiting = (helper: Helper | Promise<Helper>) => void;
 
 const idle: Helper[] = [];
 const waiting = new Set<Waiting>();
@@ -52,18 +51,18 @@ let processes = 0;
 
 /**
  * Has a process of its own do an errand; resolves with its answer, whose descriptors are the caller's. KernelError
- * ETIMEDOUT when it is not done in time, ECHILD when the process ended: it is killed then, and forgotten.
+ * ETIMEDOUT when no process is free in time, or it takes longer than that; ECHILD when the process ended. It is killed
+ * then, and forgotten.
  */
 export async function runAside(errand: Errand): Promise<Packet> {
   const { request, given = [], timeoutMs, key } = errand;
-  const end = performance.now() + timeoutMs;
   if (hanging.has(key)) throw timedOut(key);
-  const helper = idle.pop() ?? start() ?? (await next(key, timeoutMs));
+  const helper = idle.pop() ?? (await (processes < MAX_PROCESSES ? start() : next(key, timeoutMs)));
   clearTimeout(helper.idle);
   try {
     if (given.length > 0) handOver(helper.socket, given);
     sendPacket(helper.socket.fd, Buffer.from(JSON.stringify(request)));
-    const answer = await firstPacket(helper.socket.fd, key, Math.max(0, end - performance.now()));
+    const answer = await firstPacket(helper.socket.fd, key, timeoutMs);
     if (answer.bytes.length === 0) throw ended(key);
     release(helper);
     return answer;
@@ -80,9 +79,8 @@ function handOver(socket: Descriptor, given: readonly Descriptor[]): void {
   for (const descriptor of given) descriptor.close();
 }
 
-/** undefined: there are as many as there may be. */
-function start(): Helper | undefined {
-  if (processes >= MAX_PROCESSES) return undefined;
+/** Resolves when the process says that it has started: what its errands may take is counted from then on. */
+async function start(): Promise<Helper> {
   const [socket, theirs] = socketPair();
   using _theirs = theirs;
   closeOnExec();
@@ -94,17 +92,35 @@ function start(): Helper | undefined {
   });
   processes += 1;
   child.unref();
-  // Where it could not be started there is no exit, and its socket is at its end.
-  let counted = true;
-  const uncount = (): void => {
-    if (counted) processes -= 1;
-    counted = false;
-    handOn();
-  };
-  child.once('exit', uncount);
-  child.once('error', uncount);
-  return { socket, child };
+  const helper = { socket, child };
+  child.once('exit', () => retire(helper));
+  // It could not be started: there is no exit.
+  child.once('error', () => retire(helper));
+  theirs.close();
+  try {
+    const hello = await firstPacket(socket.fd, ENTRY, START_WITHIN_MS);
+    if (hello.bytes.length === 0) throw ended(ENTRY);
+    return helper;
+  } catch (error) {
+    abandon(helper, ENTRY);
+    throw error;
+  }
 }
+
+function retire(helper: Helper): void {
+  if (retired.has(helper)) return;
+  retired.add(helper);
+  processes -= 1;
+  const at = idle.indexOf(helper);
+  if (at >= 0) {
+    clearTimeout(helper.idle);
+    idle.splice(at, 1);
+    helper.socket.close();
+  }
+  handOn();
+}
+
+const retired = new WeakSet<Helper>();
 
 /**
  * Libraries open descriptors that a child would inherit (libnftables its socket, which owns our tables): it may outlive
@@ -118,34 +134,28 @@ function closeOnExec(): void {
   }
 }
 
-const next = (key: string, timeoutMs: number): Promise<Helper> =>
-  new Promise((resolve, reject) => {
-    const own: Waiting = {
-      take: (helper) => {
-        clearTimeout(timer);
-        waiting.delete(own);
-        resolve(helper);
-      },
-      giveUp: (error) => {
-        clearTimeout(timer);
-        waiting.delete(own);
-        reject(error);
-      },
-    };
-    const timer = setTimeout(() => own.giveUp(timedOut(key)), timeoutMs);
-    waiting.add(own);
-  });
+function next(key: string, timeoutMs: number): Promise<Helper> {
+  const { promise, resolve, reject } = Promise.withResolvers<Helper>();
+  const own: Waiting = (helper) => {
+    clearTimeout(timer);
+    waiting.delete(own);
+    resolve(helper);
+  };
+  const timer = setTimeout(() => {
+    waiting.delete(own);
+    reject(timedOut(key));
+  }, timeoutMs);
+  waiting.add(own);
+  return promise;
+}
 
-/** Somebody who waits gets the process that has become free, or may start one in the place of one that has ended. */
+/** Somebody who waits gets the process that has become free, or one that is started in the place of one that ended. */
 function handOn(): void {
   const [first] = waiting;
   if (first === undefined) return;
-  try {
-    const helper = idle.pop() ?? start();
-    if (helper !== undefined) first.take(helper);
-  } catch (error) {
-    first.giveUp(error);
-  }
+  const helper = idle.pop();
+  if (helper !== undefined) first(helper);
+  else if (processes < MAX_PROCESSES) first(start());
 }
 
 function release(helper: Helper): void {

@@ -26,14 +26,17 @@ const S_IFMT = 0o170000;
 const S_IFLNK = 0o120000;
 const SYS_OPENAT2 = 437;
 const OPEN_HOW_BYTES = 24;
-/** The path is looked up in the kernel's cache alone: EAGAIN where a file system would have to be asked (Linux 5.12). */
+/**
+ * The path is looked up in the kernel's cache alone: EAGAIN where a file system would have to be asked (Linux 5.12). NFS
+ * and 9p are asked all the same where the path ends at their very mount point (d_weak_revalidate).
+ */
 const RESOLVE_CACHED = 0x20n;
 /** _IO(0xb7, 3) of linux/nsfs.h: which CLONE_NEW… the namespace is. */
 const NS_GET_NSTYPE = 0xb703;
 const CLONE_NEWNET = 0x40000000;
 
-/** /proc is the kernel's, and its links to namespaces and descriptors lead there without a look-up. */
-const IN_PROC = /^\/proc\/(?:\d+|self|thread-self)(?:\/task\/\d+)?\/(?:ns\/[a-z_]+|fd\/\d+)$/;
+/** /proc is the kernel's, and these links lead where they do without a look-up: to a namespace, or a file of our own. */
+const IN_PROC = /^\/proc\/(?:(?:\d+|self|thread-self)(?:\/task\/\d+)?\/ns\/[a-z_]+|self\/fd\/\d+)$/;
 /** A name in root's own folder: what is mounted there, or linked from there, root has put there. */
 const IN_RUN = /^(?:\/var)?\/run\/netns\/[^/]+$/;
 const OWN_PATH = '/proc/thread-self/ns/net';

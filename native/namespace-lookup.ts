@@ -48,7 +48,9 @@ async function answered(path: string): Promise<Outcome> {
 async function outcomeOf(path: string): Promise<Outcome> {
   const errand = { request: { open: path }, timeoutMs: ANSWER_WITHIN_MS, key: path };
   const { bytes, descriptors } = await runAside(errand).catch((cause: unknown) => {
-    throw isKernelError(cause, 'ETIMEDOUT') ? new UnansweredError(path, { cause }) : cause;
+    throw isKernelError(cause, 'ETIMEDOUT', 'ECHILD')
+      ? new UnansweredError(path, { cause })
+      : cause;
   });
   const [descriptor] = descriptors;
   if (descriptor !== undefined) return { descriptor };

@@ -69,6 +69,14 @@ describe('a file system that does not answer', () => {
     await detach('other');
   });
 
+  test('is no namespace itself, which is known without asking it', async () => {
+    using silent = mountSilentFiles(`${FOLDER}/silent`);
+    expect(await refusalOf(attach('root', { netns: `${FOLDER}/silent` }))).toMatchObject({
+      code: 'NAMESPACE_NOT_FOUND',
+    });
+    expect(silent.taken()).toBe(0);
+  });
+
   test('holds a few processes at most, however many paths lead there, and no path that does not', async () => {
     using silent = mountSilentFiles(`${FOLDER}/silent`);
     const refusals = await Promise.all(
