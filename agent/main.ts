@@ -140,7 +140,7 @@ function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
     return lockFile(join(runtimeDir, 'agent.lock'));
   } catch (error) {
     if (error instanceof FolderError) {
-      process.stderr.write(`${SERVICE_NAME}: ${error.message}\n`);
+      process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
       process.exit(EXIT_CONFIG);
     }
     const locked = error instanceof LockedError;

@@ -1,5 +1,5 @@
 import { connect, headers, type NatsConnection } from 'nats';
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
@@ -148,7 +148,10 @@ async function attachVms(): Promise<void> {
 }
 
 async function attachContainers(): Promise<void> {
-  const netns = `/proc/${pidOf('container.service')}/ns/net`;
+  // By a link, which takes a process of its own to look up.
+  const netns = '/run/container';
+  rmSync(netns, { force: true });
+  symlinkSync(`/proc/${pidOf('container.service')}/ns/net`, netns);
   const { addresses } = await attach({ workload: 'container-a', ...VM, kind: 'container', netns });
   expect(answers(addresses[0]?.address.split('/')[0] ?? '')).toBe(true);
   const box = '/run/netns/box';
