@@ -4,11 +4,11 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { requestSeqpacket } from '#native/unix.ts';
-import { AGENT, until } from '../support/agent.ts';
+import { until } from '../support/agent.ts';
 import { addNamespace, ip, removeNamespace } from '../support/kernel.ts';
 import { answers, run as runIp } from '../support/segment.ts';
 import { type Server, startNats, startRedis } from '../support/servers.ts';
-import { startSystemd, type Systemd } from '../support/systemd.ts';
+import { INSTALLED, startSystemd, type Systemd } from '../support/systemd.ts';
 
 // The unit as it is installed, under Debian's systemd as PID 1 of namespaces of its own: whatever kind of attachment
 // there is can be had, and lost again, with what the unit leaves the agent.
@@ -55,10 +55,10 @@ let client: VoltNetworkClient;
 beforeAll(async () => {
   [nats, redis] = await Promise.all([startNats(), startRedis()]);
   const config = { host: HOST, nats: { url: nats.url }, redis: { url: redis.url } };
-  const wrapper = (program: string) => `#!/bin/sh\nexec ${program} "$@"\n`;
+  const wrapper = (program: string) => `#!/bin/sh\nexec ${INSTALLED}/deploy/bin/${program} "$@"\n`;
   systemd = await startSystemd({
     etc: { 'volt/network/agent.json': JSON.stringify({ ...config, heartbeatSeconds: 1 }) },
-    bin: { 'volt-network-agent': wrapper(AGENT), voltnet: wrapper(`${DEPLOY}/bin/voltnet`) },
+    bin: { 'volt-network-agent': wrapper('volt-network-agent'), voltnet: wrapper('voltnet') },
   });
   systemd.put({
     [UNIT]: read(UNIT),

@@ -1,15 +1,18 @@
 #!/bin/sh
 # Becomes systemd, PID 1 of new namespaces of processes, mounts, control groups, host name and IPC, in the network
 # namespace of the caller. $1: a folder on a tmpfs with etc/, bin/ and lib/, laid over /etc, /usr/bin and /var/lib.
-# Whoever runs this is in a control group of its own already. SIGKILL ends all of it.
+# $2: this checkout, which is at /opt there, as a package would be: units may have a /tmp and homes of their own, and it
+# may be in either. Whoever runs this is in a control group of its own already. SIGKILL ends all of it.
 set -eu
 folder=$1
-if [ "${2:-}" != inside ]; then
+checkout=$2
+if [ "${3:-}" != inside ]; then
   exec unshare --pid --fork --kill-child --mount --propagation unchanged --cgroup --uts --ipc \
-    sh "$0" "$folder" inside
+    sh "$0" "$folder" "$checkout" inside
 fi
 mount -t proc -o nosuid,nodev,noexec proc /proc
 over() { mount -t overlay -o "lowerdir=$1,upperdir=$folder/$2,workdir=$folder/$2.work" overlay "$1"; }
+mount --bind "$checkout" /opt
 over /etc etc
 over /usr/bin bin
 over /var/lib lib

@@ -16,7 +16,11 @@ import { until } from './agent.ts';
 import { dyingWithParent, requireTool } from './tools.ts';
 
 const SCRIPT = fileURLToPath(new URL('systemd.sh', import.meta.url));
+const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 const UNITS = '/run/systemd/system';
+
+/** Where units find this checkout. */
+export const INSTALLED = '/opt';
 
 /** Debian's systemd as PID 1 of namespaces of its own, in the network namespace of the calling test. */
 export interface Systemd extends AsyncDisposable {
@@ -47,7 +51,16 @@ export async function startSystemd(view: {
   write(join(folder, 'bin'), view.bin, 0o755);
   write(UNITS, STUBS, 0o644);
   const cgroup = makeControlGroup(join(folder, 'cgroup'));
-  const [program, args] = dyingWithParent(['sh', '-c', JOIN, 'sh', cgroup, SCRIPT, folder]);
+  const [program, args] = dyingWithParent([
+    'sh',
+    '-c',
+    JOIN,
+    'sh',
+    cgroup,
+    SCRIPT,
+    folder,
+    CHECKOUT,
+  ]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
   child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
@@ -99,7 +112,7 @@ export async function startSystemd(view: {
 }
 
 // Into its control group first, so that this is the root of its view of them.
-const JOIN = 'echo $$ >"$1/cgroup.procs" && exec sh "$2" "$3"';
+const JOIN = 'echo $$ >"$1/cgroup.procs" && exec sh "$2" "$3" "$4"';
 
 /** What units want of a whole system. */
 const STUBS = {
