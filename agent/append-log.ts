@@ -113,20 +113,23 @@ export class AppendLog {
 
   /** Resolves when all that was appended before outlives a power failure. Callers share the wait. */
   sync(): Promise<void> {
-    if (this.#syncing === undefined) {
-      this.#syncing = this.#sync().finally(() => {
-        this.#syncing = undefined;
-      });
-      return this.#syncing;
-    }
+    if (this.#next !== undefined) return this.#next;
+    if (this.#syncing === undefined) return this.#beginSync();
     // The one that runs may have begun before the caller's entry was there.
-    this.#next ??= this.#syncing
-      .catch(() => {})
-      .then(() => {
-        this.#next = undefined;
-        return this.sync();
-      });
+    const begin = (): Promise<void> => this.#beginSync();
+    this.#next = this.#syncing.then(begin, begin);
     return this.#next;
+  }
+
+  #beginSync(): Promise<void> {
+    this.#next = undefined;
+    const syncing = this.#sync();
+    this.#syncing = syncing;
+    const end = (): void => {
+      if (this.#syncing === syncing) this.#syncing = undefined;
+    };
+    syncing.then(end, end);
+    return syncing;
   }
 
   /** The segment that is written to; those before take no more entries. */

@@ -32,6 +32,8 @@ const TIMEOUT_MS = 5_000;
 let folder: string;
 let control: string;
 let stack: Stack;
+/** The step that was to throw last. */
+let armed = '';
 
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'volt-throws-'));
@@ -59,10 +61,11 @@ async function arm(step: string): Promise<{ readonly gone: readonly string[] }> 
   writeFileSync(control, JSON.stringify({ arm: step }));
   process.kill(stack.agent.pid, 'SIGUSR2');
   let found: { arm: string; gone: string[] } | undefined;
-  await until('the agent has read what is to throw', () => {
+  await until(`the agent goes on after ${armed}`, () => {
     found = JSON.parse(readFileSync(`${control}.gone`, 'utf8')) as typeof found;
     return found?.arm === step;
   });
+  armed = step;
   return found ?? { gone: [] };
 }
 
