@@ -31,8 +31,13 @@ const JOB_DUPLICATE_WINDOW_MS = 10 * 60_000;
 const JOB_ACK_WAIT_MS = 10_000;
 /** So often a job that is still under way says so. */
 export const JOB_WORKING_MS = 3_000;
-/** Jobs of one host under way at once. */
+/** Jobs of one host under way at once. The agent counts these itself. */
 export const MAX_JOBS_UNDER_WAY = 256;
+/**
+ * Jobs of one host that were delivered and are not done. Those that wait for their next try count, too: with a smaller
+ * number, so many jobs that cannot be done yet (a network without a free address) held up all others.
+ */
+const MAX_JOBS_UNDONE = 3 * JOBS_PER_SUBJECT;
 /** Beyond an `ack_wait`, and beyond a minute's pause as well. */
 const STALLED_AFTER_MS = 15_000;
 const UNREPEATED_AFTER_MS = 90_000;
@@ -49,8 +54,11 @@ const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
   ErrorCode.BadSubject,
   ErrorCode.InvalidPayload,
 ]);
-/** Of JetStream's answers: the message was wrong, and not the server's state (nats-server, errors.json). */
-const BAD_REQUEST = 400;
+/**
+ * Of JetStream's answers: the message is larger than the stream takes, or its headers are (nats-server, errors.json). Its
+ * number is no help: 400 stands as well for an account that is full (10002), or a stream that is sealed (10109).
+ */
+const TOO_LARGE_FOR_STREAM: ReadonlySet<number> = new Set([10_054, 10_097]);
 
 /** What was made, was there as it should be, or is there in another way, which is left to whoever made it. */
 export interface Ensured {
@@ -92,7 +100,7 @@ const consumerOf = (prefix: string, host: string): Partial<ConsumerConfig> => ({
   ack_policy: AckPolicy.Explicit,
   deliver_policy: DeliverPolicy.All,
   ack_wait: nanos(JOB_ACK_WAIT_MS),
-  max_ack_pending: MAX_JOBS_UNDER_WAY,
+  max_ack_pending: MAX_JOBS_UNDONE,
   // The agent counts, and says why it gives a job up; the server would only go silent.
   max_deliver: -1,
 });
@@ -216,7 +224,7 @@ export function areLeftBehind(
 ): boolean {
   if (stored === 0 || quietMs === 0) return false;
   if (pending + unacknowledged === 0) return true;
-  const free = pending > 0 && unacknowledged < MAX_JOBS_UNDER_WAY;
+  const free = pending > 0 && unacknowledged < MAX_JOBS_UNDONE;
   return quietMs >= (free ? STALLED_AFTER_MS : UNREPEATED_AFTER_MS);
 }
 
@@ -224,7 +232,7 @@ export function areLeftBehind(
 export function whyNotStored(error: unknown): WhyNotPublished {
   if (!(error instanceof NatsError)) return 'later';
   if (OF_THE_MESSAGE.has(error.code)) return 'never';
-  return error.api_error?.code === BAD_REQUEST ? 'never' : 'later';
+  return TOO_LARGE_FOR_STREAM.has(error.api_error?.err_code ?? 0) ? 'never' : 'later';
 }
 
 /** Makes a stream that is not there; one that is there is not changed. Throws NatsError. */
