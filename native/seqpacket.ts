@@ -3,6 +3,7 @@ import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import { receivePlain, sendPacket } from './packet.ts';
+import { PacketTurns } from './packet-turns.ts';
 import { part } from './parting.ts';
 import { peerCredentials, type PeerCredentials } from './peer.ts';
 import { watchReadable } from './poll.ts';
@@ -19,8 +20,8 @@ const SOL_SOCKET = 1;
 const SO_PASSRIGHTS = 83;
 
 const BACKLOG = 1_024;
-/** Connections and packets taken in one go, so that nobody keeps the event loop to himself. */
-const MAX_PER_WAKEUP = 32;
+/** Connections accepted in one go, so that nobody keeps the event loop to himself. */
+const MAX_PER_WAKEUP = 8;
 /** How long a server that has no descriptors left stops accepting. */
 const ACCEPT_PAUSE_MS = 100;
 /** How long a connection may be without a packet. */
@@ -59,15 +60,15 @@ export class SeqpacketConnection {
 
   /** Calls back for every packet. */
   onPacket(callback: (bytes: Buffer) => void): void {
-    this.#watch = watchReadable(this.#descriptor.fd, () => {
-      for (let taken = 0; taken < MAX_PER_WAKEUP && !this.closed; taken += 1) {
-        const bytes = this.#next();
-        if (bytes === undefined) return;
-        this.#heardAt = performance.now();
-        this.#idle.refresh();
-        callback(bytes);
-      }
-    });
+    const take = (): void => {
+      const bytes = this.closed ? undefined : this.#next();
+      if (bytes === undefined) return;
+      this.#heardAt = performance.now();
+      this.#idle.refresh();
+      callback(bytes);
+    };
+    const sender = { uid: this.peer.uid, take };
+    this.#watch = watchReadable(this.#descriptor.fd, () => this.#server.turns.add(sender));
   }
 
   /** undefined: no packet now, or none any more. */
@@ -101,6 +102,7 @@ export class SeqpacketConnection {
 interface ServerOfConnection {
   readonly idleMs: number;
   readonly mayBringDescriptors: boolean;
+  readonly turns: PacketTurns;
   /** Takes the socket of a connection that is over. */
   part(socket: Descriptor): void;
 }
@@ -160,6 +162,7 @@ export class SeqpacketServer implements Disposable {
   readonly #options: ListenOptions & { readonly mayBringDescriptors: boolean };
   readonly #inode: number;
   readonly #connections = new Set<SeqpacketConnection>();
+  readonly #turns = new PacketTurns();
   #watch: Disposable | undefined;
   #pause: NodeJS.Timeout | undefined;
 
@@ -230,6 +233,7 @@ export class SeqpacketServer implements Disposable {
     const connection = new SeqpacketConnection(descriptor, peer, {
       idleMs,
       mayBringDescriptors,
+      turns: this.#turns,
       part: (own) => this.#part(own, connection),
     });
     this.#connections.add(connection);

@@ -20,6 +20,8 @@ const SOL_SOCKET = 1;
 const SO_RCVBUF = 8;
 const SO_LINGER = 13;
 const MSG_DONTWAIT = 0x40;
+/** What lies unread in each socket of somebody who sends and sends. */
+const PACKETS_EACH = 8;
 /** Longer than anybody here waits. */
 const LINGER_SECONDS = 30;
 
@@ -165,6 +167,34 @@ describe('a connection', () => {
       await sleep(100);
     }
     expect(await answered(idle, 'late')).toBe('');
+  });
+
+  test('is read a packet at a time, another account’s next, and other work in between', async () => {
+    const served: number[] = [];
+    const turns: number[] = [];
+    let inTurn = 0;
+    echo({
+      onConnection: (connection) =>
+        connection.onPacket(() => {
+          served.push(connection.peer.uid);
+          inTurn += 1;
+          const end = performance.now() + 1;
+          while (performance.now() < end);
+        }),
+    });
+    const greedy = Array.from({ length: MAX_CONNECTIONS_PER_UID }, () => connect(6_000));
+    for (const socket of greedy) {
+      for (let n = 0; n < PACKETS_EACH; n += 1) sendPacket(socket.fd, Buffer.from('x'));
+    }
+    const other = connect(6_001);
+    sendPacket(other.fd, Buffer.from('x'));
+    while (served.length < greedy.length * PACKETS_EACH + 1) {
+      await new Promise((resolve) => setImmediate(resolve));
+      turns.push(inTurn);
+      inTurn = 0;
+    }
+    expect(Math.max(...turns)).toBeLessThan(greedy.length);
+    expect(served.indexOf(6_001)).toBeLessThan(greedy.length * 2);
   });
 
   test('is had by whoever comes last, when one account after another has taken all it may', async () => {
