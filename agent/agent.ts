@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import type { Ledger } from '#ipam-store/ledger.ts';
+import type { Identity, Ledger } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
 import { Admission } from './admission.ts';
 import { Attachments } from './attachments.ts';
@@ -20,11 +20,13 @@ import { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { HostNetwork, openHostNetwork } from './networks/types.ts';
 import { Outcomes } from './outcomes.ts';
+import { PublishError } from './outbox.ts';
 import { Requests } from './requests.ts';
 import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
 import { Session } from './session.ts';
 import { Slices } from './slices.ts';
+import { Standing } from './standing.ts';
 import { Turns } from './turns.ts';
 import type { UnexpectedErrors } from './unexpected.ts';
 import { Updates } from './updates.ts';
@@ -33,6 +35,8 @@ import { Witness } from './witness.ts';
 export const SERVICE_NAME = 'volt-network-agent';
 const DRAIN_TIMEOUT_MS = 10_000;
 const FLUSH_TIMEOUT_MS = 2_000;
+/** For so long after its start an agent waits for the ledger to say whose the host id is. */
+const STANDING_WAIT_MS = 3_000;
 
 /** What an agent stands on. A simulation brings models of kernel, NATS and Redis. */
 export interface AgentOptions {
@@ -68,6 +72,7 @@ export class Agent {
   readonly #hostNetwork: HostNetwork;
   readonly #version: string;
   readonly #unexpected: AgentOptions['unexpected'];
+  readonly #standing = new Standing();
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -91,11 +96,18 @@ export class Agent {
       subjectPrefix,
       stateDir,
       log,
-      publish: (event) => this.#bus.publishEvent(event),
+      publish: (event) => {
+        const { refusal } = this.#standing;
+        // Who reads it would take it for the other machine's.
+        if (refusal !== undefined) {
+          return Promise.reject(new PublishError('away', refusal.message));
+        }
+        return this.#bus.publishEvent(event);
+      },
     });
     const events = this.#events;
     const turns = new Turns();
-    const detaches = new Detaches({ host, ledger, journal, events, networkTypes, log });
+    const detaches = new Detaches({ host, machineId, ledger, journal, events, networkTypes, log });
     this.#attachments = new Attachments({
       host,
       machineId,
@@ -136,11 +148,13 @@ export class Agent {
       requests,
       outcomes,
       events,
+      standing: this.#standing,
       stopping: () => this.#stopping,
       log,
     });
     const holdings = new Holdings({
       host,
+      machineId,
       bootId,
       onReboot: config.onReboot,
       ledger,
@@ -191,11 +205,12 @@ export class Agent {
       ledger,
       witness,
       holdings,
+      standing: this.#standing,
       events,
       log,
       isNewFleet: () => this.#isNewFleet(),
       onOpen: () => {
-        void this.#createNetworks();
+        void this.#createNetworks({ host, machineId });
         this.#reconcile.nudge();
       },
     });
@@ -216,9 +231,12 @@ export class Agent {
         features: [...Object.keys(networkTypes), 'update', 'jobs'].join(','),
         fleet: subjectPrefix,
         generation: String(witness.seen.generation),
+        // Whether the ledger knows the host as this machine.
+        session: this.#standing.state,
       }),
       endpoints: createEndpoints({
         host,
+        machineId,
         subjectPrefix,
         admission,
         slices,
@@ -229,6 +247,7 @@ export class Agent {
         witness,
         whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
         events,
+        standing: this.#standing,
         stopping: () => this.#stopping,
         log,
       }),
@@ -257,9 +276,17 @@ export class Agent {
     this.#resumeFirewall();
     this.#events.start();
     this.#handoff.start();
+    this.#standing.onChange((refusal) => {
+      this.#bus.act(refusal);
+      if (refusal === undefined) this.#events.nudge();
+    });
+    setTimeout(() => this.#standing.noteAway(), STANDING_WAIT_MS).unref();
     this.#ledger.onStatus((status) => {
       this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');
-      if (status.state !== 'ready') return;
+      if (status.state !== 'ready') {
+        this.#standing.noteAway();
+        return;
+      }
       void this.#session.beat();
       this.#reconcile.nudge();
     });
@@ -277,7 +304,8 @@ export class Agent {
     await this.#bus.stopTaking();
     await this.#reconcile.stop();
     await this.#attachments.stop(DRAIN_TIMEOUT_MS);
-    await this.#events.stop(this.#bus.state === 'connected' ? FLUSH_TIMEOUT_MS : 0);
+    const publishes = this.#bus.state === 'connected' && this.#standing.refusal === undefined;
+    await this.#events.stop(publishes ? FLUSH_TIMEOUT_MS : 0);
     await this.#bus.close();
     await this.#outcomes.sync().catch(() => {});
     this.#outcomes.close();
@@ -297,6 +325,7 @@ export class Agent {
         pid: process.pid,
         startedAt: this.#startedAt,
         nats: this.#bus.state,
+        requests: redacted(this.#bus.requestProblem ?? 'ready'),
         jobs: redacted(this.#bus.jobProblem ?? 'ready'),
         redis: {
           state: redis.state,
@@ -340,12 +369,13 @@ export class Agent {
   }
 
   /** A file creates the network that is not there; where the record differs, the record is used. */
-  async #createNetworks(): Promise<void> {
+  async #createNetworks(by: Identity): Promise<void> {
     const { networksDir } = this.#config;
     for (const file of networkFiles(networksDir)) {
       const path = join(networksDir, file);
       try {
-        await this.#ledger.putNetwork(parseNetwork(JSON.parse(readFileSync(path, 'utf8'))));
+        const network = parseNetwork(JSON.parse(readFileSync(path, 'utf8')));
+        await this.#ledger.putNetwork(network, undefined, by);
       } catch (error) {
         const conflict = error instanceof VoltError && error.code === 'NETWORK_CONFLICT';
         const what = conflict ? 'differs from the record, which is used' : 'not used';

@@ -454,7 +454,7 @@ export class Attachments {
     { id, generation, requestId }: DetachRequest & { readonly requestId: string },
     { trace }: Call,
   ): Promise<DetachAnswer> {
-    const { ledger, host, events } = this.#options;
+    const { ledger, host, machineId, events } = this.#options;
     const lease = await ledger.getLease(id);
     if (lease === null) return { detached: false, releasing: false };
     if (lease.host !== host) {
@@ -463,7 +463,8 @@ export class Attachments {
       });
     }
     refuseOtherGeneration(lease, generation);
-    await ledger.release({ id, generation: lease.generation, host, cool: true });
+    const ending = { id, generation: lease.generation, host, machineId, cool: true };
+    await ledger.release(ending);
     events.add({
       type: 'detached',
       network: lease.network,

@@ -41,6 +41,8 @@ export interface BusEndpoint {
   readonly subject: string;
   /** Endpoints of several agents with the same queue share the requests: each goes to one of them. */
   readonly queue: string;
+  /** Served only while the agent acts as its host; another agent, or the machine whose the host id is, may serve it. */
+  readonly asHost: boolean;
   readonly answer: (request: BusRequest) => Promise<BusAnswer>;
 }
 
@@ -59,6 +61,9 @@ export interface BusOptions {
   readonly onState: (state: BusState) => void;
 }
 
+/** What keeps the agent from acting as its host; undefined where nothing does. */
+export type Refusal = { readonly code: string; readonly message: string } | undefined;
+
 export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
@@ -73,12 +78,20 @@ const DROPS_TOLD_EVERY_MS = 1_000;
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
- * state, never an error of `start`. The service and its endpoints live as long as a connection.
+ * state, never an error of `start`. The service and its endpoints live as long as a connection. What is meant for the
+ * host is served, and its jobs are taken, from `act(undefined)` on.
  */
 export class Bus {
   readonly #options: BusOptions;
   #connection: NatsConnection | undefined;
   #service: Service | undefined;
+  #refusal: Refusal = { code: 'STORE_UNAVAILABLE', message: 'the host id is not known to be free' };
+  /** Whether the service has the endpoints that are served as the host. */
+  #servesHost = false;
+  /** Whether the server has all subscriptions. */
+  #confirmed = false;
+  /** Changes of what is served, one after the other. */
+  #serving: Promise<void> = Promise.resolve();
   #state: BusState = 'connecting';
   #streamEnsured = false;
   /** Why there is no connection. */
@@ -92,11 +105,38 @@ export class Bus {
     this.#options = options;
     const { host, subjectPrefix, takeJob, log } = options;
     this.#jobs = new JobQueue({ host, subjectPrefix, take: takeJob, log });
+    this.#jobs.act(reasonOf(this.#refusal));
+  }
+
+  /** Acts as the host from now on, or not any more: subjects and jobs of the host are then somebody else's. */
+  act(refusal: Refusal): void {
+    this.#refusal = refusal;
+    this.#jobs.act(reasonOf(refusal));
+    const connection = this.#connection;
+    if (connection === undefined) return;
+    this.#serving = this.#serving.then(async () => {
+      if (connection === this.#connection && !this.#stopping) await this.#serve(connection);
+    });
+    this.#serving = this.#serving.catch((error: unknown) => {
+      const { log } = this.#options;
+      log.warn({ error: messageOf(error) }, 'NATS: what is served was not changed');
+    });
+  }
+
+  /** Why what is meant for the host is not served; undefined when it is. */
+  get requestProblem(): string | undefined {
+    if (this.#refusal !== undefined) return reasonOf(this.#refusal);
+    const serves = this.#state === 'connected' && this.#servesHost && this.#confirmed;
+    return serves ? undefined : this.#awayReason();
   }
 
   /** Why no jobs are taken; undefined when they are. */
   get jobProblem(): string | undefined {
-    if (this.#state === 'connected') return this.#jobs.problem;
+    if (this.#refusal !== undefined) return reasonOf(this.#refusal);
+    return this.#state === 'connected' ? this.#jobs.problem : this.#awayReason();
+  }
+
+  #awayReason(): string {
     return this.#away === undefined ? 'NATS is away' : `NATS is away: ${this.#away}`;
   }
 
@@ -182,7 +222,9 @@ export class Bus {
         this.#connection = connection;
         this.#guard(connection);
         void this.#watch(connection);
-        await this.#serve(connection);
+        this.#service = undefined;
+        this.#serving = this.#serving.then(() => this.#serve(connection));
+        await this.#serving;
         this.#setState('connected');
         this.#warnOfOldServer(connection);
         void this.#jobs.serve(connection);
@@ -198,6 +240,7 @@ export class Bus {
         // One that was lost before it served would be made again beside the next.
         const failed = this.#connection;
         this.#connection = undefined;
+        this.#serving = Promise.resolve();
         await failed?.close().catch(() => {});
       }
       this.#setState('connecting');
@@ -235,25 +278,45 @@ export class Bus {
     }
   }
 
+  /** Brings what is served in line with whether the agent acts as its host. */
   async #serve(connection: NatsConnection): Promise<void> {
     const { service, metadata, endpoints } = this.#options;
-    const added = await connection.services.add({
+    const asHost = this.#refusal === undefined;
+    // An endpoint cannot be taken away from a service.
+    if (this.#service !== undefined && this.#servesHost && !asHost) {
+      const before = this.#service;
+      this.#service = undefined;
+      this.#servesHost = false;
+      await before.stop().catch(() => {});
+    }
+    const isNew = this.#service === undefined;
+    this.#service ??= await connection.services.add({
       name: service.name,
       version: service.version,
       description: 'Network of virtual machines and containers on this host',
       metadata: liveMetadata(metadata),
     });
-    this.#service = added;
-    for (const { name, subject, queue, answer } of endpoints) {
-      added.addEndpoint(name, {
-        subject,
-        queue,
-        handler: (error, message) => {
-          if (error === null) void this.#answer(message, answer);
-        },
-      });
+    if (isNew) this.#servesHost = false;
+    for (const endpoint of endpoints) {
+      const there = endpoint.asHost ? this.#servesHost || !asHost : !isNew;
+      if (!there) this.#addEndpoint(this.#service, endpoint);
     }
-    await connection.flush();
+    this.#servesHost = asHost;
+    this.#confirmed = false;
+    // Where the connection is lost meanwhile, it subscribes again by itself.
+    await connection.flush().finally(() => {
+      this.#confirmed = true;
+    });
+  }
+
+  #addEndpoint(service: Service, { name, subject, queue, answer }: BusEndpoint): void {
+    service.addEndpoint(name, {
+      subject,
+      queue,
+      handler: (error, message) => {
+        if (error === null) void this.#answer(message, answer);
+      },
+    });
   }
 
   async #answer(message: ServiceMsg, answer: BusEndpoint['answer']): Promise<void> {
@@ -328,6 +391,9 @@ export class Bus {
     }
   }
 }
+
+const reasonOf = (refusal: Refusal): string | undefined =>
+  refusal && `${refusal.code}: ${refusal.message}`;
 
 /** The service keeps the object that it is given: its values are those of the time at which they are read. */
 const liveMetadata = (read: () => Readonly<Record<string, string>>): Record<string, string> =>

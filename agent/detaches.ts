@@ -10,6 +10,7 @@ import { withDeadline } from './turns.ts';
 
 export interface DetachesOptions {
   readonly host: string;
+  readonly machineId: string;
   readonly ledger: Ledger;
   readonly journal: Journal;
   readonly events: EventLog;
@@ -108,13 +109,13 @@ export class Detaches {
   }
 
   async #release(record: AttachmentRecord): Promise<void> {
-    const { ledger, host } = this.#options;
+    const { ledger, host, machineId } = this.#options;
     const { generation } = record;
     if (generation === undefined) return;
     // Addresses that no workload has ever used need no cool-down.
     const cool = record.attachment !== undefined || record.kept !== undefined;
     try {
-      await ledger.release({ id: record.id, generation, host, cool });
+      await ledger.release({ id: record.id, generation, host, machineId, cool });
     } catch (error) {
       // Somebody else holds the id by now: there is nothing of ours to give back.
       const code = error instanceof VoltError ? error.code : undefined;

@@ -114,12 +114,12 @@ export class FleetCheck {
    * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it ended.
    */
   async #release(
-    { host, bootId }: HostRecord,
+    { host, machineId, bootId }: HostRecord,
     differences: readonly Difference[],
     signal: AbortSignal,
   ): Promise<Difference[]> {
     const leaked = differences.filter((one) => generationOfLeaked(one) !== undefined);
-    if (leaked.length === 0) return [];
+    if (leaked.length === 0 || machineId === undefined) return [];
     const again = new Map<string, number | undefined>();
     for (const one of (await this.#ask(host))?.differences ?? []) {
       if (one.what === 'record') again.set(one.id, generationOfLeaked(one));
@@ -132,7 +132,8 @@ export class FleetCheck {
       if (generation === undefined || again.get(id) !== generation) continue;
       const lease = await this.#ledger.getLease(id).catch(() => null);
       if (lease?.generation !== generation || lease.bootId !== bootId) continue;
-      const releasing = this.#ledger.release({ id, generation, host, cool: true });
+      // In the name of the machine that was asked: another may have the host id by now.
+      const releasing = this.#ledger.release({ id, generation, host, machineId, cool: true });
       if (await done(releasing.then((outcome) => outcome === 'released'))) ended.push(one);
     }
     return ended;

@@ -14,6 +14,7 @@ import type { Turns } from './turns.ts';
 
 export interface HoldingsOptions {
   readonly host: string;
+  readonly machineId: string;
   readonly bootId: string;
   readonly onReboot: Config['onReboot'];
   readonly ledger: Ledger;
@@ -154,11 +155,12 @@ export class Holdings {
 
   /** Ends a lease that has no record, in its turn; false where it has one by now, or has ended. */
   async release(lease: Lease): Promise<boolean> {
-    const { host, bootId, ledger, journal, turns } = this.#options;
+    const { host, machineId, bootId, ledger, journal, turns } = this.#options;
     const { id, generation } = lease;
     const ended = await turns.take(id, Infinity, async () => {
       if (journal.get(id) !== undefined) return false;
-      return (await ledger.release({ id, generation, host, cool: true })) === 'released';
+      const ending = { id, generation, host, machineId, cool: true };
+      return (await ledger.release(ending)) === 'released';
     });
     if (ended) this.announceEnd(lease, lease.bootId === bootId ? 'interrupted' : 'reboot');
     return ended;

@@ -42,6 +42,9 @@ export class JobQueue {
   readonly #options: JobQueueOptions;
   #messages: ConsumerMessages | undefined;
   #problem: string | undefined = 'not connected yet';
+  /** Why the jobs of this host are not this agent's to take. */
+  #refusal: string | undefined;
+  #acting = Promise.withResolvers<void>();
   #stopped = false;
   #underWay = 0;
   #slot = Promise.withResolvers<void>();
@@ -55,16 +58,43 @@ export class JobQueue {
     return this.#problem;
   }
 
+  /**
+   * Takes jobs where there is no `refusal`, and else leaves stream and consumer alone: the consumer is the host's, and
+   * another machine takes from it. What was fetched and not begun goes back.
+   */
+  act(refusal: string | undefined): void {
+    if (refusal === undefined) {
+      this.#refusal = undefined;
+      this.#acting.resolve();
+      return;
+    }
+    if (this.#refusal === undefined) this.#acting = Promise.withResolvers<void>();
+    this.#refusal = refusal;
+    this.#problem = refusal;
+    this.#messages?.stop();
+    this.#messages = undefined;
+  }
+
   /** Takes jobs until the connection is closed for good. */
   async serve(connection: NatsConnection): Promise<void> {
     const { log } = this.#options;
     for (let waitMs = RETRY_FIRST_MS; !this.#stopped && !connection.isClosed();) {
+      if (this.#refusal !== undefined) {
+        await this.#acting.promise;
+        continue;
+      }
       try {
-        this.#messages = await this.#open(connection);
+        const messages = await this.#open(connection);
+        if (this.#isRefused()) {
+          messages.stop();
+          continue;
+        }
+        this.#messages = messages;
         this.#setProblem(undefined);
         waitMs = RETRY_FIRST_MS;
-        await this.#takeAll(this.#messages);
+        await this.#takeAll(messages);
       } catch (error) {
+        if (this.#isRefused()) continue;
         this.#setProblem(error instanceof Error ? error.message : String(error));
         log.debug({ error: String(error) }, 'no jobs');
         await sleep(waitMs);
@@ -81,6 +111,11 @@ export class JobQueue {
   stop(): void {
     this.#stopped = true;
     this.#messages?.stop();
+  }
+
+  /** Asked again after each wait. */
+  #isRefused(): boolean {
+    return this.#refusal !== undefined;
   }
 
   async #open(connection: NatsConnection): Promise<ConsumerMessages> {
@@ -116,6 +151,7 @@ export class JobQueue {
       quietMs = quiet ? quietMs + LEFT_CHECK_MS : 0;
       before = counts.delivered;
       if (!areLeftBehind(counts, quietMs)) continue;
+      if (this.#messages !== messages) return;
       log.warn({ ...counts }, 'jobs left behind by the server: delivered again');
       await manager.consumers.delete(JOB_STREAM, jobConsumer(host));
       return messages.stop();
@@ -167,6 +203,10 @@ export class JobQueue {
   /** What one job throws ends here: its neighbours do not wait, and it comes again. Rejects never. */
   async #takeOne(message: JsMsg): Promise<void> {
     const { take, log } = this.#options;
+    if (this.#isRefused()) {
+      quietly(log, () => message.nak());
+      return;
+    }
     this.#underWay += 1;
     try {
       await take(deliveryOf(message, log));

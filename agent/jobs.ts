@@ -16,6 +16,7 @@ import type { Headers } from './inbound.ts';
 import type { Log } from './log.ts';
 import type { Outcomes, Position } from './outcomes.ts';
 import type { JobCall, Requests } from './requests.ts';
+import type { Standing } from './standing.ts';
 import { JOB_WORKING_MS } from './streams.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 
@@ -42,6 +43,7 @@ export interface JobsOptions {
   readonly requests: Requests;
   readonly outcomes: Outcomes;
   readonly events: EventLog;
+  readonly standing: Standing;
   readonly stopping: () => boolean;
   readonly log: Log;
 }
@@ -107,6 +109,11 @@ export class Jobs {
       // Of what was done, another delivery tells.
       if (progress.succeeded) throw cause;
       const error = toVoltError(cause);
+      // It is a job of the other machine under this host id: nothing is told of it, and it goes back.
+      if (error.code === 'HOST_CONFLICT') {
+        delivery.again(retryMs(delivery.deliveries));
+        return;
+      }
       if (error.retryable && !isLast(error, delivery)) {
         delivery.again(Math.min(error.retryAfterMs ?? retryMs(delivery.deliveries), RETRY_MOST_MS));
         return;
@@ -123,7 +130,8 @@ export class Jobs {
     delivery: Delivery,
     { trace, deadline, progress }: Pick<JobCall, 'trace' | 'deadline'> & { progress: Progress },
   ): Promise<void> {
-    const { requests, stopping } = this.#options;
+    const { requests, standing, stopping } = this.#options;
+    standing.check();
     if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
     const work = this.#parsed(operation, delivery);
     const call: JobCall = {

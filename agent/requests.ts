@@ -207,6 +207,8 @@ export class Requests {
         return answer;
       } catch (cause) {
         const error = toVoltError(cause);
+        // The host that was asked is another machine: this one has nothing to remember or tell.
+        if (error.code === 'HOST_CONFLICT') throw error;
         if (known === undefined && !error.retryable && !isOfOther(error)) {
           outcomes.keep(asked, { error });
         }

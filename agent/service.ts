@@ -28,7 +28,7 @@ import {
   type NetworkOperation,
   subjects,
 } from '#protocol/subjects.ts';
-import type { Ledger } from '#ipam-store/ledger.ts';
+import type { Identity, Ledger } from '#ipam-store/ledger.ts';
 import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
@@ -41,11 +41,11 @@ import type { Log } from './log.ts';
 import type { Requests } from './requests.ts';
 import type { Session } from './session.ts';
 import type { Slices } from './slices.ts';
+import type { Standing } from './standing.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 import type { Witness } from './witness.ts';
 
-export interface ServiceOptions {
-  readonly host: string;
+export interface ServiceOptions extends Identity {
   readonly subjectPrefix: string;
   readonly admission: Admission;
   readonly slices: Slices;
@@ -57,6 +57,7 @@ export interface ServiceOptions {
   /** Tries again for a while what the ledger refuses as RECOVERING. */
   readonly whileRecovering: Session['whileRecovering'];
   readonly events: EventLog;
+  readonly standing: Standing;
   readonly stopping: () => boolean;
   readonly log: Log;
 }
@@ -76,6 +77,17 @@ interface PricedCall extends Call {
 
 /** The queue of what any one agent answers. */
 const ANY_AGENT = 'agents';
+/**
+ * What a machine answers, too, whose host id is another's: what is in the ledger, and the end of a host that is gone,
+ * by which an operator ends the conflict where no other agent is left.
+ */
+const OF_ANYBODY: ReadonlySet<string> = new Set([
+  'network-get',
+  'network-list',
+  'ledger-leases',
+  'ledger-hosts',
+  'ledger-forget',
+]);
 const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_TIMEOUT_MS = 120_000;
 const OVERLOADS_TOLD_AFTER_MS = 1_000;
@@ -89,21 +101,25 @@ export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
     name: one.name,
     subject: known.host(host, one.name),
     queue: `host-${host}`,
-    answer: (request: BusRequest) => gate.pass(one.name, request, one),
+    asHost: true,
+    answer: (request: BusRequest) => gate.pass(one.name, request, { ...one, asHost: true }),
   }));
-  const network = networkOperations(options).map((one) => ({
-    name: `network-${one.name}`,
-    subject: known.network(one.name),
-    queue: ANY_AGENT,
-    answer: (request: BusRequest) => gate.pass(`network.${one.name}`, request, one),
-  }));
-  const ledger = ledgerOperations(options).map((one) => ({
-    name: `ledger-${one.name}`,
-    subject: known.ledger(one.name),
-    queue: ANY_AGENT,
-    answer: (request: BusRequest) => gate.pass(`ledger.${one.name}`, request, one),
-  }));
-  return [...onHost, ...network, ...ledger];
+  const ofFleet = <Name extends string>(
+    kind: string,
+    one: Operation<Name>,
+    subject: string,
+  ): BusEndpoint => {
+    const name = `${kind}-${one.name}`;
+    const asHost = !OF_ANYBODY.has(name);
+    const answer = (request: BusRequest): Promise<BusAnswer> =>
+      gate.pass(`${kind}.${one.name}`, request, { ...one, asHost });
+    return { name, subject, queue: ANY_AGENT, asHost, answer };
+  };
+  return [
+    ...onHost,
+    ...networkOperations(options).map((one) => ofFleet('network', one, known.network(one.name))),
+    ...ledgerOperations(options).map((one) => ofFleet('ledger', one, known.ledger(one.name))),
+  ];
 }
 
 /** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */
@@ -146,6 +162,8 @@ const networkOperations = ({
   witness,
   whileRecovering,
   events,
+  host,
+  machineId,
 }: ServiceOptions): Operation<NetworkOperation>[] => [
   operation(
     'put',
@@ -153,7 +171,9 @@ const networkOperations = ({
     networkPutRequestSchema,
     async ({ revision, ...keys }, { trace, deadline }) => {
       const network = parseNetwork(keys);
-      const answer = await whileRecovering(deadline, () => ledger.putNetwork(network, revision));
+      const answer = await whileRecovering(deadline, () =>
+        ledger.putNetwork(network, revision, { host, machineId }),
+      );
       witness.noteNetwork(answer);
       events.add({
         type: 'network-changed',
@@ -180,7 +200,9 @@ const networkOperations = ({
     'change',
     networkDeleteRequestSchema,
     async ({ network }, { trace, deadline }) => {
-      const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network));
+      const answer = await whileRecovering(deadline, () =>
+        ledger.deleteNetwork(network, { host, machineId }),
+      );
       if (!answer.deleted) return answer;
       events.add({
         type: 'network-changed',
@@ -245,10 +267,10 @@ class Gate {
   async pass(
     name: string,
     { caller, payload, ...request }: BusRequest,
-    { lane, run }: Operation<string>,
+    { lane, run, asHost }: Operation<string> & Pick<BusEndpoint, 'asHost'>,
   ): Promise<BusAnswer> {
     const started = performance.now();
-    const { log, host, admission, slices } = this.#options;
+    const { log, host, admission, slices, standing } = this.#options;
     const trace: RequestTrace = {
       name,
       role: 'server',
@@ -264,6 +286,8 @@ class Gate {
       refuseLargeRequest(payload);
       const answered = await admission.passIn(lane, { caller, deadline }, (move) =>
         tracedRequest(trace, async () => {
+          // What was on its way, or has waited, when another machine was found to have the host id.
+          if (asHost) standing.check();
           const answer = await run(decode(payload), { trace, deadline, move });
           if (answer instanceof EncodedAnswer) return answer.bytes;
           return isExpensive(lane) ? slices.once(() => encodeAnswer(answer)) : encodeAnswer(answer);

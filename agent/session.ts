@@ -4,6 +4,7 @@ import type { Ledger, LedgerState, NetworkRecord, Pulse } from '#ipam-store/ledg
 import type { EventLog } from './events.ts';
 import type { Holdings, Settled } from './holdings.ts';
 import type { Log } from './log.ts';
+import type { Standing } from './standing.ts';
 import type { Witness } from './witness.ts';
 
 export interface SessionOptions {
@@ -16,6 +17,8 @@ export interface SessionOptions {
   readonly ledger: Ledger;
   readonly witness: Witness;
   readonly holdings: Holdings;
+  /** Told with each heartbeat whose this host is. */
+  readonly standing: Standing;
   readonly events: EventLog;
   readonly log: Log;
   /** True when no other agent has seen anything of the ledger; false also while nobody can be asked. */
@@ -95,6 +98,7 @@ export class Session {
         return await work();
       } catch (error) {
         const recovering = error instanceof VoltError && error.code === 'RECOVERING';
+        if (isConflict(error)) void this.beat();
         if (!recovering || performance.now() > end) throw error;
         // Not waited for: what a heartbeat asks for may wait for what waits here.
         void this.beat();
@@ -117,11 +121,30 @@ export class Session {
         }
       } catch (error) {
         const reason = error instanceof Error ? error.message : String(error);
-        if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat refused');
+        if (isConflict(error)) this.#refused(error);
+        else {
+          this.#options.standing.noteAway();
+          if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat refused');
+        }
         this.#status = { state: 'refused', open: false, awaiting: [], reason };
         return;
       }
     }
+  }
+
+  /** Told once: the heartbeats go on, and one day one of them is taken. */
+  #refused(refusal: VoltError): void {
+    const { host, standing, log } = this.#options;
+    if (standing.state !== 'refused') {
+      log.error(
+        { error: refusal.message },
+        `HOST_CONFLICT: no requests and no jobs are taken, no leases end, no events are published. Give one of the two ` +
+          `machines another host id ("host" in agent.json), or, where the other is gone: voltnet host forget ${host}`,
+      );
+    }
+    standing.noteRefused(refusal);
+    this.#epoch = undefined;
+    this.#settled = undefined;
   }
 
   async #pulse(newFleet: boolean): Promise<Pulse> {
@@ -136,9 +159,12 @@ export class Session {
       newFleet,
     });
     const { state, mayAcquire, awaiting } = pulse;
+    const { standing, log } = this.#options;
+    if (standing.state === 'refused') log.info({}, 'this host is known as this machine again');
+    standing.noteOwn();
     this.#epoch = pulse.epoch;
     if (state !== this.#status.state) {
-      this.#options.log.info({ ledger: state, awaiting }, 'the ledger');
+      log.info({ ledger: state, awaiting }, 'the ledger');
     }
     const opened = mayAcquire && !this.#status.open;
     this.#status = { state, open: mayAcquire, awaiting };
@@ -263,3 +289,6 @@ export class Session {
     for (const lease of reclaimed) this.#options.holdings.announceEnd(lease, 'reclaimed');
   }
 }
+
+const isConflict = (error: unknown): error is VoltError =>
+  error instanceof VoltError && error.code === 'HOST_CONFLICT';

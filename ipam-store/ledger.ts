@@ -94,11 +94,16 @@ export interface LedgerDifference {
   readonly found: Readonly<Record<string, unknown>>;
 }
 
-/** Which lease to give back: one of another generation or host is another one. */
-export interface Release {
+/** Who asks: a host, and which machine it is. */
+export interface Identity {
+  readonly host: string;
+  readonly machineId: string;
+}
+
+/** Which lease to give back, and who says so: one of another generation or host is another one. */
+export interface Release extends Identity {
   readonly id: string;
   readonly generation: number;
-  readonly host: string;
   /** False for one that no workload has used: its addresses are what they were before. */
   readonly cool: boolean;
 }
@@ -158,14 +163,17 @@ export class Ledger {
   /**
    * Makes a network, or replaces the one of that `revision`. The same content again changes nothing.
    * NETWORK_CONFLICT: other content without its revision, or a subnet of another network; NETWORK_IN_USE: a
-   * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing.
+   * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing; HOST_CONFLICT: `by` is
+   * not the machine that the ledger knows under that host id.
    */
   async putNetwork(
     network: Network,
     revision?: number,
+    by?: Identity,
   ): Promise<NetworkRecord & { readonly created: boolean }> {
     allow({ revision }, 'revision');
-    const answer = await this.#call('network_put', { ...definitionOf(network), revision });
+    const asked = { ...definitionOf(network), revision, ...byOf(by) };
+    const answer = await this.#call('network_put', asked);
     return { ...recordOf(answer), created: answer.flag('created') };
   }
 
@@ -181,10 +189,10 @@ export class Ledger {
     return { networks: answer.list('networks').map(recordOf), ...cursorOf(answer) };
   }
 
-  /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. */
-  async deleteNetwork(name: string): Promise<{ deleted: boolean }> {
+  /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
+  async deleteNetwork(name: string, by?: Identity): Promise<{ deleted: boolean }> {
     need({ network: name }, 'network');
-    const answer = await this.#call('network_delete', { name });
+    const answer = await this.#call('network_delete', { name, ...byOf(by) });
     return { deleted: answer.flag('deleted') };
   }
 
@@ -234,15 +242,16 @@ export class Ledger {
   }
 
   /**
-   * Gives a lease back if it is still of this generation and host: else STALE_GENERATION, WRONG_HOST. With
-   * `cool: false`, for one that no workload has used, its addresses are what they were before.
+   * Gives a lease back if it is still of this generation and host: else STALE_GENERATION, WRONG_HOST. HOST_CONFLICT
+   * where the ledger knows the host as another machine. With `cool: false`, for one that no workload has used, its
+   * addresses are what they were before.
    */
   async release(lease: Release): Promise<'released' | 'absent'> {
-    need(lease, 'id', 'generation', 'host', 'cool');
-    const { id, generation, host, cool } = lease;
+    need(lease, 'id', 'generation', 'host', 'machineId', 'cool');
+    const { id, generation, host, machineId, cool } = lease;
     const own = [`${id} ${generation} ${cool ? 1 : 0}`];
-    const { text, stored } = await this.#batches.add('release', host, own);
-    const released = fieldsOf('release', text).flag('released');
+    const { text, stored } = await this.#batches.add('give_back', `${host} ${machineId}`, own);
+    const released = fieldsOf('give_back', text).flag('released');
     await stored;
     return released ? 'released' : 'absent';
   }
@@ -302,10 +311,11 @@ export class Ledger {
   /**
    * Says what a host holds, and which networks it knows; `holdings` may be repeated. What is there in a later
    * version is left as it is. Afterwards the host may be granted leases, once the ledger is armed. RECOVERING
-   * where the ledger has moved on since the heartbeat that asked for it.
+   * where the ledger has moved on since the heartbeat that asked for it, HOST_CONFLICT for another machine than the
+   * one that sent it.
    */
   async reassert(
-    session: Pick<Beat, 'host' | 'machineId'> & { readonly epoch: string },
+    session: Identity & { readonly epoch: string },
     holdings: { readonly networks: readonly NetworkRecord[]; readonly leases: readonly Lease[] },
   ): Promise<Reasserted> {
     need(session, 'host', 'machineId', 'epoch');
@@ -431,6 +441,14 @@ export class Ledger {
     const durable = !PASSING.has(name);
     return this.#connection.call(`volt1_${name}`, this.#root, args, { durable, requests });
   }
+}
+
+/** Only what the functions compare. */
+function byOf(by: Identity | undefined): { by?: Identity } {
+  if (by === undefined) return {};
+  need(by, 'host', 'machineId');
+  const { host, machineId } = by;
+  return { by: { host, machineId } };
 }
 
 const acquiredOf = (ask: Ask, mac: string, text: string): Acquired =>

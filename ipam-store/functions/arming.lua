@@ -63,16 +63,27 @@ local function unarmed(root)
   return disarm(root)
 end
 
--- The refusal of what a host may not be granted. Costs no command.
+-- The refusal of what another machine than the host's asks for in its name; nil for the host's own, for one that the
+-- ledger does not know, and for an agent that does not say which machine it is on.
+local function foreign(root, host, machine)
+  local known = machine and redis.call('HGET', root .. ':host:' .. host, 'machineId')
+  if not known or known == machine then
+    return nil
+  end
+  return refuse('HOST_CONFLICT', 'another machine, ' .. known .. ', calls itself host ' .. host,
+    { host = host, machineId = known })
+end
+
+-- The refusal of what a host may not be granted. Costs no command where it may.
 local function barred(root, host, machine)
   local memory = memory_of(root)
   local session = memory.sessions[host]
   if session == machine then
     return nil
   end
-  if session then
-    return refuse('HOST_CONFLICT', 'another machine, ' .. session .. ', calls itself host ' .. host,
-      { host = host, machineId = session })
+  local other = foreign(root, host, machine)
+  if other then
+    return other
   end
   return recovering(memory.generation
     and 'host ' .. host .. ' has yet to say what it holds, or to be seen by another host'

@@ -279,16 +279,19 @@ local function release_one(root, host, now, ask)
   return nil, '{"released":true}'
 end
 
--- release: ARGV host; then each lease as "id generation cool", cool 1 or 0. -> for each a line: {released}
+-- give_back: ARGV "host machine"; then each lease as "id generation cool", cool 1 or 0. -> for each a line: {released}
+-- release: the same as agents before 1.5 send it, which do not say which machine they are on: ARGV host; then the leases.
 local function release(keys, args)
-  local closed = unarmed(keys[1])
+  local host, machine = string.match(args[1], '^(%S+) (%S+)$')
+  host = host or args[1]
+  local closed = unarmed(keys[1]) or foreign(keys[1], host, machine)
   if closed then
     return refuse_all(#args - 1, closed)
   end
   local now = now_ms()
   local lines = {}
   for index = 2, #args do
-    lines[index - 1] = line_of(release_one, keys[1], args[1], now, args[index])
+    lines[index - 1] = line_of(release_one, keys[1], host, now, args[index])
   end
   return table.concat(lines, '\n')
 end
@@ -348,6 +351,7 @@ end
 redis.register_function('volt1_acquire', acquire)
 redis.register_function({ function_name = 'volt1_preview', callback = preview, flags = { 'no-writes' } })
 -- Allowed when memory has run out: it gives some back.
+redis.register_function({ function_name = 'volt1_give_back', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_release', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_lease', callback = get_lease, flags = { 'no-writes' } })
 redis.register_function({ function_name = 'volt1_leases', callback = list_leases, flags = { 'no-writes' } })

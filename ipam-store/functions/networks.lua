@@ -120,14 +120,14 @@ local function store_network(root, ask, revision)
   end
 end
 
--- put {name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
+-- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
 --      families: {"4": {first, last, size, poolSize, allowed: [[first, last]…], reserved: {address: workload},
 --                 forbidden: [[first, last, path]…]}, "6": …}}
 -- -> {network, revision, created}
 local function put_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
-  local closed = unarmed(root)
+  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, ask.by.machineId)
   if closed then
     return reply_of(closed)
   end
@@ -235,11 +235,12 @@ local function remove_network(root, name)
   redis.call('ZREM', root .. ':networks', name)
 end
 
--- delete {name} -> {deleted}
+-- delete {by?: {host, machineId}, name} -> {deleted}
 local function delete_network(keys, args)
   local root = keys[1]
-  local name = cjson.decode(args[1]).name
-  local closed = unarmed(root)
+  local ask = cjson.decode(args[1])
+  local name = ask.name
+  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, ask.by.machineId)
   if closed then
     return reply_of(closed)
   end

@@ -183,6 +183,10 @@ local function reassert(keys, args)
   local ask = cjson.decode(args[1])
   local meta = meta_of(root)
   local session = root .. ':host:' .. ask.host
+  local other = foreign(root, ask.host, ask.machineId)
+  if other then
+    return reply_of(other)
+  end
   local machine = redis.call('HGET', session, 'machineId')
   if memory_of(root).heard[ask.host] ~= ask.machineId or machine ~= ask.machineId
     or digits(epoch_of(meta.generation)) ~= ask.epoch then

@@ -2,7 +2,7 @@ import { Redis } from 'ioredis';
 import { parseNetwork } from '#protocol/network.ts';
 import { type Ledger, type LeaseRequest, type NetworkRecord } from '#ipam-store/ledger.ts';
 import { settingsOf } from '#ipam-store/client.ts';
-import { beatOf, enrol, openLedger, optionsFor } from '../ipam-store/fixture.ts';
+import { beatOf, enrol, openLedger, optionsFor, owned } from '../ipam-store/fixture.ts';
 import { startRedis } from '../support/servers.ts';
 import { median } from './figures.ts';
 
@@ -153,7 +153,7 @@ async function compared(
       }));
       for (const request of some) {
         const { lease } = await ledger.acquire(request);
-        await ledger.release({ ...lease, cool: true });
+        await ledger.release({ ...owned(lease), cool: true });
       }
     };
   };

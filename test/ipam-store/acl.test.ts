@@ -6,7 +6,7 @@ import type { Ledger, LedgerOptions } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
 import { startClusterFleet, startSentinelFleet } from '#test/support/fleets.ts';
 import type { Server } from '#test/support/servers.ts';
-import { askFor, optionsFor, put, until, VOLT0 } from './fixture.ts';
+import { askFor, optionsFor, put, until, VOLT0, owned } from './fixture.ts';
 import { fleetOf, forgetMemory } from './member.ts';
 import { beat, persist, stateOf, useOpening } from './opening.ts';
 
@@ -59,11 +59,11 @@ async function useAll(ledger: Ledger): Promise<void> {
   expect((await ledger.getNetwork('volt0'))?.usage.used).toBe(2);
   expect((await ledger.listNetworks({})).networks).toHaveLength(1);
   expect((await ledger.listHosts()).hosts).toHaveLength(1);
-  await ask(() => ledger.release({ ...lease, cool: true }));
+  await ask(() => ledger.release({ ...owned(lease), cool: true }));
   await ask(() => ledger.acquire(askFor(record, 'c', { workload: 'vm-web' })));
   for await (const difference of ledger.audit()) throw new Error(JSON.stringify(difference));
   for (const { id, generation, host } of (await ledger.listLeases({})).leases) {
-    await ask(() => ledger.release({ id, generation, host, cool: false }));
+    await ask(() => ledger.release({ ...owned({ id, generation, host }), cool: false }));
   }
   expect(await ask(() => ledger.deleteNetwork('volt0'))).toEqual({ deleted: true });
 }

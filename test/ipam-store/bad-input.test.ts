@@ -18,6 +18,7 @@ import {
   refused,
   useStore,
   VOLT0,
+  owned,
 } from './fixture.ts';
 import { codeOf, labels, ODD, refusesAll } from './odd.ts';
 
@@ -123,10 +124,11 @@ describe('the other calls refuse', () => {
     ['id', labels()],
     ['generation', labels()],
     ['host', labels()],
+    ['machineId', labels(...TOKENS)],
     ['cool', labels('true')],
   ])('release: every wrong %s', async (field, odd) => {
     const { generation } = await holding();
-    const right = { id: 'held', generation, host: 'h1', cool: true };
+    const right = { id: 'held', generation, host: 'h1', machineId: 'machine-h1', cool: true };
     await refusesAll(store.raw, field, odd, (fields) =>
       store.ledger.release({ ...right, ...fields }),
     );
@@ -255,7 +257,7 @@ describe('names of any Unicode', () => {
         expect(await store.ledger.getLease(id)).toEqual(lease);
         const { leases } = await store.ledger.listLeases({ host: 'h1', network: 'n' });
         expect(leases).toEqual([{ ...lease, state: 'held' }]);
-        expect(await store.ledger.release({ ...lease, cool: false })).toBe('released');
+        expect(await store.ledger.release({ ...owned(lease), cool: false })).toBe('released');
       });
       expect(code).toMatch(good ? /^accepted$/ : /^INVALID_REQUEST (id|workload)$/);
     });
@@ -274,7 +276,7 @@ describe('names of any Unicode', () => {
       expect(lease).toMatchObject({ id, workload: id, host: id, addresses: ['10.42.0.2/24'] });
       expect(await store.ledger.getLease(id)).toEqual(lease);
       expect((await store.ledger.listLeases({ host: id })).leases).toMatchObject([lease]);
-      expect(await store.ledger.release({ ...lease, cool: true })).toBe('released');
+      expect(await store.ledger.release({ ...owned(lease), cool: true })).toBe('released');
     },
   );
 

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
-import { askFor, put, useStore, VOLT0 } from './fixture.ts';
+import { askFor, put, useStore, VOLT0, owned } from './fixture.ts';
 
 const store = useStore();
 
@@ -28,7 +28,7 @@ test('each of a bulk has a result of its own, and sees what those before it did'
   expect(again).toEqual(Object.assign({}, first, { created: false }));
   const { leases } = await store.ledger.listLeases({});
   expect(leases.map(({ id }) => id)).toEqual(['a', 'd']);
-  const held = leases.map(({ id, generation, host }) => ({ id, generation, host, cool: true }));
+  const held = leases.map((lease) => ({ ...owned(lease), cool: true }));
   const late = held.map((one) => ({ ...one, generation: one.generation - 1 }));
   expect(codesOf(await store.ledger.releaseMany([...late, ...held, ...held]))).toEqual([
     'STALE_GENERATION',
@@ -80,5 +80,7 @@ test('a request on which the library fails fails alone', async () => {
   expect(codesOf(results)).toEqual(['done', 'INTERNAL', 'done']);
   const addresses = results.flatMap((one) => ('lease' in one ? one.lease.addresses : []));
   expect(new Set([...addresses, ...lease.addresses]).size).toBe(3);
-  expect(codesOf(await store.ledger.releaseMany([{ ...lease, cool: true }]))).toEqual(['INTERNAL']);
+  expect(codesOf(await store.ledger.releaseMany([{ ...owned(lease), cool: true }]))).toEqual([
+    'INTERNAL',
+  ]);
 });

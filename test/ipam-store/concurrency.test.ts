@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Lease, Ledger } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { askFor, bare, HOSTS, openLedger, put, useStore } from './fixture.ts';
+import { askFor, bare, HOSTS, openLedger, put, useStore, owned } from './fixture.ts';
 
 const store = useStore();
 const CLIENTS = 8;
@@ -87,13 +87,13 @@ describe('many clients at once', () => {
         const lease = await ledger.getLease(`w${w}-${(round + 1) % 3}`);
         if (lease === null) continue;
         holders.delete(bare(lease));
-        await ledger.release({ ...lease, cool: round % 2 === 0 });
+        await ledger.release({ ...owned(lease), cool: round % 2 === 0 });
       }
     });
     await Promise.all(work);
     expect(grants).toBeGreaterThan(CLIENTS * 40);
     const { leases } = await store.ledger.listLeases({});
-    for (const lease of leases) await store.ledger.release({ ...lease, cool: true });
+    for (const lease of leases) await store.ledger.release({ ...owned(lease), cool: true });
     const usage = (await store.ledger.getNetwork('n'))?.usage;
     expect(usage).toEqual({ size: 14, used: 0, free: 13, reserved: 1, cooling: 0, suspect: 0 });
   });

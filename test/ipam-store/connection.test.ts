@@ -2,7 +2,7 @@ import { createServer, type Server as TcpServer, type Socket } from 'node:net';
 import { describe, expect, test } from 'vitest';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { freePort, startRedis } from '#test/support/servers.ts';
-import { askFor, contents, optionsFor, put, until, VOLT0 } from './fixture.ts';
+import { askFor, contents, optionsFor, put, until, VOLT0, owned } from './fixture.ts';
 import { beat, stateOf, useOpening } from './opening.ts';
 
 const { atEnd, server, ledgerOf, connecting } = useOpening();
@@ -33,7 +33,7 @@ describe('settings', () => {
       details: { sent: false },
     });
     expect(await contents(raw)).toEqual(before);
-    expect(await ledger.release({ ...lease, cool: true })).toBe('released');
+    expect(await ledger.release({ ...owned(lease), cool: true })).toBe('released');
   });
 
   test('that cannot be meant are refused at once', () => {
@@ -76,7 +76,7 @@ describe('Redis that is away', () => {
     const record = await put(ledger, { ...VOLT0, pool: { start: '10.42.0.2', end: '10.42.0.3' } });
     const { lease } = await ledger.acquire(askFor(record, 'one'));
     await ledger.acquire(askFor(record, 'two'));
-    await ledger.release({ ...lease, cool: true });
+    await ledger.release({ ...owned(lease), cool: true });
     const before = await contents(raw);
     await redis.kill();
     await until(() => stateOf(ledger) === 'unavailable');

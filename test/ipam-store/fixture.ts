@@ -189,6 +189,11 @@ export const askFor = (
   ...more,
 });
 
+/** With the machine that `beatOf` and `askFor` give each host. */
+export const owned = <Held extends { readonly host: string }>(
+  held: Held,
+): Held & { readonly machineId: string } => ({ ...held, machineId: `machine-${held.host}` });
+
 /** Address of a lease without its prefix length; of dual stack, both. */
 export const bare = ({ addresses }: Lease): string =>
   addresses.map((address) => address.replace(/\/.*/, '')).join(' ');
@@ -207,7 +212,7 @@ export const actionsOn = (store: Store): Actions => ({
   release: async (id, { cool = true } = {}) => {
     const lease = await store.ledger.getLease(id);
     if (lease === null) throw new Error(`${id} has no lease`);
-    assert.equal(await store.ledger.release({ ...lease, cool }), 'released');
+    assert.equal(await store.ledger.release({ ...owned(lease), cool }), 'released');
   },
   usage: async (name) => (await store.ledger.getNetwork(name))?.usage,
 });

@@ -8,7 +8,7 @@ import {
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { beatOf, openLedger, type Store } from './fixture.ts';
+import { beatOf, openLedger, type Store, owned } from './fixture.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import { type Answer, Model, type Op, type Rest } from './model.ts';
 import { fromHex } from '#ipam-store/pool.ts';
@@ -205,7 +205,7 @@ export class Fleet {
       const client = this.#client(host);
       for (const { id, generation } of (await client.listLeases({ host })).leases) {
         if (this.model.leases.get(id)?.lease.generation === generation) continue;
-        await client.release({ id, generation, host, cool: true });
+        await client.release({ ...owned({ id, generation, host }), cool: true });
       }
     }
     this.model.recovered(await this.#stored());
@@ -368,7 +368,7 @@ export class Fleet {
       }
       case 'release': {
         const { do: _, ...rest } = op;
-        return { released: (await this.#client(op.host).release(rest)) === 'released' };
+        return { released: (await this.#client(op.host).release(owned(rest))) === 'released' };
       }
       case 'put': {
         const { revision, created } = await this.#client('h1').putNetwork(op.network, op.revision);

@@ -34,6 +34,7 @@ describe('a heartbeat', () => {
       id: 'ended',
       generation: lease?.generation ?? 0,
       host: 'h1',
+      machineId: 'machine-h1',
       cool: true,
     });
     expect((await store.ledger.heartbeat(SESSION)).due).toEqual([]);

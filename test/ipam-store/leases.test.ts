@@ -5,6 +5,7 @@ import {
   enrol,
   holdings,
   HOSTS,
+  owned,
   put,
   refused,
   ROOT,
@@ -98,7 +99,13 @@ describe('a grant', () => {
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     expect(lease.generation).toBe(generation);
     const error = await refused(store.raw, () =>
-      store.ledger.release({ id: 'one', generation: generation - 1, host: 'h1', cool: true }),
+      store.ledger.release({
+        id: 'one',
+        generation: generation - 1,
+        host: 'h1',
+        machineId: 'machine-h1',
+        cool: true,
+      }),
     );
     expect(error.code).toBe('STALE_GENERATION');
     expect(error.details).toMatchObject({ generation });
@@ -193,7 +200,7 @@ describe('a release', () => {
     const { lease } = await store.ledger.acquire(askFor(record, 'one', { ttlSeconds: 5 }));
     await release('one');
     expect(await store.ledger.getLease('one')).toBeNull();
-    const again = { id: 'one', generation: lease.generation, host: 'h1', cool: true };
+    const again = { ...owned(lease), cool: true };
     expect(await store.ledger.release(again)).toBe('absent');
     const left = Object.keys(await holdings(store.raw)).filter((key) =>
       /ids|due|macs|leases/.test(key),
@@ -207,7 +214,13 @@ describe('a release', () => {
     await release('one');
     await acquire(record, 'one');
     const error = await refused(store.raw, () =>
-      store.ledger.release({ id: 'one', generation: lease.generation, host: 'h1', cool: true }),
+      store.ledger.release({
+        id: 'one',
+        generation: lease.generation,
+        host: 'h1',
+        machineId: 'machine-h1',
+        cool: true,
+      }),
     );
     expect(error.code).toBe('STALE_GENERATION');
     expect(error.details).toEqual({ id: 'one', generation: lease.generation + 1 });
@@ -217,7 +230,13 @@ describe('a release', () => {
     const record = await put(store.ledger, VOLT0);
     const { lease } = await store.ledger.acquire(askFor(record, 'one'));
     const error = await refused(store.raw, () =>
-      store.ledger.release({ id: 'one', generation: lease.generation, host: 'h2', cool: true }),
+      store.ledger.release({
+        id: 'one',
+        generation: lease.generation,
+        host: 'h2',
+        machineId: 'machine-h2',
+        cool: true,
+      }),
     );
     expect(error.code).toBe('WRONG_HOST');
     expect(error.details).toEqual({ host: 'h1' });

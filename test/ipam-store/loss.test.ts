@@ -2,7 +2,18 @@ import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { Lease, NetworkRecord } from '#ipam-store/ledger.ts';
-import { askFor, bare, beatOf, contents, put, refused, small, useStore, VOLT0 } from './fixture.ts';
+import {
+  askFor,
+  bare,
+  beatOf,
+  contents,
+  put,
+  refused,
+  small,
+  useStore,
+  VOLT0,
+  owned,
+} from './fixture.ts';
 import { fleetOf, forgetMemory, heard, Member, snapshotOf } from './member.ts';
 
 // A server that has lost what it was told, and how the ledger finds that before it gives anything to anybody.
@@ -26,7 +37,7 @@ const RECOVERING = { code: 'RECOVERING', retryable: true };
 
 /** Everything that changes the ledger is refused, and changes nothing. */
 async function grantsNothing(): Promise<void> {
-  const lease = { id: 'any', generation: 1, host: 'h1', cool: true };
+  const lease = { id: 'any', generation: 1, host: 'h1', machineId: 'machine-h1', cool: true };
   for (const call of [
     () => store.ledger.acquire(askFor(record, 'new')),
     () => store.ledger.acquire(askFor(record, 'asked', { addresses: ['10.42.0.99'] })),
@@ -233,7 +244,7 @@ describe('a server with old data', () => {
     const net = await one.put(put(store.ledger, small({ reuseDelaySeconds: 0 })));
     const old = await one.acquire(net, 'a', { addresses: ['10.9.0.3'] });
     const turnBack = await snapshotOf(store.raw);
-    await store.ledger.release({ ...old, cool: true });
+    await store.ledger.release({ ...owned(old), cool: true });
     one.leases.delete('a');
     const later = await two.acquire(net, 'b', { addresses: ['10.9.0.3'] });
     await turnBack();
@@ -246,7 +257,7 @@ describe('a server with old data', () => {
     const net = await one.put(put(store.ledger, small({ reuseDelaySeconds: 0 })));
     const gone = await one.acquire(net, 'gone', { addresses: ['10.9.0.3'] });
     const turnBack = await snapshotOf(store.raw);
-    await store.ledger.release({ ...gone, cool: true });
+    await store.ledger.release({ ...owned(gone), cool: true });
     one.leases.delete('gone');
     const reservations = { 'vm-other': '10.9.0.3' };
     const changed = await two.put(put(store.ledger, small({ reservations }), net.revision));
@@ -260,7 +271,7 @@ describe('a server with old data', () => {
     const old = await one.put(put(store.ledger, { network: 'old', subnet: '10.50.0.0/16' }));
     const gone = await one.acquire(old, 'gone');
     const turnBack = await snapshotOf(store.raw);
-    await store.ledger.release({ ...gone, cool: true });
+    await store.ledger.release({ ...owned(gone), cool: true });
     await store.ledger.deleteNetwork('old');
     one.leases.delete('gone');
     one.networks.delete('old');
@@ -293,7 +304,7 @@ describe('what a host re-asserts', () => {
   async function disputed(): Promise<{ earlier: Lease; later: Lease; net: NetworkRecord }> {
     const net = await one.put(put(store.ledger, small({ reuseDelaySeconds: 0 })));
     const earlier = await one.acquire(net, 'a', { addresses: ['10.9.0.3'] });
-    await store.ledger.release({ ...earlier, cool: true });
+    await store.ledger.release({ ...owned(earlier), cool: true });
     const later = await two.acquire(net, 'b', { addresses: ['10.9.0.3'] });
     await store.raw.flushall();
     await forgetMemory(store.raw);
@@ -380,7 +391,13 @@ describe('what a host re-asserts', () => {
   test('is not taken from a host, or for an epoch, that is not heard', async () => {
     const session = { host: 'h1', machineId: 'machine-h1', epoch: '1' };
     const nothing = { networks: [], leases: [] };
-    for (const wrong of [{ host: 'h9' }, { machineId: 'other' }, { epoch: '2' }]) {
+    const other = (): Promise<unknown> =>
+      store.ledger.reassert({ ...session, machineId: 'other' }, nothing);
+    expect(await refused(store.raw, other)).toMatchObject({
+      code: 'HOST_CONFLICT',
+      details: { host: 'h1', machineId: 'machine-h1' },
+    });
+    for (const wrong of [{ host: 'h9' }, { epoch: '2' }]) {
       const call = (): Promise<unknown> => store.ledger.reassert({ ...session, ...wrong }, nothing);
       expect(await refused(store.raw, call)).toMatchObject(RECOVERING);
     }

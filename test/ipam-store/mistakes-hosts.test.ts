@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { beatOf, put, small, useStore } from './fixture.ts';
+import { beatOf, put, small, useStore, owned } from './fixture.ts';
 import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
 // Mistakes with hosts: two of one name or block, one that is gone, one that was started anew.
@@ -62,7 +62,7 @@ mistake(store, 'the gateway collected with its host', {
     // Two addresses that h1 had: one becomes the gateway, one leaves the pool. A third it still has, outside.
     for (const id of ['a', 'b']) await attempt(world.ledger, record, id);
     for (const lease of (await world.ledger.listLeases({ host: 'h1' })).leases) {
-      await world.ledger.release({ ...lease, cool: true });
+      await world.ledger.release({ ...owned(lease), cool: true });
     }
     const pool = { start: '10.9.0.4', end: '10.9.0.5' };
     const keys = { reuseDelaySeconds: 0, gateway: '10.9.0.2', pool };
@@ -120,7 +120,7 @@ mistake(store, 'reboot leaks', {
     await attempt(world.ledger, record, 'kept', { bootId });
     const { leases } = await world.ledger.listLeases({ host: 'h1' });
     for (const lease of leases) {
-      if (lease.bootId !== bootId) await world.ledger.release({ ...lease, cool: true });
+      if (lease.bootId !== bootId) await world.ledger.release({ ...owned(lease), cool: true });
     }
     const left = (await world.ledger.listLeases({})).leases.map(({ id }) => id);
     assert.deepEqual(left, ['kept', 'other'], `left after a reboot: ${left.join(' ')}`);

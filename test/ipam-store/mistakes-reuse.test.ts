@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { askFor, bare, put, small, useStore } from './fixture.ts';
+import { askFor, bare, put, small, useStore, owned } from './fixture.ts';
 import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
 // Mistakes with what was released: given again too soon, or never.
@@ -14,7 +14,7 @@ mistake(store, 'reuse too soon, also after a restart', {
     const record = await five(world, { pool, reuseDelaySeconds: 30 });
     const { lease } = await world.ledger.acquire(askFor(record, 'a'));
     await attempt(world.ledger, record, 'b');
-    await world.ledger.release({ ...lease, cool: true });
+    await world.ledger.release({ ...owned(lease), cool: true });
     const expectRest = async (when: string): Promise<void> => {
       const answer = await codeOr(
         world.ledger.acquire(askFor(record, 'c')).then((got) => bare(got.lease)),
@@ -56,7 +56,7 @@ mistake(store, 'reuse too soon: of a network made anew', {
   scenario: async (world) => {
     const record = await five(world, { reuseDelaySeconds: 30 });
     const { lease } = await world.ledger.acquire(askFor(record, 'a'));
-    await world.ledger.release({ ...lease, cool: true });
+    await world.ledger.release({ ...owned(lease), cool: true });
     await world.ledger.deleteNetwork('small');
     const anew = await put(world.ledger, small({ network: 'anew', reuseDelaySeconds: 30 }));
     const given = await attempt(world.ledger, anew, 'b');
@@ -78,7 +78,7 @@ mistake(store, 'cooling addresses not counted, so the pool starves', {
     const ids = ['a', 'b', 'c'];
     for (const id of ids) await attempt(world.ledger, record, id);
     const { leases } = await world.ledger.listLeases({ network: 'small' });
-    for (const lease of leases) await world.ledger.release({ ...lease, cool: true });
+    for (const lease of leases) await world.ledger.release({ ...owned(lease), cool: true });
     const usage = (await world.ledger.getNetwork('small'))?.usage;
     assert.deepEqual(
       { size: usage?.size, used: usage?.used, free: usage?.free, cooling: usage?.cooling },

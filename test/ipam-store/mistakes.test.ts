@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { askFor, beatOf, put, small, useStore } from './fixture.ts';
+import { askFor, beatOf, put, small, useStore, owned } from './fixture.ts';
 import { restoreGolden } from './golden.ts';
 import { attempt, codeOr, five, mistake } from './mistakes.ts';
 
@@ -100,11 +100,11 @@ mistake(store, 'a release keyed by a name that was used again', {
   scenario: async (world) => {
     const record = await five(world);
     const { lease: first } = await world.ledger.acquire(askFor(record, 'web-0'));
-    await world.ledger.release({ ...first, cool: true });
+    await world.ledger.release({ ...owned(first), cool: true });
     const { lease: second } = await world.ledger.acquire(askFor(record, 'web-0'));
     // The release of the first comes once more, late.
     const other = await world.other();
-    const late = await codeOr(other.release({ ...first, cool: true }));
+    const late = await codeOr(other.release({ ...owned(first), cool: true }));
     assert.deepEqual(await world.ledger.getLease('web-0'), second, 'a live lease was freed');
     assert.equal(late, 'STALE_GENERATION');
     for (let n = 0; n < 4; n += 1) await attempt(other, record, `n${n}`);
@@ -167,7 +167,7 @@ mistake(store, 'owners misread after an upgrade', {
     assert.equal(taken, 'ADDRESS_IN_USE', `${taken} was given to a thief`);
     const b = await world.ledger.getLease('b');
     assert(b !== null);
-    assert.equal(await world.ledger.release({ ...b, cool: true }), 'released');
+    assert.equal(await world.ledger.release({ ...owned(b), cool: true }), 'released');
     const left = (await world.ledger.listLeases({})).leases.map(({ id }) => id);
     assert.deepEqual(left, ['a', 'new', 'r'], 'a release took more than its own');
   },
@@ -203,13 +203,13 @@ mistake(store, 'owners collected before reservations', {
     const { leases } = await collector.listLeases({ network: 'small' });
     const owners = new Map([['web-0', 0]]);
     for (const { id, generation } of leases) {
-      await world.ledger.release({ id, generation, host: 'h1', cool: false });
+      await world.ledger.release({ ...owned({ id, generation, host: 'h1' }), cool: false });
       const { lease } = await world.ledger.acquire(askFor(record, id));
       owners.set(id, lease.generation);
     }
     for (const { id, generation, host } of leases) {
       if (owners.get(id) === generation) continue;
-      await codeOr(collector.release({ id, generation, host, cool: true }));
+      await codeOr(collector.release({ ...owned({ id, generation, host }), cool: true }));
     }
     const left = (await world.ledger.listLeases({})).leases.map(({ id }) => id);
     assert.deepEqual(left, ['web-0'], 'the lease of a live owner was collected');

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { actionsOn, holdings, put, refused, ROOT, useStore, VOLT0 } from './fixture.ts';
+import { actionsOn, holdings, put, refused, ROOT, useStore, VOLT0, owned } from './fixture.ts';
 
 const store = useStore();
 const { acquire, release, usage } = actionsOn(store);
@@ -161,7 +161,7 @@ describe('a changed pool', () => {
     });
     const exclude = ['10.16.0.0/22'];
     const held = (await store.ledger.listLeases({})).leases;
-    for (const lease of held) await store.ledger.release({ ...lease, cool: true });
+    for (const lease of held) await store.ledger.release({ ...owned(lease), cool: true });
     record = await put(store.ledger, { ...large, exclude }, record.revision);
     expect(await usage('large')).toMatchObject({
       size: size - 1_023,

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import type { Network } from '#protocol/network.ts';
-import { askFor, bare, enrol, put, refused, useStore } from './fixture.ts';
+import { askFor, bare, enrol, put, refused, useStore, owned } from './fixture.ts';
 
 // Cases that the allocators of others answer for, as inputs and results. Those of host-local are of CNI's
 // plugins/ipam/host-local/backend/allocator: allocator_test.go, range_test.go and range_set_test.go; the gateway
@@ -22,7 +22,7 @@ const acquire = async (
 async function release(id: string): Promise<void> {
   const lease = await store.ledger.getLease(id);
   if (lease === null) throw new Error(`${id} has no lease`);
-  await store.ledger.release({ ...lease, cool: true });
+  await store.ledger.release({ ...owned(lease), cool: true });
 }
 
 const gatewayed = (subnet: string, gateway: string): object => ({
@@ -192,10 +192,10 @@ describe('how others lost or doubled addresses', () => {
   test('a late release of a name that was used again frees nothing (whereabouts#176)', async () => {
     const record = await put(store.ledger, gatewayed('10.0.0.0/29', '10.0.0.1'));
     const first = (await store.ledger.acquire(askFor(record, 'web-0'))).lease;
-    await store.ledger.release({ ...first, cool: true });
+    await store.ledger.release({ ...owned(first), cool: true });
     const second = (await store.ledger.acquire(askFor(record, 'web-0'))).lease;
     expect(
-      await refused(store.raw, () => store.ledger.release({ ...first, cool: true })),
+      await refused(store.raw, () => store.ledger.release({ ...owned(first), cool: true })),
     ).toMatchObject({ code: 'STALE_GENERATION' });
     expect(await store.ledger.getLease('web-0')).toEqual(second);
   });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
 import type { LeaseRequest, NetworkRecord } from '#ipam-store/ledger.ts';
-import { askFor, contents, put, small, useStore, VOLT0 } from './fixture.ts';
+import { askFor, contents, put, small, useStore, VOLT0, owned } from './fixture.ts';
 
 // What a preview says is what the acquire right after it does; and it changes nothing.
 
@@ -49,7 +49,7 @@ describe('a preview says what an acquire does', () => {
     const { lease } = await store.ledger.acquire(askFor(record, 'first'));
     for (let n = 0; (await same(record, `fill-${n}`)) === 'granted'; n += 1);
     expect(await same(record, 'none')).toBe('POOL_EXHAUSTED');
-    await store.ledger.release({ ...lease, cool: true });
+    await store.ledger.release({ ...owned(lease), cool: true });
     expect(await same(record, 'again')).toBe('granted');
   });
 

@@ -2,7 +2,7 @@ import type { Redis } from 'ioredis';
 import { describe, expect, test, vi } from 'vitest';
 import type { Ledger, LedgerOptions } from '#ipam-store/ledger.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
-import { askFor, put, until, VOLT0 } from './fixture.ts';
+import { askFor, put, until, VOLT0, owned } from './fixture.ts';
 import { beat, persist, stateOf, useOpening } from './opening.ts';
 
 // Servers elect and copy at their own pace, which a busy machine stretches.
@@ -82,8 +82,8 @@ describe('a ledger that wants a replica', () => {
     const record = await put(ledger, VOLT0);
     const { lease } = await ledger.acquire(askFor(record, 'one'));
     replica.pause();
-    await expect(ledger.release({ ...lease, cool: true })).rejects.toMatchObject(short);
-    await expect(ledger.release({ ...lease, cool: true })).rejects.toMatchObject(short);
+    await expect(ledger.release({ ...owned(lease), cool: true })).rejects.toMatchObject(short);
+    await expect(ledger.release({ ...owned(lease), cool: true })).rejects.toMatchObject(short);
     await expect(put(ledger, { ...VOLT0, mtu: 1400 }, record.revision)).rejects.toMatchObject(
       short,
     );
@@ -95,7 +95,9 @@ describe('a ledger that wants a replica', () => {
       code: 'UNKNOWN_NETWORK',
     });
     replica.resume();
-    expect(await persist(ledger, () => ledger.release({ ...lease, cool: true }))).toBe('absent');
+    expect(await persist(ledger, () => ledger.release({ ...owned(lease), cool: true }))).toBe(
+      'absent',
+    );
   });
 
   test('waits once for many', async () => {

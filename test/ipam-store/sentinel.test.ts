@@ -3,7 +3,7 @@ import { describe, expect, test, vi } from 'vitest';
 import type { LedgerOptions } from '#ipam-store/ledger.ts';
 import { type SentinelFleet, startSentinelFleet } from '#test/support/fleets.ts';
 import { freePort } from '#test/support/servers.ts';
-import { askFor, put, until, VOLT0 } from './fixture.ts';
+import { askFor, put, until, VOLT0, owned } from './fixture.ts';
 import { loadedVersion, persist, stateOf, useOpening, VERSION } from './opening.ts';
 
 // Servers elect and copy at their own pace, which a busy machine stretches.
@@ -56,7 +56,7 @@ describe('a ledger behind sentinels', () => {
     const raw = rawOf(fleet.master.port);
     fleet.master.resume();
     while (!(await raw.info('replication')).includes('role:slave')) await ledger.getLease('one');
-    await ledger.release({ ...(await leaseOf(ledger, 'one')), cool: true });
+    await ledger.release({ ...owned(await leaseOf(ledger, 'one')), cool: true });
     expect(seen.map(({ state }) => state)).toEqual(
       expect.arrayContaining(['ready', 'unavailable', 'ready']),
     );

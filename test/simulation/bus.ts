@@ -37,6 +37,8 @@ interface Member {
   readonly life: Life;
   readonly options: BusOptions;
   taking: boolean;
+  /** The subjects and jobs of its host are its to serve. */
+  acting: boolean;
 }
 
 const ACK_WAIT_MS = 4_000;
@@ -62,11 +64,14 @@ export class ModelBus {
   }
 
   connect(host: string, life: Life, options: BusOptions): Bus {
-    const member: Member = { life, options, taking: true };
+    const member: Member = { life, options, taking: true, acting: false };
     this.#members.set(host, member);
     const face: Partial<Pick<Bus, keyof Bus>> = {
       start: () => {
         this.#clock.after(5, life, () => options.onState('connected'));
+      },
+      act: (refusal) => {
+        member.acting = refusal === undefined;
       },
       stopTaking: async () => {
         member.taking = false;
@@ -99,7 +104,7 @@ export class ModelBus {
       this.#clock.after(timeoutMs, world, () => resolve(undefined));
       this.#clock.after(chance.between(0, 5), world, () => {
         const member = this.#members.get(host);
-        if (!member?.taking || member.life.dead || this.#isLost(host)) return;
+        if (!member?.taking || !member.acting || member.life.dead || this.#isLost(host)) return;
         const endpoint = member.options.endpoints.find((one) => one.name === operation);
         if (endpoint === undefined) throw new Error(`no endpoint ${operation}`);
         void inside(member.life, () => answerOf(endpoint, request, timeoutMs)).then((answer) => {
@@ -136,7 +141,8 @@ export class ModelBus {
   #deliver(job: Job): void {
     if (job.done) return;
     const member = this.#members.get(job.host);
-    if (!member?.taking || member.life.dead || this.away.has(job.host)) {
+    const serves = member?.taking === true && member.acting && !member.life.dead;
+    if (!serves || this.away.has(job.host)) {
       this.#deliverAfter(job, 200);
       return;
     }

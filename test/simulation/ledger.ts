@@ -1,5 +1,6 @@
 import type {
   Beat,
+  Identity,
   Ledger,
   Lease,
   LeaseRequest,
@@ -73,8 +74,9 @@ export class ModelLedger {
             .map((lease) => ({ ...lease, state: 'held' as const })),
         })),
       heartbeat: (beat) => call(() => this.#heartbeat(beat)),
-      reassert: (_, { leases }) =>
+      reassert: (session, { leases }) =>
         call(() => {
+          this.#refuseForeign(session);
           const member = this.#members.get(host);
           if (member !== undefined) member.asserted = true;
           return { networks: [], leases: leases.map((lease) => this.#reasserted(lease)) };
@@ -114,7 +116,8 @@ export class ModelLedger {
   #acquire(request: LeaseRequest): { lease: Lease; created: boolean } {
     const { id, workload, kind, host, machineId, bootId, network, ttlSeconds } = request;
     const member = this.#members.get(host);
-    if (member?.machineId !== machineId || !member.asserted) {
+    this.#refuseForeign({ host, machineId });
+    if (member?.asserted !== true) {
       throw new VoltError('RECOVERING', `${host} has no session`);
     }
     const nowMs = this.#clock.dateMs;
@@ -168,7 +171,16 @@ export class ModelLedger {
     return address;
   }
 
-  #release({ id, generation, host, cool }: Parameters<Ledger['release']>[0]) {
+  /** Two machines under one host id: the ledger knows one of them. */
+  #refuseForeign({ host, machineId }: Identity): void {
+    const known = this.#members.get(host)?.machineId;
+    if (known === undefined || known === machineId) return;
+    throw new VoltError('HOST_CONFLICT', `another machine, ${known}, calls itself host ${host}`);
+  }
+
+  #release({ id, generation, cool, ...by }: Parameters<Ledger['release']>[0]) {
+    this.#refuseForeign(by);
+    const { host } = by;
     const lease = this.leases.get(id);
     if (lease === undefined) return 'absent';
     if (lease.host !== host) throw new VoltError('WRONG_HOST', `${id} is on ${lease.host}`);
@@ -182,6 +194,7 @@ export class ModelLedger {
   }
 
   #heartbeat({ host, machineId, bootId, suspectAfterSeconds }: Beat): Pulse {
+    this.#refuseForeign({ host, machineId });
     const nowMs = this.#clock.dateMs;
     const known = this.#members.get(host);
     const rebooted = known !== undefined && known.bootId !== bootId;

@@ -98,8 +98,8 @@ export async function startAgent(
     health,
     ready: async () => {
       await until('the agent is connected', async () => {
-        const { nats, session } = await health();
-        return nats === 'connected' && (session as { open: boolean }).open;
+        const { nats, requests, session } = await health();
+        return nats === 'connected' && requests === 'ready' && (session as { open: boolean }).open;
       });
     },
     stop: async () => {

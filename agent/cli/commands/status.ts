@@ -27,9 +27,10 @@ Exit code 0 when the agent has NATS and Redis and the ledger grants it leases, 8
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
       shell.output().result(reply.body, () => details(flatten(health)));
-      const { nats, redis, session } = health;
+      const { nats, redis, session, requests } = health;
       const serves =
         nats === 'connected' &&
+        requests === 'ready' &&
         isRecord(redis) &&
         redis['state'] === 'ready' &&
         isRecord(session) &&

@@ -1,0 +1,149 @@
+import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { encode } from '#protocol/envelope.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { openLedger } from '../ipam-store/fixture.ts';
+import { type RunningAgent, startAgent, until } from '../support/agent.ts';
+import { type Hosts, startHosts } from '../support/hosts.ts';
+import { deviceNames } from '../support/kernel.ts';
+import { type Server, startRedis } from '../support/servers.ts';
+import { requireTool } from '../support/tools.ts';
+import { VOLT0 } from '../support/stack.ts';
+
+// Two machines under one host id, on one NATS and one Redis. The ledger knows the host by one of them.
+
+const SUBJECT = 'volt.net.v1';
+
+let redis: Server;
+let fleet: Hosts;
+let ledger: Ledger;
+let open: AsyncDisposableStack;
+
+beforeEach(async () => {
+  open = new AsyncDisposableStack();
+  redis = await startRedis();
+  open.defer(() => redis.stop());
+  fleet = open.use(await startHosts({ hosts: ['h1'], config: { redis: { url: redis.url } } }));
+  await fleet.client.putNetwork({ ...VOLT0, reuseDelaySeconds: 0 });
+  ledger = await openLedger(redis.url);
+  open.defer(() => ledger.close());
+});
+afterEach(async () => {
+  await open.disposeAsync();
+  for (const name of deviceNames()) {
+    if (name !== 'lo') execFileSync('ip', ['link', 'delete', name]);
+  }
+});
+
+const vm = (id: string): Parameters<Hosts['client']['attach']>[1] => ({
+  id,
+  workload: `vm-${id}`,
+  kind: 'vm',
+  network: 'volt0',
+});
+
+/** A command in a mount namespace where /etc/machine-id has this content. */
+function onMachine(machineId: string): string[] {
+  const folder = mkdtempSync(join(tmpdir(), 'volt-test-machine-'));
+  open.defer(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'machine-id');
+  writeFileSync(file, machineId);
+  const script = 'mount --bind "$0" /etc/machine-id && exec "$@"';
+  return [requireTool('unshare'), '--mount', '--', '/bin/sh', '-c', script, file];
+}
+
+/** Another machine that calls itself h1. It stands in the same network namespace, with tables of its own. */
+async function startSecond(config: object = {}): Promise<RunningAgent> {
+  const agent = await startAgent({
+    config: {
+      host: 'h1',
+      nats: { url: fleet.nats.url },
+      redis: { url: redis.url },
+      suspectAfterSeconds: 3,
+      nftablesTable: 'volt_second',
+      ...config,
+    },
+    wrap: onMachine(`${randomBytes(16).toString('hex')}\n`),
+  });
+  open.defer(async () => void (await agent.stop()));
+  return agent;
+}
+
+const sessionOf = async (agent: RunningAgent): Promise<{ state: string; reason?: string }> =>
+  (await agent.health())['session'] as { state: string; reason?: string };
+
+const isRefused = async (agent: RunningAgent): Promise<boolean> =>
+  (await sessionOf(agent)).state === 'refused';
+
+/** What the agents of the fleet say of themselves, by `$SRV.INFO`. */
+async function surveyed(): Promise<Record<string, string>[]> {
+  const found: Record<string, string>[] = [];
+  const answers = await fleet.connection.requestMany('$SRV.INFO.volt-network-agent', '', {
+    maxWait: 500,
+  });
+  for await (const { data } of answers) {
+    found.push(
+      (JSON.parse(new TextDecoder().decode(data)) as { metadata: (typeof found)[0] }).metadata,
+    );
+  }
+  return found;
+}
+
+test('the second machine serves nothing, releases nothing, and says so', async () => {
+  const second = await startSecond();
+  await until('it is refused', () => isRefused(second));
+  const ids = Array.from({ length: 12 }, (_, n) => `vm-${n}`);
+  for (const id of ids) await fleet.client.attach('h1', vm(id));
+  for (const id of ids) {
+    expect((await fleet.client.get('h1', { id })).attachment.id).toBe(id);
+  }
+  expect((await fleet.client.list('h1', {})).attachments).toHaveLength(ids.length);
+  for (const id of ids.slice(0, 6)) {
+    // Of one that has a record and a device, the second half follows on its own: the second machine has neither.
+    expect(await fleet.client.detach('h1', { id })).toEqual({ detached: true, releasing: true });
+  }
+  const jetstream = fleet.connection.jetstream();
+  for (const id of ids.slice(6, 9)) {
+    const payload = encode({ id, requestId: `job-${id}` });
+    await jetstream.publish(`${SUBJECT}.job.h1.detach`, payload);
+  }
+  await until('what was to go is gone', async () => {
+    const { leases } = await ledger.listLeases({});
+    return (
+      leases
+        .map(({ id }) => id)
+        .toSorted()
+        .join() === ids.slice(9).toSorted().join()
+    );
+  });
+  const names = deviceNames().filter((name) => name.startsWith('tap-'));
+  expect(names.toSorted()).toEqual(
+    ids
+      .slice(9)
+      .map((id) => `tap-${id}`)
+      .toSorted(),
+  );
+
+  expect(await sessionOf(second)).toMatchObject({
+    state: 'refused',
+    open: false,
+    reason: expect.stringMatching(/another machine, .*calls itself host h1/),
+  });
+  const { requests, jobs } = await second.health();
+  expect([requests, jobs]).toEqual([
+    expect.stringContaining('HOST_CONFLICT'),
+    expect.stringContaining('HOST_CONFLICT'),
+  ]);
+  const metadata = await surveyed();
+  expect(metadata.map(({ host, session }) => `${host} ${session}`).toSorted()).toEqual([
+    'h1 own',
+    'h1 refused',
+  ]);
+  const told = second.output().match(/calls itself host h1/g) ?? [];
+  expect(told).toHaveLength(1);
+  expect(second.output()).toMatch(/voltnet host forget h1/);
+});
