@@ -37,7 +37,7 @@ function mistake(title: string, { seenAt, scenario, mutants }: Mistake): void {
 /** What looks after leases without a record, at the start of an agent, would find these, too: sooner or later. */
 const WITHOUT_SETTLING: SourcePatch = {
   file: 'agent/holdings.ts',
-  right: "return (await ledger.release({ id, generation, host, cool: true })) === 'released';",
+  right: "return (await ledger.release(ending)) === 'released';",
   wrong: 'return false;',
 };
 
