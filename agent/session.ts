@@ -152,6 +152,7 @@ export class Session {
     const pulse = await this.#options.ledger.heartbeat({
       host,
       machineId,
+      yieldsTo: this.#options.standing.owner,
       bootId,
       suspectAfterSeconds,
       recoveryWindowSeconds,

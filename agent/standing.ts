@@ -32,6 +32,12 @@ export class Standing {
     return this.#refusal;
   }
 
+  /** The machine that the ledger knows as the host, where it is another. */
+  get owner(): string | undefined {
+    const machineId = this.#state === 'refused' ? this.#refusal?.details?.['machineId'] : undefined;
+    return typeof machineId === 'string' ? machineId : undefined;
+  }
+
   /** Throws what keeps this agent from acting as its host. */
   check(): void {
     if (this.#refusal !== undefined) throw this.#refusal;

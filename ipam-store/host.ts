@@ -23,6 +23,8 @@ export interface Beat {
   readonly host: string;
   /** /etc/machine-id: two machines under one name are found out by it. */
   readonly machineId: string;
+  /** The machine that the last HOST_CONFLICT named: it is the host where a server has lost who was. */
+  readonly yieldsTo?: string | undefined;
   /** /proc/sys/kernel/random/boot_id. */
   readonly bootId: string;
   /** After this long without a heartbeat the host is suspect. */

@@ -293,12 +293,14 @@ export class Ledger {
   async heartbeat(beat: Beat): Promise<Pulse> {
     need(beat, 'host', 'machineId', 'bootId', 'suspectAfterSeconds', 'recoveryWindowSeconds');
     need(beat, 'seen', 'newFleet');
-    const { host, machineId, bootId, newFleet, seen } = beat;
+    const { host, machineId, yieldsTo, bootId, newFleet, seen } = beat;
+    if (yieldsTo !== undefined) need({ machineId: yieldsTo }, 'machineId');
     const windowSeconds = beat.recoveryWindowSeconds;
     const { generation, revision, roster, hosts } = seen;
     const answer = await this.#call('heartbeat', {
       host,
       machineId,
+      ...(yieldsTo !== undefined && { yieldsTo }),
       bootId,
       newFleet,
       suspectMs: Math.ceil(beat.suspectAfterSeconds * 1_000),

@@ -55,6 +55,15 @@ local function take_for_lost(root, seen, meta, now, wait_ms)
   return began
 end
 
+-- Whose a host is. A server that has lost who it was, and knows from other hosts that it was there, believes the
+-- machine that was refused for another one: it must not be the quicker of the two.
+local function machine_of(root, ask, known)
+  if known or not ask.yieldsTo then
+    return known
+  end
+  return redis.call('ZSCORE', root .. ':roster', ask.host) and ask.yieldsTo
+end
+
 -- Another machine may have the name when the first is silent and holds nothing.
 local function conflict_with(root, ask, machine, now)
   if not machine or machine == ask.machineId then
@@ -225,11 +234,12 @@ local function encoded(list, most)
   return json_list(items)
 end
 
--- heartbeat {host, machineId, bootId, suspectMs, windowMs?, newFleet,
+-- heartbeat {host, machineId, yieldsTo?, bootId, suspectMs, windowMs?, newFleet,
 --            seen: {generation (text), revision, roster, hosts: [host…]}}
 -- -> {nowMs (text), state, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
 --     missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
 --     seen: {generation (text), revision, roster, hosts?: [host…]}}
+-- yieldsTo: the machine for which the one that asks was refused last.
 -- state is armed, arming, recovering or unclaimed. before: what the host was, live or suspect. began, ended:
 -- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
@@ -242,7 +252,7 @@ local function heartbeat(keys, args)
   seen.generation = tonumber(seen.generation)
   local session = root .. ':host:' .. ask.host
   local known = redis.call('HMGET', session, 'machineId', 'bootId')
-  local conflict = conflict_with(root, ask, known[1], now)
+  local conflict = conflict_with(root, ask, machine_of(root, ask, known[1]), now)
   if conflict then
     return reply_of(conflict)
   end

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { expect, test } from 'vitest';
-import type { Lease } from '#ipam-store/ledger.ts';
+import { type Lease, NOTHING_SEEN, type Seen } from '#ipam-store/ledger.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import {
   askFor,
@@ -14,6 +14,7 @@ import {
   useStore,
   VOLT0,
 } from './fixture.ts';
+import { forgetMemory } from './member.ts';
 import { libraryOf, loadedVersion, VERSION } from './opening.ts';
 
 // Who changes something says which machine it is, and the ledger compares that with what it knows of the host.
@@ -122,3 +123,25 @@ test('any agent may say that a host is gone; then its name is free for the other
   });
   expect(record.revision).toBeGreaterThan(0);
 });
+
+test('a machine that was refused is not the quicker one where a server has lost who the host was', async () => {
+  const seen = await seenByAll();
+  const beat = (more: object): Promise<unknown> =>
+    store.ledger.heartbeat(beatOf('h1', { newFleet: false, ...more }));
+  const { details } = await refused(store.raw, () => beat(SECOND));
+  await store.raw.flushall();
+  await forgetMemory(store.raw);
+  // Another host has told of the loss, and that there was h1.
+  await store.ledger.heartbeat(beatOf('h2', { seen }));
+  const late = { ...SECOND, yieldsTo: String(details?.['machineId']) };
+  conflict(await refused(store.raw, () => beat(late)));
+  expect(await beat({ seen })).toMatchObject({ state: 'recovering' });
+  // Of a host that nobody knows of, it is the first to ask.
+  const fresh = { ...late, host: 'h9' };
+  expect(await store.ledger.heartbeat(beatOf('h9', fresh))).toMatchObject({ before: null });
+});
+
+async function seenByAll(): Promise<Seen> {
+  const first = await store.ledger.heartbeat(beatOf('h2'));
+  return { ...NOTHING_SEEN, ...first.seen };
+}
