@@ -66,7 +66,13 @@ const redisSection = z.strictObject({
   sentinelUsername: z.string().min(1).nullable().default(null),
   sentinelPasswordFile: nullablePath,
   tls,
-  keyPrefix: z.string().min(1).max(64).default('volt:'),
+  // The ledger's own part of a key has the braces, which make all its keys one slot of a cluster.
+  keyPrefix: z
+    .string()
+    .min(1)
+    .max(64)
+    .regex(/^[^{}]*$/, 'must not hold braces')
+    .default('volt:'),
   minReplicas: z.int().min(0).max(16).default(0),
 });
 

@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { z } from 'zod';
@@ -14,6 +13,7 @@ import { Agent, SERVICE_NAME } from './agent.ts';
 import { Bus } from './bus.ts';
 import { type Config, ConfigError, loadConfig } from './config.ts';
 import { createLog, type Log } from './log.ts';
+import { MachineError, readMachine } from './machine.ts';
 import { checkAccess } from './nats-access.ts';
 import { openHostNetwork } from './networks/types.ts';
 import { FolderError, ownFolder } from './own-folders.ts';
@@ -100,6 +100,7 @@ async function main(): Promise<void> {
     host: config.host,
     version: VERSION,
   });
+  const machine = thisMachine();
   using _lock = exclusive(config, log);
   const unexpected = new UnexpectedErrors(log);
   const agent = new Agent({
@@ -107,10 +108,7 @@ async function main(): Promise<void> {
     log,
     version: VERSION,
     unexpected,
-    machine: {
-      machineId: readWord('/etc/machine-id'),
-      bootId: readWord('/proc/sys/kernel/random/boot_id'),
-    },
+    machine,
     ledger: new Ledger(config.redis),
     makeBus: (options) => new Bus(options),
     openHostNetwork,
@@ -150,13 +148,16 @@ function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
   }
 }
 
-const readWord = (path: string): string => {
+/** What an operator has to mend before an agent can run here, as of a configuration. */
+function thisMachine(): ReturnType<typeof readMachine> {
   try {
-    return readFileSync(path, 'utf8').trim();
-  } catch {
-    return 'unknown';
+    return readMachine();
+  } catch (error) {
+    if (!(error instanceof MachineError)) throw error;
+    process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
+    process.exit(EXIT_CONFIG);
   }
-};
+}
 
 function notifySystemd(message: string): void {
   const path = process.env['NOTIFY_SOCKET'];

@@ -22,10 +22,21 @@ const NOT_NOW =
 const ELSEWHERE = /^(READONLY|MASTERDOWN|CLUSTERDOWN|MOVED|UNBLOCKED)\b/;
 const NOT_ALLOWED = /^(NOPERM|NOAUTH|WRONGPASS)\b/;
 
-/** An AggregateError, of a host name with several addresses, has no message of its own. */
-export const messageOf = (error: unknown): string => {
-  if (error instanceof AggregateError) return error.errors.map(messageOf).join(', ');
-  return error instanceof Error ? error.message : String(error);
+// Replies of a server that does not know who asks.
+const NOT_KNOWN = /^(NOAUTH|WRONGPASS)\b/;
+const USER_SETTINGS = 'redis.username and redis.passwordFile';
+
+/**
+ * What went wrong, and where the server does not know who asks, which settings say it. An AggregateError, of a host name
+ * with several addresses, has no message of its own.
+ */
+export const messageOf = (error: unknown, userSettings = USER_SETTINGS): string => {
+  if (error instanceof AggregateError) {
+    return error.errors.map((one) => messageOf(one, userSettings)).join(', ');
+  }
+  const message = error instanceof Error ? error.message : String(error);
+  const isUnknown = error instanceof ReplyError && NOT_KNOWN.test(message);
+  return isUnknown ? `${message} (set ${userSettings})` : message;
 };
 
 /** True when the server refused for reasons that an operator has to mend. */

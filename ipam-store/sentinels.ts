@@ -15,6 +15,7 @@ export interface Sentinels {
 }
 
 const WATCH_RETRY_MS = 2_000;
+const SENTINEL_USER_SETTINGS = 'redis.sentinelUsername and redis.sentinelPasswordFile';
 const SWITCHED = '+switch-master';
 
 /**
@@ -30,7 +31,7 @@ export async function findMaster(sentinels: Sentinels): Promise<Watched> {
       try {
         answers.push(await ask(sentinels, node));
       } catch (error) {
-        reasons.add(messageOf(error));
+        reasons.add(messageOf(error, SENTINEL_USER_SETTINGS));
       }
       asked += 1;
       if (asked === nodes.length || answers.length > nodes.length / 2) resolve();

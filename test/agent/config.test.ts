@@ -82,6 +82,12 @@ describe('what is wrong is named with its key and where it was given', () => {
       {},
       /^suspectAfterSeconds: must be twice heartbeatSeconds/,
     ],
+    [
+      'a key prefix with braces',
+      '{"redis":{"keyPrefix":"{a}:"}}',
+      {},
+      /^redis\.keyPrefix: must not hold braces/,
+    ],
     ['no JSON', '{', {}, /not JSON/],
     ['no object', '[]', {}, /one JSON object/],
     ['sentinel without nodes', '{"redis":{"mode":"sentinel"}}', {}, /^redis\.nodes: /],

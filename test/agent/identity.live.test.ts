@@ -1,8 +1,5 @@
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { encode } from '#protocol/envelope.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
@@ -11,8 +8,9 @@ import { type RunningAgent, startAgent, until } from '../support/agent.ts';
 import { startGate } from '../support/gate.ts';
 import { type Hosts, startHosts } from '../support/hosts.ts';
 import { deviceNames } from '../support/kernel.ts';
+import { onMachine } from '../support/machine.ts';
 import { type Server, startRedis } from '../support/servers.ts';
-import { requireTool } from '../support/tools.ts';
+
 import { VOLT0 } from '../support/stack.ts';
 
 // Two machines under one host id, on one NATS and one Redis. The ledger knows the host by one of them.
@@ -47,16 +45,6 @@ const vm = (id: string): Parameters<Hosts['client']['attach']>[1] => ({
   network: 'volt0',
 });
 
-/** A command in a mount namespace where /etc/machine-id has this content. */
-function onMachine(machineId: string): string[] {
-  const folder = mkdtempSync(join(tmpdir(), 'volt-test-machine-'));
-  open.defer(() => rmSync(folder, { recursive: true }));
-  const file = join(folder, 'machine-id');
-  writeFileSync(file, machineId);
-  const script = 'mount --bind "$0" /etc/machine-id && exec "$@"';
-  return [requireTool('unshare'), '--mount', '--', '/bin/sh', '-c', script, file];
-}
-
 /** Another machine that calls itself h1. It stands in the same network namespace, with tables of its own. */
 async function startSecond(config: object = {}): Promise<RunningAgent> {
   const agent = await startAgent({
@@ -68,7 +56,7 @@ async function startSecond(config: object = {}): Promise<RunningAgent> {
       nftablesTable: 'volt_second',
       ...config,
     },
-    wrap: onMachine(`${randomBytes(16).toString('hex')}\n`),
+    wrap: onMachine(`${randomBytes(16).toString('hex')}\n`, open),
   });
   open.defer(async () => void (await agent.stop()));
   return agent;

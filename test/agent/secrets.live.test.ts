@@ -222,7 +222,9 @@ describe('an agent', () => {
 
   test('whose passwords are wrong', async () => {
     const config = { nats: { url: natsUrl(WRONG) }, redis: { url: redisUrl(WRONG) } };
-    expect(await sees(config, /authorization violation/i)).toContain('WRONGPASS');
+    expect(await sees(config, /authorization violation/i)).toMatch(
+      /WRONGPASS.*\(set redis\.username and redis\.passwordFile\)/,
+    );
   });
 
   test('whose servers are away', async () => {

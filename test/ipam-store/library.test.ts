@@ -217,6 +217,14 @@ describe('voltnet ledger install', () => {
   });
 });
 
+test('a server that wants a password says which settings have it', async () => {
+  const { redis, raw } = await server();
+  await raw.config('SET', 'requirepass', 'secret');
+  const { ledger } = connecting(redis.url);
+  await until(() => stateOf(ledger) === 'unavailable' || stateOf(ledger) === 'incompatible');
+  expect(ledger.status.reason).toMatch(/NOAUTH.*\(set redis\.username and redis\.passwordFile\)/);
+});
+
 test('a server that is none of ours to use is named for what it is', async () => {
   const { redis } = await server('--cluster-enabled', 'yes');
   const { ledger } = connecting(redis.url);
