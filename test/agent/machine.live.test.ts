@@ -18,8 +18,10 @@ test.each([
   const [runtimeDir, stateDir] = [join(folder, 'runtime'), join(folder, 'state')];
   writeFileSync(configFile, JSON.stringify({ host: 'h1', runtimeDir, stateDir }));
   const wrap = id === null ? onMachineWithoutId() : onMachine(id, open);
-  const [program = '', ...args] = [...wrap, AGENT, '--config', configFile];
-  const { status, stderr } = spawnSync(program, args, { encoding: 'utf8', timeout: 20_000 });
+  const { status, stderr } = spawnSync('env', [...wrap, AGENT, '--config', configFile], {
+    encoding: 'utf8',
+    timeout: 20_000,
+  });
   expect(stderr).toContain(`/etc/machine-id ${said}`);
   expect(stderr).toContain('systemd-machine-id-setup');
   expect(status).toBe(78);
