@@ -114,13 +114,20 @@ export class Bus {
     this.#jobs.act(reasonOf(refusal));
     const connection = this.#connection;
     if (connection === undefined) return;
-    this.#serving = this.#serving.then(async () => {
-      if (connection === this.#connection && !this.#stopping) await this.#serve(connection);
-    });
-    this.#serving = this.#serving.catch((error: unknown) => {
+    this.#serveNext(connection).catch((error: unknown) => {
       const { log } = this.#options;
       log.warn({ error: messageOf(error) }, 'NATS: what is served was not changed');
     });
+  }
+
+  #serveNext(connection: NatsConnection): Promise<void> {
+    const serving = this.#serving.then(async () => {
+      if (connection !== this.#connection || this.#stopping) return;
+      // A connection that is closed never says that what was sent has arrived.
+      await Promise.race([this.#serve(connection), connection.closed()]);
+    });
+    this.#serving = serving.catch(() => {});
+    return serving;
   }
 
   /** Why what is meant for the host is not served; undefined when it is. */
@@ -223,8 +230,7 @@ export class Bus {
         this.#guard(connection);
         void this.#watch(connection);
         this.#service = undefined;
-        this.#serving = this.#serving.then(() => this.#serve(connection));
-        await this.#serving;
+        await this.#serveNext(connection);
         this.#setState('connected');
         this.#warnOfOldServer(connection);
         void this.#jobs.serve(connection);
@@ -240,7 +246,6 @@ export class Bus {
         // One that was lost before it served would be made again beside the next.
         const failed = this.#connection;
         this.#connection = undefined;
-        this.#serving = Promise.resolve();
         await failed?.close().catch(() => {});
       }
       this.#setState('connecting');

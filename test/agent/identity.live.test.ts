@@ -142,6 +142,15 @@ test('the second machine serves nothing, releases nothing, and says so', async (
     'h1 own',
     'h1 refused',
   ]);
+  // Nor after NATS was away.
+  await fleet.nats.kill();
+  await fleet.nats.restart();
+  await until('both are connected', async () => {
+    const both = await Promise.all([fleet.agent('h1').health(), second.health()]);
+    return both.every(({ nats }) => nats === 'connected');
+  });
+  await until('the fleet answers again', async () => (await surveyed()).length === 2);
+  for (let n = 0; n < 10; n += 1) await fleet.client.get('h1', { id: 'vm-11' });
   const told = second.output().match(/calls itself host h1/g) ?? [];
   expect(told).toHaveLength(1);
   expect(second.output()).toMatch(/voltnet host forget h1/);
