@@ -59,10 +59,9 @@ mistake('a failed release that is not retried, by this agent or the next', {
       await client.detach(host, { id: 'one' });
       await sleep(300);
       await agent.restart('SIGKILL');
-      await until(
-        'the next agent serves',
-        async () => (await agent.health())['nats'] === 'connected',
-      );
+      await until('the next agent serves', async () => {
+        return (await agent.health())['requests'] === 'ready';
+      });
       await client.detach(host, { id: 'two' });
       await sleep(300);
     } finally {

@@ -99,8 +99,8 @@ async function start(more: string, ...dropIns: string[]): Promise<void> {
 const ready = (): Promise<void> =>
   until('the agent serves', async () => {
     const { bytes } = await requestSeqpacket(SOCKET, Buffer.from('{"op":"health"}'));
-    const { nats: bus, redis: ledger, session } = JSON.parse(bytes.toString()).health;
-    return bus === 'connected' && ledger.state === 'ready' && session.open;
+    const { requests, redis: ledger, session } = JSON.parse(bytes.toString()).health;
+    return requests === 'ready' && ledger.state === 'ready' && session.open;
   });
 
 const attach = async (request: Omit<AttachRequest, 'id'>): Promise<Attachment> =>
