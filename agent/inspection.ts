@@ -140,10 +140,12 @@ export class Inspection {
     for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
       yield;
       const { id } = at;
-      if (at.closed !== undefined) differences.push(at.closed);
-      if (at.closed !== undefined || !isAttached(at)) continue;
-      if (compareLease(at.attachment, leases.get(id)).length > 0) ofLedger.add(id);
-      const observed = this.#observe(at);
+      // As it is now: what was read before the pause may be under way to something else.
+      const record = journal.get(id);
+      if (record?.closed !== undefined) differences.push(record.closed);
+      if (record === undefined || record.closed !== undefined || !isAttached(record)) continue;
+      if (compareLease(record.attachment, leases.get(id)).length > 0) ofLedger.add(id);
+      const observed = this.#observe(record);
       if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
       else differences.push(...observed);
     }

@@ -333,7 +333,9 @@ describe('after a reboot', () => {
     // What has ended does not come back with the next reboot.
     await fleet.client.detach('h1', { id: 'machine' });
     await until('it has ended', async () => (await ledger.listLeases({})).leases.length === 0);
-    expect(readdirSync(join(fleet.agent('h1').stateDir, 'attachments'))).toEqual([]);
+    // The record, and its copy, go last.
+    const copies = join(fleet.agent('h1').stateDir, 'attachments');
+    await until('its copy is gone', () => readdirSync(copies).length === 0);
   });
 });
 
@@ -351,6 +353,8 @@ test('a lease without a record is left alone where its device stands, and ended 
   await until('the leaked one ends', async () => (await ledger.getLease('leaked')) === null);
   expect(await ledger.getLease('stands')).not.toBeNull();
   expect(isUp('tap-stands')).toBe(true);
+  // The event follows the release.
+  await until('it is told', async () => (await eventsOf(fleet, 'detached')).length > 0);
   const told = await eventsOf(fleet, 'detached');
   expect(told).toMatchObject([{ subject: 'leaked', body: { reason: 'interrupted' } }]);
   const { differences } = await fleet.client.check('h1', {});
