@@ -1,10 +1,11 @@
+import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { decodeAnswer } from '#protocol/envelope.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { until } from './agent.ts';
 import { OddMessages } from './odd-messages.ts';
 import { RawNats } from './raw-nats.ts';
-import type { Stack } from './stack.ts';
+import type { Snapshot, Stack } from './stack.ts';
 
 const IN_FLIGHT = 256;
 const PACKETS_IN_FLIGHT = 8;
@@ -93,6 +94,26 @@ export async function fuzz(
   );
   if ((await agent.health())['pid'] !== pid) throw new Error('the agent has ended');
   return { sent: messages, packets, jobs, residentMiB };
+}
+
+/** Detaches whatever a fuzz has attached. Throws where the host then has more than it had `before`. */
+export async function leavesNothing(stack: Stack, before: Snapshot): Promise<void> {
+  const { client, agent, host } = stack;
+  // Some have got an id that was odd, and good enough.
+  for await (const { id } of client.listAll(host)) await client.detach(host, { id });
+  await until('nothing is under way', async () => {
+    const { unfinished, eventsPending } = await agent.health();
+    return unfinished === 0 && eventsPending === 0;
+  });
+  const { devices, records, attachments } = await stack.snapshot();
+  assert.equal(attachments, 0);
+  assert.deepEqual(records, before.records);
+  // The bridges of networks stay.
+  assert.deepEqual(
+    devices.filter((name) => /^(tap|veth|vdel|ifb)/.test(name)),
+    [],
+  );
+  assert.deepEqual((await agent.health())['unexpectedErrors'], { count: 0 });
 }
 
 /** One packet, and whatever answer; that the connection is closed is one, too. */
