@@ -1,5 +1,6 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import { auditOf, type LedgerDifference } from './audit.ts';
 import { Batches } from './batches.ts';
 import { allow, need, refuseField } from './checks.ts';
 import type { LedgerOptions } from './client.ts';
@@ -38,8 +39,8 @@ import {
   recordOf,
   usageOf,
 } from './network.ts';
-import { addressText, FAMILIES } from './pool.ts';
 
+export type { LedgerDifference } from './audit.ts';
 export type { LedgerOptions } from './client.ts';
 export type { LedgerStatus } from './connection.ts';
 export { RevisionChanged } from './errors.ts';
@@ -77,21 +78,6 @@ export interface ListedLease extends Lease {
 export interface Reasserted {
   readonly networks: readonly NetworkOutcome[];
   readonly leases: readonly LeaseOutcome[];
-}
-
-/** A way to an address, MAC or id that does not lead to its lease, or a lease that is not found by it. */
-export interface LedgerDifference {
-  readonly id: string;
-  /**
-   * `host`, `mac`, `due` or `held` with `missing` or `stray`; `held and free`; and where no lease is concerned, so that
-   * `id` is `-`, `lost` (nobody has it, and it is not free either) or `free stray`.
-   */
-  readonly what: string;
-  /** `first-last` where a whole range is lost. */
-  readonly address?: string;
-  readonly mac?: string;
-  /** For `repair`. */
-  readonly found: Readonly<Record<string, unknown>>;
 }
 
 /** Who asks: a host, and which machine it is. */
@@ -376,45 +362,17 @@ export class Ledger {
 
   /**
    * Whether the ledger agrees with itself: every way by which an address, a MAC or an id is found, and the lease
-   * that it leads to. Reads all of it, a little at a time, while the ledger works: what comes and goes meanwhile
+   * that it leads to; every network, and its definition. Reads all of it, a little at a time, while the ledger works: what comes and goes meanwhile
    * may be among the differences, so `repair` looks again.
    */
   async *audit(): AsyncGenerator<LedgerDifference, void, undefined> {
-    yield* this.#auditPart({ part: 'leases' });
-    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
-      const page = await this.listHosts({ cursor });
-      for (const { host } of page.hosts) {
-        for (const part of ['host', 'due']) yield* this.#auditPart({ part, host });
-      }
-      ({ cursor } = page);
-    }
-    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
-      const page = await this.listNetworks({ cursor });
-      for (const { network } of page.networks) {
-        const name = network.network;
-        yield* this.#auditPart({ part: 'macs', network: name });
-        for (const family of FAMILIES) {
-          for (const part of ['held', 'pool', 'free']) {
-            yield* this.#auditPart({ part, network: name, family });
-          }
-        }
-      }
-      ({ cursor } = page);
-    }
+    yield* auditOf((ask) => this.#call('audit', ask));
   }
 
-  async *#auditPart(part: object): AsyncGenerator<LedgerDifference, void, undefined> {
-    for (let cursor: string | undefined, more = true; more; more = cursor !== undefined) {
-      const answer = await this.#call('audit', {
-        ...part,
-        ...(cursor !== undefined && { cursor }),
-      });
-      for (const found of answer.list('differences')) yield differenceOf(found);
-      cursor = answer.optionalText('cursor');
-    }
-  }
-
-  /** Puts one difference right where a lease, or the lack of one, proves what is right; answers whether it is. */
+  /**
+   * Puts one difference right where a lease, the lack of one, or a definition proves what is right; answers whether it
+   * is. What only the hosts can prove they are asked for, and may be right when they have answered.
+   */
   async repair(difference: LedgerDifference): Promise<boolean> {
     return (await this.#call('repair', difference.found)).flag('repaired');
   }
@@ -463,21 +421,6 @@ function fieldsOf(name: string, text: string): Fields {
   const answer = Fields.parse(text, `volt1_${name}`);
   if (answer.has('error')) throw refusalError(answer.object('error'));
   return answer;
-}
-
-function differenceOf(found: Fields): LedgerDifference {
-  const address = found.optionalText('address');
-  const last = found.optionalText('last') ?? address;
-  const mac = found.optionalText('mac');
-  return {
-    id: found.text('id'),
-    what: found.text('what'),
-    ...(address !== undefined && {
-      address: [...new Set([address, last ?? address])].map(addressText).join('-'),
-    }),
-    ...(mac !== undefined && { mac }),
-    found: found.all(),
-  };
 }
 
 async function inBulk<Request, Result>(

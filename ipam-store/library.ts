@@ -20,7 +20,10 @@ const FILES = [
   'reassert',
   'hosts',
   'audit',
+  'audit-networks',
+  'audit-definitions',
   'repair',
+  'repair-networks',
 ];
 
 /** The function library as FUNCTION LOAD takes it. */

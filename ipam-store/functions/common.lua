@@ -3,10 +3,13 @@
 -- Lua's has to hold an IPv6 address. Times are milliseconds of this server's clock. <f> is 4 or 6.
 --
 --   <root>:meta              hash  revision: of the last change of any network; roster: of the last change of the
---                                  list of hosts; lost: 1 while what a server has lost is being restored
+--                                  list of hosts; lost: 1 while what a server has lost is being restored;
+--                                  gone:<f>: until when the key of that name is there
 --   <root>:networks          zset  names, by name
 --   <root>:subnets:<f>       zset  "first-last network": no two overlap
---   <root>:leases            hash  attachment id -> JSON of the lease; #generation: the last one given
+--   <root>:leases            hash  attachment id -> JSON of the lease; #generation: the last one given;
+--                                  #networks, #subnets:<f>, #held:<f>:<n>: how many entries those keys have, so that
+--                                  one that has vanished, whole or in part, is found before it is believed
 --   <root>:roster            zset  names of all hosts, by name
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did
@@ -17,7 +20,8 @@
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down
 --   <root>:net:<n>           hash  network (JSON), digest, revision, type, delayMs; for each family family:<f>
 --                                  (JSON of its rules) and next:<f> ("first-last": the first range of `fresh`);
---                                  for each MAC of a lease mac:<mac>: the id
+--                                  for each MAC of a lease mac:<mac>: the id; unchecked: 1 in one that had vanished
+--                                  and was put again, until the audit has seen that every lease is found in it
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
 --   <root>:net:<n>:<f>:fresh    zset  "first-last": the part of it that was never used, without next:<f>
 --   <root>:net:<n>:<f>:held     zset  "address id"
@@ -61,14 +65,48 @@ local function reply_of(result)
   return cjson.encode(result)
 end
 
+-- Two places of the ledger say different things of one. Neither is believed.
+local function contradiction(message)
+  return refuse('RECOVERING', message .. ': voltnet ledger check --repair puts it right', nil, 250)
+end
+
+-- The refusal of a function that has met what no function has written. What the server refuses for reasons of its
+-- own (NOPERM, OOM) goes on as it is.
+local function unreadable(reason)
+  local text = type(reason) == 'table' and reason.err or tostring(reason)
+  if type(reason) == 'table' and not string.find(text, 'WRONGTYPE', 1, true)
+    and not string.find(text, ' is not an integer', 1, true) and not string.find(text, 'not a valid', 1, true) then
+    error(reason)
+  end
+  return contradiction('the ledger cannot read what it holds (' .. string.gsub(text, '%c', ' ') .. ')')
+end
+
+local function readable(work)
+  return function(keys, args)
+    local done, answer = pcall(work, keys, args)
+    return done and answer or reply_of(unreadable(answer))
+  end
+end
+
 -- cjson writes an empty table as an object: lists are put together from the JSON of their elements.
 local function json_list(items)
   return '[' .. table.concat(items, ',') .. ']'
 end
 
+-- What the JSON of a lease, or of rules, says; nil where somebody else has written it.
+local function decoded(text)
+  local done, value = pcall(cjson.decode, text)
+  return done and type(value) == 'table' and value or nil
+end
+
+-- nil also for what cannot be read: the audit names it.
 local function lease_of(root, id)
   local text = redis.call('HGET', root .. ':leases', id)
-  return text and cjson.decode(text)
+  local lease = text and decoded(text)
+  local whole = lease and lease.id == id and type(lease.hex) == 'table' and type(lease.before) == 'table'
+    and type(lease.network) == 'string' and type(lease.host) == 'string' and type(lease.mac) == 'string'
+    and type(lease.workload) == 'string' and tonumber(lease.generation)
+  return whole and lease or nil
 end
 
 -- One page of a zset of names that begin with `prefix`, after the cursor: the JSON of what `read` makes of
@@ -96,7 +134,7 @@ end
 
 -- The lease that an entry "network id" of a host leads to, nil where none says the same; and the id.
 local function lease_at(root, host, entry)
-  local space = string.find(entry, ' ', 1, true)
+  local space = string.find(entry, ' ', 1, true) or 0
   local id = string.sub(entry, space + 1)
   local lease = lease_of(root, id)
   if lease and lease.host == host and lease.network == string.sub(entry, 1, space - 1) then

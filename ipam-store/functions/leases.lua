@@ -9,8 +9,7 @@ local function line_of(work, ...)
   if done then
     return line or reply_of(refusal)
   end
-  local reason = type(refusal) == 'table' and refusal.err or tostring(refusal)
-  return reply_of(refuse('INTERNAL', 'the ledger: ' .. string.gsub(reason, '%c', ' ')))
+  return reply_of(unreadable(refusal))
 end
 
 -- The same refusal for so many requests.
@@ -23,8 +22,12 @@ local function due_key(root, host)
   return root .. ':host:' .. host .. ':due'
 end
 
-local function store_lease(batch, id, json, expires_at, generation)
-  redis.call('HSET', batch.leases, id, json, GENERATION, generation)
+local function store_lease(batch, id, json, expires_at, generation, counts)
+  if counts then
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation, unpack(counts))
+  else
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation)
+  end
   if expires_at then
     redis.call('ZADD', due_key(batch.root, batch.host), expires_at, id)
   end
@@ -60,8 +63,11 @@ local function unlike(lease, batch, ask, asked)
 end
 
 -- Writes also when nothing is new, so that a WAIT that follows covers the lease.
-local function renew(batch, ask, text)
-  local lease = cjson.decode(text)
+local function renew(batch, ask)
+  local lease = lease_of(batch.root, ask.id)
+  if not lease then
+    return contradiction('the lease of ' .. ask.id .. ' cannot be read')
+  end
   local asked = cjson.decode(ask.head .. '}')
   local refusal = unlike(lease, batch, ask, asked)
   if refusal then
@@ -79,12 +85,10 @@ end
 
 -- What a request without a lease would be given: by family its address, or false for the next fresh one.
 local function decide(batch, ask)
-  local network = batch.network or open_network(batch)
-  if not network[1] then
-    return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
-  end
-  if network[1] ~= batch.revision then
-    return refuse('REVISION_CHANGED', 'network ' .. batch.name .. ' is at revision ' .. network[1])
+  local closed = not batch.network and closed_network(batch)
+  if closed then
+    batch.network = false
+    return closed
   end
   local picked = {}
   for index, family in ipairs(batch.families) do
@@ -109,6 +113,7 @@ local function grant(batch, ask)
   end
   local changes = { 'mac:' .. ask.mac, ask.id }
   local addresses, hex, before = '', '', ''
+  local counts = {}
   for index, family in ipairs(batch.families) do
     local address = picked[index]
     if address then
@@ -119,6 +124,10 @@ local function grant(batch, ask)
     else
       address = take_next(batch, family, ask.id, changes)
     end
+    local counted = batch.counted[family] + 1
+    batch.counted[family] = counted
+    counts[#counts + 1] = batch.count_fields[family]
+    counts[#counts + 1] = counted
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
@@ -134,7 +143,7 @@ local function grant(batch, ask)
     .. '","grantedAtMs":"' .. batch.now_digits
     .. (expires_at and '","expiresAtMs":"' .. expires_at or '')
     .. '","hex":{' .. hex .. '},"before":{' .. before .. '}}'
-  store_lease(batch, ask.id, json, expires_at, generation)
+  store_lease(batch, ask.id, json, expires_at, generation, counts)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
@@ -155,6 +164,7 @@ local function open_batch(root, text)
       leases = root .. ':leases',
       host_ids = ids_key(root, host),
       memory = memory,
+      count_fields = { ['4'] = held_field(name, '4'), ['6'] = held_field(name, '6') },
     }
     -- Taken apart is soon taken apart again: no need to know which are in use.
     if memory.batch_count == MAX_BATCHES then
@@ -164,9 +174,19 @@ local function open_batch(root, text)
     memory.batch_count = memory.batch_count + 1
   end
   batch.network = false
+  batch.counted = {}
   batch.now = now_ms()
   batch.now_digits = digits(batch.now)
   return batch
+end
+
+-- What `leases` has of a request: the lease, the generation; and what it counts of the network, for the batch.
+local function look_up(batch, id)
+  local fields = batch.count_fields
+  local found = redis.call('HMGET', batch.leases, id, GENERATION, fields['4'], fields['6'])
+  batch.counted['4'] = found[3] or batch.counted['4']
+  batch.counted['6'] = found[4] or batch.counted['6']
+  return found
 end
 
 -- A request of a batch, out of the arguments of acquire.
@@ -200,7 +220,7 @@ local function acquire(keys, args)
   local lines = {}
   for at = 2, #args, 8 do
     local ask = ask_at(args, at)
-    local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
+    local held = look_up(batch, ask.id)
     if tonumber(held[2]) == batch.memory.generation then
       lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
     else
@@ -213,7 +233,11 @@ end
 
 local function preview_one(batch, ask, text)
   if text then
-    local refusal = unlike(cjson.decode(text), batch, ask, cjson.decode(ask.head .. '}'))
+    local lease = lease_of(batch.root, ask.id)
+    if not lease then
+      return contradiction('the lease of ' .. ask.id .. ' cannot be read')
+    end
+    local refusal = unlike(lease, batch, ask, cjson.decode(ask.head .. '}'))
     return refusal, not refusal and '{"lease":' .. text .. '}'
   end
   local refusal, picked = decide(batch, ask)
@@ -238,7 +262,7 @@ local function preview(keys, args)
     return reply_of(closed)
   end
   local ask = ask_at(args, 2)
-  local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
+  local held = look_up(batch, ask.id)
   if tonumber(held[2]) ~= batch.memory.generation then
     return reply_of(disarm(keys[1]))
   end
@@ -264,6 +288,9 @@ end
 local function release_one(root, host, now, ask)
   local id, generation, cool = string.match(ask, '^(%S+) (%S+) (%S+)$')
   local lease = lease_of(root, id)
+  if not lease and redis.call('HEXISTS', root .. ':leases', id) == 1 then
+    return contradiction('the lease of ' .. id .. ' cannot be read')
+  end
   if not lease then
     return nil, '{"released":false}'
   end
@@ -298,7 +325,12 @@ end
 
 -- lease {id} -> the lease or null
 local function get_lease(keys, args)
-  return redis.call('HGET', keys[1] .. ':leases', cjson.decode(args[1]).id) or 'null'
+  local id = cjson.decode(args[1]).id
+  local text = redis.call('HGET', keys[1] .. ':leases', id)
+  if text and not lease_of(keys[1], id) then
+    return reply_of(contradiction('the lease of ' .. id .. ' cannot be read'))
+  end
+  return text or 'null'
 end
 
 -- leases {network?, host?, cursor?, limit} -> {leases, cursor?, nowMs (text)}, by host, network and id; each with

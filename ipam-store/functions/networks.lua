@@ -30,7 +30,8 @@ local function stranded_in(root, name, family, rules)
   end
   for address, workload in pairs(rules and rules.reserved or {}) do
     local id = entry_of(held, address)
-    if id and lease_of(root, id).workload ~= workload then
+    local lease = id and lease_of(root, id)
+    if id and (not lease or lease.workload ~= workload) then
       return address, id, 'reservations.' .. workload
     end
   end
@@ -56,27 +57,7 @@ local function stranded(root, ask, type_before)
   return nil
 end
 
--- Makes the addresses of a family follow its rules; nil for none any more.
-local function set_family(root, name, family, rules, now)
-  local key = network_key(root, name)
-  local before = redis.call('HMGET', key, 'family:' .. family, 'delayMs')
-  local old = before[1] and cjson.decode(before[1])
-  local subnets = root .. ':subnets:' .. family
-  if old then
-    redis.call('ZREM', subnets, old.first .. '-' .. old.last .. ' ' .. name)
-    local kept = rules and { { rules.first, rules.last } } or {}
-    for _, range in ipairs(minus({ { old.first, old.last } }, kept)) do
-      bury(root, name, family, range[1], range[2], now, tonumber(before[2]))
-    end
-  end
-  if not rules then
-    set_allowed(root, name, family, {})
-    redis.call('HDEL', key, 'family:' .. family)
-    return
-  end
-  redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name)
-  unearth(root, name, family, rules.first, rules.last)
-  set_allowed(root, name, family, rules.allowed)
+local function store_rules(key, family, rules)
   local reserved, owners, forbidden = {}, {}, {}
   for address, workload in pairs(rules.reserved) do
     table.insert(reserved, cjson.encode(address))
@@ -89,6 +70,33 @@ local function set_family(root, name, family, rules, now)
     '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%s,"owners":%s,"forbidden":%s}',
     rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved),
     json_list(owners), json_list(forbidden)))
+end
+
+-- Makes the addresses of a family follow its rules; nil for none any more.
+local function set_family(root, name, family, rules, now)
+  local key = network_key(root, name)
+  local before = redis.call('HMGET', key, 'family:' .. family, 'delayMs')
+  local old = before[1] and cjson.decode(before[1])
+  local subnets = root .. ':subnets:' .. family
+  if old then
+    redis.call('ZREM', subnets, old.first .. '-' .. old.last .. ' ' .. name)
+    keep_count(root, '#subnets:' .. family, subnets, -1)
+    local kept = rules and { { rules.first, rules.last } } or {}
+    for _, range in ipairs(minus({ { old.first, old.last } }, kept)) do
+      bury(root, name, family, range[1], range[2], now, tonumber(before[2]))
+    end
+  end
+  if not rules then
+    set_allowed(root, name, family, {})
+    redis.call('HDEL', key, 'family:' .. family)
+    return
+  end
+  if redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
+    keep_count(root, '#subnets:' .. family, subnets, 1)
+  end
+  unearth(root, name, family, rules.first, rules.last)
+  set_allowed(root, name, family, rules.allowed)
+  store_rules(key, family, rules)
 end
 
 -- What forbids this definition: a neighbour, or a lease.
@@ -104,20 +112,76 @@ local function obstacle_to(root, ask, type_before)
   return stranded(root, ask, type_before)
 end
 
-local function store_network(root, ask, revision)
-  local key = network_key(root, ask.name)
-  local now = now_ms()
-  for _, family in ipairs(FAMILIES) do
-    set_family(root, ask.name, family, ask.families[family], now)
+-- Makes the pool of a family again from what it allows, what is held, and what was released.
+local function rebuild_pool(root, name, family, allowed)
+  for _, part in ipairs({ 'allowed', 'fresh', 'free', 'by' }) do
+    redis.call('DEL', pool_key(root, name, family, part))
   end
-  redis.call('ZADD', root .. ':networks', 0, ask.name)
-  redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest, 'revision', digits(revision),
+  redis.call('HDEL', network_key(root, name), 'next:' .. family)
+  local by = pool_key(root, name, family, 'by')
+  each_between(pool_key(root, name, family, 'last'), '0', 'g', function(address, text)
+    local _, workload = time_and_workload(text)
+    redis.call('ZADD', by, '0', workload .. ' ' .. address)
+  end)
+  set_allowed(root, name, family, allowed)
+end
+
+-- A network whose definition has vanished has left its keys behind, or some of them.
+local function has_remains(root, name)
+  local remains = redis.call('ZSCORE', root .. ':networks', name)
+  for _, family in ipairs(FAMILIES) do
+    local held = pool_key(root, name, family, 'held')
+    remains = remains or redis.call('EXISTS', held) == 1
+      or missing_from(root, held_field(name, family), held) > 0
+  end
+  return remains
+end
+
+-- What of a definition is in fields of its own.
+local function store_definition(key, ask)
+  redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest,
     'type', ask.type, 'delayMs', digits(ask.delayMs))
   if ask.reclaimMs then
     redis.call('HSET', key, 'reclaimMs', digits(ask.reclaimMs))
   else
     redis.call('HDEL', key, 'reclaimMs')
   end
+end
+
+local function store_network(root, ask, revision)
+  local key = network_key(root, ask.name)
+  local now = now_ms()
+  if redis.call('HEXISTS', key, 'revision') == 0 and has_remains(root, ask.name) then
+    for _, family in ipairs(FAMILIES) do
+      rebuild_pool(root, ask.name, family, {})
+    end
+    redis.call('HSET', key, 'unchecked', '1')
+  end
+  for _, family in ipairs(FAMILIES) do
+    set_family(root, ask.name, family, ask.families[family], now)
+  end
+  if redis.call('ZADD', root .. ':networks', 0, ask.name) == 1 then
+    keep_count(root, '#networks', root .. ':networks', 1)
+  end
+  redis.call('HSET', key, 'revision', digits(revision))
+  store_definition(key, ask)
+end
+
+-- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
+local function incomplete(root, name)
+  -- The next revision would be one that was there before.
+  if not tonumber(redis.call('HGET', root .. ':meta', 'revision') or nil) then
+    return disarm(root)
+  end
+  for _, family in ipairs(FAMILIES) do
+    if missing_from(root, '#subnets:' .. family, root .. ':subnets:' .. family) > 0 then
+      return contradiction('IPv' .. family .. ' subnets of networks have vanished')
+    end
+    if missing_from(root, held_field(name, family), pool_key(root, name, family, 'held')) > 0 then
+      return contradiction('held IPv' .. family .. ' addresses of network ' .. name .. ' have vanished')
+    end
+  end
+  return nil
 end
 
 -- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
@@ -133,8 +197,16 @@ local function put_network(keys, args)
   end
   local key = network_key(root, ask.name)
   local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
+  local vanished = incomplete(root, ask.name)
+  if vanished then
+    return reply_of(vanished)
+  end
   local revision = tonumber(held[1])
   if revision and held[2] == ask.digest then
+    if held[3] ~= ask.network and not (held[3] and decoded(held[3])) then
+      redis.call('HSET', key, 'network', ask.network)
+      held[3] = ask.network
+    end
     return reply_of({ network = held[3], revision = revision, created = false })
   end
   if revision and ask.revision ~= revision then
@@ -199,6 +271,9 @@ local function get_network(keys, args)
   if not held[1] then
     -- An emptied server says so, and not that there is no such network.
     local closed = unarmed(root)
+    if not closed and redis.call('ZSCORE', root .. ':networks', name) then
+      closed = contradiction('the definition of network ' .. name .. ' has vanished')
+    end
     return closed and reply_of(closed) or 'null'
   end
   local usage = {}
@@ -218,10 +293,22 @@ end
 -- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
 local function list_networks(keys, args)
   local root = keys[1]
+  -- Whoever remembers the list would forget a network that has vanished from it, and could not restore it.
+  if missing_from(root, '#networks', root .. ':networks') > 0 then
+    return reply_of(contradiction('names of networks have vanished'))
+  end
+  local vanished
   local networks, cursor = page_of(root .. ':networks', '', cjson.decode(args[1]), function(name)
     local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+    if not held[1] or not tonumber(held[2]) or not decoded(held[1]) then
+      vanished = name
+      return ''
+    end
     return cjson.encode({ network = held[1], revision = tonumber(held[2]) })
   end)
+  if vanished then
+    return reply_of(contradiction('the definition of network ' .. vanished .. ' has vanished'))
+  end
   return '{"networks":' .. networks .. ',"cursor":' .. cursor .. '}'
 end
 
@@ -232,7 +319,10 @@ local function remove_network(root, name)
     set_family(root, name, family, nil, now)
   end
   redis.call('DEL', network_key(root, name))
-  redis.call('ZREM', root .. ':networks', name)
+  if redis.call('ZREM', root .. ':networks', name) == 1 then
+    keep_count(root, '#networks', root .. ':networks', -1)
+  end
+  redis.call('HDEL', root .. ':leases', held_field(name, '4'), held_field(name, '6'))
 end
 
 -- delete {by?: {host, machineId}, name} -> {deleted}
@@ -245,12 +335,22 @@ local function delete_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, name)
+  local vanished = incomplete(root, name)
+  if vanished then
+    return reply_of(vanished)
+  end
   local ids = ids_in(root, name, 16)
+  for _, family in ipairs(FAMILIES) do
+    local _, id = entry_between(pool_key(root, name, family, 'held'), '0', 'g')
+    if #ids == 0 and id then
+      return reply_of(contradiction(id .. ' is said to hold an address of network ' .. name .. ', and by no host'))
+    end
+  end
   if #ids > 0 then
     return reply_of(refuse('NETWORK_IN_USE', 'network ' .. name .. ' has leases: ' .. table.concat(ids, ', '),
       { network = name, ids = ids }))
   end
-  if redis.call('EXISTS', key) == 0 then
+  if redis.call('EXISTS', key) == 0 and not redis.call('ZSCORE', root .. ':networks', name) then
     return reply_of({ deleted = false })
   end
   remove_network(root, name)
@@ -259,20 +359,20 @@ local function delete_network(keys, args)
   return reply_of({ deleted = true })
 end
 
-redis.register_function('volt1_network_put', put_network)
+redis.register_function('volt1_network_put', readable(put_network))
 redis.register_function({
   function_name = 'volt1_network_get',
-  callback = get_network,
+  callback = readable(get_network),
   flags = { 'no-writes' },
 })
 redis.register_function({
   function_name = 'volt1_network_list',
-  callback = list_networks,
+  callback = readable(list_networks),
   flags = { 'no-writes' },
 })
 -- Allowed when memory has run out: it gives some back.
 redis.register_function({
   function_name = 'volt1_network_delete',
-  callback = delete_network,
+  callback = readable(delete_network),
   flags = { 'allow-oom' },
 })

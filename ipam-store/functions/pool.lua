@@ -1,5 +1,25 @@
 -- Addresses of one network and family: which are free, who holds the others, who held them last.
 
+-- Keeps how many entries a key has, beside its changes. One not counted before begins with what is there.
+local function keep_count(root, field, key, step)
+  local leases = root .. ':leases'
+  if redis.call('HEXISTS', leases, field) == 1 then
+    redis.call('HINCRBY', leases, field, step)
+  else
+    redis.call('HSET', leases, field, redis.call('ZCARD', key))
+  end
+end
+
+-- How many entries a key has lost; 0 for one that was never counted.
+local function missing_from(root, field, key)
+  local counted = tonumber(redis.call('HGET', root .. ':leases', field) or 0)
+  return counted and math.max(0, counted - redis.call('ZCARD', key)) or 1
+end
+
+local function held_field(network, family)
+  return '#held:' .. family .. ':' .. network
+end
+
 local function network_key(root, name)
   return root .. ':net:' .. name
 end
@@ -163,9 +183,9 @@ local function each_between(key, first, last, visit)
   end
 end
 
--- "time workload" of a release.
+-- "time workload" of a release; no time where somebody else has written it.
 local function time_and_workload(text)
-  local space = string.find(text, ' ', 1, true)
+  local space = string.find(text, ' ', 1, true) or 0
   return tonumber(string.sub(text, 1, space - 1)), string.sub(text, space + 1)
 end
 
@@ -186,28 +206,38 @@ local function forget(root, network, family, address, text)
   redis.call('ZREM', pool_key(root, network, family, 'free'), address)
 end
 
--- Gives an address to an id. Answers what it was before: the text of its last release, or nil for never used.
+-- Gives an address to an id, without counting it. Answers what it was before, the text of its last release or nil for
+-- never used, and how many entries `held` has more.
 local function take(root, network, family, address, id)
   local before = entry_of(pool_key(root, network, family, 'last'), address)
   if before then
     forget(root, network, family, address, before)
   else
+    -- Also where `last` has lost it: what is held is not free.
+    redis.call('ZREM', pool_key(root, network, family, 'free'), address)
     change_fresh(root, network, family, function(fresh)
       cut(fresh, address, address)
     end)
   end
-  redis.call('ZADD', pool_key(root, network, family, 'held'), '0', address .. ' ' .. id)
-  return before
+  local added = redis.call('ZADD', pool_key(root, network, family, 'held'), '0', address .. ' ' .. id)
+  return before, added
 end
 
 -- Takes an address from an id. With `text` it was last released then and by that workload; without, it was
 -- never used.
 local function give_back(root, network, family, address, id, text)
-  redis.call('ZREM', pool_key(root, network, family, 'held'), address .. ' ' .. id)
+  local held = pool_key(root, network, family, 'held')
+  redis.call('ZREM', held, address .. ' ' .. id)
+  -- Also where it had vanished: it is not missing any more.
+  keep_count(root, held_field(network, family), held, -1)
+  if entry_of(held, address) then
+    return
+  end
   if text then
     remember(root, network, family, address, text)
   elseif is_in(pool_key(root, network, family, 'allowed'), address) then
     change_fresh(root, network, family, function(fresh)
+      cut(fresh, address, address)
       join(fresh, address, address)
     end)
   end
@@ -223,8 +253,10 @@ local function bury(root, network, family, first, last, now, delay)
       redis.call('ZADD', gone, '0', address .. ' ' .. text)
     end
   end)
-  if delay > 0 and delay > redis.call('PTTL', gone) then
+  local left = redis.call('PTTL', gone)
+  if left ~= -2 and delay > left then
     redis.call('PEXPIRE', gone, digits(delay))
+    redis.call('HSET', root .. ':meta', 'gone:' .. family, digits(now + delay))
   end
 end
 
@@ -235,6 +267,9 @@ local function unearth(root, network, family, first, last)
     redis.call('ZREM', gone, address .. ' ' .. text)
     remember(root, network, family, address, text)
   end)
+  if redis.call('EXISTS', gone) == 0 then
+    redis.call('HDEL', root .. ':meta', 'gone:' .. family)
+  end
 end
 
 -- Changes what the pool gives out; costs what was used of the difference.

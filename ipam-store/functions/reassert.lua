@@ -55,7 +55,7 @@ local function misplaced(root, lease)
     if not rules then
       return 'ADDRESS_OUT_OF_RANGE'
     end
-    local wrong = barred(cjson.decode(rules), address, lease.workload)
+    local wrong = barred(decoded(rules) or error('the rules of network ' .. lease.network), address, lease.workload)
     if wrong then
       return wrong
     end
@@ -63,9 +63,31 @@ local function misplaced(root, lease)
   return nil
 end
 
+-- Whatever has vanished of the ways to a lease that is there.
+local function find_again(root, lease)
+  if redis.call('HEXISTS', network_key(root, lease.network), 'revision') == 0 then
+    return
+  end
+  for family, address in pairs(lease.hex) do
+    if not entry_of(pool_key(root, lease.network, family, 'held'), address) then
+      -- It was counted when it was granted.
+      take(root, lease.network, family, address, lease.id)
+    end
+  end
+  if redis.call('HEXISTS', network_key(root, lease.network), 'mac:' .. lease.mac) == 0 then
+    redis.call('HSET', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id)
+  end
+  redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
+  if lease.expiresAtMs then
+    redis.call('ZADD', due_key(root, lease.host), lease.expiresAtMs, lease.id)
+  end
+end
+
 local function restore(root, lease)
   for family, address in pairs(lease.hex) do
-    take(root, lease.network, family, address, lease.id)
+    local _, added = take(root, lease.network, family, address, lease.id)
+    local held = pool_key(root, lease.network, family, 'held')
+    keep_count(root, held_field(lease.network, family), held, added)
   end
   redis.call('HSET', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id)
   redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
@@ -87,6 +109,7 @@ local function reassert_lease(root, lease, now)
   for _, other in ipairs(others) do
     if other.id == lease.id and other.generation == lease.generation and other.host == lease.host then
       memory_of(root).said[lease.id] = true
+      find_again(root, other)
       outcome.outcome = 'kept'
       return outcome
     end
@@ -129,11 +152,14 @@ local function makes_way(root, refusal, revision, now)
     if memory.said[details.id] then
       return false
     end
-    end_lease(root, lease_of(root, details.id), now, true)
-    return true
+    local lease = lease_of(root, details.id)
+    if lease then
+      end_lease(root, lease, now, true)
+    end
+    return lease ~= nil
   end
   local other = details.network
-  if tonumber(redis.call('HGET', network_key(root, other), 'revision')) >= revision then
+  if (tonumber(redis.call('HGET', network_key(root, other), 'revision') or 0) or 0) >= revision then
     return false
   end
   local ids = ids_in(root, other, MAX_IN_THE_WAY)
@@ -143,7 +169,10 @@ local function makes_way(root, refusal, revision, now)
     end
   end
   for _, id in ipairs(ids) do
-    end_lease(root, lease_of(root, id), now, true)
+    local lease = lease_of(root, id)
+    if lease then
+      end_lease(root, lease, now, true)
+    end
   end
   if #ids < MAX_IN_THE_WAY then
     remove_network(root, other)
@@ -152,9 +181,19 @@ local function makes_way(root, refusal, revision, now)
 end
 
 local function reassert_network(root, ask, now)
-  local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type')
+  local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type', 'network')
+  if not (held[3] and decoded(held[3])) then
+    held[1] = '0'
+  end
   local outcome = { network = ask.name, outcome = 'kept' }
-  if tonumber(held[1] or 0) >= ask.revision then
+  if (tonumber(held[1] or 0) or 0) >= ask.revision then
+    -- Found again by its name and its subnets, where those have vanished.
+    redis.call('ZADD', root .. ':networks', '0', ask.name)
+    if tonumber(held[1]) == ask.revision then
+      for family, rules in pairs(ask.families) do
+        redis.call('ZADD', root .. ':subnets:' .. family, '0', rules.first .. '-' .. rules.last .. ' ' .. ask.name)
+      end
+    end
     return outcome
   end
   local refusal = obstacle_to(root, ask, held[2])
@@ -220,4 +259,4 @@ local function reassert(keys, args)
   return '{"networks":' .. json_list(networks) .. ',"leases":' .. json_list(leases) .. '}'
 end
 
-redis.register_function('volt1_reassert', reassert)
+redis.register_function('volt1_reassert', readable(reassert))

@@ -1,6 +1,58 @@
--- Puts right what the audit has found, one difference at a time. Only what a lease, or the lack of one, proves is
--- changed: what is missing of a lease is added, in place of what leads to none; what leads to none is removed. Each
--- looks again before it does anything, and answers whether it is right now. What is not here is not proven.
+-- Puts right what the audit has found, one difference at a time. Only what a lease, or the lack of one, or the
+-- definition of a network proves is changed: what is missing of a lease is added, in place of what leads to none; what
+-- leads to none is removed, unless its host may know better. Each looks again before it does anything, and answers
+-- whether it is right now. What is not here is not proven.
+
+-- What only the hosts can prove: they say again what they hold and know, as after any loss. Answers false, or true
+-- where they have been asked, and have answered.
+local function ask_hosts(root, why)
+  local tried = memory_of(root).tried or {}
+  if tried[why] then
+    return true
+  end
+  local meta = meta_of(root)
+  if not meta.lost then
+    meta.generation = (epoch_of(meta.generation) + 1) * EPOCH_UNIT
+  end
+  redis.call('HSET', root .. ':leases', GENERATION, digits(meta.generation))
+  redis.call('HSET', root .. ':meta', 'revision', digits(meta.revision), 'roster', digits(meta.roster),
+    'lost', '1')
+  memories[root] = nil
+  local memory = memory_of(root)
+  memory.since = now_ms()
+  tried[why] = true
+  memory.tried = tried
+  return false
+end
+
+-- The same of one host, for an entry "network id" of its own.
+local function ask_host(root, host, entry)
+  local memory = memory_of(root)
+  memory.asked = memory.asked or {}
+  local session = root .. ':host:' .. host
+  local asked = host .. ' ' .. entry
+  local epoch = digits(epoch_of(memory.generation))
+  if memory.asked[asked] and redis.call('HGET', session, 'asserted') == epoch then
+    return true
+  end
+  memory.asked[asked] = true
+  redis.call('HDEL', session, 'asserted')
+  memory.sessions[host] = nil
+  return false
+end
+
+-- True while an id without a lease is said to be some host's, which may have a record of it.
+local function is_claimed(root, network, id)
+  if redis.call('HEXISTS', root .. ':leases', id) == 1 then
+    return not lease_of(root, id)
+  end
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
+    if redis.call('ZSCORE', ids_key(root, host), network .. ' ' .. id) then
+      return true
+    end
+  end
+  return false
+end
 
 -- The lease of an id, unless its network is not there.
 local function placed_lease(root, id)
@@ -61,6 +113,9 @@ local REPAIRS = {
     if not stray_id(root, ask.entry, ask.host) then
       return false
     end
+    if not lease_of(root, ask.id) and not ask_host(root, ask.host, ask.entry) then
+      return false
+    end
     redis.call('ZREM', ids_key(root, ask.host), ask.entry)
     return true
   end,
@@ -73,7 +128,7 @@ local REPAIRS = {
   end,
   ['mac stray'] = function(root, ask)
     local key, field = network_key(root, ask.network), 'mac:' .. ask.mac
-    if not stray_mac(root, ask.network, ask.mac, ask.id) then
+    if not stray_mac(root, ask.network, ask.mac, ask.id) or is_claimed(root, ask.network, ask.id) then
       return false
     end
     if redis.call('HGET', key, field) == ask.id then
@@ -84,7 +139,7 @@ local REPAIRS = {
   ['held stray'] = function(root, ask)
     local network, family, address = ask.network, ask.family, ask.address
     local held = pool_key(root, network, family, 'held')
-    if not stray_holder(root, network, family, address, ask.id) then
+    if not stray_holder(root, network, family, address, ask.id) or is_claimed(root, network, ask.id) then
       return false
     end
     local was_there = redis.call('ZREM', held, address .. ' ' .. ask.id) == 1
@@ -109,18 +164,40 @@ local REPAIRS = {
     end)
     return true
   end,
+  ['lease unreadable'] = function(root, ask)
+    if redis.call('HEXISTS', root .. ':leases', ask.id) == 0 or lease_of(root, ask.id) then
+      return true
+    end
+    if not ask_hosts(root, 'lease ' .. ask.id) then
+      return false
+    end
+    redis.call('HDEL', root .. ':leases', ask.id)
+    return true
+  end,
+  ['roster missing'] = function(root, ask)
+    redis.call('ZADD', root .. ':roster', '0', ask.host)
+    if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
+      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms()), ask.host)
+    end
+    return true
+  end,
+  ['state missing'] = function(root, ask)
+    if not redis.call('ZSCORE', root .. ':roster', ask.host) then
+      return false
+    end
+    if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
+      -- Until its next heartbeat.
+      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms()), ask.host)
+    end
+    return true
+  end,
+  ['session missing'] = function(root, ask)
+    local memory = memory_of(root)
+    local machine = memory.sessions[ask.host] or memory.heard[ask.host]
+    if not machine then
+      return false
+    end
+    redis.call('HSET', root .. ':host:' .. ask.host, 'machineId', machine)
+    return true
+  end,
 }
-
--- repair, a difference as audit answered it -> {repaired}
-local function repair(keys, args)
-  local root = keys[1]
-  local closed = unarmed(root)
-  if closed then
-    return reply_of(closed)
-  end
-  local ask = cjson.decode(args[1])
-  local work = REPAIRS[ask.what]
-  return '{"repaired":' .. tostring(work and work(root, ask) or false) .. '}'
-end
-
-redis.register_function({ function_name = 'volt1_repair', callback = repair, flags = { 'allow-oom' } })

@@ -10,9 +10,58 @@ end
 
 -- What a batch knows of its network, which it reads once; next:<f> is kept up here and in Redis, together.
 local function open_network(batch)
-  batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6')
+  batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6', 'unchecked')
   batch.delay_ms = tonumber(batch.network[2])
   return batch.network
+end
+
+-- Why nothing is granted in a network: it is not there, is another by now, or has lost some of its keys.
+local function closed_network(batch)
+  local network = open_network(batch)
+  local revision = network[1]
+  if not revision then
+    if redis.call('ZSCORE', batch.root .. ':networks', batch.name)
+      or (tonumber(batch.counted['4'] or 0) or 1) + (tonumber(batch.counted['6'] or 0) or 1) > 0 then
+      return contradiction('the definition of network ' .. batch.name .. ' has vanished')
+    end
+    return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
+  end
+  if revision ~= batch.revision then
+    if not tonumber(revision) then
+      return contradiction('the definition of network ' .. batch.name .. ' cannot be read')
+    end
+    return refuse('REVISION_CHANGED', 'network ' .. batch.name .. ' is at revision ' .. revision)
+  end
+  if network[5] or not batch.delay_ms then
+    return contradiction('parts of network ' .. batch.name .. ' have vanished')
+  end
+  for _, family in ipairs(batch.families) do
+    local counted = batch.counted[family]
+    local held = redis.call('ZCARD', batch.key .. ':' .. family .. ':held')
+    if not counted then
+      batch.counted[family] = held
+    elseif held < (tonumber(counted) or math.huge) then
+      return contradiction('network ' .. batch.name .. ' has ' .. held .. ' of ' .. counted
+        .. ' held IPv' .. family .. ' addresses')
+    end
+  end
+  return nil
+end
+
+-- An address that one index has for free: is it, by the others? Answers the refusal, if not.
+local function contradicted(batch, family, address, index)
+  local id = entry_of(batch.key .. ':' .. family .. ':held', address)
+  local why = id and 'held by ' .. id
+  if not why and index == 'free' then
+    local text = entry_of(batch.key .. ':' .. family .. ':last', address)
+    why = not (text and time_and_workload(text)) and 'said to be free, and nobody has released it'
+  end
+  if not why then
+    return nil
+  end
+  local refusal = contradiction('in network ' .. batch.name .. ' {address} is in `' .. index .. '` and ' .. why)
+  refusal.error.details = { address = address }
+  return refusal
 end
 
 -- An address that is to be this one and no other.
@@ -28,6 +77,8 @@ local function pick_named(batch, ask, family, address)
     if rest > 0 and workload ~= ask.workload then
       return refuse('ADDRESS_IN_USE', '{address} is cooling down', { address = address }, rest)
     end
+  elseif redis.call('ZSCORE', batch.key .. ':' .. family .. ':free', address) then
+    return contradicted(batch, family, address, 'free')
   end
   return nil, address
 end
@@ -51,11 +102,11 @@ local function pick_used(batch, ask, family)
   local oldest = redis.call('ZRANGE', free, '0', '0', 'WITHSCORES')
   local wait = oldest[1] and tonumber(oldest[2]) + batch.delay_ms - batch.now
   if wait and wait <= 0 then
-    return nil, oldest[1]
+    return contradicted(batch, family, oldest[1], 'free'), oldest[1]
   end
   local own = wait and pick_own(batch, ask, family)
   if own then
-    return nil, own
+    return contradicted(batch, family, own, 'free'), own
   end
   return refuse('POOL_EXHAUSTED',
     'network ' .. batch.name .. ' has no IPv' .. family .. ' address left'
@@ -77,8 +128,13 @@ local function pick(batch, ask, family)
       return pick_named(batch, ask, family, reserved)
     end
   end
-  if batch.network[NEXT[family]] then
-    return nil
+  local range = batch.network[NEXT[family]]
+  if range then
+    local first = string.match(range, '^(%x+)%-%x+$')
+    if not first then
+      return contradiction('the first free range of network ' .. batch.name .. ' cannot be read')
+    end
+    return contradicted(batch, family, first, 'fresh')
   end
   return pick_used(batch, ask, family)
 end

@@ -71,16 +71,16 @@ test('of two families both are granted or neither, and the rest of the bulk goes
   expect((await store.ledger.getNetwork('dual'))?.usage.used).toBe(2);
 });
 
-test('a request on which the library fails fails alone', async () => {
+test('a request of which the ledger cannot read what it holds fails alone', async () => {
   const record = await put(store.ledger, VOLT0);
   const { lease } = await store.ledger.acquire(askFor(record, 'broken'));
   await store.raw.hset('volt:{ledger}:leases', 'broken', 'no JSON');
   const asking = ['a', 'broken', 'b'].map((id) => askFor(record, id));
   const results = await store.ledger.acquireMany(asking);
-  expect(codesOf(results)).toEqual(['done', 'INTERNAL', 'done']);
+  expect(codesOf(results)).toEqual(['done', 'RECOVERING', 'done']);
   const addresses = results.flatMap((one) => ('lease' in one ? one.lease.addresses : []));
   expect(new Set([...addresses, ...lease.addresses]).size).toBe(3);
   expect(codesOf(await store.ledger.releaseMany([{ ...owned(lease), cool: true }]))).toEqual([
-    'INTERNAL',
+    'RECOVERING',
   ]);
 });

@@ -137,7 +137,8 @@ export async function contents(raw: Redis): Promise<Record<string, unknown>> {
 /** The same without the counters, which only grow, and the sessions of hosts. */
 export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
   const { [`${ROOT}:leases`]: leases, ...rest } = await contents(raw);
-  const { '#generation': _generation, ...held } = leases as Record<string, unknown>;
+  const entries = Object.entries(leases as Record<string, unknown>);
+  const held = Object.fromEntries(entries.filter(([field]) => !field.startsWith('#')));
   const all = Object.entries(rest).filter(([key]) => !/:(meta|roster|hosts|host:[^:]+)$/.test(key));
   return { ...Object.fromEntries(all), ...(Object.keys(held).length > 0 && { leases: held }) };
 }

@@ -1,0 +1,212 @@
+-- Whether networks are as their definitions say, whose names and subnets are found, and what was released is known in
+-- all its places.
+
+-- What of a network's hash is not as its own definition says; the definition is one of the agent's, which has read it.
+local function differs(root, network, definition)
+  local fields = redis.call('HMGET', network_key(root, network), 'digest', 'type', 'delayMs', 'reclaimMs')
+  local wanted = {
+    -- Another version may have made another one of the same definition.
+    fields[1] or definition.digest, definition.type, digits(definition.delayMs),
+    definition.reclaimMs and digits(definition.reclaimMs) or false,
+  }
+  for index, field in ipairs({ 'digest', 'type', 'delayMs', 'reclaimMs' }) do
+    if fields[index] ~= wanted[index] then
+      return field
+    end
+  end
+  for _, family in ipairs(FAMILIES) do
+    local text = redis.call('HGET', network_key(root, network), 'family:' .. family)
+    local rules = definition.families[family]
+    local is = text and decoded(text)
+    if text and not rules or rules and not (is and is.first == rules.first and is.last == rules.last
+      and is.size == rules.size and is.poolSize == rules.poolSize and type(is.reserved) == 'table') then
+      return 'family:' .. family
+    end
+    -- An earlier library has stored neither.
+    for index, owner in ipairs(is and is.owners or {}) do
+      if rules.reserved[is.reserved[index]] ~= owner then
+        return 'family:' .. family
+      end
+    end
+    for index, range in ipairs(is and is.forbidden or {}) do
+      local closed = rules.forbidden[index]
+      if not closed or closed[1] ~= range[1] or closed[2] ~= range[2] then
+        return 'family:' .. family
+      end
+    end
+  end
+  return nil
+end
+
+-- Whether a pool gives out what the definition says, and has for fresh nothing else.
+local function pool_differs(root, network, family, ranges)
+  local allowed = redis.call('ZRANGE', pool_key(root, network, family, 'allowed'), 0, -1)
+  if #allowed ~= #ranges then
+    return true
+  end
+  for index, range in ipairs(ranges) do
+    if allowed[index] ~= range[1] .. '-' .. range[2] then
+      return true
+    end
+  end
+  local spans = redis.call('ZRANGE', pool_key(root, network, family, 'fresh'), 0, -1)
+  table.insert(spans, redis.call('HGET', network_key(root, network), 'next:' .. family) or nil)
+  local fresh = {}
+  for index, span in ipairs(spans) do
+    local first, last = string.match(span, '^(%x+)%-(%x+)$')
+    if not first then
+      return true
+    end
+    fresh[index] = { first, last }
+  end
+  table.sort(fresh, function(a, b) return a[1] < b[1] end)
+  for index = 2, #fresh do
+    if fresh[index][1] <= fresh[index - 1][2] then
+      return true
+    end
+  end
+  return #minus(fresh, ranges) > 0
+end
+
+-- What the definition of a network says in the place of ids and addresses of leases.
+AUDITS.definition = function(root, ask, note)
+  local network, definition = ask.network, ask.definition
+  local revision = redis.call('HGET', network_key(root, network), 'revision')
+  if tonumber(revision or nil) ~= ask.revision then
+    return
+  end
+  if ask.revision > (tonumber(redis.call('HGET', root .. ':meta', 'revision') or nil) or 0) then
+    note({ what = 'meta missing', id = '-' })
+  end
+  local field = differs(root, network, definition)
+  if field then
+    note({ what = 'network differs', id = '-', network = network, field = field })
+  end
+  if not redis.call('ZSCORE', root .. ':networks', network) then
+    note({ what = 'network unlisted', id = '-', network = network })
+  end
+  for family, rules in pairs(definition.families) do
+    local entry = rules.first .. '-' .. rules.last .. ' ' .. network
+    if not redis.call('ZSCORE', root .. ':subnets:' .. family, entry) then
+      note({ what = 'subnet missing', id = '-', network = network, family = family })
+    end
+    if pool_differs(root, network, family, rules.allowed) then
+      note({ what = 'pool differs', id = '-', network = network, family = family })
+    end
+  end
+end
+
+-- A page of names, each with what the hash of the network says; those of which it says nothing are differences.
+local function audited_names(root, ask, note)
+  local names = redis.call('ZRANGEBYLEX', root .. ':networks', ask.cursor and '(' .. ask.cursor or '-', '+',
+    'LIMIT', 0, AUDITED)
+  local items, bytes, last = {}, 0, nil
+  for index, name in ipairs(names) do
+    local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+    local text = held[1] and decoded(held[1]) and tonumber(held[2]) and held[1]
+    if not text then
+      note({ what = 'network missing', id = '-', network = name })
+    elseif index > 1 and bytes + #text > MAX_PAGE_BYTES then
+      return items, last
+    else
+      bytes = bytes + #text
+      table.insert(items, cjson.encode({ name = name, network = text, revision = tonumber(held[2]) }))
+    end
+    last = name
+  end
+  return items, #names == AUDITED and last or nil
+end
+
+AUDITS.subnets = function(root, ask, note)
+  local family = ask.family
+  return audit_entries(root .. ':subnets:' .. family, ask.cursor, function(entry)
+    local first, last, name = string.match(entry, '^(%x+)%-(%x+) (%S+)$')
+    local text = name and redis.call('HGET', network_key(root, name), 'family:' .. family)
+    local rules = text and decoded(text)
+    if rules and (rules.first ~= first or rules.last ~= last) then
+      note({ what = 'subnet stray', id = '-', network = name, family = family, entry = entry })
+    elseif not rules and name and redis.call('EXISTS', network_key(root, name)) == 0 then
+      note({ what = 'network missing', id = '-', network = name })
+    elseif not name then
+      note({ what = 'subnet stray', id = '-', network = '-', family = family, entry = entry })
+    end
+    if name and rules and not redis.call('ZSCORE', root .. ':networks', name) then
+      note({ what = 'network unlisted', id = '-', network = name })
+    end
+  end)
+end
+
+-- What was released is found by its workload, and where the pool gives it out, by its time.
+AUDITS.last = function(root, ask, note)
+  local network, family = ask.network, ask.family
+  return audit_entries(pool_key(root, network, family, 'last'), ask.cursor, function(entry)
+    local address, at, workload = string.match(entry, '^(%x+) (%d+) (%S+)$')
+    if not address then
+      note({ what = 'last unreadable', id = '-', network = network, family = family, entry = entry })
+    elseif not redis.call('ZSCORE', pool_key(root, network, family, 'by'), workload .. ' ' .. address) then
+      note({ what = 'by missing', id = '-', network = network, family = family, address = address })
+    elseif is_in(pool_key(root, network, family, 'allowed'), address)
+      and redis.call('ZSCORE', pool_key(root, network, family, 'free'), address) ~= at then
+      note({ what = 'free missing', id = '-', network = network, family = family, address = address })
+    end
+  end)
+end
+
+AUDITS.by = function(root, ask, note)
+  local network, family = ask.network, ask.family
+  return audit_entries(pool_key(root, network, family, 'by'), ask.cursor, function(entry)
+    local workload, address = string.match(entry, '^(%S+) (%x+)$')
+    local text = address and entry_of(pool_key(root, network, family, 'last'), address)
+    local _, owner = time_and_workload(text or '')
+    if not text or owner ~= workload then
+      note({ what = 'by stray', id = '-', network = network, family = family, address = address, entry = entry })
+    end
+  end)
+end
+
+-- Last of a network: by now each of its leases was looked for.
+AUDITS.count = function(root, ask, note)
+  local network = ask.network
+  local wrong = redis.call('HEXISTS', network_key(root, network), 'unchecked') == 1
+  for _, family in ipairs(FAMILIES) do
+    local counted = redis.call('HGET', root .. ':leases', held_field(network, family))
+    wrong = wrong or counted
+      and tonumber(counted) ~= redis.call('ZCARD', pool_key(root, network, family, 'held'))
+  end
+  if wrong then
+    note({ what = 'count', id = '-', network = network })
+  end
+end
+
+-- audit {part: leases | meta | roster | members | session | host | due | names | definition | macs | held | last | by | free |
+--        pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
+-- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}
+local function audit(keys, args)
+  local root = keys[1]
+  local ask = cjson.decode(args[1])
+  local found, networks, hosts, cursor = {}, {}, {}, nil
+  local function note(difference)
+    table.insert(found, cjson.encode(difference))
+  end
+  local done, reason = pcall(function()
+    if ask.part == 'roster' then
+      cursor = audit_entries(root .. ':roster', ask.cursor, function(host)
+        table.insert(hosts, cjson.encode(host))
+      end)
+    elseif ask.part == 'names' then
+      networks, cursor = audited_names(root, ask, note)
+    else
+      cursor = AUDITS[ask.part](root, ask, note)
+    end
+  end)
+  if not done then
+    -- Of another type than any function makes, or an entry that none has written.
+    local refusal = unreadable(reason)
+    note({ what = 'unreadable', id = '-', network = ask.network, family = ask.family, host = ask.host,
+      part = ask.part, reason = refusal.error.message })
+  end
+  return '{"differences":' .. json_list(found) .. ',"networks":' .. json_list(networks)
+    .. ',"hosts":' .. json_list(hosts) .. ',"cursor":' .. cjson.encode(cursor or cjson.null) .. '}'
+end
+
+redis.register_function({ function_name = 'volt1_audit', callback = audit, flags = { 'no-writes' } })

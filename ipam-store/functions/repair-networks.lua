@@ -1,0 +1,247 @@
+-- The same of networks. `definition` is what an agent has read out of the network's own, of that revision.
+
+-- The rules of a family by the definition, if the network is still of its revision.
+local function proven_rules(root, ask)
+  local revision = redis.call('HGET', network_key(root, ask.network), 'revision')
+  if not ask.definition or tonumber(revision or nil) ~= ask.revision then
+    return nil
+  end
+  return ask.definition.families[ask.family]
+end
+
+-- An address that nothing but its entry in `by` or `free` says to be released: it was, if nobody holds it and it was
+-- used before.
+local function salvage(root, network, family, address, workload)
+  local free = pool_key(root, network, family, 'free')
+  local by = pool_key(root, network, family, 'by')
+  if not entry_of(pool_key(root, network, family, 'last'), address) then
+    local is_fresh = is_in(pool_key(root, network, family, 'fresh'), address)
+      or is_next(root, network, family, address)
+    if not is_fresh and not entry_of(pool_key(root, network, family, 'held'), address) then
+      local at = redis.call('ZSCORE', free, address) or digits(now_ms())
+      remember(root, network, family, address, at .. ' ' .. workload)
+      return
+    end
+    redis.call('ZREM', free, address)
+  end
+  redis.call('ZREM', by, workload .. ' ' .. address)
+end
+
+local function rebuild(root, ask)
+  local network, family = ask.network, ask.family
+  local rules = proven_rules(root, ask)
+  local held = pool_key(root, network, family, 'held')
+  if not rules or missing_from(root, held_field(network, family), held) > 0 then
+    return false
+  end
+  for _, entry in ipairs(redis.call('ZRANGE', pool_key(root, network, family, 'by'), 0, -1)) do
+    local workload, address = string.match(entry, '^(%S+) (%x+)$')
+    if address then
+      salvage(root, network, family, address, workload)
+    end
+  end
+  for _, address in ipairs(redis.call('ZRANGE', pool_key(root, network, family, 'free'), 0, -1)) do
+    salvage(root, network, family, address, '-')
+  end
+  rebuild_pool(root, network, family, rules.allowed)
+  return true
+end
+
+REPAIRS['pool differs'] = rebuild
+REPAIRS['lost'] = rebuild
+
+REPAIRS['network unlisted'] = function(root, ask)
+  if redis.call('HEXISTS', network_key(root, ask.network), 'revision') == 0 then
+    return false
+  end
+  redis.call('ZADD', root .. ':networks', '0', ask.network)
+  return true
+end
+
+REPAIRS['network missing'] = function(root, ask)
+  local held = redis.call('HMGET', network_key(root, ask.network), 'revision', 'network')
+  if tonumber(held[1] or nil) and held[2] and decoded(held[2]) then
+    return true
+  end
+  ask_hosts(root, 'network ' .. ask.network)
+  return false
+end
+
+REPAIRS['networks missing'] = function(root)
+  local networks = root .. ':networks'
+  if missing_from(root, '#networks', networks) > 0 then
+    if not ask_hosts(root, 'networks') then
+      return false
+    end
+    redis.call('HSET', root .. ':leases', '#networks', redis.call('ZCARD', networks))
+  end
+  return true
+end
+
+REPAIRS['subnets missing'] = function(root, ask)
+  local field, subnets = '#subnets:' .. ask.family, root .. ':subnets:' .. ask.family
+  if missing_from(root, field, subnets) > 0 then
+    if not ask_hosts(root, field) then
+      return false
+    end
+    redis.call('HSET', root .. ':leases', field, redis.call('ZCARD', subnets))
+  end
+  return true
+end
+
+REPAIRS['meta missing'] = function(root)
+  local revision = redis.call('HGET', root .. ':meta', 'revision')
+  if not tonumber(revision or nil) or not tonumber(redis.call('HGET', root .. ':meta', 'roster') or nil) then
+    ask_hosts(root, 'meta')
+  end
+  return false
+end
+
+REPAIRS['network differs'] = function(root, ask)
+  local key = network_key(root, ask.network)
+  if not ask.definition or tonumber(redis.call('HGET', key, 'revision') or nil) ~= ask.revision then
+    return false
+  end
+  store_definition(key, ask.definition)
+  for _, family in ipairs(FAMILIES) do
+    local rules = ask.definition.families[family]
+    if rules then
+      store_rules(key, family, rules)
+    else
+      redis.call('HDEL', key, 'family:' .. family)
+    end
+  end
+  return true
+end
+
+REPAIRS['subnet missing'] = function(root, ask)
+  local rules = proven_rules(root, ask)
+  if not rules or overlapping(root, ask.family, ask.network, rules.first, rules.last) then
+    return false
+  end
+  redis.call('ZADD', root .. ':subnets:' .. ask.family, '0', rules.first .. '-' .. rules.last .. ' ' .. ask.network)
+  return true
+end
+
+REPAIRS['subnet stray'] = function(root, ask)
+  local rules = decoded(redis.call('HGET', network_key(root, ask.network), 'family:' .. ask.family) or '')
+  if ask.network == '-' or rules and ask.entry ~= rules.first .. '-' .. rules.last .. ' ' .. ask.network then
+    redis.call('ZREM', root .. ':subnets:' .. ask.family, ask.entry)
+    return true
+  end
+  return false
+end
+
+REPAIRS['by missing'] = function(root, ask)
+  local text = entry_of(pool_key(root, ask.network, ask.family, 'last'), ask.address)
+  if not text or entry_of(pool_key(root, ask.network, ask.family, 'held'), ask.address) then
+    return false
+  end
+  remember(root, ask.network, ask.family, ask.address, text)
+  return true
+end
+REPAIRS['free missing'] = REPAIRS['by missing']
+
+REPAIRS['by stray'] = function(root, ask)
+  local by = pool_key(root, ask.network, ask.family, 'by')
+  if not redis.call('ZSCORE', by, ask.entry) then
+    return true
+  end
+  local workload, address = string.match(ask.entry, '^(%S+) (%x+)$')
+  if address then
+    salvage(root, ask.network, ask.family, address, workload)
+  else
+    redis.call('ZREM', by, ask.entry)
+  end
+  return true
+end
+
+REPAIRS['free stray'] = function(root, ask)
+  if redis.call('ZSCORE', pool_key(root, ask.network, ask.family, 'free'), ask.address) then
+    salvage(root, ask.network, ask.family, ask.address, '-')
+  end
+  return true
+end
+
+REPAIRS['last unreadable'] = function(root, ask)
+  if string.match(ask.entry, '^%x+ %d+ %S+$') then
+    return false
+  end
+  redis.call('ZREM', pool_key(root, ask.network, ask.family, 'last'), ask.entry)
+  return true
+end
+
+REPAIRS['held unreadable'] = function(root, ask)
+  if string.match(ask.entry, '^%x+ %S+$') then
+    return false
+  end
+  redis.call('ZREM', pool_key(root, ask.network, ask.family, 'held'), ask.entry)
+  return true
+end
+
+-- Begins to count again, if no fewer addresses are held than the hosts have leases there.
+REPAIRS['count'] = function(root, ask)
+  local key = network_key(root, ask.network)
+  local leases, most = 0, 0
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
+    leases = leases + redis.call('ZLEXCOUNT', ids_key(root, host),
+      '[' .. ask.network .. ' ', '(' .. ask.network .. '!')
+  end
+  local has_family = false
+  for _, family in ipairs(FAMILIES) do
+    most = math.max(most, redis.call('ZCARD', pool_key(root, ask.network, family, 'held')))
+    has_family = has_family or redis.call('HEXISTS', key, 'family:' .. family) == 1
+  end
+  if has_family and most < leases then
+    return false
+  end
+  for _, family in ipairs(FAMILIES) do
+    redis.call('HSET', root .. ':leases', held_field(ask.network, family),
+      redis.call('ZCARD', pool_key(root, ask.network, family, 'held')))
+  end
+  redis.call('HDEL', key, 'unchecked')
+  return true
+end
+
+-- A key of another type than any function makes goes; then it is one that has vanished.
+REPAIRS['unreadable'] = function(root, ask)
+  local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining' }
+  local hashes = { root .. ':meta' }
+  for _, family in ipairs(FAMILIES) do
+    table.insert(zsets, root .. ':subnets:' .. family)
+    table.insert(zsets, root .. ':gone:' .. family)
+    for _, part in ipairs(ask.network and { 'allowed', 'fresh', 'held', 'last', 'by', 'free' } or {}) do
+      table.insert(zsets, pool_key(root, ask.network, family, part))
+    end
+  end
+  if ask.network then
+    table.insert(hashes, network_key(root, ask.network))
+  end
+  if ask.host then
+    table.insert(hashes, root .. ':host:' .. ask.host)
+    table.insert(zsets, ids_key(root, ask.host))
+    table.insert(zsets, due_key(root, ask.host))
+  end
+  for command, keys in pairs({ ZCARD = zsets, HSCAN = hashes }) do
+    for _, key in ipairs(keys) do
+      if not pcall(redis.call, command, key, command == 'HSCAN' and '0' or nil) then
+        redis.call('DEL', key)
+      end
+    end
+  end
+  return false
+end
+
+-- repair, a difference as audit answered it -> {repaired}
+local function repair(keys, args)
+  local root = keys[1]
+  local closed = unarmed(root)
+  if closed then
+    return reply_of(closed)
+  end
+  local ask = cjson.decode(args[1])
+  local work = REPAIRS[ask.what]
+  return '{"repaired":' .. tostring(work and work(root, ask) or false) .. '}'
+end
+
+redis.register_function({ function_name = 'volt1_repair', callback = readable(repair), flags = { 'allow-oom' } })
