@@ -40,7 +40,9 @@ export async function* auditOf(send: Send): Differences {
   for (const host of hosts) {
     for (const part of ['session', 'host', 'due']) yield* partOf(send, { part, host });
   }
-  for (const family of FAMILIES) yield* partOf(send, { part: 'subnets', family });
+  for (const family of FAMILIES) {
+    for (const part of ['subnets', 'gone']) yield* partOf(send, { part, family });
+  }
   let cursor: string | undefined;
   do {
     const page = await send({ part: 'names', ...(cursor !== undefined && { cursor }) });
@@ -102,7 +104,7 @@ function differenceOf(found: Fields, more: object): LedgerDifference {
     id: found.text('id'),
     what: found.text('what'),
     ...(address !== undefined && {
-      address: [...new Set([address, last ?? address])].map(addressText).join('-'),
+      address: [...new Set([address, last ?? address])].map(shown).join('-'),
     }),
     ...(mac !== undefined && { mac }),
     ...(network !== undefined && { network }),
@@ -110,3 +112,8 @@ function differenceOf(found: Fields, more: object): LedgerDifference {
     found: { ...found.all(), ...more },
   };
 }
+
+const HEX = /^(?:[0-9a-f]{8}|[0-9a-f]{32})$/;
+
+/** An address as people write it; what somebody else has put in its place, as it is. */
+const shown = (text: string): string => (HEX.test(text) ? addressText(text) : text);

@@ -60,7 +60,8 @@ export function storeError(error: unknown): VoltError {
   const reason = messageOf(error);
   if (isForbidden(error) || isMissingFunction(error)) return unavailable(reason, false, error);
   // A key of the ledger's is of another type than any function makes: the audit names it.
-  if (error instanceof ReplyError && reason.includes('WRONGTYPE')) return unavailable(reason, false, error);
+  if (error instanceof ReplyError && reason.includes('WRONGTYPE'))
+    return unavailable(reason, false, error);
   if (isFinal(error)) return new VoltError('INTERNAL', `Redis: ${reason}`, { cause: error });
   // ioredis says this of what it never wrote.
   const kept = reason.includes('enableOfflineQueue');

@@ -38,9 +38,9 @@ end
 local function meta_of(root)
   local held = redis.call('HMGET', root .. ':meta', 'revision', 'roster', 'lost')
   return {
-    generation = tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0),
-    revision = tonumber(held[1] or 0),
-    roster = tonumber(held[2] or 0),
+    generation = tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0) or 0,
+    revision = tonumber(held[1] or 0) or 0,
+    roster = tonumber(held[2] or 0) or 0,
     lost = held[3] == '1',
   }
 end

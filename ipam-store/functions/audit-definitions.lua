@@ -102,7 +102,10 @@ local function audited_names(root, ask, note)
     'LIMIT', 0, AUDITED)
   local items, bytes, last = {}, 0, nil
   for index, name in ipairs(names) do
-    local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+    local held = {}
+    look_at({ network = name }, note, function()
+      held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+    end)
     local text = held[1] and decoded(held[1]) and tonumber(held[2]) and held[1]
     if not text then
       note({ what = 'network missing', id = '-', network = name })
@@ -121,7 +124,10 @@ AUDITS.subnets = function(root, ask, note)
   local family = ask.family
   return audit_entries(root .. ':subnets:' .. family, ask.cursor, function(entry)
     local first, last, name = string.match(entry, '^(%x+)%-(%x+) (%S+)$')
-    local text = name and redis.call('HGET', network_key(root, name), 'family:' .. family)
+    local text
+    look_at({ network = name }, note, function()
+      text = name and redis.call('HGET', network_key(root, name), 'family:' .. family)
+    end)
     local rules = text and decoded(text)
     if rules and (rules.first ~= first or rules.last ~= last) then
       note({ what = 'subnet stray', id = '-', network = name, family = family, entry = entry })
@@ -132,6 +138,15 @@ AUDITS.subnets = function(root, ask, note)
     end
     if name and rules and not redis.call('ZSCORE', root .. ':networks', name) then
       note({ what = 'network unlisted', id = '-', network = name })
+    end
+  end)
+end
+
+AUDITS.gone = function(root, ask, note)
+  local family = ask.family
+  return audit_entries(root .. ':gone:' .. family, ask.cursor, function(entry)
+    if not string.match(entry, '^%x+ %d+ %S+$') then
+      note({ what = 'gone unreadable', id = '-', family = family, entry = entry })
     end
   end)
 end
@@ -178,7 +193,7 @@ AUDITS.count = function(root, ask, note)
   end
 end
 
--- audit {part: leases | meta | roster | members | session | host | due | names | definition | macs | held | last | by | free |
+-- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held | last | by | free |
 --        pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
 -- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}
 local function audit(keys, args)
@@ -188,7 +203,7 @@ local function audit(keys, args)
   local function note(difference)
     table.insert(found, cjson.encode(difference))
   end
-  local done, reason = pcall(function()
+  look_at(ask, note, function()
     if ask.part == 'roster' then
       cursor = audit_entries(root .. ':roster', ask.cursor, function(host)
         table.insert(hosts, cjson.encode(host))
@@ -199,12 +214,6 @@ local function audit(keys, args)
       cursor = AUDITS[ask.part](root, ask, note)
     end
   end)
-  if not done then
-    -- Of another type than any function makes, or an entry that none has written.
-    local refusal = unreadable(reason)
-    note({ what = 'unreadable', id = '-', network = ask.network, family = ask.family, host = ask.host,
-      part = ask.part, reason = refusal.error.message })
-  end
   return '{"differences":' .. json_list(found) .. ',"networks":' .. json_list(networks)
     .. ',"hosts":' .. json_list(hosts) .. ',"cursor":' .. cjson.encode(cursor or cjson.null) .. '}'
 end

@@ -1,12 +1,5 @@
 -- Whether a network agrees with its definition and its leases, and every address of its pools is somewhere.
 
--- True for an address of the first of the fresh ranges.
-local function is_next(root, network, family, address)
-  local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
-  local first, last = bounds_of(range or 'g-')
-  return first <= address and address <= last
-end
-
 -- True for an address that could be given out, whoever holds it.
 local function is_open(root, network, family, address)
   return is_in(pool_key(root, network, family, 'fresh'), address)

@@ -19,6 +19,15 @@ local function traces_of(root, lease)
   return traces
 end
 
+-- Notes of what cannot be read, being of another type than any function makes, or an entry that none has written.
+local function look_at(about, note, look)
+  local done, reason = pcall(look)
+  if not done then
+    note({ what = 'unreadable', id = '-', network = about.network, host = about.host,
+      reason = unreadable(reason).error.message })
+  end
+end
+
 local function audit_lease(root, lease, note)
   if not redis.call('ZSCORE', root .. ':roster', lease.host) then
     note({ what = 'roster missing', id = lease.id, host = lease.host })
@@ -78,7 +87,9 @@ local AUDITS = {
       if string.sub(id, 1, 1) ~= '#' then
         local lease = lease_of(root, id)
         if lease then
-          audit_lease(root, lease, note)
+          look_at({ network = lease.network, host = lease.host }, note, function()
+            audit_lease(root, lease, note)
+          end)
         else
           note({ what = 'lease unreadable', id = id })
         end

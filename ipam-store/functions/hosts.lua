@@ -383,9 +383,9 @@ local function list_hosts(keys, args)
   return '{"hosts":' .. hosts .. ',"cursor":' .. cursor .. ',"state":"' .. state .. '"}'
 end
 
-redis.register_function({ function_name = 'volt1_heartbeat', callback = heartbeat, flags = { 'allow-oom' } })
-redis.register_function({ function_name = 'volt1_forget', callback = forget_host, flags = { 'allow-oom' } })
-redis.register_function({ function_name = 'volt1_hosts', callback = list_hosts, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'volt1_heartbeat', callback = readable(heartbeat), flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'volt1_forget', callback = readable(forget_host), flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'volt1_hosts', callback = readable(list_hosts), flags = { 'no-writes' } })
 redis.register_function({
   function_name = 'volt1_version',
   callback = function()

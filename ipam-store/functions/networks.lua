@@ -268,7 +268,7 @@ local function get_network(keys, args)
   local name = cjson.decode(args[1]).name
   local held = redis.call(
     'HMGET', network_key(root, name), 'network', 'revision', 'delayMs', 'family:4', 'family:6')
-  if not held[1] then
+  if not held[1] or not decoded(held[1]) or not tonumber(held[2]) then
     -- An emptied server says so, and not that there is no such network.
     local closed = unarmed(root)
     if not closed and redis.call('ZSCORE', root .. ':networks', name) then

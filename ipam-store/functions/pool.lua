@@ -111,6 +111,13 @@ local function open_next(root, network, family)
   return range
 end
 
+-- True for an address of the first of the fresh ranges.
+local function is_next(root, network, family, address)
+  local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
+  local first, last = string.match(range or '', '^(%x+)%-(%x+)$')
+  return first and first <= address and address <= last
+end
+
 -- Changes the fresh ranges, with the first among them.
 local function change_fresh(root, network, family, change)
   local fresh = pool_key(root, network, family, 'fresh')

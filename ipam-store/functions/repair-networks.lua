@@ -41,7 +41,9 @@ local function rebuild(root, ask)
     end
   end
   for _, address in ipairs(redis.call('ZRANGE', pool_key(root, network, family, 'free'), 0, -1)) do
-    salvage(root, network, family, address, '-')
+    if string.match(address, '^%x+$') then
+      salvage(root, network, family, address, '-')
+    end
   end
   rebuild_pool(root, network, family, rules.allowed)
   return true
@@ -63,8 +65,16 @@ REPAIRS['network missing'] = function(root, ask)
   if tonumber(held[1] or nil) and held[2] and decoded(held[2]) then
     return true
   end
-  ask_hosts(root, 'network ' .. ask.network)
-  return false
+  if not ask_hosts(root, 'network ' .. ask.network) then
+    return false
+  end
+  -- No host knows it, and nothing is left of it but its name.
+  redis.call('ZREM', root .. ':networks', ask.network)
+  if has_remains(root, ask.network) or ids_in(root, ask.network, 1)[1] then
+    redis.call('ZADD', root .. ':networks', '0', ask.network)
+    return false
+  end
+  return true
 end
 
 REPAIRS['networks missing'] = function(root)
@@ -157,7 +167,10 @@ REPAIRS['by stray'] = function(root, ask)
 end
 
 REPAIRS['free stray'] = function(root, ask)
-  if redis.call('ZSCORE', pool_key(root, ask.network, ask.family, 'free'), ask.address) then
+  local free = pool_key(root, ask.network, ask.family, 'free')
+  if not string.match(ask.address, '^%x+$') then
+    redis.call('ZREM', free, ask.address)
+  elseif redis.call('ZSCORE', free, ask.address) then
     salvage(root, ask.network, ask.family, ask.address, '-')
   end
   return true
@@ -168,6 +181,14 @@ REPAIRS['last unreadable'] = function(root, ask)
     return false
   end
   redis.call('ZREM', pool_key(root, ask.network, ask.family, 'last'), ask.entry)
+  return true
+end
+
+REPAIRS['gone unreadable'] = function(root, ask)
+  if string.match(ask.entry, '^%x+ %d+ %S+$') then
+    return false
+  end
+  redis.call('ZREM', root .. ':gone:' .. ask.family, ask.entry)
   return true
 end
 
@@ -203,10 +224,18 @@ REPAIRS['count'] = function(root, ask)
   return true
 end
 
+local function drop_mistyped(command, key, ...)
+  local done, reason = pcall(redis.call, command, key, ...)
+  local text = not done and (type(reason) == 'table' and reason.err or tostring(reason)) or ''
+  if string.find(text, 'WRONGTYPE', 1, true) then
+    redis.call('DEL', key)
+  end
+end
+
 -- A key of another type than any function makes goes; then it is one that has vanished.
-REPAIRS['unreadable'] = function(root, ask)
+local function drop_unreadable(root, ask)
   local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining' }
-  local hashes = { root .. ':meta' }
+  local hashes = { root .. ':leases', root .. ':meta' }
   for _, family in ipairs(FAMILIES) do
     table.insert(zsets, root .. ':subnets:' .. family)
     table.insert(zsets, root .. ':gone:' .. family)
@@ -222,24 +251,27 @@ REPAIRS['unreadable'] = function(root, ask)
     table.insert(zsets, ids_key(root, ask.host))
     table.insert(zsets, due_key(root, ask.host))
   end
-  for command, keys in pairs({ ZCARD = zsets, HSCAN = hashes }) do
-    for _, key in ipairs(keys) do
-      if not pcall(redis.call, command, key, command == 'HSCAN' and '0' or nil) then
-        redis.call('DEL', key)
-      end
-    end
+  for _, key in ipairs(zsets) do
+    drop_mistyped('ZCARD', key)
   end
-  return false
+  for _, key in ipairs(hashes) do
+    drop_mistyped('HEXISTS', key, '-')
+  end
 end
 
 -- repair, a difference as audit answered it -> {repaired}
 local function repair(keys, args)
   local root = keys[1]
+  local ask = cjson.decode(args[1])
+  if ask.what == 'unreadable' then
+    -- Also while nothing can be read, and so no host be heard.
+    drop_unreadable(root, ask)
+    return '{"repaired":false}'
+  end
   local closed = unarmed(root)
   if closed then
     return reply_of(closed)
   end
-  local ask = cjson.decode(args[1])
   local work = REPAIRS[ask.what]
   return '{"repaired":' .. tostring(work and work(root, ask) or false) .. '}'
 end

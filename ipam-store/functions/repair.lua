@@ -194,7 +194,14 @@ local REPAIRS = {
   ['session missing'] = function(root, ask)
     local memory = memory_of(root)
     local machine = memory.sessions[ask.host] or memory.heard[ask.host]
-    if not machine then
+    if not machine and redis.call('ZCARD', ids_key(root, ask.host)) == 0 then
+      -- No machine, and nothing held: no host.
+      for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
+        redis.call('ZREM', root .. ':' .. list, ask.host)
+      end
+      next_roster(root)
+      return true
+    elseif not machine then
       return false
     end
     redis.call('HSET', root .. ':host:' .. ask.host, 'machineId', machine)

@@ -59,6 +59,9 @@ local function contradicted(batch, family, address, index)
   if not why then
     return nil
   end
+  if not string.match(address, '^%x+$') then
+    return contradiction('in network ' .. batch.name .. ' `' .. index .. '` has what is no address')
+  end
   local refusal = contradiction('in network ' .. batch.name .. ' {address} is in `' .. index .. '` and ' .. why)
   refusal.error.details = { address = address }
   return refusal
@@ -79,6 +82,12 @@ local function pick_named(batch, ask, family, address)
     end
   elseif redis.call('ZSCORE', batch.key .. ':' .. family .. ':free', address) then
     return contradicted(batch, family, address, 'free')
+  elseif is_in(batch.key .. ':' .. family .. ':allowed', address)
+    and not is_next(batch.root, batch.name, family, address)
+    and not is_in(batch.key .. ':' .. family .. ':fresh', address) then
+    local refusal = contradiction('in network ' .. batch.name .. ' {address} is neither free nor held')
+    refusal.error.details = { address = address }
+    return refusal
   end
   return nil, address
 end

@@ -1,0 +1,263 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { beforeEach, describe, expect, test } from 'vitest';
+import { VoltError } from '#protocol/errors.ts';
+import { type NetworkRecord, RevisionChanged } from '#ipam-store/ledger.ts';
+import { put, ROOT, useStore, VOLT0 } from './fixture.ts';
+import { fleetOf, forgetMemory, Member } from './member.ts';
+
+// Each kind of key of the ledger vanishes, alone, or holds what no function has written: nobody is given what another
+// holds, the audit tells, and what leases, hosts and definitions prove is there again.
+
+const store = useStore();
+const DUAL = { ...VOLT0, ipv6: { subnet: 'fd00:42::/64', gateway: 'fd00:42::1' } };
+/** Each address of its pool was used. */
+const WORN = {
+  network: 'worn',
+  subnet: '10.44.0.0/29',
+  pool: { start: '10.44.0.2', end: '10.44.0.5' },
+  reuseDelaySeconds: 0,
+};
+
+/** The map of keys that heads common.lua, so that a new kind is in this test by itself. */
+function kindsOfKeys(): { kind: string; type: string }[] {
+  const file = new URL('../../ipam-store/functions/common.lua', import.meta.url);
+  const found = readFileSync(file, 'utf8').matchAll(/^-- {3}<root>:(\S+) +(hash|zset) /gm);
+  return [...found].map(([, kind = '', type = '']) => ({ kind, type }));
+}
+
+const KINDS = kindsOfKeys();
+/** Of a network most of whose addresses are fresh, and of one where none is. */
+const PLACES = ['volt0', 'worn'];
+
+const keysOf = (kind: string): string[] =>
+  PLACES.map((network) =>
+    `${ROOT}:${kind}`.replace('<f>', '4').replace('<h>', 'h1').replace('<n>', network),
+  ).filter((key, index, all) => all.indexOf(key) === index);
+
+/** Whose absence is as good as its presence: newcomers are vouched for by nobody, and soon by others. */
+const TRANSIENT = new Set(['joining']);
+
+let members: readonly Member[];
+let records: readonly NetworkRecord[];
+
+beforeEach(async () => {
+  await store.raw.flushall();
+  await forgetMemory(store.raw);
+  members = await fleetOf(store.ledger, ['h1', 'h2']);
+  const [one, two] = pair();
+  records = [await one.put(put(store.ledger, DUAL)), await one.put(put(store.ledger, WORN))];
+  await one.put(put(store.ledger, { network: 'past', subnet: '10.45.0.0/24' }));
+  await drop(one, await one.acquire(record('past'), 'past'));
+  await store.ledger.deleteNetwork('past');
+  one.networks.delete('past');
+  await one.acquire(record('volt0'), 'a', { ttlSeconds: 600 });
+  await two.acquire(record('volt0'), 'b');
+  await one.acquire(record('volt0'), 'web', { workload: 'vm-web' });
+  await drop(one, await one.acquire(record('volt0'), 'gone'));
+  for (const id of ['w1', 'w2', 'w3', 'w4']) await one.acquire(record('worn'), id);
+  for (const id of ['w2', 'w4']) await drop(one, one.leases.get(id));
+  for (const { network } of records)
+    for (const member of members) {
+      member.networks.set(network.network, record(network.network));
+    }
+  for (const member of members) await member.turn();
+});
+
+const record = (network: string): NetworkRecord => {
+  const [one] = pair();
+  const known = one.networks.get(network);
+  assert(known !== undefined);
+  return known;
+};
+
+function pair(): [Member, Member] {
+  const [one, two] = members;
+  assert(one !== undefined && two !== undefined);
+  return [one, two];
+}
+
+async function drop(member: Member, lease = member.leases.get('')): Promise<void> {
+  assert(lease !== undefined);
+  assert.equal(await store.ledger.release({ ...lease, cool: true }), 'released');
+  member.leases.delete(lease.id);
+}
+
+/** What a call ends with; never INTERNAL, nor an error that is none of the protocol's. */
+async function civil(what: string, call: () => Promise<unknown>): Promise<string> {
+  try {
+    await call();
+    return 'done';
+  } catch (error) {
+    if (error instanceof RevisionChanged) return 'REVISION_CHANGED';
+    assert(error instanceof VoltError, `${what}: ${String(error)}`);
+    assert.notEqual(error.code, 'INTERNAL', `${what}: ${error.message}`);
+    return error.code;
+  }
+}
+
+let tries = 0;
+
+/** Asks for addresses in each way there is: whatever is granted is nobody else's. */
+async function ask(alsoPut: boolean): Promise<string[]> {
+  const [one, two] = pair();
+  const outcomes: string[] = [];
+  for (const { network } of records) {
+    const of = record(network.network);
+    for (const address of heldIn(network.network)) {
+      tries += 1;
+      const addresses = [address];
+      outcomes.push(await civil('named', () => two.acquire(of, `named${tries}`, { addresses })));
+    }
+    for (let n = 0; n < 3; n += 1) {
+      tries += 1;
+      outcomes.push(await civil('any', () => one.acquire(of, `any${tries}`)));
+      alone();
+    }
+    tries += 1;
+    await civil('reserved', () => two.acquire(of, `web${tries}`, { workload: 'vm-web' }));
+  }
+  alone();
+  const late = { network: `late${tries}`, subnet: '10.42.0.128/25' };
+  if (alsoPut) expect(await civil('put', () => put(store.ledger, late))).not.toBe('done');
+  await civil('get', () => store.ledger.getNetwork('volt0'));
+  await civil('list', () => store.ledger.listNetworks());
+  await civil('leases', () => store.ledger.listLeases({}));
+  return outcomes;
+}
+
+const heldIn = (network: string): string[] =>
+  members
+    .flatMap(({ leases }) => [...leases.values()])
+    .filter((lease) => lease.network === network)
+    .map(({ addresses: [address = ''] }) => address.replace(/\/.*/, ''));
+
+/** No address and no MAC has two holders, by what the hosts were told. */
+function alone(): void {
+  const leases = members.flatMap((member) => [...member.leases.values()]);
+  const taken = leases.flatMap(({ addresses, mac, network }) => [...addresses, network + mac]);
+  const twice = taken.filter((one, index) => taken.indexOf(one) !== index);
+  assert.deepEqual(twice, [], `${twice.join(' ')} granted twice`);
+}
+
+async function found(repair: boolean): Promise<string[]> {
+  const names: string[] = [];
+  for await (const one of store.ledger.audit()) {
+    names.push(one.what);
+    if (repair) await civil(one.what, () => store.ledger.repair(one));
+  }
+  return names;
+}
+
+/** The ledger tells, to an operator who checks or to a host that beats. */
+async function isNoticed(): Promise<string[]> {
+  const differences: string[] = [];
+  await civil('check', async () => differences.push(...(await found(false))));
+  for (const member of members) {
+    const state = await civil('beat', async () => {
+      const { state, reassert } = await member.turn();
+      if (state !== 'armed' || reassert) differences.push(state);
+    });
+    if (state !== 'done') differences.push(state);
+  }
+  return differences;
+}
+
+/** An operator repairs, hosts answer, until nothing is different. Answers what is left. */
+async function mended(): Promise<string[]> {
+  let left: string[] = [];
+  for (let round = 0; round < 5; round += 1) {
+    await civil('check', () => found(true));
+    for (const member of [...members, ...members]) await civil('beat', () => member.turn());
+    await civil('check', async () => {
+      left = await found(false);
+    });
+    if (left.length === 0) break;
+  }
+  return left;
+}
+
+async function everybodyKeepsWhatHeHas(): Promise<void> {
+  for (const member of members) {
+    for (const lease of member.leases.values()) {
+      const stored = await store.ledger.getLease(lease.id);
+      assert.deepEqual(stored?.addresses, lease.addresses, `${lease.id} has lost its lease`);
+    }
+  }
+}
+
+async function goesOn(kind: string, isNoticedByItself = true, alsoPut = true): Promise<void> {
+  const noticed: string[] = [];
+  await civil('check', async () => noticed.push(...(await found(false))));
+  await ask(alsoPut);
+  noticed.push(...(await isNoticed()));
+  if (isNoticedByItself) expect(noticed, 'not noticed').not.toEqual([]);
+  const left = await mended();
+  // Nobody knows what has rested; nothing is missing any more when it would have rested.
+  expect(left).toEqual(kind === 'gone:<f>' && left.length > 0 ? ['gone missing'] : []);
+  alone();
+  await everybodyKeepsWhatHeHas();
+  expect((await ask(true)).filter((one) => one === 'RECOVERING')).toEqual([]);
+  expect(await civil('grant', () => pair()[0].acquire(record('volt0'), 'last'))).toBe('done');
+}
+
+test('the map of keys is read', () => {
+  expect(KINDS.map(({ kind }) => kind)).toContain('net:<n>:<f>:held');
+  expect(KINDS.length).toBeGreaterThan(15);
+});
+
+describe.each(KINDS)('$kind', { timeout: 30_000 }, ({ kind, type }) => {
+  for (const key of keysOf(kind)) {
+    test(`${key} vanishes`, async () => {
+      const was = await store.raw.del(key);
+      await goesOn(kind, was === 1 && !TRANSIENT.has(kind));
+    });
+
+    test(`${key} is of another type`, async () => {
+      const was = await store.raw.del(key);
+      await store.raw.set(key, 'garbage');
+      await goesOn(kind, was === 1 && !TRANSIENT.has(kind));
+    });
+
+    if (type === 'zset') {
+      test(`an entry of ${key} is another`, async () => {
+        const [entry] = await store.raw.zrange(key, '0', '0');
+        if (entry === undefined) return;
+        await store.raw.zrem(key, entry);
+        await store.raw.zadd(key, 1, 'garbage');
+        // Of the subnets there is one index alone: as many entries as were counted are believed.
+        await goesOn(kind, !TRANSIENT.has(kind), kind !== 'subnets:<f>');
+      });
+    }
+  }
+});
+
+const FIELDS: readonly [string, string][] = [
+  ['meta', 'revision'],
+  ['meta', 'roster'],
+  ['leases', 'a'],
+  ['leases', 'w1'],
+  ['leases', '#generation'],
+  ['leases', '#networks'],
+  ['leases', '#held:4:volt0'],
+  ['host:h1', 'machineId'],
+  ['host:h1', 'asserted'],
+  ...['network', 'revision', 'type', 'delayMs', 'family:4', 'family:6', 'next:4', 'next:6'].map(
+    (field): [string, string] => ['net:volt0', field],
+  ),
+];
+
+describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, field) => {
+  // A count that is not there is begun anew; a host of which it is not known re-asserts.
+  const isBegunAnew = field === 'asserted' || (hash === 'leases' && /^#(networks|held)/.test(field));
+
+  test('vanishes', async () => {
+    expect(await store.raw.hdel(`${ROOT}:${hash}`, field)).toBe(1);
+    await goesOn(hash, !isBegunAnew);
+  });
+
+  test('is garbage', async () => {
+    await store.raw.hset(`${ROOT}:${hash}`, field, 'garbage');
+    await goesOn(hash, field !== 'asserted');
+  });
+});
