@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
 import { type NetworkRecord, RevisionChanged } from '#ipam-store/ledger.ts';
-import { put, ROOT, useStore, VOLT0 } from './fixture.ts';
+import { owned, put, ROOT, useStore, VOLT0 } from './fixture.ts';
 import { fleetOf, forgetMemory, Member } from './member.ts';
 
 // Each kind of key of the ledger vanishes, alone, or holds what no function has written: nobody is given what another
@@ -79,7 +79,7 @@ function pair(): [Member, Member] {
 
 async function drop(member: Member, lease = member.leases.get('')): Promise<void> {
   assert(lease !== undefined);
-  assert.equal(await store.ledger.release({ ...lease, cool: true }), 'released');
+  assert.equal(await store.ledger.release({ ...owned(lease), cool: true }), 'released');
   member.leases.delete(lease.id);
 }
 
@@ -249,7 +249,8 @@ const FIELDS: readonly [string, string][] = [
 
 describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, field) => {
   // A count that is not there is begun anew; a host of which it is not known re-asserts.
-  const isBegunAnew = field === 'asserted' || (hash === 'leases' && /^#(networks|held)/.test(field));
+  const isBegunAnew =
+    field === 'asserted' || (hash === 'leases' && /^#(networks|held)/.test(field));
 
   test('vanishes', async () => {
     expect(await store.raw.hdel(`${ROOT}:${hash}`, field)).toBe(1);
