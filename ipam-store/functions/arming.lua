@@ -10,6 +10,7 @@
 --   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
 --   grace       ms, until when no silence counts
+--   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   swept       ms, the last sweep; `turn`: with which suspect the next one begins
 local memories = {}
@@ -17,7 +18,7 @@ local memories = {}
 local function memory_of(root)
   local memory = memories[root]
   if not memory then
-    memory = { sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0 }
+    memory = { sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0, fresh = {} }
     memories[root] = memory
   end
   return memory

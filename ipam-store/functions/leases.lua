@@ -23,10 +23,15 @@ local function due_key(root, host)
 end
 
 local function store_lease(batch, id, json, expires_at, generation, counts)
-  if counts then
-    redis.call('HSET', batch.leases, id, json, GENERATION, generation, unpack(counts))
-  else
+  if not counts or #batch.families == 0 then
     redis.call('HSET', batch.leases, id, json, GENERATION, generation)
+  elseif #batch.families == 1 then
+    local family = batch.families[1]
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation,
+      batch.count_fields[family], batch.counted[family])
+  else
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation,
+      batch.count_fields['4'], batch.counted['4'], batch.count_fields['6'], batch.counted['6'])
   end
   if expires_at then
     redis.call('ZADD', due_key(batch.root, batch.host), expires_at, id)
@@ -113,7 +118,6 @@ local function grant(batch, ask)
   end
   local changes = { 'mac:' .. ask.mac, ask.id }
   local addresses, hex, before = '', '', ''
-  local counts = {}
   for index, family in ipairs(batch.families) do
     local address = picked[index]
     if address then
@@ -124,10 +128,7 @@ local function grant(batch, ask)
     else
       address = take_next(batch, family, ask.id, changes)
     end
-    local counted = batch.counted[family] + 1
-    batch.counted[family] = counted
-    counts[#counts + 1] = batch.count_fields[family]
-    counts[#counts + 1] = counted
+    batch.counted[family] = batch.counted[family] + 1
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
@@ -143,7 +144,7 @@ local function grant(batch, ask)
     .. '","grantedAtMs":"' .. batch.now_digits
     .. (expires_at and '","expiresAtMs":"' .. expires_at or '')
     .. '","hex":{' .. hex .. '},"before":{' .. before .. '}}'
-  store_lease(batch, ask.id, json, expires_at, generation, counts)
+  store_lease(batch, ask.id, json, expires_at, generation, true)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
@@ -164,6 +165,7 @@ local function open_batch(root, text)
       leases = root .. ':leases',
       host_ids = ids_key(root, host),
       memory = memory,
+      held_keys = { ['4'] = pool_key(root, name, '4', 'held'), ['6'] = pool_key(root, name, '6', 'held') },
       count_fields = { ['4'] = held_field(name, '4'), ['6'] = held_field(name, '6') },
     }
     -- Taken apart is soon taken apart again: no need to know which are in use.
@@ -182,10 +184,22 @@ end
 
 -- What `leases` has of a request: the lease, the generation; and what it counts of the network, for the batch.
 local function look_up(batch, id)
-  local fields = batch.count_fields
-  local found = redis.call('HMGET', batch.leases, id, GENERATION, fields['4'], fields['6'])
-  batch.counted['4'] = found[3] or batch.counted['4']
-  batch.counted['6'] = found[4] or batch.counted['6']
+  local families, fields, counted = batch.families, batch.count_fields, batch.counted
+  local first, second = families[1], families[2]
+  local found
+  if batch.network then
+    -- Since the first of the batch nobody but the batch has changed them.
+    return redis.call('HMGET', batch.leases, id, GENERATION)
+  elseif second then
+    found = redis.call('HMGET', batch.leases, id, GENERATION, fields[first], fields[second])
+    counted[second] = found[4] or counted[second]
+  else
+    -- Also of a network without addresses, which has no such field.
+    found = redis.call('HMGET', batch.leases, id, GENERATION, fields[first or '4'])
+  end
+  if first then
+    counted[first] = found[3] or counted[first]
+  end
   return found
 end
 

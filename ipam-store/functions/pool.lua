@@ -234,10 +234,13 @@ end
 -- never used.
 local function give_back(root, network, family, address, id, text)
   local held = pool_key(root, network, family, 'held')
-  redis.call('ZREM', held, address .. ' ' .. id)
+  local removed = redis.call('ZREM', held, address .. ' ' .. id)
   -- Also where it had vanished: it is not missing any more.
-  keep_count(root, held_field(network, family), held, -1)
-  if entry_of(held, address) then
+  local field = held_field(network, family)
+  if redis.call('HINCRBY', root .. ':leases', field, -1) < 0 then
+    redis.call('HSET', root .. ':leases', field, redis.call('ZCARD', held))
+  end
+  if removed == 0 and entry_of(held, address) then
     return
   end
   if text then

@@ -224,8 +224,8 @@ REPAIRS['count'] = function(root, ask)
   return true
 end
 
-local function drop_mistyped(command, key, ...)
-  local done, reason = pcall(redis.call, command, key, ...)
+local function drop_mistyped(key, read)
+  local done, reason = pcall(read, key)
   local text = not done and (type(reason) == 'table' and reason.err or tostring(reason)) or ''
   if string.find(text, 'WRONGTYPE', 1, true) then
     redis.call('DEL', key)
@@ -252,10 +252,14 @@ local function drop_unreadable(root, ask)
     table.insert(zsets, due_key(root, ask.host))
   end
   for _, key in ipairs(zsets) do
-    drop_mistyped('ZCARD', key)
+    drop_mistyped(key, function(zset)
+      redis.call('ZCARD', zset)
+    end)
   end
   for _, key in ipairs(hashes) do
-    drop_mistyped('HEXISTS', key, '-')
+    drop_mistyped(key, function(hash)
+      redis.call('HEXISTS', hash, '-')
+    end)
   end
 end
 

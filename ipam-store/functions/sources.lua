@@ -36,14 +36,18 @@ local function closed_network(batch)
     return contradiction('parts of network ' .. batch.name .. ' have vanished')
   end
   for _, family in ipairs(batch.families) do
-    local counted = batch.counted[family]
-    local held = redis.call('ZCARD', batch.key .. ':' .. family .. ':held')
-    if not counted then
-      batch.counted[family] = held
-    elseif held < (tonumber(counted) or math.huge) then
-      return contradiction('network ' .. batch.name .. ' has ' .. held .. ' of ' .. counted
-        .. ' held IPv' .. family .. ' addresses')
-    end
+    batch.counted[family] = batch.counted[family] or redis.call('ZCARD', batch.held_keys[family])
+  end
+  return nil
+end
+
+-- The refusal, if fewer addresses are held than were given. Asked for before `held` is believed.
+local function incomplete_held(batch, family)
+  local counted = batch.counted[family]
+  local held = redis.call('ZCARD', batch.held_keys[family])
+  if held < (tonumber(counted) or math.huge) then
+    return contradiction('network ' .. batch.name .. ' has ' .. held .. ' of ' .. counted
+      .. ' held IPv' .. family .. ' addresses')
   end
   return nil
 end
@@ -65,6 +69,19 @@ local function contradicted(batch, family, address, index)
   local refusal = contradiction('in network ' .. batch.name .. ' {address} is in `' .. index .. '` and ' .. why)
   refusal.error.details = { address = address }
   return refusal
+end
+
+-- The refusal, if the first address of a fresh range is held. A range that nobody holds any of is not looked at again.
+local function held_in_next(batch, family, range)
+  local first, last = string.match(range, '^(%x+)%-(%x+)$')
+  if not first then
+    return contradiction('the first free range of network ' .. batch.name .. ' cannot be read')
+  end
+  if entry_between(batch.held_keys[family], first, last) then
+    return contradicted(batch, family, first, 'fresh')
+  end
+  batch.memory.fresh[batch.held_keys[family]] = range
+  return nil
 end
 
 -- An address that is to be this one and no other.
@@ -126,6 +143,15 @@ end
 -- Answers a refusal, or nil and the address; or neither: the next fresh one.
 local function pick(batch, ask, family)
   local wanted = ask[family]
+  local range = batch.network[NEXT[family]]
+  -- What this server has left of a range after a grant is as free as it was, whatever `held` says: the way of most.
+  if wanted == '-' and range and range == batch.memory.fresh[batch.held_keys[family]] then
+    return nil
+  end
+  local incomplete = incomplete_held(batch, family)
+  if incomplete then
+    return incomplete
+  end
   local asked = asked_of(wanted)
   if asked then
     return pick_named(batch, ask, family, asked)
@@ -137,13 +163,8 @@ local function pick(batch, ask, family)
       return pick_named(batch, ask, family, reserved)
     end
   end
-  local range = batch.network[NEXT[family]]
   if range then
-    local first = string.match(range, '^(%x+)%-%x+$')
-    if not first then
-      return contradiction('the first free range of network ' .. batch.name .. ' cannot be read')
-    end
-    return contradicted(batch, family, first, 'fresh')
+    return held_in_next(batch, family, range)
   end
   return pick_used(batch, ask, family)
 end
@@ -158,11 +179,16 @@ local function take_next(batch, family, id, changes)
   if rest == '-' .. address then
     batch.network[place] = open_next(batch.root, batch.name, family)
   else
+    local known = batch.memory.fresh
+    local is_known = known[batch.held_keys[family]] == range
     batch.network[place] = hex_step(address, 1) .. rest
+    if is_known then
+      known[batch.held_keys[family]] = batch.network[place]
+    end
     changes[#changes + 1] = 'next:' .. family
     changes[#changes + 1] = batch.network[place]
   end
-  redis.call('ZADD', batch.key .. ':' .. family .. ':held', '0', address .. ' ' .. id)
+  redis.call('ZADD', batch.held_keys[family], '0', address .. ' ' .. id)
   return address
 end
 

@@ -76,8 +76,8 @@ describe('a ledger behind sentinels', () => {
     }
     for (const id of counted) expect(await ledger.getLease(id)).not.toBeNull();
     const [replica] = fleet.replicas;
-    // And the counter of generations.
-    expect(await rawOf(replica?.port ?? 0).hlen('volt:{ledger}:leases')).toBe(1 + counted.length);
+    // And the counter of generations, and the counts of networks, subnets, and addresses held.
+    expect(await rawOf(replica?.port ?? 0).hlen('volt:{ledger}:leases')).toBe(4 + counted.length);
   });
 
   test('loads the library on a new master that lacks it', async () => {
