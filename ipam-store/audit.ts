@@ -1,5 +1,5 @@
 import { VoltError } from '#protocol/errors.ts';
-import { Fields } from './fields.ts';
+import type { Fields } from './fields.ts';
 import { definitionOf, recordOf } from './network.ts';
 import { addressText, FAMILIES } from './pool.ts';
 

@@ -13,8 +13,10 @@ export const NEXT_MAJOR = 'volt2_version';
 const FILES = [
   'common',
   'arming',
+  'ranges',
   'pool',
   'networks',
+  'usage',
   'sources',
   'leases',
   'reassert',

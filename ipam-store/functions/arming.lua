@@ -11,6 +11,7 @@
 --   beat        ms, the last heartbeat of any host
 --   grace       ms, until when no silence counts
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
+--   counted     field of <root>:leases -> what is counted there of held addresses
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   swept       ms, the last sweep; `turn`: with which suspect the next one begins
 local memories = {}
@@ -18,7 +19,10 @@ local memories = {}
 local function memory_of(root)
   local memory = memories[root]
   if not memory then
-    memory = { sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0, fresh = {} }
+    memory = {
+      sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
+      fresh = {}, counted = {},
+    }
     memories[root] = memory
   end
   return memory

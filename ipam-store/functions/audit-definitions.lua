@@ -174,7 +174,9 @@ AUDITS.by = function(root, ask, note)
     local text = address and entry_of(pool_key(root, network, family, 'last'), address)
     local _, owner = time_and_workload(text or '')
     if not text or owner ~= workload then
-      note({ what = 'by stray', id = '-', network = network, family = family, address = address, entry = entry })
+      note({
+        what = 'by stray', id = '-', network = network, family = family, address = address, entry = entry,
+      })
     end
   end)
 end

@@ -22,19 +22,27 @@ local function due_key(root, host)
   return root .. ':host:' .. host .. ':due'
 end
 
-local function store_lease(batch, id, json, expires_at, generation, counts)
-  if not counts or #batch.families == 0 then
-    redis.call('HSET', batch.leases, id, json, GENERATION, generation)
-  elseif #batch.families == 1 then
-    local family = batch.families[1]
-    redis.call('HSET', batch.leases, id, json, GENERATION, generation,
-      batch.count_fields[family], batch.counted[family])
-  else
-    redis.call('HSET', batch.leases, id, json, GENERATION, generation,
-      batch.count_fields['4'], batch.counted['4'], batch.count_fields['6'], batch.counted['6'])
-  end
+local function note_due(batch, id, expires_at)
   if expires_at then
     redis.call('ZADD', due_key(batch.root, batch.host), expires_at, id)
+  end
+end
+
+-- A new lease, and with it how many addresses are held.
+local function add_lease(batch, id, json, generation)
+  local counted, fields, families = batch.memory.counted, batch.count_fields, batch.families
+  if #families == 1 then
+    local field = fields[families[1]]
+    local count = counted[field] + 1
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation, field, count)
+    counted[field] = count
+  elseif #families == 2 then
+    local ipv4, ipv6 = fields['4'], fields['6']
+    local count4, count6 = counted[ipv4] + 1, counted[ipv6] + 1
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation, ipv4, count4, ipv6, count6)
+    counted[ipv4], counted[ipv6] = count4, count6
+  else
+    redis.call('HSET', batch.leases, id, json, GENERATION, generation)
   end
 end
 
@@ -84,7 +92,8 @@ local function renew(batch, ask)
     lease.expiresAtMs = digits(batch.now + ask.ttl_ms)
   end
   local json = cjson.encode(lease)
-  store_lease(batch, ask.id, json, lease.expiresAtMs, digits(batch.memory.generation))
+  redis.call('HSET', batch.leases, ask.id, json, GENERATION, digits(batch.memory.generation))
+  note_due(batch, ask.id, lease.expiresAtMs)
   return nil, '{"lease":' .. json .. '}'
 end
 
@@ -128,7 +137,6 @@ local function grant(batch, ask)
     else
       address = take_next(batch, family, ask.id, changes)
     end
-    batch.counted[family] = batch.counted[family] + 1
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
@@ -144,7 +152,8 @@ local function grant(batch, ask)
     .. '","grantedAtMs":"' .. batch.now_digits
     .. (expires_at and '","expiresAtMs":"' .. expires_at or '')
     .. '","hex":{' .. hex .. '},"before":{' .. before .. '}}'
-  store_lease(batch, ask.id, json, expires_at, generation, true)
+  add_lease(batch, ask.id, json, generation)
+  note_due(batch, ask.id, expires_at)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
@@ -176,31 +185,9 @@ local function open_batch(root, text)
     memory.batch_count = memory.batch_count + 1
   end
   batch.network = false
-  batch.counted = {}
   batch.now = now_ms()
   batch.now_digits = digits(batch.now)
   return batch
-end
-
--- What `leases` has of a request: the lease, the generation; and what it counts of the network, for the batch.
-local function look_up(batch, id)
-  local families, fields, counted = batch.families, batch.count_fields, batch.counted
-  local first, second = families[1], families[2]
-  local found
-  if batch.network then
-    -- Since the first of the batch nobody but the batch has changed them.
-    return redis.call('HMGET', batch.leases, id, GENERATION)
-  elseif second then
-    found = redis.call('HMGET', batch.leases, id, GENERATION, fields[first], fields[second])
-    counted[second] = found[4] or counted[second]
-  else
-    -- Also of a network without addresses, which has no such field.
-    found = redis.call('HMGET', batch.leases, id, GENERATION, fields[first or '4'])
-  end
-  if first then
-    counted[first] = found[3] or counted[first]
-  end
-  return found
 end
 
 -- A request of a batch, out of the arguments of acquire.
@@ -234,7 +221,7 @@ local function acquire(keys, args)
   local lines = {}
   for at = 2, #args, 8 do
     local ask = ask_at(args, at)
-    local held = look_up(batch, ask.id)
+    local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
     if tonumber(held[2]) == batch.memory.generation then
       lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
     else
@@ -276,7 +263,7 @@ local function preview(keys, args)
     return reply_of(closed)
   end
   local ask = ask_at(args, 2)
-  local held = look_up(batch, ask.id)
+  local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
   if tonumber(held[2]) ~= batch.memory.generation then
     return reply_of(disarm(keys[1]))
   end

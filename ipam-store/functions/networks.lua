@@ -227,91 +227,6 @@ local function put_network(keys, args)
   return reply_of({ network = ask.network, revision = next_revision, created = not revision })
 end
 
--- Leases in a network of hosts that have fallen silent.
-local function suspect_in(root, name)
-  local count = 0
-  for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
-    count = count + redis.call('ZLEXCOUNT', ids_key(root, host),
-      '[' .. name .. ' ', '(' .. name .. '!')
-  end
-  return count
-end
-
--- What is used of one family. Of a pool, only its ranges are walked, and of reservations each.
-local function usage_of(root, name, family, rules, delay)
-  local held = pool_key(root, name, family, 'held')
-  local in_pool = 0
-  for _, range in ipairs(redis.call('ZRANGE', pool_key(root, name, family, 'allowed'), 0, -1)) do
-    local first, last = bounds_of(range)
-    in_pool = in_pool + redis.call('ZLEXCOUNT', held, '[' .. first, '(' .. last .. '!')
-  end
-  local reserved = 0
-  for _, address in ipairs(rules.reserved) do
-    if not entry_of(held, address) then
-      reserved = reserved + 1
-    end
-  end
-  local cooling = redis.call(
-    'ZCOUNT', pool_key(root, name, family, 'free'), '(' .. digits(now_ms() - delay), '+inf')
-  return {
-    size = rules.size,
-    used = redis.call('ZCARD', held),
-    free = rules.poolSize - in_pool - cooling,
-    reserved = reserved,
-    cooling = cooling,
-  }
-end
-
--- get {name} -> {network, revision, suspect, usage: {"4": {size, used, free, reserved, cooling}, "6": …}} or null
-local function get_network(keys, args)
-  local root = keys[1]
-  local name = cjson.decode(args[1]).name
-  local held = redis.call(
-    'HMGET', network_key(root, name), 'network', 'revision', 'delayMs', 'family:4', 'family:6')
-  if not held[1] or not decoded(held[1]) or not tonumber(held[2]) then
-    -- An emptied server says so, and not that there is no such network.
-    local closed = unarmed(root)
-    if not closed and redis.call('ZSCORE', root .. ':networks', name) then
-      closed = contradiction('the definition of network ' .. name .. ' has vanished')
-    end
-    return closed and reply_of(closed) or 'null'
-  end
-  local usage = {}
-  for index, family in ipairs(FAMILIES) do
-    if held[3 + index] then
-      usage[family] = usage_of(root, name, family, cjson.decode(held[3 + index]), tonumber(held[3]))
-    end
-  end
-  return reply_of({
-    network = held[1],
-    revision = tonumber(held[2]),
-    suspect = suspect_in(root, name),
-    usage = usage,
-  })
-end
-
--- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
-local function list_networks(keys, args)
-  local root = keys[1]
-  -- Whoever remembers the list would forget a network that has vanished from it, and could not restore it.
-  if missing_from(root, '#networks', root .. ':networks') > 0 then
-    return reply_of(contradiction('names of networks have vanished'))
-  end
-  local vanished
-  local networks, cursor = page_of(root .. ':networks', '', cjson.decode(args[1]), function(name)
-    local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
-    if not held[1] or not tonumber(held[2]) or not decoded(held[1]) then
-      vanished = name
-      return ''
-    end
-    return cjson.encode({ network = held[1], revision = tonumber(held[2]) })
-  end)
-  if vanished then
-    return reply_of(contradiction('the definition of network ' .. vanished .. ' has vanished'))
-  end
-  return '{"networks":' .. networks .. ',"cursor":' .. cursor .. '}'
-end
-
 -- Removes a network that has no leases.
 local function remove_network(root, name)
   local now = now_ms()
@@ -322,7 +237,10 @@ local function remove_network(root, name)
   if redis.call('ZREM', root .. ':networks', name) == 1 then
     keep_count(root, '#networks', root .. ':networks', -1)
   end
-  redis.call('HDEL', root .. ':leases', held_field(name, '4'), held_field(name, '6'))
+  for _, family in ipairs(FAMILIES) do
+    redis.call('HDEL', root .. ':leases', held_field(name, family))
+    memory_of(root).counted[held_field(name, family)] = nil
+  end
 end
 
 -- delete {by?: {host, machineId}, name} -> {deleted}
@@ -360,16 +278,6 @@ local function delete_network(keys, args)
 end
 
 redis.register_function('volt1_network_put', readable(put_network))
-redis.register_function({
-  function_name = 'volt1_network_get',
-  callback = readable(get_network),
-  flags = { 'no-writes' },
-})
-redis.register_function({
-  function_name = 'volt1_network_list',
-  callback = readable(list_networks),
-  flags = { 'no-writes' },
-})
 -- Allowed when memory has run out: it gives some back.
 redis.register_function({
   function_name = 'volt1_network_delete',

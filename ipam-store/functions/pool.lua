@@ -3,6 +3,7 @@
 -- Keeps how many entries a key has, beside its changes. One not counted before begins with what is there.
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'
+  memory_of(root).counted[field] = nil
   if redis.call('HEXISTS', leases, field) == 1 then
     redis.call('HINCRBY', leases, field, step)
   else
@@ -26,76 +27,6 @@ end
 
 local function pool_key(root, network, family, part)
   return root .. ':net:' .. network .. ':' .. family .. ':' .. part
-end
-
--- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
-local function hex_step(hex, step)
-  local value = tonumber(string.sub(hex, -8), 16) + step
-  local rest = string.sub(hex, 1, -9)
-  if value >= 0 and value < EPOCH_UNIT then
-    return rest .. string.format('%08x', value)
-  end
-  return (rest == '' and '' or hex_step(rest, step)) .. (step > 0 and '00000000' or 'ffffffff')
-end
-
-local function bounds_of(range)
-  local dash = string.find(range, '-', 1, true)
-  return string.sub(range, 1, dash - 1), string.sub(range, dash + 1)
-end
-
--- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
-local function range_before(key, address)
-  return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', '0', '1')[1]
-end
-
-local function is_in(key, address)
-  local range = range_before(key, address)
-  if not range then
-    return false
-  end
-  local _, last = bounds_of(range)
-  return last >= address
-end
-
--- Takes first to last out of a zset of ranges, whatever of it is there.
-local function cut(key, first, last)
-  local range = range_before(key, last)
-  while range do
-    local range_first, range_last = bounds_of(range)
-    if range_last < first then
-      return
-    end
-    redis.call('ZREM', key, range)
-    if range_last > last then
-      redis.call('ZADD', key, '0', hex_step(last, 1) .. '-' .. range_last)
-    end
-    if range_first < first then
-      redis.call('ZADD', key, '0', range_first .. '-' .. hex_step(first, -1))
-      return
-    end
-    range = range_before(key, last)
-  end
-end
-
--- Puts first to last, of which nothing is there, into a zset of ranges; touching neighbours become one.
-local function join(key, first, last)
-  local below = range_before(key, first)
-  if below then
-    local below_first, below_last = bounds_of(below)
-    if hex_step(below_last, 1) == first then
-      redis.call('ZREM', key, below)
-      first = below_first
-    end
-  end
-  local above = redis.call('ZRANGEBYLEX', key, '[' .. hex_step(last, 1) .. '-', '+', 'LIMIT', '0', '1')[1]
-  if above then
-    local above_first, above_last = bounds_of(above)
-    if above_first == hex_step(last, 1) then
-      redis.call('ZREM', key, above)
-      last = above_last
-    end
-  end
-  redis.call('ZADD', key, '0', first .. '-' .. last)
 end
 
 -- Sets next:<f> to the first fresh range, taking it out of the others. Answers it.
@@ -127,35 +58,6 @@ local function change_fresh(root, network, family, change)
   end
   change(fresh)
   open_next(root, network, family)
-end
-
--- What is in the first list of ranges and not in the second; both in order.
-local function minus(whole, holes)
-  local rest = {}
-  local from = 1
-  for _, range in ipairs(whole) do
-    local first, last = range[1], range[2]
-    while holes[from] and holes[from][2] < first do
-      from = from + 1
-    end
-    local index = from
-    local covered = false
-    while holes[index] and holes[index][1] <= last do
-      if holes[index][1] > first then
-        table.insert(rest, { first, hex_step(holes[index][1], -1) })
-      end
-      if holes[index][2] >= last then
-        covered = true
-        break
-      end
-      first = hex_step(holes[index][2], 1)
-      index = index + 1
-    end
-    if not covered then
-      table.insert(rest, { first, last })
-    end
-  end
-  return rest
 end
 
 -- The entry of an address in a zset of "address ...", without the address.
@@ -237,9 +139,12 @@ local function give_back(root, network, family, address, id, text)
   local removed = redis.call('ZREM', held, address .. ' ' .. id)
   -- Also where it had vanished: it is not missing any more.
   local field = held_field(network, family)
-  if redis.call('HINCRBY', root .. ':leases', field, -1) < 0 then
-    redis.call('HSET', root .. ':leases', field, redis.call('ZCARD', held))
+  local counted = redis.call('HINCRBY', root .. ':leases', field, -1)
+  if counted < 0 then
+    counted = redis.call('ZCARD', held)
+    redis.call('HSET', root .. ':leases', field, counted)
   end
+  memory_of(root).counted[field] = counted
   if removed == 0 and entry_of(held, address) then
     return
   end

@@ -217,6 +217,7 @@ REPAIRS['count'] = function(root, ask)
     return false
   end
   for _, family in ipairs(FAMILIES) do
+    memory_of(root).counted[held_field(ask.network, family)] = nil
     redis.call('HSET', root .. ':leases', held_field(ask.network, family),
       redis.call('ZCARD', pool_key(root, ask.network, family, 'held')))
   end

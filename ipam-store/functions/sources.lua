@@ -20,8 +20,7 @@ local function closed_network(batch)
   local network = open_network(batch)
   local revision = network[1]
   if not revision then
-    if redis.call('ZSCORE', batch.root .. ':networks', batch.name)
-      or (tonumber(batch.counted['4'] or 0) or 1) + (tonumber(batch.counted['6'] or 0) or 1) > 0 then
+    if has_remains(batch.root, batch.name) then
       return contradiction('the definition of network ' .. batch.name .. ' has vanished')
     end
     return refuse('UNKNOWN_NETWORK', 'there is no network ' .. batch.name, { network = batch.name })
@@ -36,16 +35,24 @@ local function closed_network(batch)
     return contradiction('parts of network ' .. batch.name .. ' have vanished')
   end
   for _, family in ipairs(batch.families) do
-    batch.counted[family] = batch.counted[family] or redis.call('ZCARD', batch.held_keys[family])
+    local field = batch.count_fields[family]
+    if not batch.memory.counted[field] then
+      batch.memory.counted[field] = tonumber(redis.call('HGET', batch.leases, field)
+        or redis.call('ZCARD', batch.held_keys[family])) or math.huge
+    end
   end
   return nil
 end
 
 -- The refusal, if fewer addresses are held than were given. Asked for before `held` is believed.
 local function incomplete_held(batch, family)
-  local counted = batch.counted[family]
+  local field = batch.count_fields[family]
   local held = redis.call('ZCARD', batch.held_keys[family])
-  if held < (tonumber(counted) or math.huge) then
+  local counted = batch.memory.counted[field]
+  if held < counted then
+    -- Read again: it may have been put right meanwhile.
+    batch.memory.counted[field] = nil
+    batch.network = false
     return contradiction('network ' .. batch.name .. ' has ' .. held .. ' of ' .. counted
       .. ' held IPv' .. family .. ' addresses')
   end

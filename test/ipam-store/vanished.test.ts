@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
 import { type NetworkRecord, RevisionChanged } from '#ipam-store/ledger.ts';
 import { owned, put, ROOT, useStore, VOLT0 } from './fixture.ts';
-import { fleetOf, forgetMemory, Member } from './member.ts';
+import { fleetOf, forgetMemory, type Member } from './member.ts';
 
 // Each kind of key of the ledger vanishes, alone, or holds what no function has written: nobody is given what another
 // holds, the audit tells, and what leases, hosts and definitions prove is there again.
@@ -22,8 +22,8 @@ const WORN = {
 /** The map of keys that heads common.lua, so that a new kind is in this test by itself. */
 function kindsOfKeys(): { kind: string; type: string }[] {
   const file = new URL('../../ipam-store/functions/common.lua', import.meta.url);
-  const found = readFileSync(file, 'utf8').matchAll(/^-- {3}<root>:(\S+) +(hash|zset) /gm);
-  return [...found].map(([, kind = '', type = '']) => ({ kind, type }));
+  const lines = readFileSync(file, 'utf8').matchAll(/^-- {3}<root>:(\S+) +(hash|zset) /gm);
+  return [...lines].map(([, kind = '', type = '']) => ({ kind, type }));
 }
 
 const KINDS = kindsOfKeys();
@@ -154,11 +154,11 @@ async function isNoticed(): Promise<string[]> {
   const differences: string[] = [];
   await civil('check', async () => differences.push(...(await found(false))));
   for (const member of members) {
-    const state = await civil('beat', async () => {
+    const outcome = await civil('beat', async () => {
       const { state, reassert } = await member.turn();
       if (state !== 'armed' || reassert) differences.push(state);
     });
-    if (state !== 'done') differences.push(state);
+    if (outcome !== 'done') differences.push(outcome);
   }
   return differences;
 }
@@ -219,16 +219,13 @@ describe.each(KINDS)('$kind', { timeout: 30_000 }, ({ kind, type }) => {
       await goesOn(kind, was === 1 && !TRANSIENT.has(kind));
     });
 
-    if (type === 'zset') {
-      test(`an entry of ${key} is another`, async () => {
-        const [entry] = await store.raw.zrange(key, '0', '0');
-        if (entry === undefined) return;
-        await store.raw.zrem(key, entry);
-        await store.raw.zadd(key, 1, 'garbage');
-        // Of the subnets there is one index alone: as many entries as were counted are believed.
-        await goesOn(kind, !TRANSIENT.has(kind), kind !== 'subnets:<f>');
-      });
-    }
+    test.runIf(type === 'zset')(`an entry of ${key} is another`, async () => {
+      const [entry = 'none'] = await store.raw.zrange(key, '0', '0');
+      const was = await store.raw.zrem(key, entry);
+      await store.raw.zadd(key, 1, 'garbage');
+      // Of the subnets there is one index alone: as many entries as were counted are believed.
+      await goesOn(kind, was === 1 && !TRANSIENT.has(kind), kind !== 'subnets:<f>');
+    });
   }
 });
 

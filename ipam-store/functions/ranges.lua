@@ -1,0 +1,100 @@
+-- Ranges "first-last" of addresses, in zsets and lists.
+
+-- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
+local function hex_step(hex, step)
+  local value = tonumber(string.sub(hex, -8), 16) + step
+  local rest = string.sub(hex, 1, -9)
+  if value >= 0 and value < EPOCH_UNIT then
+    return rest .. string.format('%08x', value)
+  end
+  return (rest == '' and '' or hex_step(rest, step)) .. (step > 0 and '00000000' or 'ffffffff')
+end
+
+local function bounds_of(range)
+  local dash = string.find(range, '-', 1, true)
+  return string.sub(range, 1, dash - 1), string.sub(range, dash + 1)
+end
+
+-- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
+local function range_before(key, address)
+  return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', '0', '1')[1]
+end
+
+local function is_in(key, address)
+  local range = range_before(key, address)
+  if not range then
+    return false
+  end
+  local _, last = bounds_of(range)
+  return last >= address
+end
+
+-- Takes first to last out of a zset of ranges, whatever of it is there.
+local function cut(key, first, last)
+  local range = range_before(key, last)
+  while range do
+    local range_first, range_last = bounds_of(range)
+    if range_last < first then
+      return
+    end
+    redis.call('ZREM', key, range)
+    if range_last > last then
+      redis.call('ZADD', key, '0', hex_step(last, 1) .. '-' .. range_last)
+    end
+    if range_first < first then
+      redis.call('ZADD', key, '0', range_first .. '-' .. hex_step(first, -1))
+      return
+    end
+    range = range_before(key, last)
+  end
+end
+
+-- Puts first to last, of which nothing is there, into a zset of ranges; touching neighbours become one.
+local function join(key, first, last)
+  local below = range_before(key, first)
+  if below then
+    local below_first, below_last = bounds_of(below)
+    if hex_step(below_last, 1) == first then
+      redis.call('ZREM', key, below)
+      first = below_first
+    end
+  end
+  local above = redis.call('ZRANGEBYLEX', key, '[' .. hex_step(last, 1) .. '-', '+', 'LIMIT', '0', '1')[1]
+  if above then
+    local above_first, above_last = bounds_of(above)
+    if above_first == hex_step(last, 1) then
+      redis.call('ZREM', key, above)
+      last = above_last
+    end
+  end
+  redis.call('ZADD', key, '0', first .. '-' .. last)
+end
+
+-- What is in the first list of ranges and not in the second; both in order.
+local function minus(whole, holes)
+  local rest = {}
+  local from = 1
+  for _, range in ipairs(whole) do
+    local first, last = range[1], range[2]
+    while holes[from] and holes[from][2] < first do
+      from = from + 1
+    end
+    local index = from
+    local covered = false
+    while holes[index] and holes[index][1] <= last do
+      if holes[index][1] > first then
+        table.insert(rest, { first, hex_step(holes[index][1], -1) })
+      end
+      if holes[index][2] >= last then
+        covered = true
+        break
+      end
+      first = hex_step(holes[index][2], 1)
+      index = index + 1
+    end
+    if not covered then
+      table.insert(rest, { first, last })
+    end
+  end
+  return rest
+end
