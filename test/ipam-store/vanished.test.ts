@@ -259,3 +259,17 @@ describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, fiel
     await goesOn(hash, field !== 'asserted');
   });
 });
+
+test('a network that has vanished and is put again grants nothing until its leases were looked for', async () => {
+  const [one] = pair();
+  const { mac } = one.leases.get('a') ?? {};
+  assert(mac !== undefined);
+  await store.raw.del(`${ROOT}:net:volt0`);
+  const again = await one.put(put(store.ledger, DUAL));
+  const thief = (): Promise<string> => civil('mac', () => one.acquire(again, 'thief', { mac }));
+  expect(await thief()).toBe('RECOVERING');
+  await found(true);
+  expect(await thief()).toBe('MAC_IN_USE');
+  expect(await civil('grant', () => one.acquire(again, 'other'))).toBe('done');
+  await everybodyKeepsWhatHeHas();
+});
