@@ -24,6 +24,7 @@ import { PublishError } from './outbox.ts';
 import { Requests } from './requests.ts';
 import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
+import { Revisions } from './revisions.ts';
 import { Session } from './session.ts';
 import { Slices } from './slices.ts';
 import { Standing } from './standing.ts';
@@ -195,6 +196,7 @@ export class Agent {
       plan: (id, wanted) => this.#reconcile.preview(id, wanted),
       slices,
     });
+    const revisions = new Revisions({ ledger, witness });
     this.#session = new Session({
       host,
       machineId,
@@ -205,6 +207,7 @@ export class Agent {
       ledger,
       witness,
       holdings,
+      revisions,
       standing: this.#standing,
       events,
       log,

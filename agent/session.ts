@@ -1,9 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
-import type { Ledger, LedgerState, NetworkRecord, Pulse } from '#ipam-store/ledger.ts';
+import type { Ledger, LedgerState, Pulse } from '#ipam-store/ledger.ts';
 import type { EventLog } from './events.ts';
 import type { Holdings, Settled } from './holdings.ts';
 import type { Log } from './log.ts';
+import type { Revisions } from './revisions.ts';
 import type { Standing } from './standing.ts';
 import type { Witness } from './witness.ts';
 
@@ -17,6 +18,8 @@ export interface SessionOptions {
   readonly ledger: Ledger;
   readonly witness: Witness;
   readonly holdings: Holdings;
+  /** What this host knows of networks. */
+  readonly revisions: Pick<Revisions, 'follow'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
   readonly events: EventLog;
@@ -175,7 +178,7 @@ export class Session {
 
   /** Answers whether another heartbeat has something to say. */
   async #take(pulse: Pulse): Promise<boolean> {
-    const { witness, holdings } = this.#options;
+    const { witness, holdings, revisions } = this.#options;
     if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
     this.#tell(pulse);
     const named = pulse.seen.hosts !== undefined;
@@ -188,23 +191,10 @@ export class Session {
       this.#aside(holdings.expire({ id, nowMs: pulse.nowMs }), 'an expired lease is still there');
     }
     if (pulse.state === 'armed') {
-      if (pulse.seen.revision !== witness.networksRevision) {
-        await witness.noteNetworks(pulse.seen.revision, await this.#networks());
-      }
+      await revisions.follow({ revision: pulse.seen.revision, epoch: pulse.epoch });
       if (pulse.mayAcquire) this.#settle(pulse.epoch);
     }
     return named;
-  }
-
-  async #networks(): Promise<NetworkRecord[]> {
-    const networks: NetworkRecord[] = [];
-    let cursor: string | undefined;
-    do {
-      const page = await this.#options.ledger.listNetworks({ cursor });
-      networks.push(...page.networks);
-      ({ cursor } = page);
-    } while (cursor !== undefined);
-    return networks;
   }
 
   /** Tells the ledger of a lease, from its record; if somebody else holds it by now, it is set down. */

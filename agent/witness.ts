@@ -21,6 +21,8 @@ const ledgerSchema = z.object({
 const networksSchema = z.object({
   version: z.literal(VERSION),
   revision: counter,
+  // Of an earlier release there is none, and all are read again.
+  epoch: z.string().optional(),
   networks: z.array(z.object({ revision: counter, network: z.unknown() })),
 });
 
@@ -36,6 +38,7 @@ export class Witness {
   #stored: Seen = NOTHING_SEEN;
   #networks: readonly NetworkRecord[] = [];
   #networksRevision = 0;
+  #networksEpoch: string | undefined;
 
   constructor(options: { stateDir: string; log: Log }) {
     this.#folder = options.stateDir;
@@ -51,12 +54,13 @@ export class Witness {
       this.#stored = seen;
     });
     this.#read(NETWORKS_FILE, (value) => {
-      const { revision, networks } = networksSchema.parse(value);
+      const { revision, epoch, networks } = networksSchema.parse(value);
       this.#networks = networks.map((one) => ({
         revision: one.revision,
         network: parseNetwork(one.network),
       }));
       this.#networksRevision = revision;
+      this.#networksEpoch = epoch;
       this.#noteRevision(revision);
     });
   }
@@ -72,6 +76,11 @@ export class Witness {
 
   get networksRevision(): number {
     return this.#networksRevision;
+  }
+
+  /** The epoch of the ledger in which they were read. */
+  get networksEpoch(): string | undefined {
+    return this.#networksEpoch;
   }
 
   /** A generation that was granted to this host. It reaches the disk with its record, and the next `note`. */
@@ -97,10 +106,15 @@ export class Witness {
   }
 
   /** All networks, as of a revision. */
-  async noteNetworks(revision: number, networks: readonly NetworkRecord[]): Promise<void> {
-    this.#networks = networks;
-    this.#networksRevision = revision;
-    await this.#write(NETWORKS_FILE, { revision, networks });
+  async noteNetworks(read: {
+    readonly revision: number;
+    readonly epoch: string;
+    readonly networks: readonly NetworkRecord[];
+  }): Promise<void> {
+    this.#networks = read.networks;
+    this.#networksRevision = read.revision;
+    this.#networksEpoch = read.epoch;
+    await this.#write(NETWORKS_FILE, read);
   }
 
   /** One network that this host has put, or is about to use. */
@@ -109,7 +123,7 @@ export class Witness {
     const known = this.#networks.find((one) => one.network.network === name);
     if ((known?.revision ?? 0) >= revision) return;
     const others = this.#networks.filter((one) => one !== known);
-    // The full list, which every heartbeat with news brings, is what reaches the disk.
+    // What is read after the next heartbeat, and has this in it, is what reaches the disk.
     this.#networks = [...others, { network, revision }];
     this.#noteRevision(revision);
   }

@@ -31,7 +31,9 @@ import {
   storedLease,
 } from './lease.ts';
 import {
+  changesOf,
   definitionOf,
+  type NetworkChanges,
   type NetworkOutcome,
   networkOutcomeOf,
   type NetworkRecord,
@@ -55,7 +57,7 @@ export {
   type Seen,
 } from './host.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
-export type { NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
+export type { NetworkChanges, NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
 
 export interface Page {
   /** What the page before ended with. */
@@ -103,6 +105,7 @@ const PASSING = new Set([
   'preview',
   'network_get',
   'network_list',
+  'network_changes',
   'lease',
   'leases',
   'hosts',
@@ -173,6 +176,14 @@ export class Ledger {
   async listNetworks(page: Page = {}): Promise<{ networks: NetworkRecord[]; cursor?: string }> {
     const answer = await this.#call('network_list', pageOf(page));
     return { networks: answer.list('networks').map(recordOf), ...cursorOf(answer) };
+  }
+
+  /**
+   * What has become of networks since a revision, page by page: the next asks since the revision that this one tells
+   * up to. RECOVERING while the ledger is not armed.
+   */
+  async networkChanges(since: number): Promise<NetworkChanges> {
+    return changesOf(await this.#call('network_changes', { since, limit: PAGE_LENGTH }));
   }
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */

@@ -15,6 +15,7 @@ const FILES = [
   'arming',
   'ranges',
   'pool',
+  'revisions',
   'networks',
   'usage',
   'sources',

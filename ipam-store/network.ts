@@ -129,3 +129,26 @@ export function networkOutcomeOf(answer: Fields): NetworkOutcome {
 }
 
 const NETWORK_OUTCOMES: readonly NetworkOutcome['outcome'][] = ['kept', 'restored', 'refused'];
+
+/** What has become of networks since a revision, in the order of their revisions. */
+export interface NetworkChanges {
+  readonly changed: readonly NetworkRecord[];
+  /** Names of those that are gone. */
+  readonly gone: readonly string[];
+  /** Up to which revision this tells. */
+  readonly revision: number;
+  readonly more: boolean;
+  /** Nothing is told: the ledger does not know any more what has changed, and all networks have to be read. */
+  readonly whole: boolean;
+}
+
+export function changesOf(answer: Fields): NetworkChanges {
+  const networks = answer.list('networks');
+  return {
+    changed: networks.filter((one) => one.has('network')).map(recordOf),
+    gone: networks.filter((one) => !one.has('network')).map((one) => one.text('name')),
+    revision: answer.number('revision'),
+    more: answer.flag('more'),
+    whole: answer.flag('whole'),
+  };
+}

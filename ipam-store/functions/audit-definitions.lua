@@ -68,6 +68,11 @@ local function pool_differs(root, network, family, ranges)
   return #minus(fresh, ranges) > 0
 end
 
+-- True for a revision of before changes were kept.
+local function knows_as_before(root, revision)
+  return revision <= (tonumber(redis.call('HGET', root .. ':meta', 'revisedFrom') or 0) or 0)
+end
+
 -- What the definition of a network says in the place of ids and addresses of leases.
 AUDITS.definition = function(root, ask, note)
   local network, definition = ask.network, ask.definition
@@ -84,6 +89,11 @@ AUDITS.definition = function(root, ask, note)
   end
   if not redis.call('ZSCORE', root .. ':networks', network) then
     note({ what = 'network unlisted', id = '-', network = network })
+  end
+  if redis.call('HEXISTS', root .. ':leases', '#revised') == 1
+    and redis.call('ZSCORE', root .. ':revised', network) ~= digits(ask.revision)
+    and not knows_as_before(root, ask.revision) then
+    note({ what = 'revised differs', id = '-', network = network })
   end
   for family, rules in pairs(definition.families) do
     local entry = rules.first .. '-' .. rules.last .. ' ' .. network

@@ -125,6 +125,11 @@ local AUDITS = {
     if missing_from(root, '#networks', root .. ':networks') > 0 then
       note({ what = 'networks missing', id = '-' })
     end
+    if missing_from(root, '#revised', root .. ':revised') > 0
+      or redis.call('HEXISTS', root .. ':leases', '#revised') == 1
+      and not tonumber(redis.call('HGET', root .. ':meta', 'revisedFrom') or nil) then
+      note({ what = 'revised missing', id = '-' })
+    end
     for index, family in ipairs(FAMILIES) do
       local subnets = root .. ':subnets:' .. family
       if missing_from(root, '#subnets:' .. family, subnets) > 0 then

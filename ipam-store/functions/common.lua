@@ -6,10 +6,13 @@
 --                                  list of hosts; lost: 1 while what a server has lost is being restored;
 --                                  gone:<f>: until when the key of that name is there
 --   <root>:networks          zset  names, by name
+--   <root>:revised           zset  names of networks, also of those that are gone, by the revision of their last change;
+--                                  meta has revisedFrom: changes up to that revision may be missing
 --   <root>:subnets:<f>       zset  "first-last network": no two overlap
 --   <root>:leases            hash  attachment id -> JSON of the lease; #generation: the last one given;
---                                  #networks, #subnets:<f>, #held:<f>:<n>: how many entries those keys have, so that
---                                  one that has vanished, whole or in part, is found before it is believed
+--                                  #networks, #revised, #subnets:<f>, #held:<f>:<n>: how many entries those keys
+--                                  have, so that one that has vanished, whole or in part, is found before it is
+--                                  believed
 --   <root>:roster            zset  names of all hosts, by name
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did

@@ -165,6 +165,7 @@ local function store_network(root, ask, revision)
   end
   redis.call('HSET', key, 'revision', digits(revision))
   store_definition(key, ask)
+  note_revised(root, ask.name, revision)
 end
 
 -- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
@@ -272,8 +273,7 @@ local function delete_network(keys, args)
     return reply_of({ deleted = false })
   end
   remove_network(root, name)
-  -- So that every agent learns of it, as of a put.
-  redis.call('HINCRBY', root .. ':meta', 'revision', 1)
+  note_revised(root, name, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
   return reply_of({ deleted = true })
 end
 

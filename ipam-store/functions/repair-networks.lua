@@ -88,6 +88,22 @@ REPAIRS['networks missing'] = function(root)
   return true
 end
 
+REPAIRS['revised differs'] = function(root, ask)
+  local revision = redis.call('HGET', network_key(root, ask.network), 'revision')
+  if not tonumber(revision or nil) then
+    return false
+  end
+  redis.call('ZADD', root .. ':revised', revision, ask.network)
+  return true
+end
+
+-- Which deletions are missing nobody knows: whoever has not heard of the last change reads all networks.
+REPAIRS['revised missing'] = function(root)
+  redis.call('HSET', root .. ':meta', 'revisedFrom', digits(meta_of(root).revision))
+  redis.call('HSET', root .. ':leases', '#revised', redis.call('ZCARD', root .. ':revised'))
+  return true
+end
+
 REPAIRS['subnets missing'] = function(root, ask)
   local field, subnets = '#subnets:' .. ask.family, root .. ':subnets:' .. ask.family
   if missing_from(root, field, subnets) > 0 then
@@ -235,7 +251,8 @@ end
 
 -- A key of another type than any function makes goes; then it is one that has vanished.
 local function drop_unreadable(root, ask)
-  local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining' }
+  local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining',
+    root .. ':revised' }
   local hashes = { root .. ':leases', root .. ':meta' }
   for _, family in ipairs(FAMILIES) do
     table.insert(zsets, root .. ':subnets:' .. family)

@@ -26,11 +26,12 @@ test('what was noted is what the next agent has seen', async () => {
   const first = loaded();
   expect(first.seen).toEqual({ generation: 0, revision: 0, roster: 0, hosts: [] });
   await first.note({ generation: 2 ** 32 + 5, revision: 3, roster: 2, hosts: ['h1', 'h2'] });
-  await first.noteNetworks(3, [{ network, revision: 3 }]);
+  await first.noteNetworks({ revision: 3, epoch: '4', networks: [{ network, revision: 3 }] });
   const second = loaded();
   expect(second.seen).toEqual(first.seen);
   expect(second.networks).toEqual([{ network, revision: 3 }]);
   expect(second.networksRevision).toBe(3);
+  expect(second.networksEpoch).toBe('4');
 });
 
 test('counters never go back, and a roster comes with its list', async () => {
@@ -55,7 +56,7 @@ test('a generation and a network that this host has had count at once, and are s
 });
 
 test('networks are never newer than what was seen, whichever file was written last', async () => {
-  await loaded().noteNetworks(9, [{ network, revision: 9 }]);
+  await loaded().noteNetworks({ revision: 9, epoch: '1', networks: [{ network, revision: 9 }] });
   expect(loaded().seen.revision).toBe(9);
 });
 

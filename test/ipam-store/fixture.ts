@@ -134,12 +134,12 @@ export async function contents(raw: Redis): Promise<Record<string, unknown>> {
   return Object.fromEntries(await Promise.all(read));
 }
 
-/** The same without the counters, which only grow, and the sessions of hosts. */
+/** The same without counters and names that are remembered, which only grow, and the sessions of hosts. */
 export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
   const { [`${ROOT}:leases`]: leases, ...rest } = await contents(raw);
   const entries = Object.entries(leases as Record<string, unknown>);
   const held = Object.fromEntries(entries.filter(([field]) => !field.startsWith('#')));
-  const all = Object.entries(rest).filter(([key]) => !/:(meta|roster|hosts|host:[^:]+)$/.test(key));
+  const all = Object.entries(rest).filter(([key]) => !/:(meta|revised|roster|hosts|host:[^:]+)$/.test(key));
   return { ...Object.fromEntries(all), ...(Object.keys(held).length > 0 && { leases: held }) };
 }
 

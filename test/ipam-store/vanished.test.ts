@@ -122,6 +122,7 @@ async function ask(alsoPut: boolean): Promise<string[]> {
   if (alsoPut) expect(await civil('put', () => put(store.ledger, late))).not.toBe('done');
   await civil('get', () => store.ledger.getNetwork('volt0'));
   await civil('list', () => store.ledger.listNetworks());
+  await civil('changes', () => store.ledger.networkChanges(0));
   await civil('leases', () => store.ledger.listLeases({}));
   return outcomes;
 }
@@ -138,6 +139,13 @@ function alone(): void {
   const taken = leases.flatMap(({ addresses, mac, network }) => [...addresses, network + mac]);
   const twice = taken.filter((one, index) => taken.indexOf(one) !== index);
   assert.deepEqual(twice, [], `${twice.join(' ')} granted twice`);
+}
+
+/** Whoever has heard of no network yet hears of each, or that all have to be read. */
+async function tellsAll(): Promise<boolean> {
+  const { changed, whole } = await store.ledger.networkChanges(0);
+  const names = new Set(changed.map((one) => one.network.network));
+  return whole || PLACES.every((name) => names.has(name));
 }
 
 async function found(repair: boolean): Promise<string[]> {
@@ -197,6 +205,7 @@ async function goesOn(kind: string, isNoticedByItself = true, alsoPut = true): P
   expect(left).toEqual(kind === 'gone:<f>' && left.length > 0 ? ['gone missing'] : []);
   alone();
   await everybodyKeepsWhatHeHas();
+  expect(await tellsAll()).toBe(true);
   expect((await ask(true)).filter((one) => one === 'RECOVERING')).toEqual([]);
   expect(await civil('grant', () => pair()[0].acquire(record('volt0'), 'last'))).toBe('done');
 }
@@ -235,7 +244,9 @@ const FIELDS: readonly [string, string][] = [
   ['leases', 'a'],
   ['leases', 'w1'],
   ['leases', '#generation'],
+  ['meta', 'revisedFrom'],
   ['leases', '#networks'],
+  ['leases', '#revised'],
   ['leases', '#held:4:volt0'],
   ['host:h1', 'machineId'],
   ['host:h1', 'asserted'],
@@ -247,7 +258,7 @@ const FIELDS: readonly [string, string][] = [
 describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, field) => {
   // A count that is not there is begun anew; a host of which it is not known re-asserts.
   const isBegunAnew =
-    field === 'asserted' || (hash === 'leases' && /^#(networks|held)/.test(field));
+    field === 'asserted' || (hash === 'leases' && /^#(networks|revised|held)/.test(field));
 
   test('vanishes', async () => {
     expect(await store.raw.hdel(`${ROOT}:${hash}`, field)).toBe(1);

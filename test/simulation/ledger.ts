@@ -64,6 +64,7 @@ export class ModelLedger {
           usage: { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 },
         })),
       listNetworks: () => call(() => ({ networks: [this.#record] })),
+      networkChanges: () => call(() => ({ ...UNCHANGED, revision: this.#record.revision })),
       acquire: (request) => call(() => this.#acquire(request)),
       release: (release) => call(() => this.#release(release)),
       getLease: (id) => call(() => this.leases.get(id) ?? null),
@@ -237,3 +238,5 @@ export class ModelLedger {
     return { id, generation, outcome: 'fenced' as const };
   }
 }
+
+const UNCHANGED = { changed: [], gone: [], more: false, whole: false } as const;
