@@ -16,6 +16,9 @@ const FILES = [
   'ranges',
   'pool',
   'revisions',
+  'presence',
+  'leaving',
+  'edits',
   'networks',
   'usage',
   'sources',
@@ -39,8 +42,29 @@ export const librarySource = (): string => {
   const parts = FILES.map((name) =>
     readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
   );
-  return `#!lua name=${LIBRARY}\n${parts.join('\n')}`;
+  const [common = '', ...rest] = parts;
+  const enclosed = rest.map((part) =>
+    enclose(part, parts.filter((other) => other !== part).join('\n')),
+  );
+  return `#!lua name=${LIBRARY}\n${[common, ...enclosed].join('\n')}`;
 };
+
+const TOP_LEVEL = /^local (?:function )?(\w+)/gm;
+
+/**
+ * A file of functions in a block of its own, since Lua has no more than two hundred locals at a time. Outside it are
+ * those that the other files name, too.
+ */
+function enclose(part: string, others: string): string {
+  const named = new Set(others.match(/\w+/g));
+  const own = [...part.matchAll(TOP_LEVEL)].map(([, name = '']) => name);
+  const shared = own.filter((name) => named.has(name));
+  if (shared.length === 0) return `do\n${part}end\n`;
+  const body = part.replaceAll(TOP_LEVEL, (line, name: string) =>
+    named.has(name) ? line.replace('local ', '') : line,
+  );
+  return `local ${shared.join(', ')} do\n${body}end\n`;
+}
 
 /** `1.0`, as the loaded library answers it. */
 export const libraryVersion = (source: string): string =>
