@@ -12,13 +12,11 @@ export const NEXT_MAJOR = 'volt2_version';
 // In the order of use: a file sees the locals of those before it.
 const FILES = [
   'common',
+  'clock',
   'arming',
   'ranges',
   'pool',
   'revisions',
-  'presence',
-  'leaving',
-  'edits',
   'networks',
   'usage',
   'sources',

@@ -136,7 +136,7 @@ local AUDITS = {
         note({ what = 'subnets missing', id = '-', family = family })
       end
       local until_ms = meta[2 + index] and tonumber(meta[2 + index])
-      if until_ms and until_ms > now_ms() and redis.call('EXISTS', root .. ':gone:' .. family) == 0 then
+      if until_ms and until_ms > now_ms(root) and redis.call('EXISTS', root .. ':gone:' .. family) == 0 then
         note({ what = 'gone missing', id = '-', family = family })
       end
     end

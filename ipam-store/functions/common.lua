@@ -1,10 +1,11 @@
 -- The ledger. All keys hang from one root, KEYS[1] of every function; it holds the hash tag, so all lie in
 -- one slot. Addresses are fixed-width lower-case hex, 8 digits or 32: they sort as text, and no number of
--- Lua's has to hold an IPv6 address. Times are milliseconds of this server's clock. <f> is 4 or 6.
+-- Lua's has to hold an IPv6 address. Times are milliseconds of the ledger's clock (clock.lua). <f> is 4 or 6.
 --
 --   <root>:meta              hash  revision: of the last change of any network; roster: of the last change of the
 --                                  list of hosts; lost: 1 while what a server has lost is being restored;
---                                  gone:<f>: until when the key of that name is there
+--                                  gone:<f>: until when what is in the key of that name may rest; clockMs: the
+--                                  highest time that was told, to a second
 --   <root>:networks          zset  names, by name
 --   <root>:revised           zset  names of networks, also of those that are gone, by the revision of their last change;
 --                                  meta has revisedFrom: changes up to that revision may be missing
@@ -47,11 +48,6 @@ local MAX_PAGE_BYTES = 393216
 local GENERATION = '#generation'
 -- Hosts that one call looks at, of those that hold nothing it looks for.
 local MAX_HOSTS = 512
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
 
 -- cjson and tostring round numbers of more than 14 digits.
 local function digits(number)

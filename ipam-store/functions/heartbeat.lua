@@ -22,7 +22,7 @@ end
 local function heartbeat(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
-  local now = now_ms()
+  local now = now_ms(root)
   local seen = ask.seen
   seen.generation = tonumber(seen.generation)
   local session = root .. ':host:' .. ask.host
@@ -30,6 +30,11 @@ local function heartbeat(keys, args)
   local conflict = conflict_with(root, ask, machine_of(root, ask, known[1]), now)
   if conflict then
     return reply_of(conflict)
+  end
+  local second
+  now, second = keep_time(root)
+  if second then
+    drop_gone(root, now)
   end
   local meta = meta_of(root)
   local memory = memory_of(root)

@@ -7,7 +7,7 @@ local function forget_host(keys, args)
   local host = cjson.decode(args[1]).host
   local session = root .. ':host:' .. host
   local memory = memory_of(root)
-  local now = now_ms()
+  local now = now_ms(root)
   local deadline = redis.call('ZSCORE', root .. ':hosts', host)
   if not memory.generation and memory.heard[host]
     or memory.generation and deadline and tonumber(deadline) > now then

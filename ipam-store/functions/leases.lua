@@ -185,7 +185,7 @@ local function open_batch(root, text)
     memory.batch_count = memory.batch_count + 1
   end
   batch.network = false
-  batch.now = now_ms()
+  batch.now = now_ms(root)
   batch.now_digits = digits(batch.now)
   return batch
 end
@@ -316,7 +316,7 @@ local function release(keys, args)
   if closed then
     return refuse_all(#args - 1, closed)
   end
-  local now = now_ms()
+  local now = now_ms(keys[1])
   local lines = {}
   for index = 2, #args do
     lines[index - 1] = line_of(release_one, keys[1], host, now, args[index])
@@ -350,7 +350,7 @@ local function list_leases(keys, args)
   local items, bytes, count, last = {}, 0, 0, nil
   local function answer(cursor)
     return '{"leases":' .. json_list(items) .. ',"cursor":' .. cjson.encode(cursor or cjson.null)
-      .. ',"nowMs":"' .. digits(now_ms()) .. '"}'
+      .. ',"nowMs":"' .. digits(now_ms(root)) .. '"}'
   end
   for index, host in ipairs(hosts) do
     if index > MAX_HOSTS then

@@ -150,7 +150,7 @@ end
 
 local function store_network(root, ask, revision)
   local key = network_key(root, ask.name)
-  local now = now_ms()
+  local now = now_ms(root)
   if redis.call('HEXISTS', key, 'revision') == 0 and has_remains(root, ask.name) then
     for _, family in ipairs(FAMILIES) do
       rebuild_pool(root, ask.name, family, {})
@@ -230,7 +230,7 @@ end
 
 -- Removes a network that has no leases.
 local function remove_network(root, name)
-  local now = now_ms()
+  local now = now_ms(root)
   for _, family in ipairs(FAMILIES) do
     set_family(root, name, family, nil, now)
   end

@@ -1,5 +1,9 @@
 -- Addresses of one network and family: which are free, who holds the others, who held them last.
 
+local NEVER_MS = '315360000000'
+-- Entries that one call forgets of networks that are gone.
+local MAX_DROPPED = 1000
+
 -- Keeps how many entries a key has, beside its changes. One not counted before begins with what is there.
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'
@@ -168,10 +172,27 @@ local function bury(root, network, family, first, last, now, delay)
       redis.call('ZADD', gone, '0', address .. ' ' .. text)
     end
   end)
-  local left = redis.call('PTTL', gone)
-  if left ~= -2 and delay > left then
-    redis.call('PEXPIRE', gone, digits(delay))
-    redis.call('HSET', root .. ':meta', 'gone:' .. family, digits(now + delay))
+  if redis.call('EXISTS', gone) == 1 then
+    -- An earlier library let it expire by the server's clock, which may be set.
+    redis.call('PEXPIRE', gone, NEVER_MS)
+    local rests_until = math.max(now + delay, tonumber(redis.call('HGET', root .. ':meta', 'gone:' .. family) or 0) or 0)
+    redis.call('HSET', root .. ':meta', 'gone:' .. family, digits(rests_until))
+  end
+end
+
+-- Forgets the ends of networks when the last of what they left has rested; a part at a time.
+local function drop_gone(root, now)
+  for _, family in ipairs(FAMILIES) do
+    local gone = root .. ':gone:' .. family
+    local rests_until = tonumber(redis.call('HGET', root .. ':meta', 'gone:' .. family) or nil)
+    if rests_until and rests_until <= now then
+      local entries = redis.call('ZRANGE', gone, 0, MAX_DROPPED - 1)
+      if #entries > 0 then
+        redis.call('ZREM', gone, unpack(entries))
+      else
+        redis.call('HDEL', root .. ':meta', 'gone:' .. family)
+      end
+    end
   end
 end
 

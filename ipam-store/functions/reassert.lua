@@ -241,7 +241,7 @@ local function reassert(keys, args)
       return reply_of(recovering('the ledger knows of no revision ' .. network.revision))
     end
   end
-  local now = now_ms()
+  local now = now_ms(root)
   local networks, leases = {}, {}
   for index, network in ipairs(ask.networks) do
     networks[index] = cjson.encode(reassert_network(root, network, now))

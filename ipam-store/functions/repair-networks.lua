@@ -18,7 +18,7 @@ local function salvage(root, network, family, address, workload)
     local is_fresh = is_in(pool_key(root, network, family, 'fresh'), address)
       or is_next(root, network, family, address)
     if not is_fresh and not entry_of(pool_key(root, network, family, 'held'), address) then
-      local at = redis.call('ZSCORE', free, address) or digits(now_ms())
+      local at = redis.call('ZSCORE', free, address) or digits(now_ms(root))
       remember(root, network, family, address, at .. ' ' .. workload)
       return
     end

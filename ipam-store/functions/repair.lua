@@ -19,7 +19,7 @@ local function ask_hosts(root, why)
     'lost', '1')
   memories[root] = nil
   local memory = memory_of(root)
-  memory.since = now_ms()
+  memory.since = now_ms(root)
   tried[why] = true
   memory.tried = tried
   return false
@@ -145,7 +145,7 @@ local REPAIRS = {
     local was_there = redis.call('ZREM', held, address .. ' ' .. ask.id) == 1
     -- Somebody has used it, nobody knows who: it cools down, unless another has it.
     if was_there and not entry_of(held, address) and not is_open(root, network, family, address) then
-      remember(root, network, family, address, digits(now_ms()) .. ' -')
+      remember(root, network, family, address, digits(now_ms(root)) .. ' -')
     end
     return true
   end,
@@ -177,7 +177,7 @@ local REPAIRS = {
   ['roster missing'] = function(root, ask)
     redis.call('ZADD', root .. ':roster', '0', ask.host)
     if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
-      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms()), ask.host)
+      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), ask.host)
     end
     return true
   end,
@@ -187,7 +187,7 @@ local REPAIRS = {
     end
     if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
       -- Until its next heartbeat.
-      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms()), ask.host)
+      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), ask.host)
     end
     return true
   end,

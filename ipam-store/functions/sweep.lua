@@ -54,7 +54,8 @@ local function sweep(root, now)
     'ZRANGE', root .. ':suspects', memory.turn, memory.turn + MAX_SWEPT - 1, 'WITHSCORES')
   memory.turn = #suspects == 2 * MAX_SWEPT and memory.turn + MAX_SWEPT or 0
   for index = 1, #suspects, 2 do
-    local since = tonumber(suspects[index + 1])
+    -- While nobody was heard, suspects were not either.
+    local since = math.max(tonumber(suspects[index + 1]), memory.grace)
     for _, lease in ipairs(reclaim(root, suspects[index], since, now, MAX_ENDED - #reclaimed)) do
       table.insert(reclaimed, lease)
     end

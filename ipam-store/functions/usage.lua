@@ -25,7 +25,7 @@ local function usage_of(root, name, family, rules, delay)
     end
   end
   local cooling = redis.call(
-    'ZCOUNT', pool_key(root, name, family, 'free'), '(' .. digits(now_ms() - delay), '+inf')
+    'ZCOUNT', pool_key(root, name, family, 'free'), '(' .. digits(now_ms(root) - delay), '+inf')
   return {
     size = rules.size,
     used = redis.call('ZCARD', held),

@@ -12,25 +12,14 @@ import { beatOf, openLedger, type Store, owned } from './fixture.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import { type Answer, Model, type Op, type Rest } from './model.ts';
 import { fromHex } from '#ipam-store/pool.ts';
-import { mutated, type Patch } from './mutants.ts';
+import { clockedLibrary, setClock } from './clocked.ts';
+import type { Patch } from './mutants.ts';
 import { librarySource } from '#ipam-store/library.ts';
 
 // Hosts of a fleet, each with a connection of its own, before one redis-server, and the model beside it.
 
 /** Begins in 2027, and stands still unless it is told. */
 const START_MS = 1_800_000_000_000;
-const CLOCK = 'test:clock';
-
-/** The library, the server's clock in it replaced by a key: histories of days pass in no time. */
-const clockedLibrary = (mistakes: readonly Patch[]): string =>
-  mutated([
-    [
-      "local time = redis.call('TIME')",
-      `local at = tonumber(redis.call('GET', '${CLOCK}'))
-  local time = { math.floor(at / 1000), at % 1000 * 1000 }`,
-    ],
-    ...mistakes,
-  ]);
 
 /** Everything that Redis holds, in one call: a line for each key. */
 const DUMP = `
@@ -99,7 +88,7 @@ export class Fleet {
       begin: async () => {
         await raw.flushall();
         await raw.call('FUNCTION', 'LOAD', 'REPLACE', library);
-        await raw.set(CLOCK, START_MS);
+        await setClock(raw, START_MS);
         assert(first !== undefined);
         const members = await fleetOf(first, hosts);
         return new Fleet({ raw, clients, dumpSha, library, members });
@@ -170,7 +159,7 @@ export class Fleet {
   /** Time in which these hosts are heard. */
   async #pass(seconds: number, members: readonly Member[]): Promise<void> {
     this.model.nowMs += seconds * 1_000;
-    await this.#raw.set(CLOCK, this.model.nowMs);
+    await setClock(this.#raw, this.model.nowMs);
     for (const member of members) await member.turn();
   }
 
@@ -191,7 +180,7 @@ export class Fleet {
     if (how === 'turned back') await this.#turnBack?.();
     else if (how === 'emptied') await this.#raw.flushall();
     await forgetMemory(this.#raw, this.#library);
-    await this.#raw.set(CLOCK, this.model.nowMs);
+    await setClock(this.#raw, this.model.nowMs);
     const [record] = this.model.networks.values();
     const order = this.#members.map((_, n, all) => all[(n + first) % all.length]);
     for (let round = 1; round <= 3; round += 1) {

@@ -1,0 +1,57 @@
+-- The ledger's time: this server's clock, but it never goes back. A clock that is set back makes an offset, which is
+-- made good by running slower: time goes on at once, so nothing waits for the clock to be where it was before.
+
+-- How much slower, of the time that passes, while there is an offset.
+local SLOWED = 0.1
+-- A clock that is behind and jumps ahead by more than this was put right: what it makes good of the offset has not
+-- passed. With heartbeats, nothing looks at the clock as rarely as this.
+local JUMP_MS = 60000
+local KEEP_MS = 1000
+-- What JavaScript takes for a time.
+local LAST_MS = 8640000000000000
+
+-- By root: `server`, the server's clock when it was looked at last, in ms; `offset`, what is added to it; `kept`, when
+-- the time was written to meta. It outlives the permission to grant.
+local clocks = {}
+
+-- Where this library begins, another one has told time before: a server with another clock, perhaps.
+local function catch_up(root, clock)
+  local told = tonumber(redis.call('HGET', root .. ':meta', 'clockMs') or nil)
+  if told and told <= LAST_MS then
+    clock.offset = math.max(clock.offset, told - clock.server)
+  end
+end
+
+local function now_ms(root)
+  local time = redis.call('TIME')
+  local server = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local clock = clocks[root]
+  if not clock then
+    clock = { server = server, offset = 0, kept = 0 }
+    clocks[root] = clock
+    catch_up(root, clock)
+  end
+  local passed = server - clock.server
+  if passed < 0 then
+    clock.offset = clock.offset - passed
+  elseif clock.offset > 0 then
+    clock.offset = math.max(0, clock.offset - (passed > JUMP_MS and passed or passed * SLOWED))
+  end
+  clock.server = server
+  return math.floor(server + clock.offset)
+end
+
+-- Writes the time down once a second, for a server or a library that begins later. Answers the time, which is another
+-- where a server that was the master before has told time meanwhile; and whether a second is over.
+local function keep_time(root)
+  local now = now_ms(root)
+  local clock = clocks[root]
+  if now < clock.kept + KEEP_MS then
+    return now, false
+  end
+  catch_up(root, clock)
+  now = math.floor(clock.server + clock.offset)
+  redis.call('HSET', root .. ':meta', 'clockMs', digits(now))
+  clock.kept = now
+  return now, true
+end
