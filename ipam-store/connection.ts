@@ -80,6 +80,11 @@ export class Connection {
     this.#setStatus({ state: 'unavailable', reason: 'closed' });
   }
 
+  /** Looks again whether the server is fit for the ledger: something says that it is not any more. */
+  look(): void {
+    if (this.#status.state === 'ready' && this.#link !== undefined) void this.#verify(this.#link);
+  }
+
   /**
    * Calls one function of the library; `root` is its only key. `durable`: what it writes must outlive a server;
    * `requests`: how many it carries.

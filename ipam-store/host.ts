@@ -44,6 +44,8 @@ export interface Pulse {
   readonly state: LedgerState;
   /** Time of the server. */
   readonly nowMs: number;
+  /** Why the server may grant nothing, whatever the ledger does. */
+  readonly unfit?: string;
   readonly mayAcquire: boolean;
   /** The host has to say what it holds: `Ledger.reassert`, for this epoch. */
   readonly reassert: boolean;
@@ -74,9 +76,11 @@ export function pulseOf(answer: Fields): Pulse {
   if (state === 'unclaimed') return { ...UNCLAIMED, nowMs };
   const seen = answer.object('seen');
   const before = answer.optionalText('before');
+  const unfit = answer.optionalText('unfit');
   return {
     state,
     nowMs,
+    ...(unfit !== undefined && { unfit }),
     mayAcquire: answer.flag('mayAcquire'),
     reassert: answer.flag('reassert'),
     epoch: answer.text('epoch'),

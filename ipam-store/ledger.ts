@@ -304,7 +304,9 @@ export class Ledger {
       ...(windowSeconds !== null && { windowMs: Math.ceil(windowSeconds * 1_000) }),
       seen: { generation: String(generation), revision, roster, hosts },
     });
-    return pulseOf(answer);
+    const pulse = pulseOf(answer);
+    if (pulse.unfit !== undefined) this.#connection.look();
+    return pulse;
   }
 
   /**

@@ -14,6 +14,7 @@ const FILES = [
   'common',
   'clock',
   'arming',
+  'server',
   'ranges',
   'pool',
   'revisions',

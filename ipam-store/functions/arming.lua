@@ -13,6 +13,7 @@
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses
 --   batches     text -> what requests of leases share, taken apart; batch_count
+--   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
 --   swept       ms, the last sweep; `turn`: with which suspect the next one begins
 local memories = {}
 
@@ -83,6 +84,9 @@ end
 local function barred(root, host, machine)
   local memory = memory_of(root)
   local session = memory.sessions[host]
+  if memory.unfit then
+    return refuse('STORE_UNAVAILABLE', 'Redis: ' .. memory.unfit, { sent = false }, 1000)
+  end
   if session == machine then
     return nil
   end

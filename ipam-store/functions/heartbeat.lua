@@ -11,11 +11,11 @@ end
 
 -- heartbeat {host, machineId, yieldsTo?, bootId, suspectMs, windowMs?, newFleet,
 --            seen: {generation (text), revision, roster, hosts: [host…]}}
--- -> {nowMs (text), state, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
+-- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
 --     missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
 --     seen: {generation (text), revision, roster, hosts?: [host…]}}
 -- yieldsTo: the machine for which the one that asks was refused last.
--- state is armed, arming, recovering or unclaimed. before: what the host was, live or suspect. began, ended:
+-- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host was, live or suspect. began, ended:
 -- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
 -- whatever the host holds.
@@ -36,6 +36,7 @@ local function heartbeat(keys, args)
   if second then
     drop_gone(root, now)
   end
+  look_at_server(root, now)
   local meta = meta_of(root)
   local memory = memory_of(root)
   if memory.generation and memory.generation ~= meta.generation then
@@ -75,7 +76,8 @@ local function heartbeat(keys, args)
   end
   local state = memory.generation and 'armed' or meta.lost and 'recovering' or 'arming'
   return '{"nowMs":"' .. digits(now) .. '","state":"' .. state
-    .. '","mayAcquire":' .. tostring(memory.sessions[ask.host] ~= nil)
+    .. '","unfit":' .. cjson.encode(memory.unfit or cjson.null)
+    .. ',"mayAcquire":' .. tostring(memory.sessions[ask.host] ~= nil and not memory.unfit)
     .. ',"reassert":' .. tostring(redis.call('HGET', session, 'asserted') ~= epoch)
     .. ',"epoch":"' .. epoch
     .. '","before":' .. cjson.encode(before or cjson.null)

@@ -214,6 +214,7 @@ end
 local function acquire(keys, args)
   local root = keys[1]
   local batch = open_batch(root, args[1])
+  look_at_server(root, batch.now)
   local closed = barred(root, batch.host, batch.machine)
   if closed then
     return refuse_all((#args - 1) / 8, closed)

@@ -31,6 +31,7 @@ local function take_for_lost(root, seen, meta, now, wait_ms)
       make_suspect(root, host, now)
     end
   end
+  await_unlisted(root, now)
   redis.call('HSET', root .. ':leases', GENERATION, digits(meta.generation))
   redis.call('HSET', root .. ':meta', 'revision', digits(meta.revision), 'roster', digits(meta.roster),
     'lost', '1')

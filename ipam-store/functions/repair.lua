@@ -3,25 +3,15 @@
 -- leads to none is removed, unless its host may know better. Each looks again before it does anything, and answers
 -- whether it is right now. What is not here is not proven.
 
--- What only the hosts can prove: they say again what they hold and know, as after any loss. Answers false, or true
--- where they have been asked, and have answered.
+-- Asks the hosts for what only they can prove. Answers false, or true where they have been asked, and have answered.
 local function ask_hosts(root, why)
   local tried = memory_of(root).tried or {}
   if tried[why] then
     return true
   end
-  local meta = meta_of(root)
-  if not meta.lost then
-    meta.generation = (epoch_of(meta.generation) + 1) * EPOCH_UNIT
-  end
-  redis.call('HSET', root .. ':leases', GENERATION, digits(meta.generation))
-  redis.call('HSET', root .. ':meta', 'revision', digits(meta.revision), 'roster', digits(meta.roster),
-    'lost', '1')
-  memories[root] = nil
-  local memory = memory_of(root)
-  memory.since = now_ms(root)
+  begin_recovery(root, now_ms(root))
   tried[why] = true
-  memory.tried = tried
+  memory_of(root).tried = tried
   return false
 end
 

@@ -1,0 +1,61 @@
+-- What this server may have done to the ledger by itself, or is about to do. Looked at once a second, by what grants
+-- and by heartbeats: an agent looks when it connects, and settings change later.
+local LOOK_MS = 1000
+
+-- By root: `evicted`, keys that the server had evicted when it was looked at last; `promoted`, where in the stream of
+-- replication it became the master. It outlives the permission to grant.
+local servers = {}
+
+-- Hosts that are neither live nor suspect have been lost from those lists: they are waited for.
+local function await_unlisted(root, now)
+  local live, suspects = root .. ':hosts', root .. ':suspects'
+  if redis.call('ZCARD', live) + redis.call('ZCARD', suspects) >= redis.call('ZCARD', root .. ':roster') then
+    return
+  end
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
+    if not redis.call('ZSCORE', suspects, host) then
+      redis.call('ZADD', live, 'NX', digits(now), host)
+    end
+  end
+end
+
+-- What only the hosts can prove: they say again what they hold and know, as after any loss.
+local function begin_recovery(root, now)
+  local meta = meta_of(root)
+  if not meta.lost then
+    meta.generation = (epoch_of(meta.generation) + 1) * EPOCH_UNIT
+  end
+  redis.call('HSET', root .. ':leases', GENERATION, digits(meta.generation))
+  redis.call('HSET', root .. ':meta', 'revision', digits(meta.revision), 'roster', digits(meta.roster),
+    'lost', '1')
+  await_unlisted(root, now)
+  memories[root] = nil
+  memory_of(root).since = now
+end
+
+-- Notes in the memory, as `unfit`, why nothing may be granted. A server that was a replica meanwhile has a memory of
+-- what another master has changed since. What was evicted is a loss.
+local function look_at_server(root, now)
+  local looked = memory_of(root).looked
+  if looked and now < looked + LOOK_MS then
+    return
+  end
+  local info = redis.call('INFO', 'memory', 'stats', 'replication')
+  local policy = string.match(info, '\nmaxmemory_policy:(%S+)') or 'noeviction'
+  local evicted = tonumber(string.match(info, '\nevicted_keys:(%d+)') or 0)
+  local promoted = string.match(info, '\nsecond_repl_offset:(%d+)')
+  local before = servers[root] or { evicted = 0, promoted = promoted }
+  servers[root] = { evicted = math.min(evicted, before.evicted), promoted = promoted or before.promoted }
+  if servers[root].promoted ~= before.promoted then
+    memories[root] = nil
+  end
+  local unfit = policy ~= 'noeviction' and 'maxmemory-policy is ' .. policy .. '; it must be noeviction' or nil
+  if not unfit and evicted > servers[root].evicted then
+    servers[root].evicted = evicted
+    if meta_of(root).generation > 0 then
+      begin_recovery(root, now)
+    end
+  end
+  local memory = memory_of(root)
+  memory.looked, memory.unfit = now, unfit
+end
