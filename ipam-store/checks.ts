@@ -57,6 +57,7 @@ export const CHECKS = {
   generation: whole(1),
   host: matching(HOST_PATTERN, 'a host id'),
   machineId: matching(TOKEN_PATTERN, 'a machine id'),
+  agentId: matching(TOKEN_PATTERN, 'an agent id'),
   bootId: matching(TOKEN_PATTERN, 'a boot id'),
   mac: addressText,
   addresses: (value) =>
@@ -65,6 +66,7 @@ export const CHECKS = {
       : 'must be a list of addresses as text',
   hostname: matching(HOSTNAME_PATTERN, 'an RFC 1123 host name'),
   ttlSeconds: positive(MAX_TTL_SECONDS),
+  heartbeatSeconds: positive(MAX_TTL_SECONDS),
   suspectAfterSeconds: positive(MAX_TTL_SECONDS),
   recoveryWindowSeconds: (value) =>
     value === null ? undefined : positive(MAX_TTL_SECONDS)(value) && 'must be null or seconds',

@@ -23,10 +23,14 @@ export interface Beat {
   readonly host: string;
   /** /etc/machine-id: two machines under one name are found out by it. */
   readonly machineId: string;
-  /** The machine that the last HOST_CONFLICT named: it is the host where a server has lost who was. */
+  /** Of its state folder: two machines of one image are found out by it. */
+  readonly agentId?: string | undefined;
+  /** `details.yieldsTo` of the last HOST_CONFLICT: that is the host where a server has lost who was. */
   readonly yieldsTo?: string | undefined;
   /** /proc/sys/kernel/random/boot_id. */
   readonly bootId: string;
+  /** The period of heartbeats. A boot that was not heard for two has ended. */
+  readonly heartbeatSeconds?: number | undefined;
   /** After this long without a heartbeat the host is suspect. */
   readonly suspectAfterSeconds: number;
   /** How long the ledger waits for hosts after a loss; null: until all are there. */
@@ -135,7 +139,10 @@ export interface HostRecord {
   readonly host: string;
   readonly state: 'live' | 'joining' | 'suspect' | 'awaited';
   readonly machineId?: string;
+  readonly agentId?: string;
   readonly bootId?: string;
+  /** Boots of the machines, of one machine id, that call themselves this host: all are refused until an operator decides. */
+  readonly clones?: readonly string[];
   /** RFC 3339, of the last heartbeat. */
   readonly seenAt?: string;
   readonly leases: number;
@@ -143,6 +150,7 @@ export interface HostRecord {
 
 export function hostOf(stored: Fields): HostRecord {
   const machineId = stored.optionalText('machineId');
+  const agentId = stored.optionalText('agentId');
   const bootId = stored.optionalText('bootId');
   const state = HOST_STATES.find((one) => one === stored.text('state'));
   if (state === undefined) throw new TypeError(`a host is said to be ${stored.text('state')}`);
@@ -150,7 +158,9 @@ export function hostOf(stored: Fields): HostRecord {
     host: stored.text('host'),
     state,
     ...(machineId !== undefined && { machineId }),
+    ...(agentId !== undefined && { agentId }),
     ...(bootId !== undefined && { bootId }),
+    ...(stored.has('clones') && { clones: stored.texts('clones') }),
     ...(stored.has('seenMs') && { seenAt: new Date(stored.digits('seenMs')).toISOString() }),
     leases: stored.number('leases'),
   };

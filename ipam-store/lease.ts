@@ -46,6 +46,7 @@ export interface LeaseRequest {
   readonly revision: number;
   readonly host: string;
   readonly machineId: string;
+  readonly agentId?: string | undefined;
   readonly bootId: string;
   /** Asked for; else it is derived from the id. */
   readonly mac?: string;
@@ -153,16 +154,23 @@ export interface Ask {
   readonly ipv6: string;
 }
 
+/** " agent boot", as functions take them after the machine; nothing for who does not say which agent it is. */
+export const bootOf = (by: {
+  agentId?: string | undefined;
+  bootId?: string | undefined;
+}): string =>
+  by.agentId === undefined || by.bootId === undefined ? '' : ` ${by.agentId} ${by.bootId}`;
+
 /** Throws where a name or an address cannot be, or is not for this workload. */
 export function askOf(request: LeaseRequest): Ask {
   need(request, 'id', 'workload', 'kind', 'revision', 'host', 'machineId', 'bootId');
-  allow(request, 'mac', 'addresses', 'hostname', 'ttlSeconds');
+  allow(request, 'agentId', 'mac', 'addresses', 'hostname', 'ttlSeconds');
   const { network, revision, host, machineId } = request;
   const site = siteOf(network);
   return {
     request,
     site,
-    shared: `${host} ${machineId} ${network.network} ${revision} ${site.families}`,
+    shared: `${host} ${machineId} ${network.network} ${revision} ${site.families}${bootOf(request)}`,
     ...wantedOf(request, site),
   };
 }

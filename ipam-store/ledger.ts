@@ -23,6 +23,7 @@ import {
   acquireArgs,
   type Ask,
   askOf,
+  bootOf,
   grantedOf,
   type Lease,
   leaseOf,
@@ -82,10 +83,18 @@ export interface Reasserted {
   readonly leases: readonly LeaseOutcome[];
 }
 
-/** Who asks: a host, and which machine it is. */
+/** Who asks: a host, which machine it is, which agent of it (its state folder), and in which boot. */
 export interface Identity {
   readonly host: string;
   readonly machineId: string;
+  readonly agentId?: string | undefined;
+  readonly bootId?: string | undefined;
+}
+
+/** The same, all of it: what an agent that runs says of itself. */
+export interface Self extends Identity {
+  readonly agentId: string;
+  readonly bootId: string;
 }
 
 /** Which lease to give back, and who says so: one of another generation or host is another one. */
@@ -245,9 +254,11 @@ export class Ledger {
    */
   async release(lease: Release): Promise<'released' | 'absent'> {
     need(lease, 'id', 'generation', 'host', 'machineId', 'cool');
+    allow(lease, 'agentId', 'bootId');
     const { id, generation, host, machineId, cool } = lease;
     const own = [`${id} ${generation} ${cool ? 1 : 0}`];
-    const { text, stored } = await this.#batches.add('give_back', `${host} ${machineId}`, own);
+    const shared = `${host} ${machineId}${bootOf(lease)}`;
+    const { text, stored } = await this.#batches.add('give_back', shared, own);
     const released = fieldsOf('give_back', text).flag('released');
     await stored;
     return released ? 'released' : 'absent';
@@ -290,15 +301,18 @@ export class Ledger {
   async heartbeat(beat: Beat): Promise<Pulse> {
     need(beat, 'host', 'machineId', 'bootId', 'suspectAfterSeconds', 'recoveryWindowSeconds');
     need(beat, 'seen', 'newFleet');
-    const { host, machineId, yieldsTo, bootId, newFleet, seen } = beat;
+    allow(beat, 'agentId', 'heartbeatSeconds');
+    const { host, machineId, agentId, yieldsTo, bootId, heartbeatSeconds, newFleet, seen } = beat;
     if (yieldsTo !== undefined) need({ machineId: yieldsTo }, 'machineId');
     const windowSeconds = beat.recoveryWindowSeconds;
     const { generation, revision, roster, hosts } = seen;
     const answer = await this.#call('heartbeat', {
       host,
       machineId,
+      ...(agentId !== undefined && { agentId }),
       ...(yieldsTo !== undefined && { yieldsTo }),
       bootId,
+      ...(heartbeatSeconds !== undefined && { periodMs: Math.ceil(heartbeatSeconds * 1_000) }),
       newFleet,
       suspectMs: Math.ceil(beat.suspectAfterSeconds * 1_000),
       ...(windowSeconds !== null && { windowMs: Math.ceil(windowSeconds * 1_000) }),
@@ -320,7 +334,8 @@ export class Ledger {
     holdings: { readonly networks: readonly NetworkRecord[]; readonly leases: readonly Lease[] },
   ): Promise<Reasserted> {
     need(session, 'host', 'machineId', 'epoch');
-    const { host, machineId, epoch } = session;
+    allow(session, 'agentId', 'bootId');
+    const { host, machineId, agentId, bootId, epoch } = session;
     const networks = holdings.networks.map(({ network, revision }) => ({
       ...definitionOf(network),
       revision,
@@ -340,7 +355,15 @@ export class Ledger {
         leases: networks.length > 0 ? [] : leases.splice(0, REASSERT_LEASES),
       };
       const last = networks.length + leases.length === 0;
-      const answer = await this.#call('reassert', { host, machineId, epoch, ...page, last });
+      const answer = await this.#call('reassert', {
+        host,
+        machineId,
+        agentId,
+        bootId,
+        epoch,
+        ...page,
+        last,
+      });
       outcomes.networks.push(...answer.list('networks').map(networkOutcomeOf));
       outcomes.leases.push(...answer.list('leases').map(leaseOutcomeOf));
     } while (networks.length + leases.length > 0);
@@ -371,6 +394,17 @@ export class Ledger {
       released += answer.number('released');
       if (!answer.flag('more')) return { forgotten: answer.flag('known'), released };
     }
+  }
+
+  /**
+   * Decides whose a host is that two machines with one machine id call themselves: the one that `by` names; what it holds
+   * stays. False for a host that the ledger does not know. HOST_CONFLICT where the host is a machine of another id,
+   * HOST_ALIVE where nobody disputes whose it is and that one lives.
+   */
+  async settleHost(by: Self): Promise<boolean> {
+    need(by, 'host', 'machineId', 'agentId', 'bootId');
+    const { host, machineId, agentId, bootId } = by;
+    return (await this.#call('settle', { host, machineId, agentId, bootId })).flag('known');
   }
 
   /**
@@ -420,8 +454,9 @@ export class Ledger {
 function byOf(by: Identity | undefined): { by?: Identity } {
   if (by === undefined) return {};
   need(by, 'host', 'machineId');
-  const { host, machineId } = by;
-  return { by: { host, machineId } };
+  allow(by, 'agentId', 'bootId');
+  const { host, machineId, agentId, bootId } = by;
+  return { by: { host, machineId, agentId, bootId } };
 }
 
 const acquiredOf = (ask: Ask, mac: string, text: string): Acquired =>

@@ -4,8 +4,9 @@
 
 -- By root, as one server may have several ledgers:
 --   generation  the last one given; nil while the ledger is not armed
---   sessions    host -> machine id of those that may be granted leases
---   heard       host -> machine id of those that have sent a heartbeat since the memory began
+--   sessions    host -> who it is (`who_of`), of those that may be granted leases
+--   heard       host -> who it is, of those that have sent a heartbeat since the memory began
+--   rivals      host -> boot id -> when another boot than the host's was heard, and the host meanwhile
 --   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
 --   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
@@ -22,7 +23,7 @@ local function memory_of(root)
   if not memory then
     memory = {
       sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
-      fresh = {}, counted = {},
+      fresh = {}, counted = {}, rivals = {},
     }
     memories[root] = memory
   end
@@ -69,28 +70,64 @@ local function unarmed(root)
   return disarm(root)
 end
 
--- The refusal of what another machine than the host's asks for in its name; nil for the host's own, for one that the
--- ledger does not know, and for an agent that does not say which machine it is on.
-local function foreign(root, host, machine)
-  local known = machine and redis.call('HGET', root .. ':host:' .. host, 'machineId')
-  if not known or known == machine then
+-- Who asks, as one text: machine, agent and boot, "-" for what an earlier agent does not say.
+local function who_of(ask)
+  return ask.machineId .. ' ' .. (ask.agentId or '-') .. ' ' .. (ask.bootId or '-')
+end
+
+local function is_part(known, said)
+  return not known or known == '-' or said == '-' or known == said
+end
+
+-- Whether two such texts can be one, as far as both say.
+local function is_same_who(known, said)
+  local machine, agent, boot = string.match(known, '^(%S+) (%S+) (%S+)$')
+  local its_machine, its_agent, its_boot = string.match(said, '^(%S+) (%S+) (%S+)$')
+  return machine == its_machine and is_part(agent, its_agent) and is_part(boot, its_boot)
+end
+
+-- The refusal of what another than the host's own agent, in its present boot, asks for in its name; nil for the host's
+-- own, for one that the ledger does not know, and for an agent that does not say which machine it is on.
+local function foreign(root, host, who)
+  if not who then
     return nil
   end
-  return refuse('HOST_CONFLICT', 'another machine, ' .. known .. ', calls itself host ' .. host,
-    { host = host, machineId = known })
+  local known = redis.call('HMGET', root .. ':host:' .. host, 'machineId', 'agentId', 'bootId', 'clones')
+  if known[4] then
+    return refuse('HOST_CONFLICT', 'two machines call themselves host ' .. host .. ': an operator has to decide',
+      { host = host, machineId = known[1] or nil })
+  end
+  if not known[1] then
+    return nil
+  end
+  local its_own = who_of({ machineId = known[1], agentId = known[2] or nil, bootId = known[3] or nil })
+  if is_same_who(its_own, who) then
+    return nil
+  end
+  local machine = string.match(who, '^%S+')
+  return refuse('HOST_CONFLICT', machine ~= known[1] and 'another machine, ' .. known[1] .. ', calls itself host ' .. host
+    or 'host ' .. host .. ' is known by another agent or boot of machine ' .. machine,
+    { host = host, machineId = known[1] })
+end
+
+-- The boot of a host that has followed another so soon that the other may live yet; nil once that is over.
+local function young_boot(root, host, now)
+  local known = redis.call('HMGET', root .. ':host:' .. host, 'bootId', 'sureMs')
+  local sure = known[2] and tonumber(known[2])
+  return sure and sure > now and known[1] or nil
 end
 
 -- The refusal of what a host may not be granted. Costs no command where it may.
-local function barred(root, host, machine)
+local function barred(root, host, who)
   local memory = memory_of(root)
   local session = memory.sessions[host]
   if memory.unfit then
     return refuse('STORE_UNAVAILABLE', 'Redis: ' .. memory.unfit, { sent = false }, 1000)
   end
-  if session == machine then
+  if session and (session == who or is_same_who(session, who)) then
     return nil
   end
-  local other = foreign(root, host, machine)
+  local other = foreign(root, host, who)
   if other then
     return other
   end
@@ -100,9 +137,9 @@ local function barred(root, host, machine)
 end
 
 -- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.
-local function open_session(root, host, machine, epoch)
+local function open_session(root, host, who, epoch)
   local memory = memory_of(root)
   local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
   local joining = redis.call('ZSCORE', root .. ':joining', host)
-  memory.sessions[host] = memory.generation and asserted and not joining and machine or nil
+  memory.sessions[host] = memory.generation and asserted and not joining and who or nil
 end

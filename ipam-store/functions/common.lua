@@ -18,7 +18,10 @@
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did
 --   <root>:joining           zset  those that no other host vouches for yet, by the roster that named them first
---   <root>:host:<h>          hash  machineId, bootId, seenMs; asserted: the epoch for which it has re-asserted
+--   <root>:host:<h>          hash  machineId, agentId, bootId, seenMs; asserted: the epoch for which it has re-asserted;
+--                                  bootIds: its last boots; sureMs: from when on its last one is alone for certain;
+--                                  clones: boots of two machines that call themselves the host; ousted: boots of those
+--                                  that are not, as an operator has decided
 --   <root>:host:<h>:ids      zset  "network id" of each lease that the host holds
 --   <root>:host:<h>:due      zset  ids of the host that expire, by time
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down

@@ -9,12 +9,12 @@ local function encoded(list, most)
   return json_list(items)
 end
 
--- heartbeat {host, machineId, yieldsTo?, bootId, suspectMs, windowMs?, newFleet,
+-- heartbeat {host, machineId, agentId?, yieldsTo?, bootId, periodMs?, suspectMs, windowMs?, newFleet,
 --            seen: {generation (text), revision, roster, hosts: [host…]}}
 -- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
 --     missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
 --     seen: {generation (text), revision, roster, hosts?: [host…]}}
--- yieldsTo: the machine for which the one that asks was refused last.
+-- yieldsTo: what the last HOST_CONFLICT said so in its details.
 -- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host was, live or suspect. began, ended:
 -- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
@@ -26,8 +26,8 @@ local function heartbeat(keys, args)
   local seen = ask.seen
   seen.generation = tonumber(seen.generation)
   local session = root .. ':host:' .. ask.host
-  local known = redis.call('HMGET', session, 'machineId', 'bootId')
-  local conflict = conflict_with(root, ask, machine_of(root, ask, known[1]), now)
+  local known = known_of(root, ask.host)
+  local conflict = conflict_with(root, ask, known, now)
   if conflict then
     return reply_of(conflict)
   end
@@ -57,7 +57,8 @@ local function heartbeat(keys, args)
   note_beat(root, now, ask.suspectMs)
   local before = enter(root, ask, now)
   memory = memory_of(root)
-  memory.heard[ask.host] = ask.machineId
+  note_identity(root, ask, known, now)
+  memory.heard[ask.host] = who_of(ask)
   local ended, awaiting, missed = false, nil, nil
   if not memory.generation then
     awaiting, missed = try_to_arm(root, meta, now, ask.windowMs)
@@ -66,7 +67,7 @@ local function heartbeat(keys, args)
   local fallen, reclaimed = {}, {}
   if memory.generation then
     vouch(root, ask)
-    open_session(root, ask.host, ask.machineId, epoch)
+    open_session(root, ask.host, who_of(ask), epoch)
     fallen, reclaimed = sweep(root, now)
   end
   local roster = redis.call('HGET', root .. ':meta', 'roster')
@@ -81,7 +82,7 @@ local function heartbeat(keys, args)
     .. ',"reassert":' .. tostring(redis.call('HGET', session, 'asserted') ~= epoch)
     .. ',"epoch":"' .. epoch
     .. '","before":' .. cjson.encode(before or cjson.null)
-    .. ',"rebooted":' .. tostring((known[2] or ask.bootId) ~= ask.bootId)
+    .. ',"rebooted":' .. tostring((known.bootId or ask.bootId) ~= ask.bootId)
     .. ',"began":' .. tostring(began)
     .. ',"ended":' .. tostring(ended)
     .. ',"awaiting":' .. encoded(awaiting or {}, MAX_NAMED)

@@ -34,13 +34,14 @@ local function forget_host(keys, args)
     end
     redis.call('DEL', session)
     memory.sessions[host] = nil
+    memory.rivals[host] = nil
     next_roster(root)
   end
   return '{"known":true,"released":' .. released .. ',"more":' .. tostring(more) .. '}'
 end
 
--- hosts {cursor?, limit} -> {hosts: [{host, state, machineId?, bootId?, seenMs? (text), leases}…], cursor?, state,
--- sinceMs (text)}, by name. A host is live, joining, suspect, or awaited: while the ledger is not armed, one not
+-- hosts {cursor?, limit} -> {hosts: [{host, state, machineId?, agentId?, bootId?, clones?, seenMs? (text), leases}…],
+-- cursor?, state}, by name. clones: boots of the machines that call themselves the host. A host is live, joining, suspect, or awaited: while the ledger is not armed, one not
 -- heard yet.
 local function list_hosts(keys, args)
   local root = keys[1]
@@ -48,7 +49,7 @@ local function list_hosts(keys, args)
   local meta = meta_of(root)
   local hosts, cursor = page_of(root .. ':roster', '', cjson.decode(args[1]), function(host)
     local session = root .. ':host:' .. host
-    local held = redis.call('HMGET', session, 'machineId', 'bootId', 'seenMs', 'asserted')
+    local held = redis.call('HMGET', session, 'machineId', 'bootId', 'seenMs', 'asserted', 'agentId', 'clones')
     local state = 'live'
     if redis.call('ZSCORE', root .. ':suspects', host) then
       state = 'suspect'
@@ -64,6 +65,8 @@ local function list_hosts(keys, args)
       machineId = held[1] or nil,
       bootId = held[2] or nil,
       seenMs = held[3] or nil,
+      agentId = held[5] or nil,
+      clones = held[6] and words_in(held[6]) or nil,
       leases = redis.call('ZCARD', ids_key(root, host)),
     })
   end)

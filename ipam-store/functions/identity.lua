@@ -1,19 +1,59 @@
--- Whose a host is: two machines under one name are told apart.
+-- Whose a host is: one machine, one agent of it (its state folder) and one boot at a time. A machine that is another, or
+-- the same with another agent, is the second, and refused by itself. Machines of one image, copied with their state
+-- folders, differ in nothing but their boots: a boot that is heard beside another is refused until that is silent, which a
+-- reboot is soon. Where both go on, nobody can tell which of them is the host: both are refused until an operator decides.
+local MAX_BOOTS = 8
+-- Of the time in which a boot that has ended falls silent: for so long one is heard that goes on.
+local GOES_ON = 1 / 4
 
--- Whose a host is. A server that has lost who it was, and knows from other hosts that it was there, believes the
--- machine that was refused for another one: it must not be the quicker of the two.
-local function machine_of(root, ask, known)
-  if known or not ask.yieldsTo then
-    return known
+local function words_in(text)
+  local words = {}
+  for word in string.gmatch(text or '', '%S+') do
+    table.insert(words, word)
   end
-  return redis.call('ZSCORE', root .. ':roster', ask.host) and ask.yieldsTo
+  return words
 end
 
--- Another machine may have the name when the first is silent and holds nothing.
-local function conflict_with(root, ask, machine, now)
-  if not machine or machine == ask.machineId then
-    return nil
+local function has_word(text, word)
+  return text ~= nil and string.find(' ' .. text .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
+end
+
+-- The words with one more at the end; of too many the first ones go.
+local function with_word(text, word)
+  local words = {}
+  for _, one in ipairs(words_in(text)) do
+    if one ~= word then
+      table.insert(words, one)
+    end
   end
+  table.insert(words, word)
+  return table.concat(words, ' ', math.max(1, #words - MAX_BOOTS + 1))
+end
+
+-- What the ledger knows of who a host is.
+local function known_of(root, host)
+  local fields = { 'machineId', 'agentId', 'bootId', 'bootIds', 'ousted', 'clones', 'seenMs' }
+  local values = redis.call('HMGET', root .. ':host:' .. host, unpack(fields))
+  local known = {}
+  for index, field in ipairs(fields) do
+    known[field] = values[index] or nil
+  end
+  known.seenMs = tonumber(known.seenMs or nil)
+  return known
+end
+
+-- Two periods: a boot that was not heard for so long has ended.
+local function silence_of(ask)
+  return ask.periodMs and 2 * ask.periodMs or ask.suspectMs / 2
+end
+
+local function is_agent(known, ask)
+  return known.machineId == ask.machineId
+    and (not known.agentId or not ask.agentId or known.agentId == ask.agentId or known.bootId == ask.bootId)
+end
+
+-- Another machine, or another agent, may have the name when the first is silent and holds nothing.
+local function refuse_second(root, ask, other, yields_to, now)
   local deadline = redis.call('ZSCORE', root .. ':hosts', ask.host)
   local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation)
   local holds = redis.call('ZCARD', ids_key(root, ask.host))
@@ -21,7 +61,204 @@ local function conflict_with(root, ask, machine, now)
     return nil
   end
   return refuse('HOST_CONFLICT',
-    'another machine, ' .. machine .. ', ' .. (live and 'calls itself' or 'holds ' .. holds .. ' leases as')
-      .. ' host ' .. ask.host .. (live and '' or ': forget the host if that machine is gone'),
-    { host = ask.host, machineId = machine })
+    other .. ', ' .. (live and 'calls itself' or 'holds ' .. holds .. ' leases as')
+      .. ' host ' .. ask.host .. (live and '' or ': forget the host if that machine is gone')
+      .. (not live and yields_to.machineId == ask.machineId
+        and '; run "voltnet host settle" if it is this one, without its state folder' or ''),
+    { host = ask.host, machineId = yields_to.machineId, yieldsTo = yields_to.word })
 end
+
+-- Both are refused, and the host counts as one that lives: what it holds stays, and a ledger that has lost something
+-- waits for it.
+local function refuse_clones(root, ask, known, now)
+  local session = root .. ':host:' .. ask.host
+  local memory = memory_of(root)
+  local boots = with_word(known.clones, ask.bootId)
+  enter(root, {
+    host = ask.host,
+    machineId = known.machineId or ask.machineId,
+    bootId = known.bootId or ask.bootId,
+    suspectMs = ask.suspectMs,
+  }, now)
+  if not has_word(known.clones, ask.bootId) then
+    redis.call('HSET', session, 'clones', boots)
+  end
+  redis.call('HDEL', session, 'asserted')
+  memory.sessions[ask.host] = nil
+  memory.heard[ask.host] = nil
+  memory.rivals[ask.host] = nil
+  return refuse('HOST_CONFLICT',
+    'two machines with one machine id, ' .. (known.machineId or ask.machineId) .. ', call themselves host ' .. ask.host
+      .. ' (boots ' .. boots .. '): on the one that is ' .. ask.host .. ', run "voltnet host settle"',
+    { host = ask.host, machineId = known.machineId or ask.machineId, clones = words_in(boots),
+      yieldsTo = ask.machineId })
+end
+
+-- The host's own boot was heard. True where another goes on beside it.
+local function goes_on_beside(rivals, now, silence)
+  local found = false
+  for boot, rival in pairs(rivals) do
+    if now - rival.last > 2 * silence then
+      rivals[boot] = nil
+    else
+      rival.own_first = rival.own_first or now
+      rival.own_last = now
+      found = found or rival.last - rival.first >= silence * GOES_ON and now - rival.own_first >= silence * GOES_ON
+    end
+  end
+  return found
+end
+
+-- Notes that another boot than the host's was heard.
+local function note_rival(root, ask, now)
+  local memory = memory_of(root)
+  local rivals = memory.rivals[ask.host] or {}
+  local count, oldest = 0, nil
+  for boot, rival in pairs(rivals) do
+    count = count + 1
+    oldest = (not oldest or rival.last < rivals[oldest].last) and boot or oldest
+  end
+  local rival = rivals[ask.bootId]
+  if not rival then
+    if count == MAX_BOOTS then
+      rivals[oldest] = nil
+    end
+    rival = { first = now }
+    rivals[ask.bootId] = rival
+  end
+  rival.last = now
+  memory.rivals[ask.host] = rivals
+  return rival
+end
+
+-- A boot does not come back: one of before that goes on is another machine's. One that was delayed on its way is heard
+-- once, or at one time.
+local function conflict_of_boots(root, ask, known, now)
+  local silence = silence_of(ask)
+  local is_older = has_word(known.bootIds, ask.bootId)
+  local silent = known.seenMs and now - known.seenMs or silence
+  if not is_older and silent >= silence then
+    return nil
+  end
+  local rival = note_rival(root, ask, now)
+  local span = silence * GOES_ON
+  if is_older then
+    redis.call('HSET', root .. ':host:' .. ask.host, 'sureMs', digits(now + silence))
+  end
+  local goes_on = now - rival.first >= span
+  if goes_on and (is_older or rival.own_first and rival.own_last - rival.own_first >= span) then
+    known.clones = known.bootId
+    return refuse_clones(root, ask, known, now)
+  end
+  local wait = is_older and span or math.max(silence - silent, 1)
+  return refuse('HOST_CONFLICT',
+    'host ' .. ask.host .. ' was heard from another boot of machine ' .. ask.machineId .. ', ' .. known.bootId
+      .. ', ' .. digits(silent) .. ' ms ago: waits until that is silent',
+    { host = ask.host, machineId = ask.machineId, bootId = known.bootId }, math.ceil(wait))
+end
+
+-- Why the one that sends a heartbeat is not the host; nil where it is.
+local function conflict_with(root, ask, known, now)
+  if known.clones or not known.machineId and ask.yieldsTo == ask.machineId
+    and redis.call('ZSCORE', root .. ':roster', ask.host) then
+    return refuse_clones(root, ask, known, now)
+  end
+  if not known.machineId then
+    -- A server that has lost who the host was, and knows from other hosts that it was there, believes the one that was
+    -- refused for another: it must not be the quicker of the two.
+    return ask.yieldsTo and redis.call('ZSCORE', root .. ':roster', ask.host)
+      and refuse_second(root, ask, 'another machine, ' .. ask.yieldsTo,
+        { machineId = ask.yieldsTo, word = ask.yieldsTo }, now) or nil
+  end
+  if known.machineId ~= ask.machineId then
+    return refuse_second(root, ask, 'another machine, ' .. known.machineId,
+      { machineId = known.machineId, word = known.machineId }, now)
+  end
+  if not is_agent(known, ask) then
+    return refuse_second(root, ask, 'another agent (' .. known.agentId .. ') with the machine id ' .. known.machineId,
+      { machineId = known.machineId, word = known.agentId }, now)
+  end
+  if has_word(known.ousted, ask.bootId) then
+    return refuse('HOST_CONFLICT',
+      'an operator has decided that another machine with the machine id ' .. ask.machineId .. ' is host ' .. ask.host,
+      { host = ask.host, machineId = known.machineId, yieldsTo = known.bootId })
+  end
+  if known.bootId and known.bootId ~= ask.bootId then
+    return conflict_of_boots(root, ask, known, now)
+  end
+  local rivals = memory_of(root).rivals[ask.host]
+  if rivals and goes_on_beside(rivals, now, silence_of(ask)) then
+    for boot in pairs(rivals) do
+      known.clones = with_word(known.clones, boot)
+    end
+    return refuse_clones(root, ask, known, now)
+  end
+  return nil
+end
+
+-- Notes as whom a host is known from now on. A boot that has followed another ends none of its leases before it is sure
+-- that the other is silent: `sureMs`.
+local function note_identity(root, ask, known, now)
+  local session = root .. ':host:' .. ask.host
+  if known.machineId and not is_agent(known, ask) or known.machineId == nil then
+    redis.call('HDEL', session, 'agentId', 'bootIds', 'ousted', 'sureMs')
+    known = {}
+  end
+  if ask.agentId and ask.agentId ~= known.agentId then
+    redis.call('HSET', session, 'agentId', ask.agentId)
+  end
+  if not has_word(known.bootIds, ask.bootId) then
+    redis.call('HSET', session, 'bootIds', with_word(known.bootIds or known.bootId, ask.bootId))
+  end
+  if known.bootId and known.bootId ~= ask.bootId then
+    redis.call('HSET', session, 'sureMs', digits(now + silence_of(ask)))
+    memory_of(root).rivals[ask.host] = nil
+  end
+end
+
+-- settle {host, machineId, agentId, bootId} -> {known}: of the machines that call themselves the host with one machine id,
+-- this one is it. Its leases stay; it says again what it holds. HOST_CONFLICT for a machine of another id, HOST_ALIVE where
+-- the ledger knows whose the host is, and that one lives.
+local function settle(keys, args)
+  local root = keys[1]
+  local ask = cjson.decode(args[1])
+  local host, session = ask.host, root .. ':host:' .. ask.host
+  local known = known_of(root, host)
+  if not known.machineId or not redis.call('ZSCORE', root .. ':roster', host) then
+    return '{"known":false}'
+  end
+  if known.machineId ~= ask.machineId then
+    return reply_of(refuse('HOST_CONFLICT', 'another machine, ' .. known.machineId .. ', is host ' .. host
+      .. ': forget the host if that machine is gone', { host = host, machineId = known.machineId }))
+  end
+  local is_its_own = is_agent(known, ask) and known.bootId == ask.bootId
+  local deadline = redis.call('ZSCORE', root .. ':hosts', host)
+  if not known.clones and not is_its_own and deadline
+    and (tonumber(deadline) > now_ms() or not memory_of(root).generation) then
+    return reply_of(refuse('HOST_ALIVE', 'host ' .. host .. ' is alive: stop its agent first', { host = host }))
+  end
+  local ousted = known.ousted
+  for _, boots in ipairs({ known.bootIds or '', known.bootId or '', known.clones or '' }) do
+    for _, boot in ipairs(words_in(boots)) do
+      if boot ~= ask.bootId then
+        ousted = with_word(ousted, boot)
+      end
+    end
+  end
+  redis.call('HDEL', session, 'clones', 'asserted', 'sureMs', 'ousted')
+  redis.call('HSET', session, 'agentId', ask.agentId, 'bootId', ask.bootId, 'bootIds', ask.bootId)
+  if ousted then
+    local kept = {}
+    for _, boot in ipairs(words_in(ousted)) do
+      if boot ~= ask.bootId then
+        table.insert(kept, boot)
+      end
+    end
+    redis.call('HSET', session, 'ousted', table.concat(kept, ' '))
+  end
+  local memory = memory_of(root)
+  memory.sessions[host], memory.heard[host], memory.rivals[host] = nil, nil, nil
+  return '{"known":true}'
+end
+
+redis.register_function({ function_name = 'volt1_settle', callback = readable(settle), flags = { 'allow-oom' } })

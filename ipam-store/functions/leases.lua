@@ -157,16 +157,18 @@ local function grant(batch, ask)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- What the requests of a batch share, by its text: "host machine network revision families".
+-- What the requests of a batch share, by its text: "host machine network revision families", and agents since 1.7
+-- " agent boot".
 local function open_batch(root, text)
   local memory = memory_of(root)
   local batch = memory.batches[text]
   if not batch then
-    local host, machine, name, revision, families = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+    local host, machine, name, revision, families, agent, boot =
+      string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*) ?(%S*)$')
     batch = {
       root = root,
       host = host,
-      machine = machine,
+      who = who_of({ machineId = machine, agentId = agent ~= '' and agent, bootId = boot ~= '' and boot }),
       name = name,
       revision = revision,
       families = FAMILIES_OF[families],
@@ -204,7 +206,7 @@ local function ask_at(args, at)
   }
 end
 
--- acquire: ARGV "host machine network revision families", where families is 4, 6, 46 or -; then eight for each
+-- acquire: ARGV "host machine network revision families agent boot", where families is 4, 6, 46 or -; then eight for each
 -- request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
 -- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
 -- without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?, "mac", "lengths":
@@ -215,7 +217,7 @@ local function acquire(keys, args)
   local root = keys[1]
   local batch = open_batch(root, args[1])
   look_at_server(root, batch.now)
-  local closed = barred(root, batch.host, batch.machine)
+  local closed = barred(root, batch.host, batch.who)
   if closed then
     return refuse_all((#args - 1) / 8, closed)
   end
@@ -259,7 +261,7 @@ end
 -- preview: one request, as acquire takes it -> what acquire would answer now. Changes nothing.
 local function preview(keys, args)
   local batch = open_batch(keys[1], args[1])
-  local closed = barred(keys[1], batch.host, batch.machine)
+  local closed = barred(keys[1], batch.host, batch.who)
   if closed then
     return reply_of(closed)
   end
@@ -287,7 +289,7 @@ local function end_lease(root, lease, now, cool)
   end
 end
 
-local function release_one(root, host, now, ask)
+local function release_one(root, host, now, young, ask)
   local id, generation, cool = string.match(ask, '^(%S+) (%S+) (%S+)$')
   local lease = lease_of(root, id)
   if not lease and redis.call('HEXISTS', root .. ':leases', id) == 1 then
@@ -304,23 +306,33 @@ local function release_one(root, host, now, ask)
       id .. ' has generation ' .. lease.generation .. ', not ' .. generation,
       { id = id, generation = lease.generation })
   end
+  if young and lease.bootId ~= young then
+    return recovering(id .. ' is of an earlier boot of host ' .. host .. ', which may live yet: not ended so soon')
+  end
   end_lease(root, lease, now, cool == '1')
   return nil, '{"released":true}'
 end
 
--- give_back: ARGV "host machine"; then each lease as "id generation cool", cool 1 or 0. -> for each a line: {released}
+-- give_back: ARGV "host machine agent boot", agents before 1.7 without the last two; then each lease as "id generation
+-- cool", cool 1 or 0. -> for each a line: {released}
 -- release: the same as agents before 1.5 send it, which do not say which machine they are on: ARGV host; then the leases.
 local function release(keys, args)
-  local host, machine = string.match(args[1], '^(%S+) (%S+)$')
-  host = host or args[1]
-  local closed = unarmed(keys[1]) or foreign(keys[1], host, machine)
+  local root = keys[1]
+  local host, machine, agent, boot = string.match(args[1], '^(%S+) ?(%S*) ?(%S*) ?(%S*)$')
+  local who = machine ~= '' and who_of({
+    machineId = machine,
+    agentId = agent ~= '' and agent,
+    bootId = boot ~= '' and boot,
+  })
+  local closed = unarmed(root) or foreign(root, host, who)
   if closed then
     return refuse_all(#args - 1, closed)
   end
-  local now = now_ms(keys[1])
+  local now = now_ms(root)
+  local young = young_boot(root, host, now)
   local lines = {}
   for index = 2, #args do
-    lines[index - 1] = line_of(release_one, keys[1], host, now, args[index])
+    lines[index - 1] = line_of(release_one, root, host, now, young, args[index])
   end
   return table.concat(lines, '\n')
 end

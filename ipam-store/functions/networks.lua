@@ -192,7 +192,7 @@ end
 local function put_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
-  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, ask.by.machineId)
+  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, who_of(ask.by))
   if closed then
     return reply_of(closed)
   end
@@ -249,7 +249,7 @@ local function delete_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
   local name = ask.name
-  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, ask.by.machineId)
+  local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, who_of(ask.by))
   if closed then
     return reply_of(closed)
   end

@@ -222,12 +222,13 @@ local function reassert(keys, args)
   local ask = cjson.decode(args[1])
   local meta = meta_of(root)
   local session = root .. ':host:' .. ask.host
-  local other = foreign(root, ask.host, ask.machineId)
+  local who = who_of(ask)
+  local other = foreign(root, ask.host, who)
   if other then
     return reply_of(other)
   end
-  local machine = redis.call('HGET', session, 'machineId')
-  if memory_of(root).heard[ask.host] ~= ask.machineId or machine ~= ask.machineId
+  local heard = memory_of(root).heard[ask.host]
+  if not heard or not is_same_who(heard, who) or redis.call('HEXISTS', session, 'machineId') == 0
     or digits(epoch_of(meta.generation)) ~= ask.epoch then
     return reply_of(recovering('host ' .. ask.host .. ' has to send a heartbeat first'))
   end
@@ -251,7 +252,7 @@ local function reassert(keys, args)
   end
   if ask.last then
     redis.call('HSET', session, 'asserted', ask.epoch)
-    open_session(root, ask.host, ask.machineId, ask.epoch)
+    open_session(root, ask.host, heard, ask.epoch)
     if memory_of(root).generation then
       memory_of(root).said = {}
     end

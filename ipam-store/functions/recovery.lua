@@ -64,8 +64,8 @@ local function try_to_arm(root, meta, now, window_ms)
     redis.call('ZADD', root .. ':joining', digits(roster), host)
   end
   memory.said = {}
-  for host, machine in pairs(memory.heard) do
-    open_session(root, host, machine, epoch)
+  for host, who in pairs(memory.heard) do
+    open_session(root, host, who, epoch)
   end
   return nil, missing
 end

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { askFor, beatOf, contents, put, refused, useStore, VOLT0 } from './fixture.ts';
+import { silentFor } from './member.ts';
 
 const store = useStore();
 
@@ -45,11 +46,12 @@ describe('a heartbeat', () => {
     const other = { ...SESSION, machineId: 'machine-2' };
     const error = await refused(store.raw, () => store.ledger.heartbeat(other));
     expect(error.code).toBe('HOST_CONFLICT');
-    expect(error.details).toEqual({ host: 'h1', machineId: 'machine-h1' });
+    expect(error.details).toMatchObject({ host: 'h1', machineId: 'machine-h1' });
   });
 
   test('after a reboot of the same machine is taken', async () => {
     await store.ledger.heartbeat(SESSION);
+    await silentFor(store.raw, 'h1', 60);
     await store.ledger.heartbeat({ ...SESSION, bootId: 'boot-2' });
     expect(await contents(store.raw)).toMatchObject({
       'volt:{ledger}:host:h1': { bootId: 'boot-2', machineId: 'machine-h1' },

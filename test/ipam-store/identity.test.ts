@@ -14,7 +14,7 @@ import {
   useStore,
   VOLT0,
 } from './fixture.ts';
-import { forgetMemory } from './member.ts';
+import { forgetMemory, silentFor } from './member.ts';
 import { libraryOf, loadedVersion, VERSION } from './opening.ts';
 
 // Who changes something says which machine it is, and the ledger compares that with what it knows of the host.
@@ -76,7 +76,9 @@ test('a machine whose session has yet to be opened is told apart, too', async ()
 
 test('the machine itself ends leases of its earlier boots', async () => {
   const earlier = await held();
+  await silentFor(store.raw, 'h1', 60);
   await store.ledger.heartbeat(beatOf('h1', { bootId: 'boot-2' }));
+  await store.raw.hdel(`${ROOT}:host:h1`, 'sureMs');
   expect(await store.ledger.release({ ...owned(earlier), cool: true })).toBe('released');
 });
 

@@ -14,7 +14,7 @@ import {
   VOLT0,
   owned,
 } from './fixture.ts';
-import { fleetOf, forgetMemory, heard, Member, snapshotOf } from './member.ts';
+import { fleetOf, forgetMemory, heard, Member, snapshotOf, silentFor } from './member.ts';
 
 // A server that has lost what it was told, and how the ledger finds that before it gives anything to anybody.
 
@@ -505,6 +505,7 @@ describe('one name', () => {
 
   test('keeps its leases over a reboot, of which the heartbeat tells', async () => {
     const lease = await one.acquire(record, 'a');
+    await silentFor(store.raw, one.host, 60);
     expect(await one.beat({ bootId: 'boot-2' })).toMatchObject({ rebooted: true, reassert: false });
     expect(await one.beat({ bootId: 'boot-2' })).toMatchObject({ rebooted: false });
     expect(await store.ledger.getLease('a')).toEqual(lease);

@@ -12,7 +12,7 @@ import {
   type Seen,
 } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
-import { askFor, beatOf } from './fixture.ts';
+import { askFor, beatOf, ROOT } from './fixture.ts';
 
 /** A host as its agent plays it towards the ledger, with nothing of an agent but what it has to remember. */
 export class Member {
@@ -125,4 +125,11 @@ export async function snapshotOf(
 /** What a restart does to the library: its memory is gone. */
 export async function forgetMemory(raw: Redis, library = librarySource()): Promise<void> {
   await raw.call('FUNCTION', 'LOAD', 'REPLACE', library);
+}
+
+/** Makes believe that a host was heard last so many seconds earlier than it was: that is how a boot ends. */
+export async function silentFor(raw: Redis, host: string, seconds: number): Promise<void> {
+  const session = `${ROOT}:host:${host}`;
+  const seenMs = Number(await raw.hget(session, 'seenMs'));
+  await raw.hset(session, 'seenMs', String(seenMs - seconds * 1_000));
 }

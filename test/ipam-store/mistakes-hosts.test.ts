@@ -49,7 +49,12 @@ mistake(store, 'two hosts claim one name', {
   },
   mutants: {
     'a session does not compare the machine': {
-      patches: [['if not machine or machine == ask.machineId then', 'if true then']],
+      patches: [
+        [
+          'if known.machineId ~= ask.machineId then\n    return refuse_second',
+          'if known.machineId ~= ask.machineId then\n    if true then return nil end\n    return refuse_second',
+        ],
+      ],
       shows: /a live host was taken over/,
     },
   },
@@ -116,7 +121,9 @@ mistake(store, 'reboot leaks', {
     await attempt(world.ledger, record, 'other', { host: 'h2' });
     // Nothing of h1 is left but its name: what it had, it learns from the ledger.
     const bootId = 'boot-2';
-    await world.ledger.heartbeat(beatOf('h1', { bootId }));
+    await sleep(10);
+    await world.ledger.heartbeat(beatOf('h1', { bootId, heartbeatSeconds: 0.001 }));
+    await sleep(10);
     await attempt(world.ledger, record, 'kept', { bootId });
     const { leases } = await world.ledger.listLeases({ host: 'h1' });
     for (const lease of leases) {
