@@ -18,6 +18,7 @@ const FILES = [
   'ranges',
   'pool',
   'revisions',
+  'rules',
   'networks',
   'usage',
   'sources',

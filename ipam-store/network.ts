@@ -3,7 +3,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import { withAddress } from './errors.ts';
 import type { Fields } from './fields.ts';
-import { FAMILIES, familyPools } from './pool.ts';
+import { FAMILIES, familyPools, type FamilyRules } from './pool.ts';
 
 /** Of the IPv4 subnet; of the IPv6 subnet where that is the only one. */
 export interface NetworkUsage {
@@ -30,11 +30,23 @@ export interface NetworkRecord {
 /** Leaves room for a page of networks in one reply of 512 KiB. */
 const MAX_NETWORK_BYTES = 262_144;
 
+/** A network as the ledger's functions take it. */
+interface Definition {
+  readonly name: string;
+  readonly type: string;
+  /** JSON. */
+  readonly network: string;
+  readonly digest: string;
+  readonly delayMs: number;
+  readonly reclaimMs?: number;
+  readonly families: Readonly<Record<string, FamilyRules>>;
+}
+
 /**
  * A network as `volt1_network_put` takes it. Throws TOO_LARGE, and INVALID_REQUEST as `parseNetwork` and
  * `FamilyPool.rules`.
  */
-export function definitionOf(given: Network): object {
+export function definitionOf(given: Network): Definition {
   refuseLarge(given);
   const network = parseNetwork(given);
   const json = JSON.stringify(network);

@@ -8,8 +8,6 @@ import { type Network, parseNetwork } from '#protocol/network.ts';
 export const FAMILIES = ['4', '6'] as const;
 export type FamilyName = (typeof FAMILIES)[number];
 
-type HexRange = readonly [first: string, last: string];
-
 /** One family of a network as `volt1_network_put` takes it. */
 export interface FamilyRules {
   readonly first: string;
@@ -17,12 +15,14 @@ export interface FamilyRules {
   /** How many addresses can be given out without being asked for: pool and reservations. */
   readonly size: number;
   readonly poolSize: number;
-  /** What the pool gives to anybody: the pool less closed and reserved. */
-  readonly allowed: readonly HexRange[];
-  /** Given to their workload alone. */
-  readonly reserved: Readonly<Record<string, string>>;
-  /** Never given out, and which key of the network says so. */
-  readonly forbidden: readonly (readonly [first: string, last: string, path: string])[];
+  /** Each of the lists below is of text, in order; agents before this library sent pairs and a map. */
+  readonly flat: true;
+  /** `first-last`: what the pool gives to anybody, the pool less closed and reserved. */
+  readonly allowed: readonly string[];
+  /** `address workload`: given to that workload alone. */
+  readonly reserved: readonly string[];
+  /** `first-last path`: never given out, and which key of the network says so. */
+  readonly forbidden: readonly string[];
 }
 
 interface Interval {
@@ -102,11 +102,12 @@ export class FamilyPool {
       last: toHex(this.subnet.last),
       size: Number(poolSize + BigInt(reserved.length)),
       poolSize: Number(poolSize),
-      allowed: allowed.map(({ first, last }) => [hex(first), hex(last)]),
-      reserved: Object.fromEntries(
-        [...this.#reserved].map(([value, workload]) => [hex(value), workload]),
-      ),
-      forbidden: this.#closed.map(({ first, last, path }) => [hex(first), hex(last), path]),
+      flat: true,
+      allowed: allowed.map(({ first, last }) => `${hex(first)}-${hex(last)}`),
+      reserved: [...this.#reserved].map(([value, owner]) => `${hex(value)} ${owner}`).toSorted(),
+      forbidden: this.#closed
+        .map(({ first, last, path }) => `${hex(first)}-${hex(last)} ${path}`)
+        .toSorted(),
     };
   }
 

@@ -15,24 +15,10 @@ local function differs(root, network, definition)
     end
   end
   for _, family in ipairs(FAMILIES) do
-    local text = redis.call('HGET', network_key(root, network), 'family:' .. family)
     local rules = definition.families[family]
-    local is = text and decoded(text)
-    if text and not rules or rules and not (is and is.first == rules.first and is.last == rules.last
-      and is.size == rules.size and is.poolSize == rules.poolSize and type(is.reserved) == 'table') then
+    if rules and not has_rules(root, network, family, rules)
+      or not rules and redis.call('HEXISTS', network_key(root, network), 'family:' .. family) == 1 then
       return 'family:' .. family
-    end
-    -- An earlier library has stored neither.
-    for index, owner in ipairs(is and is.owners or {}) do
-      if rules.reserved[is.reserved[index]] ~= owner then
-        return 'family:' .. family
-      end
-    end
-    for index, range in ipairs(is and is.forbidden or {}) do
-      local closed = rules.forbidden[index]
-      if not closed or closed[1] ~= range[1] or closed[2] ~= range[2] then
-        return 'family:' .. family
-      end
     end
   end
   return nil
@@ -40,14 +26,8 @@ end
 
 -- Whether a pool gives out what the definition says, and has for fresh nothing else.
 local function pool_differs(root, network, family, ranges)
-  local allowed = redis.call('ZRANGE', pool_key(root, network, family, 'allowed'), 0, -1)
-  if #allowed ~= #ranges then
+  if not has_exactly(pool_key(root, network, family, 'allowed'), ranges) then
     return true
-  end
-  for index, range in ipairs(ranges) do
-    if allowed[index] ~= range[1] .. '-' .. range[2] then
-      return true
-    end
   end
   local spans = redis.call('ZRANGE', pool_key(root, network, family, 'fresh'), 0, -1)
   table.insert(spans, redis.call('HGET', network_key(root, network), 'next:' .. family) or nil)
@@ -65,7 +45,7 @@ local function pool_differs(root, network, family, ranges)
       return true
     end
   end
-  return #minus(fresh, ranges) > 0
+  return #minus(fresh, pairs_of(ranges)) > 0
 end
 
 -- True for a revision of before changes were kept.
@@ -211,6 +191,9 @@ end
 local function audit(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
+  if ask.definition then
+    flat_definition(ask.definition)
+  end
   local found, networks, hosts, cursor = {}, {}, {}, nil
   local function note(difference)
     table.insert(found, cjson.encode(difference))

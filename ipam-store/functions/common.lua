@@ -26,10 +26,14 @@
 --   <root>:host:<h>:due      zset  ids of the host that expire, by time
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down
 --   <root>:net:<n>           hash  network (JSON), digest, revision, type, delayMs; for each family family:<f>
---                                  (JSON of its rules) and next:<f> ("first-last": the first range of `fresh`);
+--                                  (JSON of its rules: subnet, sizes, and how many entries reserved and closed have;
+--                                  those entries themselves, if a library before 1.7 put it) and next:<f>
+--                                  ("first-last": the first range of `fresh`);
 --                                  for each MAC of a lease mac:<mac>: the id; unchecked: 1 in one that had vanished
 --                                  and was put again, until the audit has seen that every lease is found in it
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
+--   <root>:net:<n>:<f>:reserved zset  "address workload": given to that workload alone
+--   <root>:net:<n>:<f>:closed   zset  "first-last": never given out; neighbours never touch
 --   <root>:net:<n>:<f>:fresh    zset  "first-last": the part of it that was never used, without next:<f>
 --   <root>:net:<n>:<f>:held     zset  "address id"
 --   <root>:net:<n>:<f>:last     zset  "address time workload": released when and by whom, and not held since

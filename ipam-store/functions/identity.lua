@@ -234,7 +234,7 @@ local function settle(keys, args)
   local is_its_own = is_agent(known, ask) and known.bootId == ask.bootId
   local deadline = redis.call('ZSCORE', root .. ':hosts', host)
   if not known.clones and not is_its_own and deadline
-    and (tonumber(deadline) > now_ms() or not memory_of(root).generation) then
+    and (tonumber(deadline) > now_ms(root) or not memory_of(root).generation) then
     return reply_of(refuse('HOST_ALIVE', 'host ' .. host .. ' is alive: stop its agent first', { host = host }))
   end
   local ousted = known.ousted

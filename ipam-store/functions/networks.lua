@@ -13,14 +13,52 @@ local function overlapping(root, family, name, first, last)
   return nil
 end
 
+-- A lease on an address that is to be reserved for another workload: address, id, workload. What is reserved already
+-- was looked at when it became so.
+local function stranded_by_reservation(root, name, family, reserved)
+  local held = pool_key(root, name, family, 'held')
+  local count = redis.call('ZCARD', held)
+  local new = count > 0 and without(reserved, redis.call('ZRANGE', pool_key(root, name, family, 'reserved'), 0, -1))
+    or {}
+  local found
+  local function look(address, id, workload)
+    local lease = lease_of(root, id)
+    if not found and (not lease or lease.workload ~= workload) then
+      found = { address, id, workload }
+    end
+  end
+  local owner_of = {}
+  for _, entry in ipairs(new) do
+    local space = string.find(entry, ' ', 1, true)
+    local address, workload = string.sub(entry, 1, space - 1), string.sub(entry, space + 1)
+    owner_of[address] = workload
+    local id = count > #new and entry_of(held, address)
+    if id then
+      look(address, id, workload)
+    end
+  end
+  if count <= #new then
+    each_between(held, '0', 'g', function(address, id)
+      if owner_of[address] then
+        look(address, id, owner_of[address])
+      end
+    end)
+  end
+  return unpack(found or {})
+end
+
 -- The lease of one family that could not go on under the new rules: address, id, and what is in its way.
 local function stranded_in(root, name, family, rules)
   local held = pool_key(root, name, family, 'held')
+  if redis.call('EXISTS', held) == 0 then
+    return nil
+  end
   local digits_of_family = family == '4' and 8 or 32
   local all = { { string.rep('0', digits_of_family), string.rep('f', digits_of_family) } }
   local closed = minus(all, rules and { { rules.first, rules.last } } or {})
-  for _, range in ipairs(rules and rules.forbidden or {}) do
-    table.insert(closed, range)
+  for _, entry in ipairs(rules and rules.forbidden or {}) do
+    local first, last, path = string.match(entry, '^(%x+)%-(%x+) (.*)$')
+    table.insert(closed, { first, last, path })
   end
   for _, range in ipairs(closed) do
     local address, id = entry_between(held, range[1], range[2])
@@ -28,14 +66,8 @@ local function stranded_in(root, name, family, rules)
       return address, id, range[3] or 'subnet'
     end
   end
-  for address, workload in pairs(rules and rules.reserved or {}) do
-    local id = entry_of(held, address)
-    local lease = id and lease_of(root, id)
-    if id and (not lease or lease.workload ~= workload) then
-      return address, id, 'reservations.' .. workload
-    end
-  end
-  return nil
+  local address, id, workload = stranded_by_reservation(root, name, family, rules and rules.reserved or {})
+  return address, id, address and 'reservations.' .. workload
 end
 
 local function stranded(root, ask, type_before)
@@ -57,21 +89,6 @@ local function stranded(root, ask, type_before)
   return nil
 end
 
-local function store_rules(key, family, rules)
-  local reserved, owners, forbidden = {}, {}, {}
-  for address, workload in pairs(rules.reserved) do
-    table.insert(reserved, cjson.encode(address))
-    table.insert(owners, cjson.encode(workload))
-  end
-  for _, range in ipairs(rules.forbidden) do
-    table.insert(forbidden, cjson.encode({ range[1], range[2] }))
-  end
-  redis.call('HSET', key, 'family:' .. family, string.format(
-    '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%s,"owners":%s,"forbidden":%s}',
-    rules.first, rules.last, digits(rules.size), digits(rules.poolSize), json_list(reserved),
-    json_list(owners), json_list(forbidden)))
-end
-
 -- Makes the addresses of a family follow its rules; nil for none any more.
 local function set_family(root, name, family, rules, now)
   local key = network_key(root, name)
@@ -89,6 +106,7 @@ local function set_family(root, name, family, rules, now)
   if not rules then
     set_allowed(root, name, family, {})
     redis.call('HDEL', key, 'family:' .. family)
+    redis.call('DEL', pool_key(root, name, family, 'reserved'), pool_key(root, name, family, 'closed'))
     return
   end
   if redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
@@ -96,7 +114,7 @@ local function set_family(root, name, family, rules, now)
   end
   unearth(root, name, family, rules.first, rules.last)
   set_allowed(root, name, family, rules.allowed)
-  store_rules(key, family, rules)
+  store_rules(root, name, family, rules)
 end
 
 -- What forbids this definition: a neighbour, or a lease.
@@ -186,12 +204,14 @@ local function incomplete(root, name)
 end
 
 -- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
---      families: {"4": {first, last, size, poolSize, allowed: [[first, last]…], reserved: {address: workload},
---                 forbidden: [[first, last, path]…]}, "6": …}}
+--      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
+--                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
+-- The text of the network as an argument of its own, if it is not in the JSON.
 -- -> {network, revision, created}
 local function put_network(keys, args)
   local root = keys[1]
-  local ask = cjson.decode(args[1])
+  local ask = flat_definition(cjson.decode(args[1]))
+  ask.network = ask.network or args[2]
   local closed = unarmed(root) or ask.by and foreign(root, ask.by.host, who_of(ask.by))
   if closed then
     return reply_of(closed)

@@ -1,4 +1,5 @@
 -- Addresses of one network and family: which are free, who holds the others, who held them last.
+local POOL_PARTS = { 'allowed', 'fresh', 'held', 'last', 'by', 'free', 'reserved', 'closed' }
 
 local NEVER_MS = '315360000000'
 -- Entries that one call forgets of networks that are gone.
@@ -208,29 +209,26 @@ local function unearth(root, network, family, first, last)
   end
 end
 
--- Changes what the pool gives out; costs what was used of the difference.
+-- Changes what the pool gives out, ranges "first-last" in order; costs what was used of the difference.
 local function set_allowed(root, network, family, ranges)
-  local allowed = pool_key(root, network, family, 'allowed')
   local held = pool_key(root, network, family, 'held')
   local last = pool_key(root, network, family, 'last')
   local free = pool_key(root, network, family, 'free')
-  local before = {}
-  for index, range in ipairs(redis.call('ZRANGE', allowed, 0, -1)) do
-    before[index] = { bounds_of(range) }
+  local removed, added = replace(pool_key(root, network, family, 'allowed'), ranges)
+  if #removed + #added == 0 then
+    return
   end
-  redis.call('DEL', allowed)
-  for _, range in ipairs(ranges) do
-    redis.call('ZADD', allowed, '0', range[1] .. '-' .. range[2])
-  end
+  removed, added = pairs_of(removed), pairs_of(added)
+  local closed, opened = minus(removed, added), minus(added, removed)
   change_fresh(root, network, family, function(fresh)
-    for _, range in ipairs(minus(before, ranges)) do
+    for _, range in ipairs(closed) do
       cut(fresh, range[1], range[2])
       each_between(last, range[1], range[2], function(address)
         redis.call('ZREM', free, address)
       end)
     end
-    for _, range in ipairs(minus(ranges, before)) do
-      join(fresh, range[1], range[2])
+    join_all(fresh, opened)
+    for _, range in ipairs(opened) do
       each_between(held, range[1], range[2], function(address)
         cut(fresh, address, address)
       end)

@@ -1,5 +1,57 @@
 -- Ranges "first-last" of addresses, in zsets and lists.
 
+-- Arguments of one command, fewer than Lua can hand over.
+local MAX_ARGUMENTS = 2000
+
+-- Sends a zset command with many entries, as few times as it can be.
+local function send_all(command, key, entries)
+  local width = command == 'ZADD' and 2 or 1
+  local args = {}
+  for index, entry in ipairs(entries) do
+    if width == 2 then
+      args[#args + 1] = '0'
+    end
+    args[#args + 1] = entry
+    if #args >= MAX_ARGUMENTS or index == #entries then
+      redis.call(command, key, unpack(args))
+      args = {}
+    end
+  end
+end
+
+-- The entries of the first list that are not in the second.
+local function without(list, others)
+  local known, rest = {}, {}
+  for _, entry in ipairs(others) do
+    known[entry] = true
+  end
+  for _, entry in ipairs(list) do
+    if not known[entry] then
+      rest[#rest + 1] = entry
+    end
+  end
+  return rest
+end
+
+-- Makes a zset have these entries and no others. Answers what went and what came, in order.
+local function replace(key, entries)
+  local before = redis.call('ZRANGE', key, 0, -1)
+  local removed, added = without(before, entries), without(entries, before)
+  send_all('ZREM', key, removed)
+  send_all('ZADD', key, added)
+  return removed, added
+end
+
+local function has_exactly(key, entries)
+  local is = redis.call('ZRANGE', key, 0, -1)
+  for index = 1, math.max(#is, #entries) do
+    if is[index] ~= entries[index] then
+      return false
+    end
+  end
+  return true
+end
+
 -- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
 local function hex_step(hex, step)
   local value = tonumber(string.sub(hex, -8), 16) + step
@@ -13,6 +65,15 @@ end
 local function bounds_of(range)
   local dash = string.find(range, '-', 1, true)
   return string.sub(range, 1, dash - 1), string.sub(range, dash + 1)
+end
+
+-- How many addresses first to last are; of IPv6 as near as a number of Lua's is.
+local function size_of(first, last)
+  local size = 0
+  for at = 1, #first, 8 do
+    size = size * EPOCH_UNIT + tonumber(string.sub(last, at, at + 7), 16) - tonumber(string.sub(first, at, at + 7), 16)
+  end
+  return size + 1
 end
 
 -- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
@@ -68,6 +129,29 @@ local function join(key, first, last)
     end
   end
   redis.call('ZADD', key, '0', first .. '-' .. last)
+end
+
+-- Puts ranges of which nothing is there, and none of which touches another, into a zset of ranges.
+local function join_all(key, ranges)
+  if redis.call('EXISTS', key) == 0 then
+    local entries = {}
+    for index, range in ipairs(ranges) do
+      entries[index] = range[1] .. '-' .. range[2]
+    end
+    send_all('ZADD', key, entries)
+    return
+  end
+  for _, range in ipairs(ranges) do
+    join(key, range[1], range[2])
+  end
+end
+
+local function pairs_of(ranges)
+  local list = {}
+  for index, range in ipairs(ranges) do
+    list[index] = { bounds_of(range) }
+  end
+  return list
 end
 
 -- What is in the first list of ranges and not in the second; both in order.

@@ -25,37 +25,22 @@ local function in_the_way(root, lease)
   return found
 end
 
--- Why a workload cannot have an address of a family by its rules. Those that an earlier library has stored say
--- nothing of owners and of what is forbidden.
-local function barred(rules, address, workload)
-  if address < rules.first or address > rules.last then
-    return 'ADDRESS_OUT_OF_RANGE'
-  end
-  for _, range in ipairs(rules.forbidden or {}) do
-    if address >= range[1] and address <= range[2] then
-      return 'ADDRESS_OUT_OF_RANGE'
+-- Why a lease cannot be in the network that it names. `known` has the rules that this call has read.
+local function misplaced(root, lease, known)
+  local name = lease.network
+  if not known[name] then
+    known[name] = { there = redis.call('HEXISTS', network_key(root, name), 'revision') == 1 }
+    for _, family in ipairs(known[name].there and FAMILIES or {}) do
+      known[name][family] = rules_of(root, name, family)
     end
   end
-  for index, owner in ipairs(rules.owners or {}) do
-    if rules.reserved[index] == address and owner ~= workload then
-      return 'ADDRESS_IN_USE'
-    end
-  end
-  return nil
-end
-
--- Why a lease cannot be in the network that it names.
-local function misplaced(root, lease)
-  local key = network_key(root, lease.network)
-  if redis.call('EXISTS', key) == 0 then
+  if not known[name].there then
     return 'UNKNOWN_NETWORK'
   end
   for family, address in pairs(lease.hex) do
-    local rules = redis.call('HGET', key, 'family:' .. family)
-    if not rules then
-      return 'ADDRESS_OUT_OF_RANGE'
-    end
-    local wrong = barred(decoded(rules) or error('the rules of network ' .. lease.network), address, lease.workload)
+    local rules = known[name][family]
+    local wrong = not rules and 'ADDRESS_OUT_OF_RANGE'
+      or barred_by(root, name, family, rules, address, lease.workload)
     if wrong then
       return wrong
     end
@@ -103,7 +88,7 @@ end
 
 -- Of two leases the one with the higher generation is the later: it stays, and the host of the other hears of it
 -- when it re-asserts, which it is asked to.
-local function reassert_lease(root, lease, now)
+local function reassert_lease(root, lease, now, known)
   local outcome = { id = lease.id, generation = lease.generation }
   local others = in_the_way(root, lease)
   for _, other in ipairs(others) do
@@ -119,7 +104,7 @@ local function reassert_lease(root, lease, now)
       return outcome
     end
   end
-  local wrong = misplaced(root, lease)
+  local wrong = misplaced(root, lease, known)
   if wrong then
     outcome.outcome = 'misplaced'
     outcome.reason = wrong
@@ -243,12 +228,12 @@ local function reassert(keys, args)
     end
   end
   local now = now_ms(root)
-  local networks, leases = {}, {}
+  local networks, leases, known = {}, {}, {}
   for index, network in ipairs(ask.networks) do
-    networks[index] = cjson.encode(reassert_network(root, network, now))
+    networks[index] = cjson.encode(reassert_network(root, flat_definition(network), now))
   end
   for index, lease in ipairs(ask.leases) do
-    leases[index] = cjson.encode(reassert_lease(root, lease, now))
+    leases[index] = cjson.encode(reassert_lease(root, lease, now, known))
   end
   if ask.last then
     redis.call('HSET', session, 'asserted', ask.epoch)

@@ -132,7 +132,7 @@ REPAIRS['network differs'] = function(root, ask)
   for _, family in ipairs(FAMILIES) do
     local rules = ask.definition.families[family]
     if rules then
-      store_rules(key, family, rules)
+      store_rules(root, ask.network, family, rules)
     else
       redis.call('HDEL', key, 'family:' .. family)
     end
@@ -257,7 +257,7 @@ local function drop_unreadable(root, ask)
   for _, family in ipairs(FAMILIES) do
     table.insert(zsets, root .. ':subnets:' .. family)
     table.insert(zsets, root .. ':gone:' .. family)
-    for _, part in ipairs(ask.network and { 'allowed', 'fresh', 'held', 'last', 'by', 'free' } or {}) do
+    for _, part in ipairs(ask.network and POOL_PARTS or {}) do
       table.insert(zsets, pool_key(root, ask.network, family, part))
     end
   end
@@ -285,6 +285,9 @@ end
 local function repair(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
+  if ask.definition then
+    flat_definition(ask.definition)
+  end
   if ask.what == 'unreadable' then
     -- Also while nothing can be read, and so no host be heard.
     drop_unreadable(root, ask)

@@ -10,27 +10,52 @@ local function suspect_in(root, name)
   return count
 end
 
--- What is used of one family. Of a pool, only its ranges are walked, and of reservations each.
+-- How many of these addresses nobody holds. Asks for each or walks what is held, whichever is less.
+local function unheld(held, addresses)
+  local count = #addresses
+  if redis.call('ZCARD', held) > 2 * #addresses then
+    for _, address in ipairs(addresses) do
+      count = entry_of(held, address) and count - 1 or count
+    end
+    return count
+  end
+  local wanted = {}
+  for _, address in ipairs(addresses) do
+    wanted[address] = true
+  end
+  each_between(held, '0', 'g', function(address)
+    count = wanted[address] and count - 1 or count
+  end)
+  return count
+end
+
+local function reserved_of(root, name, family, rules)
+  if not rules.closed then
+    return rules.reserved
+  end
+  local addresses = {}
+  for index, entry in ipairs(redis.call('ZRANGE', pool_key(root, name, family, 'reserved'), 0, -1)) do
+    addresses[index] = string.sub(entry, 1, string.find(entry, ' ', 1, true) - 1)
+  end
+  return addresses
+end
+
+-- What is used of one family. An allowed address is held, fresh, or released: ranges are walked of what is fresh alone.
 local function usage_of(root, name, family, rules, delay)
   local held = pool_key(root, name, family, 'held')
-  local in_pool = 0
-  for _, range in ipairs(redis.call('ZRANGE', pool_key(root, name, family, 'allowed'), 0, -1)) do
-    local first, last = bounds_of(range)
-    in_pool = in_pool + redis.call('ZLEXCOUNT', held, '[' .. first, '(' .. last .. '!')
+  local free = pool_key(root, name, family, 'free')
+  local unused = redis.call('ZCARD', free)
+  local fresh = redis.call('ZRANGE', pool_key(root, name, family, 'fresh'), 0, -1)
+  fresh[#fresh + 1] = redis.call('HGET', network_key(root, name), 'next:' .. family) or nil
+  for _, range in ipairs(fresh) do
+    unused = unused + size_of(bounds_of(range))
   end
-  local reserved = 0
-  for _, address in ipairs(rules.reserved) do
-    if not entry_of(held, address) then
-      reserved = reserved + 1
-    end
-  end
-  local cooling = redis.call(
-    'ZCOUNT', pool_key(root, name, family, 'free'), '(' .. digits(now_ms(root) - delay), '+inf')
+  local cooling = redis.call('ZCOUNT', free, '(' .. digits(now_ms(root) - delay), '+inf')
   return {
     size = rules.size,
     used = redis.call('ZCARD', held),
-    free = rules.poolSize - in_pool - cooling,
-    reserved = reserved,
+    free = unused - cooling,
+    reserved = unheld(held, reserved_of(root, name, family, rules)),
     cooling = cooling,
   }
 end

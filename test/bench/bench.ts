@@ -8,6 +8,7 @@ const BENCHES: Readonly<Record<string, () => Promise<void>>> = {
   fairness: async () => (await import('./fairness.ts')).benchFairness(),
   firewall: async () => (await import('./firewall.ts')).benchFirewall(),
   ipam: async () => (await import('./ipam.ts')).benchIpam(),
+  functions: async () => (await import('./functions.ts')).benchFunctions(),
   memory: async () => (await import('./memory.ts')).benchMemory(),
   restart: async () => (await import('./restart.ts')).benchRestart(),
   start: async () => (await import('./start.ts')).benchStart(),
