@@ -39,12 +39,11 @@ mistake(store, 'reuse too soon, also after a restart', {
     },
     'the time of a release is in memory only': {
       patches: [
-        ['-- Notes who had an address last, and when.\n', 'local RELEASED = {}\n'],
         [
           "redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)\n  end\nend",
-          "RELEASED[address] = at\n    redis.call('ZADD', pool_key(root, network, family, 'free'), '0', address)\n  end\nend",
+          "memories[address] = at\n    redis.call('ZADD', pool_key(root, network, family, 'free'), '0', address)\n  end\nend",
         ],
-        ['tonumber(oldest[2])', '(RELEASED[oldest[1]] or 0)'],
+        ['tonumber(oldest[2])', '(memories[oldest[1]] or 0)'],
       ],
       shows: /10\.9\.0\.2 was reused too soon after a restart/,
     },
@@ -97,7 +96,7 @@ mistake(store, 'cooling addresses not counted, so the pool starves', {
   },
   mutants: {
     'the usage counts what rests as free': {
-      patches: [['free = rules.poolSize - in_pool - cooling', 'free = rules.poolSize - in_pool']],
+      patches: [['free = unused - cooling', 'free = unused']],
       shows: /counted twice, or not at all/,
     },
     'a release forgets the address': {
