@@ -3,17 +3,18 @@ import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import type { Identity, Ledger } from '#ipam-store/ledger.ts';
+import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
 import { Admission } from './admission.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
-import type { Config } from './config.ts';
+import { type Config, defaultHost } from './config.ts';
 import { Detaches } from './detaches.ts';
 import { EventLog } from './events.ts';
 import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
 import { Holdings } from './holdings.ts';
+import type { Identity } from './identity.ts';
 import { Inspection } from './inspection.ts';
 import { Jobs } from './jobs.ts';
 import { Journal } from './journal.ts';
@@ -46,6 +47,10 @@ export interface AgentOptions {
   readonly version: string;
   /** Which machine this is, and which of its boots (/etc/machine-id, /proc/sys/kernel/random/boot_id). */
   readonly machine: { readonly machineId: string; readonly bootId: string };
+  /** Whose the state folder is. */
+  readonly identity: Pick<Identity, 'agentId' | 'yieldsTo'>;
+  /** Keeps for the next agent whom this one yields to. */
+  readonly keepYieldsTo: (yieldsTo: string | undefined) => void;
   readonly ledger: Ledger;
   readonly makeBus: (options: BusOptions) => Bus;
   readonly openHostNetwork: typeof openHostNetwork;
@@ -73,7 +78,7 @@ export class Agent {
   readonly #hostNetwork: HostNetwork;
   readonly #version: string;
   readonly #unexpected: AgentOptions['unexpected'];
-  readonly #standing = new Standing();
+  readonly #standing: Standing;
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -85,7 +90,10 @@ export class Agent {
     this.#unexpected = options.unexpected;
     this.#ledger = ledger;
     const { host, runtimeDir, stateDir, subjectPrefix } = config;
-    const { machineId, bootId } = machine;
+    const { bootId } = machine;
+    const { agentId, yieldsTo } = options.identity;
+    const self: Self = { host, agentId, ...machine };
+    this.#standing = new Standing(yieldsTo, options.keepYieldsTo);
     this.#journal = new Journal({ runtimeDir, stateDir, bootId, log });
     const journal = this.#journal;
     this.#witness = new Witness({ stateDir, log });
@@ -108,11 +116,9 @@ export class Agent {
     });
     const events = this.#events;
     const turns = new Turns();
-    const detaches = new Detaches({ host, machineId, ledger, journal, events, networkTypes, log });
+    const detaches = new Detaches({ self, ledger, journal, events, networkTypes, log });
     this.#attachments = new Attachments({
-      host,
-      machineId,
-      bootId,
+      self,
       ledger,
       witness,
       whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
@@ -154,9 +160,7 @@ export class Agent {
       log,
     });
     const holdings = new Holdings({
-      host,
-      machineId,
-      bootId,
+      self,
       onReboot: config.onReboot,
       ledger,
       journal,
@@ -198,9 +202,7 @@ export class Agent {
     });
     const revisions = new Revisions({ ledger, witness });
     this.#session = new Session({
-      host,
-      machineId,
-      bootId,
+      self,
       heartbeatSeconds: config.heartbeatSeconds,
       suspectAfterSeconds: config.suspectAfterSeconds,
       recoveryWindowSeconds: config.recoveryWindowSeconds,
@@ -213,7 +215,7 @@ export class Agent {
       log,
       isNewFleet: () => this.#isNewFleet(),
       onOpen: () => {
-        void this.#createNetworks({ host, machineId });
+        void this.#createNetworks(self);
         this.#reconcile.nudge();
       },
     });
@@ -222,6 +224,11 @@ export class Agent {
       journal,
       networkTypes,
       health: () => this.#health(),
+      settle: async () => {
+        const settled = await ledger.settleHost(self);
+        await this.#session.beat();
+        return { host, settled };
+      },
       listen: options.listen,
       log,
     });
@@ -238,8 +245,7 @@ export class Agent {
         session: this.#standing.state,
       }),
       endpoints: createEndpoints({
-        host,
-        machineId,
+        self,
         subjectPrefix,
         admission,
         slices,
@@ -319,12 +325,15 @@ export class Agent {
   }
 
   #health(): Readonly<Record<string, unknown>> {
+    const { host, hostGiven } = this.#config;
     const records = this.#journal.values();
     const redis = this.#ledger.status;
     return {
       health: {
         version: this.#version,
-        host: this.#config.host,
+        host,
+        // The host is recorded under the name that it had at its first start.
+        ...(!hostGiven && host !== defaultHost() && { hostName: defaultHost() }),
         pid: process.pid,
         startedAt: this.#startedAt,
         nats: this.#bus.state,
@@ -372,7 +381,7 @@ export class Agent {
   }
 
   /** A file creates the network that is not there; where the record differs, the record is used. */
-  async #createNetworks(by: Identity): Promise<void> {
+  async #createNetworks(by: Self): Promise<void> {
     const { networksDir } = this.#config;
     for (const file of networkFiles(networksDir)) {
       const path = join(networksDir, file);

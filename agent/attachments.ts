@@ -10,7 +10,13 @@ import {
 } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
-import { type Ledger, type Lease, type LeaseRequest, RevisionChanged } from '#ipam-store/ledger.ts';
+import {
+  type Ledger,
+  type Lease,
+  type LeaseRequest,
+  RevisionChanged,
+  type Self,
+} from '#ipam-store/ledger.ts';
 import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
@@ -39,9 +45,7 @@ export interface Call {
 }
 
 export interface AttachmentsOptions {
-  readonly host: string;
-  readonly machineId: string;
-  readonly bootId: string;
+  readonly self: Self;
   readonly ledger: Ledger;
   readonly witness: Witness;
   /** Tries again for a while what the ledger refuses as RECOVERING. */
@@ -143,7 +147,7 @@ export class Attachments {
         request,
         contentKey: key,
         createdAt: new Date().toISOString(),
-        bootId: this.#options.bootId,
+        bootId: this.#options.self.bootId,
         seenGeneration: this.#options.witness.seen.generation,
         deviceName: checked.deviceName,
         network: withoutAddresses(revised.network),
@@ -364,7 +368,7 @@ export class Attachments {
   }
 
   #askFor(request: AttachRequest, { network, revision }: Revised): LeaseRequest {
-    const { host, machineId, bootId } = this.#options;
+    const { self } = this.#options;
     const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
     return {
       id,
@@ -372,9 +376,7 @@ export class Attachments {
       kind,
       network,
       revision,
-      host,
-      machineId,
-      bootId,
+      ...self,
       ...(mac !== undefined && { mac }),
       ...(addresses !== undefined && { addresses }),
       ...(hostname !== undefined && { hostname }),
@@ -417,7 +419,7 @@ export class Attachments {
       kind: request.kind,
       network: network.network,
       type: network.type,
-      host: this.#options.host,
+      host: this.#options.self.host,
       state: 'attached',
       mac: lease.mac,
       device: made.device,
@@ -454,16 +456,16 @@ export class Attachments {
     { id, generation, requestId }: DetachRequest & { readonly requestId: string },
     { trace }: Call,
   ): Promise<DetachAnswer> {
-    const { ledger, host, machineId, events } = this.#options;
+    const { ledger, self, events } = this.#options;
     const lease = await ledger.getLease(id);
     if (lease === null) return { detached: false, releasing: false };
-    if (lease.host !== host) {
+    if (lease.host !== self.host) {
       throw new VoltError('WRONG_HOST', `${id} is attached on host ${lease.host}`, {
         details: { host: lease.host },
       });
     }
     refuseOtherGeneration(lease, generation);
-    const ending = { id, generation: lease.generation, host, machineId, cool: true };
+    const ending = { ...self, id, generation: lease.generation, cool: true };
     await ledger.release(ending);
     events.add({
       type: 'detached',

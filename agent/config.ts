@@ -107,6 +107,8 @@ type Checked = z.infer<typeof configSchema>;
 
 export type Config = Omit<Checked, 'host' | 'nats'> & {
   readonly host: string;
+  /** Whether a host was given; otherwise it is made of the host name. */
+  readonly hostGiven: boolean;
   readonly nats: Omit<Checked['nats'], 'inboxPrefix'> & { readonly inboxPrefix: string };
 };
 
@@ -173,9 +175,10 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
   }
   refuseContradictions(checked.data);
   const { nats } = checked.data;
-  const host = checked.data.host ?? hostId(hostname());
+  const host = checked.data.host ?? defaultHost();
   const inboxPrefix = nats.inboxPrefix ?? `_INBOX.agent-${host}`;
-  return { ...checked.data, host, nats: { ...nats, inboxPrefix } };
+  const hostGiven = checked.data.host !== undefined;
+  return { ...checked.data, host, hostGiven, nats: { ...nats, inboxPrefix } };
 }
 
 /** What each key alone does not show. */
@@ -210,6 +213,9 @@ function noteSecrets(settings: Record<string, unknown>): void {
     if (typeof url === 'string') keepSecretsOf(url);
   }
 }
+
+/** What a host is called that is given no id, until it has one (`identity.ts`). */
+export const defaultHost = (): string => hostId(hostname());
 
 /** A host name as a host id: `node1.example.org` is `node1_example_org`. */
 const hostId = (name: string): string => name.replace(/[^A-Za-z0-9_-]/g, '_').slice(0, 64);

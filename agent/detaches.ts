@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
-import type { Ledger } from '#ipam-store/ledger.ts';
+import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import { announce } from './announce.ts';
 import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
@@ -9,8 +9,7 @@ import type { NetworkTypes } from './networks/network.ts';
 import { withDeadline } from './turns.ts';
 
 export interface DetachesOptions {
-  readonly host: string;
-  readonly machineId: string;
+  readonly self: Self;
   readonly ledger: Ledger;
   readonly journal: Journal;
   readonly events: EventLog;
@@ -94,13 +93,13 @@ export class Detaches {
 
   /** Of an attach that did not come to its end: which lease it had got, and whether a workload had that before. */
   async #withLease(began: AttachmentRecord): Promise<AttachmentRecord> {
-    const { ledger, host, journal } = this.#options;
+    const { ledger, self, journal } = this.#options;
     const record = journal.get(began.id) ?? began;
     const { attachment } = record;
     const known = attachment !== undefined && record.generation !== undefined;
     if (known || record.kept !== undefined) return record;
     const lease = await ledger.getLease(record.id);
-    if (lease === null || lease.host !== host) return record;
+    if (lease === null || lease.host !== self.host) return record;
     const { generation } = lease;
     const kept = attachment === undefined && generation <= (record.seenGeneration ?? 0);
     const ending = { ...record, generation, ...(kept && { kept: lease }) };
@@ -109,13 +108,13 @@ export class Detaches {
   }
 
   async #release(record: AttachmentRecord): Promise<void> {
-    const { ledger, host, machineId } = this.#options;
+    const { ledger, self } = this.#options;
     const { generation } = record;
     if (generation === undefined) return;
     // Addresses that no workload has ever used need no cool-down.
     const cool = record.attachment !== undefined || record.kept !== undefined;
     try {
-      await ledger.release({ id: record.id, generation, host, machineId, cool });
+      await ledger.release({ ...self, id: record.id, generation, cool });
     } catch (error) {
       // Somebody else holds the id by now: there is nothing of ours to give back.
       const code = error instanceof VoltError ? error.code : undefined;

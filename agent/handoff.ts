@@ -21,6 +21,8 @@ export interface HandoffOptions {
   readonly networkTypes: NetworkTypes;
   /** What `{"op":"health"}` answers. */
   readonly health: () => Readonly<Record<string, unknown>>;
+  /** What `{"op":"settle"}` does and answers. */
+  readonly settle: () => Promise<Readonly<Record<string, unknown>>>;
   readonly listen: typeof listenSeqpacket;
   readonly log: Log;
 }
@@ -35,8 +37,8 @@ const PRIVILEGED_GROUP = 'volt';
 
 /**
  * The local socket: one packet of JSON in, one out. `claim` hands over the descriptors of a TAP to the
- * process that is to run the VM; `health` says how the agent stands. Whoever may connect (anybody) is
- * judged by its credentials as the kernel reports them.
+ * process that is to run the VM; `health` says how the agent stands; `settle`, for root alone, decides that this machine
+ * is the host. Whoever may connect (anybody) is judged by its credentials as the kernel reports them.
  */
 export class Handoff {
   readonly #options: HandoffOptions;
@@ -60,26 +62,49 @@ export class Handoff {
 
   #accept(connection: SeqpacketConnection): void {
     connection.onPacket((bytes) => {
-      using answer = this.#answer(bytes, connection.peer);
-      const payload = Buffer.from(JSON.stringify(answer.body));
-      const fds = answer.descriptors.map(({ fd }) => fd);
-      try {
-        connection.send(payload, fds);
-      } catch (error) {
-        // The peer went away, or does not read: its descriptors are closed here and it may ask again.
-        this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
-        connection.close();
+      const answered = this.#answer(bytes, connection.peer);
+      if (answered instanceof Promise) {
+        void answered.then((later) => this.#send(connection, later));
+      } else {
+        this.#send(connection, answered);
       }
     });
   }
 
-  #answer(bytes: Uint8Array, peer: PeerCredentials): Answer {
+  #send(connection: SeqpacketConnection, given: Answer): void {
+    using answer = given;
+    const payload = Buffer.from(JSON.stringify(answer.body));
+    const fds = answer.descriptors.map(({ fd }) => fd);
+    try {
+      connection.send(payload, fds);
+    } catch (error) {
+      // The peer went away, or does not read: its descriptors are closed here and it may ask again.
+      this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
+      connection.close();
+    }
+  }
+
+  #answer(bytes: Uint8Array, peer: PeerCredentials): Answer | Promise<Answer> {
     try {
       const request = parsePacket(bytes);
       if (request.op === 'health') return answer(this.#options.health());
+      if (request.op === 'settle') return this.#settle(peer);
       return this.#claim(request, peer);
     } catch (error) {
-      return answer({ ...toErrorBody(toVoltError(error)) });
+      return refusal(error);
+    }
+  }
+
+  async #settle({ uid, pid }: PeerCredentials): Promise<Answer> {
+    const { settle, log } = this.#options;
+    try {
+      if (uid !== ROOT)
+        throw new VoltError('UNAUTHORIZED', `uid ${uid} may not settle whose a host is`);
+      const settled = await settle();
+      log.warn({ ...settled, pid }, 'an operator has decided that this machine is the host');
+      return answer(settled);
+    } catch (error) {
+      return refusal(error);
     }
   }
 
@@ -108,9 +133,9 @@ export class Handoff {
   }
 }
 
-/** `health`, or a `claim` of these. */
+/** `health`, `settle`, or a `claim` of these. */
 interface Claim {
-  readonly op: 'claim' | 'health';
+  readonly op: 'claim' | 'health' | 'settle';
   readonly id: string;
   readonly generation?: number;
 }
@@ -123,11 +148,14 @@ function parsePacket(bytes: Uint8Array): Claim {
     throw new VoltError('INVALID_REQUEST', 'the packet is not JSON', { cause });
   }
   if (typeof value !== 'object' || value === null || !('op' in value)) {
-    throw new VoltError('INVALID_REQUEST', 'the packet must be {"op": "claim" | "health", …}');
+    throw new VoltError(
+      'INVALID_REQUEST',
+      'the packet must be {"op": "claim" | "health" | "settle", …}',
+    );
   }
-  if (value.op === 'health') return { op: 'health', id: '' };
+  if (value.op === 'health' || value.op === 'settle') return { op: value.op, id: '' };
   if (value.op !== 'claim') {
-    throw new VoltError('INVALID_REQUEST', 'op: must be "claim" or "health"', {
+    throw new VoltError('INVALID_REQUEST', 'op: must be "claim", "health" or "settle"', {
       details: { path: 'op' },
     });
   }
@@ -177,3 +205,5 @@ const answer = (
     for (const descriptor of descriptors) descriptor.close();
   },
 });
+
+const refusal = (error: unknown): Answer => answer({ ...toErrorBody(toVoltError(error)) });

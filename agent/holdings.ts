@@ -1,5 +1,5 @@
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
-import type { Ledger, Lease, LeaseOutcome } from '#ipam-store/ledger.ts';
+import type { Ledger, Lease, LeaseOutcome, Self } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import { announce } from './announce.ts';
 import type { Config } from './config.ts';
@@ -13,9 +13,7 @@ import { nobodyWaits, type Slices } from './slices.ts';
 import type { Turns } from './turns.ts';
 
 export interface HoldingsOptions {
-  readonly host: string;
-  readonly machineId: string;
-  readonly bootId: string;
+  readonly self: Self;
   readonly onReboot: Config['onReboot'];
   readonly ledger: Ledger;
   readonly journal: Journal;
@@ -123,7 +121,8 @@ export class Holdings {
    * host has just come back from a reboot, and the VMs that it has records of are named, too.
    */
   async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
-    const { host, bootId, onReboot, ledger, journal, taggedDevices, slices, log } = this.#options;
+    const { self, onReboot, ledger, journal, taggedDevices, slices, log } = this.#options;
+    const { host, bootId } = self;
     let devices: ReadonlyMap<string, string> | undefined;
     // Those with a record reconcile makes again, or detaches.
     const before = afterReboot ? journal.ofEarlierBoot : [];
@@ -155,20 +154,21 @@ export class Holdings {
 
   /** Ends a lease that has no record, in its turn; false where it has one by now, or has ended. */
   async release(lease: Lease): Promise<boolean> {
-    const { host, machineId, bootId, ledger, journal, turns } = this.#options;
+    const { self, ledger, journal, turns } = this.#options;
     const { id, generation } = lease;
     const ended = await turns.take(id, Infinity, async () => {
       if (journal.get(id) !== undefined) return false;
-      const ending = { id, generation, host, machineId, cool: true };
+      const ending = { ...self, id, generation, cool: true };
       return (await ledger.release(ending)) === 'released';
     });
-    if (ended) this.announceEnd(lease, lease.bootId === bootId ? 'interrupted' : 'reboot');
+    if (ended) this.announceEnd(lease, lease.bootId === self.bootId ? 'interrupted' : 'reboot');
     return ended;
   }
 
   /** All leases of this host, by id; DEADLINE_EXCEEDED once nobody waits for them. */
   async listed(signal?: AbortSignal): Promise<Map<string, Lease>> {
-    const { host, ledger } = this.#options;
+    const { ledger } = this.#options;
+    const { host } = this.#options.self;
     const leases = new Map<string, Lease>();
     let cursor: string | undefined;
     do {

@@ -11,7 +11,8 @@ import { redacted } from '#protocol/secrets.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent, SERVICE_NAME } from './agent.ts';
 import { Bus } from './bus.ts';
-import { type Config, ConfigError, loadConfig } from './config.ts';
+import { type Config, ConfigError, defaultHost, loadConfig } from './config.ts';
+import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './identity.ts';
 import { createLog, type Log } from './log.ts';
 import { MachineError, readMachine } from './machine.ts';
 import { checkAccess } from './nats-access.ts';
@@ -43,27 +44,28 @@ function configured(): Config {
     .parse();
   const flags = flagsSchema.parse(command.opts());
   try {
-    const config = loadConfig({
-      ...(flags.config !== undefined && { file: flags.config }),
-      env: process.env,
-      flags: {
-        ...(flags.host !== undefined && { host: flags.host }),
-        ...(flags.nats !== undefined && { 'nats.url': flags.nats }),
-        ...(flags.redis !== undefined && { 'redis.url': flags.redis }),
-        ...(flags.runtimeDir !== undefined && { runtimeDir: flags.runtimeDir }),
-        ...(flags.stateDir !== undefined && { stateDir: flags.stateDir }),
-        ...(flags.networksDir !== undefined && { networksDir: flags.networksDir }),
-        ...(flags.logLevel !== undefined && { logLevel: flags.logLevel }),
-      },
-    });
+    const config = asRecorded(
+      loadConfig({
+        ...(flags.config !== undefined && { file: flags.config }),
+        env: process.env,
+        flags: {
+          ...(flags.host !== undefined && { host: flags.host }),
+          ...(flags.nats !== undefined && { 'nats.url': flags.nats }),
+          ...(flags.redis !== undefined && { 'redis.url': flags.redis }),
+          ...(flags.runtimeDir !== undefined && { runtimeDir: flags.runtimeDir }),
+          ...(flags.stateDir !== undefined && { stateDir: flags.stateDir }),
+          ...(flags.networksDir !== undefined && { networksDir: flags.networksDir }),
+          ...(flags.logLevel !== undefined && { logLevel: flags.logLevel }),
+        },
+      }),
+    );
     if (flags.checkConfig !== true) return config;
     checkSecrets(config);
-    process.stdout.write(shown(`${JSON.stringify(config, null, 2)}\n`));
+    const { hostGiven: _, ...settings } = config;
+    process.stdout.write(shown(`${JSON.stringify(settings, null, 2)}\n`));
     process.exit(0);
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
-    process.exit(EXIT_CONFIG);
+    refuse(error, ConfigError, IdentityError);
   }
 }
 
@@ -100,8 +102,15 @@ async function main(): Promise<void> {
     host: config.host,
     version: VERSION,
   });
-  const machine = thisMachine();
+  const machine = mendable(readMachine, MachineError);
   using _lock = exclusive(config, log);
+  const identity = mendable(() => keepIdentity(config, machine), IdentityError);
+  if (!config.hostGiven && config.host !== defaultHost()) {
+    log.warn(
+      { hostName: defaultHost() },
+      `goes on as host ${config.host}, under which it is recorded; to rename it: voltnet host rename ${defaultHost()}`,
+    );
+  }
   const unexpected = new UnexpectedErrors(log);
   const agent = new Agent({
     config,
@@ -109,6 +118,14 @@ async function main(): Promise<void> {
     version: VERSION,
     unexpected,
     machine,
+    identity,
+    keepYieldsTo: (yieldsTo) => {
+      try {
+        writeIdentity(config.stateDir, { ...identity, yieldsTo });
+      } catch (error) {
+        log.error({ error: String(error) }, 'who this host yields to is not kept');
+      }
+    },
     ledger: new Ledger(config.redis),
     makeBus: (options) => new Bus(options),
     openHostNetwork,
@@ -137,10 +154,7 @@ function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
     ownFolder('stateDir', stateDir, 0o700);
     return lockFile(join(runtimeDir, 'agent.lock'));
   } catch (error) {
-    if (error instanceof FolderError) {
-      process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
-      process.exit(EXIT_CONFIG);
-    }
+    if (error instanceof FolderError) refuse(error, FolderError);
     const locked = error instanceof LockedError;
     const what = locked ? 'another agent runs on this host' : 'this host cannot be locked';
     log.fatal({ error: String(error) }, what);
@@ -149,14 +163,18 @@ function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
 }
 
 /** What an operator has to mend before an agent can run here, as of a configuration. */
-function thisMachine(): ReturnType<typeof readMachine> {
+function mendable<T>(look: () => T, ...problems: readonly (new (message: string) => Error)[]): T {
   try {
-    return readMachine();
+    return look();
   } catch (error) {
-    if (!(error instanceof MachineError)) throw error;
-    process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
-    process.exit(EXIT_CONFIG);
+    return refuse(error, ...problems);
   }
+}
+
+function refuse(error: unknown, ...problems: readonly (new (message: string) => Error)[]): never {
+  if (!(error instanceof Error) || !problems.some((one) => error instanceof one)) throw error;
+  process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
+  process.exit(EXIT_CONFIG);
 }
 
 function notifySystemd(message: string): void {

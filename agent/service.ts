@@ -28,7 +28,7 @@ import {
   type NetworkOperation,
   subjects,
 } from '#protocol/subjects.ts';
-import type { Identity, Ledger } from '#ipam-store/ledger.ts';
+import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
@@ -45,7 +45,8 @@ import type { Standing } from './standing.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 import type { Witness } from './witness.ts';
 
-export interface ServiceOptions extends Identity {
+export interface ServiceOptions {
+  readonly self: Self;
   readonly subjectPrefix: string;
   readonly admission: Admission;
   readonly slices: Slices;
@@ -94,7 +95,8 @@ const OVERLOADS_TOLD_AFTER_MS = 1_000;
 
 /** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
 export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
-  const { host, subjectPrefix } = options;
+  const { subjectPrefix } = options;
+  const { host } = options.self;
   const known = subjects(subjectPrefix);
   const gate = new Gate(options);
   const onHost = hostOperations(options).map((one) => ({
@@ -162,8 +164,7 @@ const networkOperations = ({
   witness,
   whileRecovering,
   events,
-  host,
-  machineId,
+  self,
 }: ServiceOptions): Operation<NetworkOperation>[] => [
   operation(
     'put',
@@ -172,7 +173,7 @@ const networkOperations = ({
     async ({ revision, ...keys }, { trace, deadline }) => {
       const network = parseNetwork(keys);
       const answer = await whileRecovering(deadline, () =>
-        ledger.putNetwork(network, revision, { host, machineId }),
+        ledger.putNetwork(network, revision, self),
       );
       witness.noteNetwork(answer);
       events.add({
@@ -200,9 +201,7 @@ const networkOperations = ({
     'change',
     networkDeleteRequestSchema,
     async ({ network }, { trace, deadline }) => {
-      const answer = await whileRecovering(deadline, () =>
-        ledger.deleteNetwork(network, { host, machineId }),
-      );
+      const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network, self));
       if (!answer.deleted) return answer;
       events.add({
         type: 'network-changed',
@@ -270,11 +269,11 @@ class Gate {
     { lane, run, asHost }: Operation<string> & Pick<BusEndpoint, 'asHost'>,
   ): Promise<BusAnswer> {
     const started = performance.now();
-    const { log, host, admission, slices, standing } = this.#options;
+    const { log, self, admission, slices, standing } = this.#options;
     const trace: RequestTrace = {
       name,
       role: 'server',
-      attributes: { 'volt.host': host, 'messaging.destination.name': request.subject },
+      attributes: { 'volt.host': self.host, 'messaging.destination.name': request.subject },
       ...request.headers.trace,
     };
     const timeoutMs = Math.min(request.headers.timeoutMs ?? DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS);

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
-import type { Ledger, LedgerState, Pulse } from '#ipam-store/ledger.ts';
+import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
 import type { EventLog } from './events.ts';
 import type { Holdings, Settled } from './holdings.ts';
 import type { Log } from './log.ts';
@@ -9,9 +9,8 @@ import type { Standing } from './standing.ts';
 import type { Witness } from './witness.ts';
 
 export interface SessionOptions {
-  readonly host: string;
-  readonly machineId: string;
-  readonly bootId: string;
+  /** Who this host says that it is. */
+  readonly self: Self;
   readonly heartbeatSeconds: number;
   readonly suspectAfterSeconds: number;
   readonly recoveryWindowSeconds: number | null;
@@ -62,6 +61,10 @@ export class Session {
   #epoch: string | undefined;
   /** What has not been told of this host's arrival. */
   #arrival: Arrival | undefined;
+  /** What of a refusal the log has. */
+  #told: 'waits' | 'refused' | undefined;
+  /** A heartbeat before its time. */
+  #waiting: NodeJS.Timeout | undefined;
   /** The epoch for which leases without a record have been looked for. */
   #settled: string | undefined;
 
@@ -80,6 +83,7 @@ export class Session {
 
   stop(): void {
     clearInterval(this.#timer);
+    clearTimeout(this.#waiting);
   }
 
   /** Resolves when a heartbeat, and what its answer asked for, is done; refusals are in the status. */
@@ -124,12 +128,14 @@ export class Session {
         }
       } catch (error) {
         const reason = error instanceof Error ? error.message : String(error);
-        if (isConflict(error)) this.#refused(error);
+        const refused = isConflict(error);
+        if (refused) this.#refused(error);
         else {
           this.#options.standing.noteAway();
-          if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat refused');
+          if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat not taken');
         }
-        this.#status = { state: 'refused', open: false, awaiting: [], reason };
+        const state = refused ? 'refused' : 'unknown';
+        this.#status = { state, open: false, awaiting: [], reason };
         return;
       }
     }
@@ -137,26 +143,33 @@ export class Session {
 
   /** Told once: the heartbeats go on, and one day one of them is taken. */
   #refused(refusal: VoltError): void {
-    const { host, standing, log } = this.#options;
-    if (standing.state !== 'refused') {
+    const { self, standing, log } = this.#options;
+    const { retryAfterMs } = refusal;
+    const told = retryAfterMs === undefined ? 'refused' : 'waits';
+    if (this.#told !== told && told === 'waits') log.info({ reason: refusal.message }, 'waits');
+    if (this.#told !== told && told === 'refused') {
       log.error(
         { error: refusal.message },
         `HOST_CONFLICT: no requests and no jobs are taken, no leases end, no events are published. Give one of the two ` +
-          `machines another host id ("host" in agent.json), or, where the other is gone: voltnet host forget ${host}`,
+          `machines another host id ("host" in agent.json), and another machine id where they have one; or, where the ` +
+          `other is gone: voltnet host forget ${self.host}`,
       );
     }
+    this.#told = told;
     standing.noteRefused(refusal);
     this.#epoch = undefined;
     this.#settled = undefined;
+    clearTimeout(this.#waiting);
+    if (retryAfterMs !== undefined)
+      this.#waiting = setTimeout(() => void this.beat(), retryAfterMs);
   }
 
   async #pulse(newFleet: boolean): Promise<Pulse> {
-    const { host, machineId, bootId, suspectAfterSeconds, recoveryWindowSeconds } = this.#options;
+    const { self, heartbeatSeconds, suspectAfterSeconds, recoveryWindowSeconds } = this.#options;
     const pulse = await this.#options.ledger.heartbeat({
-      host,
-      machineId,
-      yieldsTo: this.#options.standing.owner,
-      bootId,
+      ...self,
+      yieldsTo: this.#options.standing.yieldsTo,
+      heartbeatSeconds,
       suspectAfterSeconds,
       recoveryWindowSeconds,
       seen: this.#options.witness.seen,
@@ -164,7 +177,8 @@ export class Session {
     });
     const { state, mayAcquire, awaiting } = pulse;
     const { standing, log } = this.#options;
-    if (standing.state === 'refused') log.info({}, 'this host is known as this machine again');
+    if (standing.state === 'refused') log.info({}, 'this host is known as this machine');
+    this.#told = undefined;
     standing.noteOwn();
     this.#epoch = pulse.epoch;
     if (state !== this.#status.state) {
@@ -212,8 +226,8 @@ export class Session {
   }
 
   async #assert(epoch: string, held: Parameters<Ledger['reassert']>[1]): Promise<void> {
-    const { host, machineId, ledger, holdings, log } = this.#options;
-    const { networks, leases } = await ledger.reassert({ host, machineId, epoch }, held);
+    const { self, ledger, holdings, log } = this.#options;
+    const { networks, leases } = await ledger.reassert({ ...self, epoch }, held);
     const restored = leases.filter(({ outcome }) => outcome === 'restored').length;
     log.info({ epoch, leases: leases.length, restored }, 're-asserted');
     for (const network of networks) {
@@ -245,7 +259,8 @@ export class Session {
 
   #tellArrival(arrival: Arrival | undefined, settled: Settled): void {
     if (arrival === undefined) return;
-    const { host, bootId, events } = this.#options;
+    const { events } = this.#options;
+    const { host, bootId } = this.#options.self;
     const { before, rebooted, nowMs } = arrival;
     events.add({
       type: 'host-up',

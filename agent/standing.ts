@@ -12,15 +12,27 @@ type Listener = (refusal: VoltError | undefined) => void;
  * is somebody else's can be ended without the ledger, and a workload of its own must be able to go.
  */
 export class Standing {
-  #state: StandingState = 'unknown';
+  #state: StandingState;
   #refusal: VoltError | undefined;
+  #yieldsTo: string | undefined;
+  readonly #keep: (yieldsTo: string | undefined) => void;
   readonly #listeners: Listener[] = [];
 
-  constructor() {
-    this.#refusal = new VoltError(
-      'STORE_UNAVAILABLE',
-      'the ledger has not said whose this host is',
-    );
+  /**
+   * `yieldsTo`: the agent that ran here before was refused, and nothing has told that this is over. `keep` is told what
+   * the next one has to know of that.
+   */
+  constructor(yieldsTo?: string, keep: (yieldsTo: string | undefined) => void = () => {}) {
+    this.#yieldsTo = yieldsTo;
+    this.#keep = keep;
+    this.#state = yieldsTo === undefined ? 'unknown' : 'refused';
+    this.#refusal =
+      yieldsTo === undefined
+        ? new VoltError('STORE_UNAVAILABLE', 'the ledger has not said whose this host is')
+        : new VoltError(
+            'HOST_CONFLICT',
+            'another machine had this host id when the ledger was asked last',
+          );
   }
 
   get state(): StandingState {
@@ -32,10 +44,9 @@ export class Standing {
     return this.#refusal;
   }
 
-  /** The machine that the ledger knows as the host, where it is another. */
-  get owner(): string | undefined {
-    const machineId = this.#state === 'refused' ? this.#refusal?.details?.['machineId'] : undefined;
-    return typeof machineId === 'string' ? machineId : undefined;
+  /** Whom the ledger knows as the host, where it is another; undefined while that may still be found out by waiting. */
+  get yieldsTo(): string | undefined {
+    return this.#yieldsTo;
   }
 
   /** Throws what keeps this agent from acting as its host. */
@@ -50,6 +61,7 @@ export class Standing {
 
   /** The ledger has taken a heartbeat. */
   noteOwn(): void {
+    this.#yieldTo(undefined);
     this.#set('own', undefined);
   }
 
@@ -58,9 +70,21 @@ export class Standing {
     if (this.#state === 'unknown') this.#set('alone', undefined);
   }
 
-  /** The ledger knows the host as another machine. */
+  /** The ledger knows the host as another machine, or another boot of this one: a refusal with `retryAfterMs`. */
   noteRefused(refusal: VoltError): void {
+    if (refusal.retryAfterMs === undefined) {
+      // A library before 1.7 says the machine alone.
+      const { yieldsTo, machineId } = refusal.details ?? {};
+      const other = yieldsTo ?? machineId;
+      this.#yieldTo(typeof other === 'string' ? other : undefined);
+    }
     this.#set('refused', refusal);
+  }
+
+  #yieldTo(other: string | undefined): void {
+    if (other === this.#yieldsTo) return;
+    this.#yieldsTo = other;
+    this.#keep(other);
   }
 
   #set(state: StandingState, refusal: VoltError | undefined): void {

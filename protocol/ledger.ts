@@ -55,7 +55,11 @@ export const ledgerHostsAnswerSchema = z.object({
       host: z.string(),
       state: z.enum(HOST_STATES),
       machineId: z.string().optional(),
+      /** Of the agent's state folder. */
+      agentId: z.string().optional(),
       bootId: z.string().optional(),
+      /** Boots of the machines that call themselves this host: all are refused until an operator decides. */
+      clones: z.array(z.string()).optional(),
       /** Of its last heartbeat. */
       seenAt: z.string().optional(),
       leases: z.int(),

@@ -68,7 +68,7 @@ describe('docs/operating.md', () => {
     const { host, nats } = config;
     expect(nats.inboxPrefix).toBe(`_INBOX.agent-${host}`);
     const withHost = { ...nats, inboxPrefix: '_INBOX.agent-<host>' };
-    expect({ ...documented, host }).toEqual({ ...config, nats: withHost });
+    expect({ ...documented, host, hostGiven: false }).toEqual({ ...config, nats: withHost });
   });
 
   const settings = tables('key').slice(1);

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
+import { join } from 'node:path';
 import { DEFAULT_INBOX_PREFIX } from '#protocol/inbox.ts';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
 import type { NatsAccess, TlsFiles } from '../nats-access.ts';
@@ -45,13 +46,15 @@ export function loadSettings(
 ): Settings {
   const file = readConfig(flags.config);
   const host = flags.host ?? env['VOLT_NET_HOST'];
+  const runtimeDir =
+    env['VOLT_NET_RUNTIME_DIR'] ?? text(file, 'runtimeDir') ?? '/run/volt-vmm/network';
   const traceparent = env['TRACEPARENT'];
   const tracestate = env['TRACESTATE'];
   return {
-    host: checkedHost(host ?? text(file, 'host') ?? hostname().replace(/[^A-Za-z0-9_-]/g, '_')),
+    host: checkedHost(host ?? text(file, 'host') ?? recordedHost(runtimeDir) ?? defaultHost()),
     hostGiven: host !== undefined,
     nats: natsAccess(flags, env, section(file, 'nats')),
-    runtimeDir: env['VOLT_NET_RUNTIME_DIR'] ?? text(file, 'runtimeDir') ?? '/run/volt-vmm/network',
+    runtimeDir,
     subjectPrefix: env['VOLT_NET_SUBJECT_PREFIX'] ?? text(file, 'subjectPrefix') ?? 'volt.net.v1',
     timeoutMs: (flags.timeout ?? DEFAULT_TIMEOUT_S) * 1_000,
     traceContext: {
@@ -134,6 +137,17 @@ function tlsFiles(tls: Record<string, unknown>): TlsFiles | null {
   );
   return { caFile: caFile ?? null, certFile: certFile ?? null, keyFile: keyFile ?? null };
 }
+
+/** What the agent that ran here last goes by, whatever the host's name has become since. */
+function recordedHost(runtimeDir: string): string | undefined {
+  try {
+    return readFileSync(join(runtimeDir, 'host'), 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+const defaultHost = (): string => hostname().replace(/[^A-Za-z0-9_-]/g, '_');
 
 // A dot or a wildcard in the host would address other subjects than the one meant.
 function checkedHost(host: string): string {

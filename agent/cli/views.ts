@@ -96,9 +96,9 @@ export const leaseTable = (leases: readonly LedgerLease[], now: number = Date.no
 export const hostTable = (hosts: LedgerHostsAnswer['hosts'], now: number = Date.now()): Page =>
   table(
     ['HOST', 'STATE', 'LEASES', 'HEARD'],
-    hosts.map(({ host, state, leases, seenAt }) => [
+    hosts.map(({ host, state, clones, leases, seenAt }) => [
       host,
-      state,
+      clones === undefined ? state : `${state}, claimed by ${clones.length}`,
       leases,
       seenAt === undefined ? undefined : `${age(seenAt, now)} ago`,
     ]),

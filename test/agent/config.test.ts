@@ -17,6 +17,7 @@ test('an empty file is the documented defaults', () => {
   const config = loadConfig({ file: fileWith('{"host":"h1"}'), env: {} });
   expect(config).toEqual({
     host: 'h1',
+    hostGiven: true,
     nats: {
       url: 'nats://127.0.0.1:4222',
       username: null,

@@ -56,7 +56,7 @@ async function startSecond(config: object = {}): Promise<RunningAgent> {
       nftablesTable: 'volt_second',
       ...config,
     },
-    wrap: onMachine(`${randomBytes(16).toString('hex')}\n`, open),
+    wrap: onMachine({ machineId: `${randomBytes(16).toString('hex')}\n` }, open),
   });
   open.defer(async () => void (await agent.stop()));
   return agent;

@@ -17,7 +17,7 @@ test.each([
   const configFile = join(folder, 'agent.json');
   const [runtimeDir, stateDir] = [join(folder, 'runtime'), join(folder, 'state')];
   writeFileSync(configFile, JSON.stringify({ host: 'h1', runtimeDir, stateDir }));
-  const wrap = id === null ? onMachineWithoutId() : onMachine(id, open);
+  const wrap = id === null ? onMachineWithoutId() : onMachine({ machineId: id }, open);
   const { status, stderr } = spawnSync('env', [...wrap, AGENT, '--config', configFile], {
     encoding: 'utf8',
     timeout: 20_000,

@@ -218,6 +218,8 @@ class Simulation {
         log: LOG,
         version: '0',
         machine: { machineId: `machine-${host.name}`, bootId: `boot-${host.boot}` },
+        identity: { agentId: `agent-${host.name}` },
+        keepYieldsTo: () => {},
         ledger,
         // So that everything else may come between any two steps of an observation.
         slices: new Slices({ sliceMs: 0 }),

@@ -3,13 +3,28 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { requireTool } from './tools.ts';
 
-/** The beginning of a command that runs the rest where /etc/machine-id has this content. */
-export function onMachine(machineId: string, open: AsyncDisposableStack): string[] {
+/** What tells one machine from another, and one of its boots from the next. */
+export interface Machine {
+  /** What /etc/machine-id holds. */
+  readonly machineId: string;
+  readonly bootId?: string;
+  readonly hostName?: string;
+}
+
+/** The beginning of a command that runs the rest on such a machine. */
+export function onMachine(machine: Machine, open: AsyncDisposableStack): string[] {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-machine-'));
   open.defer(() => rmSync(folder, { recursive: true }));
-  const file = join(folder, 'machine-id');
-  writeFileSync(file, machineId);
-  return inOwnMounts('mount --bind "$0" /etc/machine-id', file);
+  const { machineId, bootId, hostName } = machine;
+  const steps: string[] = [];
+  const put = (name: string, text: string, place: string): void => {
+    writeFileSync(join(folder, name), text);
+    steps.push(`mount --bind "$0/${name}" ${place}`);
+  };
+  put('machine-id', machineId, '/etc/machine-id');
+  if (bootId !== undefined) put('boot-id', `${bootId}\n`, '/proc/sys/kernel/random/boot_id');
+  if (hostName !== undefined) steps.push(`echo ${hostName} >/proc/sys/kernel/hostname`);
+  return inOwnMounts(steps.join(' && '), folder);
 }
 
 /** The same where /etc is empty. */
@@ -18,6 +33,7 @@ export const onMachineWithoutId = (): string[] => inOwnMounts('mount -t tmpfs no
 const inOwnMounts = (script: string, argument: string): string[] => [
   requireTool('unshare'),
   '--mount',
+  '--uts',
   '--',
   '/bin/sh',
   '-c',

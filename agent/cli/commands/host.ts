@@ -3,11 +3,11 @@ import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
 import type { Shell } from '../shell.ts';
 import { hostTable } from '../views.ts';
 
-/** `host list`, `host forget`: the hosts that the ledger knows. */
+/** `host list`, `host forget`: the hosts that the ledger knows. `host settle`: whose a host is. */
 export function addHostCommands(program: Command, shell: Shell): void {
   const host = program
     .command('host')
-    .description('hosts of the fleet: list, forget')
+    .description('hosts of the fleet: list, forget, settle')
     .addHelpText('after', '\nExamples:\n  $ voltnet host list\n  $ voltnet host forget h7');
   host
     .command('list')
@@ -60,6 +60,31 @@ fenced where somebody else has been given it since. Exit code 5 while its agent 
           answer.forgotten
             ? `${name} forgotten, ${answer.released} leases ended`
             : `${name} was not known`,
+        ]);
+    });
+  host
+    .command('settle')
+    .description('decide that this machine is its host, where two call themselves so')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet host settle
+
+Run it as root on the machine that is the host, where the ledger refuses two machines of one image
+(HOST_CONFLICT, "clones" in "host list --json"). First stop the agent of the other, and give that
+machine an id and a host of its own. What the host holds stays. Asks the agent of this machine over
+its local socket.`,
+    )
+    .action(async () => {
+      const { runtimeDir, timeoutMs } = shell.settings();
+      const { askAgent } = await import('../local-socket.ts');
+      using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'settle' } });
+      const { host: name, settled } = reply.body;
+      shell
+        .output()
+        .result(reply.body, () => [
+          settled === true ? `this machine is ${String(name)}` : `${String(name)} is not known`,
         ]);
     });
 }
