@@ -289,6 +289,7 @@ export class Agent {
       this.#bus.act(refusal);
       if (refusal === undefined) this.#events.nudge();
     });
+    this.#bus.act(this.#standing.refusal);
     setTimeout(() => this.#standing.noteAway(), STANDING_WAIT_MS).unref();
     this.#ledger.onStatus((status) => {
       this.#log.info({ redis: status.state, reason: status.reason }, 'Redis');

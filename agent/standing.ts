@@ -61,37 +61,30 @@ export class Standing {
 
   /** The ledger has taken a heartbeat. */
   noteOwn(): void {
-    this.#yieldTo(undefined);
-    this.#set('own', undefined);
+    this.#set('own', undefined, undefined);
   }
 
   /** The ledger cannot be asked; what it has said before stands. */
   noteAway(): void {
-    if (this.#state === 'unknown') this.#set('alone', undefined);
+    if (this.#state === 'unknown') this.#set('alone', undefined, undefined);
   }
 
   /** The ledger knows the host as another machine, or another boot of this one: a refusal with `retryAfterMs`. */
   noteRefused(refusal: VoltError): void {
-    if (refusal.retryAfterMs === undefined) {
-      // A library before 1.7 says the machine alone.
-      const { yieldsTo, machineId } = refusal.details ?? {};
-      const other = yieldsTo ?? machineId;
-      this.#yieldTo(typeof other === 'string' ? other : undefined);
-    }
-    this.#set('refused', refusal);
+    // A library before 1.7 says the machine alone.
+    const { machineId, yieldsTo = machineId } = refusal.details ?? {};
+    const waits = refusal.retryAfterMs !== undefined || typeof yieldsTo !== 'string';
+    this.#set('refused', refusal, waits ? this.#yieldsTo : yieldsTo);
   }
 
-  #yieldTo(other: string | undefined): void {
-    if (other === this.#yieldsTo) return;
-    this.#yieldsTo = other;
-    this.#keep(other);
-  }
-
-  #set(state: StandingState, refusal: VoltError | undefined): void {
+  #set(state: StandingState, refusal: VoltError | undefined, yieldsTo: string | undefined): void {
+    const others = yieldsTo !== this.#yieldsTo;
     const isSame = (this.#refusal === undefined) === (refusal === undefined);
-    const changed = !isSame || (state === 'refused') !== (this.#state === 'refused');
+    const changed = !isSame || others || (state === 'refused') !== (this.#state === 'refused');
     this.#state = state;
     this.#refusal = refusal;
+    this.#yieldsTo = yieldsTo;
+    if (others) this.#keep(yieldsTo);
     if (changed) for (const listener of this.#listeners) listener(refusal);
   }
 }

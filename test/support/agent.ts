@@ -1,5 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -32,16 +40,21 @@ export interface RunningAgent {
 /** Starts the agent as installed, with folders of its own; returns when its socket answers. */
 export async function startAgent(
   options: {
-    config?: { readonly host?: string; readonly [key: string]: unknown };
+    config?: {
+      readonly host?: string | undefined;
+      readonly runtimeDir?: string;
+      readonly stateDir?: string;
+      readonly [key: string]: unknown;
+    };
     env?: Record<string, string>;
     wrap?: readonly string[];
   } = {},
 ): Promise<RunningAgent> {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-agent-'));
   // The runtime folder is on the sandbox's tmpfs, as it is on a host.
-  const runtimeDir = mkdtempSync('/run/volt-test-');
+  const runtimeDir = options.config?.runtimeDir ?? mkdtempSync('/run/volt-test-');
   chmodSync(runtimeDir, 0o755);
-  const stateDir = join(folder, 'state');
+  const stateDir = options.config?.stateDir ?? join(folder, 'state');
   const networksDir = join(folder, 'networks');
   mkdirSync(networksDir);
   const config = {
@@ -86,7 +99,7 @@ export async function startAgent(
     return exited;
   };
   return {
-    host: config.host,
+    host: readFileSync(join(runtimeDir, 'host'), 'utf8').trim(),
     runtimeDir,
     stateDir,
     socketPath,

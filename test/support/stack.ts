@@ -40,7 +40,7 @@ export interface Snapshot {
 export async function startStack(
   options: {
     networks?: readonly { network: string }[];
-    config?: { readonly host?: string; readonly [key: string]: unknown };
+    config?: { readonly host?: string | undefined; readonly [key: string]: unknown };
     env?: Record<string, string>;
     wrap?: readonly string[];
   } = {},
