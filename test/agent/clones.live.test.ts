@@ -165,8 +165,8 @@ function started(machine: Machine, config: object): { status: number | null; std
   const folder = mkdtempSync('/run/refused-');
   const file = join(folder, 'agent.json');
   writeFileSync(file, JSON.stringify({ runtimeDir: join(folder, 'runtime'), ...config }));
-  const [program = '', ...args] = [...onMachine(machine, open), AGENT, '--config', file];
-  const { status, stderr } = spawnSync(program, args, { encoding: 'utf8', timeout: 30_000 });
+  const command = [...onMachine(machine, open), AGENT, '--config', file];
+  const { status, stderr } = spawnSync('env', command, { encoding: 'utf8', timeout: 30_000 });
   return { status, stderr };
 }
 
