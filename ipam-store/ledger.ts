@@ -399,6 +399,32 @@ export class Ledger {
   }
 
   /**
+   * Gives a host another id, or its machine: its leases move, as they are. `was` is what the ledger knows it as. Answers how
+   * many moved; null for a host that the ledger does not know. Goes on where a call that was cut short has ended.
+   * HOST_ALIVE where it was heard within `suspectAfterSeconds`; HOST_CONFLICT where it is another machine's or agent's, or
+   * `to` is a host already.
+   */
+  async renameHost(
+    was: Identity & { readonly agentId: string },
+    by: { readonly to: string; readonly machineId: string; readonly suspectAfterSeconds: number },
+  ): Promise<number | null> {
+    need(was, 'host', 'machineId', 'agentId');
+    need({ host: by.to }, 'host');
+    need(by, 'machineId', 'suspectAfterSeconds');
+    const { host, machineId: wasMachineId, agentId } = was;
+    const { to, machineId, suspectAfterSeconds } = by;
+    const suspectMs = Math.ceil(suspectAfterSeconds * 1_000);
+    const ask = { host, to, wasMachineId, machineId, agentId, suspectMs };
+    let moved = 0;
+    for (;;) {
+      const answer = await this.#call('rename', ask);
+      if (!answer.flag('known')) return null;
+      moved += answer.number('moved');
+      if (!answer.flag('more')) return moved;
+    }
+  }
+
+  /**
    * Decides whose a host is that two machines with one machine id call themselves: the one that `by` names; what it holds
    * stays. False for a host that the ledger does not know. HOST_CONFLICT where the host is a machine of another id,
    * HOST_ALIVE where nobody disputes whose it is and that one lives.

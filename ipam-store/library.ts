@@ -30,6 +30,7 @@ const FILES = [
   'sweep',
   'heartbeat',
   'hosts',
+  'rename',
   'audit',
   'audit-networks',
   'audit-definitions',

@@ -1,5 +1,17 @@
 -- Hosts as an operator sees them, and one that is gone for good.
 
+-- A host that is in no list any more.
+local function drop_host(root, host)
+  for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
+    redis.call('ZREM', root .. ':' .. list, host)
+  end
+  redis.call('DEL', root .. ':host:' .. host)
+  local memory = memory_of(root)
+  memory.sessions[host] = nil
+  memory.rivals[host] = nil
+  next_roster(root)
+end
+
 -- forget {host} -> {known, released, more}: ends its leases, MAX_ENDED at a time; when none is left, the host is
 -- unknown. HOST_ALIVE for one that lives.
 local function forget_host(keys, args)
@@ -29,20 +41,14 @@ local function forget_host(keys, args)
   end
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
-    for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
-      redis.call('ZREM', root .. ':' .. list, host)
-    end
-    redis.call('DEL', session)
-    memory.sessions[host] = nil
-    memory.rivals[host] = nil
-    next_roster(root)
+    drop_host(root, host)
   end
   return '{"known":true,"released":' .. released .. ',"more":' .. tostring(more) .. '}'
 end
 
 -- hosts {cursor?, limit} -> {hosts: [{host, state, machineId?, agentId?, bootId?, clones?, seenMs? (text), leases}…],
--- cursor?, state}, by name. clones: boots of the machines that call themselves the host. A host is live, joining, suspect, or awaited: while the ledger is not armed, one not
--- heard yet.
+-- cursor?, state}, by name. clones: boots of the machines that call themselves the host. A host is live, joining,
+-- suspect, or awaited: while the ledger is not armed, one not heard yet.
 local function list_hosts(keys, args)
   local root = keys[1]
   local memory = memory_of(root)

@@ -86,12 +86,42 @@ local function holder_of(lease)
   return { id = lease.id, host = lease.host, generation = lease.generation }
 end
 
+-- A lease under the other host's name; nothing else of it changes, its generation neither.
+local function move_lease(root, host, to, entry)
+  local lease = lease_at(root, host, entry)
+  redis.call('ZREM', ids_key(root, host), entry)
+  if not lease then
+    return
+  end
+  lease.host = to
+  redis.call('HSET', root .. ':leases', lease.id, cjson.encode(lease))
+  redis.call('ZADD', ids_key(root, to), '0', entry)
+  if lease.expiresAtMs then
+    redis.call('ZREM', due_key(root, host), lease.id)
+    redis.call('ZADD', due_key(root, to), lease.expiresAtMs, lease.id)
+  end
+end
+
+-- Whether a server that is older than the renaming of a host has its lease under the name of before.
+local function is_under_old_name(root, lease, other)
+  if other.id ~= lease.id or other.generation ~= lease.generation or other.host == lease.host then
+    return false
+  end
+  local one = redis.call('HMGET', root .. ':host:' .. lease.host, 'machineId', 'agentId')
+  local two = redis.call('HMGET', root .. ':host:' .. other.host, 'machineId', 'agentId')
+  return one[1] and one[2] and one[1] == two[1] and one[2] == two[2]
+end
+
 -- Of two leases the one with the higher generation is the later: it stays, and the host of the other hears of it
 -- when it re-asserts, which it is asked to.
 local function reassert_lease(root, lease, now, known)
   local outcome = { id = lease.id, generation = lease.generation }
   local others = in_the_way(root, lease)
   for _, other in ipairs(others) do
+    if is_under_old_name(root, lease, other) then
+      move_lease(root, other.host, lease.host, other.network .. ' ' .. other.id)
+      other.host = lease.host
+    end
     if other.id == lease.id and other.generation == lease.generation and other.host == lease.host then
       memory_of(root).said[lease.id] = true
       find_again(root, other)

@@ -1,0 +1,88 @@
+-- A host that is given another id: its leases, and what the list of hosts says of it. Its agent does not run meanwhile.
+
+-- The lists with one entry for each host.
+local LISTS_OF_HOSTS = { 'hosts', 'suspects', 'joining', 'roster' }
+
+-- The host under its new id stands where it stood under the old one; it says again what it holds.
+local function enter_as(root, host, to, ask, known)
+  for _, list in ipairs(LISTS_OF_HOSTS) do
+    local score = redis.call('ZSCORE', root .. ':' .. list, host)
+    if score then
+      redis.call('ZADD', root .. ':' .. list, score, to)
+    end
+  end
+  local session = root .. ':host:' .. to
+  redis.call('HSET', session, 'machineId', ask.machineId, 'agentId', ask.agentId,
+    'seenMs', digits(known.seenMs or 0))
+  for _, field in ipairs({ 'bootId', 'bootIds' }) do
+    if known[field] then
+      redis.call('HSET', session, field, known[field])
+    end
+  end
+end
+
+-- Why a host cannot be renamed.
+local function refuse_rename(root, ask, known, other)
+  if known.clones then
+    return refuse('HOST_CONFLICT', 'two machines call themselves host ' .. ask.host .. ': settle that first',
+      { host = ask.host, machineId = known.machineId })
+  end
+  local is_its_own = known.machineId == ask.wasMachineId and (not known.agentId or known.agentId == ask.agentId)
+  if not is_its_own then
+    return refuse('HOST_CONFLICT', 'host ' .. ask.host .. ' is another machine or agent, ' .. known.machineId,
+      { host = ask.host, machineId = known.machineId })
+  end
+  local silent = now_ms(root) - (known.seenMs or 0)
+  if silent < ask.suspectMs then
+    return refuse('HOST_ALIVE', 'host ' .. ask.host .. ' was heard ' .. digits(silent) .. ' ms ago',
+      { host = ask.host }, ask.suspectMs - silent)
+  end
+  if ask.to == ask.host or other.machineId == ask.machineId and other.agentId == ask.agentId then
+    return nil
+  end
+  if other.machineId or redis.call('ZSCORE', root .. ':roster', ask.to)
+    or redis.call('ZCARD', ids_key(root, ask.to)) > 0 then
+    return refuse('HOST_CONFLICT', 'there is a host ' .. ask.to .. ' already: forget it if that machine is gone',
+      { host = ask.to, machineId = other.machineId })
+  end
+  return nil
+end
+
+-- rename {host, to, wasMachineId, machineId, agentId, suspectMs} -> {known, moved, more}: the host is `to` from now on,
+-- on the machine that is named; its leases move, MAX_ENDED at a time. `to` may be the host itself, whose machine has
+-- another id. A repeat goes on where the call before ended. HOST_ALIVE where it was heard within suspectMs, HOST_CONFLICT
+-- where it is another's, or `to` is.
+local function rename_host(keys, args)
+  local root = keys[1]
+  local ask = cjson.decode(args[1])
+  local host, to = ask.host, ask.to
+  local known, other = known_of(root, host), known_of(root, to)
+  if not known.machineId then
+    return '{"known":false,"moved":0,"more":false}'
+  end
+  local refusal = refuse_rename(root, ask, known, other)
+  if refusal then
+    return reply_of(refusal)
+  end
+  if to == host then
+    redis.call('HSET', root .. ':host:' .. host, 'machineId', ask.machineId, 'agentId', ask.agentId)
+    redis.call('HDEL', root .. ':host:' .. host, 'asserted')
+    memory_of(root).sessions[host] = nil
+    return '{"known":true,"moved":0,"more":false}'
+  end
+  if not other.machineId then
+    enter_as(root, host, to, ask, known)
+    next_roster(root)
+  end
+  local entries = redis.call('ZRANGE', ids_key(root, host), 0, MAX_ENDED - 1)
+  for _, entry in ipairs(entries) do
+    move_lease(root, host, to, entry)
+  end
+  local more = redis.call('ZCARD', ids_key(root, host)) > 0
+  if not more then
+    drop_host(root, host)
+  end
+  return '{"known":true,"moved":' .. #entries .. ',"more":' .. tostring(more) .. '}'
+end
+
+redis.register_function({ function_name = 'volt1_rename', callback = readable(rename_host), flags = { 'allow-oom' } })
