@@ -16,12 +16,15 @@ export interface SessionOptions {
   readonly recoveryWindowSeconds: number | null;
   readonly ledger: Ledger;
   readonly witness: Witness;
-  readonly holdings: Holdings;
+  readonly holdings: Pick<
+    Holdings,
+    'leases' | 'lease' | 'expire' | 'fence' | 'settle' | 'announceEnd'
+  >;
   /** What this host knows of networks. */
   readonly revisions: Pick<Revisions, 'follow'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
-  readonly events: EventLog;
+  readonly events: Pick<EventLog, 'add'>;
   readonly log: Log;
   /** True when no other agent has seen anything of the ledger; false also while nobody can be asked. */
   readonly isNewFleet: () => Promise<boolean>;

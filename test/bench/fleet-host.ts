@@ -1,0 +1,162 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Session } from '#agent/session.ts';
+import { createLog } from '#agent/log.ts';
+import { Standing } from '#agent/standing.ts';
+import { Witness } from '#agent/witness.ts';
+import { Ledger, type Lease, type NetworkRecord } from '#ipam-store/ledger.ts';
+import { VoltError } from '#protocol/errors.ts';
+
+export const HEARTBEAT_SECONDS = 5;
+export const SUSPECT_AFTER_SECONDS = 20;
+const RELEASE_RETRY_MS = 250;
+const log = createLog('silent', 'bench');
+
+export interface HostOptions {
+  readonly host: string;
+  readonly bootId: string;
+  readonly ledger: Ledger;
+  readonly folder: string;
+  readonly suspectAfterSeconds: number;
+  readonly isNewFleet: () => Promise<boolean>;
+}
+
+/**
+ * What of an agent the ledger meets: session and witness are the agent's own, with a state folder on disk; of records
+ * there is a list of leases. No kernel, no requests.
+ */
+export class SimulatedHost {
+  readonly host: string;
+  readonly session: Session;
+  readonly witness: Witness;
+  readonly leases = new Map<string, Lease>();
+  /** Hosts that this one has told the fleet to be suspect, and leases that it saw reclaimed or let expire. */
+  fallen = 0;
+  reclaimed = 0;
+  expired = 0;
+  fenced = 0;
+  readonly #options: HostOptions;
+  readonly #machineId: string;
+  readonly #expiring = new Set<string>();
+
+  constructor(options: HostOptions) {
+    this.#options = options;
+    const { host, bootId, ledger, folder, suspectAfterSeconds } = options;
+    this.host = host;
+    this.#machineId = `machine-${host}`;
+    const stateDir = join(folder, host);
+    mkdirSync(stateDir, { recursive: true });
+    this.witness = new Witness({ stateDir, log });
+    this.witness.load();
+    const standing = new Standing();
+    this.session = new Session({
+      host,
+      machineId: this.#machineId,
+      bootId,
+      heartbeatSeconds: HEARTBEAT_SECONDS,
+      suspectAfterSeconds,
+      recoveryWindowSeconds: null,
+      ledger,
+      witness: this.witness,
+      standing,
+      log,
+      holdings: {
+        leases: () => [...this.leases.values()],
+        lease: (id) => this.leases.get(id),
+        expire: ({ id }) => this.#expire(id),
+        fence: ({ id }) => {
+          this.fenced += 1;
+          this.leases.delete(id);
+          return Promise.resolve();
+        },
+        settle: () => this.#settle(),
+        announceEnd: () => {
+          this.reclaimed += 1;
+        },
+      },
+      events: {
+        add: ({ type }) => {
+          if (type === 'suspect') this.fallen += 1;
+        },
+      },
+      isNewFleet: options.isNewFleet,
+      onOpen: () => {},
+    });
+  }
+
+  /** Grants so many leases to this host, the n-th in the network of its turn. */
+  async hold(networks: readonly NetworkRecord[], count: number, ttlSeconds?: number) {
+    const { host, ledger, bootId } = this.#options;
+    const turn = Number(host.slice(1));
+    const requests = Array.from({ length: count }, (_, n) => {
+      const record = networks[(turn + n) % networks.length];
+      if (record === undefined) throw new Error('no network to hold leases in');
+      const id = `${host}-${n}`;
+      return {
+        id,
+        workload: `vm-${id}`,
+        kind: 'vm',
+        network: record.network,
+        revision: record.revision,
+        host,
+        machineId: this.#machineId,
+        bootId,
+        ...(ttlSeconds !== undefined && { ttlSeconds }),
+      } as const;
+    });
+    for (const result of await ledger.acquireMany(requests)) {
+      if (!('lease' in result)) throw result;
+      this.leases.set(result.lease.id, result.lease);
+      this.witness.noteGeneration(result.lease.generation);
+    }
+    for (const record of networks) this.witness.noteNetwork(record);
+  }
+
+  /** Asks for one more lease until it is granted. */
+  async first(record: NetworkRecord): Promise<void> {
+    const { host, ledger, bootId } = this.#options;
+    const id = `${host}-first-${Math.random()}`;
+    const who = { host, machineId: this.#machineId, bootId };
+    const { network, revision } = record;
+    const workload = `vm-${id}`;
+    for (;;) {
+      try {
+        await ledger.acquire({ id, workload, kind: 'vm', network, revision, ...who });
+        return;
+      } catch (error) {
+        if (!(error instanceof Error)) throw error;
+        await sleep(100);
+      }
+    }
+  }
+
+  async #expire(id: string): Promise<void> {
+    const lease = this.leases.get(id);
+    if (lease === undefined || this.#expiring.has(id)) return;
+    this.#expiring.add(id);
+    const { ledger } = this.#options;
+    for (;;) {
+      try {
+        await ledger.release({ ...lease, machineId: this.#machineId, cool: true });
+        break;
+      } catch (error) {
+        if (!(error instanceof VoltError) || !error.retryable) throw error;
+        await sleep(RELEASE_RETRY_MS);
+      }
+    }
+    this.leases.delete(id);
+    this.#expiring.delete(id);
+    this.expired += 1;
+  }
+
+  /** As an agent, once for each epoch: reads what the ledger has of this host. */
+  async #settle() {
+    const { host, ledger } = this.#options;
+    let cursor: string | undefined;
+    do {
+      ({ cursor } = await ledger.listLeases({ host, cursor }));
+    } while (cursor !== undefined);
+    return { kept: [], released: [] };
+  }
+}
