@@ -268,7 +268,7 @@ export class Agent {
         if (state !== 'connected') return;
         this.#events.nudge();
         // A new fleet's ledger waits until its peers can be asked.
-        void this.#session.beat();
+        if (this.#session.status.state === 'unclaimed') void this.#session.beat();
       },
     });
   }

@@ -67,6 +67,8 @@ export type Refusal = { readonly code: string; readonly message: string } | unde
 export type BusState = 'connecting' | 'connected' | 'closed';
 
 const RECONNECT_WAIT_MS = 250;
+/** At random beside: a server that comes back is not met by all at once. */
+const RECONNECT_JITTER_MS = 500;
 const DRAIN_TIMEOUT_MS = 1_000;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
 /** The first release line in which the advisories against 2.9 and 2.10 are mended. */
@@ -249,7 +251,7 @@ export class Bus {
         await failed?.close().catch(() => {});
       }
       this.#setState('connecting');
-      if (!this.#stopping) await sleep(RECONNECT_WAIT_MS);
+      if (!this.#stopping) await sleep(RECONNECT_WAIT_MS + Math.random() * RECONNECT_JITTER_MS);
     }
   }
 
@@ -260,6 +262,8 @@ export class Bus {
       name: `volt-network-agent ${host}`,
       maxReconnectAttempts: -1,
       reconnectTimeWait: RECONNECT_WAIT_MS,
+      reconnectJitter: RECONNECT_JITTER_MS,
+      reconnectJitterTLS: RECONNECT_JITTER_MS,
       pingInterval: PING_INTERVAL_MS,
       maxPingOut: MAX_PINGS_UNANSWERED,
       // A wrong or rotated credential is repaired by an operator while we wait, not by our exit.

@@ -10,6 +10,7 @@ import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
 import { headersOf } from './inbound.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
+import { jittered } from './rhythm.ts';
 import {
   areLeftBehind,
   countJobs,
@@ -97,7 +98,7 @@ export class JobQueue {
         if (this.#isRefused()) continue;
         this.#setProblem(error instanceof Error ? error.message : String(error));
         log.debug({ error: String(error) }, 'no jobs');
-        await sleep(waitMs);
+        await sleep(jittered(waitMs));
         waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
       }
     }
@@ -143,12 +144,13 @@ export class JobQueue {
     const { host, subjectPrefix, log } = this.#options;
     let before = -1;
     for (let quietMs = 0; ;) {
-      await sleep(LEFT_CHECK_MS, undefined, { ref: false });
+      const waitMs = jittered(LEFT_CHECK_MS);
+      await sleep(waitMs, undefined, { ref: false });
       if (this.#stopped || this.#messages !== messages) return;
       const counts = await countJobs(manager, subjectPrefix, host);
       if (counts.stored === 0) return;
       const quiet = counts.delivered === before && this.#underWay === 0;
-      quietMs = quiet ? quietMs + LEFT_CHECK_MS : 0;
+      quietMs = quiet ? quietMs + waitMs : 0;
       before = counts.delivered;
       if (!areLeftBehind(counts, quietMs)) continue;
       if (this.#messages !== messages) return;

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppendLog, type Place } from './append-log.ts';
 import type { Log } from './log.ts';
+import { jittered } from './rhythm.ts';
 
 /** An event that has to reach the event stream, as it is kept on disk until it did. */
 export interface PendingEvent {
@@ -291,7 +292,7 @@ export class Outbox {
     this.#failing.add(subject);
     if (failure.why === 'away' || this.#failing.size >= FAILING_IN_A_ROW) {
       this.#ready.add(subject);
-      this.#pause ??= setTimeout(() => this.#resume(), this.#retryMs);
+      this.#pause ??= setTimeout(() => this.#resume(), jittered(this.#retryMs));
       this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS);
       return;
     }
@@ -301,7 +302,7 @@ export class Outbox {
       this.#deferred.delete(subject);
       this.#ready.add(subject);
       this.#pump();
-    }, delayMs);
+    }, jittered(delayMs));
     this.#deferred.set(subject, timer);
   }
 

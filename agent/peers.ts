@@ -6,9 +6,10 @@ import { requestOnce, unguessableInbox } from '#protocol/inbox.ts';
 // own for each question, apart from the inbox where the server delivers jobs and confirms events, which no other agent may
 // speak on (`_INBOX.*.peer.*` in the accounts of deploy/nats/).
 
-/** How long answers to `$SRV.INFO` are waited for, and how long after the last one. */
-const SURVEY_MS = 1_000;
+/** How long the first answer to `$SRV.INFO` is waited for, the next one after each, and all together. */
+const SURVEY_FIRST_MS = 1_000;
 const SURVEY_GAP_MS = 250;
+const SURVEY_MS = 10_000;
 
 const peerInbox = (inboxPrefix: string): string => unguessableInbox(`${inboxPrefix}.peer`);
 
@@ -29,20 +30,20 @@ export async function surveyPeers(
 ): Promise<Readonly<Record<string, string>>[]> {
   const found: Readonly<Record<string, string>>[] = [];
   const reply = peerInbox(inboxPrefix);
-  let heardAt = Number.POSITIVE_INFINITY;
+  const began = performance.now();
+  let until = began + SURVEY_FIRST_MS;
   const subscription = connection.subscribe(reply, {
     callback: (error, message) => {
       if (error !== null) return;
       const metadata = metadataIn(message.data);
       if (metadata === null) return;
-      heardAt = performance.now();
+      until = Math.min(performance.now() + SURVEY_GAP_MS, began + SURVEY_MS);
       found.push(metadata);
     },
   });
   try {
     connection.publish(`$SRV.INFO.${service}`, undefined, { reply });
-    const end = performance.now() + SURVEY_MS;
-    while (performance.now() < Math.min(end, heardAt + SURVEY_GAP_MS)) await sleep(SURVEY_STEP_MS);
+    while (performance.now() < until) await sleep(SURVEY_STEP_MS);
     return found;
   } finally {
     if (!subscription.isClosed()) subscription.unsubscribe();

@@ -1,10 +1,11 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
+import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
 import type { Holdings, Settled } from './holdings.ts';
 import type { Log } from './log.ts';
 import type { Revisions } from './revisions.ts';
+import { type Beaten, Rhythm } from './rhythm.ts';
 import type { Standing } from './standing.ts';
 import type { Witness } from './witness.ts';
 
@@ -26,7 +27,10 @@ export interface SessionOptions {
   readonly standing: Standing;
   readonly events: Pick<EventLog, 'add'>;
   readonly log: Log;
-  /** True when no other agent has seen anything of the ledger; false also while nobody can be asked. */
+  /**
+   * True when no other agent has seen anything of the ledger; false also while nobody can be asked. The ledger lets one
+   * host at a time ask.
+   */
   readonly isNewFleet: () => Promise<boolean>;
   /** The ledger grants, or grants again: what it must have can be put into it. */
   readonly onOpen: () => void;
@@ -46,7 +50,8 @@ export interface SessionStatus {
 type Arrival = Pick<Pulse, 'before' | 'rebooted' | 'nowMs'>;
 
 const RECOVERY_WAIT_MS = 3_000;
-const RETRY_MS = 100;
+/** What of a deadline is left for the last try. */
+const LAST_TRY_MS = 100;
 /** A turn brings the next one at once while there is news; this many at most. */
 const MAX_TURNS = 8;
 
@@ -57,7 +62,11 @@ const MAX_TURNS = 8;
  */
 export class Session {
   readonly #options: SessionOptions;
-  #timer: NodeJS.Timeout | undefined;
+  readonly #rhythm: Rhythm;
+  readonly #answers = new Answers({
+    beat: () => void this.beat(),
+    isOpen: () => this.#status.open,
+  });
   #beating: Promise<void> | undefined;
   #status: SessionStatus = { state: 'unknown', open: false, awaiting: [] };
   /** Of the last heartbeat. */
@@ -73,6 +82,11 @@ export class Session {
 
   constructor(options: SessionOptions) {
     this.#options = options;
+    this.#rhythm = new Rhythm({
+      periodMs: options.heartbeatSeconds * 1_000,
+      longestMs: (options.suspectAfterSeconds * 1_000) / 2,
+      run: () => void this.beat(),
+    });
   }
 
   get status(): SessionStatus {
@@ -80,29 +94,33 @@ export class Session {
   }
 
   start(): void {
-    this.#timer = setInterval(() => void this.beat(), this.#options.heartbeatSeconds * 1_000);
-    void this.beat();
+    this.#rhythm.start();
   }
 
   stop(): void {
-    clearInterval(this.#timer);
+    this.#rhythm.stop();
     clearTimeout(this.#waiting);
   }
 
-  /** Resolves when a heartbeat, and what its answer asked for, is done; refusals are in the status. */
+  /**
+   * Resolves when a heartbeat, and what its answer asked for, is done; refusals are in the status. While one is under
+   * way there is no second one.
+   */
   beat(): Promise<void> {
-    this.#beating ??= this.#beat().finally(() => {
+    this.#beating ??= this.#beat().then((how) => {
       this.#beating = undefined;
+      this.#answers.note();
+      this.#rhythm.ended(how);
     });
     return this.#beating;
   }
 
   /**
-   * Does what the ledger may refuse as RECOVERING; then it is tried again for three seconds, and not beyond
-   * `deadline` (`performance.now()` time): after a restart of Redis that is all it takes.
+   * Does what the ledger may refuse as RECOVERING; then it is tried again after the next heartbeat's answer, for three
+   * seconds, and not beyond `deadline` (`performance.now()` time): after a restart of Redis that is all it takes.
    */
   async whileRecovering<T>(deadline: number, work: () => Promise<T>): Promise<T> {
-    const end = Math.min(deadline - RETRY_MS, performance.now() + RECOVERY_WAIT_MS);
+    const end = Math.min(deadline - LAST_TRY_MS, performance.now() + RECOVERY_WAIT_MS);
     for (;;) {
       try {
         return await work();
@@ -110,24 +128,23 @@ export class Session {
         const recovering = error instanceof VoltError && error.code === 'RECOVERING';
         if (isConflict(error)) void this.beat();
         if (!recovering || performance.now() > end) throw error;
-        // Not waited for: what a heartbeat asks for may wait for what waits here.
-        void this.beat();
-        await sleep(RETRY_MS);
+        // Not for what the answer asks for: that may wait for what waits here.
+        await this.#answers.next(end);
       }
     }
   }
 
-  async #beat(): Promise<void> {
+  async #beat(): Promise<Beaten> {
     const { ledger, log } = this.#options;
     let newFleet = false;
     for (let turn = 1; turn <= MAX_TURNS && ledger.status.state === 'ready'; turn += 1) {
       try {
         const pulse = await this.#pulse(newFleet);
         if (pulse.state === 'unclaimed') {
-          newFleet = await this.#options.isNewFleet();
-          if (!newFleet) return;
+          newFleet = pulse.asks === true && (await this.#options.isNewFleet());
+          if (!newFleet) return 'soon';
         } else if (!(await this.#take(pulse))) {
-          return;
+          return 'calm';
         }
       } catch (error) {
         const reason = error instanceof Error ? error.message : String(error);
@@ -137,11 +154,11 @@ export class Session {
           this.#options.standing.noteAway();
           if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat not taken');
         }
-        const state = refused ? 'refused' : 'unknown';
-        this.#status = { state, open: false, awaiting: [], reason };
-        return;
+        this.#status = { state: refused ? 'refused' : 'unknown', open: false, awaiting: [], reason };
+        return error instanceof VoltError && error.code === 'STORE_UNAVAILABLE' ? 'late' : 'calm';
       }
     }
+    return 'calm';
   }
 
   /** Told once: the heartbeats go on, and one day one of them is taken. */
@@ -189,6 +206,7 @@ export class Session {
     }
     const opened = mayAcquire && !this.#status.open;
     this.#status = { state, open: mayAcquire, awaiting };
+    this.#answers.note();
     if (opened) this.#options.onOpen();
     return pulse;
   }

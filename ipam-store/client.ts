@@ -33,8 +33,8 @@ export const COMMAND_TIMEOUT_MS = 2_000;
 const CONNECT_TIMEOUT_MS = 2_000;
 const DISCONNECT_TIMEOUT_MS = 500;
 const LOADING_RETRY_MS = 500;
-/** A connection on which nothing came for this long beyond a command's time is given up. */
-const SILENCE_GRACE_MS = 500;
+/** A connection on which nothing came for so many times a command's time is given up; not by all agents at once. */
+const SILENCE = { least: 2, most: 3 };
 
 /** Throws for options that cannot be meant. */
 export function checkOptions({ url, mode, nodes, masterName }: LedgerOptions): void {
@@ -109,8 +109,9 @@ export function settingsOf(options: LedgerOptions): Settings {
     disconnectTimeout: DISCONNECT_TIMEOUT_MS,
     maxLoadingRetryTime: LOADING_RETRY_MS,
     commandTimeout: commandTimeoutMs,
-    // A server that hangs must not gather commands that nobody waits for any more.
-    socketTimeout: commandTimeoutMs + SILENCE_GRACE_MS,
+    // One that only is slow is waited for: to be connected to anew by all would make it slower.
+    socketTimeout:
+      commandTimeoutMs * (SILENCE.least + (SILENCE.most - SILENCE.least) * Math.random()),
     // It would need the right to CLIENT, and with it to much else.
     disableClientInfo: true,
     ...(username !== null && { username }),

@@ -7,10 +7,18 @@ import {
   type LedgerOptions,
   type Opened,
 } from './client.ts';
-import { isElsewhere, isMissingFunction, messageOf, storeError, unavailable } from './errors.ts';
+import {
+  isElsewhere,
+  isMissingFunction,
+  isTimeout,
+  messageOf,
+  storeError,
+  unavailable,
+} from './errors.ts';
 import { installLibrary } from './library.ts';
 import { Replicas } from './replicas.ts';
 import { checkServer, Unfit } from './server.ts';
+import { Silence } from './silence.ts';
 
 export interface LedgerStatus {
   /** `incompatible`: connected, but the function library or a setting of the server forbids its use. */
@@ -27,6 +35,8 @@ export interface Reply {
 
 const FIRST_RECONNECT_MS = 100;
 const LAST_RECONNECT_MS = 1_000;
+/** To a server that is there and does not answer in time. */
+const LAST_SLOW_RECONNECT_MS = 8_000;
 const CHECK_RETRY_MS = 1_000;
 const MAX_REQUESTS = 10_000;
 
@@ -34,6 +44,7 @@ const MAX_REQUESTS = 10_000;
 interface Link {
   readonly client: Redis;
   readonly replicas: Replicas;
+  readonly silence: Silence;
   /** Ends it; the first cause is what the status tells. */
   readonly fail: (cause: unknown) => void;
 }
@@ -122,7 +133,8 @@ export class Connection {
     args: readonly string[],
     { durable }: { durable: boolean },
   ): Promise<Reply> {
-    const { client, replicas, fail } = this.#ready();
+    const { client, replicas, silence, fail } = this.#ready();
+    const { mark } = silence;
     const reply = client.fcall(name, 1, root, ...args);
     const stored = durable ? replicas.acknowledged() : Promise.resolve();
     // Whoever has no use for the outcome need not wait for it.
@@ -132,6 +144,7 @@ export class Connection {
       if (typeof text === 'string') return { text, stored };
     } catch (error) {
       if (isElsewhere(error)) fail(error);
+      if (isTimeout(error)) silence.noteTimeout(mark);
       throw error;
     }
     throw new TypeError(`${name} answered no text`);
@@ -144,6 +157,7 @@ export class Connection {
     }
     if (state !== 'ready') throw unavailable(reason, false);
     if (this.#link?.client.status !== 'ready') throw unavailable('the connection has ended', false);
+    if (this.#link.silence.isSilent) throw unavailable('no answer in time, nor since', false);
     return this.#link;
   }
 
@@ -152,22 +166,23 @@ export class Connection {
     try {
       opened = await createClient(this.#options, this.#attempts);
     } catch (error) {
-      this.#ended(messageOf(error));
+      this.#ended(error);
       return;
     }
     if (this.#closed) return;
-    const link = linkOf(opened, this.#options, (reason) => this.#ended(reason));
+    const link = linkOf(opened, this.#options, (cause) => this.#ended(cause));
     this.#link = link;
     link.client.once('ready', () => void this.#verify(link));
     link.client.connect().catch(() => {}); // Its events say it.
   }
 
   /** The wait grows, and differs from agent to agent: a server that comes back is not met by all at once. */
-  #ended(reason: string): void {
+  #ended(cause: unknown): void {
     if (this.#closed) return;
     this.#link = undefined;
-    this.#setStatus({ state: 'unavailable', reason });
-    const longest = Math.min(FIRST_RECONNECT_MS * 2 ** this.#attempts, LAST_RECONNECT_MS);
+    this.#setStatus({ state: 'unavailable', reason: messageOf(cause) });
+    const most = isTimeout(cause) ? LAST_SLOW_RECONNECT_MS : LAST_RECONNECT_MS;
+    const longest = Math.min(FIRST_RECONNECT_MS * 2 ** this.#attempts, most);
     this.#attempts += 1;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => void this.#connect(), longest * (0.5 + Math.random() / 2));
@@ -195,9 +210,11 @@ export class Connection {
     } catch (error) {
       if (link !== this.#link) return;
       this.#outdated = error instanceof VoltError && error.code === 'STORE_VERSION';
-      again = this.#outdated || error instanceof Unfit;
-      if (again) this.#setStatus({ state: 'incompatible', reason: messageOf(error) });
-      else link.fail(error);
+      const wrong = this.#outdated || error instanceof Unfit;
+      if (wrong) this.#setStatus({ state: 'incompatible', reason: messageOf(error) });
+      // A server that only is slow is asked again: this connection ends by itself where nothing comes.
+      else if (!isTimeout(error)) link.fail(error);
+      again = wrong || isTimeout(error);
     }
     if (again) this.#timer = setTimeout(() => void this.#verify(link), CHECK_RETRY_MS).unref();
   }
@@ -214,14 +231,15 @@ export class Connection {
 function linkOf(
   { client, watch }: Opened,
   options: LedgerOptions,
-  onEnd: (reason: string) => void,
+  onEnd: (cause: unknown) => void,
 ): Link {
   const { minReplicas: wanted, commandTimeoutMs = COMMAND_TIMEOUT_MS } = options;
-  let reason: string | undefined;
+  let first: unknown;
   let watching: Disposable | undefined;
+  const silence = new Silence(client);
   const fail = (cause: unknown): void => {
-    if (reason !== undefined) return;
-    reason = messageOf(cause);
+    if (first !== undefined) return;
+    first = cause;
     client.disconnect();
   };
   client.on('error', fail);
@@ -230,11 +248,12 @@ function linkOf(
   });
   client.once('end', () => {
     watching?.[Symbol.dispose]();
-    onEnd(reason ?? 'the connection was closed');
+    onEnd(first ?? 'the connection was closed');
   });
   return {
     client,
     replicas: new Replicas({ client, wanted, timeoutMs: commandTimeoutMs / 2 }),
+    silence,
     fail,
   };
 }

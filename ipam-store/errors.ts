@@ -51,6 +51,10 @@ export const isFinal = (error: unknown): boolean =>
 export const isElsewhere = (error: unknown): boolean =>
   error instanceof ReplyError && ELSEWHERE.test(messageOf(error));
 
+/** True when the server has not answered in time: a command, a connection, or a connection's first check. */
+export const isTimeout = (error: unknown): boolean =>
+  !(error instanceof ReplyError) && /timed out|timeout|ETIMEDOUT/i.test(messageOf(error));
+
 export const isMissingFunction = (error: unknown): boolean =>
   error instanceof ReplyError && messageOf(error).includes('Function not found');
 

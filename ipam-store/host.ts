@@ -46,6 +46,8 @@ export type LedgerState = 'armed' | 'arming' | 'recovering' | 'unclaimed';
 /** The answer to a heartbeat. */
 export interface Pulse {
   readonly state: LedgerState;
+  /** Of an unclaimed ledger: this host is the one that asks the others whether the fleet is new. */
+  readonly asks?: boolean;
   /** Time of the server. */
   readonly nowMs: number;
   /** Why the server may grant nothing, whatever the ledger does. */
@@ -77,7 +79,7 @@ export interface Pulse {
 export function pulseOf(answer: Fields): Pulse {
   const state = stateOf(answer);
   const nowMs = answer.digits('nowMs');
-  if (state === 'unclaimed') return { ...UNCLAIMED, nowMs };
+  if (state === 'unclaimed') return { ...UNCLAIMED, nowMs, asks: answer.flag('asks') };
   const seen = answer.object('seen');
   const before = answer.optionalText('before');
   const unfit = answer.optionalText('unfit');

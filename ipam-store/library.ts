@@ -28,6 +28,7 @@ const FILES = [
   'identity',
   'recovery',
   'sweep',
+  'unclaimed',
   'heartbeat',
   'hosts',
   'rename',

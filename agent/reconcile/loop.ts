@@ -3,6 +3,7 @@ import type { Firewall } from '../firewall/firewall.ts';
 import type { Difference } from '#protocol/attachment.ts';
 import type { Holdings } from '../holdings.ts';
 import { taggedId } from '../networks/network.ts';
+import { Rhythm } from '../rhythm.ts';
 import type { Slices, Wanted } from '../slices.ts';
 import { compare } from './comparison.ts';
 import { agrees } from './differences.ts';
@@ -61,7 +62,7 @@ export class Reconcile {
   #watch: Disposable | undefined;
   /** While there is so much to repair that telling of it would hold it up. */
   #held: Disposable | undefined;
-  #period: NodeJS.Timeout | undefined;
+  readonly #period: Rhythm;
   #gathering: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
   #all = false;
@@ -70,6 +71,13 @@ export class Reconcile {
 
   constructor(options: ReconcileOptions) {
     this.#options = options;
+    this.#period = new Rhythm({
+      periodMs: options.periodSeconds * 1_000,
+      run: () => {
+        this.nudge();
+        this.#period.ended('calm');
+      },
+    });
     this.#repairs = new Repairs(options);
     const close = (id: string, difference: Difference): void => {
       this.#repairs.close(id, difference).catch((error: unknown) => {
@@ -82,8 +90,7 @@ export class Reconcile {
   start(): void {
     this.#watchHost();
     this.#options.firewall.onRestored((found) => this.#repairs.toldFirewall(found));
-    this.#period = setInterval(() => this.nudge(), this.#options.periodSeconds * 1_000);
-    this.nudge();
+    this.#period.start();
   }
 
   #watchHost(): void {
@@ -124,7 +131,7 @@ export class Reconcile {
   /** Resolves when nothing is being done any more. */
   async stop(): Promise<void> {
     this.#stopping.abort();
-    clearInterval(this.#period);
+    this.#period.stop();
     clearTimeout(this.#gathering);
     clearTimeout(this.#again);
     await this.#running;

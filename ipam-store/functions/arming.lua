@@ -10,6 +10,7 @@
 --   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
 --   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
+--   asker       {host, since (ms)} of an unclaimed ledger: who asks whether it is a new fleet's
 --   grace       ms, until when no silence counts
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses

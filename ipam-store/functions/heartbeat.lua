@@ -13,9 +13,10 @@ end
 --            seen: {generation (text), revision, roster, hosts: [host…]}}
 -- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
 --     missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
---     seen: {generation (text), revision, roster, hosts?: [host…]}}
+--     seen: {generation (text), revision, roster, hosts?: [host…]}}, or of an unclaimed ledger {nowMs, state, asks}
 -- yieldsTo: what the last HOST_CONFLICT said so in its details.
--- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host was, live or suspect. began, ended:
+-- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host
+-- was, live or suspect. began, ended:
 -- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
 -- whatever the host holds.
@@ -47,7 +48,8 @@ local function heartbeat(keys, args)
     began = take_for_lost(root, seen, meta, now, ask.suspectMs)
   elseif meta.generation == 0 then
     if not ask.newFleet then
-      return '{"nowMs":"' .. digits(now) .. '","state":"unclaimed"}'
+      return '{"nowMs":"' .. digits(now) .. '","state":"unclaimed","asks":'
+        .. tostring(is_asker(root, ask.host, now)) .. '}'
     end
     meta.generation = EPOCH_UNIT
     redis.call('HSET', root .. ':leases', GENERATION, digits(EPOCH_UNIT))

@@ -1,5 +1,5 @@
 import { createServer, type Server as TcpServer, type Socket } from 'node:net';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { freePort, startRedis } from '#test/support/servers.ts';
 import { askFor, contents, optionsFor, put, until, VOLT0, owned } from './fixture.ts';
@@ -114,6 +114,20 @@ describe('Redis that is away', () => {
     const { lease, created } = await ledger.acquire(askFor(record, 'n0'));
     expect(created).toBe(done === null);
     expect(lease.generation).toBe(done?.generation ?? lease.generation);
+  });
+
+  test('that does not answer in time is given nothing more to do until it does', async () => {
+    const { redis, raw } = await server();
+    const ledger = await ledgerOf(redis.url, { commandTimeoutMs: 1_000 });
+    await raw.config('RESETSTAT');
+    redis.pause();
+    await expect(ledger.getLease('one')).rejects.toMatchObject({ details: { sent: true } });
+    for (let n = 0; n < 20; n += 1) {
+      await expect(ledger.getLease('one')).rejects.toMatchObject({ details: { sent: false } });
+    }
+    redis.resume();
+    await vi.waitFor(() => ledger.getLease('one'), { timeout: 8_000 });
+    expect(await raw.info('commandstats')).toMatch(/cmdstat_fcall:calls=2,/);
   });
 
   test('hanging from the first connection on is not waited for', async () => {

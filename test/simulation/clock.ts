@@ -186,6 +186,7 @@ function install(): void {
     now: performance.now.bind(performance),
     sleep: timers.setTimeout,
     turn: timers.setImmediate,
+    random: Math.random,
     randomUUID: crypto.randomUUID,
     fsync: fs.fsync,
     fdatasync: fs.fdatasync,
@@ -229,6 +230,7 @@ function install(): void {
     },
   };
   Object.assign(globalThis, own);
+  Math.random = () => context.getStore()?.clock.chance.next() ?? real.random();
   performance.now = () => context.getStore()?.clock.elapsedMs ?? real.now();
   Object.assign(timers, {
     setTimeout(delayMs = 0, value?: unknown, options?: { signal?: AbortSignal }) {

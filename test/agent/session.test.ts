@@ -1,0 +1,136 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect, onTestFinished, test } from 'vitest';
+import { createLog } from '#agent/log.ts';
+import { Session } from '#agent/session.ts';
+import { Standing } from '#agent/standing.ts';
+import { Witness } from '#agent/witness.ts';
+import { Ledger, type Pulse } from '#ipam-store/ledger.ts';
+import { askFor, optionsFor, put, until, useStore, VOLT0 } from '../ipam-store/fixture.ts';
+import { forgetMemory } from '../ipam-store/member.ts';
+
+const store = useStore();
+const log = createLog('silent', 'h1');
+
+/** Counts what is sent. */
+class CountingLedger extends Ledger {
+  beats = 0;
+
+  override heartbeat(beat: Parameters<Ledger['heartbeat']>[0]): Promise<Pulse> {
+    this.beats += 1;
+    return super.heartbeat(beat);
+  }
+}
+
+/** The session of a host that holds nothing, with a connection of its own. */
+async function sessionOf(
+  host: string,
+  isNewFleet = (): Promise<boolean> => Promise.resolve(true),
+): Promise<{ session: Session; ledger: CountingLedger }> {
+  const stateDir = mkdtempSync(join(tmpdir(), 'volt-test-session-'));
+  const ledger = new CountingLedger(optionsFor(store.server.url));
+  ledger.start();
+  await until(() => ledger.status.state === 'ready');
+  const session = new Session({
+    host,
+    machineId: `machine-${host}`,
+    bootId: 'boot-1',
+    heartbeatSeconds: 5,
+    suspectAfterSeconds: 20,
+    recoveryWindowSeconds: null,
+    ledger,
+    witness: new Witness({ stateDir, log }),
+    standing: new Standing(),
+    log,
+    holdings: {
+      leases: () => [],
+      lease: () => undefined,
+      expire: () => Promise.resolve(),
+      fence: () => Promise.resolve(),
+      settle: () => Promise.resolve({ kept: [], released: [] }),
+      announceEnd: () => {},
+    },
+    events: { add: () => {} },
+    isNewFleet,
+    onOpen: () => {},
+  });
+  onTestFinished(async () => {
+    session.stop();
+    await ledger.close();
+    rmSync(stateDir, { recursive: true, force: true });
+  });
+  return { session, ledger };
+}
+
+test('what waits for a recovery shares heartbeats, however much it is', async () => {
+  const { session, ledger } = await sessionOf('h1');
+  await session.beat();
+  const record = await put(store.ledger, VOLT0);
+  // Others have to be heard, and are not.
+  await forgetMemory(store.raw);
+  ledger.beats = 0;
+  let most = 0;
+  const waiting = Array.from({ length: 50 }, async (_, n) => {
+    await sleep(n * 5);
+    let tries = 0;
+    const deadline = performance.now() + 1_000;
+    await session
+      .whileRecovering(deadline, () => {
+        tries += 1;
+        return ledger.acquire(askFor(record, `n${n}`));
+      })
+      .catch((error: unknown) => expect(error).toMatchObject({ code: 'RECOVERING' }));
+    most = Math.max(most, tries);
+  });
+  await Promise.all(waiting);
+  // The first of them began a little earlier than the last.
+  expect(ledger.beats).toBeLessThanOrEqual(most + 2);
+  expect(ledger.beats).toBeGreaterThan(0);
+});
+
+test('what waits for a recovery is done with the answer that ends it', async () => {
+  const { session, ledger } = await sessionOf('h1');
+  await session.beat();
+  const record = await put(store.ledger, VOLT0);
+  await forgetMemory(store.raw);
+  const granted = session.whileRecovering(performance.now() + 8_000, () =>
+    ledger.acquire(askFor(record, 'one')),
+  );
+  for (const host of ['h2', 'h3']) {
+    const other = await sessionOf(host);
+    await other.session.beat();
+  }
+  expect(await granted).toMatchObject({ created: true });
+});
+
+test('of many hosts before an empty ledger one asks the others', async () => {
+  await store.raw.flushall();
+  await forgetMemory(store.raw);
+  const asked: string[] = [];
+  const never = new Promise<boolean>(() => {});
+  const hosts = Array.from({ length: 10 }, (_, n) => `new${n}`);
+  const sessions = await Promise.all(
+    hosts.map((host) =>
+      sessionOf(host, () => {
+        asked.push(host);
+        return never;
+      }),
+    ),
+  );
+  for (const { session } of sessions) void session.beat();
+  await until(() => sessions.every(({ session }) => session.status.state === 'unclaimed'));
+  expect(asked).toHaveLength(1);
+});
+
+test('another host asks where the first one gets no answer', async () => {
+  await store.raw.flushall();
+  await forgetMemory(store.raw);
+  const silent = await sessionOf('silent', () => new Promise<boolean>(() => {}));
+  void silent.session.beat();
+  await until(() => silent.session.status.state === 'unclaimed');
+  const other = await sessionOf('other');
+  other.session.start();
+  await until(() => other.session.status.open);
+});
