@@ -73,6 +73,11 @@ const redisSection = z.strictObject({
     .max(64)
     .regex(/^[^{}]*$/, 'must not hold braces')
     .default('volt:'),
+  cell: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]{1,32}$/, 'must be letters, digits, "-" and "_", 32 at most')
+    .nullable()
+    .default(null),
   minReplicas: z.int().min(0).max(16).default(0),
 });
 

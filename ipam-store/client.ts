@@ -4,6 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { keepSecretsOf, secretIn } from '#protocol/secrets.ts';
 import { type Address, type Master, mastersOf } from './cluster.ts';
 import { messageOf } from './errors.ts';
+import { slotOf } from './keys.ts';
 import { findMaster, watchMaster } from './sentinels.ts';
 
 /** The `redis` section of agent.json. */
@@ -24,6 +25,8 @@ export interface LedgerOptions {
     readonly keyFile: string | null;
   } | null;
   readonly keyPrefix: string;
+  /** Of several ledgers in one Redis Cluster; null for the only one. */
+  readonly cell?: string | null;
   readonly minReplicas: number;
   /** How long one command may take. Default 2,000. */
   readonly commandTimeoutMs?: number;
@@ -67,7 +70,7 @@ export async function createClient(options: LedgerOptions, turn: number): Promis
     return { client: new Redis(locationOf(url, options), settings), watch: watchNothing };
   }
   if (mode === 'cluster') {
-    const masters = await findMasters(rotated(nodes, turn), settings);
+    const masters = await findMasters(rotated(nodes, turn), settings, slotOf(options.cell));
     const master = masters.find(({ hasLedger }) => hasLedger);
     if (master === undefined) throw new Error("no master has the ledger's slot");
     return { client: new Redis({ ...settings, ...addressOf(master) }), watch: watchNothing };
@@ -88,7 +91,7 @@ export async function createClient(options: LedgerOptions, turn: number): Promis
 export async function createMasterClients(options: LedgerOptions): Promise<Redis[]> {
   if (options.mode !== 'cluster') return [(await createClient(options, 0)).client];
   const settings = settingsOf(options);
-  const masters = await findMasters(options.nodes ?? [], settings);
+  const masters = await findMasters(options.nodes ?? [], settings, slotOf(options.cell));
   return masters.map((master) => new Redis({ ...settings, ...addressOf(master) }));
 }
 
@@ -167,7 +170,11 @@ function locationOf(url: string, { username, passwordFile }: LedgerOptions): str
 }
 
 /** Asks the nodes of a cluster one after the other, until one answers. */
-async function findMasters(nodes: readonly Address[], settings: Settings): Promise<Master[]> {
+async function findMasters(
+  nodes: readonly Address[],
+  settings: Settings,
+  slot: number,
+): Promise<Master[]> {
   const reasons = new Set<string>();
   for (const asked of nodes) {
     const node = new Redis({ ...settings, ...addressOf(asked), enableReadyCheck: false });
@@ -177,7 +184,7 @@ async function findMasters(nodes: readonly Address[], settings: Settings): Promi
     });
     try {
       await node.connect();
-      return await mastersOf(node, asked, settings.tls !== undefined);
+      return await mastersOf(node, { asked, tls: settings.tls !== undefined, slot });
     } catch (error) {
       reasons.add(reason ?? messageOf(error));
     } finally {

@@ -1,5 +1,4 @@
 import type { Redis } from 'ioredis';
-import { LEDGER_SLOT } from './keys.ts';
 
 export interface Address {
   readonly host: string;
@@ -15,10 +14,13 @@ export interface Master extends Address {
  * The masters that a node of a Redis Cluster knows, those without slots too. `asked` is where the node was
  * reached: one that has not learned its own address leaves it out. Throws where the node is of no cluster.
  */
-export async function mastersOf(node: Redis, asked: Address, tls: boolean): Promise<Master[]> {
+export async function mastersOf(
+  node: Redis,
+  { asked, tls, slot }: { asked: Address; tls: boolean; slot: number },
+): Promise<Master[]> {
   const shards = listOf(await node.cluster('SHARDS')).map(pairsOf);
   return shards.flatMap((shard) => {
-    const hasLedger = inRanges(listOf(shard.get('slots')).map(Number));
+    const hasLedger = inRanges(slot, listOf(shard.get('slots')).map(Number));
     return listOf(shard.get('nodes'))
       .map(pairsOf)
       .filter((member) => member.get('role') === 'master' && member.get('health') !== 'fail')
@@ -35,10 +37,9 @@ function addressOf(member: ReadonlyMap<unknown, unknown>, asked: Address, tls: b
 }
 
 /** Ranges come as first, last, first, last. */
-const inRanges = (bounds: readonly number[]): boolean =>
+const inRanges = (slot: number, bounds: readonly number[]): boolean =>
   bounds.some(
-    (first, index) =>
-      index % 2 === 0 && first <= LEDGER_SLOT && LEDGER_SLOT <= (bounds[index + 1] ?? -1),
+    (first, index) => index % 2 === 0 && first <= slot && slot <= (bounds[index + 1] ?? -1),
   );
 
 const listOf = (value: unknown): readonly unknown[] => (Array.isArray(value) ? value : []);

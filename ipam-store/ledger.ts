@@ -136,7 +136,7 @@ export class Ledger {
 
   /** Throws for options that cannot be meant. */
   constructor(options: LedgerOptions) {
-    this.#root = rootKey(options.keyPrefix);
+    this.#root = rootKey(options);
     this.#connection = new Connection(options);
     this.#batches = new Batches((name, args, requests) => this.#send(name, args, requests));
   }

@@ -40,6 +40,7 @@ test('an empty file is the documented defaults', () => {
       sentinelPasswordFile: null,
       tls: null,
       keyPrefix: 'volt:',
+      cell: null,
       minReplicas: 0,
     },
     runtimeDir: '/run/volt-vmm/network',

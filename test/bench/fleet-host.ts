@@ -5,12 +5,12 @@ import { Session } from '#agent/session.ts';
 import { createLog } from '#agent/log.ts';
 import { Standing } from '#agent/standing.ts';
 import { Witness } from '#agent/witness.ts';
-import { Ledger, type Lease, type NetworkRecord } from '#ipam-store/ledger.ts';
+import type { Ledger, Lease, NetworkRecord } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
 
 export const HEARTBEAT_SECONDS = 5;
 export const SUSPECT_AFTER_SECONDS = 20;
-const RELEASE_RETRY_MS = 250;
+const RETRY_MS = 250;
 const log = createLog('silent', 'bench');
 
 export interface HostOptions {
@@ -105,10 +105,16 @@ export class SimulatedHost {
         ...(ttlSeconds !== undefined && { ttlSeconds }),
       } as const;
     });
-    for (const result of await ledger.acquireMany(requests)) {
-      if (!('lease' in result)) throw result;
-      this.leases.set(result.lease.id, result.lease);
-      this.witness.noteGeneration(result.lease.generation);
+    // A repeat finds what was granted after it was given up.
+    for (let open = requests; open.length > 0;) {
+      const results = await ledger.acquireMany(open);
+      for (const result of results) {
+        if (!('lease' in result)) continue;
+        this.leases.set(result.lease.id, result.lease);
+        this.witness.noteGeneration(result.lease.generation);
+      }
+      open = open.filter(({ id }) => !this.leases.has(id));
+      if (open.length > 0) await sleep(RETRY_MS);
     }
     for (const record of networks) this.witness.noteNetwork(record);
   }
@@ -142,7 +148,7 @@ export class SimulatedHost {
         break;
       } catch (error) {
         if (!(error instanceof VoltError) || !error.retryable) throw error;
-        await sleep(RELEASE_RETRY_MS);
+        await sleep(RETRY_MS);
       }
     }
     this.leases.delete(id);

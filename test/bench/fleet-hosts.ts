@@ -40,7 +40,7 @@ async function perform(what: Order): Promise<HostsStatus | undefined> {
       return start(what.spreadMs).then(() => undefined);
     case 'beat':
       await each(hosts.slice(0, what.most), (host) => host.session.beat());
-      return status();
+      return statusNow();
     case 'hold': {
       const networks = what.networks.map(recordOf);
       await each(hosts, (host) => host.hold(networks, what.count, what.ttlSeconds));
@@ -64,7 +64,7 @@ async function perform(what: Order): Promise<HostsStatus | undefined> {
       await end();
       return undefined;
     case 'status':
-      return status();
+      return statusNow();
   }
 }
 
@@ -157,7 +157,7 @@ async function end(): Promise<void> {
   connections = [];
 }
 
-function status(): HostsStatus {
+function statusNow(): HostsStatus {
   const count = (which: (host: SimulatedHost) => boolean): number => hosts.filter(which).length;
   const sum = (of: (host: SimulatedHost) => number): number =>
     hosts.reduce((total, host) => total + of(host), 0);

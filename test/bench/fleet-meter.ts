@@ -17,18 +17,20 @@ export const NOTHING_READ: Reading = { cpuMs: 0, calls: 0, callsUs: 0, bytesIn: 
 /** Functions that take less are not noted one by one. */
 const SLOW_US = 1_000;
 
+/** The longest call of each function, in microseconds. */
+export type Longest = Map<string, number>;
+
 /** Reads what a Redis costs, behind the back of the ledger. */
 export class Meter {
   readonly #raw: Redis;
-  readonly #longest: Map<string, number>;
+  readonly #longest: Longest;
 
-  /** `longest`: where the longest call of each function is kept, in microseconds. */
-  private constructor(raw: Redis, longest: Map<string, number>) {
+  private constructor(raw: Redis, longest: Longest) {
     this.#raw = raw;
     this.#longest = longest;
   }
 
-  static async open(redis: Server, longest: Map<string, number>): Promise<Meter> {
+  static async open(redis: Server, longest: Longest): Promise<Meter> {
     const raw = new Redis(redis.url);
     raw.on('error', () => {});
     await raw.config('SET', 'slowlog-log-slower-than', SLOW_US);

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { answerSchema, type HostsStatus, type Order } from './fleet-orders.ts';
+import { answerSchema, type HostsStatus, type Order, statusSchema } from './fleet-orders.ts';
 
 const PROCESSES = 2;
 const PLAYER = fileURLToPath(new URL('./fleet-hosts.ts', import.meta.url));
@@ -111,13 +111,9 @@ export class Processes {
 function sumOf(parts: readonly (HostsStatus | undefined)[]): HostsStatus | undefined {
   return parts.reduce((sum, part) => {
     if (sum === undefined || part === undefined) return part;
-    const added = Object.entries(sum).map(([key, value]) => [
-      key,
-      value + (part[key as keyof HostsStatus] ?? 0),
-    ]);
-    return {
-      ...(Object.fromEntries(added) as HostsStatus),
-      networks: Math.min(sum.networks, part.networks),
-    };
+    const others: Readonly<Record<string, number>> = part;
+    const added = Object.entries(sum).map(([key, value]) => [key, value + (others[key] ?? 0)]);
+    const networks = Math.min(sum.networks, part.networks);
+    return statusSchema.parse({ ...Object.fromEntries(added), networks });
   });
 }

@@ -1,6 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, test, vi } from 'vitest';
-import { LEDGER_SLOT } from '#ipam-store/keys.ts';
+import { slotOf } from '#ipam-store/keys.ts';
 import { installLedger } from '#ipam-store/install.ts';
 import type { Ledger, LedgerOptions } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
@@ -203,7 +203,7 @@ describe('the documented user', () => {
 
   test('works in a cluster', async () => {
     const fleet = await startClusterFleet({
-      slot: LEDGER_SLOT,
+      slot: slotOf(),
       redisArgs: userArgs(...furtherRights('in a Redis Cluster')),
     });
     atEnd(() => fleet.stop());

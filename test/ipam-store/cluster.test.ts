@@ -1,7 +1,7 @@
 import { expect, test, vi } from 'vitest';
 import type { LedgerOptions } from '#ipam-store/ledger.ts';
 import { installLedger } from '#ipam-store/install.ts';
-import { LEDGER_SLOT } from '#ipam-store/keys.ts';
+import { slotOf } from '#ipam-store/keys.ts';
 import { createAuthority } from '#test/support/certificates.ts';
 import { asking, type ClusterFleet, startClusterFleet } from '#test/support/fleets.ts';
 import { askFor, optionsFor, put, VOLT0 } from './fixture.ts';
@@ -15,7 +15,7 @@ const { atEnd, rawOf, ledgerOf } = useOpening();
 async function clusterOf(
   options: Partial<Parameters<typeof startClusterFleet>[0]> = {},
 ): Promise<ClusterFleet> {
-  const fleet = await startClusterFleet({ slot: LEDGER_SLOT, ...options });
+  const fleet = await startClusterFleet({ slot: slotOf(), ...options });
   atEnd(() => fleet.stop());
   return fleet;
 }
@@ -28,9 +28,33 @@ const through = (
 test('the slot of the ledger is the one that the server computes', async () => {
   const fleet = await clusterOf();
   const [first] = fleet.masters;
-  expect(await rawOf(first.port).call('CLUSTER', 'KEYSLOT', 'volt:{ledger}:meta')).toBe(
-    LEDGER_SLOT,
-  );
+  const raw = rawOf(first.port);
+  expect(await raw.call('CLUSTER', 'KEYSLOT', 'volt:{ledger}:meta')).toBe(slotOf());
+  for (const cell of ['a', 'north-1', 'x'.repeat(32)]) {
+    const key = `volt:{ledger-${cell}}:meta`;
+    expect(await raw.call('CLUSTER', 'KEYSLOT', key)).toBe(slotOf(cell));
+  }
+});
+
+test('two cells of a cluster are two ledgers, each where its slot is', async () => {
+  const fleet = await clusterOf();
+  const granted: unknown[] = [];
+  for (const cell of [null, 'a', 'b']) {
+    const ledger = await ledgerOf('', through(fleet, { cell }));
+    const record = await persist(ledger, () => put(ledger, VOLT0));
+    const { lease } = await persist(ledger, () => ledger.acquire(askFor(record, 'one')));
+    granted.push(lease.addresses);
+  }
+  // None of them knows of the others' leases.
+  expect(new Set(granted.map(String)).size).toBe(1);
+  const held = await Promise.all(fleet.masters.map(({ port }) => rawOf(port).keys('*:leases')));
+  const keys = held.flat().toSorted();
+  expect(keys).toEqual([
+    'volt:{ledger-a}:leases',
+    'volt:{ledger-b}:leases',
+    'volt:{ledger}:leases',
+  ]);
+  expect(Math.max(...held.map((some) => some.length))).toBeLessThan(3);
 });
 
 test('a ledger in a cluster is found from any node, and outlives its master', async () => {
