@@ -1,5 +1,6 @@
 import { constants } from 'node:os';
 import type { Attachment, AttachRequest, Difference } from '#protocol/attachment.ts';
+import type { Network } from '#protocol/network.ts';
 import { KernelError } from '#native/errors.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -23,8 +24,6 @@ export type KernelMistake = 'no-detach';
 export interface ModelLink extends SeenLink {
   readonly addresses: readonly string[];
 }
-
-const MTU = 1500;
 
 /** The devices of one host, which outlive its agents and end with a boot, and a network type that makes them. */
 export class ModelKernel {
@@ -120,7 +119,8 @@ export class ModelKernel {
 
   #networkType(life: Life): NetworkType {
     return {
-      check: (request, _network, known) => this.#check(life, request, known?.deviceName),
+      check: (request, network, known) =>
+        this.#check(life, { request, network, deviceName: known?.deviceName }),
       detach: (record) => this.#detach(life, record),
       resume: () => {},
       update: () => {},
@@ -139,17 +139,30 @@ export class ModelKernel {
     };
   }
 
-  #check(life: Life, request: AttachRequest, deviceName?: string): CheckedAttach {
+  #check(
+    life: Life,
+    {
+      request,
+      network,
+      deviceName,
+    }: { request: AttachRequest; network: Network; deviceName: string | undefined },
+  ): CheckedAttach {
     const name = deviceName ?? `tap-${request.id}`;
+    const { mtu = 1_500 } = network;
     return {
       deviceName: name,
       prepare: () => this.#step(life, '/dev/net/tun', name),
-      attach: (lease, undo) => this.#make(life, name, lease, undo),
+      attach: (lease, undo) => this.#make(life, { name, mtu }, lease, undo),
       [Symbol.dispose]: () => {},
     };
   }
 
-  #make(life: Life, name: string, lease: Lease, undo: DisposableStack) {
+  #make(
+    life: Life,
+    { name, mtu }: { name: string; mtu: number },
+    lease: Lease,
+    undo: DisposableStack,
+  ) {
     this.#step(life, 'RTM_NEWLINK', name);
     if ([...this.links.values()].some((link) => link.name === name)) {
       throw refusalOf('RTM_NEWLINK', name, 'EEXIST');
@@ -157,7 +170,7 @@ export class ModelKernel {
     this.#index += 1;
     const index = this.#index;
     const { mac, addresses } = lease;
-    const made = { index, name, mac, up: false, mtu: MTU, group: DEVICE_GROUP, kind: 'tun' };
+    const made = { index, name, mac, up: false, mtu, group: DEVICE_GROUP, kind: 'tun' };
     if (life.dead) throw refusalOf('RTM_NEWLINK', name, 'EINTR');
     this.links.set(index, { ...made, addresses });
     undo.defer(() => {
@@ -167,7 +180,7 @@ export class ModelKernel {
     const tagged = { ...made, addresses, alias: deviceTag(lease), up: true };
     if (!life.dead) this.links.set(index, tagged);
     this.#step(life, 'TUNSETPERSIST', name);
-    const device = { type: 'tap' as const, name, ifindex: index, mac, mtu: MTU };
+    const device = { type: 'tap' as const, name, ifindex: index, mac, mtu };
     return { device, filter: 'full' as const };
   }
 

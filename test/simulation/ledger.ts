@@ -1,57 +1,77 @@
 import type {
-  Beat,
-  Identity,
   Ledger,
   Lease,
+  LeaseOutcome,
   LeaseRequest,
+  NetworkChanges,
   NetworkRecord,
   Pulse,
 } from '#ipam-store/ledger.ts';
+import { RevisionChanged } from '#ipam-store/ledger.ts';
 import { deriveMac } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { type Clock, type Life, NEVER } from './clock.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Clock, Life } from './clock.ts';
+import { Lines } from './line.ts';
+import { ADDRESSES, allowedBy, ModelPool, POOL_KEYS, type PoolMistake, type Rest } from './pool.ts';
+import { ModelSessions, type SessionMistake } from './sessions.ts';
 
 /** What may be wrong with the ledger, to see that a simulation finds it. */
-export type LedgerMistake = 'no-owner' | 'address-twice' | 'generation-back';
+export type LedgerMistake =
+  | PoolMistake
+  | SessionMistake
+  | 'no-owner'
+  | 'generation-back'
+  | 'revision-believed'
+  | 'edit-untold';
 
-const EPOCH = '1';
-const ADDRESSES = 8;
+/** Keys that may vanish, one by one. */
+export const KEYS = [...POOL_KEYS, 'leases', 'session'] as const;
 
-interface Member {
-  readonly machineId: string;
-  bootId: string;
-  seenMs: number;
-  suspect: boolean;
-  asserted: boolean;
-}
+const addressOf = ({ addresses: [address = ''] }: Pick<Lease, 'addresses'>): string =>
+  address.replace(/\/.*/, '');
 
 /** The ledger's contract in maps, and the network between it and the agents of a fleet. */
 export class ModelLedger {
   readonly leases = new Map<string, Lease>();
+  /** What the address of each lease was before. */
+  readonly #before = new Map<string, Rest | undefined>();
   readonly #clock: Clock;
-  readonly #record: NetworkRecord;
+  readonly #pool: ModelPool;
   readonly #mistake: LedgerMistake | undefined;
-  /** When each address was released, and by which workload. */
-  readonly #rests = new Map<string, { readonly atMs: number; readonly by: string }>();
-  readonly #members = new Map<string, Member>();
-  #generation = 2 ** 32;
-  /** Hosts that do not reach it. */
-  readonly away = new Set<string>();
-  /** Of what is sent so much is lost, half of it on the way back. */
-  loss = 0;
+  readonly #sessions: ModelSessions;
+  readonly lines: Lines;
+  /** Of the last change of the network. */
+  revision: number;
+  /** The generation by then: what is granted later is as the network is now. */
+  editedAt = 0;
 
   constructor(clock: Clock, record: NetworkRecord, mistake?: LedgerMistake) {
     this.#clock = clock;
-    this.#record = record;
     this.#mistake = mistake;
+    this.#pool = new ModelPool(record, mistake);
+    this.#sessions = new ModelSessions(mistake);
+    this.lines = new Lines(clock);
+    this.revision = record.revision;
+  }
+
+  /** The network as it is defined now; undefined once the definition has vanished. */
+  get network(): NetworkRecord | undefined {
+    return this.#pool.record;
+  }
+
+  /** What may be in use: an edit that was lost with the definition binds nobody. */
+  get allowed(): readonly string[] {
+    const { record } = this.#pool;
+    return record === undefined || record.revision < this.revision ? ADDRESSES : allowedBy(record);
   }
 
   /** The ledger as one agent has it. `onStatus` is told when a host that was away is back. */
   connect(host: string, life: Life): { readonly ledger: Ledger; readonly back: () => void } {
     const listeners: ((status: Ledger['status']) => void)[] = [];
     const status = (): Ledger['status'] =>
-      this.away.has(host) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
-    const call = <T>(work: () => T): Promise<T> => this.#call(host, life, work);
+      this.lines.away.has(host) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
+    const call = this.lines.connect(host, life);
     const face: Partial<Pick<Ledger, keyof Ledger>> = {
       start: () => {
         this.#clock.after(5, life, () => listeners.forEach((tell) => tell(status())));
@@ -60,11 +80,11 @@ export class ModelLedger {
       close: () => Promise.resolve(),
       getNetwork: () =>
         call(() => ({
-          ...this.#record,
+          ...this.#defined(),
           usage: { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 },
         })),
-      listNetworks: () => call(() => ({ networks: [this.#record] })),
-      networkChanges: () => call(() => ({ ...UNCHANGED, revision: this.#record.revision })),
+      listNetworks: () => call(() => ({ networks: [this.#defined()] })),
+      networkChanges: (since) => call(() => this.#changesSince(since)),
       acquire: (request) => call(() => this.#acquire(request)),
       release: (release) => call(() => this.#release(release)),
       getLease: (id) => call(() => this.leases.get(id) ?? null),
@@ -75,13 +95,7 @@ export class ModelLedger {
             .map((lease) => ({ ...lease, state: 'held' as const })),
         })),
       heartbeat: (beat) => call(() => this.#heartbeat(beat)),
-      reassert: (session, { leases }) =>
-        call(() => {
-          this.#refuseForeign(session);
-          const member = this.#members.get(host);
-          if (member !== undefined) member.asserted = true;
-          return { networks: [], leases: leases.map((lease) => this.#reasserted(lease)) };
-        }),
+      reassert: (session, holdings) => call(() => this.#reassert(session, holdings)),
     };
     Object.defineProperty(face, 'status', { get: status });
     return {
@@ -90,36 +104,72 @@ export class ModelLedger {
     };
   }
 
-  /** There and back: what is lost before it is done, and what after, looks the same to the caller. */
-  #call<T>(host: string, life: Life, work: () => T): Promise<T> {
-    if (life.dead) return NEVER;
-    const { chance } = this.#clock;
-    const unavailable = (sent: boolean): VoltError =>
-      new VoltError('STORE_UNAVAILABLE', 'Redis: away', { details: { sent } });
-    if (this.away.has(host)) return Promise.reject(unavailable(false));
-    return new Promise((resolve, reject) => {
-      const lost = chance.happens(this.loss) ? chance.pick(['there', 'back']) : 'nothing';
-      this.#clock.after(chance.between(0, 4), this.#clock.world, () => {
-        let end = (): void => reject(unavailable(true));
-        if (lost !== 'there' && !this.away.has(host)) {
-          try {
-            const result = work();
-            if (lost !== 'back') end = () => resolve(result);
-          } catch (error) {
-            if (lost !== 'back') end = () => reject(error);
-          }
-        }
-        this.#clock.after(chance.between(0, 4), life, end);
-      });
-    });
+  // What befalls it, and what an operator does.
+
+  /** One of its keys vanishes: evicted, or deleted by hand. */
+  lose(key: (typeof KEYS)[number], host: string): void {
+    if (key === 'session') this.#sessions.forget(host);
+    else if (key !== 'leases') this.#pool.lose(key);
+    else {
+      this.leases.clear();
+      this.#before.clear();
+      this.#pool.lose('counts');
+      this.#sessions.loseGeneration();
+    }
+  }
+
+  /** Changes the network, or puts it again after it has vanished. Answers the code of a refusal. */
+  edit(change: (network: Network) => Network, last: Network): string {
+    try {
+      this.#sessions.refuseUnarmed();
+      const record = {
+        network: change(this.network?.network ?? last),
+        revision: this.revision + 1,
+      };
+      this.#pool.put(record);
+      this.revision += 1;
+      this.editedAt = this.#sessions.generation;
+      return `revision ${this.revision}`;
+    } catch (error) {
+      if (error instanceof VoltError) return error.code;
+      throw error;
+    }
+  }
+
+  /** `ledger check --repair`; false while hosts have yet to say what they hold. */
+  repair(): boolean {
+    if (!this.#sessions.isArmed) return false;
+    if (this.network === undefined) {
+      this.#sessions.beginRecovery();
+      return false;
+    }
+    const leases = [...this.leases.values()].map((lease) => [addressOf(lease), lease.id] as const);
+    this.#pool.repair(new Map(leases), this.#clock.dateMs);
+    return true;
+  }
+
+  // What agents ask of it.
+
+  #defined(): NetworkRecord {
+    if (this.network !== undefined) return this.network;
+    throw new VoltError('RECOVERING', 'the definition has vanished');
+  }
+
+  #changesSince(since: number): NetworkChanges {
+    this.#sessions.refuseUnarmed();
+    const record = this.#defined();
+    const changed = record.revision > since ? [record] : [];
+    return { changed, gone: [], revision: this.revision, more: false, whole: false };
   }
 
   #acquire(request: LeaseRequest): { lease: Lease; created: boolean } {
     const { id, workload, kind, host, machineId, bootId, network, ttlSeconds } = request;
-    const member = this.#members.get(host);
-    this.#refuseForeign({ host, machineId });
-    if (member?.asserted !== true) {
-      throw new VoltError('RECOVERING', `${host} has no session`);
+    this.#sessions.refuseUnarmed();
+    this.#sessions.refuseForeign({ host, machineId });
+    this.#sessions.refuseStranger(host);
+    const { revision } = this.#pool.open();
+    if (revision !== request.revision && this.#mistake !== 'revision-believed') {
+      throw new RevisionChanged();
     }
     const nowMs = this.#clock.dateMs;
     const ending =
@@ -138,11 +188,10 @@ export class ModelLedger {
       this.leases.set(id, lease);
       return { lease, created: false };
     }
-    const address = this.#address(workload, nowMs);
-    this.#generation += this.#mistake === 'generation-back' ? -1 : 1;
+    const address = this.#pool.pick({ id, workload, address: request.addresses?.[0] }, nowMs);
     const lease: Lease = {
       id,
-      generation: this.#generation,
+      generation: this.#sessions.nextGeneration(this.#mistake === 'generation-back' ? -1 : 1),
       network: network.network,
       workload,
       kind,
@@ -153,90 +202,85 @@ export class ModelLedger {
       grantedAt: new Date(nowMs).toISOString(),
       ...ending,
     };
-    this.leases.set(id, lease);
+    this.#keep(lease);
     return { lease, created: true };
   }
 
-  #address(workload: string, nowMs: number): string {
-    const delayMs = this.#record.network.reuseDelaySeconds * 1_000;
-    const held = new Set([...this.leases.values()].flatMap(({ addresses }) => addresses));
-    const free = Array.from({ length: ADDRESSES }, (_, n) => `10.42.0.${n + 2}`)
-      .filter((one) => this.#mistake === 'address-twice' || !held.has(`${one}/24`))
-      .filter((one) => {
-        const rest = this.#rests.get(one);
-        return rest === undefined || rest.by === workload || rest.atMs + delayMs <= nowMs;
-      })
-      .toSorted((a, b) => (this.#rests.get(a)?.atMs ?? 0) - (this.#rests.get(b)?.atMs ?? 0));
-    const [address] = free;
-    if (address === undefined) throw new VoltError('POOL_EXHAUSTED', 'no address is free');
-    return address;
+  #keep(lease: Lease): void {
+    this.leases.set(lease.id, lease);
+    this.#before.set(lease.id, this.#pool.take(addressOf(lease), lease.id));
   }
 
-  /** Two machines under one host id: the ledger knows one of them. */
-  #refuseForeign({ host, machineId }: Identity): void {
-    const known = this.#members.get(host)?.machineId;
-    if (known === undefined || known === machineId) return;
-    throw new VoltError('HOST_CONFLICT', `another machine, ${known}, calls itself host ${host}`);
+  #end(lease: Lease, cool: boolean): void {
+    this.leases.delete(lease.id);
+    const rest = cool
+      ? { atMs: this.#clock.dateMs, by: lease.workload }
+      : this.#before.get(lease.id);
+    this.#pool.give(addressOf(lease), rest);
   }
 
   #release({ id, generation, cool, ...by }: Parameters<Ledger['release']>[0]) {
-    this.#refuseForeign(by);
+    this.#sessions.refuseUnarmed();
+    this.#sessions.refuseForeign(by);
     const { host } = by;
     const lease = this.leases.get(id);
     if (lease === undefined) return 'absent';
     if (lease.host !== host) throw new VoltError('WRONG_HOST', `${id} is on ${lease.host}`);
     if (lease.generation !== generation) throw new VoltError('STALE_GENERATION', `${id} is later`);
-    this.leases.delete(id);
-    for (const address of cool ? lease.addresses : []) {
-      const rest = { atMs: this.#clock.dateMs, by: lease.workload };
-      this.#rests.set(address.replace('/24', ''), rest);
-    }
+    this.#end(lease, cool);
     return 'released';
   }
 
-  #heartbeat({ host, machineId, bootId, suspectAfterSeconds }: Beat): Pulse {
-    this.#refuseForeign({ host, machineId });
+  #heartbeat(beat: Parameters<Ledger['heartbeat']>[0]): Pulse {
     const nowMs = this.#clock.dateMs;
-    const known = this.#members.get(host);
-    const rebooted = known !== undefined && known.bootId !== bootId;
-    const fallen: string[] = [];
-    const before = known === undefined ? null : known.suspect ? 'suspect' : 'live';
-    const member = known ?? { machineId, bootId, seenMs: nowMs, suspect: false, asserted: false };
-    Object.assign(member, { bootId, seenMs: nowMs, suspect: false });
-    if (rebooted) member.asserted = false;
-    this.#members.set(host, member);
-    for (const [name, other] of this.#members) {
-      if (other.suspect || nowMs - other.seenMs <= suspectAfterSeconds * 1_000) continue;
-      other.suspect = true;
-      fallen.push(name);
-    }
-    return {
-      state: 'armed',
-      nowMs,
-      mayAcquire: member.asserted,
-      reassert: !member.asserted,
-      epoch: EPOCH,
-      before,
-      rebooted,
-      began: false,
-      ended: false,
-      missed: [],
-      awaiting: [],
-      fallen,
-      reclaimed: [],
-      due: [...this.leases.values()]
-        .filter((one) => one.host === host && Date.parse(one.expiresAt ?? '') <= nowMs)
-        .map(({ id, generation }) => ({ id, generation })),
-      seen: { generation: this.#generation, revision: this.#record.revision, roster: 0 },
-    };
+    const revision = this.#mistake === 'edit-untold' ? 1 : this.revision;
+    const due = [...this.leases.values()]
+      .filter((one) => one.host === beat.host && Date.parse(one.expiresAt ?? '') <= nowMs)
+      .map(({ id, generation }) => ({ id, generation }));
+    return { ...this.#sessions.heartbeat(beat, nowMs, revision), due };
   }
 
-  #reasserted({ id, generation }: Lease) {
-    const held = this.leases.get(id);
-    if (held?.generation === generation) return { id, generation, outcome: 'kept' as const };
-    // A ledger that has lost nothing knows what has ended.
-    return { id, generation, outcome: 'fenced' as const };
+  #reassert(
+    session: Parameters<Ledger['reassert']>[0],
+    { networks, leases }: Parameters<Ledger['reassert']>[1],
+  ) {
+    this.#sessions.refuseForeign(session);
+    this.#sessions.refuseOld(session);
+    for (const record of networks) {
+      if ((this.network?.revision ?? 0) >= record.revision) continue;
+      this.#pool.restore(record);
+      this.editedAt = this.#sessions.generation;
+    }
+    const outcomes = leases.map((lease) => this.#reasserted(lease));
+    this.#sessions.noteAsserted(session.host);
+    return { networks: [], leases: outcomes };
+  }
+
+  /** Of two leases the one with the higher generation is the later: it stays. */
+  #reasserted(lease: Lease): LeaseOutcome {
+    const { id, generation } = lease;
+    const address = addressOf(lease);
+    const others = [
+      this.leases.get(id),
+      this.leases.get(this.#pool.held.get(address) ?? ''),
+    ].filter((one) => one !== undefined);
+    for (const other of others) {
+      if (other.id === id && other.generation === generation && other.host === lease.host) {
+        this.#pool.find(address, id);
+        return { id, generation, outcome: 'kept' };
+      }
+      if (other.generation >= generation) {
+        return { id, generation, outcome: 'fenced', holder: other };
+      }
+    }
+    if (this.network === undefined) {
+      return { id, generation, outcome: 'misplaced', reason: 'UNKNOWN_NETWORK' };
+    }
+    for (const other of others) {
+      this.#end(other, true);
+      if (other.host !== lease.host) this.#sessions.askAgain(other.host);
+    }
+    this.#keep(lease);
+    return { id, generation, outcome: 'restored' };
   }
 }
-
-const UNCHANGED = { changed: [], gone: [], more: false, whole: false } as const;

@@ -8,6 +8,13 @@ const MISTAKES: readonly Mistakes[] = [
   { ledger: 'no-owner' },
   { ledger: 'address-twice' },
   { ledger: 'generation-back' },
+  { ledger: 'held-believed' },
+  { ledger: 'pool-anew' },
+  { ledger: 'stranded' },
+  { ledger: 'loss-unnoticed' },
+  { ledger: 'armed-early' },
+  { ledger: 'revision-believed' },
+  { ledger: 'edit-untold' },
   { kernel: 'no-detach' },
   { bus: 'event-lost' },
 ];

@@ -20,7 +20,7 @@ import {
 } from './bus.ts';
 import { Clock as ModelClock } from './clock.ts';
 import { type KernelMistake, ModelKernel } from './kernel.ts';
-import { type LedgerMistake, ModelLedger } from './ledger.ts';
+import { KEYS, type LedgerMistake, ModelLedger } from './ledger.ts';
 
 export interface Mistakes {
   readonly ledger?: LedgerMistake;
@@ -59,6 +59,8 @@ const QUIET_MS = 1_200_000;
 /** Longer than what reconcile must see twice, and its period. */
 const SETTLED_MS = 75_000;
 const REQUESTS = 40;
+/** Of a network as it is edited: each edit has another one, so that a device tells of which edit it is. */
+const FIRST_MTU = 1_400;
 const FOLDER = '/dev/shm';
 const LOG = pino({ level: 'silent' });
 const NETWORK = {
@@ -68,6 +70,7 @@ const NETWORK = {
     subnet: '10.42.0.0/24',
     gateway: '10.42.0.1',
     reuseDelaySeconds: 2,
+    mtu: FIRST_MTU,
   }),
 };
 
@@ -103,6 +106,7 @@ class Simulation {
   /** The highest generation of which each id had a device. */
   readonly #generations = new Map<string, number>();
   readonly #broken: string[] = [];
+  #edits = 0;
   #killing = 0;
   #calling = 0;
 
@@ -128,7 +132,7 @@ class Simulation {
     // Some histories are calm in one way or another.
     const level = (most: number): number => chance.pick([0, most / 4, most]);
     const [killing, refusal] = [level(0.01), level(0.1)];
-    this.#ledger.loss = level(0.08);
+    this.#ledger.lines.loss = level(0.08);
     this.#bus.loss = level(0.08);
     this.#bus.duplication = level(0.4);
     for (const host of this.#hosts) {
@@ -167,12 +171,13 @@ class Simulation {
   /** Everything works from now on; returns when all that was begun has ended. */
   async #settle(): Promise<void> {
     this.#killing = 0;
-    this.#ledger.loss = 0;
+    this.#ledger.lines.loss = 0;
     this.#bus.loss = 0;
     for (const host of this.#hosts) {
       host.kernel.refusal = 0;
       this.#reach(host);
     }
+    this.#repair();
     const busy = (): boolean =>
       this.#calling > 0 ||
       this.#bus.jobs.some(({ done }) => !done) ||
@@ -278,7 +283,7 @@ class Simulation {
   }
 
   #reach(host: Host): void {
-    if (this.#ledger.away.delete(host.name) && host.life?.dead === false) host.back();
+    if (this.#ledger.lines.away.delete(host.name) && host.life?.dead === false) host.back();
     if (this.#bus.away.has(host.name)) this.#bus.back(host.name);
   }
 
@@ -293,10 +298,16 @@ class Simulation {
       'ledger',
       'bus',
       'device',
+      'forget',
+      'forget',
+      'edit',
+      'edit',
     ] as const);
     if (what === 'kill') this.#kill(host, 'waiting');
     else if (what === 'restart') this.#restart(host);
     else if (what === 'reboot') this.#reboot(host);
+    else if (what === 'forget') this.#forget(host);
+    else if (what === 'edit') this.#edit();
     else if (what === 'device') {
       const [index] = host.kernel.links.keys();
       if (index === undefined) return;
@@ -304,9 +315,36 @@ class Simulation {
       host.kernel.disturb(index, chance.pick(['delete', 'down']));
     } else {
       this.clock.note(`${host.name}: ${what} away`);
-      (what === 'ledger' ? this.#ledger : this.#bus).away.add(host.name);
+      (what === 'ledger' ? this.#ledger.lines : this.#bus).away.add(host.name);
       this.clock.after(chance.between(100, 8_000), world, () => this.#reach(host));
     }
+  }
+
+  /** A key of the ledger vanishes. A network may be put again before an operator looks at all of it. */
+  #forget({ name }: Host): void {
+    const { chance, world } = this.clock;
+    const key = chance.pick(KEYS);
+    this.clock.note(`ledger: ${key} vanishes`);
+    this.#ledger.lose(key, name);
+    if (key === 'network') this.clock.after(chance.between(50, 2_000), world, () => this.#edit());
+    this.clock.after(chance.between(200, 6_000), world, () => this.#repair());
+  }
+
+  /** Until it is whole: what only the hosts know, they are asked for. */
+  #repair(): void {
+    const whole = this.#ledger.repair();
+    this.clock.note(`ledger: ${whole ? 'repaired' : 'not whole yet'}`);
+    if (!whole) this.clock.after(1_000, this.clock.world, () => this.#repair());
+  }
+
+  /** Another MTU, and now and then another address that nobody is to have. */
+  #edit(): void {
+    const { chance } = this.clock;
+    this.#edits += 1;
+    const mtu = FIRST_MTU + this.#edits;
+    const exclude = chance.happens(0.5) ? [`10.42.0.${chance.between(2, 9)}`] : [];
+    const outcome = this.#ledger.edit((network) => ({ ...network, mtu, exclude }), NETWORK.network);
+    this.clock.note(`edit mtu ${mtu} exclude ${exclude.join()}: ${outcome}`);
   }
 
   // What is asked of them.
@@ -316,7 +354,9 @@ class Simulation {
     const earlier = this.#asked.length > 0 && chance.happens(0.2);
     const asked = earlier ? chance.pick(this.#asked) : this.#something();
     if (!earlier) this.#asked.push(asked);
-    if (chance.happens(0.5)) this.#bus.addJob(asked.host, asked.operation, asked.request);
+    // A job would wait for an address that somebody has, for as long as he has it.
+    const isCall = asked.request['addresses'] !== undefined || chance.happens(0.5);
+    if (!isCall) this.#bus.addJob(asked.host, asked.operation, asked.request);
     else void inside(this.clock.world, () => this.#call(asked));
   }
 
@@ -330,7 +370,8 @@ class Simulation {
     const requestId = `r${this.#asked.length}`;
     if (chance.happens(0.4)) return { host, operation: 'detach', request: { id, requestId } };
     const ttl = chance.happens(0.1) ? { leaseTtlSeconds: chance.between(1, 6) } : {};
-    const request = { id, requestId, workload: id, kind: 'vm', network: 'volt0', ...ttl };
+    const named = chance.happens(0.2) ? { addresses: [`10.42.0.${chance.between(2, 9)}`] } : {};
+    const request = { id, requestId, workload: id, kind: 'vm', network: 'volt0', ...ttl, ...named };
     return { host, operation: 'attach', request };
   }
 
@@ -368,6 +409,7 @@ class Simulation {
     assert(broken === undefined, broken);
     const addresses = new Map<string, string>();
     const ids = new Map<string, string>();
+    const allowed = this.#ledger.allowed;
     for (const host of this.#hosts) {
       for (const { up, alias, index, addresses: own } of host.kernel.links.values()) {
         const id = taggedId(alias);
@@ -379,6 +421,8 @@ class Simulation {
           const other = addresses.get(address);
           assert(other === undefined, `${address} is used by ${other} and by ${id}`);
           addresses.set(address, id);
+          const open = allowed.includes(address.replace('/24', ''));
+          assert(open, `${address} of ${id} is excluded`);
         }
         const generation = Number(alias?.split('#')[1]);
         const before = this.#generations.get(id) ?? 0;
@@ -414,6 +458,7 @@ class Simulation {
         })
         .map(({ id, generation }) => `${id}#${generation}`);
       assert.deepEqual(leases.toSorted(), recorded, `${host.name}: ledger and records`);
+      this.#checkEdited(host);
     }
     for (const { host, operation, request, sequence } of this.#bus.jobs) {
       // Whoever has asked for the same and waited has the answer already.
@@ -422,6 +467,27 @@ class Simulation {
       assert(event !== undefined, `job ${sequence} ended without an event`);
     }
     this.#checkOrder();
+  }
+
+  /** Every host knows the network as it is, and what was granted since is as it says. */
+  #checkEdited(host: Host): void {
+    const { network, revision, editedAt } = this.#ledger;
+    assert(network !== undefined, 'the network is gone');
+    const path = join(host.folder, 'state', 'networks.json');
+    const known = JSON.parse(readFileSync(path, 'utf8')) as {
+      revision: number;
+      networks: { revision: number }[];
+    };
+    assert.equal(known.revision, revision, `${host.name} has read the networks`);
+    // An edit that was lost with the definition is known to some.
+    if (network.revision === revision) {
+      const told = known.networks.map((one) => one.revision);
+      assert.deepEqual(told, [revision], `${host.name} knows the network`);
+    }
+    for (const { alias, mtu } of host.kernel.links.values()) {
+      if (Number(alias?.split('#')[1]) <= editedAt) continue;
+      assert.equal(mtu, network.network.mtu, `${host.name}: MTU of ${alias}`);
+    }
   }
 
   /** What stands was not ended by a later job. */
