@@ -11,7 +11,7 @@ test('no address has two holders while Redis crashes, is emptied, turned back an
 test('two holders are seen where the ledger grants before every host was heard', async () => {
   using mutant = mutantAgent([
     {
-      file: 'ipam-store/functions/hosts.lua',
+      file: 'ipam-store/functions/recovery.lua',
       right: 'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
       wrong: 'if false then',
     },

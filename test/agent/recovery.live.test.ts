@@ -70,6 +70,10 @@ async function patiently<T>(call: () => Promise<T>): Promise<T> {
 
 const addressOf = ({ addresses }: Attachment): string => addresses[0]?.address ?? 'none';
 
+/** Whether a file of an agent's state folder names this. */
+const hasSeen = ({ stateDir }: RunningAgent, file: string, what: string): boolean =>
+  readFileSync(join(stateDir, file), 'utf8').includes(`"${what}"`);
+
 const isUp = (name: string): boolean => only(ip('link', 'show', 'dev', name)).flags.includes('UP');
 
 interface Told {
@@ -156,10 +160,8 @@ describe('a Redis that comes back empty', () => {
   test('waits for a host that was not suspect, until it is forgotten', async () => {
     const fleet = await hostsOf(['h1', 'h2']);
     const lost = await fleet.client.attach('h2', vm('lost'));
-    const hasSeen = (file: string, what: string): boolean =>
-      readFileSync(join(fleet.agent('h1').stateDir, file), 'utf8').includes(`"${what}"`);
-    await until('h1 has seen h2', () => hasSeen('ledger.json', 'h2'));
-    await until('h1 has seen volt0', () => hasSeen('networks.json', 'volt0'));
+    await until('h1 has seen h2', () => hasSeen(fleet.agent('h1'), 'ledger.json', 'h2'));
+    await until('h1 has seen volt0', () => hasSeen(fleet.agent('h1'), 'networks.json', 'volt0'));
     await fleet.agent('h2').kill();
     await redis.kill();
     await redis.restart();
@@ -190,7 +192,7 @@ describe('a Redis that comes back empty', () => {
   test('waits no longer than the operator says', async () => {
     const fleet = await hostsOf(['h1', 'h2'], { recoveryWindowSeconds: 2 });
     const lost = await fleet.client.attach('h2', vm('lost'));
-    await sleep(1_500);
+    await until('h1 has seen h2', () => hasSeen(fleet.agent('h1'), 'ledger.json', 'h2'));
     await fleet.agent('h2').kill();
     await redis.kill();
     await redis.restart();

@@ -33,6 +33,8 @@ export interface RunningAgent {
   stop(): Promise<number | null>;
   /** SIGKILL; the folders stay. */
   kill(): Promise<void>;
+  /** Resolves when the process that runs now has ended, whatever ends it. */
+  ended(): Promise<void>;
   /** SIGTERM or SIGKILL, then a new process on the same folders. */
   restart(signal?: NodeJS.Signals): Promise<void>;
 }
@@ -74,11 +76,13 @@ export async function startAgent(
     const answer = JSON.parse(bytes.toString()) as { health: Record<string, unknown> };
     return answer.health;
   };
+  let ended = Promise.resolve();
   const launch = async (): Promise<ChildProcess> => {
     const command = [...(options.wrap ?? []), AGENT, '--config', configFile];
     const [program, args] = dyingWithParent(command);
     const env = { ...process.env, ...options.env };
     const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    ended = new Promise((resolve) => child.once('exit', () => resolve()));
     child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
     child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
     const end = Date.now() + START_TIMEOUT_MS;
@@ -123,6 +127,7 @@ export async function startAgent(
     kill: async () => {
       await end('SIGKILL');
     },
+    ended: () => ended,
     restart: async (signal = 'SIGTERM') => {
       await end(signal);
       child = await launch();

@@ -108,8 +108,11 @@ interface Told {
   readonly requestId: string | undefined;
 }
 
-/** Long enough for an attach under strace; whoever is killed never answers. */
+/** Long enough for an attach under strace. On a busy machine it may not be: then it is asked for again. */
 const ANSWER_MS = 800;
+
+/** An answer that has left is on its way for less than this; where it is not, it counts as none. */
+const ON_ITS_WAY_MS = 50;
 
 /** What follows an answer: the event, and of a detach its second half. */
 const AFTERWARDS_MS = 150;
@@ -241,10 +244,16 @@ export class FatedHost implements AsyncDisposable {
   }
 
   async #outcome(operation: Operation, request: AttachRequest): Promise<object> {
-    return this.#ask(operation, request, ANSWER_MS).catch((error: unknown) => {
+    const asked = this.#ask(operation, request, ANSWER_MS).catch((error: unknown) => {
       if (error instanceof VoltError) return error;
       throw error;
     });
+    // Whoever is killed never answers.
+    const ended = this.#stack.agent.ended().then(async () => {
+      await sleep(ON_ITS_WAY_MS);
+      return new VoltError('AGENT_UNAVAILABLE', 'the agent has ended');
+    });
+    return Promise.race([asked, ended]);
   }
 
   /** What was answered is answered again; what was not, or may be tried again, is done. */
