@@ -23,6 +23,9 @@ const event = (id: string): PendingEvent => ({
   durationMs: {},
 });
 
+/** However busy the machine is. */
+const eventually = (look: () => void): Promise<void> => vi.waitFor(look, { timeout: 30_000 });
+
 const files = (): string[] => readdirSync(join(stateDir, 'outbox')).toSorted();
 
 test('events are published in order, and leave the disk when acknowledged', async () => {
@@ -119,7 +122,7 @@ test('an event that was acknowledged is not published again after a kill', async
   });
   killed.start();
   for (const id of ['a', 'b']) killed.add(event(id));
-  await vi.waitFor(() => expect(killed.pending).toBe(1));
+  await eventually(() => expect(killed.pending).toBe(1));
 
   const published: string[] = [];
   const next = new Outbox({
@@ -169,12 +172,12 @@ test('while it is held, what tells of repairs waits on disk, unless something el
     about('vm-2', 'attached');
     about('vm-3', 'repaired');
     about('vm-3', 'detached');
-    await vi.waitFor(() => expect(published).toHaveLength(3));
+    await eventually(() => expect(published).toHaveLength(3));
     expect(published.toSorted()).toEqual(['attached vm-2', 'detached vm-3', 'repaired vm-3']);
     expect(published.indexOf('repaired vm-3')).toBeLessThan(published.indexOf('detached vm-3'));
     expect(outbox.pending).toBe(1);
   }
-  await vi.waitFor(() => expect(published).toContain('repaired vm-1'));
+  await eventually(() => expect(published).toContain('repaired vm-1'));
   await outbox.stop(5_000);
 });
 
@@ -193,7 +196,7 @@ test('what is about another subject does not wait for one that is under way', as
   outbox.add(event('slow'));
   outbox.add(event('behind'));
   outbox.add({ ...event('other'), subject: 'vm-2' });
-  await vi.waitFor(() => expect(published).toEqual(['other']));
+  await eventually(() => expect(published).toEqual(['other']));
   slow.resolve();
   await outbox.stop(5_000);
   expect(published).toEqual(['other', 'slow', 'behind']);
@@ -244,7 +247,7 @@ test('an event that is not taken for now delays no other subject, and keeps its 
   outbox.start();
   for (const id of ['stuck-1', 'stuck-2']) outbox.add({ ...event(id), subject: 'vm-stuck' });
   for (let n = 0; n < 20; n += 1) outbox.add({ ...event(`free-${n}`), subject: `vm-${n}` });
-  await vi.waitFor(() => expect(published).toHaveLength(20));
+  await eventually(() => expect(published).toHaveLength(20));
   expect(published.filter((id) => id.startsWith('stuck'))).toEqual([]);
   taken = true;
   outbox.nudge();
@@ -264,7 +267,7 @@ test('events about nothing in particular do not wait for each other', async () =
   });
   outbox.start();
   for (const id of ['stuck', 'free']) outbox.add({ ...event(id), subject: '-' });
-  await vi.waitFor(() => expect(published).toEqual(['free']));
+  await eventually(() => expect(published).toEqual(['free']));
   await outbox.stop(0);
 });
 
@@ -281,7 +284,7 @@ test('where all fail, the stream is asked less and less', async () => {
   });
   outbox.start();
   for (let n = 0; n < 1_000; n += 1) outbox.add({ ...event(`e-${n}`), subject: `vm-${n}` });
-  await vi.waitFor(() => expect(asked).toBeGreaterThan(64), { timeout: 5_000 });
+  await eventually(() => expect(asked).toBeGreaterThan(64));
   // Were each tried by itself, it would be a thousand.
   expect(asked).toBeLessThan(500);
   away = false;

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import { createLog } from '#agent/log.ts';
 import { type RehearsalOrder, Rehearsals } from '#agent/networks/rehearsals.ts';
 import { VoltError } from '#protocol/errors.ts';
@@ -50,8 +50,13 @@ test('one thread does all, and is ended when it has had nothing to do for a whil
   const rehearsals = open({ idleMs: 100 });
   const first = await threadOf(rehearsals);
   expect(await Promise.all([threadOf(rehearsals), threadOf(rehearsals)])).toEqual([first, first]);
-  await sleep(400);
-  expect(await threadOf(rehearsals)).not.toBe(first);
+  await vi.waitFor(
+    async () => {
+      await sleep(150);
+      expect(await threadOf(rehearsals)).not.toBe(first);
+    },
+    { timeout: 30_000 },
+  );
 });
 
 test.each(['dies', 'exits'])(

@@ -1,5 +1,5 @@
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
-import { expect, test } from 'vitest';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { expect, test, vi } from 'vitest';
 import { Joint } from '#agent/joint.ts';
 import { Slices } from '#agent/slices.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
@@ -48,10 +48,11 @@ test('while something comes first, work goes on all the same, with pauses', asyn
   const slices = new Slices({ sliceMs: 0, comesFirst: () => first });
   let steps = 0;
   const work = slices.run(count(200, 0, () => (steps += 1)));
+  // On a busy machine a turn may be as long as a pause.
+  const started = performance.now();
   for (let n = 0; n < 50; n += 1) await nextTurn();
-  expect(steps).toBeLessThan(50);
-  await sleep(100);
-  expect(steps).toBeGreaterThan(0);
+  expect(steps).toBeLessThanOrEqual((performance.now() - started) / 5);
+  await vi.waitFor(() => expect(steps).toBeGreaterThan(0), { timeout: 30_000 });
   first = false;
   expect(await work).toBe(200);
 });

@@ -41,7 +41,7 @@ export async function openLedger(url: string, more: Partial<LedgerOptions> = {})
   return ledger;
 }
 
-export async function until(done: () => boolean, timeoutMs = 8_000): Promise<void> {
+export async function until(done: () => boolean, timeoutMs = 30_000): Promise<void> {
   const end = Date.now() + timeoutMs;
   while (!done()) {
     if (Date.now() > end) throw new Error('waited in vain');

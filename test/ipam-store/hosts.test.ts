@@ -18,7 +18,7 @@ describe('a heartbeat', () => {
     await ask('elsewhere', { ttlSeconds: 0.01, host: 'h2' });
     await sleep(20);
     const { nowMs, due } = await store.ledger.heartbeat(SESSION);
-    expect(Math.abs(nowMs - Date.now())).toBeLessThan(1_000);
+    expect(Math.abs(nowMs - Date.now())).toBeLessThan(30_000);
     expect(due).toEqual([{ id: 'short', generation: 2 ** 32 + 3 }]);
     expect((await store.ledger.getLease('short'))?.addresses).toEqual(['10.42.0.4/24']);
   });

