@@ -36,6 +36,8 @@ export interface Beat {
   /** How long the ledger waits for hosts after a loss; null: until all are there. */
   readonly recoveryWindowSeconds: number | null;
   readonly seen: Seen;
+  /** Networks whose logs the host follows, sixteen at most, and up to where it has read them. */
+  readonly follows?: Readonly<Record<string, string>>;
   /** An empty ledger is that of a new fleet: no other host has seen anything of it. */
   readonly newFleet: boolean;
 }
@@ -66,6 +68,8 @@ export interface Pulse {
   readonly missed: readonly string[];
   /** For whom the ledger waits before it grants; sixty-four at most. */
   readonly awaiting: readonly string[];
+  /** Those of `follows` in which something has happened since. */
+  readonly moved: readonly string[];
   /** Hosts that this call has found silent for too long. */
   readonly fallen: readonly string[];
   /** Leases of such hosts that this call has given back, in networks with `reclaimAfterSeconds`. */
@@ -96,6 +100,8 @@ export function pulseOf(answer: Fields): Pulse {
     ended: answer.flag('ended'),
     missed: answer.texts('missed'),
     awaiting: answer.texts('awaiting'),
+    // An earlier library has no logs.
+    moved: answer.has('moved') ? answer.texts('moved') : [],
     fallen: answer.texts('fallen'),
     reclaimed: answer.list('reclaimed').map(leaseOf),
     due: answer
@@ -121,6 +127,7 @@ const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
   ended: false,
   missed: [],
   awaiting: [],
+  moved: [],
   fallen: [],
   reclaimed: [],
   due: [],

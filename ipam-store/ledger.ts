@@ -31,6 +31,7 @@ import {
   macOf,
   storedLease,
 } from './lease.ts';
+import { type LogPage, logPageOf, type SnapshotPage, snapshotPageOf } from './log.ts';
 import {
   changesOf,
   definitionOf,
@@ -58,6 +59,7 @@ export {
   type Seen,
 } from './host.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
+export type { Changes, LogPage, SnapshotPage } from './log.ts';
 export type { NetworkChanges, NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
 
 export interface Page {
@@ -120,6 +122,8 @@ const PASSING = new Set([
   'hosts',
   'heartbeat',
   'audit',
+  'follow',
+  'log',
 ]);
 /** Of one call, so that the server is not held up. */
 const REASSERT_NETWORKS = 4;
@@ -319,6 +323,7 @@ export class Ledger {
       suspectMs: Math.ceil(beat.suspectAfterSeconds * 1_000),
       ...(windowSeconds !== null && { windowMs: Math.ceil(windowSeconds * 1_000) }),
       seen: { generation: String(generation), revision, roster, hosts },
+      ...(beat.follows !== undefined && { follows: beat.follows }),
     });
     const pulse = pulseOf(answer);
     if (pulse.unfit !== undefined) this.#connection.look();
@@ -370,6 +375,23 @@ export class Ledger {
       outcomes.leases.push(...answer.list('leases').map(leaseOutcomeOf));
     } while (networks.length + leases.length > 0);
     return outcomes;
+  }
+
+  /**
+   * A page of the leases of a network, as those who follow it begin: the log has what happens from `position` on. The
+   * first page is the one without `cursor`. RECOVERING while the ledger is not armed.
+   */
+  async snapshot(network: string, cursor?: string): Promise<SnapshotPage> {
+    need({ network }, 'network');
+    return snapshotPageOf(
+      await this.#call('follow', { network, ...(cursor !== undefined && { cursor }) }),
+    );
+  }
+
+  /** What became of what has changed in a network after an entry of its log, a page of it. RECOVERING as of `snapshot`. */
+  async readLog(network: string, after: string): Promise<LogPage> {
+    need({ network }, 'network');
+    return logPageOf(await this.#call('log', { network, after }));
   }
 
   /** By name, and what the ledger is doing. */

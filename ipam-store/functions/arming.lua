@@ -14,6 +14,7 @@
 --   grace       ms, until when no silence counts
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses
+--   logged      the second number of the last id of a log's entry, but for grants
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
 --   swept       ms, the last sweep; `turn`: with which suspect the next one begins
@@ -24,7 +25,7 @@ local function memory_of(root)
   if not memory then
     memory = {
       sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
-      fresh = {}, counted = {}, rivals = {},
+      fresh = {}, counted = {}, rivals = {}, logged = 0,
     }
     memories[root] = memory
   end

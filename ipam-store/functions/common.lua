@@ -31,6 +31,7 @@
 --                                  ("first-last": the first range of `fresh`);
 --                                  for each MAC of a lease mac:<mac>: the id; unchecked: 1 in one that had vanished
 --                                  and was put again, until the audit has seen that every lease is found in it
+--   <root>:net:<n>:log       stream  what has happened to leases and the network, as log.lua has it; may be missing
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
 --   <root>:net:<n>:<f>:reserved zset  "address workload": given to that workload alone
 --   <root>:net:<n>:<f>:closed   zset  "first-last": never given out; neighbours never touch

@@ -10,14 +10,14 @@ local function encoded(list, most)
 end
 
 -- heartbeat {host, machineId, agentId?, yieldsTo?, bootId, periodMs?, suspectMs, windowMs?, newFleet,
---            seen: {generation (text), revision, roster, hosts: [host…]}}
+--            seen: {generation (text), revision, roster, hosts: [host…]}, follows?: {network: position…}}
 -- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
---     missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
+--     moved: [network…], missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
 --     seen: {generation (text), revision, roster, hosts?: [host…]}}, or of an unclaimed ledger {nowMs, state, asks}
 -- yieldsTo: what the last HOST_CONFLICT said so in its details.
 -- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host
--- was, live or suspect. began, ended:
--- this call has begun, or ended, a recovery; missed: whom that did not wait for. fallen: whom this call has made
+-- was, live or suspect. began, ended: this call has begun, or ended, a recovery; missed: whom that did not wait for.
+-- moved: those that the host follows and in which something has happened since. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
 -- whatever the host holds.
 local function heartbeat(keys, args)
@@ -89,6 +89,7 @@ local function heartbeat(keys, args)
     .. ',"ended":' .. tostring(ended)
     .. ',"awaiting":' .. encoded(awaiting or {}, MAX_NAMED)
     .. ',"missed":' .. encoded(missed or {}, MAX_NAMED)
+    .. ',"moved":' .. encoded(memory.generation and moved_of(root, ask.follows or {}) or {})
     .. ',"fallen":' .. encoded(fallen)
     .. ',"reclaimed":' .. encoded(reclaimed)
     .. ',"due":' .. json_list(due_of(root, ask.host, now))

@@ -76,7 +76,7 @@ local function unlike(lease, batch, ask, asked)
 end
 
 -- Writes also when nothing is new, so that a WAIT that follows covers the lease.
-local function renew(batch, ask)
+local function renew(batch, ask, before)
   local lease = lease_of(batch.root, ask.id)
   if not lease then
     return contradiction('the lease of ' .. ask.id .. ' cannot be read')
@@ -94,6 +94,9 @@ local function renew(batch, ask)
   local json = cjson.encode(lease)
   redis.call('HSET', batch.leases, ask.id, json, GENERATION, digits(batch.memory.generation))
   note_due(batch, ask.id, lease.expiresAtMs)
+  if json ~= before then
+    append(batch.root, batch.name, batch.now, CHANGED, ask.id)
+  end
   return nil, '{"lease":' .. json .. '}'
 end
 
@@ -154,6 +157,7 @@ local function grant(batch, ask)
     .. '","hex":{' .. hex .. '},"before":{' .. before .. '}}'
   add_lease(batch, ask.id, json, generation)
   note_due(batch, ask.id, expires_at)
+  write_entry(batch.log, generation .. '-' .. batch.now_digits .. '000', CHANGED, ask.id)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
@@ -174,6 +178,7 @@ local function open_batch(root, text)
       families = FAMILIES_OF[families],
       key = network_key(root, name),
       leases = root .. ':leases',
+      log = log_key(root, name),
       host_ids = ids_key(root, host),
       memory = memory,
       held_keys = { ['4'] = pool_key(root, name, '4', 'held'), ['6'] = pool_key(root, name, '6', 'held') },
@@ -287,6 +292,7 @@ local function end_lease(root, lease, now, cool)
   if lease.expiresAtMs then
     redis.call('ZREM', due_key(root, lease.host), lease.id)
   end
+  append(root, lease.network, now, CHANGED, lease.id)
 end
 
 local function release_one(root, host, now, young, ask)

@@ -184,6 +184,7 @@ local function store_network(root, ask, revision)
   redis.call('HSET', key, 'revision', digits(revision))
   store_definition(key, ask)
   note_revised(root, ask.name, revision)
+  append(root, ask.name, now, EDITED, digits(revision))
 end
 
 -- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
@@ -255,6 +256,7 @@ local function remove_network(root, name)
     set_family(root, name, family, nil, now)
   end
   redis.call('DEL', network_key(root, name))
+  redis.call('DEL', log_key(root, name))
   if redis.call('ZREM', root .. ':networks', name) == 1 then
     keep_count(root, '#networks', root .. ':networks', -1)
   end

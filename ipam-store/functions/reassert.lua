@@ -49,7 +49,7 @@ local function misplaced(root, lease, known)
 end
 
 -- Whatever has vanished of the ways to a lease that is there.
-local function find_again(root, lease)
+local function find_again(root, lease, now)
   if redis.call('HEXISTS', network_key(root, lease.network), 'revision') == 0 then
     return
   end
@@ -61,6 +61,7 @@ local function find_again(root, lease)
   end
   if redis.call('HEXISTS', network_key(root, lease.network), 'mac:' .. lease.mac) == 0 then
     redis.call('HSET', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id)
+    append(root, lease.network, now, CHANGED, lease.id)
   end
   redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
   if lease.expiresAtMs then
@@ -68,7 +69,7 @@ local function find_again(root, lease)
   end
 end
 
-local function restore(root, lease)
+local function restore(root, lease, now)
   for family, address in pairs(lease.hex) do
     local _, added = take(root, lease.network, family, address, lease.id)
     local held = pool_key(root, lease.network, family, 'held')
@@ -80,6 +81,7 @@ local function restore(root, lease)
   if lease.expiresAtMs then
     redis.call('ZADD', due_key(root, lease.host), lease.expiresAtMs, lease.id)
   end
+  append(root, lease.network, now, CHANGED, lease.id)
 end
 
 local function holder_of(lease)
@@ -124,7 +126,7 @@ local function reassert_lease(root, lease, now, known)
     end
     if other.id == lease.id and other.generation == lease.generation and other.host == lease.host then
       memory_of(root).said[lease.id] = true
-      find_again(root, other)
+      find_again(root, other, now)
       outcome.outcome = 'kept'
       return outcome
     end
@@ -150,7 +152,7 @@ local function reassert_lease(root, lease, now, known)
       memory_of(root).sessions[other.host] = nil
     end
   end
-  restore(root, lease)
+  restore(root, lease, now)
   return outcome
 end
 

@@ -50,6 +50,13 @@ local function placed_lease(root, id)
   return lease and redis.call('EXISTS', network_key(root, lease.network)) == 1 and lease
 end
 
+-- Whoever follows a network looks at an id anew.
+local function note_change(root, network, id)
+  if redis.call('EXISTS', network_key(root, network)) == 1 then
+    append(root, network, now_ms(), CHANGED, id)
+  end
+end
+
 local REPAIRS = {
   ['host missing'] = function(root, ask)
     local lease = placed_lease(root, ask.id)
@@ -78,6 +85,7 @@ local REPAIRS = {
       return holder == lease.id
     end
     redis.call('HSET', key, field, lease.id)
+    note_change(root, lease.network, lease.id)
     return true
   end,
   ['held missing'] = function(root, ask)
@@ -107,6 +115,7 @@ local REPAIRS = {
       return false
     end
     redis.call('ZREM', ids_key(root, ask.host), ask.entry)
+    note_change(root, string.match(ask.entry, '^(%S+) ') or '-', ask.id)
     return true
   end,
   ['due stray'] = function(root, ask)
@@ -124,6 +133,7 @@ local REPAIRS = {
     if redis.call('HGET', key, field) == ask.id then
       redis.call('HDEL', key, field)
     end
+    note_change(root, ask.network, ask.id)
     return true
   end,
   ['held stray'] = function(root, ask)

@@ -129,17 +129,20 @@ export async function contents(raw: Redis): Promise<Record<string, unknown>> {
     const type = await raw.type(key);
     if (type === 'zset') return [key, await raw.zrange(key, '0', '-1', 'WITHSCORES')];
     if (type === 'hash') return [key, { ...(await raw.hgetall(key)) }];
+    if (type === 'stream') return [key, await raw.xrange(key, '-', '+')];
     return [key, type];
   });
   return Object.fromEntries(await Promise.all(read));
 }
 
-/** The same without counters and names that are remembered, which only grow, and the sessions of hosts. */
+/** The same without counters, logs and names that are remembered, which only grow, and the sessions of hosts. */
 export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
   const { [`${ROOT}:leases`]: leases, ...rest } = await contents(raw);
   const entries = Object.entries(leases as Record<string, unknown>);
   const held = Object.fromEntries(entries.filter(([field]) => !field.startsWith('#')));
-  const all = Object.entries(rest).filter(([key]) => !/:(meta|revised|roster|hosts|host:[^:]+)$/.test(key));
+  const all = Object.entries(rest).filter(
+    ([key]) => !/:(meta|revised|roster|hosts|host:[^:]+|net:[^:]+:log)$/.test(key),
+  );
   return { ...Object.fromEntries(all), ...(Object.keys(held).length > 0 && { leases: held }) };
 }
 

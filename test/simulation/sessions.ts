@@ -150,6 +150,7 @@ export class ModelSessions {
       rebooted: false,
       began: false,
       ended: false,
+      moved: [],
       missed: [],
       awaiting: [],
       fallen: [],

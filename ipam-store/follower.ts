@@ -1,0 +1,119 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Lease } from './lease.ts';
+import type { Ledger } from './ledger.ts';
+import type { LogPage } from './log.ts';
+import { type Difference, Replay } from './replay.ts';
+
+/** What a follower asks of the ledger. */
+export type Followed = Pick<Ledger, 'snapshot' | 'readLog'>;
+
+export interface FollowerOptions {
+  readonly network: string;
+  readonly ledger: Followed;
+  /** Told after each change of what `leases` has. */
+  readonly onChange?: (difference: Difference) => void;
+}
+
+const FIRST_RETRY_MS = 100;
+const LAST_RETRY_MS = 5_000;
+
+/**
+ * The leases of a network, as they are now and from now on. It begins with a snapshot and goes on with the network's log.
+ * `nudge` says that something may have happened, as a doorbell does, or a heartbeat that names the network as moved; as
+ * often as it likes: a lost one leaves the follower behind and never wrong, and the next makes up for it. While the ledger
+ * cannot be asked, or has lost something, the leases stay as they were, and `problem` says why.
+ */
+export class Follower implements Disposable {
+  readonly network: string;
+  readonly #ledger: Followed;
+  readonly #onChange: (difference: Difference) => void;
+  readonly #replay = new Replay();
+  readonly #stopped = new AbortController();
+  #reading: Promise<void> | undefined;
+  /** Why the last question was not answered. */
+  #problem: string | undefined;
+
+  constructor({ network, ledger, onChange = () => {} }: FollowerOptions) {
+    this.network = network;
+    this.#ledger = ledger;
+    this.#onChange = onChange;
+  }
+
+  start(): void {
+    this.nudge();
+  }
+
+  stop(): void {
+    this.#stopped.abort();
+  }
+
+  [Symbol.dispose](): void {
+    this.stop();
+  }
+
+  /** By attachment id. */
+  get leases(): ReadonlyMap<string, Lease> {
+    return this.#replay.leases;
+  }
+
+  /** Of the definition of the network; undefined where the network is not there. */
+  get revision(): number | undefined {
+    return this.#replay.revision;
+  }
+
+  /** For `follows` of a heartbeat: up to where the log has been read. */
+  get position(): string {
+    return this.#replay.position ?? '';
+  }
+
+  /** Why `leases` may be behind; undefined where nothing is known to have happened since. */
+  get problem(): string | undefined {
+    return this.#replay.isBehind ? (this.#problem ?? 'changes are being read') : undefined;
+  }
+
+  /** Something may have happened in the network. */
+  nudge(): void {
+    this.#replay.nudge();
+    this.#reading ??= this.#read().finally(() => {
+      this.#reading = undefined;
+      // What came when the last page had been read already.
+      if (this.#replay.isBehind && !this.#stopped.signal.aborted) this.nudge();
+    });
+  }
+
+  async #read(): Promise<void> {
+    const { signal } = this.#stopped;
+    for (let retryMs = FIRST_RETRY_MS; !signal.aborted;) {
+      try {
+        if (!(await this.#step())) return;
+      } catch (error) {
+        this.#problem = error instanceof Error ? error.message : String(error);
+        // Differs from follower to follower: a server that comes back is not met by all at once.
+        await sleep(retryMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
+        retryMs = Math.min(2 * retryMs, LAST_RETRY_MS);
+      }
+    }
+  }
+
+  /** One page. False when there is nothing more to read. */
+  async #step(): Promise<boolean> {
+    const wanted = this.#replay.next();
+    if (wanted === undefined) {
+      this.#problem = undefined;
+      return false;
+    }
+    const difference =
+      wanted.ask === 'snapshot'
+        ? this.#replay.takeSnapshot(await this.#ledger.snapshot(this.network, wanted.cursor))
+        : this.#takeLog(await this.#ledger.readLog(this.network, wanted.after));
+    if (difference !== undefined && !this.#stopped.signal.aborted) this.#onChange(difference);
+    return true;
+  }
+
+  #takeLog(page: LogPage): Difference | undefined {
+    const difference = this.#replay.takeLog(page);
+    // Not at once: where somebody deletes the log again and again, snapshots must not follow each other without end.
+    if (page.gap) throw new Error('the log was trimmed or deleted: the leases are read anew');
+    return difference;
+  }
+}

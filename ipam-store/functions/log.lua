@@ -1,0 +1,41 @@
+-- The log of a network: ids of attachments whose lease there is new, is another, or has ended, and revisions of the
+-- network, each written in the step that did it. What became of an id its lease tells, or the lack of one; so an entry is
+-- small, and whoever reads it late reads what is true now.
+--
+-- A log never has a gap: whoever cannot append deletes it. And no entry's id comes twice, not even in a server that was
+-- emptied, or is an older one: it is "generation-microseconds", of the ledger's counter, which only grows, and the time, or
+-- one more than the id before it has. So whoever finds there the last entry that he has read has missed nothing, and
+-- whoever does not find it begins with a snapshot.
+local MAX_LOG = '20000'
+-- What an entry is about, and its value.
+local CHANGED, EDITED, BEGAN = 'id', 'revision', 'began'
+
+local function log_key(root, network)
+  return root .. ':net:' .. network .. ':log'
+end
+
+local function write_entry(key, id, about, value)
+  local added = redis.pcall('XADD', key, 'MAXLEN', '~', MAX_LOG, id, about, value)
+  -- The caller has no right to it, the key is no log, or it is another server's. What this is the entry of is done.
+  if type(added) == 'table' and added.err then
+    redis.call('DEL', key)
+  end
+end
+
+-- An id after those of grants, which have a generation of their own, and the time itself.
+local function next_entry_id(root, now)
+  local memory = memory_of(root)
+  memory.logged = math.max(memory.logged + 1, now * 1000 + 1)
+  local generation = memory.generation or tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0) or 0
+  return digits(generation) .. '-' .. digits(memory.logged)
+end
+
+local function append(root, network, now, about, value)
+  write_entry(log_key(root, network), next_entry_id(root, now), about, value)
+end
+
+-- The id of the last entry; '' where there is no log, or none that can be read, and then why.
+local function log_position(root, network)
+  local last = redis.pcall('XREVRANGE', log_key(root, network), '+', '-', 'COUNT', '1')
+  return last[1] and last[1][1] or '', last.err and last
+end

@@ -1,0 +1,368 @@
+import assert from 'node:assert/strict';
+import fc from 'fast-check';
+import { VoltError } from '#protocol/errors.ts';
+import {
+  type Lease,
+  type Ledger,
+  type LogPage,
+  type NetworkRecord,
+  RevisionChanged,
+  type SnapshotPage,
+} from '#ipam-store/ledger.ts';
+import { librarySource } from '#ipam-store/library.ts';
+import { type Ask, type Difference, Replay } from '#ipam-store/replay.ts';
+import { askFor, openLedger, owned, put, ROOT, type Store } from './fixture.ts';
+import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
+import { mutated, type Patch } from './mutants.ts';
+
+// Followers of two networks, before one redis-server in which everything happens that may: each ends with what the ledger
+// has, whatever it has missed, in whatever order it hears of it.
+
+const NETWORKS = ['n0', 'n1'] as const;
+const HOSTS = ['h1', 'h2'] as const;
+const FOLLOWERS = 3;
+/** More than a page of the log, and of a snapshot. */
+const MANY = 130;
+const IDS = 6;
+
+/** A follower as its steps: an answer may arrive long after it was given. */
+interface Seat {
+  network: string;
+  replay: Replay;
+  /** What those would have who take in changes alone. */
+  mirror: Map<string, Lease>;
+  answer: { readonly ask: Ask; readonly page: SnapshotPage | LogPage } | undefined;
+}
+
+const seated = (network: string): Seat => ({
+  network,
+  replay: new Replay(),
+  mirror: new Map(),
+  answer: undefined,
+});
+
+const which = <T>(items: readonly T[]): fc.Arbitrary<T> => fc.constantFrom(...items);
+const kind = <Kind extends string>(name: Kind): fc.Arbitrary<Kind> => fc.constant(name);
+
+const network = which(NETWORKS);
+const host = which(HOSTS);
+const id = fc.nat({ max: IDS - 1 }).map((n) => `id${n}`);
+const follower = fc.nat({ max: FOLLOWERS - 1 });
+const op = fc.oneof(
+  {
+    weight: 6,
+    arbitrary: fc.record({ kind: kind('acquire'), network, host, id, unlogged: fc.boolean() }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({ kind: kind('rename'), network, host, id, hostname: which(['a', 'b']) }),
+  },
+  { weight: 5, arbitrary: fc.record({ kind: kind('release'), id, unlogged: fc.boolean() }) },
+  { weight: 1, arbitrary: fc.record({ kind: kind('many'), network, host }) },
+  { weight: 2, arbitrary: fc.record({ kind: kind('edit'), network }) },
+  { weight: 2, arbitrary: fc.record({ kind: kind('remake'), network, again: fc.boolean() }) },
+  { weight: 2, arbitrary: fc.record({ kind: kind('forget'), host }) },
+  { weight: 2, arbitrary: fc.record({ kind: kind('beats') }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      kind: kind('log'),
+      network,
+      harm: which(['trim', 'delete', 'garbage']),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      kind: kind('server'),
+      harm: which(['restart', 'empty', 'copy', 'older']),
+    }),
+  },
+  { weight: 6, arbitrary: fc.record({ kind: kind('nudge'), follower }) },
+  { weight: 9, arbitrary: fc.record({ kind: kind('ask'), follower }) },
+  { weight: 9, arbitrary: fc.record({ kind: kind('take'), follower }) },
+  { weight: 3, arbitrary: fc.record({ kind: kind('drive'), follower }) },
+  { weight: 1, arbitrary: fc.record({ kind: kind('kill'), follower, network }) },
+);
+type Op = typeof op extends fc.Arbitrary<infer T> ? T : never;
+
+class World {
+  readonly #store: Store;
+  /** Connected as a user who has no right to logs. */
+  readonly #unlogged: Ledger;
+  readonly #library: string;
+  readonly #members: readonly Member[];
+  readonly #records = new Map<string, NetworkRecord>();
+  readonly #seats = [seated('n0'), seated('n1'), seated('n0')];
+  #older: (() => Promise<void>) | undefined;
+  #named = 0;
+
+  constructor(store: Store, unlogged: Ledger, library: string, members: readonly Member[]) {
+    this.#store = store;
+    this.#unlogged = unlogged;
+    this.#library = library;
+    this.#members = members;
+  }
+
+  async begin(): Promise<void> {
+    for (const name of NETWORKS) await this.#put(name);
+  }
+
+  /** Refusals are as good an outcome as any. */
+  async run(what: Op): Promise<void> {
+    try {
+      await this.#run(what);
+    } catch (error) {
+      if (!(error instanceof VoltError) && !(error instanceof RevisionChanged)) throw error;
+      assert.notEqual(error.code, 'INTERNAL', error.message);
+    }
+  }
+
+  async #run(what: Op): Promise<void> {
+    switch (what.kind) {
+      case 'acquire':
+        return this.#acquire(what, what.unlogged ? this.#unlogged : this.#store.ledger);
+      case 'rename':
+        return this.#acquire(what, this.#store.ledger);
+      case 'release':
+        return this.#release(what.id, what.unlogged ? this.#unlogged : this.#store.ledger);
+      case 'many':
+        return this.#many(what.network, what.host);
+      case 'edit':
+        return this.#put(what.network, this.#records.get(what.network)?.revision);
+      case 'remake':
+        return this.#remake(what.network, what.again);
+      case 'forget':
+        return this.#forget(what.host);
+      case 'beats':
+        return this.#beats();
+      case 'log':
+        return this.#harmLog(what.network, what.harm);
+      case 'server':
+        return this.#harmServer(what.harm);
+      case 'nudge':
+        return this.#seat(what.follower).replay.nudge();
+      case 'ask':
+        return this.#ask(this.#seat(what.follower));
+      case 'take':
+        return this.#take(this.#seat(what.follower));
+      case 'drive':
+        return this.#drive(this.#seat(what.follower));
+      case 'kill':
+        this.#seats[what.follower] = seated(what.network);
+    }
+  }
+
+  #seat(at: number): Seat {
+    const seat = this.#seats[at];
+    assert(seat !== undefined);
+    return seat;
+  }
+
+  #member(name: string): Member {
+    const member = this.#members.find((one) => one.host === name);
+    assert(member !== undefined);
+    return member;
+  }
+
+  async #acquire(
+    what: { network: string; host: string; id: string; hostname?: string },
+    ledger: Ledger,
+  ): Promise<void> {
+    const record = this.#records.get(what.network);
+    if (record === undefined) return;
+    const { hostname } = what;
+    const more = { host: what.host, ...(hostname !== undefined && { hostname }) };
+    const { lease } = await ledger.acquire(askFor(record, what.id, more));
+    this.#member(what.host).leases.set(lease.id, lease);
+  }
+
+  async #release(name: string, ledger: Ledger): Promise<void> {
+    for (const { leases } of this.#members) {
+      const lease = leases.get(name);
+      if (lease === undefined) continue;
+      await ledger.release({ ...owned(lease), cool: false });
+      leases.delete(name);
+    }
+  }
+
+  async #many(name: string, by: string): Promise<void> {
+    const record = this.#records.get(name);
+    if (record === undefined) return;
+    this.#named += 1;
+    const ids = Array.from({ length: MANY }, (_, n) => `many${this.#named}-${n}`);
+    const asked = ids.map((one) => askFor(record, one, { host: by }));
+    for (const outcome of await this.#store.ledger.acquireMany(asked)) {
+      if ('lease' in outcome) this.#member(by).leases.set(outcome.lease.id, outcome.lease);
+    }
+  }
+
+  async #put(name: string, revision?: number): Promise<void> {
+    this.#named += 1;
+    const subnet = name === 'n0' ? '10.1.0.0/20' : '10.2.0.0/20';
+    const keys = { network: name, subnet, reuseDelaySeconds: this.#named % 100 };
+    const record = await put(this.#store.ledger, keys, revision);
+    this.#records.set(name, record);
+    for (const member of this.#members) await member.put(Promise.resolve(record));
+  }
+
+  async #remake(name: string, again: boolean): Promise<void> {
+    const held = this.#members.flatMap(({ leases }) => [...leases.values()]);
+    for (const lease of held.filter((one) => one.network === name)) {
+      await this.#release(lease.id, this.#store.ledger);
+    }
+    await this.#store.ledger.deleteNetwork(name);
+    this.#records.delete(name);
+    for (const member of this.#members) member.networks.delete(name);
+    if (again) await this.#put(name);
+  }
+
+  async #forget(name: string): Promise<void> {
+    await this.#store.raw.zadd(`${ROOT}:hosts`, 'XX', 1, name);
+    await this.#store.ledger.forgetHost(name);
+  }
+
+  /** What agents do once a period, until nothing more is asked of them. */
+  async #beats(): Promise<void> {
+    for (let round = 0; round < 4; round += 1) {
+      for (const member of this.#members) {
+        const { reassert, epoch } = await member.beat({ newFleet: true });
+        if (!reassert) continue;
+        const { leases } = await member.reassert(epoch);
+        for (const { id: name, outcome } of leases) {
+          if (outcome === 'fenced' || outcome === 'misplaced') member.leases.delete(name);
+        }
+      }
+    }
+  }
+
+  async #harmLog(name: string, harm: string): Promise<void> {
+    const key = `${ROOT}:net:${name}:log`;
+    if (harm === 'trim') await this.#store.raw.xtrim(key, 'MAXLEN', '=', 1).catch(() => 0);
+    else await this.#store.raw.del(key);
+    if (harm === 'garbage') await this.#store.raw.set(key, 'garbage');
+  }
+
+  async #harmServer(harm: string): Promise<void> {
+    const { raw } = this.#store;
+    if (harm === 'copy') {
+      this.#older = await snapshotOf(raw, this.#library);
+      return;
+    }
+    if (harm === 'older') await this.#older?.();
+    if (harm === 'empty') await raw.flushall();
+    await forgetMemory(raw, this.#library);
+  }
+
+  async #ask(seat: Seat): Promise<void> {
+    if (seat.answer !== undefined) return;
+    const ask = seat.replay.next();
+    if (ask === undefined) return;
+    const { ledger } = this.#store;
+    const page =
+      ask.ask === 'snapshot'
+        ? await ledger.snapshot(seat.network, ask.cursor)
+        : await ledger.readLog(seat.network, ask.after);
+    seat.answer = { ask, page };
+  }
+
+  #take(seat: Seat): void {
+    const { answer, replay } = seat;
+    if (answer === undefined) return;
+    seat.answer = undefined;
+    const { page } = answer;
+    const difference = 'gap' in page ? replay.takeLog(page) : replay.takeSnapshot(page);
+    if (difference !== undefined) mirrored(seat.mirror, difference);
+  }
+
+  async #drive(seat: Seat): Promise<void> {
+    for (let step = 0; seat.replay.isBehind; step += 1) {
+      assert(step < 100, 'a follower never comes to an end');
+      await this.#ask(seat);
+      this.#take(seat);
+    }
+  }
+
+  /** A period later, with doorbells lost. */
+  async end(): Promise<void> {
+    await this.#beats();
+    for (const seat of this.#seats) {
+      this.#take(seat);
+      await this.#drive(seat);
+      await this.#heartbeat(seat);
+      await this.#drive(seat);
+      assert.deepEqual(await this.#heartbeat(seat), [], 'still moved');
+      await this.#compare(seat);
+    }
+  }
+
+  async #heartbeat({ network: name, replay }: Seat): Promise<readonly string[]> {
+    const { moved } = await this.#member('h1').beat({ follows: { [name]: replay.position ?? '' } });
+    if (moved.includes(name)) replay.nudge();
+    return moved;
+  }
+
+  async #compare({ network: name, replay, mirror }: Seat): Promise<void> {
+    const { ledger } = this.#store;
+    const leases: Lease[] = [];
+    let cursor: string | undefined;
+    do {
+      const page = await ledger.listLeases({ network: name, cursor });
+      leases.push(...page.leases.map(({ state: _, ...lease }) => lease));
+      ({ cursor } = page);
+    } while (cursor !== undefined);
+    assert.deepEqual(byId(replay.leases.values()), byId(leases));
+    assert.deepEqual(byId(mirror.values()), byId(leases));
+    assert.equal(replay.revision, (await ledger.getNetwork(name))?.revision);
+  }
+}
+
+function mirrored(mirror: Map<string, Lease>, { set, gone }: Difference): void {
+  for (const lease of gone) mirror.delete(lease.id);
+  for (const lease of set) mirror.set(lease.id, lease);
+}
+
+const byId = (leases: Iterable<Lease>): Lease[] =>
+  [...leases].toSorted((a, b) => (a.id < b.id ? -1 : 1));
+
+/** Runs random histories; throws the first that fails, made short unless there are `mistakes` in the library. */
+export async function checkFollowing(
+  store: Store,
+  options: {
+    histories: number;
+    longest: number;
+    mistakes?: readonly Patch[];
+    seed?: number;
+    path?: string;
+  },
+): Promise<void> {
+  const { histories, longest, mistakes = [], seed, path } = options;
+  const library = mistakes.length === 0 ? librarySource() : mutated(mistakes);
+  const { raw, server } = store;
+  const rights = ['on', 'nopass', '~*', '+@all', '-xadd', '-xread', '-xrange', '-xrevrange'];
+  await raw.call('ACL', 'SETUSER', 'unlogged', ...rights);
+  const unlogged = await openLedger(server.url, { username: 'unlogged' });
+  const property = fc.asyncProperty(
+    fc.array(op, { maxLength: longest, size: 'max' }),
+    async (history) => {
+      await raw.flushall();
+      await forgetMemory(raw, library);
+      const world = new World(store, unlogged, library, await fleetOf(store.ledger, HOSTS));
+      await world.begin();
+      for (const what of history) await world.run(what);
+      await world.end();
+    },
+  );
+  try {
+    await fc.assert(property, {
+      numRuns: histories,
+      endOnFailure: mistakes.length > 0,
+      ...(seed !== undefined && { seed }),
+      ...(path !== undefined && { path }),
+    });
+  } finally {
+    await unlogged.close();
+    await raw.call('ACL', 'DELUSER', 'unlogged');
+    await forgetMemory(raw);
+  }
+}
