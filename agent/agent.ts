@@ -10,6 +10,7 @@ import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
 import { type Config, defaultHost } from './config.ts';
 import { Detaches } from './detaches.ts';
+import { Doorbell } from './doorbell.ts';
 import { EventLog } from './events.ts';
 import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
@@ -232,6 +233,14 @@ export class Agent {
       listen: options.listen,
       log,
     });
+    const doorbell = new Doorbell({
+      subjectPrefix,
+      publish: (subject) => this.#bus.ring(subject),
+      concerns: (names) =>
+        journal.values().some(({ attachment }) => names.has(attachment?.network ?? '')),
+      onDefinition: () => void this.#session.beat(),
+    });
+    ledger.onChange((news) => doorbell.ring(news));
     this.#bus = options.makeBus({
       config: config.nats,
       host,
@@ -261,6 +270,7 @@ export class Agent {
         log,
       }),
       subjectPrefix,
+      doorbell: { subject: doorbell.subject, hear: (subject) => doorbell.hear(subject) },
       takeJob: (delivery) => jobs.take(delivery),
       log,
       onState: (state) => {

@@ -10,6 +10,7 @@ import {
   ServiceErrorHeader,
   type ServiceMsg,
 } from 'nats';
+import { subjects } from '#protocol/subjects.ts';
 import type { Config } from './config.ts';
 import { errorAnswer } from './error-answer.ts';
 import { guardInbound, type Headers, headersOf } from './inbound.ts';
@@ -54,6 +55,8 @@ export interface BusOptions {
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly subjectPrefix: string;
+  /** Told the subject of each message on `subject`. */
+  readonly doorbell: { readonly subject: string; readonly hear: (subject: string) => void };
   /** Deals with one delivery of a job; throws nothing. */
   readonly takeJob: (delivery: Delivery) => Promise<void>;
   readonly log: Log;
@@ -101,6 +104,8 @@ export class Bus {
   #stopping = false;
   #dropped = 0;
   #dropsQuietUntil = 0;
+  /** The server does not let us ring. */
+  #muted = false;
   readonly #jobs: JobQueue;
 
   constructor(options: BusOptions) {
@@ -185,6 +190,12 @@ export class Bus {
     }
   }
 
+  /** Publishes a message without content, if that is possible now: nobody relies on it. */
+  ring(subject: string): void {
+    if (this.#muted || this.#state !== 'connected') return;
+    this.#connection?.publish(subject);
+  }
+
   /** The metadata of all agents that answer `$SRV.INFO`, this one too; null while there is no connection. */
   async survey(): Promise<Readonly<Record<string, string>>[] | null> {
     const connection = this.#connection;
@@ -231,6 +242,8 @@ export class Bus {
         this.#connection = connection;
         this.#guard(connection);
         void this.#watch(connection);
+        this.#muted = false;
+        this.#listen(connection);
         this.#service = undefined;
         await this.#serveNext(connection);
         this.#setState('connected');
@@ -272,7 +285,6 @@ export class Bus {
   }
 
   async #watch(connection: NatsConnection): Promise<void> {
-    const { log } = this.#options;
     for await (const { type, data, permissionContext } of connection.status()) {
       if (type === Events.Disconnect) {
         this.#setState('connecting');
@@ -282,9 +294,26 @@ export class Bus {
         this.#setState('connected');
         this.#jobs.again();
       } else if (type === Events.Error) {
-        log.warn({ error: data, ...permissionContext }, 'NATS reports an error');
+        this.#noteError(data, permissionContext);
       }
     }
+  }
+
+  #noteError(error: unknown, context: { operation: string; subject: string } | undefined): void {
+    const { log, subjectPrefix } = this.#options;
+    log.warn({ error, ...context }, 'NATS reports an error');
+    // Told once, and not with each change.
+    const isRing = context?.operation === 'publish' && isChangeOf(subjectPrefix, context.subject);
+    if (isRing) this.#muted = true;
+  }
+
+  #listen(connection: NatsConnection): void {
+    const { subject, hear } = this.#options.doorbell;
+    connection.subscribe(subject, {
+      callback: (error, message) => {
+        if (error === null) hear(message.subject);
+      },
+    });
   }
 
   /** Brings what is served in line with whether the agent acts as its host. */
@@ -438,6 +467,9 @@ const inboxOf = (reply = ''): string => reply.slice(0, reply.lastIndexOf('.') + 
 
 const messageOf = (error: unknown): string =>
   error instanceof Error ? error.message : String(error);
+
+const isChangeOf = (prefix: string, subject: string): boolean =>
+  subjects(prefix).match(subject)?.kind === 'changed';
 
 /** `2.9.10` before `2.10.27`; a version that cannot be read is not older. */
 function isOlder(version: string, than: string): boolean {

@@ -99,6 +99,12 @@ export interface Self extends Identity {
   readonly bootId: string;
 }
 
+/** What a call has changed of a network: leases there, or its definition. */
+export interface NetworkNews {
+  readonly network: string;
+  readonly change: 'leases' | 'definition';
+}
+
 /** Which lease to give back, and who says so: one of another generation or host is another one. */
 export interface Release extends Identity {
   readonly id: string;
@@ -137,6 +143,7 @@ export class Ledger {
   readonly #connection: Connection;
   readonly #root: string;
   readonly #batches: Batches;
+  readonly #listeners = new Set<(news: NetworkNews) => void>();
 
   /** Throws for options that cannot be meant. */
   constructor(options: LedgerOptions) {
@@ -156,6 +163,17 @@ export class Ledger {
 
   onStatus(listener: (status: LedgerStatus) => void): void {
     this.#connection.onStatus(listener);
+  }
+
+  /** Called for what each call has changed of networks, as far as its answer tells. */
+  onChange(listener: (news: NetworkNews) => void): void {
+    this.#listeners.add(listener);
+  }
+
+  #tell(change: NetworkNews['change'], networks: Iterable<string>): void {
+    for (const network of new Set(networks)) {
+      for (const listener of this.#listeners) listener({ network, change });
+    }
   }
 
   async close(): Promise<void> {
@@ -178,6 +196,7 @@ export class Ledger {
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
     const answer = await this.#run('network_put', [asked, text]);
+    this.#tell('definition', [network.network]);
     return { ...recordOf(answer), created: answer.flag('created') };
   }
 
@@ -205,7 +224,9 @@ export class Ledger {
   async deleteNetwork(name: string, by?: Identity): Promise<{ deleted: boolean }> {
     need({ network: name }, 'network');
     const answer = await this.#call('network_delete', { name, ...byOf(by) });
-    return { deleted: answer.flag('deleted') };
+    const deleted = answer.flag('deleted');
+    if (deleted) this.#tell('definition', [name]);
+    return { deleted };
   }
 
   /**
@@ -219,6 +240,7 @@ export class Ledger {
       const own = acquireArgs(ask, mac);
       const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
       const acquired = acquiredOf(ask, mac, text);
+      this.#tell('leases', [acquired.lease.network]);
       await stored;
       return acquired;
     });
@@ -265,7 +287,9 @@ export class Ledger {
     const own = [`${id} ${generation} ${cool ? 1 : 0}`];
     const shared = `${host} ${machineId}${bootOf(lease)}`;
     const { text, stored } = await this.#batches.add('give_back', shared, own);
-    const released = fieldsOf('give_back', text).flag('released');
+    const answer = fieldsOf('give_back', text);
+    const released = answer.flag('released');
+    if (answer.has('network')) this.#tell('leases', [answer.text('network')]);
     await stored;
     return released ? 'released' : 'absent';
   }
@@ -327,6 +351,10 @@ export class Ledger {
     });
     const pulse = pulseOf(answer);
     if (pulse.unfit !== undefined) this.#connection.look();
+    this.#tell(
+      'leases',
+      pulse.reclaimed.map((lease) => lease.network),
+    );
     return pulse;
   }
 
@@ -374,7 +402,21 @@ export class Ledger {
       outcomes.networks.push(...answer.list('networks').map(networkOutcomeOf));
       outcomes.leases.push(...answer.list('leases').map(leaseOutcomeOf));
     } while (networks.length + leases.length > 0);
+    this.#tellRestored(outcomes, holdings.leases);
     return outcomes;
+  }
+
+  #tellRestored({ networks, leases }: Reasserted, held: readonly Lease[]): void {
+    const restored = new Set(
+      leases.filter(({ outcome }) => outcome === 'restored').map(({ id }) => id),
+    );
+    const ofLeases = held.filter(({ id }) => restored.has(id)).map(({ network }) => network);
+    this.#tell('leases', ofLeases);
+    const ofNetworks = networks.filter(({ outcome }) => outcome === 'restored');
+    this.#tell(
+      'definition',
+      ofNetworks.map(({ network }) => network),
+    );
   }
 
   /**
@@ -416,6 +458,7 @@ export class Ledger {
     for (;;) {
       const answer = await this.#call('forget', { host });
       released += answer.number('released');
+      if (answer.has('networks')) this.#tell('leases', answer.texts('networks'));
       if (!answer.flag('more')) return { forgotten: answer.flag('known'), released };
     }
   }

@@ -7,10 +7,14 @@ export const JOB_OPERATIONS = ['attach', 'detach', 'update'] as const;
 export const NETWORK_OPERATIONS = ['put', 'get', 'list', 'delete'] as const;
 export const LEDGER_OPERATIONS = ['leases', 'hosts', 'forget', 'check'] as const;
 
+/** What has changed of a network. */
+export const NETWORK_CHANGES = ['leases', 'definition'] as const;
+
 export type HostOperation = (typeof HOST_OPERATIONS)[number];
 export type JobOperation = (typeof JOB_OPERATIONS)[number];
 export type NetworkOperation = (typeof NETWORK_OPERATIONS)[number];
 export type LedgerOperation = (typeof LEDGER_OPERATIONS)[number];
+export type NetworkChange = (typeof NETWORK_CHANGES)[number];
 
 export const DEFAULT_PREFIX = 'volt.net.v1';
 /** JetStream streams: outcomes by limits, jobs as a work queue. */
@@ -35,6 +39,7 @@ export type Subject =
   | { readonly kind: 'job'; readonly host: string; readonly operation: JobOperation }
   | { readonly kind: 'network'; readonly operation: NetworkOperation }
   | { readonly kind: 'ledger'; readonly operation: LedgerOperation }
+  | { readonly kind: 'changed'; readonly network: string; readonly change: NetworkChange }
   | {
       readonly kind: 'event';
       readonly host: string;
@@ -51,6 +56,8 @@ export interface Subjects {
   job(host: string, operation: JobOperation): string;
   network(operation: NetworkOperation): string;
   ledger(operation: LedgerOperation): string;
+  /** The doorbell of a network. `*` in place of its name: of all. */
+  changed(network: string, change: NetworkChange): string;
   event(host: string, network: string, type: string): string;
   /** A filter on events; what is left out matches all. */
   events(filter?: { host?: string; network?: string; type?: string }): string;
@@ -85,6 +92,8 @@ export function subjects(prefix: string = DEFAULT_PREFIX): Subjects {
     job: (host, operation) => below('job', hostToken(host), operation),
     network: (operation) => below('network', operation),
     ledger: (operation) => below('ledger', operation),
+    changed: (network, change) =>
+      below('changed', network === '*' ? network : networkToken(network), change),
     event: (host, network, type) =>
       below('event', hostToken(host), networkToken(network), typeToken(type)),
     events: ({ host, network, type } = {}) =>
@@ -123,6 +132,12 @@ function parse(tokens: readonly string[]): Subject | null {
     case 'ledger': {
       const operation = LEDGER_OPERATIONS.find((one) => one === first);
       return tokens.length === 2 && operation ? { kind, operation } : null;
+    }
+    case 'changed': {
+      const change = NETWORK_CHANGES.find((one) => one === second);
+      return tokens.length === 3 && change && isNetwork(first)
+        ? { kind, network: first, change }
+        : null;
     }
     case 'event':
       return tokens.length === 4 && isHost(first) && isNetwork(second) && isEventType(third)

@@ -17,7 +17,7 @@ local function open_log(root, network)
     error(unread)
   end
   redis.call('DEL', log_key(root, network))
-  return redis.call('XADD', log_key(root, network), next_entry_id(root, now_ms()), BEGAN, '-')
+  return redis.call('XADD', log_key(root, network), next_entry_id(root, now_ms()), 'began', '-')
 end
 
 -- The JSON of the lease that an id has in a network; nil for none.

@@ -12,7 +12,8 @@ local function drop_host(root, host)
   next_roster(root)
 end
 
--- forget {host} -> {known, released, more}: ends its leases, MAX_ENDED at a time; when none is left, the host is
+-- forget {host} -> {known, released, networks: [of what was released…], more}: ends its leases, MAX_ENDED at a time;
+-- when none is left, the host is
 -- unknown. HOST_ALIVE for one that lives.
 local function forget_host(keys, args)
   local root = keys[1]
@@ -26,15 +27,16 @@ local function forget_host(keys, args)
     return reply_of(refuse('HOST_ALIVE', 'host ' .. host .. ' is alive: stop its agent first', { host = host }))
   end
   if not redis.call('ZSCORE', root .. ':roster', host) then
-    return '{"known":false,"released":0,"more":false}'
+    return '{"known":false,"released":0,"networks":[],"more":false}'
   end
   redis.call('HDEL', session, 'asserted')
-  local released = 0
+  local released, networks = 0, {}
   for _, entry in ipairs(redis.call('ZRANGE', ids_key(root, host), 0, MAX_ENDED - 1)) do
     local lease = lease_at(root, host, entry)
     if lease then
       end_lease(root, lease, now, true)
       released = released + 1
+      networks[lease.network] = cjson.encode(lease.network)
     else
       redis.call('ZREM', ids_key(root, host), entry)
     end
@@ -43,7 +45,11 @@ local function forget_host(keys, args)
   if not more then
     drop_host(root, host)
   end
-  return '{"known":true,"released":' .. released .. ',"more":' .. tostring(more) .. '}'
+  local names = {}
+  for _, name in pairs(networks) do
+    table.insert(names, name)
+  end
+  return '{"known":true,"released":' .. released .. ',"networks":' .. json_list(names) .. ',"more":' .. tostring(more) .. '}'
 end
 
 -- hosts {cursor?, limit} -> {hosts: [{host, state, machineId?, agentId?, bootId?, clones?, seenMs? (text), leases}…],

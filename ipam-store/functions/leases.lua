@@ -316,11 +316,11 @@ local function release_one(root, host, now, young, ask)
     return recovering(id .. ' is of an earlier boot of host ' .. host .. ', which may live yet: not ended so soon')
   end
   end_lease(root, lease, now, cool == '1')
-  return nil, '{"released":true}'
+  return nil, '{"released":true,"network":"' .. lease.network .. '"}'
 end
 
 -- give_back: ARGV "host machine agent boot", agents before 1.7 without the last two; then each lease as "id generation
--- cool", cool 1 or 0. -> for each a line: {released}
+-- cool", cool 1 or 0. -> for each a line: {released, network?}
 -- release: the same as agents before 1.5 send it, which do not say which machine they are on: ARGV host; then the leases.
 local function release(keys, args)
   local root = keys[1]

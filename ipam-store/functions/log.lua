@@ -8,7 +8,8 @@
 -- whoever does not find it begins with a snapshot.
 local MAX_LOG = '20000'
 -- What an entry is about, and its value.
-local CHANGED, EDITED, BEGAN = 'id', 'revision', 'began'
+local CHANGED = 'id'
+local EDITED = 'revision'
 
 local function log_key(root, network)
   return root .. ':net:' .. network .. ':log'

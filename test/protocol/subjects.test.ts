@@ -6,6 +6,7 @@ import {
   jobConsumer,
   jobMessageId,
   LEDGER_OPERATIONS,
+  NETWORK_CHANGES,
   NETWORK_OPERATIONS,
   type Subject,
   subjects,
@@ -25,6 +26,7 @@ test.for<[string, Subject]>([
     'volt.net.v1.event.h1.volt0.host-up',
     { kind: 'event', host: 'h1', network: 'volt0', type: 'host-up' },
   ],
+  ['volt.net.v1.changed.volt0.leases', { kind: 'changed', network: 'volt0', change: 'leases' }],
   ['volt.net.v1.event.h1.-.host-up', { kind: 'event', host: 'h1', network: '-', type: 'host-up' }],
   // A newer agent may have more types.
   [
@@ -48,6 +50,8 @@ test.for([
   'volt.net.v1.job.h1.get',
   'volt.net.v1.network.toString',
   'volt.net.v1.event.h1.volt0',
+  'volt.net.v1.changed.*.leases',
+  'volt.net.v1.changed.volt0.all',
   'volt.net.v1.event.h1.VOLT0.attached',
   'volt.net.v1.event.h1.volt0.',
   'volt.net.v1.host.*.attach',
@@ -80,6 +84,11 @@ describe('builders', () => {
       fc.record({
         kind: fc.constant('ledger' as const),
         operation: fc.constantFrom(...LEDGER_OPERATIONS),
+      }),
+      fc.record({
+        kind: fc.constant('changed' as const),
+        network,
+        change: fc.constantFrom(...NETWORK_CHANGES),
       }),
       fc.record({
         kind: fc.constant('event' as const),
@@ -123,6 +132,7 @@ describe('builders', () => {
     expect(known.events()).toBe('volt.net.v1.event.*.*.*');
     expect(known.events({ network: 'volt0' })).toBe('volt.net.v1.event.*.volt0.*');
     expect(known.events({ host: 'h1', type: 'failed' })).toBe('volt.net.v1.event.h1.*.failed');
+    expect(known.changed('*', 'definition')).toBe('volt.net.v1.changed.*.definition');
     expect(known.jobs('h1')).toBe('volt.net.v1.job.h1.*');
     expect(known.allJobs()).toBe('volt.net.v1.job.*.*');
   });
@@ -145,6 +155,8 @@ function built(table: ReturnType<typeof subjects>, subject: Subject): string {
       return table.network(subject.operation);
     case 'ledger':
       return table.ledger(subject.operation);
+    case 'changed':
+      return table.changed(subject.network, subject.change);
     default:
       return table.event(subject.host, subject.network, subject.type);
   }

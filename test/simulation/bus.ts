@@ -77,6 +77,7 @@ export class ModelBus {
         member.taking = false;
       },
       close: () => Promise.resolve(),
+      ring: () => {},
       survey: () => Promise.resolve([]),
       publishEvent: (event) => this.#publish(host, life, event),
     };

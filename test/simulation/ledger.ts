@@ -76,6 +76,7 @@ export class ModelLedger {
       start: () => {
         this.#clock.after(5, life, () => listeners.forEach((tell) => tell(status())));
       },
+      onChange: () => {},
       onStatus: (listener) => void listeners.push(listener),
       close: () => Promise.resolve(),
       getNetwork: () =>
