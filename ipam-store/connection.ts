@@ -15,7 +15,8 @@ import {
   storeError,
   unavailable,
 } from './errors.ts';
-import { installLibrary } from './library.ts';
+import { rootKey } from './keys.ts';
+import { installLibrary, logProblem } from './library.ts';
 import { Replicas } from './replicas.ts';
 import { checkServer, Unfit } from './server.ts';
 import { Silence } from './silence.ts';
@@ -23,6 +24,7 @@ import { Silence } from './silence.ts';
 export interface LedgerStatus {
   /** `incompatible`: connected, but the function library or a setting of the server forbids its use. */
   readonly state: 'connecting' | 'ready' | 'unavailable' | 'incompatible';
+  /** Why; in state `ready`, what is missing all the same. */
   readonly reason?: string;
 }
 
@@ -38,6 +40,8 @@ const LAST_RECONNECT_MS = 1_000;
 /** To a server that is there and does not answer in time. */
 const LAST_SLOW_RECONNECT_MS = 8_000;
 const CHECK_RETRY_MS = 1_000;
+/** Rights are given by an operator; until then only the change logs are missing. */
+const RIGHTS_RETRY_MS = 30_000;
 const MAX_REQUESTS = 10_000;
 
 /** One connection, from when it is begun until it has ended. */
@@ -204,9 +208,12 @@ export class Connection {
       const { before, after } = await installLibrary(link.client);
       if (link !== this.#link) return;
       this.#attempts = 0;
-      this.#setStatus({ state: 'ready' });
+      const reason = await logProblem(link.client, rootKey(this.#options.keyPrefix));
+      if (link !== this.#link) return;
+      this.#setStatus({ state: 'ready', ...(reason !== undefined && { reason }) });
       // Of two agents that replace the library at once, the older may be the later: the newer looks again.
       again = before !== after;
+      if (reason !== undefined) this.#verifyAfter(RIGHTS_RETRY_MS, link);
     } catch (error) {
       if (link !== this.#link) return;
       this.#outdated = error instanceof VoltError && error.code === 'STORE_VERSION';
@@ -216,7 +223,12 @@ export class Connection {
       else if (!isTimeout(error)) link.fail(error);
       again = wrong || isTimeout(error);
     }
-    if (again) this.#timer = setTimeout(() => void this.#verify(link), CHECK_RETRY_MS).unref();
+    if (again) this.#verifyAfter(CHECK_RETRY_MS, link);
+  }
+
+  #verifyAfter(ms: number, link: Link): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.#verify(link), ms).unref();
   }
 
   #setStatus(status: LedgerStatus): void {

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import type { Redis } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
 import { isFinal, isForbidden, isMissingFunction, messageOf } from './errors.ts';
+import { Fields } from './fields.ts';
 import { Unfit } from './server.ts';
 
 /** The major version is part of every name: functions of the next major stand beside these. */
@@ -120,6 +121,16 @@ export async function installLibrary(server: Redis): Promise<Installed> {
     );
   }
   return { before, after: wanted };
+}
+
+/**
+ * Why the user has no part in the change logs of networks; undefined where it has, or where the server does not say:
+ * nothing but the logs depends on it.
+ */
+export async function logProblem(server: Redis, root: string): Promise<string | undefined> {
+  const name = `${LIBRARY}_logs`;
+  const text = await server.fcall(name, 1, root).catch(() => '{}');
+  return Fields.parse(String(text), name).optionalText('unlogged');
 }
 
 async function versionOf(server: Redis, name: string): Promise<string | null> {

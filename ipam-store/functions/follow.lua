@@ -3,21 +3,31 @@
 local SNAPSHOT_FIELDS = '100'
 local MAX_READ = 100
 
+-- What keeps a caller from logs, of whose rights an earlier version knew nothing.
+local function no_logs(reply)
+  return 'no change logs (' .. reply.err .. '): the user lacks rights that docs/ledger.md lists'
+end
+
 local function is_mistyped(reply)
   return reply.err and string.find(reply.err, 'WRONGTYPE', 1, true)
 end
 
--- Where a follower begins: the last entry of the log. Where there is none, one begins: what happens from now on is there.
+-- Where a follower begins: a refusal, or nil and the last entry of the log. Where there is none, one begins: what happens
+-- from now on is there.
 local function open_log(root, network)
   local position, unread = log_position(root, network)
   if position ~= '' then
-    return position
+    return nil, position
   end
   if unread and not is_mistyped(unread) then
-    error(unread)
+    return refuse('STORE_UNAVAILABLE', no_logs(unread))
   end
   redis.call('DEL', log_key(root, network))
-  return redis.call('XADD', log_key(root, network), next_entry_id(root, now_ms()), 'began', '-')
+  local began = redis.pcall('XADD', log_key(root, network), next_entry_id(root, now_ms()), 'began', '-')
+  if type(began) == 'table' then
+    return refuse('STORE_UNAVAILABLE', no_logs(began))
+  end
+  return nil, began
 end
 
 -- The JSON of the lease that an id has in a network; nil for none.
@@ -44,14 +54,20 @@ local function follow(keys, args)
   if not tonumber(held[1] or nil) or held[2] then
     return reply_of(contradiction('parts of network ' .. ask.network .. ' have vanished'))
   end
-  local position = not ask.cursor and open_log(root, ask.network) or cjson.null
+  local refusal, position
+  if not ask.cursor then
+    refusal, position = open_log(root, ask.network)
+  end
+  if refusal then
+    return reply_of(refusal)
+  end
   -- Each lease has one MAC there.
   local page = redis.call('HSCAN', key, ask.cursor or '0', 'MATCH', 'mac:*', 'COUNT', SNAPSHOT_FIELDS)
   local leases = {}
   for index = 2, #page[2], 2 do
     table.insert(leases, lease_in(root, ask.network, page[2][index]))
   end
-  return '{"position":' .. cjson.encode(position) .. ',"revision":' .. held[1]
+  return '{"position":' .. cjson.encode(position or cjson.null) .. ',"revision":' .. held[1]
     .. ',"leases":' .. json_list(leases)
     .. ',"cursor":' .. cjson.encode(page[1] ~= '0' and page[1] or cjson.null) .. '}'
 end
@@ -67,7 +83,7 @@ local function read_log(keys, args)
   end
   local found = redis.pcall('XRANGE', log_key(root, ask.network), ask.after, '+', 'COUNT', MAX_READ + 1)
   if found.err and not is_mistyped(found) then
-    error(found)
+    return reply_of(refuse('STORE_UNAVAILABLE', no_logs(found)))
   end
   if not (found[1] and found[1][1] == ask.after) then
     return '{"gap":true}'
@@ -88,11 +104,12 @@ local function read_log(keys, args)
     .. ',"more":' .. tostring(#found > MAX_READ) .. '}'
 end
 
--- Those of {network: position…} whose logs have another last entry.
+-- Those of {network: position…} whose logs have another last entry. Without a position the network was not there.
 local function moved_of(root, follows)
   local names = {}
   for network, position in pairs(follows) do
-    if log_position(root, network) ~= position then
+    local last = log_position(root, network)
+    if last ~= position or last == '' and redis.call('EXISTS', network_key(root, network)) == 1 then
       table.insert(names, network)
     end
   end
@@ -108,7 +125,7 @@ local function may_log(keys)
     redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', '1'),
   }) do
     if type(reply) == 'table' and reply.err then
-      return cjson.encode({ unlogged = reply.err })
+      return cjson.encode({ unlogged = no_logs(reply) })
     end
   end
   return '{}'

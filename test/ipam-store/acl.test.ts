@@ -141,6 +141,26 @@ describe('the documented user', () => {
     expect(await refusedBy(redis)).toEqual([]);
   });
 
+  test('of an earlier version goes on without change logs, says so, and leaves none with a gap', async () => {
+    const { redis, raw } = await server(...userArgs());
+    await raw.function('LOAD', librarySource());
+    const log = 'volt:{ledger}:net:volt0:log';
+    const ledger = await ledgerOf(redis.url, asAgent());
+    expect(ledger.status).toEqual({ state: 'ready' });
+    await beat(ledger);
+    const record = await persist(ledger, () => put(ledger, VOLT0));
+    expect(await raw.exists(log)).toBe(1);
+    await raw.call('ACL', 'SETUSER', AGENT.username, '-xadd', '-xrange', '-xrevrange');
+    await persist(ledger, () => ledger.acquire(askFor(record, 'a')));
+    expect(await raw.exists(log)).toBe(0);
+    await expect(ledger.snapshot('volt0')).rejects.toMatchObject({ code: 'STORE_UNAVAILABLE' });
+    const later = await ledgerOf(redis.url, asAgent());
+    expect(later.status.state).toBe('ready');
+    expect(later.status.reason).toMatch(/no change logs .*docs\/ledger\.md/);
+    await persist(later, () => later.acquire(askFor(record, 'b')));
+    await beat(later);
+  });
+
   test('says that the library is missing, and goes on when the administrator has loaded it', async () => {
     const { redis, raw } = await server(...userArgs());
     const { ledger } = connecting(redis.url, asAgent());

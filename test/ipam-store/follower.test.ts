@@ -126,7 +126,7 @@ describe('histories find the mistake, where the library', () => {
     ['does not log edits', ['  append(root, ask.name, now, EDITED, digits(revision))\n', '']],
     [
       'names nothing as moved',
-      ['if log_position(root, network) ~= position then', 'if false then'],
+      ['if last ~= position or last', 'if false and last'],
     ],
   ];
 
