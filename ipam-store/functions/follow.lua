@@ -23,7 +23,7 @@ local function open_log(root, network)
     return refuse('STORE_UNAVAILABLE', no_logs(unread))
   end
   redis.call('DEL', log_key(root, network))
-  local began = redis.pcall('XADD', log_key(root, network), next_entry_id(root, now_ms()), 'began', '-')
+  local began = redis.pcall('XADD', log_key(root, network), next_entry_id(root, now_ms(root)), 'began', '-')
   if type(began) == 'table' then
     return refuse('STORE_UNAVAILABLE', no_logs(began))
   end

@@ -53,7 +53,7 @@ end
 -- Whoever follows a network looks at an id anew.
 local function note_change(root, network, id)
   if redis.call('EXISTS', network_key(root, network)) == 1 then
-    append(root, network, now_ms(), CHANGED, id)
+    append(root, network, now_ms(root), CHANGED, id)
   end
 end
 

@@ -124,10 +124,7 @@ describe('histories find the mistake, where the library', () => {
       ],
     ],
     ['does not log edits', ['  append(root, ask.name, now, EDITED, digits(revision))\n', '']],
-    [
-      'names nothing as moved',
-      ['if last ~= position or last', 'if false and last'],
-    ],
+    ['names nothing as moved', ['if last ~= position or last', 'if false and last']],
   ];
 
   test.each(MISTAKES)('%s', { timeout: 60_000 }, async (_, patch) => {

@@ -87,7 +87,7 @@ test('a release of an agent before 1.5, which does not say which machine it is o
   const release = (host: string): Promise<unknown> =>
     store.raw.fcall('volt1_release', 1, ROOT, host, `${id} ${generation} 1`);
   expect(await release('h2')).toContain('WRONG_HOST');
-  expect(await release('h1')).toBe('{"released":true}');
+  expect(await release('h1')).toBe('{"released":true,"network":"volt0"}');
   expect(await store.ledger.getLease(id)).toBeNull();
 });
 

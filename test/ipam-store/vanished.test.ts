@@ -292,7 +292,9 @@ describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, fiel
   // says again, whose machine is compared.
   const isSaidAgain = ['asserted', 'clockMs', 'agentId', 'bootIds'].includes(field);
   const isBegunAnew =
-    isSaidAgain || field === 'bootId' || (hash === 'leases' && /^#(networks|revised|held)/.test(field));
+    isSaidAgain ||
+    field === 'bootId' ||
+    (hash === 'leases' && /^#(networks|revised|held)/.test(field));
 
   test('vanishes', async () => {
     expect(await store.raw.hdel(`${ROOT}:${hash}`, field)).toBe(1);
