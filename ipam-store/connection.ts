@@ -208,7 +208,7 @@ export class Connection {
       const { before, after } = await installLibrary(link.client);
       if (link !== this.#link) return;
       this.#attempts = 0;
-      const reason = await logProblem(link.client, rootKey(this.#options.keyPrefix));
+      const reason = await logProblem(link.client, rootKey(this.#options));
       if (link !== this.#link) return;
       this.#setStatus({ state: 'ready', ...(reason !== undefined && { reason }) });
       // Of two agents that replace the library at once, the older may be the later: the newer looks again.

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, onTestFinished, test } from 'vitest';
 import { createLog } from '#agent/log.ts';
+import { Revisions } from '#agent/revisions.ts';
 import { Session } from '#agent/session.ts';
 import { Standing } from '#agent/standing.ts';
 import { Witness } from '#agent/witness.ts';
@@ -33,15 +34,15 @@ async function sessionOf(
   const ledger = new CountingLedger(optionsFor(store.server.url));
   ledger.start();
   await until(() => ledger.status.state === 'ready');
+  const witness = new Witness({ stateDir, log });
   const session = new Session({
-    host,
-    machineId: `machine-${host}`,
-    bootId: 'boot-1',
+    self: { host, machineId: `machine-${host}`, agentId: `agent-${host}`, bootId: 'boot-1' },
     heartbeatSeconds: 5,
     suspectAfterSeconds: 20,
     recoveryWindowSeconds: null,
     ledger,
-    witness: new Witness({ stateDir, log }),
+    witness,
+    revisions: new Revisions({ ledger, witness }),
     standing: new Standing(),
     log,
     holdings: {

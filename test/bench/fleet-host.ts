@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Revisions } from '#agent/revisions.ts';
 import { Session } from '#agent/session.ts';
 import { createLog } from '#agent/log.ts';
 import { Standing } from '#agent/standing.ts';
@@ -51,14 +52,13 @@ export class SimulatedHost {
     this.witness.load();
     const standing = new Standing();
     this.session = new Session({
-      host,
-      machineId: this.#machineId,
-      bootId,
+      self: { host, machineId: this.#machineId, agentId: `agent-${host}`, bootId },
       heartbeatSeconds: HEARTBEAT_SECONDS,
       suspectAfterSeconds,
       recoveryWindowSeconds: null,
       ledger,
       witness: this.witness,
+      revisions: new Revisions({ ledger, witness: this.witness }),
       standing,
       log,
       holdings: {
