@@ -114,7 +114,7 @@ export class FleetCheck {
    * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it ended.
    */
   async #release(
-    { host, machineId, bootId }: HostRecord,
+    { host, machineId, agentId, bootId }: HostRecord,
     differences: readonly Difference[],
     signal: AbortSignal,
   ): Promise<Difference[]> {
@@ -133,7 +133,10 @@ export class FleetCheck {
       const lease = await this.#ledger.getLease(id).catch(() => null);
       if (lease?.generation !== generation || lease.bootId !== bootId) continue;
       // In the name of the machine that was asked: another may have the host id by now.
-      const releasing = this.#ledger.release({ id, generation, host, machineId, cool: true });
+      const releasing = this.#ledger.release({
+        ...{ id, generation, host, machineId, agentId, bootId },
+        cool: true,
+      });
       if (await done(releasing.then((outcome) => outcome === 'released'))) ended.push(one);
     }
     return ended;

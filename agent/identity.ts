@@ -169,6 +169,6 @@ function hostOfRecord(path: string): string | undefined {
 }
 
 /** For the command line, also of users who cannot read the state folder. */
-function noteHost(runtimeDir: string, host: string): void {
+export function noteHost(runtimeDir: string, host: string): void {
   writeFileSync(join(runtimeDir, HOST_FILE), `${host}\n`, { mode: 0o644 });
 }

@@ -465,9 +465,9 @@ export class Ledger {
 
   /**
    * Gives a host another id, or its machine: its leases move, as they are. `was` is what the ledger knows it as. Answers how
-   * many moved; null for a host that the ledger does not know. Goes on where a call that was cut short has ended.
-   * HOST_ALIVE where it was heard within `suspectAfterSeconds`; HOST_CONFLICT where it is another machine's or agent's, or
-   * `to` is a host already.
+   * many moved; null where the ledger does not know the host, or as another machine or agent. Goes on where a call that was
+   * cut short has ended. HOST_ALIVE where it was heard within `suspectAfterSeconds`; HOST_CONFLICT where `to` is a host
+   * already, or two machines call themselves the host.
    */
   async renameHost(
     was: Identity & { readonly agentId: string },

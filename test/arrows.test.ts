@@ -37,7 +37,7 @@ const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus|inbound|job-queue|nats-access|streams|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
-  [/^zod$/, /^(protocol\/|agent\/(config|identity|main|witness)\.ts$)/],
+  [/^zod$/, /^(protocol\/|agent\/(config|identity|main|rename|witness)\.ts$)/],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
   [/^pino$/, /^agent\/log\.ts$/],

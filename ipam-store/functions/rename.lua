@@ -27,11 +27,6 @@ local function refuse_rename(root, ask, known, other)
     return refuse('HOST_CONFLICT', 'two machines call themselves host ' .. ask.host .. ': settle that first',
       { host = ask.host, machineId = known.machineId })
   end
-  local is_its_own = known.machineId == ask.wasMachineId and (not known.agentId or known.agentId == ask.agentId)
-  if not is_its_own then
-    return refuse('HOST_CONFLICT', 'host ' .. ask.host .. ' is another machine or agent, ' .. known.machineId,
-      { host = ask.host, machineId = known.machineId })
-  end
   local silent = now_ms(root) - (known.seenMs or 0)
   if silent < ask.suspectMs then
     return refuse('HOST_ALIVE', 'host ' .. ask.host .. ' was heard ' .. digits(silent) .. ' ms ago',
@@ -50,14 +45,15 @@ end
 
 -- rename {host, to, wasMachineId, machineId, agentId, suspectMs} -> {known, moved, more}: the host is `to` from now on,
 -- on the machine that is named; its leases move, MAX_ENDED at a time. `to` may be the host itself, whose machine has
--- another id. A repeat goes on where the call before ended. HOST_ALIVE where it was heard within suspectMs, HOST_CONFLICT
--- where it is another's, or `to` is.
+-- another id. A repeat goes on where the call before ended. Not known is also a host of another machine or agent, which
+-- has nothing of the one that asks. HOST_ALIVE where it was heard within suspectMs, HOST_CONFLICT where `to` is another's.
 local function rename_host(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
   local host, to = ask.host, ask.to
   local known, other = known_of(root, host), known_of(root, to)
-  if not known.machineId then
+  local is_its_own = known.machineId == ask.wasMachineId and (not known.agentId or known.agentId == ask.agentId)
+  if not is_its_own then
     return '{"known":false,"moved":0,"more":false}'
   end
   local refusal = refuse_rename(root, ask, known, other)

@@ -1,4 +1,4 @@
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -13,6 +13,8 @@ import { type Machine, onMachine } from '../support/machine.ts';
 import { type Stack, startStack } from '../support/stack.ts';
 
 // Machines of one image, machines that were given another name, and state folders that were copied.
+
+const VOLTNET = new URL('../../deploy/bin/voltnet', import.meta.url).pathname;
 
 const hex = (): string => randomBytes(16).toString('hex');
 const FIRST = { machineId: hex(), bootId: crypto.randomUUID(), hostName: 'one' };
@@ -224,4 +226,77 @@ test('a state folder of another machine or host is refused before anything is ma
   expect(existsSync(identity)).toBe(false);
   expect(existsSync(join(stateDir, 'ledger.json'))).toBe(false);
   expect(deviceNames()).toEqual(before);
+});
+
+/** `voltnet host rename` on a machine, with the agent's configuration. */
+function renamed(machine: Machine, configFile: string, to: string): Promise<Ended> {
+  const command = [
+    ...onMachine(machine, open),
+    VOLTNET,
+    'host',
+    'rename',
+    to,
+    '--config',
+    configFile,
+  ];
+  const { promise, resolve } = Promise.withResolvers<Ended>();
+  execFile('env', command, { timeout: 50_000 }, (error, _stdout, stderr) =>
+    resolve({ code: error === null ? 0 : error.code, stderr }),
+  );
+  return promise;
+}
+
+interface Ended {
+  readonly code: unknown;
+  readonly stderr: string;
+}
+
+test('a host is renamed on purpose: leases, records and devices are those of the new id', async () => {
+  await startFirst();
+  const { agent, client } = stack;
+  const { attachment } = await client.attach('one', vm('kept'));
+  const running = await renamed(FIRST, agent.configFile, 'two');
+  expect(running).toMatchObject({ code: 5, stderr: expect.stringContaining('stop it first') });
+  await agent.kill();
+  const half = {
+    ...JSON.parse(readFileSync(join(agent.stateDir, 'identity'), 'utf8')),
+    renamingTo: 'two',
+  };
+  // Killed before it had done anything but say so.
+  writeFileSync(join(agent.stateDir, 'identity'), JSON.stringify(half));
+  const other = await renamed(FIRST, agent.configFile, 'three');
+  expect(other).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining('voltnet host rename two'),
+  });
+  expect(await renamed(FIRST, agent.configFile, 'two')).toMatchObject({ code: 0 });
+  await agent.restart();
+  await agent.ready();
+  expect(await agent.health()).toMatchObject({ host: 'two', hostName: 'one', attachments: 1 });
+  const after = await client.get('two', { id: 'kept' });
+  expect(after.attachment).toEqual({ ...attachment, host: 'two' });
+  expect((await client.check('two', {})).differences).toEqual([]);
+  expect((await client.checkLedger({})).differences).toEqual([]);
+  expect((await client.ledgerHosts()).hosts).toMatchObject([{ host: 'two', leases: 1 }]);
+  expect(await client.detach('two', { id: 'kept' })).toMatchObject({ releasing: true });
+  await until('it is released', async () => (await ledger.getLease('kept')) === null);
+});
+
+test('a machine that was refused is given a name of its own, and serves beside the first', async () => {
+  await startFirst();
+  await stack.client.attach('one', vm('kept'));
+  const machine = { ...FIRST, bootId: crypto.randomUUID() };
+  const second = await startOther(machine);
+  await until('it is refused', async () => (await reasonOf(second)).includes('another agent'));
+  await second.kill();
+  expect(await renamed(machine, second.configFile, 'other')).toMatchObject({ code: 0 });
+  await second.restart();
+  await second.ready();
+  await stack.client.attach('other', vm('own'));
+  await stack.client.get('one', { id: 'kept' });
+  const { leases } = await ledger.listLeases({});
+  expect(leases.map(({ id, host }) => `${id} ${host}`).toSorted()).toEqual([
+    'kept one',
+    'own other',
+  ]);
 });

@@ -118,22 +118,6 @@ test('a renaming that was cut short goes on', async () => {
 test.each([
   ['while it is heard', 'HOST_ALIVE', async () => rename()],
   [
-    'of another agent',
-    'HOST_CONFLICT',
-    async () => {
-      await silentFor(store.raw, 'old', 60);
-      return rename({ ...OLD, agentId: 'copy' });
-    },
-  ],
-  [
-    'of another machine',
-    'HOST_CONFLICT',
-    async () => {
-      await silentFor(store.raw, 'old', 60);
-      return rename({ ...OLD, machineId: 'copy' });
-    },
-  ],
-  [
     'to a host that there is',
     'HOST_CONFLICT',
     async () => {
@@ -187,8 +171,13 @@ test('the machine id alone is another', async () => {
   expect(error.code).toBe('HOST_CONFLICT');
 });
 
-test('a host that the ledger does not know is not renamed there', async () => {
-  expect(await rename({ ...OLD, host: 'nobody' })).toBeNull();
+test('nothing moves of a host that the ledger does not know, or as another machine or agent', async () => {
+  await held(1);
+  await silentFor(store.raw, 'old', 60);
+  for (const was of [{ host: 'nobody' }, { agentId: 'copy' }, { machineId: 'copy' }]) {
+    expect(await rename({ ...OLD, ...was })).toBeNull();
+  }
+  expect((await store.ledger.listLeases({ host: 'old' })).leases).toHaveLength(1);
 });
 
 test('a Redis that is older than the renaming has its leases under the new id again', async () => {

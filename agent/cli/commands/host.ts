@@ -1,13 +1,15 @@
 import type { Command } from 'commander';
+import { HOST_PATTERN } from '#protocol/names.ts';
+import { UsageError } from '../errors.ts';
 import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
 import type { Shell } from '../shell.ts';
 import { hostTable } from '../views.ts';
 
-/** `host list`, `host forget`: the hosts that the ledger knows. `host settle`: whose a host is. */
+/** `host list`, `host forget`: the hosts that the ledger knows. `host settle`: whose a host is; `host rename`: another id. */
 export function addHostCommands(program: Command, shell: Shell): void {
   const host = program
     .command('host')
-    .description('hosts of the fleet: list, forget, settle')
+    .description('hosts of the fleet: list, forget, settle, rename')
     .addHelpText('after', '\nExamples:\n  $ voltnet host list\n  $ voltnet host forget h7');
   host
     .command('list')
@@ -87,4 +89,58 @@ its local socket.`,
           settled === true ? `this machine is ${String(name)}` : `${String(name)} is not known`,
         ]);
     });
+  addRename(host, shell);
+}
+
+const addRename = (host: Command, shell: Shell): Command =>
+  host
+    .command('rename')
+    .description('give this host, whose agent is stopped, another id')
+    .argument('<host>', 'its new host id')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ systemctl stop volt-network-agent
+  $ voltnet host rename h7b
+  $ systemctl start volt-network-agent
+
+Moves the leases in the ledger, the records and the state folder; workloads and their traffic stay as
+they are. Run it as root. "host" in agent.json, where it is given, has to be the new id. It waits until
+the ledger takes the host for silent. What was cut short goes on when it is run again; until then no
+agent starts. With the id that the host has, it takes up another /etc/machine-id.`,
+    )
+    .action(async (to: string, _flags: unknown, command: Command) => {
+      if (!HOST_PATTERN.test(to)) throw new UsageError(`"${to}" is no host id`);
+      const { config: file } = command.optsWithGlobals<{ config?: string }>();
+      const output = shell.output();
+      const renamed = await rename(to, file, (text) => output.note(text));
+      const { from, moved, records } = renamed;
+      output.result(renamed, () => [
+        `${from} is ${to}: ${moved ?? 'no'} leases, ${records} records`,
+        ...(moved === null ? [`the ledger has nothing of this machine as ${from}`] : []),
+      ]);
+    });
+
+async function rename(to: string, file: string | undefined, note: (text: string) => void) {
+  const { ConfigError, loadConfig } = await import('../../config.ts');
+  const { IdentityError } = await import('../../identity.ts');
+  const { MachineError, readMachine } = await import('../../machine.ts');
+  const { FolderError } = await import('../../own-folders.ts');
+  const { renameHost } = await import('../../rename.ts');
+  try {
+    const config = loadConfig({ ...(file !== undefined && { file }), env: process.env });
+    if (config.hostGiven && config.host !== to) {
+      throw new UsageError(
+        `host: "${config.host}" is configured: configure "${to}" first, or no host`,
+      );
+    }
+    const { machineId } = readMachine();
+    return await renameHost({ config, machineId, to, note });
+  } catch (error) {
+    for (const problem of [ConfigError, IdentityError, MachineError, FolderError]) {
+      if (error instanceof problem) throw new UsageError(error.message, { cause: error });
+    }
+    throw error;
+  }
 }
