@@ -51,6 +51,8 @@ describe('help', () => {
       'host',
       'host list',
       'host forget',
+    'host settle',
+    'host rename',
       'ledger',
       'ledger check',
       'ledger install',

@@ -42,9 +42,8 @@ const asNew = (leases: readonly Lease[]): Lease[] =>
 
 async function ofNew(): Promise<unknown[]> {
   const { leases } = await store.ledger.listLeases({ host: 'new' });
-  return leases
-    .map(({ state: _, ...lease }) => lease)
-    .toSorted((a, b) => a.generation - b.generation);
+  const inOrder = leases.toSorted((a, b) => a.generation - b.generation);
+  return Promise.all(inOrder.map(({ id }) => store.ledger.getLease(id)));
 }
 
 async function differences(): Promise<string[]> {

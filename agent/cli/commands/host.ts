@@ -105,10 +105,10 @@ Examples:
   $ voltnet host rename h7b
   $ systemctl start volt-network-agent
 
-Moves the leases in the ledger, the records and the state folder; workloads and their traffic stay as
-they are. Run it as root. "host" in agent.json, where it is given, has to be the new id. It waits until
-the ledger takes the host for silent. What was cut short goes on when it is run again; until then no
-agent starts. With the id that the host has, it takes up another /etc/machine-id.`,
+Moves leases, records and the state folder; workloads and their traffic stay as they are. Run it as
+root. "host" in agent.json, where it is given, has to be the new id. It waits until the ledger takes
+the host for silent. What was cut short goes on when it is run again; until then no agent starts.
+With the id that the host has, it takes up another /etc/machine-id.`,
     )
     .action(async (to: string, _flags: unknown, command: Command) => {
       if (!HOST_PATTERN.test(to)) throw new UsageError(`"${to}" is no host id`);
