@@ -49,9 +49,6 @@ export interface SessionStatus {
 
 type Arrival = Pick<Pulse, 'before' | 'rebooted' | 'nowMs'>;
 
-const RECOVERY_WAIT_MS = 3_000;
-/** What of a deadline is left for the last try. */
-const LAST_TRY_MS = 100;
 /** A turn brings the next one at once while there is news; this many at most. */
 const MAX_TURNS = 8;
 
@@ -115,23 +112,9 @@ export class Session {
     return this.#beating;
   }
 
-  /**
-   * Does what the ledger may refuse as RECOVERING; then it is tried again after the next heartbeat's answer, for three
-   * seconds, and not beyond `deadline` (`performance.now()` time): after a restart of Redis that is all it takes.
-   */
-  async whileRecovering<T>(deadline: number, work: () => Promise<T>): Promise<T> {
-    const end = Math.min(deadline - LAST_TRY_MS, performance.now() + RECOVERY_WAIT_MS);
-    for (;;) {
-      try {
-        return await work();
-      } catch (error) {
-        const recovering = error instanceof VoltError && error.code === 'RECOVERING';
-        if (isConflict(error)) void this.beat();
-        if (!recovering || performance.now() > end) throw error;
-        // Not for what the answer asks for: that may wait for what waits here.
-        await this.#answers.next(end);
-      }
-    }
+  /** `Answers.whileRecovering`: does what the ledger may refuse as RECOVERING. */
+  whileRecovering<T>(deadline: number, work: () => Promise<T>): Promise<T> {
+    return this.#answers.whileRecovering(deadline, work);
   }
 
   async #beat(): Promise<Beaten> {

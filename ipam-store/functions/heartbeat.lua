@@ -13,10 +13,10 @@ end
 --            seen: {generation (text), revision, roster, hosts: [host…]}, follows?: {network: position…}}
 -- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended, awaiting: [host…],
 --     moved: [network…], missed: [host…], fallen: [host…], reclaimed: [lease…], due: [{id, generation (text)}…],
---     seen: {generation (text), revision, roster, hosts?: [host…]}}, or of an unclaimed ledger {nowMs, state, asks}
+--     seen: {generation (text), revision, roster, hosts?: [host…]}}; of an unclaimed ledger {nowMs, state, asks}
 -- yieldsTo: what the last HOST_CONFLICT said so in its details.
--- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. before: what the host
--- was, live or suspect. began, ended: this call has begun, or ended, a recovery; missed: whom that did not wait for.
+-- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host
+-- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun, or ended, a recovery; missed: whom that did not wait for.
 -- moved: those that the host follows and in which something has happened since. fallen: whom this call has made
 -- suspect. hosts: of an armed ledger, where the roster is not the one that the reporter has seen. Costs the same
 -- whatever the host holds.

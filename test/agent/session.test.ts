@@ -120,9 +120,13 @@ test('of many hosts before an empty ledger one asks the others', async () => {
       }),
     ),
   );
-  for (const { session } of sessions) void session.beat();
+  const began = performance.now();
+  for (const { session } of sessions) session.start();
   await until(() => sessions.every(({ session }) => session.status.state === 'unclaimed'));
-  expect(asked).toHaveLength(1);
+  // One in two seconds, should the machine be so busy.
+  const turns = 1 + Math.floor((performance.now() - began) / 2_000);
+  expect(asked.length).toBeLessThanOrEqual(turns);
+  expect(asked.length).toBeGreaterThan(0);
 });
 
 test('another host asks where the first one gets no answer', async () => {
