@@ -18,6 +18,7 @@ import {
   type Self,
 } from '#ipam-store/ledger.ts';
 import { endedLease, type EventLog } from './events.ts';
+import { mayHaveBeenDone } from './errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import { announce } from './announce.ts';
@@ -294,7 +295,7 @@ export class Attachments {
     try {
       lease = await granting;
     } catch (error) {
-      if (mayHaveBeenGranted(error))
+      if (mayHaveBeenDone(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
       else journal.remove(record.id);
       throw error;
@@ -501,12 +502,6 @@ function failureOf(work: () => void): { readonly error: unknown } | undefined {
     return { error };
   }
 }
-
-/** STORE_UNAVAILABLE leaves open whether the ledger granted, unless the request never left. */
-const mayHaveBeenGranted = (error: unknown): boolean =>
-  error instanceof VoltError &&
-  error.code === 'STORE_UNAVAILABLE' &&
-  error.details?.['sent'] !== false;
 
 /** STALE_GENERATION, or INVALID_REQUEST for one that was never given out. */
 export function refuseOtherGeneration(

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import { announce } from './announce.ts';
+import { mayHaveBeenDone } from './errors.ts';
 import { endedLease, type EventLog } from './events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from './journal.ts';
 import type { Log } from './log.ts';
@@ -28,6 +29,7 @@ const RETRY_MOST_MS = 5_000;
 export class Detaches {
   readonly #options: DetachesOptions;
   readonly #underWay = new Map<string, Promise<void>>();
+  readonly #releasing = new Set<string>();
   #stopped = false;
 
   constructor(options: DetachesOptions) {
@@ -59,6 +61,11 @@ export class Detaches {
     );
   }
 
+  /** Whether the lease is being given back, or may have been: the device has gone, and the lease is held no more. */
+  isReleasing(id: string): boolean {
+    return this.#releasing.has(id);
+  }
+
   /** Resolves when all that are under way now have ended. */
   async idle(): Promise<void> {
     await Promise.all(this.#underWay.values());
@@ -82,6 +89,7 @@ export class Detaches {
         await this.#release(ending);
         this.#report(ending, detach);
         journal.remove(record.id);
+        this.#releasing.delete(record.id);
         return;
       } catch (error) {
         log.warn({ id: record.id, error: String(error) }, 'detach not finished yet: trying again');
@@ -113,12 +121,15 @@ export class Detaches {
     if (generation === undefined) return;
     // Addresses that no workload has ever used need no cool-down.
     const cool = record.attachment !== undefined || record.kept !== undefined;
+    this.#releasing.add(record.id);
     try {
       await ledger.release({ ...self, id: record.id, generation, cool });
     } catch (error) {
       // Somebody else holds the id by now: there is nothing of ours to give back.
       const code = error instanceof VoltError ? error.code : undefined;
-      if (code !== 'STALE_GENERATION' && code !== 'WRONG_HOST') throw error;
+      if (code === 'STALE_GENERATION' || code === 'WRONG_HOST') return;
+      if (!mayHaveBeenDone(error)) this.#releasing.delete(record.id);
+      throw error;
     }
   }
 

@@ -18,6 +18,12 @@ export function toVoltError(error: unknown): VoltError {
   return new VoltError('INTERNAL', reason, { cause: error });
 }
 
+/** STORE_UNAVAILABLE leaves open whether the ledger did what it was asked, unless the request never left. */
+export const mayHaveBeenDone = (error: unknown): boolean =>
+  error instanceof VoltError &&
+  error.code === 'STORE_UNAVAILABLE' &&
+  error.details?.['sent'] !== false;
+
 const isFullDisk = (error: unknown): error is Error =>
   error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT');
 

@@ -53,7 +53,10 @@ export class Holdings {
     this.#options = options;
   }
 
-  /** The leases of all records whose lease is not another's by now, also of those that are being detached. */
+  /**
+   * The leases of all records whose lease is not another's by now, also of those that are being detached, as long as
+   * they have a device. One that is being given back would be there again, if the ledger heard of it after that.
+   */
   leases(): Lease[] {
     return this.#options.journal.values().flatMap(({ id }) => this.lease(id) ?? []);
   }
@@ -62,6 +65,7 @@ export class Holdings {
   lease(id: string): Lease | undefined {
     const record = this.#options.journal.get(id);
     if (record?.attachment === undefined || hasLostLease(record)) return undefined;
+    if (this.#options.detaches.isReleasing(id)) return undefined;
     return leaseOf(record.attachment, record);
   }
 

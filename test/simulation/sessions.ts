@@ -5,7 +5,7 @@ import { VoltError } from '#protocol/errors.ts';
 export type SessionMistake = 'loss-unnoticed' | 'armed-early';
 
 interface Member {
-  readonly machineId: string;
+  machineId: string | undefined;
   bootId: string;
   seenMs: number;
   suspect: boolean;
@@ -61,9 +61,10 @@ export class ModelSessions {
     throw new VoltError('RECOVERING', `${host} has no session`);
   }
 
-  /** What the ledger knows of a host vanishes. */
+  /** Who the host is vanishes; the list of hosts, which names it, is another key. */
   forget(host: string): void {
-    this.#members.delete(host);
+    const member = this.#members.get(host);
+    if (member !== undefined) Object.assign(member, { machineId: undefined, asserted: false });
   }
 
   /** The counter vanishes, with the leases. */
@@ -106,7 +107,7 @@ export class ModelSessions {
     const rebooted = known !== undefined && known.bootId !== bootId;
     const before = known === undefined ? null : known.suspect ? 'suspect' : 'live';
     const member = known ?? { machineId, bootId, seenMs: nowMs, suspect: false, asserted: false };
-    Object.assign(member, { bootId, seenMs: nowMs, suspect: false });
+    Object.assign(member, { machineId, bootId, seenMs: nowMs, suspect: false });
     if (rebooted) member.asserted = false;
     this.#members.set(host, member);
     const ended = this.#arm();

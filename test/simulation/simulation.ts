@@ -501,8 +501,8 @@ class Simulation {
         assert(made !== undefined, `${id}#${generation} was never told of`);
         const by = made.body['requestId'];
         const attach = this.#bus.jobs.find(({ request }) => request.requestId === by);
-        const ask = this.#answers.has(`${host.name} attach ${String(by)}`);
-        if (attach === undefined || ask) continue;
+        // Who calls for the same may have been the later one.
+        if (attach === undefined || this.#called.has(attach.request)) continue;
         const last = this.#bus.jobs.findLast(({ request }) => request.requestId === by);
         const ended = this.#bus.jobs.find(
           (job) =>
