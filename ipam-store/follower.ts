@@ -29,7 +29,7 @@ export class Follower implements Disposable {
   readonly #onChange: (difference: Difference) => void;
   readonly #replay = new Replay();
   readonly #stopped = new AbortController();
-  #reading: Promise<void> | undefined;
+  #isReading = false;
   /** Why the last question was not answered. */
   #problem: string | undefined;
 
@@ -74,18 +74,15 @@ export class Follower implements Disposable {
   /** Something may have happened in the network. */
   nudge(): void {
     this.#replay.nudge();
-    this.#reading ??= this.#read().finally(() => {
-      this.#reading = undefined;
-      // What came when the last page had been read already.
-      if (this.#replay.isBehind && !this.#stopped.signal.aborted) this.nudge();
-    });
+    if (!this.#isReading) void this.#read();
   }
 
   async #read(): Promise<void> {
     const { signal } = this.#stopped;
+    this.#isReading = true;
     for (let retryMs = FIRST_RETRY_MS; !signal.aborted;) {
       try {
-        if (!(await this.#step())) return;
+        if (!(await this.#step())) break;
       } catch (error) {
         this.#problem = error instanceof Error ? error.message : String(error);
         // Differs from follower to follower: a server that comes back is not met by all at once.
@@ -93,6 +90,9 @@ export class Follower implements Disposable {
         retryMs = Math.min(2 * retryMs, LAST_RETRY_MS);
       }
     }
+    this.#isReading = false;
+    // What came when the last page had been read already.
+    if (this.#replay.isBehind && !signal.aborted) this.nudge();
   }
 
   /** One page. False when there is nothing more to read. */

@@ -116,6 +116,29 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
     await expect(client.forgetHost('h2')).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
   });
 
+  test('whoever may listen hears of what agents change, and misses no right', async () => {
+    await using orchestrator = await clientOf(accounts, 'orchestrator');
+    await using observer = await clientOf(accounts, 'observer');
+    const heard = new Set<string>();
+    observer.connection.subscribe('volt.net.v1.changed.*.*', {
+      callback: (_, message) => heard.add(message.subject),
+    });
+    await observer.connection.flush();
+    await orchestrator.client.attach('h1', vm('rung'));
+    await until('it rings', () => heard.has('volt.net.v1.changed.volt0.leases'));
+    await orchestrator.client.detach('h1', { id: 'rung' });
+    await until(
+      'gone',
+      async () => (await orchestrator.client.list('h1')).attachments.length === 0,
+    );
+    const bell = { network: 'bell', subnet: '10.43.0.0/24' };
+    await using operator = await clientOf(accounts, 'operator');
+    await operator.client.putNetwork(bell);
+    await until('it rings', () => heard.has('volt.net.v1.changed.bell.definition'));
+    await operator.client.deleteNetwork('bell');
+    for (const agent of agents) expect(agent.output()).not.toMatch(/permissions.violation/i);
+  });
+
   test('an operator sees the fleet, and has agents check each other', () => {
     const checked = accounts.voltnet('operator', '--json', 'ledger', 'check');
     expect(checked.stderr).toBe('');

@@ -308,7 +308,7 @@ class World {
     let cursor: string | undefined;
     do {
       const page = await ledger.listLeases({ network: name, cursor });
-      leases.push(...page.leases.map(({ state: _, ...lease }) => lease));
+      leases.push(...page.leases.map(({ state: _state, ...lease }) => lease));
       ({ cursor } = page);
     } while (cursor !== undefined);
     assert.deepEqual(byId(replay.leases.values()), byId(leases));
