@@ -331,12 +331,14 @@ export async function checkFollowing(
   options: {
     histories: number;
     longest: number;
+    /** No history begins later: a busy machine tries fewer. */
+    withinMs?: number;
     mistakes?: readonly Patch[];
     seed?: number;
     path?: string;
   },
 ): Promise<void> {
-  const { histories, longest, mistakes = [], seed, path } = options;
+  const { histories, longest, withinMs, mistakes = [], seed, path } = options;
   const library = mistakes.length === 0 ? librarySource() : mutated(mistakes);
   const { raw, server } = store;
   const rights = ['on', 'nopass', '~*', '+@all', '-xadd', '-xread', '-xrange', '-xrevrange'];
@@ -357,6 +359,7 @@ export async function checkFollowing(
     await fc.assert(property, {
       numRuns: histories,
       endOnFailure: mistakes.length > 0,
+      ...(withinMs !== undefined && { interruptAfterTimeLimit: withinMs }),
       ...(seed !== undefined && { seed }),
       ...(path !== undefined && { path }),
     });
