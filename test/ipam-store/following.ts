@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
+import type { Redis } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
 import {
   type Lease,
@@ -87,7 +88,8 @@ const op = fc.oneof(
 type Op = typeof op extends fc.Arbitrary<infer T> ? T : never;
 
 class World {
-  readonly #store: Store;
+  readonly #raw: Redis;
+  readonly #ledger: Ledger;
   /** Connected as a user who has no right to logs. */
   readonly #unlogged: Ledger;
   readonly #library: string;
@@ -97,11 +99,18 @@ class World {
   #older: (() => Promise<void>) | undefined;
   #named = 0;
 
-  constructor(store: Store, unlogged: Ledger, library: string, members: readonly Member[]) {
-    this.#store = store;
-    this.#unlogged = unlogged;
-    this.#library = library;
-    this.#members = members;
+  constructor(options: {
+    raw: Redis;
+    ledger: Ledger;
+    unlogged: Ledger;
+    library: string;
+    members: readonly Member[];
+  }) {
+    this.#raw = options.raw;
+    this.#ledger = options.ledger;
+    this.#unlogged = options.unlogged;
+    this.#library = options.library;
+    this.#members = options.members;
   }
 
   async begin(): Promise<void> {
@@ -121,11 +130,11 @@ class World {
   async #run(what: Op): Promise<void> {
     switch (what.kind) {
       case 'acquire':
-        return this.#acquire(what, what.unlogged ? this.#unlogged : this.#store.ledger);
+        return this.#acquire(what, what.unlogged ? this.#unlogged : this.#ledger);
       case 'rename':
-        return this.#acquire(what, this.#store.ledger);
+        return this.#acquire(what, this.#ledger);
       case 'release':
-        return this.#release(what.id, what.unlogged ? this.#unlogged : this.#store.ledger);
+        return this.#release(what.id, what.unlogged ? this.#unlogged : this.#ledger);
       case 'many':
         return this.#many(what.network, what.host);
       case 'edit':
@@ -174,7 +183,15 @@ class World {
     const { hostname } = what;
     const more = { host: what.host, ...(hostname !== undefined && { hostname }) };
     const { lease } = await ledger.acquire(askFor(record, what.id, more));
-    this.#member(what.host).leases.set(lease.id, lease);
+    this.#holds(lease);
+  }
+
+  /** As an agent that has written it down. */
+  #holds(lease: Lease): void {
+    const member = this.#member(lease.host);
+    member.leases.set(lease.id, lease);
+    const generation = Math.max(member.seen.generation, lease.generation);
+    member.seen = { ...member.seen, generation };
   }
 
   async #release(name: string, ledger: Ledger): Promise<void> {
@@ -192,8 +209,8 @@ class World {
     this.#named += 1;
     const ids = Array.from({ length: MANY }, (_, n) => `many${this.#named}-${n}`);
     const asked = ids.map((one) => askFor(record, one, { host: by }));
-    for (const outcome of await this.#store.ledger.acquireMany(asked)) {
-      if ('lease' in outcome) this.#member(by).leases.set(outcome.lease.id, outcome.lease);
+    for (const outcome of await this.#ledger.acquireMany(asked)) {
+      if ('lease' in outcome) this.#holds(outcome.lease);
     }
   }
 
@@ -201,7 +218,7 @@ class World {
     this.#named += 1;
     const subnet = name === 'n0' ? '10.1.0.0/20' : '10.2.0.0/20';
     const keys = { network: name, subnet, reuseDelaySeconds: this.#named % 100 };
-    const record = await put(this.#store.ledger, keys, revision);
+    const record = await put(this.#ledger, keys, revision);
     this.#records.set(name, record);
     for (const member of this.#members) await member.put(Promise.resolve(record));
   }
@@ -209,17 +226,17 @@ class World {
   async #remake(name: string, again: boolean): Promise<void> {
     const held = this.#members.flatMap(({ leases }) => [...leases.values()]);
     for (const lease of held.filter((one) => one.network === name)) {
-      await this.#release(lease.id, this.#store.ledger);
+      await this.#release(lease.id, this.#ledger);
     }
-    await this.#store.ledger.deleteNetwork(name);
+    await this.#ledger.deleteNetwork(name);
     this.#records.delete(name);
     for (const member of this.#members) member.networks.delete(name);
     if (again) await this.#put(name);
   }
 
   async #forget(name: string): Promise<void> {
-    await this.#store.raw.zadd(`${ROOT}:hosts`, 'XX', 1, name);
-    await this.#store.ledger.forgetHost(name);
+    await this.#raw.zadd(`${ROOT}:hosts`, 'XX', 1, name);
+    await this.#ledger.forgetHost(name);
   }
 
   /** What agents do once a period, until nothing more is asked of them. */
@@ -238,13 +255,13 @@ class World {
 
   async #harmLog(name: string, harm: string): Promise<void> {
     const key = `${ROOT}:net:${name}:log`;
-    if (harm === 'trim') await this.#store.raw.xtrim(key, 'MAXLEN', '=', 1).catch(() => 0);
-    else await this.#store.raw.del(key);
-    if (harm === 'garbage') await this.#store.raw.set(key, 'garbage');
+    if (harm === 'trim') await this.#raw.xtrim(key, 'MAXLEN', '=', 1).catch(() => 0);
+    else await this.#raw.del(key);
+    if (harm === 'garbage') await this.#raw.set(key, 'garbage');
   }
 
   async #harmServer(harm: string): Promise<void> {
-    const { raw } = this.#store;
+    const raw = this.#raw;
     if (harm === 'copy') {
       this.#older = await snapshotOf(raw, this.#library);
       return;
@@ -258,7 +275,7 @@ class World {
     if (seat.answer !== undefined) return;
     const ask = seat.replay.next();
     if (ask === undefined) return;
-    const { ledger } = this.#store;
+    const ledger = this.#ledger;
     const page =
       ask.ask === 'snapshot'
         ? await ledger.snapshot(seat.network, ask.cursor)
@@ -303,7 +320,7 @@ class World {
   }
 
   async #compare({ network: name, replay, mirror }: Seat): Promise<void> {
-    const { ledger } = this.#store;
+    const ledger = this.#ledger;
     const leases: Lease[] = [];
     let cursor: string | undefined;
     do {
@@ -343,13 +360,17 @@ export async function checkFollowing(
   const { raw, server } = store;
   const rights = ['on', 'nopass', '~*', '+@all', '-xadd', '-xread', '-xrange', '-xrevrange'];
   await raw.call('ACL', 'SETUSER', 'unlogged', ...rights);
-  const unlogged = await openLedger(server.url, { username: 'unlogged' });
+  // A machine that has much else to do must not be a reason to fail.
+  const patient = { commandTimeoutMs: 60_000 };
+  const unlogged = await openLedger(server.url, { ...patient, username: 'unlogged' });
+  const ledger = await openLedger(server.url, patient);
   const property = fc.asyncProperty(
     fc.array(op, { maxLength: longest, size: 'max' }),
     async (history) => {
       await raw.flushall();
       await forgetMemory(raw, library);
-      const world = new World(store, unlogged, library, await fleetOf(store.ledger, HOSTS));
+      const members = await fleetOf(ledger, HOSTS);
+      const world = new World({ raw, ledger, unlogged, library, members });
       await world.begin();
       for (const what of history) await world.run(what);
       await world.end();
@@ -365,6 +386,7 @@ export async function checkFollowing(
     });
   } finally {
     await unlogged.close();
+    await ledger.close();
     await raw.call('ACL', 'DELUSER', 'unlogged');
     await forgetMemory(raw);
   }
