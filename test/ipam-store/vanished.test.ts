@@ -233,7 +233,7 @@ describe.each(KINDS)('$kind', { timeout: 30_000 }, ({ kind, type }) => {
       await goesOn(kind, was === 1 && !TRANSIENT.has(kind));
     });
 
-    if (type === 'hash') continue; // Fields of hashes are below.
+    if (type !== 'zset') continue; // Fields of hashes are below; what is in a log is believed by nobody.
     test(`an entry of ${key} is another`, async () => {
       const [entry = 'none'] = await store.raw.zrange(key, '0', '0');
       const was = await store.raw.zrem(key, entry);
