@@ -117,6 +117,8 @@ const MAC_CANDIDATES = 8;
 /** Requests of one bulk that are under way at once: Redis answers all of them well within a command's time. */
 const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
+/** Networks that one heartbeat asks about: each is looked up. */
+const MAX_FOLLOWS = 16;
 /** Functions that change nothing which has to outlive a server; the others wait for redis.minReplicas. */
 const PASSING = new Set([
   'preview',
@@ -334,6 +336,9 @@ export class Ledger {
     allow(beat, 'agentId', 'heartbeatSeconds');
     const { host, machineId, agentId, yieldsTo, bootId, heartbeatSeconds, newFleet, seen } = beat;
     if (yieldsTo !== undefined) need({ machineId: yieldsTo }, 'machineId');
+    if (Object.keys(beat.follows ?? {}).length > MAX_FOLLOWS) {
+      refuseField('follows', `more than ${MAX_FOLLOWS} networks`);
+    }
     const windowSeconds = beat.recoveryWindowSeconds;
     const { generation, revision, roster, hosts } = seen;
     const answer = await this.#call('heartbeat', {

@@ -13,18 +13,15 @@ import {
 import { librarySource } from '#ipam-store/library.ts';
 import { type Ask, type Difference, Replay } from '#ipam-store/replay.ts';
 import { askFor, openLedger, owned, put, ROOT, type Store } from './fixture.ts';
+import { type Happening, happening, HOSTS, NETWORKS } from './happenings.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import { mutated, type Patch } from './mutants.ts';
 
 // Followers of two networks, before one redis-server in which everything happens that may: each ends with what the ledger
 // has, whatever it has missed, in whatever order it hears of it.
 
-const NETWORKS = ['n0', 'n1'] as const;
-const HOSTS = ['h1', 'h2'] as const;
-const FOLLOWERS = 3;
 /** More than a page of the log, and of a snapshot. */
 const MANY = 130;
-const IDS = 6;
 
 /** A follower as its steps: an answer may arrive long after it was given. */
 interface Seat {
@@ -41,51 +38,6 @@ const seated = (network: string): Seat => ({
   mirror: new Map(),
   answer: undefined,
 });
-
-const which = <T>(items: readonly T[]): fc.Arbitrary<T> => fc.constantFrom(...items);
-const kind = <Kind extends string>(name: Kind): fc.Arbitrary<Kind> => fc.constant(name);
-
-const network = which(NETWORKS);
-const host = which(HOSTS);
-const id = fc.nat({ max: IDS - 1 }).map((n) => `id${n}`);
-const follower = fc.nat({ max: FOLLOWERS - 1 });
-const op = fc.oneof(
-  {
-    weight: 6,
-    arbitrary: fc.record({ kind: kind('acquire'), network, host, id, unlogged: fc.boolean() }),
-  },
-  {
-    weight: 2,
-    arbitrary: fc.record({ kind: kind('rename'), network, host, id, hostname: which(['a', 'b']) }),
-  },
-  { weight: 5, arbitrary: fc.record({ kind: kind('release'), id, unlogged: fc.boolean() }) },
-  { weight: 1, arbitrary: fc.record({ kind: kind('many'), network, host }) },
-  { weight: 2, arbitrary: fc.record({ kind: kind('edit'), network }) },
-  { weight: 2, arbitrary: fc.record({ kind: kind('remake'), network, again: fc.boolean() }) },
-  { weight: 2, arbitrary: fc.record({ kind: kind('forget'), host }) },
-  { weight: 2, arbitrary: fc.record({ kind: kind('beats') }) },
-  {
-    weight: 2,
-    arbitrary: fc.record({
-      kind: kind('log'),
-      network,
-      harm: which(['trim', 'delete', 'garbage']),
-    }),
-  },
-  {
-    weight: 2,
-    arbitrary: fc.record({
-      kind: kind('server'),
-      harm: which(['restart', 'empty', 'copy', 'older']),
-    }),
-  },
-  { weight: 6, arbitrary: fc.record({ kind: kind('nudge'), follower }) },
-  { weight: 9, arbitrary: fc.record({ kind: kind('ask'), follower }) },
-  { weight: 9, arbitrary: fc.record({ kind: kind('take'), follower }) },
-  { weight: 3, arbitrary: fc.record({ kind: kind('drive'), follower }) },
-  { weight: 1, arbitrary: fc.record({ kind: kind('kill'), follower, network }) },
-);
-type Op = typeof op extends fc.Arbitrary<infer T> ? T : never;
 
 class World {
   readonly #raw: Redis;
@@ -118,7 +70,7 @@ class World {
   }
 
   /** Refusals are as good an outcome as any. */
-  async run(what: Op): Promise<void> {
+  async run(what: Happening): Promise<void> {
     try {
       await this.#run(what);
     } catch (error) {
@@ -127,7 +79,7 @@ class World {
     }
   }
 
-  async #run(what: Op): Promise<void> {
+  async #run(what: Happening): Promise<void> {
     switch (what.kind) {
       case 'acquire':
         return this.#acquire(what, what.unlogged ? this.#unlogged : this.#ledger);
@@ -365,7 +317,7 @@ export async function checkFollowing(
   const unlogged = await openLedger(server.url, { ...patient, username: 'unlogged' });
   const ledger = await openLedger(server.url, patient);
   const property = fc.asyncProperty(
-    fc.array(op, { maxLength: longest, size: 'max' }),
+    fc.array(happening, { maxLength: longest, size: 'max' }),
     async (history) => {
       await raw.flushall();
       await forgetMemory(raw, library);
