@@ -94,19 +94,16 @@ local function refuse_clones(root, ask, known, now)
       yieldsTo = ask.machineId })
 end
 
--- The host's own boot was heard. True where another goes on beside it.
-local function goes_on_beside(rivals, now, silence)
-  local found = false
+-- Notes that the host's own boot was heard beside others. Those that were not for long have been on their way.
+local function note_own(rivals, now, silence)
   for boot, rival in pairs(rivals) do
     if now - rival.last > 2 * silence then
       rivals[boot] = nil
     else
       rival.own_first = rival.own_first or now
       rival.own_last = now
-      found = found or rival.last - rival.first >= silence * GOES_ON and now - rival.own_first >= silence * GOES_ON
     end
   end
-  return found
 end
 
 -- Notes that another boot than the host's was heard.
@@ -187,11 +184,8 @@ local function conflict_with(root, ask, known, now)
     return conflict_of_boots(root, ask, known, now)
   end
   local rivals = memory_of(root).rivals[ask.host]
-  if rivals and goes_on_beside(rivals, now, silence_of(ask)) then
-    for boot in pairs(rivals) do
-      known.clones = with_word(known.clones, boot)
-    end
-    return refuse_clones(root, ask, known, now)
+  if rivals then
+    note_own(rivals, now, silence_of(ask))
   end
   return nil
 end
