@@ -102,6 +102,7 @@ local function move_lease(root, host, to, entry)
     redis.call('ZREM', due_key(root, host), lease.id)
     redis.call('ZADD', due_key(root, to), lease.expiresAtMs, lease.id)
   end
+  append(root, lease.network, now_ms(root), CHANGED, lease.id)
 end
 
 -- Whether a server that is older than the renaming of a host has its lease under the name of before.

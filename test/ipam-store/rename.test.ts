@@ -73,7 +73,11 @@ async function startAsNew(leases: readonly Lease[]): Promise<void> {
 test('leases, their addresses and generations are those of the new id, and the old one is unknown', async () => {
   const leases = await held(250);
   await silentFor(store.raw, 'old', 60);
+  const log = `${ROOT}:net:wide:log`;
+  const told = await store.raw.xlen(log);
   expect(await rename()).toBe(250);
+  // Who follows the network hears where its endpoints are now.
+  expect(await store.raw.xlen(log)).toBe(told + 250);
   expect(await ofNew()).toEqual(asNew(leases));
   const { hosts } = await store.ledger.listHosts();
   expect(hosts.map(({ host, leases: count }) => `${host} ${count}`)).toEqual([
