@@ -1,4 +1,5 @@
 import type { Redis } from 'ioredis';
+import { firstKnown } from './addresses.ts';
 
 export interface Address {
   readonly host: string;
@@ -19,21 +20,32 @@ export async function mastersOf(
   { asked, tls, slot }: { asked: Address; tls: boolean; slot: number },
 ): Promise<Master[]> {
   const shards = listOf(await node.cluster('SHARDS')).map(pairsOf);
-  return shards.flatMap((shard) => {
+  const masters = shards.flatMap((shard) => {
     const hasLedger = inRanges(slot, listOf(shard.get('slots')).map(Number));
     return listOf(shard.get('nodes'))
       .map(pairsOf)
       .filter((member) => member.get('role') === 'master' && member.get('health') !== 'fail')
-      .map((member) => ({ ...addressOf(member, asked, tls), hasLedger }));
+      .map(async (member) => ({ ...(await addressOf(member, asked, tls)), hasLedger }));
   });
+  return Promise.all(masters);
 }
 
-/** An endpoint of "?" is a host name that the node is to announce and does not know. */
-function addressOf(member: ReadonlyMap<unknown, unknown>, asked: Address, tls: boolean): Address {
-  const names = [member.get('endpoint'), member.get('ip')];
-  const host = names.find((name) => typeof name === 'string' && name !== '' && name !== '?');
+/**
+ * An endpoint of "?" is a host name that the node is to announce and does not know; one that is announced may be
+ * unknown here.
+ */
+async function addressOf(
+  member: ReadonlyMap<unknown, unknown>,
+  asked: Address,
+  tls: boolean,
+): Promise<Address> {
+  const names = new Set([member.get('endpoint'), member.get('ip')]);
+  const hosts = [...names].filter(
+    (name) => typeof name === 'string' && name !== '' && name !== '?',
+  );
+  const known = await firstKnown(hosts.map((host) => ({ host: String(host) })));
   const port = Number((tls ? member.get('tls-port') : undefined) ?? member.get('port'));
-  return { host: typeof host === 'string' ? host : asked.host, port };
+  return { host: known?.host ?? asked.host, port };
 }
 
 /** Ranges come as first, last, first, last. */

@@ -39,6 +39,8 @@ const FIRST_RECONNECT_MS = 100;
 const LAST_RECONNECT_MS = 1_000;
 /** To a server that is there and does not answer in time. */
 const LAST_SLOW_RECONNECT_MS = 8_000;
+/** A connection that was ready for less counts as another try: the next one waits longer. */
+const STEADY_MS = 5_000;
 const CHECK_RETRY_MS = 1_000;
 /** Rights are given by an operator; until then only the change logs are missing. */
 const RIGHTS_RETRY_MS = 30_000;
@@ -67,6 +69,8 @@ export class Connection {
   #verifying: Promise<void> | undefined;
   #timer: NodeJS.Timeout | undefined;
   #attempts = 0;
+  /** Since when the connection is ready, `performance.now()` time. */
+  #readyMs: number | undefined;
   #requests = 0;
   #closed = false;
 
@@ -184,6 +188,10 @@ export class Connection {
   #ended(cause: unknown): void {
     if (this.#closed) return;
     this.#link = undefined;
+    if (this.#readyMs !== undefined && performance.now() - this.#readyMs > STEADY_MS) {
+      this.#attempts = 0;
+    }
+    this.#readyMs = undefined;
     this.#setStatus({ state: 'unavailable', reason: messageOf(cause) });
     const most = isTimeout(cause) ? LAST_SLOW_RECONNECT_MS : LAST_RECONNECT_MS;
     const longest = Math.min(FIRST_RECONNECT_MS * 2 ** this.#attempts, most);
@@ -207,7 +215,7 @@ export class Connection {
       await checkServer(link.client, this.#options);
       const { before, after } = await installLibrary(link.client);
       if (link !== this.#link) return;
-      this.#attempts = 0;
+      this.#readyMs ??= performance.now();
       const reason = await logProblem(link.client, rootKey(this.#options));
       if (link !== this.#link) return;
       this.#setStatus({ state: 'ready', ...(reason !== undefined && { reason }) });

@@ -1,10 +1,13 @@
 import { Redis, type RedisOptions } from 'ioredis';
+import { addressesOf, firstKnown } from './addresses.ts';
 import type { Address } from './cluster.ts';
 import { messageOf } from './errors.ts';
 
 /** What sentinels say of a master. The one with the highest epoch knows of the latest fail-over. */
 export interface Watched extends Address {
   readonly epoch: number;
+  /** Of the process that the sentinel has found at this address; undefined until it has. */
+  readonly runId: string | undefined;
 }
 
 /** The sentinels of one master, and how to connect to them. */
@@ -20,7 +23,8 @@ const SWITCHED = '+switch-master';
 
 /**
  * Where the master is. All sentinels are asked at once, and the newest answer of the first half of them counts:
- * one that was cut off while the others changed the master must not be believed for having come first.
+ * one that was cut off while the others changed the master must not be believed for having come first. They may call
+ * one master by several names. Throws where they know none, or more than one.
  */
 export async function findMaster(sentinels: Sentinels): Promise<Watched> {
   const { nodes } = sentinels;
@@ -39,9 +43,28 @@ export async function findMaster(sentinels: Sentinels): Promise<Watched> {
     let asked = 0;
     for (const node of nodes) void consult(node);
   });
-  const [newest] = answers.toSorted((a, b) => b.epoch - a.epoch);
-  if (newest !== undefined) return newest;
+  const epoch = Math.max(...answers.map((one) => one.epoch));
+  const newest = answers.filter((one) => one.epoch === epoch);
+  for (const one of newest) {
+    for (const other of newest) {
+      if (await isSame(one, other)) continue;
+      throw new Error(`the sentinels disagree: the master is ${nameOf(one)}, or ${nameOf(other)}`);
+    }
+  }
+  const found = await firstKnown(newest);
+  if (found !== undefined) return found;
   throw new Error(`no sentinel knows the master: ${[...reasons].toSorted().join('; ')}`);
+}
+
+const nameOf = ({ host, port }: Address): string => `${host}:${port}`;
+
+/** Whether two sentinels mean one server: one process, wherever they reach it, or one address, whoever is there. */
+async function isSame(one: Watched, other: Watched): Promise<boolean> {
+  if (one.runId !== undefined && one.runId === other.runId) return true;
+  if (one.port !== other.port) return false;
+  if (one.host === other.host) return true;
+  const addresses = await addressesOf(one.host);
+  return (await addressesOf(other.host)).some((address) => addresses.includes(address));
 }
 
 /** Calls `onSwitch` when any of the sentinels has another master than `known`, and not from before it. */
@@ -60,8 +83,7 @@ export function watchMaster(
     });
     const look = async (): Promise<void> => {
       const master = await masterOf(client, sentinels.masterName);
-      const moved = master.host !== known.host || master.port !== known.port;
-      if (moved && master.epoch >= known.epoch) onSwitch(master);
+      if (master.epoch >= known.epoch && !(await isSame(master, known))) onSwitch(master);
     };
     client.on('error', () => {}); // A sentinel that is away is one fewer to tell of a change.
     // What happened before the subscription is seen by looking once it is there.
@@ -111,9 +133,12 @@ async function masterOf(sentinel: Redis, name: string): Promise<Watched> {
   ]);
   const [host, port]: unknown[] = Array.isArray(address) ? address : [];
   const flat: unknown[] = Array.isArray(facts) ? facts : [];
-  const epoch = Number(flat[flat.indexOf('config-epoch') + 1]);
+  const fact = (field: string): unknown => flat[flat.indexOf(field) + 1];
+  const epoch = Number(fact('config-epoch'));
   if (typeof host !== 'string' || !Number.isInteger(epoch)) {
     throw new TypeError(`SENTINEL MASTER ${name} answered no address`);
   }
-  return { host, port: Number(port), epoch };
+  const runId = fact('ip') === host && fact('port') === port ? fact('runid') : undefined;
+  const known = typeof runId === 'string' && runId !== '';
+  return { host, port: Number(port), epoch, runId: known ? runId : undefined };
 }

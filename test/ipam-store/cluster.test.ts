@@ -57,6 +57,16 @@ test('two cells of a cluster are two ledgers, each where its slot is', async () 
   expect(Math.max(...held.map((some) => some.length))).toBeLessThan(3);
 });
 
+test('nodes that announce names which are unknown here are found by their addresses', async () => {
+  const announced = ['--cluster-announce-hostname', 'nowhere.invalid'];
+  const preferred = ['--cluster-preferred-endpoint-type', 'hostname'];
+  const ledger = await ledgerOf(
+    '',
+    through(await clusterOf({ redisArgs: [...announced, ...preferred] })),
+  );
+  await persist(ledger, () => put(ledger, VOLT0));
+});
+
 test('a ledger in a cluster is found from any node, and outlives its master', async () => {
   const fleet = await clusterOf();
   const [, other] = fleet.nodes;

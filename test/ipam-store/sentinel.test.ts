@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test, vi } from 'vitest';
 import type { LedgerOptions } from '#ipam-store/ledger.ts';
 import { type SentinelFleet, startSentinelFleet } from '#test/support/fleets.ts';
-import { freePort } from '#test/support/servers.ts';
+import { freePort, startRedis, startSentinel } from '#test/support/servers.ts';
 import { askFor, put, until, VOLT0, owned } from './fixture.ts';
 import { loadedVersion, persist, stateOf, useOpening, VERSION } from './opening.ts';
 
@@ -100,6 +100,63 @@ describe('a ledger behind sentinels', () => {
     await fleet.sentinels[0]?.stop();
     await ledgerOf('', through(fleet, { nodes }));
   });
+});
+
+describe('sentinels that call one master', () => {
+  test.each([
+    ['by name and by address', 'localhost', []],
+    ['by an IPv4-mapped address', '::ffff:127.0.0.1', []],
+    ['by two of its addresses', '127.0.0.2', ['--bind', '127.0.0.1', '127.0.0.2']],
+  ])('%s, are of one opinion', async (_, name, redisArgs) => {
+    const fleet = await fleetOf({ names: [name, '127.0.0.1', '127.0.0.1'], redisArgs });
+    const orders = [fleet.nodes, fleet.nodes.toReversed()];
+    const opened = orders.map((nodes) => connecting('', through(fleet, { nodes })));
+    for (const { ledger } of opened) {
+      const record = await persist(ledger, () => put(ledger, VOLT0));
+      await persist(ledger, () => ledger.acquire(askFor(record, 'one')));
+    }
+    await sleep(1_000);
+    for (const { seen } of opened) expect(seen).toEqual([{ state: 'ready' }]);
+    if (name !== 'localhost') return; // A fail-over is the same for all.
+    await rawOf(fleet.master.port).wait(1, 5_000);
+    await fleet.master.kill();
+    for (const { ledger } of opened) {
+      await persist(ledger, () => ledger.getLease('one'));
+      expect(await ledger.getLease('one')).not.toBeNull();
+    }
+  });
+});
+
+test('a sentinel that answers nothing is waited for no longer than the others take', async () => {
+  const fleet = await fleetOf();
+  fleet.sentinels[0]?.pause();
+  const { seen, ledger } = connecting('', through(fleet));
+  await persist(ledger, () => put(ledger, VOLT0));
+  await sleep(1_000);
+  expect(seen).toEqual([{ state: 'ready' }]);
+});
+
+test('sentinels with two masters are refused, and are not asked again and again', async () => {
+  const fleet = await fleetOf();
+  const other = await startRedis();
+  const lines = [`sentinel monitor ${fleet.masterName} 127.0.0.1 ${other.port} 1`];
+  const alone = await startSentinel({ lines });
+  atEnd(() => Promise.all([alone.stop(), other.stop()]));
+  await fleet.sentinels[0]?.stop();
+  const nodes = [{ host: '127.0.0.1', port: alone.port }, ...fleet.nodes.slice(1, 2)];
+  const { ledger, seen } = connecting('', through(fleet, { nodes }));
+  await until(() => ledger.status.reason?.startsWith('the sentinels disagree') === true);
+  for (const port of [fleet.master.port, other.port]) {
+    expect(ledger.status.reason).toContain(`127.0.0.1:${port}`);
+  }
+  // One more sentinel, and most are of one opinion: the other is heard when the connection is there.
+  const most = connecting(
+    '',
+    through(fleet, { nodes: [...fleet.nodes.slice(1), ...nodes.slice(0, 1)] }),
+  );
+  await sleep(2_000);
+  expect(seen.filter(({ state }) => state === 'ready')).toEqual([]);
+  expect(most.seen.filter(({ state }) => state === 'ready').length).toBeLessThan(8);
 });
 
 describe('what is wrong is told', () => {

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import type { Certificates } from './certificates.ts';
@@ -52,9 +53,12 @@ export async function startSentinelFleet({
   replicas: replicaCount = 1,
   redisArgs = [],
   sentinelLines = [],
+  names = ['127.0.0.1', '127.0.0.1', '127.0.0.1'],
   tls,
 }: {
   replicas?: number;
+  /** What each sentinel calls the master: an address of it, or a name. */
+  names?: readonly [string, string, string];
   redisArgs?: readonly string[];
   /** Of every sentinel's configuration. */
   sentinelLines?: readonly string[];
@@ -66,13 +70,18 @@ export async function startSentinelFleet({
   const replicas = await Promise.all(
     Array.from({ length: replicaCount }, () => startRedis({ args: [...args, ...replicaOf], tls })),
   );
-  const lines = [
-    `sentinel monitor ${MASTER_NAME} 127.0.0.1 ${master.port} 2`,
+  const linesOf = (name: string): string[] => [
+    ...(isIP(name) === 0
+      ? ['sentinel resolve-hostnames yes', 'sentinel announce-hostnames yes']
+      : []),
+    `sentinel monitor ${MASTER_NAME} ${name} ${master.port} 2`,
     `sentinel down-after-milliseconds ${MASTER_NAME} 500`,
     `sentinel failover-timeout ${MASTER_NAME} 1000`,
     ...sentinelLines,
   ];
-  const sentinels = await Promise.all([1, 2, 3].map(() => startSentinel({ lines, tls })));
+  const sentinels = await Promise.all(
+    names.map((name) => startSentinel({ lines: linesOf(name), tls })),
+  );
   const factsOf = async (client: Redis): Promise<Map<unknown, unknown>> =>
     pairsOf(await client.call('SENTINEL', 'MASTER', MASTER_NAME));
   await Promise.all(
