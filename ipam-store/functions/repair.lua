@@ -3,14 +3,18 @@
 -- leads to none is removed, unless its host may know better. Each looks again before it does anything, and answers
 -- whether it is right now. What is not here is not proven.
 
+-- For so long an answer of the hosts is good: what is lost again later, they are asked for again.
+local ANSWERED_MS = 60000
+
 -- Asks the hosts for what only they can prove. Answers false, or true where they have been asked, and have answered.
 local function ask_hosts(root, why)
   local tried = memory_of(root).tried or {}
-  if tried[why] then
+  local now = now_ms(root)
+  if tried[why] and now < tried[why] + ANSWERED_MS then
     return true
   end
-  begin_recovery(root, now_ms(root))
-  tried[why] = true
+  begin_recovery(root, now)
+  tried[why] = now
   memory_of(root).tried = tried
   return false
 end
@@ -193,18 +197,23 @@ local REPAIRS = {
   end,
   ['session missing'] = function(root, ask)
     local memory = memory_of(root)
-    local machine = memory.sessions[ask.host] or memory.heard[ask.host]
-    if not machine and redis.call('ZCARD', ids_key(root, ask.host)) == 0 then
+    local who = memory.sessions[ask.host] or memory.heard[ask.host]
+    if not who and redis.call('ZCARD', ids_key(root, ask.host)) == 0 then
       -- No machine, and nothing held: no host.
       for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
         redis.call('ZREM', root .. ':' .. list, ask.host)
       end
       next_roster(root)
       return true
-    elseif not machine then
+    elseif not who then
       return false
     end
-    redis.call('HSET', root .. ':host:' .. ask.host, 'machineId', machine)
+    local machine, agent, boot = string.match(who, '^(%S+) (%S+) (%S+)$')
+    for field, known in pairs({ machineId = machine, agentId = agent, bootId = boot }) do
+      if known ~= '-' then
+        redis.call('HSET', root .. ':host:' .. ask.host, field, known)
+      end
+    end
     return true
   end,
 }
