@@ -128,6 +128,10 @@ local function grant(batch, ask)
   if refusal then
     return refusal
   end
+  -- Changes nothing where the entry is there: its lease has vanished, and the host has it.
+  if redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id) == 0 then
+    return contradiction('the lease of ' .. ask.id .. ' has vanished')
+  end
   local changes = { 'mac:' .. ask.mac, ask.id }
   local addresses, hex, before = '', '', ''
   for index, family in ipairs(batch.families) do
@@ -145,7 +149,6 @@ local function grant(batch, ask)
   end
   -- At once, not with the batch: should a later request of it fail, no other may get these.
   redis.call('HSET', batch.key, unpack(changes))
-  redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id)
   -- A generation is epoch * 2^32 + n, in one counter.
   batch.memory.generation = batch.memory.generation + 1
   local generation = digits(batch.memory.generation)
