@@ -199,6 +199,10 @@ const elapse: fc.Arbitrary<Command> = fc
   .constantFrom(0.001, 10, 59.999, 60, 60, 3_599.999, 3_600)
   .map((seconds) => commandOf('time', (fleet) => fleet.elapse(seconds)));
 
+const setClock: fc.Arbitrary<Command> = fc
+  .constantFrom(-7_200, 7_200, -59, -0.5)
+  .map((seconds) => commandOf('clock', (fleet) => fleet.setClock(seconds)));
+
 const beat: fc.Arbitrary<Command> = host.map((one) =>
   commandOf('beat', (fleet) => fleet.beat(one)),
 );
@@ -211,6 +215,24 @@ const lose: fc.Arbitrary<Command> = fc
     first: fc.nat(2),
   })
   .map(({ how, first }) => commandOf(how, (fleet) => fleet.lose(how, first)));
+
+/** A key is gone, or a part of one; before it is noticed, hosts ask for more. */
+const damage: fc.Arbitrary<Command> = fc
+  .record({
+    key: fc.nat(999),
+    entry: fc.option(fc.nat(99)),
+    meanwhile: fc.array(fc.oneof(acquire, acquire, renew), { maxLength: 4 }),
+  })
+  .map(({ meanwhile, ...which }) =>
+    commandOf('damage', async (fleet) => {
+      const ops: Op[] = [];
+      for (const ask of meanwhile) {
+        const op = await ask(fleet);
+        if (op !== undefined) ops.push(op);
+      }
+      await fleet.damage(which, ops);
+    }),
+  );
 
 /** What others do while a host is away: perhaps they are given what it had. */
 const forget: fc.Arbitrary<Command> = fc
@@ -238,6 +260,8 @@ export const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 1, arbitrary: copy },
   { weight: 2, arbitrary: lose },
   { weight: 2, arbitrary: forget },
+  { weight: 1, arbitrary: setClock },
+  { weight: 1, arbitrary: damage },
 );
 
 /** The first step of a history: a fleet without networks has little to tell. */
@@ -260,7 +284,8 @@ export async function begin(fleet: Fleet, variants: readonly number[]): Promise<
 export async function drain(fleet: Fleet): Promise<void> {
   const { model } = fleet;
   await releaseAll(fleet);
-  await fleet.elapse(7_200);
+  // Time that was ahead of the server's clock stands still while a clock catches up.
+  for (const from = model.nowMs; model.nowMs < from + 7_200_000;) await fleet.elapse(7_200);
   for (const network of model.networks.keys()) {
     const record = await fleet.known('h1', network, false);
     assert(record !== undefined);

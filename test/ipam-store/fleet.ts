@@ -8,6 +8,7 @@ import {
   RevisionChanged,
 } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { type Damage, damage, mend } from './damage.ts';
 import { beatOf, openLedger, type Store, owned } from './fixture.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import { type Answer, Model, type Op, type Rest } from './model.ts';
@@ -52,6 +53,7 @@ export class Fleet {
   readonly #members: readonly Member[];
   readonly #library: string;
   #steps = 0;
+  #serverMs = START_MS;
   /** Puts back what Redis held when it was copied. */
   #turnBack: (() => Promise<void>) | undefined;
   /** All that Redis holds, until something is done. */
@@ -156,11 +158,24 @@ export class Fleet {
     await this.#pass(seconds, this.#members);
   }
 
-  /** Time in which these hosts are heard. */
+  /** The server's clock is set, ahead or back: to the ledger one is time that passes, and the other is none. */
+  async setClock(seconds: number): Promise<void> {
+    this.say(`the clock is set by ${seconds} s`);
+    this.#seen = undefined;
+    await this.#pass(seconds, this.#members);
+  }
+
+  /** Time in which these hosts are heard. Of time that is ahead of the server's clock, a tenth is made good. */
   async #pass(seconds: number, members: readonly Member[]): Promise<void> {
-    this.model.nowMs += seconds * 1_000;
-    await setClock(this.#raw, this.model.nowMs);
-    for (const member of members) await member.turn();
+    const ms = seconds * 1_000;
+    const before = this.model.nowMs;
+    this.#serverMs += ms;
+    await setClock(this.#raw, this.#serverMs);
+    for (const member of members) this.model.nowMs = (await member.turn()).nowMs;
+    const least = before + (ms > 60_000 ? 0 : Math.max(0, ms * 0.9));
+    const { nowMs } = this.model;
+    assert(Math.abs(nowMs - Math.max(this.#serverMs, least)) <= 1, `it is ${nowMs}, not ${least}`);
+    assert(nowMs >= before, 'time goes back');
   }
 
   /** What Redis holds now may come back. */
@@ -180,13 +195,13 @@ export class Fleet {
     if (how === 'turned back') await this.#turnBack?.();
     else if (how === 'emptied') await this.#raw.flushall();
     await forgetMemory(this.#raw, this.#library);
-    await setClock(this.#raw, this.model.nowMs);
+    await setClock(this.#raw, this.#serverMs);
     const [record] = this.model.networks.values();
     const order = this.#members.map((_, n, all) => all[(n + first) % all.length]);
     for (let round = 1; round <= 3; round += 1) {
       for (const member of order) {
         if (round === 1 && record !== undefined) await this.#refusesAll(record);
-        await member?.turn();
+        if (member !== undefined) this.model.nowMs = (await member.turn()).nowMs;
       }
     }
     // What nobody holds any more, its host gives back: an old Redis may have it still.
@@ -197,6 +212,41 @@ export class Fleet {
         await client.release({ ...owned({ id, generation, host }), cool: true });
       }
     }
+    this.model.recovered(await this.#stored());
+    this.#known.clear();
+  }
+
+  /**
+   * Something of the ledger is gone, and hosts go on. Whatever they are granted nobody else has; when an operator has
+   * repaired the ledger, and hosts have said what they hold, everything is as it was.
+   */
+  async damage(which: Damage, meanwhile: readonly Op[]): Promise<void> {
+    this.#seen = undefined;
+    for (const member of this.#members) this.#remind(member);
+    // Hosts are asked again for what is lost again when they were asked more than a minute ago.
+    for (const seconds of [59, 59]) await this.#pass(seconds, this.#members);
+    const gone = await damage(this.#raw, which);
+    this.say(`gone: ${gone}`);
+    for (const op of meanwhile) {
+      // The one index of an id: to another host or network it is one that was never there.
+      const held = 'id' in op ? this.model.leases.get(op.id)?.lease : undefined;
+      const moves =
+        op.do === 'acquire' &&
+        `${op.host} ${op.record.network.network}` !== `${held?.host} ${held?.network}`;
+      if (gone.endsWith(`:leases ${held?.id}`) && moves) continue;
+      const answer = await this.#perform(op);
+      this.say(`${describe(op)} → ${result(answer)}`);
+      this.model.meanwhile(answer);
+    }
+    for (const member of this.#members) this.#remind(member);
+    const left = await mend(this.#client('h1'), this.#members);
+    // Nobody knows what has rested; it is missing until it would have rested.
+    assert.deepEqual(
+      left.filter((what) => what !== 'gone missing'),
+      [],
+      'not repaired',
+    );
+    this.model.nowMs = (await this.#members[0]?.beat())?.nowMs ?? 0;
     this.model.recovered(await this.#stored());
     this.#known.clear();
   }

@@ -40,6 +40,10 @@ describe('histories find the mistake, where the library', () => {
       'gives back to a host that was forgotten what others have since',
       ['if tonumber(other.generation) >= tonumber(lease.generation) then', 'if false then'],
     ],
+    [
+      'goes back in time when the clock is set back',
+      ['clock.offset = clock.offset - passed', 'clock.offset = 0'],
+    ],
     ['deletes a network with leases', ['  if #ids > 0 then', '  if false then']],
     [
       'keeps the MAC of what was released',

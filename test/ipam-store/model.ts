@@ -118,6 +118,23 @@ export class Model {
     assert.fail(`fits in no order: ${[...new Set(failures)].join('; ')}`);
   }
 
+  /** Something of the ledger is gone: it may refuse, and choose as it never would, but not what somebody holds. */
+  meanwhile(answer: Answer): void {
+    if ('error' in answer) return assert.notEqual(answer.error, 'INTERNAL');
+    if (!('lease' in answer)) return;
+    const { lease, created } = answer;
+    const held = this.leases.get(lease.id);
+    assert.equal(created, held === undefined, `${lease.id} has been forgotten`);
+    if (held !== undefined) return assert.deepEqual(lease.addresses, held.lease.addresses);
+    for (const address of bareAddresses(lease))
+      assert(!this.#isHeld(address), `${address} is held`);
+    assert(!this.#macHolder(lease.network, lease.mac), `${lease.mac} is held twice`);
+    assert(lease.generation > this.highestGeneration, `generation ${lease.generation} goes back`);
+    this.highestGeneration = lease.generation;
+    const expiresAtMs = lease.expiresAt === undefined ? undefined : Date.parse(lease.expiresAt);
+    this.leases.set(lease.id, { lease, before: new Map(), expiresAtMs });
+  }
+
   /** A host that was forgotten holds nothing any more. */
   forgotten(host: string): void {
     for (const lease of this.leasesOf(host)) {
