@@ -197,9 +197,21 @@ export class Ledger {
     const { network: text, ...rest } = definitionOf(network);
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
-    const answer = await this.#run('network_put', [asked, text]);
+    const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
+    const answer = await put().catch(async (error: unknown) => {
+      const other = error instanceof VoltError && error.details?.['unsettled'];
+      if (typeof other !== 'string') throw error;
+      await this.#settle(other);
+      return put();
+    });
+    if (answer.flag('more')) await this.#settle(rest.name);
     this.#tell('definition', [network.network]);
     return { ...recordOf(answer), created: answer.flag('created') };
+  }
+
+  /** Goes on with a change of a network until it is finished; each call holds up the server for a moment only. */
+  async #settle(name: string): Promise<void> {
+    while ((await this.#call('network_settle', { name })).flag('more'));
   }
 
   async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
@@ -228,6 +240,7 @@ export class Ledger {
     const answer = await this.#call('network_delete', { name, ...byOf(by) });
     const deleted = answer.flag('deleted');
     if (deleted) this.#tell('definition', [name]);
+    if (answer.flag('more')) await this.#settle(name);
     return { deleted };
   }
 
@@ -519,7 +532,10 @@ export class Ledger {
    * is. What only the hosts can prove they are asked for, and may be right when they have answered.
    */
   async repair(difference: LedgerDifference): Promise<boolean> {
-    return (await this.#call('repair', difference.found)).flag('repaired');
+    const answer = await this.#call('repair', difference.found);
+    const { network } = difference;
+    if (network !== undefined && answer.flag('more')) await this.#settle(network);
+    return answer.flag('repaired');
   }
 
   #call(name: string, args: object): Promise<Fields> {

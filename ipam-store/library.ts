@@ -21,6 +21,7 @@ const FILES = [
   'revisions',
   'rules',
   'log',
+  'settling',
   'networks',
   'usage',
   'sources',

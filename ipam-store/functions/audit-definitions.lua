@@ -94,10 +94,13 @@ local function audited_names(root, ask, note)
   for index, name in ipairs(names) do
     local held = {}
     look_at({ network = name }, note, function()
-      held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
+      held = redis.call('HMGET', network_key(root, name), 'network', 'revision', 'unfinished')
     end)
     local text = held[1] and decoded(held[1]) and tonumber(held[2]) and held[1]
-    if not text then
+    if text and held[3] then
+      -- The rest of it is to be looked at when it is finished.
+      note({ what = 'network unfinished', id = '-', network = name })
+    elseif not text then
       note({ what = 'network missing', id = '-', network = name })
     elseif index > 1 and bytes + #text > MAX_PAGE_BYTES then
       return items, last
@@ -114,11 +117,16 @@ AUDITS.subnets = function(root, ask, note)
   local family = ask.family
   return audit_entries(root .. ':subnets:' .. family, ask.cursor, function(entry)
     local first, last, name = string.match(entry, '^(%x+)%-(%x+) (%S+)$')
-    local text
+    local text, deleting
     look_at({ network = name }, note, function()
       text = name and redis.call('HGET', network_key(root, name), 'family:' .. family)
+      deleting = name and is_deleting(root, name)
     end)
     local rules = text and decoded(text)
+    if deleting then
+      note({ what = 'network unfinished', id = '-', network = name })
+      return
+    end
     if rules and (rules.first ~= first or rules.last ~= last) then
       note({ what = 'subnet stray', id = '-', network = name, family = family, entry = entry })
     elseif not rules and name and redis.call('EXISTS', network_key(root, name)) == 0 then

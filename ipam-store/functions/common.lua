@@ -29,19 +29,21 @@
 --                                  (JSON of its rules: subnet, sizes, and how many entries reserved and closed have;
 --                                  those entries themselves, if a library before 1.7 put it) and next:<f>
 --                                  ("first-last": the first range of `fresh`);
---                                  for each MAC of a lease mac:<mac>: the id; unchecked: 1 in one that had vanished
+--                                  for each MAC of a lease mac:<mac>: the id; unfinished: "sorting" or "deleting" while
+--                                  that takes more calls; unchecked: 1 in one that had vanished
 --                                  and was put again, until the audit has seen that every lease is found in it
 --   <root>:net:<n>:log       stream  what has happened to leases and the network, as log.lua has it; may be missing
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
 --   <root>:net:<n>:<f>:reserved zset  "address workload": given to that workload alone
 --   <root>:net:<n>:<f>:closed   zset  "first-last": never given out; neighbours never touch
+--   <root>:net:<n>:<f>:unsorted zset  "first-last": in which of the keys below its addresses belong is yet to be found
 --   <root>:net:<n>:<f>:fresh    zset  "first-last": the part of it that was never used, without next:<f>
 --   <root>:net:<n>:<f>:held     zset  "address id"
 --   <root>:net:<n>:<f>:last     zset  "address time workload": released when and by whom, and not held since
 --   <root>:net:<n>:<f>:by       zset  "workload address": the same, found by workload
 --   <root>:net:<n>:<f>:free     zset  those of `last` that the pool gives out, by time: least recently used first
 --
--- An allowed address is in exactly one of fresh, free and held. Everything is found by name, range or rank:
+-- An allowed address is in exactly one of fresh, free and held, once it is sorted. Everything is found by name, range or rank:
 -- no function walks a pool.
 --
 -- Functions answer JSON; an error is {"error": {code, message, details?, retryAfterMs?}}, where

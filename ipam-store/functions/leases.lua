@@ -195,6 +195,7 @@ local function open_batch(root, text)
     memory.batch_count = memory.batch_count + 1
   end
   batch.network = false
+  batch.is_preview = false
   batch.now = now_ms(root)
   batch.now_digits = digits(batch.now)
   return batch
@@ -273,6 +274,7 @@ local function preview(keys, args)
   if closed then
     return reply_of(closed)
   end
+  batch.is_preview = true
   local ask = ask_at(args, 2)
   local held = redis.call('HMGET', batch.leases, ask.id, GENERATION)
   if tonumber(held[2]) ~= batch.memory.generation then

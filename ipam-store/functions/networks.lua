@@ -92,15 +92,16 @@ end
 -- Makes the addresses of a family follow its rules; nil for none any more.
 local function set_family(root, name, family, rules, now)
   local key = network_key(root, name)
-  local before = redis.call('HMGET', key, 'family:' .. family, 'delayMs')
-  local old = before[1] and cjson.decode(before[1])
+  local text = redis.call('HGET', key, 'family:' .. family)
+  local old = text and cjson.decode(text)
   local subnets = root .. ':subnets:' .. family
   if old then
     redis.call('ZREM', subnets, old.first .. '-' .. old.last .. ' ' .. name)
     keep_count(root, '#subnets:' .. family, subnets, -1)
     local kept = rules and { { rules.first, rules.last } } or {}
     for _, range in ipairs(minus({ { old.first, old.last } }, kept)) do
-      bury(root, name, family, range[1], range[2], now, tonumber(before[2]))
+      while bury_some(root, name, family, range[1], range[2], now) == MAX_MOVED do
+      end
     end
   end
   if not rules then
@@ -112,9 +113,11 @@ local function set_family(root, name, family, rules, now)
   if redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
     keep_count(root, '#subnets:' .. family, subnets, 1)
   end
-  unearth(root, name, family, rules.first, rules.last)
-  set_allowed(root, name, family, rules.allowed)
   store_rules(root, name, family, rules)
+  set_allowed(root, name, family, rules.allowed)
+  if entry_between(root .. ':gone:' .. family, rules.first, rules.last) then
+    redis.call('HSET', key, 'unfinished', 'sorting')
+  end
 end
 
 -- What forbids this definition: a neighbour, or a lease.
@@ -136,11 +139,6 @@ local function rebuild_pool(root, name, family, allowed)
     redis.call('DEL', pool_key(root, name, family, part))
   end
   redis.call('HDEL', network_key(root, name), 'next:' .. family)
-  local by = pool_key(root, name, family, 'by')
-  each_between(pool_key(root, name, family, 'last'), '0', 'g', function(address, text)
-    local _, workload = time_and_workload(text)
-    redis.call('ZADD', by, '0', workload .. ' ' .. address)
-  end)
   set_allowed(root, name, family, allowed)
 end
 
@@ -187,6 +185,27 @@ local function store_network(root, ask, revision)
   append(root, ask.name, now, EDITED, digits(revision))
 end
 
+-- Removes a network that has no leases.
+local function remove_network(root, name)
+  begin_removal(root, name)
+  while not settle(root, name) do
+  end
+end
+
+-- A network that is being deleted, where it has the name or a subnet that another is to have.
+local function deleting_for(root, ask)
+  if is_deleting(root, ask.name) then
+    return ask.name
+  end
+  for family, rules in pairs(ask.families) do
+    local other = overlapping(root, family, ask.name, rules.first, rules.last)
+    if other and is_deleting(root, other) then
+      return other
+    end
+  end
+  return nil
+end
+
 -- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
 local function incomplete(root, name)
   -- The next revision would be one that was there before.
@@ -208,7 +227,7 @@ end
 --      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
 -- The text of the network as an argument of its own, if it is not in the JSON.
--- -> {network, revision, created}
+-- -> {network, revision, created, more}; more: something of the change is unfinished
 local function put_network(keys, args)
   local root = keys[1]
   local ask = flat_definition(cjson.decode(args[1]))
@@ -218,18 +237,22 @@ local function put_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, ask.name)
-  local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
   local vanished = incomplete(root, ask.name)
   if vanished then
     return reply_of(vanished)
   end
+  local deleting = deleting_for(root, ask)
+  if deleting and not settle(root, deleting) then
+    return reply_of(unsettled(deleting))
+  end
+  local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
   local revision = tonumber(held[1])
   if revision and held[2] == ask.digest then
     if held[3] ~= ask.network and not (held[3] and decoded(held[3])) then
       redis.call('HSET', key, 'network', ask.network)
       held[3] = ask.network
     end
-    return reply_of({ network = held[3], revision = revision, created = false })
+    return reply_of({ network = held[3], revision = revision, created = false, more = not settle(root, ask.name) })
   end
   if revision and ask.revision ~= revision then
     return reply_of(refuse('NETWORK_CONFLICT',
@@ -246,27 +269,15 @@ local function put_network(keys, args)
   end
   local next_revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
   store_network(root, ask, next_revision)
-  return reply_of({ network = ask.network, revision = next_revision, created = not revision })
+  return reply_of({
+    network = ask.network,
+    revision = next_revision,
+    created = not revision,
+    more = not settle(root, ask.name),
+  })
 end
 
--- Removes a network that has no leases.
-local function remove_network(root, name)
-  local now = now_ms(root)
-  for _, family in ipairs(FAMILIES) do
-    set_family(root, name, family, nil, now)
-  end
-  redis.call('DEL', network_key(root, name))
-  redis.call('DEL', log_key(root, name))
-  if redis.call('ZREM', root .. ':networks', name) == 1 then
-    keep_count(root, '#networks', root .. ':networks', -1)
-  end
-  for _, family in ipairs(FAMILIES) do
-    redis.call('HDEL', root .. ':leases', held_field(name, family))
-    memory_of(root).counted[held_field(name, family)] = nil
-  end
-end
-
--- delete {by?: {host, machineId}, name} -> {deleted}
+-- delete {by?: {host, machineId}, name} -> {deleted, more}; more: it is not there any more, but something of it is
 local function delete_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -280,6 +291,9 @@ local function delete_network(keys, args)
   if vanished then
     return reply_of(vanished)
   end
+  if is_deleting(root, name) then
+    return reply_of({ deleted = true, more = not settle(root, name) })
+  end
   local ids = ids_in(root, name, 16)
   for _, family in ipairs(FAMILIES) do
     local _, id = entry_between(pool_key(root, name, family, 'held'), '0', 'g')
@@ -292,11 +306,11 @@ local function delete_network(keys, args)
       { network = name, ids = ids }))
   end
   if redis.call('EXISTS', key) == 0 and not redis.call('ZSCORE', root .. ':networks', name) then
-    return reply_of({ deleted = false })
+    return reply_of({ deleted = false, more = false })
   end
-  remove_network(root, name)
+  begin_removal(root, name)
   note_revised(root, name, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
-  return reply_of({ deleted = true })
+  return reply_of({ deleted = true, more = not settle(root, name) })
 end
 
 redis.register_function('volt1_network_put', readable(put_network))

@@ -1,5 +1,5 @@
 -- Addresses of one network and family: which are free, who holds the others, who held them last.
-local POOL_PARTS = { 'allowed', 'fresh', 'held', 'last', 'by', 'free', 'reserved', 'closed' }
+local POOL_PARTS = { 'allowed', 'fresh', 'held', 'last', 'by', 'free', 'reserved', 'closed', 'unsorted' }
 
 local NEVER_MS = '315360000000'
 -- Entries that one call forgets of networks that are gone.
@@ -163,24 +163,6 @@ local function give_back(root, network, family, address, id, text)
   end
 end
 
--- Keeps what is still cooling of first to last beyond the end of its network.
-local function bury(root, network, family, first, last, now, delay)
-  local gone = root .. ':gone:' .. family
-  each_between(pool_key(root, network, family, 'last'), first, last, function(address, text)
-    forget(root, network, family, address, text)
-    local at = time_and_workload(text)
-    if at + delay > now then
-      redis.call('ZADD', gone, '0', address .. ' ' .. text)
-    end
-  end)
-  if redis.call('EXISTS', gone) == 1 then
-    -- An earlier library let it expire by the server's clock, which may be set.
-    redis.call('PEXPIRE', gone, NEVER_MS)
-    local rests_until = math.max(now + delay, tonumber(redis.call('HGET', root .. ':meta', 'gone:' .. family) or 0) or 0)
-    redis.call('HSET', root .. ':meta', 'gone:' .. family, digits(rests_until))
-  end
-end
-
 -- Forgets the ends of networks when the last of what they left has rested; a part at a time.
 local function drop_gone(root, now)
   for _, family in ipairs(FAMILIES) do
@@ -195,48 +177,4 @@ local function drop_gone(root, now)
       end
     end
   end
-end
-
--- The reverse, for a network that now has these addresses.
-local function unearth(root, network, family, first, last)
-  local gone = root .. ':gone:' .. family
-  each_between(gone, first, last, function(address, text)
-    redis.call('ZREM', gone, address .. ' ' .. text)
-    remember(root, network, family, address, text)
-  end)
-  if redis.call('EXISTS', gone) == 0 then
-    redis.call('HDEL', root .. ':meta', 'gone:' .. family)
-  end
-end
-
--- Changes what the pool gives out, ranges "first-last" in order; costs what was used of the difference.
-local function set_allowed(root, network, family, ranges)
-  local held = pool_key(root, network, family, 'held')
-  local last = pool_key(root, network, family, 'last')
-  local free = pool_key(root, network, family, 'free')
-  local removed, added = replace(pool_key(root, network, family, 'allowed'), ranges)
-  if #removed + #added == 0 then
-    return
-  end
-  removed, added = pairs_of(removed), pairs_of(added)
-  local closed, opened = minus(removed, added), minus(added, removed)
-  change_fresh(root, network, family, function(fresh)
-    for _, range in ipairs(closed) do
-      cut(fresh, range[1], range[2])
-      each_between(last, range[1], range[2], function(address)
-        redis.call('ZREM', free, address)
-      end)
-    end
-    join_all(fresh, opened)
-    for _, range in ipairs(opened) do
-      each_between(held, range[1], range[2], function(address)
-        cut(fresh, address, address)
-      end)
-      each_between(last, range[1], range[2], function(address, text)
-        local at = time_and_workload(text)
-        cut(fresh, address, address)
-        redis.call('ZADD', free, digits(at), address)
-      end)
-    end
-  end)
 end

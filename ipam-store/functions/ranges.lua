@@ -131,17 +131,15 @@ local function join(key, first, last)
   redis.call('ZADD', key, '0', first .. '-' .. last)
 end
 
--- Puts ranges of which nothing is there, and none of which touches another, into a zset of ranges.
+-- Puts ranges of which nothing is there, in order and none of which touches another, into a zset of ranges: neighbours
+-- that were there can touch the first and the last alone.
 local function join_all(key, ranges)
-  if redis.call('EXISTS', key) == 0 then
-    local entries = {}
-    for index, range in ipairs(ranges) do
-      entries[index] = range[1] .. '-' .. range[2]
-    end
-    send_all('ZADD', key, entries)
-    return
+  local between = {}
+  for index = 2, #ranges - 1 do
+    between[index - 1] = ranges[index][1] .. '-' .. ranges[index][2]
   end
-  for _, range in ipairs(ranges) do
+  send_all('ZADD', key, between)
+  for _, range in ipairs({ ranges[1], #ranges > 1 and ranges[#ranges] or nil }) do
     join(key, range[1], range[2])
   end
 end

@@ -199,6 +199,9 @@ local function makes_way(root, refusal, revision, now)
 end
 
 local function reassert_network(root, ask, now)
+  local deleting = deleting_for(root, ask)
+  while deleting and not settle(root, deleting) do
+  end
   local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type', 'network')
   if not (held[3] and decoded(held[3])) then
     held[1] = '0'
@@ -225,6 +228,7 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   store_network(root, ask, ask.revision)
+  settle(root, ask.name)
   outcome.outcome = 'restored'
   return outcome
 end

@@ -52,6 +52,11 @@ end
 REPAIRS['pool differs'] = rebuild
 REPAIRS['lost'] = rebuild
 
+-- What is left of it is `more`, as of any other repair.
+REPAIRS['network unfinished'] = function()
+  return true
+end
+
 REPAIRS['network unlisted'] = function(root, ask)
   if redis.call('HEXISTS', network_key(root, ask.network), 'revision') == 0 then
     return false
@@ -281,7 +286,7 @@ local function drop_unreadable(root, ask)
   end
 end
 
--- repair, a difference as audit answered it -> {repaired}
+-- repair, a difference as audit answered it -> {repaired, more}; more: its network is to be settled
 local function repair(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -291,14 +296,15 @@ local function repair(keys, args)
   if ask.what == 'unreadable' then
     -- Also while nothing can be read, and so no host be heard.
     drop_unreadable(root, ask)
-    return '{"repaired":false}'
+    return reply_of({ repaired = false, more = false })
   end
   local closed = unarmed(root)
   if closed then
     return reply_of(closed)
   end
   local work = REPAIRS[ask.what]
-  return '{"repaired":' .. tostring(work and work(root, ask) or false) .. '}'
+  local repaired = work and work(root, ask) or false
+  return reply_of({ repaired = repaired, more = ask.network and repaired and not settle(root, ask.network) or false })
 end
 
 redis.register_function({ function_name = 'volt1_repair', callback = readable(repair), flags = { 'allow-oom' } })

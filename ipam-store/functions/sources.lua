@@ -10,7 +10,7 @@ end
 
 -- What a batch knows of its network, which it reads once; next:<f> is kept up here and in Redis, together.
 local function open_network(batch)
-  batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6', 'unchecked')
+  batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6', 'unchecked', 'unfinished')
   batch.delay_ms = tonumber(batch.network[2])
   return batch.network
 end
@@ -30,6 +30,12 @@ local function closed_network(batch)
       return contradiction('the definition of network ' .. batch.name .. ' cannot be read')
     end
     return refuse('REVISION_CHANGED', 'network ' .. batch.name .. ' is at revision ' .. revision)
+  end
+  if network[6] then
+    if batch.is_preview or not settle(batch.root, batch.name) then
+      return unsettled(batch.name)
+    end
+    network = open_network(batch)
   end
   if network[5] or not batch.delay_ms then
     return contradiction('parts of network ' .. batch.name .. ' have vanished')

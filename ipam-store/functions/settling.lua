@@ -1,0 +1,269 @@
+-- Changes of networks of which much was used take more than one call. The first makes the change, and says in the
+-- network what is `unfinished` of it; nothing is granted there until that is done, by whoever asks for something of the
+-- network next. So a change that its maker left half done is finished, and no call holds up the server.
+
+-- What one call does of a change: entries that it moves; a range counts as so many.
+local MAX_MOVED = 500
+local MOVED_A_RANGE = 8
+
+-- Notes until when something of `gone` rests. An earlier library let it expire by the server's clock, which may be set.
+local function prolong_gone(root, family, now, delay)
+  local gone = root .. ':gone:' .. family
+  if redis.call('EXISTS', gone) == 1 then
+    redis.call('PEXPIRE', gone, NEVER_MS)
+    local rests_until = math.max(now + delay, tonumber(redis.call('HGET', root .. ':meta', 'gone:' .. family) or 0) or 0)
+    redis.call('HSET', root .. ':meta', 'gone:' .. family, digits(rests_until))
+  end
+end
+
+-- Moves released addresses of first to last, MAX_MOVED at most, from the network to `gone`, where those go on cooling
+-- down that have not. Answers how many.
+local function bury_some(root, network, family, first, last, now)
+  local key = pool_key(root, network, family, 'last')
+  local delay = tonumber(redis.call('HGET', network_key(root, network), 'delayMs') or nil) or 0
+  local entries = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
+  local by, free, resting = {}, {}, {}
+  for index, entry in ipairs(entries) do
+    local space = string.find(entry, ' ', 1, true)
+    local address = string.sub(entry, 1, space - 1)
+    local at, workload = time_and_workload(string.sub(entry, space + 1))
+    by[index] = workload .. ' ' .. address
+    free[index] = address
+    resting[#resting + 1] = at + delay > now and entry or nil
+  end
+  send_all('ZREM', key, entries)
+  send_all('ZREM', pool_key(root, network, family, 'by'), by)
+  send_all('ZREM', pool_key(root, network, family, 'free'), free)
+  send_all('ZADD', root .. ':gone:' .. family, resting)
+  prolong_gone(root, family, now, delay)
+  return #entries
+end
+
+-- The reverse, for a network that now has these addresses. Where they belong in its pool is yet to be found.
+local function unearth_some(root, network, family, first, last)
+  local gone = root .. ':gone:' .. family
+  local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
+  if #entries > 0 then
+    send_all('ZREM', gone, entries)
+    send_all('ZADD', pool_key(root, network, family, 'last'), entries)
+    redis.call('ZADD', pool_key(root, network, family, 'unsorted'), '0',
+      string.match(entries[1], '^%x+') .. '-' .. string.match(entries[#entries], '^%x+'))
+  end
+  if redis.call('EXISTS', gone) == 0 then
+    redis.call('HDEL', root .. ':meta', 'gone:' .. family)
+  end
+  return #entries
+end
+
+-- The allowed ranges that have an address of first to last, cut to those, and where they end: all up to `stop` are there.
+local function allowed_between(root, network, family, first, last)
+  local key = pool_key(root, network, family, 'allowed')
+  local ranges = redis.call('ZRANGEBYLEX', key, '(' .. first .. '-g', '(' .. last .. '-g', 'LIMIT', 0, MAX_MOVED)
+  local stop = last
+  if #ranges == MAX_MOVED then
+    stop = hex_step(bounds_of(table.remove(ranges)), -1)
+  end
+  table.insert(ranges, 1, range_before(key, first))
+  local open = {}
+  for _, range in ipairs(ranges) do
+    local from, to = bounds_of(range)
+    if to >= first and from <= stop then
+      open[#open + 1] = { from < first and first or from, to > stop and stop or to }
+    end
+  end
+  return open, stop
+end
+
+-- The entries "address rest" of first to last, and where they end.
+local function entries_between(key, first, last)
+  local entries = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
+  return entries, #entries == MAX_MOVED and string.match(entries[MAX_MOVED], '^%x+') or last
+end
+
+-- Puts what was released into `free` where the pool gives it out, and takes it from there where not; all into `by`.
+local function sort_released(root, network, family, released, open)
+  local by, free, closed = {}, {}, {}
+  local at_range = 1
+  for _, entry in ipairs(released) do
+    local address, text = string.match(entry, '^(%x+) (.*)$')
+    local at, workload = time_and_workload(text)
+    by[#by + 1] = workload .. ' ' .. address
+    while open[at_range] and open[at_range][2] < address do
+      at_range = at_range + 1
+    end
+    if open[at_range] and open[at_range][1] <= address then
+      free[#free + 1] = digits(at)
+      free[#free + 1] = address
+    else
+      closed[#closed + 1] = address
+    end
+  end
+  send_all('ZADD', pool_key(root, network, family, 'by'), by)
+  send_all('ZREM', pool_key(root, network, family, 'free'), closed)
+  if #free > 0 then
+    redis.call('ZADD', pool_key(root, network, family, 'free'), unpack(free))
+  end
+end
+
+-- Finds out where in the pool the addresses from `first` on belong. Answers up to which it has, and how much that was.
+local function sort_between(root, network, family, first, last)
+  local open, stop = allowed_between(root, network, family, first, last)
+  local held, held_stop = entries_between(pool_key(root, network, family, 'held'), first, stop)
+  local released, released_stop = entries_between(pool_key(root, network, family, 'last'), first, held_stop)
+  stop = released_stop
+  local used, kept = {}, {}
+  for _, entries in ipairs({ held, released }) do
+    for _, entry in ipairs(entries) do
+      local address = string.match(entry, '^%x+')
+      if address <= stop then
+        used[#used + 1] = { address, address }
+      end
+    end
+  end
+  table.sort(used, function(a, b) return a[1] < b[1] end)
+  for _, range in ipairs(open) do
+    if range[1] <= stop then
+      kept[#kept + 1] = { range[1], range[2] > stop and stop or range[2] }
+    end
+  end
+  change_fresh(root, network, family, function(fresh)
+    cut(fresh, first, stop)
+    join_all(fresh, minus(kept, used))
+  end)
+  sort_released(root, network, family, released, kept)
+  return stop, #used + MOVED_A_RANGE * (#kept + 1)
+end
+
+-- Goes on with a change of what a network's pools give out. Answers whether that is done.
+local function sort_on(root, network)
+  local moved = 0
+  for _, family in ipairs(FAMILIES) do
+    local rules = decoded(redis.call('HGET', network_key(root, network), 'family:' .. family) or '')
+    while rules and moved < MAX_MOVED do
+      local some = unearth_some(root, network, family, rules.first, rules.last)
+      moved = moved + some
+      if some < MAX_MOVED then
+        break
+      end
+    end
+    local unsorted = pool_key(root, network, family, 'unsorted')
+    while moved < MAX_MOVED do
+      local range = redis.call('ZRANGE', unsorted, 0, 0)[1]
+      if not range then
+        break
+      end
+      local first, last = bounds_of(range)
+      local stop, some = sort_between(root, network, family, first, last)
+      redis.call('ZREM', unsorted, range)
+      if stop < last then
+        redis.call('ZADD', unsorted, '0', hex_step(stop, 1) .. '-' .. last)
+      end
+      moved = moved + some
+    end
+    if moved >= MAX_MOVED then
+      return false
+    end
+  end
+  redis.call('HDEL', network_key(root, network), 'unfinished')
+  return true
+end
+
+-- Changes what the pool gives out, ranges "first-last" in order. What becomes of each address of the difference is
+-- found out by settle.
+local function set_allowed(root, network, family, ranges)
+  local removed, added = replace(pool_key(root, network, family, 'allowed'), ranges)
+  if #removed + #added == 0 then
+    return
+  end
+  local held, last = pool_key(root, network, family, 'held'), pool_key(root, network, family, 'last')
+  removed, added = pairs_of(removed), pairs_of(added)
+  if #removed == 0 and #added == #ranges and redis.call('EXISTS', held, last) == 0 then
+    -- Nobody has had any of it.
+    change_fresh(root, network, family, function(fresh)
+      join_all(fresh, added)
+    end)
+    return
+  end
+  local unsorted = {}
+  for _, list in ipairs({ minus(removed, added), minus(added, removed) }) do
+    for _, range in ipairs(list) do
+      unsorted[#unsorted + 1] = range[1] .. '-' .. range[2]
+    end
+  end
+  send_all('ZADD', pool_key(root, network, family, 'unsorted'), unsorted)
+  redis.call('HSET', network_key(root, network), 'unfinished', 'sorting')
+end
+
+-- From here on the network is not there, but for its subnets, which nobody may have before what rests there is buried.
+local function begin_removal(root, name)
+  local key = network_key(root, name)
+  redis.call('HSET', key, 'unfinished', 'deleting')
+  redis.call('HDEL', key, 'revision', 'network', 'digest')
+  redis.call('DEL', log_key(root, name))
+  if redis.call('ZREM', root .. ':networks', name) == 1 then
+    keep_count(root, '#networks', root .. ':networks', -1)
+  end
+  for _, family in ipairs(FAMILIES) do
+    redis.call('HDEL', root .. ':leases', held_field(name, family))
+    memory_of(root).counted[held_field(name, family)] = nil
+  end
+end
+
+-- Goes on with a removal. Answers whether that is done.
+local function remove_on(root, name)
+  local key = network_key(root, name)
+  local now = now_ms(root)
+  for _, family in ipairs(FAMILIES) do
+    if bury_some(root, name, family, '0', 'g', now) == MAX_MOVED then
+      return false
+    end
+  end
+  for _, family in ipairs(FAMILIES) do
+    local rules = decoded(redis.call('HGET', key, 'family:' .. family) or '')
+    local subnets = root .. ':subnets:' .. family
+    if rules and redis.call('ZREM', subnets, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
+      keep_count(root, '#subnets:' .. family, subnets, -1)
+    end
+    for _, part in ipairs(POOL_PARTS) do
+      redis.call('DEL', pool_key(root, name, family, part))
+    end
+  end
+  redis.call('DEL', key)
+  return true
+end
+
+-- Goes on with what is unfinished of a network. Answers whether nothing is.
+local function settle(root, name)
+  local unfinished = redis.call('HGET', network_key(root, name), 'unfinished')
+  if not unfinished then
+    return true
+  end
+  if unfinished == 'deleting' then
+    return remove_on(root, name)
+  end
+  return sort_on(root, name)
+end
+
+local function is_deleting(root, name)
+  return redis.call('HGET', network_key(root, name), 'unfinished') == 'deleting'
+end
+
+local function unsettled(name)
+  return refuse('RECOVERING', 'a change of network ' .. name .. ' is unfinished', { unsettled = name }, 250)
+end
+
+-- settle {name} -> {more}: goes on with what is unfinished of a network; again while there is more.
+local function settle_network(keys, args)
+  local closed = unarmed(keys[1])
+  if closed then
+    return reply_of(closed)
+  end
+  return reply_of({ more = not settle(keys[1], cjson.decode(args[1]).name) })
+end
+
+-- Allowed when memory has run out: it gives some back.
+redis.register_function({
+  function_name = 'volt1_network_settle',
+  callback = readable(settle_network),
+  flags = { 'allow-oom' },
+})
