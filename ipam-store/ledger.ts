@@ -1,5 +1,5 @@
 import { VoltError } from '#protocol/errors.ts';
-import type { Network } from '#protocol/network.ts';
+import { type Network, parseNetwork } from '#protocol/network.ts';
 import { auditOf, type LedgerDifference } from './audit.ts';
 import { Batches } from './batches.ts';
 import { allow, need, refuseField } from './checks.ts';
@@ -134,8 +134,8 @@ const PASSING = new Set([
   'log',
 ]);
 /** Of one call, so that the server is not held up. */
-const REASSERT_NETWORKS = 4;
-const REASSERT_LEASES = 100;
+const REASSERT_NAMES = 500;
+const REASSERT_LEASES = 50;
 
 /**
  * The fleet's ledger of networks and leases, in Redis. Each method is one atomic function there, which does all
@@ -206,7 +206,10 @@ export class Ledger {
     });
     if (answer.flag('more')) await this.#settle(rest.name);
     this.#tell('definition', [network.network]);
-    return { ...recordOf(answer), created: answer.flag('created') };
+    const record = answer.has('network')
+      ? recordOf(answer)
+      : { network: parseNetwork(network), revision: answer.number('revision') };
+    return { ...record, created: answer.flag('created') };
   }
 
   /** Goes on with a change of a network until it is finished; each call holds up the server for a moment only. */
@@ -389,39 +392,46 @@ export class Ledger {
     need(session, 'host', 'machineId', 'epoch');
     allow(session, 'agentId', 'bootId');
     const { host, machineId, agentId, bootId, epoch } = session;
-    const networks = holdings.networks.map(({ network, revision }) => ({
-      ...definitionOf(network),
-      revision,
-    }));
     for (const lease of holdings.leases) {
       if (lease.host !== host) refuseField('host', `${lease.id} is of host ${lease.host}`);
     }
-    const leases = holdings.leases.map(storedLease);
-    const outcomes: { networks: NetworkOutcome[]; leases: LeaseOutcome[] } = {
-      networks: [],
-      leases: [],
-    };
-    do {
-      // Of networks each may have many ranges; they come first, since leases are in them.
-      const page = {
-        networks: networks.splice(0, REASSERT_NETWORKS),
-        leases: networks.length > 0 ? [] : leases.splice(0, REASSERT_LEASES),
-      };
-      const last = networks.length + leases.length === 0;
-      const answer = await this.#call('reassert', {
+    const say = (page: object): Promise<Fields> =>
+      this.#call('reassert', {
         host,
         machineId,
         agentId,
         bootId,
         epoch,
+
+        networks: [],
+        leases: [],
+        last: false,
         ...page,
-        last,
       });
-      outcomes.networks.push(...answer.list('networks').map(networkOutcomeOf));
-      outcomes.leases.push(...answer.list('leases').map(leaseOutcomeOf));
-    } while (networks.length + leases.length > 0);
-    this.#tellRestored(outcomes, holdings.leases);
-    return outcomes;
+    const networks: NetworkOutcome[] = [];
+    const leases: LeaseOutcome[] = [];
+    // What is known of most networks is the same everywhere: their definitions are sent where they are missing alone.
+    // They come before the leases in them.
+    for (const some of pagesOf(holdings.networks, REASSERT_NAMES)) {
+      const known = some.map(({ network, revision }) => [network.network, revision]);
+      const wanted = new Set((await say({ known })).texts('wanted'));
+      for (const { network, revision } of some) {
+        if (!wanted.has(network.network)) {
+          networks.push({ network: network.network, outcome: 'kept' });
+          continue;
+        }
+        // Alone: it may have many ranges.
+        const answer = await say({ networks: [{ ...definitionOf(network), revision }] });
+        networks.push(...answer.list('networks').map(networkOutcomeOf));
+      }
+    }
+    for (const some of pagesOf(holdings.leases, REASSERT_LEASES)) {
+      const answer = await say({ leases: some.map(storedLease) });
+      leases.push(...answer.list('leases').map(leaseOutcomeOf));
+    }
+    await say({ last: true });
+    this.#tellRestored({ networks, leases }, holdings.leases);
+    return { networks, leases };
   }
 
   #tellRestored({ networks, leases }: Reasserted, held: readonly Lease[]): void {
@@ -601,6 +611,14 @@ async function inBulk<Request, Result>(
 function errorOf(error: unknown): VoltError | RevisionChanged {
   if (error instanceof VoltError || error instanceof RevisionChanged) return error;
   throw error;
+}
+
+/** `items`, so many at a time. */
+function* pagesOf<T>(
+  items: readonly T[],
+  length: number,
+): Generator<readonly T[], void, undefined> {
+  for (let from = 0; from < items.length; from += length) yield items.slice(from, from + length);
 }
 
 function pageOf(page: Page): Page {

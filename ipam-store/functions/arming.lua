@@ -8,6 +8,7 @@
 --   heard       host -> who it is, of those that have sent a heartbeat since the memory began
 --   rivals      host -> boot id -> when another boot than the host's was heard, and the host meanwhile
 --   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
+--   found       network -> revision in which it is here, and found by its name and its subnets, as its hosts have said
 --   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
 --   asker       {host, since (ms)} of an unclaimed ledger: who asks whether it is a new fleet's
@@ -24,7 +25,7 @@ local function memory_of(root)
   local memory = memories[root]
   if not memory then
     memory = {
-      sessions = {}, heard = {}, said = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
+      sessions = {}, heard = {}, said = {}, found = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
       fresh = {}, counted = {}, rivals = {}, logged = 0,
     }
     memories[root] = memory

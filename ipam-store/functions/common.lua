@@ -53,9 +53,11 @@
 local VERSION = '1.7'
 local EPOCH_UNIT = 4294967296
 local FAMILIES = { '4', '6' }
-local MAX_PAGE_BYTES = 393216
+local MAX_PAGE_BYTES = 131072
 -- A field of <root>:leases that is no id: with a lease is read, and written, what proves that it is current.
 local GENERATION = '#generation'
+-- Entries of one page that cost a few commands each: so that no page holds up the server.
+local MAX_PAGE = 150
 -- Hosts that one call looks at, of those that hold nothing it looks for.
 local MAX_HOSTS = 512
 
@@ -108,14 +110,17 @@ local function decoded(text)
   return done and type(value) == 'table' and value or nil
 end
 
--- nil also for what cannot be read: the audit names it.
+-- The lease, and its text; nil also for what cannot be read: the audit names it.
 local function lease_of(root, id)
   local text = redis.call('HGET', root .. ':leases', id)
   local lease = text and decoded(text)
   local whole = lease and lease.id == id and type(lease.hex) == 'table' and type(lease.before) == 'table'
     and type(lease.network) == 'string' and type(lease.host) == 'string' and type(lease.mac) == 'string'
     and type(lease.workload) == 'string' and tonumber(lease.generation)
-  return whole and lease or nil
+  if whole then
+    return lease, text
+  end
+  return nil
 end
 
 -- One page of a zset of names that begin with `prefix`, after the cursor: the JSON of what `read` makes of
@@ -123,13 +128,14 @@ end
 local function page_of(key, prefix, ask, read)
   local from = ask.cursor and ('(' .. ask.cursor) or ('[' .. prefix)
   -- Names are ASCII: all with the prefix sort before it with this byte.
-  local names = redis.call('ZRANGEBYLEX', key, from, '(' .. prefix .. '\255', 'LIMIT', 0, ask.limit + 1)
+  local limit = math.min(ask.limit, MAX_PAGE)
+  local names = redis.call('ZRANGEBYLEX', key, from, '(' .. prefix .. '\255', 'LIMIT', 0, limit + 1)
   local items = {}
   local bytes = 0
   for index, name in ipairs(names) do
     local item = read(name)
     bytes = bytes + #item
-    if index > 1 and (index > ask.limit or bytes > MAX_PAGE_BYTES) then
+    if index > 1 and (index > limit or bytes > MAX_PAGE_BYTES) then
       return json_list(items), cjson.encode(names[index - 1])
     end
     items[index] = item
@@ -141,13 +147,13 @@ local function ids_key(root, host)
   return root .. ':host:' .. host .. ':ids'
 end
 
--- The lease that an entry "network id" of a host leads to, nil where none says the same; and the id.
+-- The lease that an entry "network id" of a host leads to, nil where none says the same; the id; the lease's text.
 local function lease_at(root, host, entry)
   local space = string.find(entry, ' ', 1, true) or 0
   local id = string.sub(entry, space + 1)
-  local lease = lease_of(root, id)
+  local lease, text = lease_of(root, id)
   if lease and lease.host == host and lease.network == string.sub(entry, 1, space - 1) then
-    return lease, id
+    return lease, id, text
   end
   return nil, id
 end

@@ -226,8 +226,9 @@ end
 -- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
 --      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
--- The text of the network as an argument of its own, if it is not in the JSON.
--- -> {network, revision, created, more}; more: something of the change is unfinished
+-- The text of the network is an argument of its own, if it is not in the JSON.
+-- -> {network?, revision, created, more}; network: where it is of another text than that argument; more: something of
+-- the change is unfinished
 local function put_network(keys, args)
   local root = keys[1]
   local ask = flat_definition(cjson.decode(args[1]))
@@ -252,7 +253,12 @@ local function put_network(keys, args)
       redis.call('HSET', key, 'network', ask.network)
       held[3] = ask.network
     end
-    return reply_of({ network = held[3], revision = revision, created = false, more = not settle(root, ask.name) })
+    return reply_of({
+      network = held[3] ~= args[2] and held[3] or nil,
+      revision = revision,
+      created = false,
+      more = not settle(root, ask.name),
+    })
   end
   if revision and ask.revision ~= revision then
     return reply_of(refuse('NETWORK_CONFLICT',
@@ -270,7 +276,7 @@ local function put_network(keys, args)
   local next_revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
   store_network(root, ask, next_revision)
   return reply_of({
-    network = ask.network,
+    network = not args[2] and ask.network or nil,
     revision = next_revision,
     created = not revision,
     more = not settle(root, ask.name),

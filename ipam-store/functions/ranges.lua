@@ -3,19 +3,22 @@
 -- Arguments of one command, fewer than Lua can hand over.
 local MAX_ARGUMENTS = 2000
 
--- Sends a zset command with many entries, as few times as it can be.
-local function send_all(command, key, entries)
-  local width = command == 'ZADD' and 2 or 1
+-- Adds entries to a zset, as few commands as it can be.
+local function add_all(key, entries)
   local args = {}
   for index, entry in ipairs(entries) do
-    if width == 2 then
-      args[#args + 1] = '0'
-    end
+    args[#args + 1] = '0'
     args[#args + 1] = entry
     if #args >= MAX_ARGUMENTS or index == #entries then
-      redis.call(command, key, unpack(args))
+      redis.call('ZADD', key, unpack(args))
       args = {}
     end
+  end
+end
+
+local function remove_all(key, entries)
+  for from = 1, #entries, MAX_ARGUMENTS do
+    redis.call('ZREM', key, unpack(entries, from, math.min(from + MAX_ARGUMENTS - 1, #entries)))
   end
 end
 
@@ -33,23 +36,29 @@ local function without(list, others)
   return rest
 end
 
--- Makes a zset have these entries and no others. Answers what went and what came, in order.
-local function replace(key, entries)
-  local before = redis.call('ZRANGE', key, 0, -1)
-  local removed, added = without(before, entries), without(entries, before)
-  send_all('ZREM', key, removed)
-  send_all('ZADD', key, added)
-  return removed, added
-end
-
-local function has_exactly(key, entries)
-  local is = redis.call('ZRANGE', key, 0, -1)
-  for index = 1, math.max(#is, #entries) do
-    if is[index] ~= entries[index] then
+local function is_same_list(list, other)
+  for index = 1, math.max(#list, #other) do
+    if list[index] ~= other[index] then
       return false
     end
   end
   return true
+end
+
+local function has_exactly(key, entries)
+  return is_same_list(redis.call('ZRANGE', key, 0, -1), entries)
+end
+
+-- Makes a zset have these entries and no others. Answers what went and what came, in order.
+local function replace(key, entries)
+  local before = redis.call('ZRANGE', key, 0, -1)
+  if is_same_list(before, entries) then
+    return {}, {}
+  end
+  local removed, added = without(before, entries), without(entries, before)
+  remove_all(key, removed)
+  add_all(key, added)
+  return removed, added
 end
 
 -- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
@@ -138,7 +147,7 @@ local function join_all(key, ranges)
   for index = 2, #ranges - 1 do
     between[index - 1] = ranges[index][1] .. '-' .. ranges[index][2]
   end
-  send_all('ZADD', key, between)
+  add_all(key, between)
   for _, range in ipairs({ ranges[1], #ranges > 1 and ranges[#ranges] or nil }) do
     join(key, range[1], range[2])
   end

@@ -198,28 +198,45 @@ local function makes_way(root, refusal, revision, now)
   return true
 end
 
+-- True where a network is here in that revision or a later one; then it is found again by its name and its subnets,
+-- where those have vanished.
+local function is_known(root, name, revision)
+  local held = redis.call('HMGET', network_key(root, name), 'revision', 'family:4', 'family:6', 'network')
+  local is = tonumber(held[1] or nil)
+  if not is or is < revision or not held[4] then
+    return false
+  end
+  -- Once is enough for all hosts: memory is as old as the recovery, if there is one.
+  local found = memory_of(root).found
+  if found[name] == is then
+    return true
+  end
+  for index, family in ipairs(FAMILIES) do
+    local rules = held[1 + index] and decoded(held[1 + index])
+    if held[1 + index] and not rules or not decoded(held[4]) then
+      return false
+    end
+    if rules then
+      redis.call('ZADD', root .. ':subnets:' .. family, '0', rules.first .. '-' .. rules.last .. ' ' .. name)
+    end
+  end
+  redis.call('ZADD', root .. ':networks', '0', name)
+  found[name] = is
+  return true
+end
+
 local function reassert_network(root, ask, now)
+  local outcome = { network = ask.name, outcome = 'kept' }
+  if is_known(root, ask.name, ask.revision) then
+    return outcome
+  end
   local deleting = deleting_for(root, ask)
   while deleting and not settle(root, deleting) do
   end
-  local held = redis.call('HMGET', network_key(root, ask.name), 'revision', 'type', 'network')
-  if not (held[3] and decoded(held[3])) then
-    held[1] = '0'
-  end
-  local outcome = { network = ask.name, outcome = 'kept' }
-  if (tonumber(held[1] or 0) or 0) >= ask.revision then
-    -- Found again by its name and its subnets, where those have vanished.
-    redis.call('ZADD', root .. ':networks', '0', ask.name)
-    if tonumber(held[1]) == ask.revision then
-      for family, rules in pairs(ask.families) do
-        redis.call('ZADD', root .. ':subnets:' .. family, '0', rules.first .. '-' .. rules.last .. ' ' .. ask.name)
-      end
-    end
-    return outcome
-  end
-  local refusal = obstacle_to(root, ask, held[2])
+  local type_before = redis.call('HGET', network_key(root, ask.name), 'type')
+  local refusal = obstacle_to(root, ask, type_before)
   while refusal and makes_way(root, refusal, ask.revision, now) do
-    refusal = obstacle_to(root, ask, held[2])
+    refusal = obstacle_to(root, ask, type_before)
   end
   if refusal then
     outcome.outcome = 'refused'
@@ -233,10 +250,11 @@ local function reassert_network(root, ask, now)
   return outcome
 end
 
--- reassert {host, machineId, epoch, networks: [as of network_put, with revision…], leases: [as they are stored…],
---           last}
--- -> {networks: [{network, outcome, reason?, address?}…],
+-- reassert {host, machineId, epoch, known?: [[name, revision]…], networks: [as of network_put, with revision…],
+--           leases: [as they are stored…], last}
+-- -> {wanted: [name…], networks: [{network, outcome, reason?, address?}…],
 --     leases: [{id, generation, outcome, reason?, holder?, displaced?}…]}
+-- wanted: of `known` those that are not here in that revision or a later one, and are to be sent whole.
 -- Outcomes: kept; restored; of networks refused; of leases fenced (holder is a later lease) and misplaced.
 -- `last` says that this was all. A repeat changes nothing.
 local function reassert(keys, args)
@@ -259,13 +277,23 @@ local function reassert(keys, args)
       return reply_of(recovering('the ledger knows of no generation ' .. lease.generation))
     end
   end
+  local newest = 0
   for _, network in ipairs(ask.networks) do
-    if network.revision > meta.revision then
-      return reply_of(recovering('the ledger knows of no revision ' .. network.revision))
-    end
+    newest = math.max(newest, network.revision)
+  end
+  for _, network in ipairs(ask.known or {}) do
+    newest = math.max(newest, network[2])
+  end
+  if newest > meta.revision then
+    return reply_of(recovering('the ledger knows of no revision ' .. digits(newest)))
   end
   local now = now_ms(root)
-  local networks, leases, known = {}, {}, {}
+  local networks, leases, wanted, known = {}, {}, {}, {}
+  for _, network in ipairs(ask.known or {}) do
+    if not is_known(root, network[1], network[2]) then
+      wanted[#wanted + 1] = cjson.encode(network[1])
+    end
+  end
   for index, network in ipairs(ask.networks) do
     networks[index] = cjson.encode(reassert_network(root, flat_definition(network), now))
   end
@@ -276,10 +304,11 @@ local function reassert(keys, args)
     redis.call('HSET', session, 'asserted', ask.epoch)
     open_session(root, ask.host, heard, ask.epoch)
     if memory_of(root).generation then
-      memory_of(root).said = {}
+      memory_of(root).said, memory_of(root).found = {}, {}
     end
   end
-  return '{"networks":' .. json_list(networks) .. ',"leases":' .. json_list(leases) .. '}'
+  return '{"wanted":' .. json_list(wanted) .. ',"networks":' .. json_list(networks)
+    .. ',"leases":' .. json_list(leases) .. '}'
 end
 
 redis.register_function('volt1_reassert', readable(reassert))

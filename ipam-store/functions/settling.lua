@@ -31,10 +31,10 @@ local function bury_some(root, network, family, first, last, now)
     free[index] = address
     resting[#resting + 1] = at + delay > now and entry or nil
   end
-  send_all('ZREM', key, entries)
-  send_all('ZREM', pool_key(root, network, family, 'by'), by)
-  send_all('ZREM', pool_key(root, network, family, 'free'), free)
-  send_all('ZADD', root .. ':gone:' .. family, resting)
+  remove_all(key, entries)
+  remove_all(pool_key(root, network, family, 'by'), by)
+  remove_all(pool_key(root, network, family, 'free'), free)
+  add_all(root .. ':gone:' .. family, resting)
   prolong_gone(root, family, now, delay)
   return #entries
 end
@@ -44,8 +44,8 @@ local function unearth_some(root, network, family, first, last)
   local gone = root .. ':gone:' .. family
   local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
   if #entries > 0 then
-    send_all('ZREM', gone, entries)
-    send_all('ZADD', pool_key(root, network, family, 'last'), entries)
+    remove_all(gone, entries)
+    add_all(pool_key(root, network, family, 'last'), entries)
     redis.call('ZADD', pool_key(root, network, family, 'unsorted'), '0',
       string.match(entries[1], '^%x+') .. '-' .. string.match(entries[#entries], '^%x+'))
   end
@@ -98,8 +98,8 @@ local function sort_released(root, network, family, released, open)
       closed[#closed + 1] = address
     end
   end
-  send_all('ZADD', pool_key(root, network, family, 'by'), by)
-  send_all('ZREM', pool_key(root, network, family, 'free'), closed)
+  add_all(pool_key(root, network, family, 'by'), by)
+  remove_all(pool_key(root, network, family, 'free'), closed)
   if #free > 0 then
     redis.call('ZADD', pool_key(root, network, family, 'free'), unpack(free))
   end
@@ -190,7 +190,7 @@ local function set_allowed(root, network, family, ranges)
       unsorted[#unsorted + 1] = range[1] .. '-' .. range[2]
     end
   end
-  send_all('ZADD', pool_key(root, network, family, 'unsorted'), unsorted)
+  add_all(pool_key(root, network, family, 'unsorted'), unsorted)
   redis.call('HSET', network_key(root, network), 'unfinished', 'sorting')
 end
 
