@@ -21,76 +21,155 @@ export interface LedgerDifference {
   readonly found: Readonly<Record<string, unknown>>;
 }
 
-type Differences = AsyncGenerator<LedgerDifference, void, undefined>;
+/** A piece of a check, and where it goes on after it. */
+export interface AuditPage {
+  readonly differences: readonly LedgerDifference[];
+  readonly next: AuditPosition;
+}
+
+/**
+ * How far a check is: the stage; the last host or network of it that is done, and the next one, with the part of it that
+ * is to come; what the page before ended with. Whoever has it may go on from there.
+ */
+export interface AuditPosition {
+  readonly stage: number;
+  readonly after?: string | undefined;
+  readonly name?: string | undefined;
+  readonly part?: number | undefined;
+  readonly cursor?: string | undefined;
+}
+
+type Pages = AsyncGenerator<AuditPage, void, undefined>;
 /** Sends one `volt1_audit`. */
 type Send = (ask: object) => Promise<Fields>;
 
-const LISTS = ['hosts', 'suspects', 'joining'] as const;
-const FAMILY_PARTS = ['held', 'last', 'by', 'free'] as const;
+interface Whole {
+  readonly what: string;
+  readonly ask: object;
+}
+interface Each {
+  readonly what: string;
+  readonly each: 'roster' | 'names';
+}
+
+const WHOLES = (list: readonly object[], what: string): Whole[] =>
+  list.map((ask) => ({ what, ask }));
 
 /**
- * Every part of the ledger. What proves others comes first: leases, then the hosts, the networks, and what is counted of
- * them; so that whoever repairs as it goes finds least.
+ * What proves others comes first: leases, then the hosts, the networks, and what is counted of them; so that whoever
+ * repairs as it goes finds least.
  */
-export async function* auditOf(send: Send): Differences {
-  yield* partOf(send, { part: 'leases' });
-  for (const list of LISTS) yield* partOf(send, { part: 'members', list });
-  const hosts = new Set<string>();
-  for await (const host of hostsOf(send)) hosts.add(host);
-  for (const host of hosts) {
-    for (const part of ['session', 'host', 'due']) yield* partOf(send, { part, host });
+const STAGES: readonly (Whole | Each)[] = [
+  { what: 'leases', ask: { part: 'leases' } },
+  ...WHOLES(
+    ['hosts', 'suspects', 'joining'].map((list) => ({ part: 'members', list })),
+    'hosts',
+  ),
+  { what: 'hosts', each: 'roster' },
+  ...WHOLES(
+    FAMILIES.flatMap((family) => ['subnets', 'gone'].map((part) => ({ part, family }))),
+    'networks',
+  ),
+  { what: 'networks', each: 'names' },
+  { what: 'counts', ask: { part: 'meta' } },
+];
+
+const HOST_PARTS: readonly object[] = ['session', 'host', 'due'].map((part) => ({ part }));
+const NETWORK_PARTS: readonly object[] = [
+  { part: 'macs' },
+  ...FAMILIES.flatMap((family) => ['held', 'last', 'by', 'free'].map((part) => ({ part, family }))),
+  { part: 'definition' },
+  ...FAMILIES.map((family) => ({ part: 'pool', family })),
+  { part: 'count' },
+];
+
+/** What a check looks at there, as people call it. */
+export const auditStage = ({ stage }: AuditPosition): string => STAGES[stage]?.what ?? 'all';
+
+/** Every part of the ledger, from a position on, page by page. */
+export async function* auditOf(send: Send, from: AuditPosition = { stage: 0 }): Pages {
+  let at = from;
+  for (const [stage, one] of STAGES.entries()) {
+    if (stage < from.stage) continue;
+    const start = at.stage === stage ? at : { stage };
+    const next = { stage: stage + 1 };
+    if ('ask' in one) {
+      yield* partOf(send, { ask: one.ask, proof: {}, from: start, next });
+    } else {
+      yield* eachOf(send, one.each, start);
+      yield { differences: [], next };
+    }
+    at = next;
   }
-  for (const family of FAMILIES) {
-    for (const part of ['subnets', 'gone']) yield* partOf(send, { part, family });
-  }
-  let cursor: string | undefined;
-  do {
-    const page = await send({ part: 'names', ...(cursor !== undefined && { cursor }) });
-    for (const found of page.list('differences')) yield differenceOf(found, {});
-    for (const named of page.list('networks')) yield* networkOf(send, named);
-    cursor = page.optionalText('cursor');
-  } while (cursor !== undefined);
-  yield* partOf(send, { part: 'meta' });
 }
 
-async function* hostsOf(send: Send): AsyncGenerator<string, void, undefined> {
-  let cursor: string | undefined;
+/** Each host, or each network, by name. */
+async function* eachOf(send: Send, list: 'roster' | 'names', from: AuditPosition): Pages {
+  const { stage } = from;
+  let at = from;
+  let cursor = from.after;
   do {
-    const page = await send({ part: 'roster', ...(cursor !== undefined && { cursor }) });
-    yield* page.texts('hosts');
+    const page = await send({ part: list, ...(cursor !== undefined && { cursor }) });
+    const found = page.list('differences').map((one) => differenceOf(one, {}));
+    yield { differences: found, next: at };
+    const all =
+      list === 'roster'
+        ? page.texts('hosts').map((host) => ({ name: host, ask: { host }, proof: {} }))
+        : page.list('networks').map(namedNetwork);
+    for (const { name, ask, proof } of all) {
+      const parts = list === 'roster' ? HOST_PARTS : NETWORK_PARTS;
+      const { after } = at;
+      const first = at.name === name ? (at.part ?? 0) : 0;
+      for (const [part, one] of parts.entries()) {
+        if (part < first) continue;
+        const isDefinition = 'part' in one && one.part === 'definition';
+        if (isDefinition && !('definition' in proof)) continue;
+        const start = part === first && at.name === name ? at : { stage };
+        yield* partOf(send, {
+          ask: { ...one, ...ask, ...(isDefinition && proof) },
+          proof,
+          from: { stage, after, name, part, cursor: start.cursor },
+          next: { stage, after, name, part: part + 1 },
+        });
+      }
+      at = { stage, after: name };
+    }
     cursor = page.optionalText('cursor');
   } while (cursor !== undefined);
 }
 
-async function* networkOf(send: Send, named: Fields): Differences {
+function namedNetwork(named: Fields): { name: string; ask: object; proof: object } {
   const network = named.text('name');
-  const proof = proofOf(named);
-  yield* partOf(send, { part: 'macs', network }, proof);
-  for (const family of FAMILIES) {
-    for (const part of FAMILY_PARTS) yield* partOf(send, { part, network, family }, proof);
-  }
-  if (proof !== undefined) yield* partOf(send, { part: 'definition', network, ...proof }, proof);
-  for (const family of FAMILIES) yield* partOf(send, { part: 'pool', network, family }, proof);
-  yield* partOf(send, { part: 'count', network });
+  return { name: network, ask: { network }, proof: proofOf(named) };
 }
 
 /** What the definition of a network proves; nothing where a newer version has put it. */
-function proofOf(named: Fields): { definition: object; revision: number } | undefined {
+function proofOf(named: Fields): object {
   try {
     const { network, revision } = recordOf(named);
     return { definition: definitionOf(network), revision };
   } catch (error) {
-    if (error instanceof VoltError) return undefined;
+    if (error instanceof VoltError) return {};
     throw error;
   }
 }
 
-async function* partOf(send: Send, part: object, proof: object = {}): Differences {
-  let cursor: string | undefined;
+interface Part {
+  readonly ask: object;
+  /** What goes with its differences, for `repair`. */
+  readonly proof: object;
+  readonly from: AuditPosition;
+  /** Where a check goes on after it. */
+  readonly next: AuditPosition;
+}
+
+async function* partOf(send: Send, { ask, proof, from, next }: Part): Pages {
+  let { cursor } = from;
   do {
-    const answer = await send({ ...part, ...(cursor !== undefined && { cursor }) });
-    for (const found of answer.list('differences')) yield differenceOf(found, proof);
+    const answer = await send({ ...ask, ...(cursor !== undefined && { cursor }) });
+    const differences = answer.list('differences').map((found) => differenceOf(found, proof));
     cursor = answer.optionalText('cursor');
+    yield { differences, next: cursor === undefined ? next : { ...from, cursor } };
   } while (cursor !== undefined);
 }
 

@@ -193,11 +193,26 @@ AUDITS.count = function(root, ask, note)
   end
 end
 
+-- Of the server's time a check has one part in so many.
+local AUDIT_SHARE = 5
+-- So much it may be ahead, or short steps would each wait; more than AUDIT_MOST_MS no step takes.
+local AUDIT_AHEAD_MS = 20
+local AUDIT_MOST_MS = 10000
+
 -- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held | last | by | free |
 --        pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
--- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}
+-- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}, or
+-- {waitMs}: all checks of a fleet together have a fifth of the server's time, and have had that for now
 local function audit(keys, args)
   local root = keys[1]
+  local now, memory = now_ms(), memory_of(root)
+  -- A clock that was set back makes nobody wait.
+  local paid_ms = memory.audit_paid_ms or 0
+  paid_ms = paid_ms > now + AUDIT_MOST_MS and 0 or paid_ms
+  if paid_ms > now + AUDIT_AHEAD_MS then
+    return reply_of({ waitMs = math.ceil(paid_ms - now) })
+  end
+  local started = redis.call('TIME')
   local ask = cjson.decode(args[1])
   if ask.definition then
     flat_definition(ask.definition)
@@ -217,6 +232,9 @@ local function audit(keys, args)
       cursor = AUDITS[ask.part](root, ask, note)
     end
   end)
+  local ended = redis.call('TIME')
+  local took_ms = (ended[1] - started[1]) * 1000 + (ended[2] - started[2]) / 1000
+  memory.audit_paid_ms = math.max(paid_ms, now) + math.max(0, took_ms) * AUDIT_SHARE
   return '{"differences":' .. json_list(found) .. ',"networks":' .. json_list(networks)
     .. ',"hosts":' .. json_list(hosts) .. ',"cursor":' .. cjson.encode(cursor or cjson.null) .. '}'
 end
