@@ -7,10 +7,20 @@ import {
   MAX_ANSWER_BYTES,
 } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
-import type { LedgerCheckAnswer, LedgerDifference } from '#protocol/ledger.ts';
+import {
+  type LedgerCheckAnswer,
+  type LedgerCheckPosition,
+  ledgerCheckPositionSchema,
+  type LedgerDifference,
+} from '#protocol/ledger.ts';
 import { IS_ANSWER } from '#protocol/outlines.ts';
 import { subjects } from '#protocol/subjects.ts';
-import type { HostRecord, Ledger } from '#ipam-store/ledger.ts';
+import {
+  type AuditPosition,
+  auditStage,
+  type HostRecord,
+  type Ledger,
+} from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Bus } from './bus.ts';
 import { Joint } from './joint.ts';
@@ -19,6 +29,8 @@ import { nobodyWaits, type Slices } from './slices.ts';
 // Half is for the names of hosts.
 const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
 const HOSTS_AT_ONCE = 16;
+/** Of one answer: whoever asks goes on from there, if he still wants to, and hears meanwhile how far it is. */
+const RUN_MS = 3_000;
 /** Less than who asks waits by default; a host with very many attachments and much to do takes some seconds. */
 const HOST_TIMEOUT_MS = 8_000;
 
@@ -29,72 +41,108 @@ const HOST_TIMEOUT_MS = 8_000;
  */
 export class FleetCheck {
   readonly #ledger: Ledger;
-  readonly #bus: () => Bus;
+  readonly #bus: () => Pick<Bus, 'request'>;
+  readonly #runMs: number;
   readonly #subjectPrefix: string;
   readonly #slices: Slices;
-  readonly #joint = new Joint<'look' | 'repair', EncodedAnswer>((what, signal) =>
-    this.#check(what === 'repair', signal),
+  readonly #joint = new Joint<string, EncodedAnswer>((key, signal) =>
+    this.#check(askOf(key), signal),
   );
 
-  constructor(options: { ledger: Ledger; bus: () => Bus; subjectPrefix: string; slices: Slices }) {
+  /** `runMs`: after so long it answers how far it is. */
+  constructor(options: {
+    ledger: Ledger;
+    bus: () => Pick<Bus, 'request'>;
+    subjectPrefix: string;
+    slices: Slices;
+    runMs?: number;
+  }) {
+    this.#runMs = options.runMs ?? RUN_MS;
     this.#ledger = options.ledger;
     this.#bus = options.bus;
     this.#subjectPrefix = options.subjectPrefix;
     this.#slices = options.slices;
   }
 
-  /** A `LedgerCheckAnswer`; DEADLINE_EXCEEDED where there is none by then (`performance.now()` time). */
-  check({ repair }: { repair: boolean }, deadline: number): Promise<EncodedAnswer> {
-    return this.#joint.ask(repair ? 'repair' : 'look', deadline);
+  /**
+   * A `LedgerCheckAnswer`, with a cursor where there is more to check than a run may take; DEADLINE_EXCEEDED where there
+   * is none by then (`performance.now()` time). INVALID_REQUEST for a cursor that none has answered.
+   */
+  async check(
+    { repair = false, cursor }: { repair?: boolean | undefined; cursor?: string | undefined },
+    deadline: number,
+  ): Promise<EncodedAnswer> {
+    if (cursor !== undefined) positionOf(cursor);
+    return this.#joint.ask(`${repair ? 'repair' : 'look'} ${cursor ?? ''}`, deadline);
   }
 
-  async #check(repair: boolean, signal: AbortSignal): Promise<EncodedAnswer> {
+  async #check({ repair, from }: Ask, signal: AbortSignal): Promise<EncodedAnswer> {
     const found = new Found();
-    for await (const difference of this.#ledger.audit()) {
-      if (signal.aborted) throw nobodyWaits();
-      const { id, what, address, mac } = difference;
-      const expected = what.endsWith('missing') ? (address ?? mac ?? id) : null;
-      const observed = what.endsWith('missing') ? null : (address ?? mac ?? id);
-      const repaired = repair && (await done(this.#ledger.repair(difference)));
-      found.add({ id, what: `ledger ${what}`, expected, observed, repaired });
+    const end = performance.now() + this.#runMs;
+    const next =
+      (from.ledger &&
+        (await this.#compareLedger(found, { repair, from: from.ledger }, end, signal))) ??
+      (await this.#compareHosts(found, { repair, from: from.hosts ?? '' }, end, signal));
+    const answer: LedgerCheckAnswer = { ...found.answer(), ...(next && partOf(next)) };
+    return this.#slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
+  }
+
+  /** Answers where it stopped, if not at the end. */
+  async #compareLedger(
+    found: Found,
+    { repair, from }: { repair: boolean; from: AuditPosition },
+    end: number,
+    signal: AbortSignal,
+  ): Promise<LedgerCheckPosition | undefined> {
+    try {
+      for await (const { differences, next } of this.#ledger.auditPages(from, signal)) {
+        for (const difference of differences) {
+          if (signal.aborted) throw nobodyWaits();
+          const { id, what, address, mac } = difference;
+          const expected = what.endsWith('missing') ? (address ?? mac ?? id) : null;
+          const observed = what.endsWith('missing') ? null : (address ?? mac ?? id);
+          const repaired = repair && (await done(this.#ledger.repair(difference)));
+          found.add({ id, what: `ledger ${what}`, expected, observed, repaired });
+        }
+        if (performance.now() > end || found.isFull) return { ledger: next };
+      }
+    } catch (error) {
+      throw signal.aborted ? nobodyWaits() : error;
     }
-    const { live, others } = await this.#hosts();
-    const checked: string[] = [];
-    const silent = [...others];
-    for (let from = 0; from < live.length; from += HOSTS_AT_ONCE) {
+    return undefined;
+  }
+
+  /** The same of every host that lives, some at once, by name. */
+  async #compareHosts(
+    found: Found,
+    { repair, from }: { repair: boolean; from: string },
+    end: number,
+    signal: AbortSignal,
+  ): Promise<LedgerCheckPosition | undefined> {
+    let cursor = from === '' ? undefined : from;
+    do {
       if (signal.aborted) throw nobodyWaits();
-      const some = live.slice(from, from + HOSTS_AT_ONCE);
-      const answers = await Promise.all(some.map(async ({ host }) => this.#ask(host)));
-      for (const [index, host] of some.entries()) {
+      const page = await this.#ledger.listHosts({ cursor, limit: HOSTS_AT_ONCE });
+      const live = page.hosts.filter(({ state }) => state === 'live');
+      found.silent.push(...page.hosts.filter((one) => !live.includes(one)).map(({ host }) => host));
+      const answers = await Promise.all(live.map(async ({ host }) => this.#ask(host)));
+      for (const [index, host] of live.entries()) {
         const answer = answers[index];
         if (answer === undefined || answer === null) {
-          silent.push(host.host);
+          found.silent.push(host.host);
           continue;
         }
-        checked.push(host.host);
+        found.checked.push(host.host);
         const { differences } = answer;
         const leaked = new Set(repair ? await this.#release(host, differences, signal) : []);
         if (answer.truncated === true) found.cut();
         await this.#slices.run(found.addOf(host.host, differences, leaked), { signal });
       }
-    }
-    const answer: LedgerCheckAnswer = { ...found.answer(), checked, silent };
-    return this.#slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
-  }
-
-  async #hosts(): Promise<{ live: HostRecord[]; others: string[] }> {
-    const live: HostRecord[] = [];
-    const others: string[] = [];
-    let cursor: string | undefined;
-    do {
-      const page = await this.#ledger.listHosts({ cursor });
-      for (const one of page.hosts) {
-        if (one.state === 'live') live.push(one);
-        else others.push(one.host);
-      }
       ({ cursor } = page);
+      if (cursor !== undefined && (performance.now() > end || found.isFull))
+        return { hosts: cursor };
     } while (cursor !== undefined);
-    return { live, others };
+    return undefined;
   }
 
   /** What a host finds different; null when it does not answer. */
@@ -143,6 +191,40 @@ export class FleetCheck {
   }
 }
 
+const START: LedgerCheckPosition = { ledger: { stage: 0 } };
+
+interface Ask {
+  readonly repair: boolean;
+  readonly from: LedgerCheckPosition;
+}
+
+/** Out of what those share who ask for the same: `look`, or `repair`, and the cursor after a space. */
+function askOf(key: string): Ask {
+  const [what, cursor = ''] = key.split(/ (.*)/s);
+  return { repair: what === 'repair', from: cursor === '' ? START : positionOf(cursor) };
+}
+
+function positionOf(cursor: string): LedgerCheckPosition {
+  try {
+    return ledgerCheckPositionSchema.parse(JSON.parse(cursor));
+  } catch (cause) {
+    const details = { path: 'cursor' };
+    throw new VoltError('INVALID_REQUEST', 'cursor: no answer ended with it', { details, cause });
+  }
+}
+
+/** What the answer of a check that goes on says beside what it found. */
+function partOf(
+  next: LedgerCheckPosition,
+): Pick<LedgerCheckAnswer, 'inSync' | 'cursor' | 'progress'> {
+  const { ledger, hosts } = next;
+  const progress =
+    ledger === undefined
+      ? `records and kernels of hosts up to ${hosts ?? ''}`
+      : `${auditStage(ledger)}${ledger.after === undefined ? '' : ` up to ${ledger.after}`}`;
+  return { inSync: false, cursor: JSON.stringify(next), progress };
+}
+
 /** The generation of a lease of which its host has neither record nor device; undefined for any other difference. */
 function generationOfLeaked({ what, observed }: Difference): number | undefined {
   if (what !== 'record' || typeof observed !== 'object' || observed === null) return undefined;
@@ -161,6 +243,9 @@ const done = (repairing: Promise<boolean>): Promise<boolean> =>
 /** As many differences as an answer holds. */
 class Found {
   readonly #differences: LedgerDifference[] = [];
+  /** Whose records and kernels were compared, and whose not. */
+  readonly checked: string[] = [];
+  readonly silent: string[] = [];
   #bytes = 0;
   #inSync = true;
   #truncated = false;
@@ -170,6 +255,11 @@ class Found {
     this.#bytes += encodeAnswer(difference).byteLength;
     if (this.#bytes <= DIFFERENCES_BYTES) this.#differences.push(difference);
     else this.#truncated = true;
+  }
+
+  /** No more is to be looked at before this is answered. */
+  get isFull(): boolean {
+    return this.#bytes > DIFFERENCES_BYTES / 2;
   }
 
   /** There is more, that nobody has told. */
@@ -190,7 +280,13 @@ class Found {
     }
   }
 
-  answer(): Pick<LedgerCheckAnswer, 'inSync' | 'differences' | 'truncated'> {
-    return { inSync: this.#inSync, differences: this.#differences, truncated: this.#truncated };
+  answer(): LedgerCheckAnswer {
+    return {
+      inSync: this.#inSync,
+      differences: this.#differences,
+      checked: this.checked,
+      silent: this.silent,
+      truncated: this.#truncated,
+    };
   }
 }

@@ -247,8 +247,8 @@ const ledgerOperations = ({
     }
     return { host, forgotten, released };
   }),
-  operation('check', 'fleetCheck', ledgerCheckRequestSchema, ({ repair = false }, { deadline }) =>
-    fleetCheck.check({ repair }, deadline),
+  operation('check', 'fleetCheck', ledgerCheckRequestSchema, (request, { deadline }) =>
+    fleetCheck.check(request, deadline),
   ),
 ];
 

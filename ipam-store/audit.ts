@@ -93,54 +93,75 @@ export async function* auditOf(send: Send, from: AuditPosition = { stage: 0 }): 
     if (stage < from.stage) continue;
     const start = at.stage === stage ? at : { stage };
     const next = { stage: stage + 1 };
-    if ('ask' in one) {
-      yield* partOf(send, { ask: one.ask, proof: {}, from: start, next });
-    } else {
-      yield* eachOf(send, one.each, start);
-      yield { differences: [], next };
-    }
+    if ('ask' in one) yield* partOf(send, { ask: one.ask, proof: {}, from: start, next });
+    else yield* eachOf(send, one.each, start);
     at = next;
   }
+}
+
+/** One of a list: what is asked of it, nothing where what is `found` with the list says all. */
+interface Named {
+  readonly name: string;
+  readonly asks: readonly object[];
+  readonly proof: object;
+  readonly found: readonly LedgerDifference[];
 }
 
 /** Each host, or each network, by name. */
 async function* eachOf(send: Send, list: 'roster' | 'names', from: AuditPosition): Pages {
   const { stage } = from;
+  const unnamed: LedgerDifference[] = [];
   let at = from;
   let cursor = from.after;
   do {
     const page = await send({ part: list, ...(cursor !== undefined && { cursor }) });
     const found = page.list('differences').map((one) => differenceOf(one, {}));
-    yield { differences: found, next: at };
-    const all =
-      list === 'roster'
-        ? page.texts('hosts').map((host) => ({ name: host, ask: { host }, proof: {} }))
-        : page.list('networks').map(namedNetwork);
-    for (const { name, ask, proof } of all) {
-      const parts = list === 'roster' ? HOST_PARTS : NETWORK_PARTS;
+    unnamed.push(...found.filter(({ network }) => network === undefined));
+    for (const { name, asks, proof, found: known } of namedIn(page, list, found)) {
       const { after } = at;
-      const first = at.name === name ? (at.part ?? 0) : 0;
-      for (const [part, one] of parts.entries()) {
-        if (part < first) continue;
-        const isDefinition = 'part' in one && one.part === 'definition';
-        if (isDefinition && !('definition' in proof)) continue;
-        const start = part === first && at.name === name ? at : { stage };
+      const isResumed = at.name === name;
+      for (const [part, ask] of asks.entries()) {
+        if (isResumed && part < (at.part ?? 0)) continue;
+        const resumed = isResumed && part === at.part ? at.cursor : undefined;
         yield* partOf(send, {
-          ask: { ...one, ...ask, ...(isDefinition && proof) },
+          ask,
           proof,
-          from: { stage, after, name, part, cursor: start.cursor },
+          from: { stage, after, name, part, cursor: resumed },
           next: { stage, after, name, part: part + 1 },
         });
       }
       at = { stage, after: name };
+      yield { differences: known, next: at };
     }
     cursor = page.optionalText('cursor');
   } while (cursor !== undefined);
+  yield { differences: unnamed, next: { stage: stage + 1 } };
 }
 
-function namedNetwork(named: Fields): { name: string; ask: object; proof: object } {
-  const network = named.text('name');
-  return { name: network, ask: { network }, proof: proofOf(named) };
+/** Those of a page, by name, and those of which only what is wrong is known. */
+function namedIn(page: Fields, list: 'roster' | 'names', found: LedgerDifference[]): Named[] {
+  if (list === 'roster') {
+    return page.texts('hosts').map((host) => {
+      const asks = HOST_PARTS.map((part) => ({ ...part, host }));
+      return { name: host, asks, proof: {}, found: [] };
+    });
+  }
+  const known = page.list('networks').map((named) => {
+    const network = named.text('name');
+    const proof = proofOf(named);
+    const asks = NETWORK_PARTS.map((part) => ({
+      ...{ ...part, network },
+      ...('part' in part && part.part === 'definition' && proof),
+    }));
+    // A definition of a newer version proves nothing.
+    const provable = 'definition' in proof;
+    const asked = asks.filter((ask) => provable || !('part' in ask && ask.part === 'definition'));
+    return { name: network, asks: asked, proof, found: [] };
+  });
+  const wrong = found.flatMap((one) =>
+    one.network === undefined ? [] : [{ name: one.network, asks: [], proof: {}, found: [one] }],
+  );
+  return [...known, ...wrong].toSorted((a, b) => (a.name < b.name ? -1 : 1));
 }
 
 /** What the definition of a network proves; nothing where a newer version has put it. */

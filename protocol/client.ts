@@ -228,9 +228,35 @@ export class VoltNetworkClient {
     return this.#ask(this.#subjects.ledger('forget'), { host }, IS_ANSWER.ledgerForget, options);
   }
 
-  /** Compares the ledger with itself and with every live host; `repair`: puts right what is proven. */
-  checkLedger(request: LedgerCheckRequest = {}, options?: CallOptions): Promise<LedgerCheckAnswer> {
-    return this.#ask(this.#subjects.ledger('check'), request, IS_ANSWER.ledgerCheck, options);
+  /**
+   * Compares the ledger with itself and with every live host; `repair`: puts right what is proven. A large one takes
+   * several requests, each of which may take `timeoutMs`: `onProgress` hears how far it is.
+   */
+  async checkLedger(
+    request: LedgerCheckRequest = {},
+    options?: CallOptions & { readonly onProgress?: (progress: string) => void },
+  ): Promise<LedgerCheckAnswer> {
+    const answers: LedgerCheckAnswer[] = [];
+    let { cursor } = request;
+    do {
+      const asked = { ...request, ...(cursor !== undefined && { cursor }) };
+      const subject = this.#subjects.ledger('check');
+      const answer = await this.#ask(subject, asked, IS_ANSWER.ledgerCheck, options);
+      answers.push(answer);
+      ({ cursor } = answer);
+      if (cursor !== undefined) options?.onProgress?.(answer.progress ?? '');
+    } while (cursor !== undefined);
+    const differences = answers.flatMap((answer) => answer.differences);
+    return {
+      inSync:
+        answers.at(-1)?.inSync === true &&
+        differences.every(({ repaired }) => repaired) &&
+        !answers.some(({ truncated }) => truncated),
+      differences,
+      checked: answers.flatMap(({ checked }) => checked),
+      silent: answers.flatMap(({ silent }) => silent),
+      truncated: answers.some(({ truncated }) => truncated),
+    };
   }
 
   /** Stores an attach in the work queue: the host's agent does it when it takes it, now or when it is back. */

@@ -22,7 +22,26 @@ export const ledgerHostsRequestSchema = z.strictObject({
   cursor,
 });
 export const ledgerForgetRequestSchema = z.strictObject({ host });
-export const ledgerCheckRequestSchema = z.strictObject({ repair: z.boolean().optional() });
+export const ledgerCheckRequestSchema = z.strictObject({
+  repair: z.boolean().optional(),
+  /** Where the answer before ended. */
+  cursor: z.string().max(1_024).optional(),
+});
+
+/** What the cursor of a check says, which is the agent's affair: in which part of the ledger it is, or after which host. */
+export const ledgerCheckPositionSchema = z.strictObject({
+  ledger: z
+    .strictObject({
+      stage: z.int().min(0),
+      after: z.string().optional(),
+      name: z.string().optional(),
+      part: z.int().min(0).optional(),
+      cursor: z.string().optional(),
+    })
+    .optional(),
+  hosts: host.optional(),
+});
+export type LedgerCheckPosition = z.infer<typeof ledgerCheckPositionSchema>;
 
 export type LedgerLeasesRequest = z.infer<typeof ledgerLeasesRequestSchema>;
 export type LedgerHostsRequest = z.infer<typeof ledgerHostsRequestSchema>;
@@ -97,6 +116,10 @@ export const ledgerCheckAnswerSchema = z.object({
   silent: z.array(z.string()),
   /** There were more differences than an answer holds. */
   truncated: z.boolean(),
+  /** There is more to check, from here on, and nobody knows yet whether it is in sync. */
+  cursor: z.string().optional(),
+  /** With it, what is being looked at: `networks`, `hosts up to h12`. */
+  progress: z.string().optional(),
 });
 
 export type LedgerLease = z.infer<typeof ledgerLeaseSchema>;

@@ -30,10 +30,11 @@ const RULED = {
 function oldForm(definition: object): object {
   const { families, ...rest } = definitionOf(network(definition));
   const pairs = (text: string): string[] => text.split(/[- ]/);
-  const old = Object.entries(families).map(([family, { flat: _, ...rules }]) => [
+  const old = Object.entries(families).map(([family, rules]) => [
     family,
     {
       ...rules,
+      flat: undefined,
       allowed: rules.allowed.map(pairs),
       reserved: Object.fromEntries(rules.reserved.map((entry) => entry.split(' '))),
       forbidden: rules.forbidden.map(pairs),

@@ -19,7 +19,7 @@ async function worn(): Promise<NetworkRecord> {
   const asks = Array.from({ length: USED }, (_, n) => askFor(record, `id${n}`));
   const granted = await store.ledger.acquireMany(asks);
   const leases = granted.map((one) => {
-    assert('lease' in one, String(one));
+    assert('lease' in one, JSON.stringify(one));
     return one.lease;
   });
   const ended = leases.filter((_, n) => n % 10 !== 0 || n < 300);

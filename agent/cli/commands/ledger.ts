@@ -72,14 +72,16 @@ Examples:
 
 Repaired is what a lease, or the lack of one, proves, and leases of which their own live host says
 twice that it has neither record nor device. All else is named and left. Exit code 8 when a
-difference stays, or a host did not answer.`,
+difference stays, or a host did not answer. Has a fifth of Redis's time, so that a large ledger
+takes minutes; --timeout is for each step of it.`,
     )
     .action(async (flags: { repair?: boolean }) => {
+      const output = shell.output();
+      const onProgress = (progress: string): void => output.note(`checking: ${progress}`);
       const answer = await shell.withClient(({ client }) =>
-        client.checkLedger(flags.repair === true ? { repair: true } : {}),
+        client.checkLedger(flags.repair === true ? { repair: true } : {}, { onProgress }),
       );
       const { inSync, differences, silent, truncated } = answer;
-      const output = shell.output();
       output.result(answer, () =>
         differences.length === 0 ? [marked('good', 'in sync')] : ledgerDifferenceTable(differences),
       );
