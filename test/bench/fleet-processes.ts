@@ -1,6 +1,5 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -9,6 +8,8 @@ import { answerSchema, type HostsStatus, type Order, statusSchema } from './flee
 const PROCESSES = 2;
 const PLAYER = fileURLToPath(new URL('./fleet-hosts.ts', import.meta.url));
 const LOOK_MS = 100;
+/** In memory: hosts have a disk each, and would wait here for one. */
+const FOLDERS = '/dev/shm';
 
 interface Settings {
   readonly url: string;
@@ -30,7 +31,7 @@ export class Processes {
   #order = 0;
 
   private constructor() {
-    this.#folder = mkdtempSync(join(tmpdir(), 'volt-bench-fleet-'));
+    this.#folder = mkdtempSync(join(FOLDERS, 'volt-bench-fleet-'));
     this.#children = Array.from({ length: PROCESSES }, () => fork(PLAYER));
     for (const child of this.#children) {
       child.on('message', (message) => {
