@@ -2,7 +2,8 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
 import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
-import type { Holdings, Settled } from './holdings.ts';
+import { type Arrival, FleetEvents } from './fleet-events.ts';
+import type { Holdings } from './holdings.ts';
 import type { Log } from './log.ts';
 import type { Revisions } from './revisions.ts';
 import { type Beaten, Rhythm } from './rhythm.ts';
@@ -47,8 +48,6 @@ export interface SessionStatus {
   readonly reason?: string;
 }
 
-type Arrival = Pick<Pulse, 'before' | 'rebooted' | 'nowMs'>;
-
 /** A turn brings the next one at once while there is news; this many at most. */
 const MAX_TURNS = 8;
 
@@ -60,6 +59,7 @@ const MAX_TURNS = 8;
 export class Session {
   readonly #options: SessionOptions;
   readonly #rhythm: Rhythm;
+  readonly #fleetEvents: FleetEvents;
   readonly #answers = new Answers({
     beat: () => void this.beat(),
     isOpen: () => this.#status.open,
@@ -79,6 +79,7 @@ export class Session {
 
   constructor(options: SessionOptions) {
     this.#options = options;
+    this.#fleetEvents = new FleetEvents(options);
     this.#rhythm = new Rhythm({
       periodMs: options.heartbeatSeconds * 1_000,
       longestMs: (options.suspectAfterSeconds * 1_000) / 2,
@@ -137,7 +138,12 @@ export class Session {
           this.#options.standing.noteAway();
           if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat not taken');
         }
-        this.#status = { state: refused ? 'refused' : 'unknown', open: false, awaiting: [], reason };
+        this.#status = {
+          state: refused ? 'refused' : 'unknown',
+          open: false,
+          awaiting: [],
+          reason,
+        };
         return error instanceof VoltError && error.code === 'STORE_UNAVAILABLE' ? 'late' : 'calm';
       }
     }
@@ -198,7 +204,7 @@ export class Session {
   async #take(pulse: Pulse): Promise<boolean> {
     const { witness, holdings, revisions } = this.#options;
     if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
-    this.#tell(pulse);
+    this.#fleetEvents.tell(pulse);
     const named = pulse.seen.hosts !== undefined;
     await witness.note(pulse.seen);
     if (pulse.reassert) {
@@ -250,7 +256,7 @@ export class Session {
     const arrival = this.#arrival;
     this.#arrival = undefined;
     const settling = this.#options.holdings.settle({ rebooted: arrival?.rebooted === true }).then(
-      (settled) => this.#tellArrival(arrival, settled),
+      (settled) => arrival && this.#fleetEvents.tellArrival(arrival, settled),
       (error: unknown) => {
         // The next heartbeat tries it again.
         this.#settled = undefined;
@@ -261,42 +267,9 @@ export class Session {
     this.#aside(settling, 'leases without a record are still there');
   }
 
-  #tellArrival(arrival: Arrival | undefined, settled: Settled): void {
-    if (arrival === undefined) return;
-    const { events } = this.#options;
-    const { host, bootId } = this.#options.self;
-    const { before, rebooted, nowMs } = arrival;
-    events.add({
-      type: 'host-up',
-      network: '-',
-      subject: host,
-      operation: 'host-up',
-      requestId: `host-up-${nowMs}`,
-      trace: {},
-      body: { host, bootId, before: before ?? 'unknown', rebooted, ...settled },
-    });
-  }
-
   /** What may have to wait for requests under way; a heartbeat does not. */
   #aside(work: Promise<void>, failed: string): void {
     work.catch((error: unknown) => this.#options.log.warn({ error: String(error) }, failed));
-  }
-
-  /** What this heartbeat has brought about in the fleet. */
-  #tell({ epoch, began, ended, awaiting, missed, fallen, reclaimed, nowMs }: Pulse): void {
-    const { events } = this.#options;
-    const told = (
-      type: 'recovering' | 'recovered' | 'suspect',
-      subject: string,
-      requestId: string,
-      body: Readonly<Record<string, unknown>>,
-    ): void => {
-      events.add({ type, network: '-', subject, operation: type, requestId, trace: {}, body });
-    };
-    if (began) told('recovering', 'ledger', `recovering-${epoch}`, { epoch, awaiting });
-    if (ended) told('recovered', 'ledger', `recovered-${epoch}`, { epoch, missed });
-    for (const host of fallen) told('suspect', host, `suspect-${host}-${nowMs}`, { host });
-    for (const lease of reclaimed) this.#options.holdings.announceEnd(lease, 'reclaimed');
   }
 }
 
