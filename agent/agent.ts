@@ -187,6 +187,7 @@ export class Agent {
       turns,
       detaches,
       holdings,
+      standing: this.#standing,
       session: () => this.#session,
       slices,
       log,
@@ -297,7 +298,9 @@ export class Agent {
     this.#handoff.start();
     this.#standing.onChange((refusal) => {
       this.#bus.act(refusal);
-      if (refusal === undefined) this.#events.nudge();
+      if (refusal !== undefined) return;
+      this.#events.nudge();
+      this.#reconcile.nudge();
     });
     this.#bus.act(this.#standing.refusal);
     setTimeout(() => this.#standing.noteAway(), STANDING_WAIT_MS).unref();

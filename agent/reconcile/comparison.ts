@@ -2,6 +2,7 @@ import type { Steps } from '#native/steps.ts';
 import type { Config } from '../config.ts';
 import type { AttachmentRecord, Journal } from '../journal.ts';
 import type { Slices, Wanted } from '../slices.ts';
+import type { Standing } from '../standing.ts';
 import { type Observed, withAnswers } from './observe.ts';
 import { plan, type Plan, type PlanOptions } from './plan.ts';
 
@@ -9,6 +10,7 @@ export interface ComparisonOptions {
   readonly bootId: string;
   readonly onReboot: Config['onReboot'];
   readonly journal: Pick<Journal, 'get'>;
+  readonly standing: Pick<Standing, 'refusal'>;
   readonly slices: Slices;
 }
 
@@ -24,7 +26,7 @@ export interface Comparison {
  * the leases were read after them.
  */
 export async function compare(
-  { bootId, onReboot, journal, slices }: ComparisonOptions,
+  { bootId, onReboot, journal, standing, slices }: ComparisonOptions,
   records: readonly AttachmentRecord[],
   {
     observing,
@@ -39,7 +41,8 @@ export async function compare(
   const isAsRead = (id: string): boolean => journal.get(id) === read.get(id);
   const observed = await withAnswers(await slices.run(observing, wanted));
   const now = performance.now();
-  const options = { ...known, records, observed, isAsRead, bootId, onReboot, now };
+  const isOwn = standing.refusal === undefined;
+  const options = { ...known, records, observed, isAsRead, isOwn, bootId, onReboot, now };
   const planned = await slices.run(plan(options), wanted);
   const changed = records.map(({ id }) => id).filter((id) => !isAsRead(id));
   return { plan: planned, observed, changed };

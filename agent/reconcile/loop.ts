@@ -5,6 +5,7 @@ import type { Holdings } from '../holdings.ts';
 import { taggedId } from '../networks/network.ts';
 import { Rhythm } from '../rhythm.ts';
 import type { Slices, Wanted } from '../slices.ts';
+import type { Standing } from '../standing.ts';
 import { compare } from './comparison.ts';
 import { agrees } from './differences.ts';
 import { MacChanges } from './mac-changes.ts';
@@ -18,6 +19,7 @@ export interface ReconcileOptions extends RepairsOptions {
   readonly firewall: Pick<Firewall, 'restore' | 'onRestored'>;
   /** All leases of this host, by id. */
   readonly holdings: Pick<Holdings, 'listed' | 'release'>;
+  readonly standing: Pick<Standing, 'refusal'>;
   readonly slices: Slices;
 }
 

@@ -53,6 +53,11 @@ export interface PlanOptions {
    */
   readonly isAsRead?: ((id: string) => boolean) | undefined;
   readonly now: number;
+  /**
+   * False while the host may be another machine's, of which this one is a copy, records and all: what those say of an
+   * earlier boot may stand there.
+   */
+  readonly isOwn?: boolean | undefined;
   readonly bootId: string;
   readonly onReboot: Config['onReboot'];
 }
@@ -99,7 +104,7 @@ export function* plan(options: PlanOptions): Steps<Plan> {
 
 function actionFor(
   record: AttachmentRecord,
-  { observed, bootId, onReboot }: PlanOptions,
+  { observed, isOwn = true, bootId, onReboot }: PlanOptions,
   stays: (key: string) => boolean,
 ): Action | undefined {
   const { id, attachment, state } = record;
@@ -116,6 +121,7 @@ function actionFor(
   if (state !== 'attached') return undefined;
   const boot: Difference = { id, what: 'boot', expected: bootId, observed: record.bootId };
   const rebooted = record.bootId !== bootId;
+  if (rebooted && !isOwn) return undefined;
   if (rebooted && (attachment.kind === 'container' || onReboot === 'release')) {
     return { kind: 'detach', id, reason: 'reboot', differences: [boot] };
   }

@@ -34,6 +34,7 @@ export interface StoredEvent {
 }
 
 interface Member {
+  readonly host: string;
   readonly life: Life;
   readonly options: BusOptions;
   taking: boolean;
@@ -51,7 +52,7 @@ export class ModelBus {
   readonly #mistake: BusMistake | undefined;
   readonly #members = new Map<string, Member>();
   readonly #eventIds = new Map<string, StoredEvent>();
-  /** Hosts that do not reach it. */
+  /** Machines that do not reach it. */
   readonly away = new Set<string>();
   loss = 0;
   duplication = 0;
@@ -63,9 +64,10 @@ export class ModelBus {
     this.#mistake = mistake;
   }
 
-  connect(host: string, life: Life, options: BusOptions): Bus {
-    const member: Member = { life, options, taking: true, acting: false };
-    this.#members.set(host, member);
+  /** `place`: which machine it is, of two that call themselves the host. */
+  connect(place: string, host: string, life: Life, options: BusOptions): Bus {
+    const member: Member = { host, life, options, taking: true, acting: false };
+    this.#members.set(place, member);
     const face: Partial<Pick<Bus, keyof Bus>> = {
       start: () => {
         this.#clock.after(5, life, () => options.onState('connected'));
@@ -79,16 +81,16 @@ export class ModelBus {
       close: () => Promise.resolve(),
       ring: () => {},
       survey: () => Promise.resolve([]),
-      publishEvent: (event) => this.#publish(host, life, event),
+      publishEvent: (event) => this.#publish({ place, host, life }, event),
     };
     Object.defineProperty(face, 'state', { get: () => 'connected' });
     return face as Bus;
   }
 
-  /** NATS is there again for a host. */
-  back(host: string): void {
-    this.away.delete(host);
-    const member = this.#members.get(host);
+  /** NATS is there again for a machine. */
+  back(place: string): void {
+    this.away.delete(place);
+    const member = this.#members.get(place);
     if (member === undefined || member.life.dead) return;
     inside(member.life, () => member.options.onState('connected'));
   }
@@ -104,12 +106,12 @@ export class ModelBus {
     return new Promise((resolve) => {
       this.#clock.after(timeoutMs, world, () => resolve(undefined));
       this.#clock.after(chance.between(0, 5), world, () => {
-        const member = this.#members.get(host);
-        if (!member?.taking || !member.acting || member.life.dead || this.#isLost(host)) return;
+        const [place, member] = this.#serving(host);
+        if (member === undefined || this.#isLost(place)) return;
         const endpoint = member.options.endpoints.find((one) => one.name === operation);
         if (endpoint === undefined) throw new Error(`no endpoint ${operation}`);
         void inside(member.life, () => answerOf(endpoint, request, timeoutMs)).then((answer) => {
-          if (member.life.dead || this.#isLost(host)) return;
+          if (member.life.dead || this.#isLost(place)) return;
           this.#clock.after(chance.between(0, 5), world, () => resolve(answer));
         });
       });
@@ -141,9 +143,8 @@ export class ModelBus {
 
   #deliver(job: Job): void {
     if (job.done) return;
-    const member = this.#members.get(job.host);
-    const serves = member?.taking === true && member.acting && !member.life.dead;
-    if (!serves || this.away.has(job.host)) {
+    const [place, member] = this.#serving(job.host);
+    if (member === undefined || this.away.has(place)) {
       this.#deliverAfter(job, 200);
       return;
     }
@@ -168,7 +169,7 @@ export class ModelBus {
           if (life.dead) return NEVER;
           return new Promise((resolve, reject) => {
             this.#clock.after(chance.between(0, 4), world, () => {
-              if (this.#isLost(host)) {
+              if (this.#isLost(place)) {
                 this.#clock.after(50, life, () => reject(new Error('no acknowledgement')));
                 return;
               }
@@ -195,18 +196,21 @@ export class ModelBus {
     });
   }
 
-  #publish(host: string, life: Life, event: Parameters<Bus['publishEvent']>[0]): Promise<void> {
+  #publish(
+    { place, host, life }: { place: string; host: string; life: Life },
+    event: Parameters<Bus['publishEvent']>[0],
+  ): Promise<void> {
     if (life.dead) return NEVER;
     const { chance, world } = this.#clock;
     return new Promise((resolve, reject) => {
       const refuse = (): void => reject(new Error('no acknowledgement'));
       this.#clock.after(chance.between(0, 4), world, () => {
-        if (this.#isLost(host)) {
+        if (this.#isLost(place)) {
           this.#clock.after(20, life, refuse);
           return;
         }
         this.#store(host, event);
-        this.#clock.after(chance.between(0, 4), life, this.#isLost(host) ? refuse : resolve);
+        this.#clock.after(chance.between(0, 4), life, this.#isLost(place) ? refuse : resolve);
       });
     });
   }
@@ -233,8 +237,16 @@ export class ModelBus {
     return this.#eventIds.get(eventId({ host, operation, requestId }));
   }
 
-  #isLost(host: string): boolean {
-    return this.away.has(host) || this.#clock.chance.happens(this.loss);
+  /** Of those that take what is for a host, one. */
+  #serving(host: string): [place: string, member: Member | undefined] {
+    const serving = [...this.#members].filter(
+      ([, one]) => one.host === host && one.taking && one.acting && !one.life.dead,
+    );
+    return serving.length === 0 ? [host, undefined] : this.#clock.chance.pick(serving);
+  }
+
+  #isLost(place: string): boolean {
+    return this.away.has(place) || this.#clock.chance.happens(this.loss);
   }
 }
 

@@ -1,4 +1,5 @@
 import type {
+  Identity,
   Ledger,
   Lease,
   LeaseOutcome,
@@ -67,11 +68,11 @@ export class ModelLedger {
   }
 
   /** The ledger as one agent has it. `onStatus` is told when a host that was away is back. */
-  connect(host: string, life: Life): { readonly ledger: Ledger; readonly back: () => void } {
+  connect(place: string, life: Life): { readonly ledger: Ledger; readonly back: () => void } {
     const listeners: ((status: Ledger['status']) => void)[] = [];
     const status = (): Ledger['status'] =>
-      this.lines.away.has(host) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
-    const call = this.lines.connect(host, life);
+      this.lines.away.has(place) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
+    const call = this.lines.connect(place, life);
     const face: Partial<Pick<Ledger, keyof Ledger>> = {
       start: () => {
         this.#clock.after(5, life, () => listeners.forEach((tell) => tell(status())));
@@ -137,6 +138,11 @@ export class ModelLedger {
     }
   }
 
+  /** An operator says which machine is a host. */
+  settle(who: Identity): void {
+    this.#sessions.settle(who);
+  }
+
   /** `ledger check --repair`; false while hosts have yet to say what they hold. */
   repair(): boolean {
     if (!this.#sessions.isArmed) return false;
@@ -164,9 +170,9 @@ export class ModelLedger {
   }
 
   #acquire(request: LeaseRequest): { lease: Lease; created: boolean } {
-    const { id, workload, kind, host, machineId, bootId, network, ttlSeconds } = request;
+    const { id, workload, kind, host, bootId, network, ttlSeconds } = request;
     this.#sessions.refuseUnarmed();
-    this.#sessions.refuseForeign({ host, machineId });
+    this.#sessions.refuseForeign(request);
     this.#sessions.refuseStranger(host);
     const { revision } = this.#pool.open();
     if (revision !== request.revision && this.#mistake !== 'revision-believed') {

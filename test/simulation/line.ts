@@ -10,8 +10,10 @@ const unavailable = (sent: boolean): VoltError =>
 /** The network between the agents of a fleet and their ledger. */
 export class Lines {
   readonly #clock: Clock;
-  /** Hosts that do not reach it. */
+  /** Machines that do not reach it. */
   readonly away = new Set<string>();
+  /** Machines of which nothing is lost. */
+  readonly sure = new Set<string>();
   /** Of what is sent so much is lost, half of it on the way back. */
   loss = 0;
 
@@ -23,7 +25,7 @@ export class Lines {
    * One connection: there and back in order. What is lost before it is done, and what after, looks the same to the
    * caller.
    */
-  connect(host: string, life: Life): Call {
+  connect(place: string, life: Life): Call {
     const { chance, world } = this.#clock;
     const reached = { there: 0, back: 0 };
     const after = (way: 'there' | 'back', of: Life, run: () => void): void => {
@@ -33,12 +35,15 @@ export class Lines {
     };
     return (work) => {
       if (life.dead) return NEVER;
-      if (this.away.has(host)) return Promise.reject(unavailable(false));
+      if (this.away.has(place)) return Promise.reject(unavailable(false));
       return new Promise((resolve, reject) => {
-        const lost = chance.happens(this.loss) ? chance.pick(['there', 'back']) : 'nothing';
+        const lost =
+          !this.sure.has(place) && chance.happens(this.loss)
+            ? chance.pick(['there', 'back'])
+            : 'nothing';
         after('there', world, () => {
           let end = (): void => reject(unavailable(true));
-          if (lost !== 'there' && !this.away.has(host)) {
+          if (lost !== 'there' && !this.away.has(place)) {
             try {
               const result = work();
               if (lost !== 'back') end = () => resolve(result);

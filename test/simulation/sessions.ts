@@ -1,12 +1,12 @@
 import type { Beat, Identity, Pulse } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { type IdentityMistake, ModelIdentity } from './identity.ts';
 
 /** What may be wrong with the ledger's knowledge of hosts, to see that a simulation finds it. */
-export type SessionMistake = 'loss-unnoticed' | 'armed-early';
+export type SessionMistake = IdentityMistake | 'loss-unnoticed' | 'armed-early';
 
 interface Member {
-  machineId: string | undefined;
-  bootId: string;
+  readonly identity: ModelIdentity;
   seenMs: number;
   suspect: boolean;
   /** It has said what it holds. */
@@ -49,11 +49,15 @@ export class ModelSessions {
     if (!this.isArmed) throw new VoltError('RECOVERING', 'the ledger has lost something');
   }
 
-  /** Two machines under one host id: the ledger knows one of them. */
-  refuseForeign({ host, machineId }: Identity): void {
-    const known = this.#members.get(host)?.machineId;
-    if (known === undefined || known === machineId) return;
-    throw new VoltError('HOST_CONFLICT', `another machine, ${known}, calls itself host ${host}`);
+  /** Two machines under one host id: the ledger knows one of them, or neither. */
+  refuseForeign(who: Identity): void {
+    this.#members.get(who.host)?.identity.refuseForeign(who);
+  }
+
+  /** `voltnet host settle` on the machine that is the host. It says again what it holds. */
+  settle(who: Identity): void {
+    this.#members.get(who.host)?.identity.settle(who);
+    this.askAgain(who.host);
   }
 
   refuseStranger(host: string): void {
@@ -64,7 +68,8 @@ export class ModelSessions {
   /** Who the host is vanishes; the list of hosts, which names it, is another key. */
   forget(host: string): void {
     const member = this.#members.get(host);
-    if (member !== undefined) Object.assign(member, { machineId: undefined, asserted: false });
+    member?.identity.forget();
+    this.askAgain(host);
   }
 
   /** The counter vanishes, with the leases. */
@@ -98,16 +103,22 @@ export class ModelSessions {
 
   /** The answer to a heartbeat, but for what is due. */
   heartbeat(beat: Beat, nowMs: number, revision: number): Pulse {
-    const { host, machineId, bootId, suspectAfterSeconds, seen } = beat;
-    this.refuseForeign(beat);
+    const { host, suspectAfterSeconds, seen } = beat;
+    const known = this.#members.get(host);
+    const identity = known?.identity ?? new ModelIdentity(this.#mistake);
+    let rebooted: boolean;
+    try {
+      rebooted = identity.hear(beat, nowMs);
+    } finally {
+      // Nobody grants anything before it has said again what it holds.
+      if (identity.isDisputed) this.askAgain(host);
+    }
     const began = seen.generation > this.#generation && this.#mistake !== 'loss-unnoticed';
     if (began) this.beginRecovery(seen.generation);
     if (this.#generation === 0) return { ...this.#pulse(nowMs, revision), state: 'unclaimed' };
-    const known = this.#members.get(host);
-    const rebooted = known !== undefined && known.bootId !== bootId;
     const before = known === undefined ? null : known.suspect ? 'suspect' : 'live';
-    const member = known ?? { machineId, bootId, seenMs: nowMs, suspect: false, asserted: false };
-    Object.assign(member, { machineId, bootId, seenMs: nowMs, suspect: false });
+    const member = known ?? { identity, seenMs: nowMs, suspect: false, asserted: false };
+    Object.assign(member, { seenMs: nowMs, suspect: false });
     if (rebooted) member.asserted = false;
     this.#members.set(host, member);
     const ended = this.#arm();

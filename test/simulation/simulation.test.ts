@@ -15,6 +15,8 @@ const MISTAKES: readonly Mistakes[] = [
   { ledger: 'armed-early' },
   { ledger: 'revision-believed' },
   { ledger: 'edit-untold' },
+  { ledger: 'clones-believed' },
+  { host: 'renamed' },
   { kernel: 'no-detach' },
   { bus: 'event-lost' },
 ];

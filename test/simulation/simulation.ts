@@ -6,7 +6,8 @@ import { closeSync } from 'node:fs';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import { Agent } from '#agent/agent.ts';
-import { loadConfig } from '#agent/config.ts';
+import { type Config, loadConfig } from '#agent/config.ts';
+import { asRecorded, keepIdentity, readIdentity, writeIdentity } from '#agent/identity.ts';
 import { taggedId } from '#agent/networks/network.ts';
 import { Slices } from '#agent/slices.ts';
 import type { SeqpacketServer } from '#native/seqpacket.ts';
@@ -26,16 +27,29 @@ export interface Mistakes {
   readonly ledger?: LedgerMistake;
   readonly kernel?: KernelMistake;
   readonly bus?: BusMistake;
+  /** A host whose machine was given another name goes on under that. */
+  readonly host?: 'renamed';
 }
 
 interface Host {
+  /** Its host id. */
   readonly name: string;
+  /** Which machine it is, of two that have one host id. */
+  readonly place: string;
   readonly kernel: ModelKernel;
   boot: number;
   lives: number;
   life: Life | undefined;
   agent: Agent | undefined;
   folder: string;
+  /** What its machine calls itself. */
+  hostName: string;
+  /** Another machine has, or had, its host id. */
+  cloned: boolean;
+  /** An agent of it is ending by itself. */
+  stopping: boolean;
+  /** A clone that an operator has switched off. */
+  scrapped: boolean;
   /** Tells the agent that the ledger is there again. */
   back: () => void;
 }
@@ -97,6 +111,7 @@ class Simulation {
   readonly clock: Clock;
   readonly #ledger: ModelLedger;
   readonly #bus: ModelBus;
+  readonly #mistakes: Mistakes;
   readonly #hosts: Host[];
   readonly #folder = mkdtempSync(join(FOLDER, 'volt-simulation-'));
   readonly #lives: Life[] = [];
@@ -115,16 +130,8 @@ class Simulation {
     this.#ledger = new ModelLedger(this.clock, NETWORK, mistakes.ledger);
     this.#bus = new ModelBus(this.clock, mistakes.bus);
     this.#bus.onConflict = (first, second) => this.#sameEvent(first, second);
-    this.#hosts = Array.from({ length: HOSTS }, (_, n) => ({
-      name: `h${n + 1}`,
-      kernel: new ModelKernel(this.clock, mistakes.kernel),
-      boot: 1,
-      lives: 0,
-      life: undefined,
-      agent: undefined,
-      folder: '',
-      back: () => {},
-    }));
+    this.#mistakes = mistakes;
+    this.#hosts = Array.from({ length: HOSTS }, (_, n) => this.#machine(`h${n + 1}`, `h${n + 1}`));
   }
 
   async run(): Promise<void> {
@@ -149,6 +156,15 @@ class Simulation {
     await this.#settle();
     this.#checkEmpty();
     this.#checkEvents();
+  }
+
+  #machine(name: string, place: string): Host {
+    const kernel = new ModelKernel(this.clock, this.#mistakes.kernel);
+    return {
+      ...{ name, place, hostName: name, kernel, boot: 1, lives: 0, folder: '' },
+      ...{ cloned: false, stopping: false, scrapped: false },
+      ...{ life: undefined, agent: undefined, back: () => {} },
+    };
   }
 
   end(): void {
@@ -181,7 +197,8 @@ class Simulation {
     const busy = (): boolean =>
       this.#calling > 0 ||
       this.#bus.jobs.some(({ done }) => !done) ||
-      this.#hosts.some(({ life }) => life === undefined || life.dead);
+      this.#hosts.some(({ life }) => life === undefined || life.dead) ||
+      this.#hosts.length > HOSTS;
     const end = this.clock.elapsedMs + QUIET_MS;
     while (busy()) {
       assert(this.clock.elapsedMs < end, 'requests that do not end');
@@ -194,8 +211,9 @@ class Simulation {
 
   #start(host: Host): void {
     host.lives += 1;
+    host.stopping = false;
     const before = host.folder;
-    host.folder = join(this.#folder, `${host.name}-${host.lives}`);
+    host.folder = join(this.#folder, `${host.place}-${host.lives}`);
     if (before === '') {
       mkdirSync(join(host.folder, 'run'), { recursive: true });
       mkdirSync(join(host.folder, 'state'));
@@ -203,7 +221,7 @@ class Simulation {
       cpSync(`${before}-left`, host.folder, { recursive: true });
     }
     const life: Life = {
-      name: `${host.name}.${host.lives}`,
+      name: `${host.place}.${host.lives}`,
       clock: this.clock,
       dead: false,
       killPoint: () => {
@@ -213,22 +231,27 @@ class Simulation {
     };
     this.#lives.push(life);
     host.life = life;
-    const { ledger, back } = this.#ledger.connect(host.name, life);
+    const { ledger, back } = this.#ledger.connect(host.place, life);
+    const config = this.#config(host);
+    const { machine } = this.#whoOf(host);
+    const identity = inside(this.clock.world, () => keepIdentity(config, machine));
     host.back = () => inside(life, back);
     this.clock.note(`${life.name} starts, boot ${host.boot}`);
     inside(life, () => {
       host.agent = new Agent({
         unexpected: { seen: { count: 0 } },
-        config: this.#config(host),
+        config,
         log: LOG,
         version: '0',
-        machine: { machineId: `machine-${host.name}`, bootId: `boot-${host.boot}` },
-        identity: { agentId: `agent-${host.name}` },
-        keepYieldsTo: () => {},
+        machine,
+        identity,
+        keepYieldsTo: (yieldsTo) => {
+          if (!life.dead) writeIdentity(config.stateDir, { ...identity, yieldsTo });
+        },
         ledger,
         // So that everything else may come between any two steps of an observation.
         slices: new Slices({ sliceMs: 0 }),
-        makeBus: (options) => this.#bus.connect(host.name, life, options),
+        makeBus: (options) => this.#bus.connect(host.place, config.host, life, options),
         openHostNetwork: () => host.kernel.open(life),
         listen: () => ({ close: () => {} }) as SeqpacketServer,
       });
@@ -236,13 +259,21 @@ class Simulation {
     });
   }
 
-  #config({ name, folder }: Host) {
-    return {
-      ...loadConfig({ env: {}, flags: { host: name } }),
+  #config({ hostName, folder }: Host): Config {
+    const config = {
+      ...loadConfig({ env: {}, flags: { host: hostName } }),
       runtimeDir: join(folder, 'run'),
       stateDir: join(folder, 'state'),
       networksDir: join(folder, 'networks'),
+      // Its host id is the name of its machine, as by default.
+      hostGiven: false,
     };
+    return this.#mistakes.host === 'renamed' ? config : asRecorded(config);
+  }
+
+  /** A clone has all of it but the boot. */
+  #whoOf({ name, place, boot }: Host) {
+    return { machine: { machineId: `machine-${name}`, bootId: `boot-${place}-${boot}` } };
   }
 
   /** What its files are at this moment is what the next agent finds. */
@@ -252,9 +283,9 @@ class Simulation {
     this.clock.note(`${life.name} killed ${how}`);
     life.dead = true;
     this.#leave(host);
-    this.clock.after(this.clock.chance.between(10, 2_000), this.clock.world, () =>
-      this.#start(host),
-    );
+    this.clock.after(this.clock.chance.between(10, 2_000), this.clock.world, () => {
+      if (!host.scrapped) this.#start(host);
+    });
   }
 
   #leave({ folder }: Host): void {
@@ -274,17 +305,20 @@ class Simulation {
     const { life, agent } = host;
     if (life === undefined || life.dead || agent === undefined) return;
     this.clock.note(`${life.name} stops`);
+    host.stopping = true;
     void inside(life, () => agent.stop()).then(() => {
       if (life.dead) return;
       life.dead = true;
       this.#leave(host);
-      this.clock.after(5, this.clock.world, () => this.#start(host));
+      this.clock.after(5, this.clock.world, () => {
+        if (!host.scrapped) this.#start(host);
+      });
     });
   }
 
   #reach(host: Host): void {
-    if (this.#ledger.lines.away.delete(host.name) && host.life?.dead === false) host.back();
-    if (this.#bus.away.has(host.name)) this.#bus.back(host.name);
+    if (this.#ledger.lines.away.delete(host.place) && host.life?.dead === false) host.back();
+    if (this.#bus.away.has(host.place)) this.#bus.back(host.place);
   }
 
   #mishap(): void {
@@ -302,20 +336,25 @@ class Simulation {
       'forget',
       'edit',
       'edit',
+      'rename',
+      'clone',
     ] as const);
     if (what === 'kill') this.#kill(host, 'waiting');
+    else if (host.cloned && (what === 'restart' || what === 'ledger')) return;
     else if (what === 'restart') this.#restart(host);
     else if (what === 'reboot') this.#reboot(host);
     else if (what === 'forget') this.#forget(host);
     else if (what === 'edit') this.#edit();
+    else if (what === 'rename') host.hostName = `${host.name}-renamed`;
+    else if (what === 'clone') this.#clone(host);
     else if (what === 'device') {
       const [index] = host.kernel.links.keys();
       if (index === undefined) return;
       this.clock.note(`${host.name}: somebody touches device ${index}`);
       host.kernel.disturb(index, chance.pick(['delete', 'down']));
     } else {
-      this.clock.note(`${host.name}: ${what} away`);
-      (what === 'ledger' ? this.#ledger.lines : this.#bus).away.add(host.name);
+      this.clock.note(`${host.place}: ${what} away`);
+      (what === 'ledger' ? this.#ledger.lines : this.#bus).away.add(host.place);
       this.clock.after(chance.between(100, 8_000), world, () => this.#reach(host));
     }
   }
@@ -345,6 +384,48 @@ class Simulation {
     const exclude = chance.happens(0.5) ? [`10.42.0.${chance.between(2, 9)}`] : [];
     const outcome = this.#ledger.edit((network) => ({ ...network, mtu, exclude }), NETWORK.network);
     this.clock.note(`edit mtu ${mtu} exclude ${exclude.join()}: ${outcome}`);
+  }
+
+  /** Another machine made from one, with or without its state folder; after a while an operator ends it. */
+  #clone(host: Host): void {
+    const isAway = this.#ledger.lines.away.has(host.place);
+    if (host.cloned || host.life?.dead !== false || host.stopping || isAway) return;
+    const { chance, world } = this.clock;
+    host.cloned = true;
+    const clone = this.#machine(host.name, `${host.place}-clone`);
+    clone.cloned = true;
+    // One that is silent for longer than a reboot takes, and one that cannot ask, nobody can tell from a host that was
+    // rebooted.
+    for (const { place } of [host, clone]) this.#ledger.lines.sure.add(place);
+    const copied = chance.happens(0.7);
+    this.clock.note(`${host.place} is cloned, ${copied ? 'state and all' : 'without its state'}`);
+    if (copied) {
+      clone.folder = join(this.#folder, clone.place);
+      const left = `${clone.folder}-left`;
+      mkdirSync(join(left, 'run'), { recursive: true });
+      inside(world, () =>
+        cpSync(join(host.folder, 'state'), join(left, 'state'), { recursive: true }),
+      );
+    }
+    this.#hosts.push(clone);
+    this.#start(clone);
+    this.clock.after(chance.between(1_000, 40_000), world, () => this.#scrap(clone, host));
+  }
+
+  /** The clone is switched off, with all that it has, and the first is settled on. */
+  #scrap(clone: Host, host: Host): void {
+    const { life, place } = clone;
+    this.clock.note(`${place} is scrapped`);
+    clone.scrapped = true;
+    if (life !== undefined) life.dead = true;
+    clone.kernel.links.clear();
+    this.#hosts.splice(this.#hosts.indexOf(clone), 1);
+    const identity = readIdentity(join(host.folder, 'state'));
+    this.#ledger.settle({
+      ...this.#whoOf(host).machine,
+      host: host.name,
+      agentId: identity?.agentId,
+    });
   }
 
   // What is asked of them.
@@ -395,7 +476,8 @@ class Simulation {
       const key = `${host} ${operation} ${requestId}`;
       const first = this.#answers.get(key);
       if (first === undefined) this.#answers.set(key, said);
-      else if (first !== said) this.#broken.push(`${key} was answered ${first}, and now ${said}`);
+      else if (first !== said && !this.#isCloned(host))
+        this.#broken.push(`${key} was answered ${first}, and now ${said}`);
       break;
     }
     this.#calling -= 1;
@@ -442,6 +524,9 @@ class Simulation {
   /** When nothing is under way: kernel, records and ledger say the same. */
   #checkSettled(): void {
     for (const host of this.#hosts) {
+      this.#checkEdited(host);
+      // What the clone was granted in its name ends with the detach that comes for all.
+      if (host.cloned) continue;
       const records = this.#recordsOf(host);
       for (const { id, state } of records) assert.equal(state, 'attached', `${id} is ${state}`);
       const recorded = records.map(({ id, generation }) => `${id}#${generation}`).toSorted();
@@ -453,12 +538,11 @@ class Simulation {
         .filter((lease) => lease.host === host.name)
         // Of a VM that a reboot ended: kept until somebody attaches it again, or detaches it.
         .filter(({ id, bootId }) => {
-          const kept = bootId !== `boot-${host.boot}`;
+          const kept = bootId !== this.#whoOf(host).machine.bootId;
           return !kept || records.some((record) => record.id === id);
         })
         .map(({ id, generation }) => `${id}#${generation}`);
       assert.deepEqual(leases.toSorted(), recorded, `${host.name}: ledger and records`);
-      this.#checkEdited(host);
     }
     for (const { host, operation, request, sequence } of this.#bus.jobs) {
       // Whoever has asked for the same and waited has the answer already.
@@ -492,7 +576,7 @@ class Simulation {
 
   /** What stands was not ended by a later job. */
   #checkOrder(): void {
-    for (const host of this.#hosts) {
+    for (const host of this.#hosts.filter(({ cloned }) => !cloned)) {
       for (const { id, generation } of this.#recordsOf(host)) {
         const made = this.#bus.events.find(
           ({ type, subject, body }) =>
@@ -553,10 +637,16 @@ class Simulation {
     for (const [key, state] of states) assert.equal(state, 'detached', `${key}: end not told`);
   }
 
+  /** Of a host that was two nobody remembers all of what it was asked. */
+  #isCloned(name: string): boolean {
+    return this.#hosts.some((host) => host.name === name && host.cloned);
+  }
+
   /** One id stands for one outcome. */
   #sameEvent(first: StoredEvent, second: StoredEvent): void {
     const [was, is] = [eventSummary(first), eventSummary(second)];
-    if (was !== is) this.#broken.push(`one event of ${first.subject}: ${was}, then ${is}`);
+    if (was === is || this.#isCloned(first.host)) return;
+    this.#broken.push(`one event of ${first.subject}: ${was}, then ${is}`);
   }
 }
 

@@ -423,6 +423,13 @@ describe('after a reboot', () => {
       expect(actions(kind, onReboot)).toMatchObject([{ kind: 'detach', reason: 'reboot' }]);
     }
   });
+
+  test('nothing is made again or ended while the records may be of the machine that this one was copied from', () => {
+    for (const kind of ['vm', 'container'] as const) {
+      const known = { records: [before(kind)], observed: observedOf([]), isOwn: false };
+      expect(planned(known).actions).toEqual([]);
+    }
+  });
 });
 
 test('what was put right needs nothing more, and nothing of others is named', () => {
