@@ -332,6 +332,7 @@ export class Agent {
     await this.#bus.close();
     await this.#outcomes.sync().catch(() => {});
     this.#outcomes.close();
+    await this.#witness.close();
     await this.#ledger.close();
     this.#handoff.close();
     await this.#hostNetwork.rehearsals.close();

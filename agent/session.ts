@@ -1,5 +1,11 @@
 import { VoltError } from '#protocol/errors.ts';
-import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
+import {
+  type Ledger,
+  type LedgerState,
+  listAfter,
+  type Pulse,
+  type Self,
+} from '#ipam-store/ledger.ts';
 import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
@@ -50,6 +56,8 @@ export interface SessionStatus {
 
 /** A turn brings the next one at once while there is news; this many at most. */
 const MAX_TURNS = 8;
+/** Expired leases of one answer, as the ledger names them. */
+const MAX_DUE = 500;
 
 /**
  * This host's session in the ledger. One heartbeat a period says that the host lives and what it has seen,
@@ -76,6 +84,10 @@ export class Session {
   #waiting: NodeJS.Timeout | undefined;
   /** The epoch for which leases without a record have been looked for. */
   #settled: string | undefined;
+  /** Heartbeats sent since the last that had an answer. */
+  #late = 0;
+  /** The list of hosts is about to be read. */
+  #reading: NodeJS.Timeout | undefined;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -98,6 +110,7 @@ export class Session {
   stop(): void {
     this.#rhythm.stop();
     clearTimeout(this.#waiting);
+    clearTimeout(this.#reading);
   }
 
   /**
@@ -175,7 +188,9 @@ export class Session {
 
   async #pulse(newFleet: boolean): Promise<Pulse> {
     const { self, heartbeatSeconds, suspectAfterSeconds, recoveryWindowSeconds } = this.#options;
-    const pulse = await this.#options.ledger.heartbeat({
+    const late = this.#late;
+    this.#late += 1;
+    const answer = this.#options.ledger.heartbeat({
       ...self,
       yieldsTo: this.#options.standing.yieldsTo,
       heartbeatSeconds,
@@ -183,7 +198,14 @@ export class Session {
       recoveryWindowSeconds,
       seen: this.#options.witness.seen,
       newFleet,
+      late,
     });
+    const pulse = await answer.catch((error: unknown) => {
+      // Refused is answered.
+      if (!isAway(error)) this.#late = 0;
+      throw error;
+    });
+    this.#late = 0;
     const { state, mayAcquire, awaiting } = pulse;
     const { standing, log } = this.#options;
     if (standing.state === 'refused') log.info({}, 'this host is known as this machine');
@@ -202,23 +224,65 @@ export class Session {
 
   /** Answers whether another heartbeat has something to say. */
   async #take(pulse: Pulse): Promise<boolean> {
-    const { witness, holdings, revisions } = this.#options;
+    const { revisions } = this.#options;
     if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
     this.#fleetEvents.tell(pulse);
-    const named = pulse.seen.hosts !== undefined;
-    await witness.note(pulse.seen);
+    await this.#noteList(pulse);
+    if (pulse.tell) await this.#tellHosts();
     if (pulse.reassert) {
       await this.#reassertAll(pulse.epoch);
       return true;
     }
-    for (const { id } of pulse.due) {
-      this.#aside(holdings.expire({ id, nowMs: pulse.nowMs }), 'an expired lease is still there');
-    }
+    this.#expire(pulse);
     if (pulse.state === 'armed') {
       await revisions.follow({ revision: pulse.seen.revision, epoch: pulse.epoch });
       if (pulse.mayAcquire) this.#settle(pulse.epoch);
     }
-    return named;
+    return pulse.vouch;
+  }
+
+  /** The list of hosts as this answer tells it, or when it has been read. */
+  async #noteList({ seen, list, behind, vouch }: Pulse): Promise<void> {
+    const { witness } = this.#options;
+    const news = list && listAfter(witness.seen, list);
+    await witness.note(seen, news);
+    if (behind === undefined && (list === undefined || news !== undefined)) return;
+    // A newcomer waits for it; what nobody waits for is spread, since the whole fleet has it to read.
+    if (vouch) await this.#readHosts();
+    else {
+      this.#reading ??= setTimeout(
+        () => this.#aside(this.#readHosts(), 'the list of hosts is not read yet'),
+        Math.random() * (behind?.withinMs ?? 0),
+      );
+    }
+  }
+
+  async #readHosts(): Promise<void> {
+    const { witness, ledger } = this.#options;
+    clearTimeout(this.#reading);
+    const before = witness.seen;
+    try {
+      const list = await ledger.readHosts(before);
+      // A heartbeat may have been quicker.
+      if (witness.seen.hosts === before.hosts) await witness.note(witness.seen, list);
+    } finally {
+      this.#reading = undefined;
+    }
+  }
+
+  async #tellHosts(): Promise<void> {
+    const { self, suspectAfterSeconds, ledger, witness, log } = this.#options;
+    await ledger.tellHosts({ ...self, suspectAfterSeconds }, witness.seen);
+    log.info({ hosts: witness.seen.hosts.length }, 'the list of hosts was told');
+  }
+
+  /** Where more have expired than one answer names, the next is asked for as soon as these are gone. */
+  #expire({ due, nowMs }: Pulse): void {
+    const ends = due.map(({ id }) => this.#options.holdings.expire({ id, nowMs }));
+    for (const end of ends) this.#aside(end, 'an expired lease is still there');
+    if (due.length < MAX_DUE) return;
+    const done = Promise.all(ends).then(() => this.beat());
+    this.#aside(done, 'expired leases are still there');
   }
 
   /** Tells the ledger of a lease, from its record; if somebody else holds it by now, it is set down. */
@@ -272,6 +336,9 @@ export class Session {
     work.catch((error: unknown) => this.#options.log.warn({ error: String(error) }, failed));
   }
 }
+
+const isAway = (error: unknown): boolean =>
+  error instanceof VoltError && error.code === 'STORE_UNAVAILABLE';
 
 const isConflict = (error: unknown): error is VoltError =>
   error instanceof VoltError && error.code === 'HOST_CONFLICT';

@@ -3,12 +3,22 @@ import { open, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { parseNetwork } from '#protocol/network.ts';
-import { type NetworkRecord, NOTHING_SEEN, type Pulse, type Seen } from '#ipam-store/ledger.ts';
+import {
+  type HostList,
+  type NetworkRecord,
+  NOTHING_SEEN,
+  type Pulse,
+  type Seen,
+} from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
 
 const VERSION = 1;
 const LEDGER_FILE = 'ledger.json';
 const NETWORKS_FILE = 'networks.json';
+/** Counters that only grow are stored this rarely: records hold the generations of what lives. */
+const COUNTERS_MS = 60_000;
+/** A generation is epoch · 2³² + n. */
+const EPOCH_UNIT = 2 ** 32;
 
 const counter = z.int().min(0);
 const ledgerSchema = z.object({
@@ -36,6 +46,7 @@ export class Witness {
   #seen: Seen = NOTHING_SEEN;
   /** What of it is on disk. */
   #stored: Seen = NOTHING_SEEN;
+  #storedAtMs = -Infinity;
   #networks: readonly NetworkRecord[] = [];
   #networksRevision = 0;
   #networksEpoch: string | undefined;
@@ -83,25 +94,38 @@ export class Witness {
     return this.#networksEpoch;
   }
 
-  /** A generation that was granted to this host. It reaches the disk with its record, and the next `note`. */
+  /** A generation that was granted to this host. It reaches the disk with its record, and one day with the counters. */
   noteGeneration(generation: number): void {
     if (generation > this.#seen.generation) this.#seen = { ...this.#seen, generation };
   }
 
   /**
-   * What an answer held. Resolves when it is on disk: only then is a list of hosts told to have been seen, since
-   * others rely on it. Where the disk refuses, that is logged, and the list has not been seen.
+   * What an answer held. Resolves when a new list of hosts, or epoch, is on disk: only then is a list told to have been
+   * seen, since others rely on it. Where the disk refuses, that is logged, and the list has not been seen.
    */
-  async note({ generation, revision, roster, hosts }: Pulse['seen']): Promise<void> {
+  async note({ generation, revision }: Pulse['seen'], list?: HostList): Promise<void> {
     this.noteGeneration(generation);
     this.#noteRevision(revision);
-    const list = hosts === undefined ? {} : { roster, hosts };
+    const isNewEpoch = epochOf(this.#seen) !== epochOf(this.#stored);
+    const isOld = performance.now() - this.#storedAtMs > COUNTERS_MS;
+    if (list !== undefined || isNewEpoch || (isOld && this.#hasNews())) await this.#store(list);
+  }
+
+  /** Before the agent ends: what was not worth a write of its own. */
+  async close(): Promise<void> {
+    if (this.#hasNews()) await this.#store();
+  }
+
+  #hasNews(): boolean {
+    const { generation, revision } = this.#stored;
+    return this.#seen.generation !== generation || this.#seen.revision !== revision;
+  }
+
+  async #store(list?: HostList): Promise<void> {
     const seen = { ...this.#seen, ...list };
-    const { generation: onDisk, revision: revisionOnDisk } = this.#stored;
-    const counted = seen.generation === onDisk && seen.revision === revisionOnDisk;
-    if (counted && hosts === undefined) return;
     if (!(await this.#write(LEDGER_FILE, seen))) return;
     this.#stored = seen;
+    this.#storedAtMs = performance.now();
     this.#seen = { ...this.#seen, ...list };
   }
 
@@ -162,3 +186,5 @@ export class Witness {
     }
   }
 }
+
+const epochOf = ({ generation }: Seen): number => Math.floor(generation / EPOCH_UNIT);

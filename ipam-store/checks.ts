@@ -47,6 +47,17 @@ const addressText: Check = (value) =>
 
 const flag: Check = (value) => (typeof value === 'boolean' ? undefined : 'must be true or false');
 
+const checkedLists = new WeakSet<object>();
+
+/** Each list once: that of a large fleet comes with every heartbeat. */
+function isHostList(value: unknown): boolean {
+  if (!Array.isArray(value)) return false;
+  if (checkedLists.has(value)) return true;
+  const fits = value.every((one) => typeof one === 'string' && HOST_PATTERN.test(one));
+  if (fits) checkedLists.add(value);
+  return fits;
+}
+
 export const CHECKS = {
   id: matching(ID_PATTERN, 'an attachment id'),
   workload: matching(ID_PATTERN, 'a workload id'),
@@ -73,12 +84,12 @@ export const CHECKS = {
   seen: (value) =>
     isObject(value) &&
     ['generation', 'revision', 'roster'].every((key) => whole(0)(value[key]) === undefined) &&
-    Array.isArray(value['hosts']) &&
-    value['hosts'].every((one) => typeof one === 'string' && HOST_PATTERN.test(one))
+    isHostList(value['hosts'])
       ? undefined
       : 'must be three counters and a list of host ids',
   epoch: matching(/^\d{1,9}$/, 'an epoch'),
   newFleet: flag,
+  late: whole(0),
   cool: flag,
   cursor: matching(CURSOR_PATTERN, 'what the page before ended with'),
   limit: whole(Number.MIN_SAFE_INTEGER),

@@ -59,6 +59,19 @@ export class Fields {
     );
   }
 
+  /** A list of a text and a flag each. */
+  pairs(name: string): (readonly [string, boolean])[] {
+    const value = this.#values[name];
+    if (!Array.isArray(value)) return this.#refuse(name, 'a list');
+    return value.map((one: unknown) => {
+      const [text, flag]: unknown[] = Array.isArray(one) ? one : [];
+      if (typeof text !== 'string' || typeof flag !== 'boolean') {
+        return this.#refuse(name, 'pairs of a text and a flag');
+      }
+      return [text, flag];
+    });
+  }
+
   /** False for null, as for what is not there. */
   has(name: string): boolean {
     return Object.hasOwn(this.#values, name) && (this.#values[name] ?? null) !== null;

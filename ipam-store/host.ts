@@ -1,18 +1,16 @@
 import type { Fields } from './fields.ts';
+import { type HostList, type ListNews, newsOf } from './host-list.ts';
 import { type Lease, leaseOf } from './lease.ts';
 
 /**
  * The newest that a host has had from the ledger in any answer. It keeps this where a reboot leaves it, before it
  * says so: by it a server that came back empty or older is found out.
  */
-export interface Seen {
+export interface Seen extends HostList {
   /** Highest generation. */
   readonly generation: number;
   /** Of the last change of any network. */
   readonly revision: number;
-  /** Of the last change of the list of hosts, and that list: those that lived. */
-  readonly roster: number;
-  readonly hosts: readonly string[];
 }
 
 /** Nothing: what a host knows that has never had an answer. */
@@ -40,6 +38,8 @@ export interface Beat {
   readonly follows?: Readonly<Record<string, string>>;
   /** An empty ledger is that of a new fleet: no other host has seen anything of it. */
   readonly newFleet: boolean;
+  /** Heartbeats sent since the last that was answered: the ledger was late, or the way to it. */
+  readonly late?: number;
 }
 
 /** What the ledger is doing. `unclaimed`: it is empty, and nobody has said that it is a new fleet's. */
@@ -76,8 +76,15 @@ export interface Pulse {
   readonly reclaimed: readonly Lease[];
   /** Leases of this host that have expired, 500 at most. */
   readonly due: readonly { readonly id: string; readonly generation: number }[];
-  /** `hosts` only where the roster is another than the one the host has seen. */
-  readonly seen: Omit<Seen, 'hosts'> & { readonly hosts?: readonly string[] };
+  /** The ledger has lost the list of hosts: the host has to tell the one it has seen, `Ledger.tellHosts`. */
+  readonly tell: boolean;
+  /** A newcomer waits for the next heartbeat of this host, which says that it has seen the list. */
+  readonly vouch: boolean;
+  readonly seen: Pick<Seen, 'generation' | 'revision'>;
+  /** What the host does not know of the list of hosts; absent where that is nothing. */
+  readonly list?: ListNews;
+  /** It is more than an answer holds: `Ledger.readHosts`, within this time, at a moment of the host's own. */
+  readonly behind?: { readonly withinMs: number };
 }
 
 export function pulseOf(answer: Fields): Pulse {
@@ -110,9 +117,11 @@ export function pulseOf(answer: Fields): Pulse {
     seen: {
       generation: seen.digits('generation'),
       revision: seen.number('revision'),
-      roster: seen.number('roster'),
-      ...(seen.has('hosts') && { hosts: seen.texts('hosts') }),
     },
+    tell: answer.flag('tell'),
+    vouch: answer.flag('vouch'),
+    ...(seen.has('changes') && { list: newsOf(seen, 'changes') }),
+    ...(seen.has('behind') && { behind: { withinMs: seen.number('withinMs') } }),
   };
 }
 
@@ -131,7 +140,9 @@ const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
   fallen: [],
   reclaimed: [],
   due: [],
-  seen: { generation: 0, revision: 0, roster: 0 },
+  tell: false,
+  vouch: false,
+  seen: { generation: 0, revision: 0 },
 };
 
 const STATES: readonly LedgerState[] = ['armed', 'arming', 'recovering', 'unclaimed'];

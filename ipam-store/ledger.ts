@@ -19,6 +19,7 @@ import {
   pulseOf,
   stateOf,
 } from './host.ts';
+import { digestOf, type HostList, listPageOf, tellingPages, readList } from './host-list.ts';
 import { rootKey } from './keys.ts';
 import {
   acquireArgs,
@@ -59,6 +60,7 @@ export {
   type Pulse,
   type Seen,
 } from './host.ts';
+export { type HostChange, type HostList, listAfter, type ListNews } from './host-list.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
 export type { Changes, LogPage, SnapshotPage } from './log.ts';
 export type { NetworkChanges, NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
@@ -130,6 +132,7 @@ const PASSING = new Set([
   'leases',
   'hosts',
   'heartbeat',
+  'roster',
   'audit',
   'follow',
   'log',
@@ -353,6 +356,7 @@ export class Ledger {
     allow(beat, 'agentId', 'heartbeatSeconds');
     const { host, machineId, agentId, yieldsTo, bootId, heartbeatSeconds, newFleet, seen } = beat;
     if (yieldsTo !== undefined) need({ machineId: yieldsTo }, 'machineId');
+    allow(beat, 'late');
     if (Object.keys(beat.follows ?? {}).length > MAX_FOLLOWS) {
       refuseField('follows', `more than ${MAX_FOLLOWS} networks`);
     }
@@ -368,7 +372,8 @@ export class Ledger {
       newFleet,
       suspectMs: Math.ceil(beat.suspectAfterSeconds * 1_000),
       ...(windowSeconds !== null && { windowMs: Math.ceil(windowSeconds * 1_000) }),
-      seen: { generation: String(generation), revision, roster, hosts },
+      ...(beat.late !== undefined && { late: beat.late }),
+      seen: { generation: String(generation), revision, roster, digest: digestOf(hosts) },
       ...(beat.follows !== undefined && { follows: beat.follows }),
     });
     const pulse = pulseOf(answer);
@@ -378,6 +383,37 @@ export class Ledger {
       pulse.reclaimed.map((lease) => lease.network),
     );
     return pulse;
+  }
+
+  /**
+   * The list of hosts as it is now, for a host that has seen `list`: only what has changed is read, unless that is not
+   * known any more. Undefined while it changes too fast. RECOVERING while the ledger is not armed.
+   */
+  async readHosts(list: HostList): Promise<HostList | undefined> {
+    return readList(list, async (ask) => listPageOf(await this.#call('roster', ask)));
+  }
+
+  /**
+   * Tells the ledger, which has lost it, the list of hosts: it awaits those before it grants anything. May be repeated;
+   * RECOVERING before this host's heartbeat.
+   */
+  async tellHosts(
+    teller: Identity & Pick<Beat, 'suspectAfterSeconds'>,
+    { roster, hosts }: HostList,
+  ): Promise<void> {
+    need(teller, 'host', 'machineId', 'suspectAfterSeconds');
+    allow(teller, 'agentId', 'bootId');
+    const { host, machineId, agentId, bootId, suspectAfterSeconds } = teller;
+    const suspectMs = Math.ceil(suspectAfterSeconds * 1_000);
+    const by = { host, machineId, agentId, bootId };
+    const told = { ...by, suspectMs, roster, digest: digestOf(hosts) };
+    for (const page of tellingPages(hosts)) {
+      let from: { after?: string | undefined } = {};
+      do {
+        const answer = await this.#call('tell', { ...told, ...page, ...from });
+        from = { after: answer.optionalText('after') };
+      } while (from.after !== undefined);
+    }
   }
 
   /**

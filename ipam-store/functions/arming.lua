@@ -12,13 +12,25 @@
 --   since       ms, when it began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
 --   asker       {host, since (ms)} of an unclaimed ledger: who asks whether it is a new fleet's
+--   window      the heartbeats of a suspect period: beats, and the hosts that had waited in vain for an answer
 --   grace       ms, until when no silence counts
+--   live        host -> true of those that live; sum: the digest of that list
+--   sums        roster -> digest of the list as it was then, of an armed ledger's last changes
+--   news        what is told of the list of hosts, by the roster that a host has seen
+--   voucher     the host that was asked to vouch for newcomers, and until when (ms) nobody else is
+-- While the ledger is not armed:
+--   lost        true while what a server has lost is being restored
+--   counted_to  up to which name it is known who lives, as ZRANGEBYLEX takes it; true when of all
+--   missing     host -> true of those that are awaited; missing_count; named: those named last
+--   missed      those of them that were given up
+--   untold      list (roster, digest) -> the hosts that have it to tell; told: list -> true of those that were told;
+--               telling: list -> the host that was asked for it, and until when (ms) nobody else is
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses
 --   logged      the second number of the last id of a log's entry, but for grants
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
---   swept       ms, the last sweep; `turn`: with which suspect the next one begins
+--   swept       ms, when the next sweep is due; `turn`: with which suspect it begins
 local memories = {}
 
 local function memory_of(root)
@@ -26,7 +38,8 @@ local function memory_of(root)
   if not memory then
     memory = {
       sessions = {}, heard = {}, said = {}, found = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
-      fresh = {}, counted = {}, rivals = {}, logged = 0,
+      fresh = {}, counted = {}, rivals = {}, logged = 0, live = {}, sum = 0, sums = {},
+      counted_to = '-', missing = {}, missing_count = 0, missed = {}, untold = {}, told = {}, telling = {},
     }
     memories[root] = memory
   end
@@ -46,12 +59,14 @@ end
 
 -- What the ledger counts, and whether it has lost something that is being restored.
 local function meta_of(root)
-  local held = redis.call('HMGET', root .. ':meta', 'revision', 'roster', 'lost')
+  local held = redis.call('HMGET', root .. ':meta', 'revision', 'roster', 'lost', 'changedFrom', 'pending')
   return {
     generation = tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0) or 0,
     revision = tonumber(held[1] or 0) or 0,
     roster = tonumber(held[2] or 0) or 0,
     lost = held[3] == '1',
+    changed_from = tonumber(held[4] or 0) or 0,
+    pending = tonumber(held[5] or 0) or 0,
   }
 end
 
@@ -120,7 +135,46 @@ local function young_boot(root, host, now)
   return sure and sure > now and known[1] or nil
 end
 
--- The refusal of what a host may not be granted. Costs no command where it may.
+-- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.
+local function open_session(root, host, who, epoch)
+  local memory = memory_of(root)
+  local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
+  local joining = redis.call('ZSCORE', root .. ':joining', host)
+  memory.sessions[host] = memory.generation and asserted and not joining and who or nil
+end
+
+-- Whom the ledger awaits before it grants: a set with its size, so that no heartbeat walks all hosts.
+local function await(memory, host)
+  if not memory.missing[host] then
+    memory.missing[host] = true
+    memory.missing_count = memory.missing_count + 1
+  end
+end
+
+local function await_no_longer(memory, host)
+  if memory.missing[host] then
+    memory.missing[host] = nil
+    memory.missing_count = memory.missing_count - 1
+  end
+end
+
+-- True while hosts have yet to tell their lists: there may have been any host.
+local function is_untold(root)
+  return next(memory_of(root).untold) ~= nil
+end
+
+-- A host that lives has to say again what it holds, before it is granted anything.
+local function ask_again(root, host)
+  local memory = memory_of(root)
+  redis.call('HDEL', root .. ':host:' .. host, 'asserted')
+  memory.sessions[host] = nil
+  if not memory.generation and memory.live[host] then
+    await(memory, host)
+  end
+end
+
+-- The refusal of what a host may not be granted. Costs no command where it may. Nobody's session is opened when the
+-- ledger arms, since that would be a walk of all hosts, but with what the host asks for next.
 local function barred(root, host, who)
   local memory = memory_of(root)
   local session = memory.sessions[host]
@@ -130,6 +184,13 @@ local function barred(root, host, who)
   if session and (session == who or is_same_who(session, who)) then
     return nil
   end
+  local heard = memory.heard[host]
+  if memory.generation and not session and who and heard and is_same_who(heard, who) then
+    open_session(root, host, heard, digits(epoch_of(memory.generation)))
+    if memory.sessions[host] then
+      return nil
+    end
+  end
   local other = foreign(root, host, who)
   if other then
     return other
@@ -137,12 +198,4 @@ local function barred(root, host, who)
   return recovering(memory.generation
     and 'host ' .. host .. ' has yet to say what it holds, or to be seen by another host'
     or 'the ledger hears every host before it grants anything')
-end
-
--- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.
-local function open_session(root, host, who, epoch)
-  local memory = memory_of(root)
-  local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
-  local joining = redis.call('ZSCORE', root .. ':joining', host)
-  memory.sessions[host] = memory.generation and asserted and not joining and who or nil
 end

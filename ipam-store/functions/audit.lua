@@ -145,6 +145,9 @@ local AUDITS = {
       and not (tonumber(meta[1] or nil) and tonumber(meta[2] or nil)) then
       note({ what = 'meta missing', id = '-' })
     end
+    if changes_missing(root) then
+      note({ what = 'changes missing', id = '-' })
+    end
     if missing_from(root, '#networks', root .. ':networks') > 0 then
       note({ what = 'networks missing', id = '-' })
     end

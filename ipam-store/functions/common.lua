@@ -3,7 +3,9 @@
 -- Lua's has to hold an IPv6 address. Times are milliseconds of the ledger's clock (clock.lua). <f> is 4 or 6.
 --
 --   <root>:meta              hash  revision: of the last change of any network; roster: of the last change of the
---                                  list of hosts; lost: 1 while what a server has lost is being restored;
+--                                  list of hosts; pending: changes of it since then, while the ledger is not armed;
+--                                  changedFrom: the roster from which on `changed` knows them all; lost: 1 while what
+--                                  a server has lost is being restored;
 --                                  gone:<f>: until when what is in the key of that name may rest; clockMs: the
 --                                  highest time that was told, to a second
 --   <root>:networks          zset  names, by name
@@ -18,7 +20,9 @@
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did
 --   <root>:joining           zset  those that no other host vouches for yet, by the roster that named them first
+--   <root>:changed           zset  hosts by the roster of their last change: entered, fallen silent, forgotten
 --   <root>:host:<h>          hash  machineId, agentId, bootId, seenMs; asserted: the epoch for which it has re-asserted;
+--                                  tell: the list of hosts (roster, digest) that it has yet to tell after a loss;
 --                                  bootIds: its last boots; sureMs: from when on its last one is alone for certain;
 --                                  clones: boots of two machines that call themselves the host; ousted: boots of those
 --                                  that are not, as an operator has decided

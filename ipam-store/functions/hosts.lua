@@ -1,17 +1,5 @@
 -- Hosts as an operator sees them, and one that is gone for good.
 
--- A host that is in no list any more.
-local function drop_host(root, host)
-  for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
-    redis.call('ZREM', root .. ':' .. list, host)
-  end
-  redis.call('DEL', root .. ':host:' .. host)
-  local memory = memory_of(root)
-  memory.sessions[host] = nil
-  memory.rivals[host] = nil
-  next_roster(root)
-end
-
 -- forget {host} -> {known, released, networks: [of what was released…], more}: ends its leases, MAX_ENDED at a time;
 -- when none is left, the host is
 -- unknown. HOST_ALIVE for one that lives.
@@ -43,7 +31,7 @@ local function forget_host(keys, args)
   end
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
-    drop_host(root, host)
+    strike(root, host)
   end
   local names = {}
   for _, name in pairs(networks) do

@@ -55,7 +55,7 @@ end
 -- Another machine, or another agent, may have the name when the first is silent and holds nothing.
 local function refuse_second(root, ask, other, yields_to, now)
   local deadline = redis.call('ZSCORE', root .. ':hosts', ask.host)
-  local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation)
+  local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation) or is_untold(root)
   local holds = redis.call('ZCARD', ids_key(root, ask.host))
   if not live and holds == 0 then
     return nil
@@ -83,8 +83,7 @@ local function refuse_clones(root, ask, known, now)
   if not has_word(known.clones, ask.bootId) then
     redis.call('HSET', session, 'clones', boots)
   end
-  redis.call('HDEL', session, 'asserted')
-  memory.sessions[ask.host] = nil
+  ask_again(root, ask.host)
   memory.heard[ask.host] = nil
   memory.rivals[ask.host] = nil
   return refuse('HOST_CONFLICT',
@@ -154,16 +153,20 @@ local function conflict_of_boots(root, ask, known, now)
     { host = ask.host, machineId = ask.machineId, bootId = known.bootId }, math.ceil(wait))
 end
 
+-- Whether there was a host of which only others know; any, while hosts have yet to tell of whom they know.
+local function may_have_been(root, host)
+  return redis.call('ZSCORE', root .. ':roster', host) or is_untold(root)
+end
+
 -- Why the one that sends a heartbeat is not the host; nil where it is.
 local function conflict_with(root, ask, known, now)
-  if known.clones or not known.machineId and ask.yieldsTo == ask.machineId
-    and redis.call('ZSCORE', root .. ':roster', ask.host) then
+  if known.clones or not known.machineId and ask.yieldsTo == ask.machineId and may_have_been(root, ask.host) then
     return refuse_clones(root, ask, known, now)
   end
   if not known.machineId then
     -- A server that has lost who the host was, and knows from other hosts that it was there, believes the one that was
     -- refused for another: it must not be the quicker of the two.
-    return ask.yieldsTo and redis.call('ZSCORE', root .. ':roster', ask.host)
+    return ask.yieldsTo and may_have_been(root, ask.host)
       and refuse_second(root, ask, 'another machine, ' .. ask.yieldsTo,
         { machineId = ask.yieldsTo, word = ask.yieldsTo }, now) or nil
   end
@@ -251,7 +254,8 @@ local function settle(keys, args)
     redis.call('HSET', session, 'ousted', table.concat(kept, ' '))
   end
   local memory = memory_of(root)
-  memory.sessions[host], memory.heard[host], memory.rivals[host] = nil, nil, nil
+  ask_again(root, host)
+  memory.heard[host], memory.rivals[host] = nil, nil
   return '{"known":true}'
 end
 

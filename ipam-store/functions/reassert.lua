@@ -149,8 +149,7 @@ local function reassert_lease(root, lease, now, known)
     end_lease(root, other, now, false)
     outcome.displaced = holder_of(other)
     if other.host ~= lease.host then
-      redis.call('HDEL', root .. ':host:' .. other.host, 'asserted')
-      memory_of(root).sessions[other.host] = nil
+      ask_again(root, other.host)
     end
   end
   restore(root, lease, now)
@@ -302,6 +301,7 @@ local function reassert(keys, args)
   end
   if ask.last then
     redis.call('HSET', session, 'asserted', ask.epoch)
+    await_no_longer(memory_of(root), ask.host)
     open_session(root, ask.host, heard, ask.epoch)
     if memory_of(root).generation then
       memory_of(root).said, memory_of(root).found = {}, {}

@@ -1,14 +1,18 @@
 -- A host that is given another id: its leases, and what the list of hosts says of it. Its agent does not run meanwhile.
 
--- The lists with one entry for each host.
-local LISTS_OF_HOSTS = { 'hosts', 'suspects', 'joining', 'roster' }
-
--- The host under its new id stands where it stood under the old one; it says again what it holds.
+-- The host under its new id stands where it stood under the old one; it says again what it holds. The others know it by
+-- the old id: one that lives is a newcomer.
 local function enter_as(root, host, to, ask, known)
-  for _, list in ipairs(LISTS_OF_HOSTS) do
-    local score = redis.call('ZSCORE', root .. ':' .. list, host)
-    if score then
-      redis.call('ZADD', root .. ':' .. list, score, to)
+  redis.call('ZADD', root .. ':roster', '0', to)
+  local since = redis.call('ZSCORE', root .. ':suspects', host)
+  if since then
+    redis.call('ZADD', root .. ':suspects', since, to)
+  end
+  local deadline = redis.call('ZSCORE', root .. ':hosts', host)
+  if deadline and redis.call('ZADD', root .. ':hosts', deadline, to) == 1 then
+    redis.call('ZADD', root .. ':joining', digits(note_change(root, to, true)), to)
+    if not memory_of(root).generation then
+      await(memory_of(root), to)
     end
   end
   local session = root .. ':host:' .. to
@@ -62,13 +66,11 @@ local function rename_host(keys, args)
   end
   if to == host then
     redis.call('HSET', root .. ':host:' .. host, 'machineId', ask.machineId, 'agentId', ask.agentId)
-    redis.call('HDEL', root .. ':host:' .. host, 'asserted')
-    memory_of(root).sessions[host] = nil
+    ask_again(root, host)
     return '{"known":true,"moved":0,"more":false}'
   end
   if not other.machineId then
     enter_as(root, host, to, ask, known)
-    next_roster(root)
   end
   local entries = redis.call('ZRANGE', ids_key(root, host), 0, MAX_ENDED - 1)
   for _, entry in ipairs(entries) do
@@ -76,7 +78,7 @@ local function rename_host(keys, args)
   end
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
-    drop_host(root, host)
+    strike(root, host)
   end
   return '{"known":true,"moved":' .. #entries .. ',"more":' .. tostring(more) .. '}'
 end

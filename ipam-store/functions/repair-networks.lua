@@ -257,7 +257,7 @@ end
 -- A key of another type than any function makes goes; then it is one that has vanished.
 local function drop_unreadable(root, ask)
   local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining',
-    root .. ':revised' }
+    root .. ':revised', root .. ':changed' }
   local hashes = { root .. ':leases', root .. ':meta' }
   for _, family in ipairs(FAMILIES) do
     table.insert(zsets, root .. ':subnets:' .. family)

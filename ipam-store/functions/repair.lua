@@ -30,8 +30,7 @@ local function ask_host(root, host, entry)
     return true
   end
   memory.asked[asked] = true
-  redis.call('HDEL', session, 'asserted')
-  memory.sessions[host] = nil
+  ask_again(root, host)
   return false
 end
 
@@ -46,6 +45,16 @@ local function is_claimed(root, network, id)
     end
   end
   return false
+end
+
+-- A host that is in neither list is suspect until its next heartbeat.
+local function keep_in_a_list(root, host)
+  if not redis.call('ZSCORE', root .. ':hosts', host) then
+    redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), host)
+    if memory_of(root).live[host] then
+      note_change(root, host, false)
+    end
+  end
 end
 
 -- The lease of an id, unless its network is not there.
@@ -180,18 +189,20 @@ local REPAIRS = {
   end,
   ['roster missing'] = function(root, ask)
     redis.call('ZADD', root .. ':roster', '0', ask.host)
-    if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
-      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), ask.host)
-    end
+    keep_in_a_list(root, ask.host)
     return true
   end,
   ['state missing'] = function(root, ask)
     if not redis.call('ZSCORE', root .. ':roster', ask.host) then
       return false
     end
-    if not redis.call('ZSCORE', root .. ':hosts', ask.host) then
-      -- Until its next heartbeat.
-      redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), ask.host)
+    keep_in_a_list(root, ask.host)
+    return true
+  end,
+  ['changes missing'] = function(root)
+    if changes_missing(root) then
+      redis.call('DEL', root .. ':changed')
+      redis.call('HSET', root .. ':meta', 'changedFrom', digits(meta_of(root).roster))
     end
     return true
   end,
@@ -200,10 +211,7 @@ local REPAIRS = {
     local who = memory.sessions[ask.host] or memory.heard[ask.host]
     if not who and redis.call('ZCARD', ids_key(root, ask.host)) == 0 then
       -- No machine, and nothing held: no host.
-      for _, list in ipairs({ 'hosts', 'suspects', 'joining', 'roster' }) do
-        redis.call('ZREM', root .. ':' .. list, ask.host)
-      end
-      next_roster(root)
+      strike(root, ask.host)
       return true
     elseif not who then
       return false

@@ -1,8 +1,13 @@
 -- Hosts that have fallen silent, what may be reclaimed of them, and leases that have expired.
 local MAX_DUE = 500
+-- A sweep is so short that nobody waits for it; the next is soon after one that had enough to do.
 local SWEEP_MS = 1000
-local MAX_SWEPT = 16
+local BUSY_SWEEP_MS = 50
+local MAX_FALLEN = 256
+local MAX_SWEPT = 256
 local MAX_ENDED = 100
+-- Of the hosts, or of the heartbeats, where more than one in this many came late, the ledger itself was late.
+local LATE_SHARE = 20
 
 -- Gives back leases that a suspect host holds in networks with reclaimAfterSeconds, `most` of them.
 local function reclaim(root, host, since, now, most)
@@ -35,51 +40,76 @@ local function reclaim(root, host, since, now, most)
   return reclaimed
 end
 
--- Hosts that have fallen silent become suspect; what may be reclaimed of suspects is. A little at a time.
-local function sweep(root, now)
+-- Gives back what may be reclaimed of the next suspects.
+local function reclaim_next(root, now)
   local memory = memory_of(root)
-  local fallen, reclaimed = {}, {}
-  if now < memory.swept + SWEEP_MS or now < memory.grace then
-    return fallen, reclaimed
-  end
-  memory.swept = now
-  local silent = redis.call(
-    'ZRANGEBYSCORE', root .. ':hosts', '-inf', '(' .. digits(now), 'LIMIT', 0, MAX_SWEPT)
-  for _, host in ipairs(silent) do
-    make_suspect(root, host, now)
-    next_roster(root)
-    table.insert(fallen, host)
-  end
+  local reclaimed = {}
   local suspects = redis.call(
     'ZRANGE', root .. ':suspects', memory.turn, memory.turn + MAX_SWEPT - 1, 'WITHSCORES')
-  memory.turn = #suspects == 2 * MAX_SWEPT and memory.turn + MAX_SWEPT or 0
   for index = 1, #suspects, 2 do
     -- While nobody was heard, suspects were not either.
     local since = math.max(tonumber(suspects[index + 1]), memory.grace)
     for _, lease in ipairs(reclaim(root, suspects[index], since, now, MAX_ENDED - #reclaimed)) do
       table.insert(reclaimed, lease)
     end
+    if #reclaimed == MAX_ENDED then
+      -- Goes on with the same one.
+      memory.turn = memory.turn + (index - 1) / 2
+      return reclaimed
+    end
   end
+  memory.turn = #suspects == 2 * MAX_SWEPT and memory.turn + MAX_SWEPT or 0
+  return reclaimed
+end
+
+-- Hosts that have fallen silent become suspect; what may be reclaimed of suspects is. A slice at a time.
+local function sweep(root, now)
+  local memory = memory_of(root)
+  if now < memory.swept or now < memory.grace then
+    return {}, {}
+  end
+  local fallen = redis.call(
+    'ZRANGEBYSCORE', root .. ':hosts', '-inf', '(' .. digits(now), 'LIMIT', 0, MAX_FALLEN)
+  for _, host in ipairs(fallen) do
+    make_suspect(root, host, now)
+  end
+  local reclaimed = reclaim_next(root, now)
+  local busy = #fallen == MAX_FALLEN or #reclaimed == MAX_ENDED
+  memory.swept = now + (busy and BUSY_SWEEP_MS or SWEEP_MS)
   return fallen, reclaimed
 end
 
--- While nobody was heard, or this server was not there, nobody's silence counts.
-local function note_beat(root, now, suspect_ms)
+-- While nobody was heard, or this server was not there, nobody's silence counts; nor where the ledger itself was late:
+-- where several hosts, and more than a few of those that are heard, have waited in vain for an answer before this one.
+local function note_beat(root, now, ask)
   local memory = memory_of(root)
-  if not memory.beat or now - memory.beat > suspect_ms / 2 then
-    memory.grace = now + suspect_ms
+  local window = memory.window
+  if not window or now >= window.until_ms then
+    window = { until_ms = now + ask.suspectMs, beats = 0, before = window and window.beats or 0, late = {}, count = 0 }
+    memory.window = window
+  end
+  window.beats = window.beats + 1
+  if (ask.late or 0) > 0 and not window.late[ask.host] then
+    window.late[ask.host] = true
+    window.count = window.count + 1
+  end
+  local was_late = window.count > 1 and window.count * LATE_SHARE > math.max(window.beats, window.before)
+  if was_late or not memory.beat or now - memory.beat > ask.suspectMs / 2 then
+    memory.grace = now + ask.suspectMs
   end
   memory.beat = now
   memory.since = memory.since or now
 end
 
+-- The generation stands in each lease once, whoever has written it; to take the lease apart costs more than all else.
 local function due_of(root, host, now)
   local due = {}
   local ids = redis.call('ZRANGEBYSCORE', due_key(root, host), '-inf', digits(now), 'LIMIT', 0, MAX_DUE)
   for _, id in ipairs(ids) do
-    local lease = lease_of(root, id)
-    if lease then
-      table.insert(due, cjson.encode({ id = id, generation = lease.generation }))
+    local text = redis.call('HGET', root .. ':leases', id)
+    local generation = text and string.match(text, '"generation":"(%d+)"')
+    if generation then
+      due[#due + 1] = '{"id":' .. cjson.encode(id) .. ',"generation":"' .. generation .. '"}'
     end
   end
   return due

@@ -25,7 +25,7 @@ function loaded(): Witness {
 test('what was noted is what the next agent has seen', async () => {
   const first = loaded();
   expect(first.seen).toEqual({ generation: 0, revision: 0, roster: 0, hosts: [] });
-  await first.note({ generation: 2 ** 32 + 5, revision: 3, roster: 2, hosts: ['h1', 'h2'] });
+  await first.note({ generation: 2 ** 32 + 5, revision: 3 }, { roster: 2, hosts: ['h1', 'h2'] });
   await first.noteNetworks({ revision: 3, epoch: '4', networks: [{ network, revision: 3 }] });
   const second = loaded();
   expect(second.seen).toEqual(first.seen);
@@ -36,11 +36,11 @@ test('what was noted is what the next agent has seen', async () => {
 
 test('counters never go back, and a roster comes with its list', async () => {
   const witness = loaded();
-  await witness.note({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
-  await witness.note({ generation: 9, revision: 4, roster: 7 });
+  await witness.note({ generation: 10, revision: 5 }, { roster: 4, hosts: ['h1'] });
+  await witness.note({ generation: 9, revision: 4 });
   expect(witness.seen).toEqual({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
   // After a loss the list may be a shorter one, of a roster that is lower.
-  await witness.note({ generation: 12, revision: 5, roster: 5, hosts: ['h2'] });
+  await witness.note({ generation: 12, revision: 5 }, { roster: 5, hosts: ['h2'] });
   expect(loaded().seen).toEqual({ generation: 12, revision: 5, roster: 5, hosts: ['h2'] });
 });
 
@@ -51,8 +51,25 @@ test('a generation and a network that this host has had count at once, and are s
   witness.noteNetwork({ network, revision: 2 });
   expect(witness.seen).toMatchObject({ generation: 20, revision: 6 });
   expect(witness.networks).toEqual([{ network, revision: 6 }]);
-  await witness.note({ generation: 1, revision: 1, roster: 0 });
+  await witness.note({ generation: 1, revision: 1 });
   expect(loaded().seen).toMatchObject({ generation: 20, revision: 6 });
+});
+
+test('a new list or epoch is written at once, counters when the agent ends', async () => {
+  const list = { roster: 1, hosts: ['h1'] };
+  const stored = (): unknown => loaded().seen;
+  const witness = loaded();
+  const epoch = 2 ** 32;
+  await witness.note({ generation: epoch, revision: 1 }, list);
+  await witness.note({ generation: epoch + 1, revision: 2 });
+  expect(stored()).toEqual({ generation: epoch, revision: 1, ...list });
+  await witness.note({ generation: epoch + 1, revision: 2 }, { ...list, roster: 2 });
+  expect(stored()).toEqual({ generation: epoch + 1, revision: 2, ...list, roster: 2 });
+  await witness.note({ generation: 2 * epoch, revision: 2 });
+  expect(stored()).toMatchObject({ generation: 2 * epoch });
+  witness.noteGeneration(2 * epoch + 7);
+  await witness.close();
+  expect(stored()).toMatchObject({ generation: 2 * epoch + 7, revision: 2 });
 });
 
 test('networks are never newer than what was seen, whichever file was written last', async () => {
@@ -70,6 +87,6 @@ test('a file that cannot be read is set aside', () => {
 test('a list of hosts that the disk refuses has not been seen', async () => {
   const witness = loaded();
   rmSync(stateDir, { recursive: true });
-  await witness.note({ generation: 10, revision: 5, roster: 4, hosts: ['h1'] });
+  await witness.note({ generation: 10, revision: 5 }, { roster: 4, hosts: ['h1'] });
   expect(witness.seen).toEqual({ generation: 10, revision: 5, roster: 0, hosts: [] });
 });

@@ -10,11 +10,13 @@ import {
   Ledger,
   type LedgerOptions,
   type LeaseRequest,
+  listAfter,
   type NetworkRecord,
   type NetworkUsage,
   NOTHING_SEEN,
   type Pulse,
   RevisionChanged,
+  type Seen,
 } from '#ipam-store/ledger.ts';
 import { type Server, startRedis } from '#test/support/servers.ts';
 
@@ -63,13 +65,26 @@ export const beatOf = (host: string, more: Partial<Beat> = {}): Beat => ({
   ...more,
 });
 
+/** What a host has seen after an answer; what it does not know of the list of hosts it reads at once. */
+export async function seenAfter(ledger: Ledger, before: Seen, pulse: Pulse): Promise<Seen> {
+  const { seen, list, behind } = pulse;
+  const news = list && listAfter(before, list);
+  const isUnknown = behind !== undefined || (list !== undefined && news === undefined);
+  return {
+    ...before,
+    generation: Math.max(before.generation, seen.generation),
+    revision: Math.max(before.revision, seen.revision),
+    ...(isUnknown ? await ledger.readHosts(before) : news),
+  };
+}
+
 /** Hosts of a fleet, new or not, say that they live and hold nothing; then they may acquire. */
 export async function enrol(ledger: Ledger, ...hosts: readonly string[]): Promise<void> {
   const seen = new Map<string, Beat['seen']>();
   const beat = async (host: string): Promise<Pulse> => {
     const before = seen.get(host) ?? NOTHING_SEEN;
     const pulse = await ledger.heartbeat(beatOf(host, { seen: before }));
-    seen.set(host, { ...before, ...pulse.seen });
+    seen.set(host, await seenAfter(ledger, before, pulse));
     return pulse;
   };
   for (const host of hosts) await beat(host);

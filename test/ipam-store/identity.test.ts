@@ -13,6 +13,7 @@ import {
   ROOT,
   useStore,
   VOLT0,
+  seenAfter,
 } from './fixture.ts';
 import { forgetMemory, silentFor } from './member.ts';
 import { libraryOf, loadedVersion, VERSION } from './opening.ts';
@@ -138,12 +139,13 @@ test('a machine that was refused is not the quicker one where a server has lost 
   const late = { ...SECOND, yieldsTo: String(details?.['machineId']) };
   conflict(await refused(store.raw, () => beat(late)));
   expect(await beat({ seen })).toMatchObject({ state: 'recovering' });
-  // Of a host that nobody knows of, it is the first to ask.
+  // Of a host that nobody knows of, when all is told, it is the first to ask.
+  await store.ledger.tellHosts(beatOf('h2'), seen);
   const fresh = { ...late, host: 'h9' };
   expect(await store.ledger.heartbeat(beatOf('h9', fresh))).toMatchObject({ before: null });
 });
 
 async function seenByAll(): Promise<Seen> {
   const first = await store.ledger.heartbeat(beatOf('h2'));
-  return { ...NOTHING_SEEN, ...first.seen };
+  return seenAfter(store.ledger, NOTHING_SEEN, first);
 }

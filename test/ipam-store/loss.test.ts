@@ -163,7 +163,9 @@ describe('a server that was emptied', () => {
     await forgetMemory(store.raw);
     const told: string[] = [];
     for (const member of [one, two, one, two, one, two]) {
-      const { began, ended, epoch, reassert } = await member.beat();
+      const pulse = await member.beat();
+      const { began, ended, epoch, reassert } = pulse;
+      await member.tell(pulse);
       if (began) told.push(`began ${epoch}`);
       if (ended) told.push(`ended ${epoch}`);
       if (reassert) await member.reassert(epoch);
@@ -436,7 +438,8 @@ describe('a host that joins', () => {
     const call = (): Promise<unknown> => three.acquire(record, 'a');
     expect(await refused(store.raw, call)).toMatchObject(RECOVERING);
     // h1 learns of it, and says so with its next heartbeat.
-    expect((await one.beat()).seen.hosts?.toSorted()).toEqual(['h1', 'h2', 'h3']);
+    await one.beat();
+    expect(one.seen.hosts.toSorted()).toEqual(['h1', 'h2', 'h3']);
     expect((await three.beat()).mayAcquire).toBe(false);
     await one.beat();
     expect((await three.beat()).mayAcquire).toBe(true);

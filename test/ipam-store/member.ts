@@ -12,7 +12,7 @@ import {
   type Seen,
 } from '#ipam-store/ledger.ts';
 import { librarySource } from '#ipam-store/library.ts';
-import { askFor, beatOf, ROOT } from './fixture.ts';
+import { askFor, beatOf, ROOT, seenAfter } from './fixture.ts';
 
 /** A host as its agent plays it towards the ledger, with nothing of an agent but what it has to remember. */
 export class Member {
@@ -32,13 +32,15 @@ export class Member {
   async beat(more: Partial<Beat> = {}): Promise<Pulse> {
     const beat = beatOf(this.host, { newFleet: false, ...this.#more, seen: this.seen, ...more });
     const pulse = await this.#ledger.heartbeat(beat);
-    const { generation, revision, roster, hosts } = pulse.seen;
-    this.seen = {
-      generation: Math.max(this.seen.generation, generation),
-      revision: Math.max(this.seen.revision, revision),
-      ...(hosts === undefined ? pick(this.seen) : { roster, hosts }),
-    };
+    this.seen = await seenAfter(this.#ledger, this.seen, pulse);
     return pulse;
+  }
+
+  /** Tells the hosts it knows of, where it is asked to. */
+  async tell({ tell }: Pulse): Promise<void> {
+    const { machineId, suspectAfterSeconds } = beatOf(this.host, this.#more);
+    if (tell)
+      await this.#ledger.tellHosts({ host: this.host, machineId, suspectAfterSeconds }, this.seen);
   }
 
   /** Says all that it holds and knows. */
@@ -53,8 +55,10 @@ export class Member {
   /** Beats, re-asserts where it is asked to, and beats again: what an agent does at once. */
   async turn(more: Partial<Beat> = {}): Promise<Pulse> {
     const first = await this.beat(more);
+    await this.tell(first);
     if (first.reassert) await this.reassert(first.epoch);
-    return first.reassert || first.seen.hosts !== undefined ? this.beat(more) : first;
+    const hasNews = first.list !== undefined || first.behind !== undefined;
+    return first.reassert || first.tell || hasNews ? this.beat(more) : first;
   }
 
   async put(record: Promise<NetworkRecord>): Promise<NetworkRecord> {
@@ -80,8 +84,6 @@ export class Member {
     return lease;
   }
 }
-
-const pick = ({ roster, hosts }: Seen): Pick<Seen, 'roster' | 'hosts'> => ({ roster, hosts });
 
 /** Members of a new fleet, each of which may acquire. */
 export async function fleetOf(

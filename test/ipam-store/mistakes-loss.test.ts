@@ -43,16 +43,11 @@ mistake(store, 'a restart that allocates before it restored', {
   },
   mutants: {
     'whoever is there is enough': {
-      patches: [
-        [
-          'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
-          'if false then',
-        ],
-      ],
+      patches: [['if memory.missing_count > 0 or is_untold(root) then', 'if false then']],
       shows: /10\.9\.0\.2 .* given before it restored/,
     },
     'having been heard is enough': {
-      patches: [['or meta.lost and redis.call', 'or false and redis.call']],
+      patches: [['if meta.lost and not has_asserted then', 'if false then']],
       shows: /RECOVERING 10\.9\.0\.2 given before it restored/,
     },
   },
@@ -82,6 +77,50 @@ mistake(store, 'a lost generation is given again', {
         ['if tonumber(lease.generation) > meta.generation then', 'if false then'],
       ],
       shows: /goes back/,
+    },
+  },
+});
+
+mistake(store, 'a loss found by one that knows of others, and dies', {
+  seenAt: 'allocators that trust whoever answers first',
+  scenario: async (world) => {
+    const [one, two, three] = await membersOf(world);
+    assert(one !== undefined && two !== undefined && three !== undefined);
+    const record = await five(world);
+    await three.acquire(record, 'held');
+    for (const member of [one, two]) await member.put(Promise.resolve(record));
+    await world.raw.flushall();
+    await world.forget();
+    // Whoever has found it says what it holds, and dies before it has told whom it knows.
+    await one.reassert((await one.beat()).epoch);
+    await two.reassert((await two.beat()).epoch);
+    await two.beat();
+    const given = await attempt(world.ledger, record, 'other', { host: 'h2' });
+    assert.equal(given, 'RECOVERING', `${given} given before the list was told`);
+    // It has not come back when Redis restarts, and an operator forgets it.
+    await world.forget();
+    await two.beat();
+    await world.ledger.forgetHost('h1');
+    await two.beat();
+    const later = await attempt(world.ledger, record, 'another', { host: 'h2' });
+    assert.equal(later, 'RECOVERING', `${later} given though h2 knows of another`);
+  },
+  mutants: {
+    'who has said what it holds is enough': {
+      patches: [
+        ['if memory.missing_count > 0 or is_untold(root) then', 'if memory.missing_count > 0 then'],
+      ],
+      shows: /10\.9\.0\.2 given (before the list was told|though h2 knows of another)/,
+    },
+    'a list is what one has heard of, not what it has told': {
+      patches: [
+        [
+          '  meta.lost = true\n',
+          '  meta.lost = true\n  meta.roster = math.max(meta.roster, seen.roster)\n',
+        ],
+        ['(owes or above or seen.roster >= meta.roster)', 'above'],
+      ],
+      shows: /given (before the list was told|though h2 knows of another)/,
     },
   },
 });

@@ -24,10 +24,7 @@ describe('histories find the mistake, where the library', () => {
     ['makes every release one with cool-down', ['    if cool then\n', '    if true then\n']],
     [
       'grants before every host was heard',
-      [
-        'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
-        'if false then',
-      ],
+      ['if memory.missing_count > 0 or is_untold(root) then', 'if false then'],
     ],
     [
       'lets nothing rest that a forgotten host had',

@@ -60,7 +60,9 @@ describe('a host that joins while the ledger is not armed', () => {
     await turnBack();
     await new Member(store.ledger, 'h4').beat();
     await one.beat();
-    expect(await two.beat()).toMatchObject({ state: 'recovering', began: true });
+    const found = await two.beat();
+    expect(found).toMatchObject({ state: 'recovering', began: true, tell: true });
+    await two.tell(found);
     expect((await store.ledger.listHosts()).hosts).toMatchObject([
       {},
       {},

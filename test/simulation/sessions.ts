@@ -168,7 +168,9 @@ export class ModelSessions {
       fallen: [],
       reclaimed: [],
       due: [],
-      seen: { generation: this.#generation, revision, roster: 0 },
+      tell: false,
+      vouch: false,
+      seen: { generation: this.#generation, revision },
     };
   }
 }
