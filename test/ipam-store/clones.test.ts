@@ -2,7 +2,13 @@ import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
-import { type Beat, type Identity, NOTHING_SEEN, type Pulse, type Self } from '#ipam-store/ledger.ts';
+import {
+  type Beat,
+  type Identity,
+  NOTHING_SEEN,
+  type Pulse,
+  type Self,
+} from '#ipam-store/ledger.ts';
 import { askFor, beatOf, enrol, put, refused, ROOT, useStore, VOLT0 } from './fixture.ts';
 import { fleetOf, forgetMemory, silentFor } from './member.ts';
 

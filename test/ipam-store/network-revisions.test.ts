@@ -11,10 +11,9 @@ const subnetOf = (n: number): string => `10.${n >> 8}.${n & 255}.0/24`;
 let revision: number;
 
 beforeEach(async () => {
-  const one = await put(store.ledger, { network: 'one', subnet: subnetOf(1) });
+  await put(store.ledger, { network: 'one', subnet: subnetOf(1) });
   await put(store.ledger, { network: 'two', subnet: subnetOf(2) });
   ({ revision } = await put(store.ledger, { network: 'three', subnet: subnetOf(3) }));
-  expect(one.revision).toBeLessThan(revision);
 });
 
 const told = ({ changed, gone }: NetworkChanges): object => ({
