@@ -205,7 +205,7 @@ local AUDIT_MOST_MS = 10000
 -- {waitMs}: all checks of a fleet together have a fifth of the server's time, and have had that for now
 local function audit(keys, args)
   local root = keys[1]
-  local now, memory = now_ms(), memory_of(root)
+  local now, memory = now_ms(root), memory_of(root)
   -- A clock that was set back makes nobody wait.
   local paid_ms = memory.audit_paid_ms or 0
   paid_ms = paid_ms > now + AUDIT_MOST_MS and 0 or paid_ms
