@@ -135,10 +135,15 @@ export class Witness {
     readonly epoch: string;
     readonly networks: readonly NetworkRecord[];
   }): Promise<void> {
-    this.#networks = read.networks;
+    // One that was put, or used, while these were read is newer than they are.
+    const named = new Set(read.networks.map(({ network }) => network.network));
+    const newer = this.#networks.filter(
+      ({ network, revision }) => revision > read.revision && !named.has(network.network),
+    );
+    this.#networks = [...read.networks, ...newer];
     this.#networksRevision = read.revision;
     this.#networksEpoch = read.epoch;
-    await this.#write(NETWORKS_FILE, read);
+    await this.#write(NETWORKS_FILE, { ...read, networks: this.#networks });
   }
 
   /** One network that this host has put, or is about to use. */

@@ -193,6 +193,7 @@ describe('a Redis that comes back empty', () => {
     const fleet = await hostsOf(['h1', 'h2'], { recoveryWindowSeconds: 2 });
     const lost = await fleet.client.attach('h2', vm('lost'));
     await until('h1 has seen h2', () => hasSeen(fleet.agent('h1'), 'ledger.json', 'h2'));
+    await until('h1 has seen volt0', () => hasSeen(fleet.agent('h1'), 'networks.json', 'volt0'));
     await fleet.agent('h2').kill();
     await redis.kill();
     await redis.restart();

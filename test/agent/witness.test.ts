@@ -72,6 +72,15 @@ test('a new list or epoch is written at once, counters when the agent ends', asy
   expect(stored()).toMatchObject({ generation: 2 * epoch + 7, revision: 2 });
 });
 
+test('a network that was put while the others were read is not forgotten', async () => {
+  const witness = loaded();
+  witness.noteNetwork({ network, revision: 4 });
+  await witness.noteNetworks({ revision: 3, epoch: '1', networks: [] });
+  expect(witness.networks).toEqual([{ network, revision: 4 }]);
+  await witness.noteNetworks({ revision: 5, epoch: '1', networks: [] });
+  expect(witness.networks).toEqual([]);
+});
+
 test('networks are never newer than what was seen, whichever file was written last', async () => {
   await loaded().noteNetworks({ revision: 9, epoch: '1', networks: [{ network, revision: 9 }] });
   expect(loaded().seen.revision).toBe(9);
