@@ -203,12 +203,12 @@ export class Ledger {
     // Its text by itself: within JSON, the server would have to read each character of it.
     const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
     const answer = await put().catch(async (error: unknown) => {
-      const other = error instanceof VoltError && error.details?.['unsettled'];
+      const other = error instanceof VoltError && error.details?.['unfinished'];
       if (typeof other !== 'string') throw error;
-      await this.#settle(other);
+      await this.#finish(other);
       return put();
     });
-    if (answer.flag('more')) await this.#settle(rest.name);
+    if (answer.flag('more')) await this.#finish(rest.name);
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
       ? recordOf(answer)
@@ -217,8 +217,8 @@ export class Ledger {
   }
 
   /** Goes on with a change of a network until it is finished; each call holds up the server for a moment only. */
-  async #settle(name: string): Promise<void> {
-    while ((await this.#call('network_settle', { name })).flag('more'));
+  async #finish(name: string): Promise<void> {
+    while ((await this.#call('network_finish', { name })).flag('more'));
   }
 
   async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
@@ -247,7 +247,7 @@ export class Ledger {
     const answer = await this.#call('network_delete', { name, ...byOf(by) });
     const deleted = answer.flag('deleted');
     if (deleted) this.#tell('definition', [name]);
-    if (answer.flag('more')) await this.#settle(name);
+    if (answer.flag('more')) await this.#finish(name);
     return { deleted };
   }
 
@@ -600,7 +600,7 @@ export class Ledger {
   async repair(difference: LedgerDifference): Promise<boolean> {
     const answer = await this.#call('repair', difference.found);
     const { network } = difference;
-    if (network !== undefined && answer.flag('more')) await this.#settle(network);
+    if (network !== undefined && answer.flag('more')) await this.#finish(network);
     return answer.flag('repaired');
   }
 

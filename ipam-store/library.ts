@@ -21,7 +21,7 @@ const FILES = [
   'revisions',
   'rules',
   'log',
-  'settling',
+  'unfinished',
   'networks',
   'usage',
   'sources',

@@ -188,7 +188,7 @@ end
 -- Removes a network that has no leases.
 local function remove_network(root, name)
   begin_removal(root, name)
-  while not settle(root, name) do
+  while not finish_some(root, name) do
   end
 end
 
@@ -243,8 +243,8 @@ local function put_network(keys, args)
     return reply_of(vanished)
   end
   local deleting = deleting_for(root, ask)
-  if deleting and not settle(root, deleting) then
-    return reply_of(unsettled(deleting))
+  if deleting and not finish_some(root, deleting) then
+    return reply_of(refuse_unfinished(deleting))
   end
   local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
   local revision = tonumber(held[1])
@@ -257,7 +257,7 @@ local function put_network(keys, args)
       network = held[3] ~= args[2] and held[3] or nil,
       revision = revision,
       created = false,
-      more = not settle(root, ask.name),
+      more = not finish_some(root, ask.name),
     })
   end
   if revision and ask.revision ~= revision then
@@ -279,7 +279,7 @@ local function put_network(keys, args)
     network = not args[2] and ask.network or nil,
     revision = next_revision,
     created = not revision,
-    more = not settle(root, ask.name),
+    more = not finish_some(root, ask.name),
   })
 end
 
@@ -298,7 +298,7 @@ local function delete_network(keys, args)
     return reply_of(vanished)
   end
   if is_deleting(root, name) then
-    return reply_of({ deleted = true, more = not settle(root, name) })
+    return reply_of({ deleted = true, more = not finish_some(root, name) })
   end
   local ids = ids_in(root, name, 16)
   for _, family in ipairs(FAMILIES) do
@@ -316,7 +316,7 @@ local function delete_network(keys, args)
   end
   begin_removal(root, name)
   note_revised(root, name, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
-  return reply_of({ deleted = true, more = not settle(root, name) })
+  return reply_of({ deleted = true, more = not finish_some(root, name) })
 end
 
 redis.register_function('volt1_network_put', readable(put_network))

@@ -230,7 +230,7 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   local deleting = deleting_for(root, ask)
-  while deleting and not settle(root, deleting) do
+  while deleting and not finish_some(root, deleting) do
   end
   local type_before = redis.call('HGET', network_key(root, ask.name), 'type')
   local refusal = obstacle_to(root, ask, type_before)
@@ -244,7 +244,7 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   store_network(root, ask, ask.revision)
-  settle(root, ask.name)
+  finish_some(root, ask.name)
   outcome.outcome = 'restored'
   return outcome
 end

@@ -286,7 +286,7 @@ local function drop_unreadable(root, ask)
   end
 end
 
--- repair, a difference as audit answered it -> {repaired, more}; more: its network is to be settled
+-- repair, a difference as audit answered it -> {repaired, more}; more: its network is to be finished
 local function repair(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -304,7 +304,7 @@ local function repair(keys, args)
   end
   local work = REPAIRS[ask.what]
   local repaired = work and work(root, ask) or false
-  return reply_of({ repaired = repaired, more = ask.network and repaired and not settle(root, ask.network) or false })
+  return reply_of({ repaired = repaired, more = ask.network and repaired and not finish_some(root, ask.network) or false })
 end
 
 redis.register_function({ function_name = 'volt1_repair', callback = readable(repair), flags = { 'allow-oom' } })

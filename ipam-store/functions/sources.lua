@@ -32,8 +32,8 @@ local function closed_network(batch)
     return refuse('REVISION_CHANGED', 'network ' .. batch.name .. ' is at revision ' .. revision)
   end
   if network[6] then
-    if batch.is_preview or not settle(batch.root, batch.name) then
-      return unsettled(batch.name)
+    if batch.is_preview or not finish_some(batch.root, batch.name) then
+      return refuse_unfinished(batch.name)
     end
     network = open_network(batch)
   end

@@ -169,7 +169,7 @@ local function sort_on(root, network)
 end
 
 -- Changes what the pool gives out, ranges "first-last" in order. What becomes of each address of the difference is
--- found out by settle.
+-- found out by finish_some.
 local function set_allowed(root, network, family, ranges)
   local removed, added = replace(pool_key(root, network, family, 'allowed'), ranges)
   if #removed + #added == 0 then
@@ -233,7 +233,7 @@ local function remove_on(root, name)
 end
 
 -- Goes on with what is unfinished of a network. Answers whether nothing is.
-local function settle(root, name)
+local function finish_some(root, name)
   local unfinished = redis.call('HGET', network_key(root, name), 'unfinished')
   if not unfinished then
     return true
@@ -248,22 +248,22 @@ local function is_deleting(root, name)
   return redis.call('HGET', network_key(root, name), 'unfinished') == 'deleting'
 end
 
-local function unsettled(name)
-  return refuse('RECOVERING', 'a change of network ' .. name .. ' is unfinished', { unsettled = name }, 250)
+local function refuse_unfinished(name)
+  return refuse('RECOVERING', 'a change of network ' .. name .. ' is unfinished', { unfinished = name }, 250)
 end
 
--- settle {name} -> {more}: goes on with what is unfinished of a network; again while there is more.
-local function settle_network(keys, args)
+-- finish {name} -> {more}: goes on with what is unfinished of a network; again while there is more.
+local function finish_network(keys, args)
   local closed = unarmed(keys[1])
   if closed then
     return reply_of(closed)
   end
-  return reply_of({ more = not settle(keys[1], cjson.decode(args[1]).name) })
+  return reply_of({ more = not finish_some(keys[1], cjson.decode(args[1]).name) })
 end
 
 -- Allowed when memory has run out: it gives some back.
 redis.register_function({
-  function_name = 'volt1_network_settle',
-  callback = readable(settle_network),
+  function_name = 'volt1_network_finish',
+  callback = readable(finish_network),
   flags = { 'allow-oom' },
 })
