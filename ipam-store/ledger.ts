@@ -138,7 +138,7 @@ const PASSING = new Set([
   'log',
 ]);
 /** Of one call, so that the server is not held up. */
-const REASSERT_NAMES = 500;
+const REASSERT_NAMES = 200;
 const REASSERT_LEASES = 50;
 
 /**
