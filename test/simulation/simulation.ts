@@ -121,6 +121,8 @@ class Simulation {
   /** The highest generation of which each id had a device. */
   readonly #generations = new Map<string, number>();
   readonly #broken: string[] = [];
+  /** Hosts of which the ledger has forgotten, some time, who they are. */
+  readonly #forgotten = new Set<string>();
   #edits = 0;
   #killing = 0;
   #calling = 0;
@@ -340,7 +342,7 @@ class Simulation {
       'clone',
     ] as const);
     if (what === 'kill') this.#kill(host, 'waiting');
-    else if (host.cloned && (what === 'restart' || what === 'ledger')) return;
+    else if (host.cloned && ['restart', 'reboot', 'ledger'].includes(what)) return;
     else if (what === 'restart') this.#restart(host);
     else if (what === 'reboot') this.#reboot(host);
     else if (what === 'forget') this.#forget(host);
@@ -360,9 +362,12 @@ class Simulation {
   }
 
   /** A key of the ledger vanishes. A network may be put again before an operator looks at all of it. */
-  #forget({ name }: Host): void {
+  #forget({ name, cloned }: Host): void {
     const { chance, world } = this.clock;
     const key = chance.pick(KEYS);
+    // Of two machines the one that speaks first would be the host.
+    if (key === 'session' && cloned) return;
+    if (key === 'session') this.#forgotten.add(name);
     this.clock.note(`ledger: ${key} vanishes`);
     this.#ledger.lose(key, name);
     if (key === 'network') this.clock.after(chance.between(50, 2_000), world, () => this.#edit());
@@ -388,14 +393,15 @@ class Simulation {
 
   /** Another machine made from one, with or without its state folder; after a while an operator ends it. */
   #clone(host: Host): void {
-    const isAway = this.#ledger.lines.away.has(host.place);
-    if (host.cloned || host.life?.dead !== false || host.stopping || isAway) return;
+    // Of a host that is silent for longer than a reboot takes nobody can tell whether a copy of it is its next boot.
+    const isHeard = !this.#ledger.lines.away.has(host.place) && host.boot === 1 && !host.stopping;
+    if (host.cloned || host.life?.dead !== false || !isHeard) return;
+    if (this.#forgotten.has(host.name)) return;
     const { chance, world } = this.clock;
     host.cloned = true;
     const clone = this.#machine(host.name, `${host.place}-clone`);
     clone.cloned = true;
-    // One that is silent for longer than a reboot takes, and one that cannot ask, nobody can tell from a host that was
-    // rebooted.
+    // And of one that cannot ask.
     for (const { place } of [host, clone]) this.#ledger.lines.sure.add(place);
     const copied = chance.happens(0.7);
     this.clock.note(`${host.place} is cloned, ${copied ? 'state and all' : 'without its state'}`);
@@ -451,7 +457,10 @@ class Simulation {
     const requestId = `r${this.#asked.length}`;
     if (chance.happens(0.4)) return { host, operation: 'detach', request: { id, requestId } };
     const ttl = chance.happens(0.1) ? { leaseTtlSeconds: chance.between(1, 6) } : {};
-    const named = chance.happens(0.2) ? { addresses: [`10.42.0.${chance.between(2, 9)}`] } : {};
+    // Most of those that somebody asks for by name are held.
+    const held = [...this.#ledger.leases.values()].flatMap(({ addresses }) => addresses);
+    const asked = chance.pick([...held, `10.42.0.${chance.between(2, 9)}`]).replace('/24', '');
+    const named = chance.happens(0.35) ? { addresses: [asked] } : {};
     const request = { id, requestId, workload: id, kind: 'vm', network: 'volt0', ...ttl, ...named };
     return { host, operation: 'attach', request };
   }
