@@ -43,17 +43,21 @@ const FILES = [
   'repair-networks',
 ];
 
-/** The function library as FUNCTION LOAD takes it. */
-export const librarySource = (): string => {
+let source: string | undefined;
+
+/** The function library as FUNCTION LOAD takes it. Put together once, and not with each connect. */
+export const librarySource = (): string => (source ??= putTogether());
+
+function putTogether(): string {
   const parts = FILES.map((name) =>
     readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
   );
-  const [common = '', ...rest] = parts;
-  const enclosed = rest.map((part) =>
-    enclose(part, parts.filter((other) => other !== part).join('\n')),
+  const words = parts.map((part) => new Set(part.match(/\w+/g)));
+  const enclosed = parts.map((part, n) =>
+    n === 0 ? part : enclose(part, (name) => words.some((some, m) => m !== n && some.has(name))),
   );
-  return `#!lua name=${LIBRARY}\n${[common, ...enclosed].join('\n')}`;
-};
+  return `#!lua name=${LIBRARY}\n${enclosed.join('\n')}`;
+}
 
 const TOP_LEVEL = /^local (?:function )?(\w+)/gm;
 
@@ -61,13 +65,12 @@ const TOP_LEVEL = /^local (?:function )?(\w+)/gm;
  * A file of functions in a block of its own, since Lua has no more than two hundred locals at a time. Outside it are
  * those that the other files name, too.
  */
-function enclose(part: string, others: string): string {
-  const named = new Set(others.match(/\w+/g));
+function enclose(part: string, isNamedElsewhere: (name: string) => boolean): string {
   const own = [...part.matchAll(TOP_LEVEL)].map(([, name = '']) => name);
-  const shared = own.filter((name) => named.has(name));
+  const shared = own.filter(isNamedElsewhere);
   if (shared.length === 0) return `do\n${part}end\n`;
   const body = part.replaceAll(TOP_LEVEL, (line, name: string) =>
-    named.has(name) ? line.replace('local ', '') : line,
+    isNamedElsewhere(name) ? line.replace('local ', '') : line,
   );
   return `local ${shared.join(', ')} do\n${body}end\n`;
 }
@@ -95,8 +98,8 @@ export interface Installed {
  * the next major is, Unfit where the library is needed and the user may not load it.
  */
 export async function installLibrary(server: Redis): Promise<Installed> {
-  const source = librarySource();
-  const wanted = libraryVersion(source);
+  const library = librarySource();
+  const wanted = libraryVersion(library);
   const next = await versionOf(server, NEXT_MAJOR);
   if (next !== null) {
     const message = `the ledger is of version ${next}, which needs a newer agent than this, of ${wanted}`;
@@ -107,8 +110,8 @@ export async function installLibrary(server: Redis): Promise<Installed> {
   try {
     // Without REPLACE where nothing was: of two that load at once, the older must not be the later.
     await (before === null
-      ? server.function('LOAD', source)
-      : server.function('LOAD', 'REPLACE', source));
+      ? server.function('LOAD', library)
+      : server.function('LOAD', 'REPLACE', library));
   } catch (error) {
     if (!isFinal(error)) throw error;
     const now = await versionOf(server, `${LIBRARY}_version`);
