@@ -1,15 +1,10 @@
 import { VoltError } from '#protocol/errors.ts';
-import {
-  type Ledger,
-  type LedgerState,
-  listAfter,
-  type Pulse,
-  type Self,
-} from '#ipam-store/ledger.ts';
+import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
 import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
 import type { Holdings } from './holdings.ts';
+import { HostList } from './host-list.ts';
 import type { Log } from './log.ts';
 import type { Revisions } from './revisions.ts';
 import { type Beaten, Rhythm } from './rhythm.ts';
@@ -68,6 +63,7 @@ export class Session {
   readonly #options: SessionOptions;
   readonly #rhythm: Rhythm;
   readonly #fleetEvents: FleetEvents;
+  readonly #hostList: HostList;
   readonly #answers = new Answers({
     beat: () => void this.beat(),
     isOpen: () => this.#status.open,
@@ -86,12 +82,11 @@ export class Session {
   #settled: string | undefined;
   /** Heartbeats sent since the last that had an answer. */
   #late = 0;
-  /** The list of hosts is about to be read. */
-  #reading: NodeJS.Timeout | undefined;
 
   constructor(options: SessionOptions) {
     this.#options = options;
     this.#fleetEvents = new FleetEvents(options);
+    this.#hostList = new HostList(options);
     this.#rhythm = new Rhythm({
       periodMs: options.heartbeatSeconds * 1_000,
       longestMs: (options.suspectAfterSeconds * 1_000) / 2,
@@ -110,7 +105,7 @@ export class Session {
   stop(): void {
     this.#rhythm.stop();
     clearTimeout(this.#waiting);
-    clearTimeout(this.#reading);
+    this.#hostList.stop();
   }
 
   /**
@@ -151,13 +146,9 @@ export class Session {
           this.#options.standing.noteAway();
           if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat not taken');
         }
-        this.#status = {
-          state: refused ? 'refused' : 'unknown',
-          open: false,
-          awaiting: [],
-          reason,
-        };
-        return error instanceof VoltError && error.code === 'STORE_UNAVAILABLE' ? 'late' : 'calm';
+        const state = refused ? 'refused' : 'unknown';
+        this.#status = { state, open: false, awaiting: [], reason };
+        return isAway(error) ? 'late' : 'calm';
       }
     }
     return 'calm';
@@ -224,56 +215,21 @@ export class Session {
 
   /** Answers whether another heartbeat has something to say. */
   async #take(pulse: Pulse): Promise<boolean> {
-    const { revisions } = this.#options;
     if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
     this.#fleetEvents.tell(pulse);
-    await this.#noteList(pulse);
-    if (pulse.tell) await this.#tellHosts();
+    await this.#hostList.note(pulse);
+    if (pulse.tell) await this.#hostList.tell();
     if (pulse.reassert) {
       await this.#reassertAll(pulse.epoch);
       return true;
     }
     this.#expire(pulse);
     if (pulse.state === 'armed') {
-      await revisions.follow({ revision: pulse.seen.revision, epoch: pulse.epoch });
+      const told = { revision: pulse.seen.revision, epoch: pulse.epoch };
+      await this.#options.revisions.follow(told);
       if (pulse.mayAcquire) this.#settle(pulse.epoch);
     }
     return pulse.vouch;
-  }
-
-  /** The list of hosts as this answer tells it, or when it has been read. */
-  async #noteList({ seen, list, behind, vouch }: Pulse): Promise<void> {
-    const { witness } = this.#options;
-    const news = list && listAfter(witness.seen, list);
-    await witness.note(seen, news);
-    if (behind === undefined && (list === undefined || news !== undefined)) return;
-    // A newcomer waits for it; what nobody waits for is spread, since the whole fleet has it to read.
-    if (vouch) await this.#readHosts();
-    else {
-      this.#reading ??= setTimeout(
-        () => this.#aside(this.#readHosts(), 'the list of hosts is not read yet'),
-        Math.random() * (behind?.withinMs ?? 0),
-      );
-    }
-  }
-
-  async #readHosts(): Promise<void> {
-    const { witness, ledger } = this.#options;
-    clearTimeout(this.#reading);
-    const before = witness.seen;
-    try {
-      const list = await ledger.readHosts(before);
-      // A heartbeat may have been quicker.
-      if (witness.seen.hosts === before.hosts) await witness.note(witness.seen, list);
-    } finally {
-      this.#reading = undefined;
-    }
-  }
-
-  async #tellHosts(): Promise<void> {
-    const { self, suspectAfterSeconds, ledger, witness, log } = this.#options;
-    await ledger.tellHosts({ ...self, suspectAfterSeconds }, witness.seen);
-    log.info({ hosts: witness.seen.hosts.length }, 'the list of hosts was told');
   }
 
   /** Where more have expired than one answer names, the next is asked for as soon as these are gone. */
