@@ -43,10 +43,10 @@ const FILES = [
   'repair-networks',
 ];
 
-let source: string | undefined;
+let built: string | undefined;
 
 /** The function library as FUNCTION LOAD takes it. Put together once, and not with each connect. */
-export const librarySource = (): string => (source ??= putTogether());
+export const librarySource = (): string => (built ??= putTogether());
 
 function putTogether(): string {
   const parts = FILES.map((name) =>
