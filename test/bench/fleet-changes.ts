@@ -40,7 +40,7 @@ export async function put(longest: Longest, size: number): Promise<void> {
   const [record] = networks;
   if (record === undefined) return;
   const { revision } = await ledger.putNetwork(
-    parseNetwork({ ...record.network, dns: ['10.0.0.53'] }),
+    parseNetwork({ ...record.network, dns: { servers: ['10.0.0.53'] } }),
     record.revision,
   );
   const known = await fleet.until((status) => status.networks >= revision, PATIENCE_S);
