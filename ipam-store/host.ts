@@ -36,6 +36,8 @@ export interface Beat {
   readonly seen: Seen;
   /** Networks whose logs the host follows, sixteen at most, and up to where it has read them. */
   readonly follows?: Readonly<Record<string, string>>;
+  /** Up to which revision it has applied what has changed of networks; undefined while it does not know. */
+  readonly applied?: number | undefined;
   /** An empty ledger is that of a new fleet: no other host has seen anything of it. */
   readonly newFleet: boolean;
   /** Heartbeats sent since the last that was answered: the ledger was late, or the way to it. */

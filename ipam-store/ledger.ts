@@ -63,7 +63,13 @@ export {
 export { type HostChange, type HostList, listAfter, type ListNews } from './host-list.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
 export type { Changes, LogPage, SnapshotPage } from './log.ts';
-export type { NetworkChanges, NetworkOutcome, NetworkRecord, NetworkUsage } from './network.ts';
+export type {
+  LetGo,
+  NetworkChanges,
+  NetworkOutcome,
+  NetworkRecord,
+  NetworkUsage,
+} from './network.ts';
 
 export interface Page {
   /** What the page before ended with. */
@@ -237,8 +243,9 @@ export class Ledger {
    * What has become of networks since a revision, page by page: the next asks since the revision that this one tells
    * up to. RECOVERING while the ledger is not armed.
    */
-  async networkChanges(since: number): Promise<NetworkChanges> {
-    return changesOf(await this.#call('network_changes', { since, limit: PAGE_LENGTH }));
+  async networkChanges(since: number, host?: string): Promise<NetworkChanges> {
+    const asked = { since, limit: PAGE_LENGTH, ...(host !== undefined && { host }) };
+    return changesOf(await this.#call('network_changes', asked));
   }
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
@@ -375,6 +382,7 @@ export class Ledger {
       ...(beat.late !== undefined && { late: beat.late }),
       seen: { generation: String(generation), revision, roster, digest: digestOf(hosts) },
       ...(beat.follows !== undefined && { follows: beat.follows }),
+      ...(beat.applied !== undefined && { applied: beat.applied }),
     });
     const pulse = pulseOf(answer);
     if (pulse.unfit !== undefined) this.#connection.look();

@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto';
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
+import { fixedOf } from '#protocol/network-edits.ts';
 import { withAddress } from './errors.ts';
 import type { Fields } from './fields.ts';
-import { FAMILIES, familyPools, type FamilyRules } from './pool.ts';
+import { addressText, FAMILIES, familyPools, type FamilyRules } from './pool.ts';
 
 /** Of the IPv4 subnet; of the IPv6 subnet where that is the only one. */
 export interface NetworkUsage {
@@ -37,6 +38,7 @@ interface Definition {
   /** JSON. */
   readonly network: string;
   readonly digest: string;
+  readonly fixed: string;
   readonly delayMs: number;
   readonly reclaimMs?: number;
   readonly families: Readonly<Record<string, FamilyRules>>;
@@ -56,6 +58,7 @@ export function definitionOf(given: Network): Definition {
     type: network.type,
     network: json,
     digest: digestOf(network),
+    fixed: JSON.stringify(fixedOf(network)),
     delayMs: network.reuseDelaySeconds * 1_000,
     ...(network.reclaimAfterSeconds !== undefined && {
       reclaimMs: network.reclaimAfterSeconds * 1_000,
@@ -142,6 +145,12 @@ export function networkOutcomeOf(answer: Fields): NetworkOutcome {
 
 const NETWORK_OUTCOMES: readonly NetworkOutcome['outcome'][] = ['kept', 'restored', 'refused'];
 
+/** An address that a network kept closed, and does not any more. */
+export interface LetGo {
+  readonly network: string;
+  readonly address: string;
+}
+
 /** What has become of networks since a revision, in the order of their revisions. */
 export interface NetworkChanges {
   readonly changed: readonly NetworkRecord[];
@@ -150,7 +159,9 @@ export interface NetworkChanges {
   /** Up to which revision this tells. */
   readonly revision: number;
   readonly more: boolean;
-  /** Nothing is told: the ledger does not know any more what has changed, and all networks have to be read. */
+  /** What the host that asks may have on its bridges or in its port filter, and has not said yet to have let go of. */
+  readonly letGo: readonly LetGo[];
+  /** No change is told: the ledger does not know any more what has changed, and all networks have to be read. */
   readonly whole: boolean;
 }
 
@@ -162,5 +173,8 @@ export function changesOf(answer: Fields): NetworkChanges {
     revision: answer.number('revision'),
     more: answer.flag('more'),
     whole: answer.flag('whole'),
+    letGo: answer
+      .list('letGo')
+      .map((one) => ({ network: one.text('network'), address: addressText(one.text('address')) })),
   };
 }

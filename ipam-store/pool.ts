@@ -12,6 +12,7 @@ export type FamilyName = (typeof FAMILIES)[number];
 export interface FamilyRules {
   readonly first: string;
   readonly last: string;
+  readonly gateway?: string;
   /** How many addresses can be given out without being asked for: pool and reservations. */
   readonly size: number;
   readonly poolSize: number;
@@ -60,6 +61,7 @@ export class FamilyPool {
   readonly family: FamilyName;
   readonly subnet: IpPrefix;
   readonly #network: string;
+  readonly #gateway: IpAddress | undefined;
   readonly #pool: Interval;
   readonly #closed: readonly ClosedInterval[];
   /** Address → workload. */
@@ -77,6 +79,7 @@ export class FamilyPool {
     this.subnet = subnet;
     this.#network = network.network;
     this.#pool = { first: IpAddress.parse(start).value, last: IpAddress.parse(end).value };
+    this.#gateway = keys.gateway === undefined ? undefined : IpAddress.parse(keys.gateway);
     this.#closed = [...edges(subnet), ...gatewayOf(keys), ...excludes(network, subnet.family)];
     this.#reservations = new Map(reservations);
     this.#reserved = new Map(reservations.map(([workload, value]) => [value, workload]));
@@ -100,6 +103,7 @@ export class FamilyPool {
     return {
       first: toHex(this.subnet.first),
       last: toHex(this.subnet.last),
+      ...(this.#gateway !== undefined && { gateway: toHex(this.#gateway) }),
       size: Number(poolSize + BigInt(reserved.length)),
       poolSize: Number(poolSize),
       flat: true,

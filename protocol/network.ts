@@ -29,6 +29,7 @@ const familyKeys = {
   pool: z.strictObject({ start: address, end: address }).optional(),
   reservations: z.record(workloadId, address).optional(),
 };
+const ipv6Keys = z.strictObject({ subnet: prefix, ...familyKeys });
 const rate = z.strictObject({
   minMbps: z.int().min(0).optional(),
   maxMbps: z.int().min(0).optional(),
@@ -50,7 +51,7 @@ const networkSchema = z.strictObject({
   type: z.enum(NETWORK_TYPES).default('bridged'),
   subnet: prefix.optional(),
   ...familyKeys,
-  ipv6: z.strictObject({ subnet: prefix, ...familyKeys }).optional(),
+  ipv6: ipv6Keys.optional(),
   exclude: z.array(prefix).max(1_024).optional(),
   bridge: z.string().max(15).optional(),
   mtu: mtuSchema.optional(),
@@ -78,6 +79,14 @@ const networkSchema = z.strictObject({
 });
 
 export const NETWORK_KEYS: readonly string[] = Object.keys(networkSchema.shape);
+
+/** The same with those of `ipv6` one by one, as errors name them. */
+export const NETWORK_PATHS: readonly string[] = [
+  ...NETWORK_KEYS.filter((key) => key !== 'ipv6'),
+  ...Object.keys(ipv6Keys.shape).map((key) => `ipv6.${key}`),
+];
+export type NetworkPath =
+  Exclude<keyof NetworkKeys, 'ipv6'> | `ipv6.${keyof z.infer<typeof ipv6Keys>}`;
 
 type NetworkKeys = z.infer<typeof networkSchema>;
 export type NetworkType = NetworkKeys['type'];

@@ -27,6 +27,7 @@
 --               telling: list -> the host that was asked for it, and until when (ms) nobody else is
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses
+--   applied     host -> the revision that it has said last to have applied
 --   logged      the second number of the last id of a log's entry, but for grants
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
@@ -38,7 +39,7 @@ local function memory_of(root)
   if not memory then
     memory = {
       sessions = {}, heard = {}, said = {}, found = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
-      fresh = {}, counted = {}, rivals = {}, logged = 0, live = {}, sum = 0, sums = {},
+      fresh = {}, counted = {}, applied = {}, rivals = {}, logged = 0, live = {}, sum = 0, sums = {},
       counted_to = '-', missing = {}, missing_count = 0, missed = {}, untold = {}, told = {}, telling = {},
     }
     memories[root] = memory

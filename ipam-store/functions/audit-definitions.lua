@@ -156,6 +156,9 @@ AUDITS.last = function(root, ask, note)
     local address, at, workload = string.match(entry, '^(%x+) (%d+) (%S+)$')
     if not address then
       note({ what = 'last unreadable', id = '-', network = network, family = family, entry = entry })
+    elseif tonumber(at) >= UNTIL_LET_GO
+      and not redis.call('ZSCORE', leaving_key(root, family), address .. ' ' .. string.sub(workload, 2)) then
+      note({ what = 'leaving missing', id = '-', network = network, family = family, address = address, entry = entry })
     elseif not redis.call('ZSCORE', pool_key(root, network, family, 'by'), workload .. ' ' .. address) then
       note({ what = 'by missing', id = '-', network = network, family = family, address = address })
     elseif is_in(pool_key(root, network, family, 'allowed'), address)
@@ -187,6 +190,9 @@ AUDITS.count = function(root, ask, note)
     local counted = redis.call('HGET', root .. ':leases', held_field(network, family))
     wrong = wrong or counted
       and tonumber(counted) ~= redis.call('ZCARD', pool_key(root, network, family, 'held'))
+  end
+  if redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 1 and not knows_hosts(root, network) then
+    note({ what = 'hosts missing', id = '-', network = network })
   end
   if wrong then
     note({ what = 'count', id = '-', network = network })

@@ -32,6 +32,10 @@ local function audit_lease(root, lease, note)
   if not redis.call('ZSCORE', root .. ':roster', lease.host) then
     note({ what = 'roster missing', id = lease.id, host = lease.host })
   end
+  if redis.call('HEXISTS', root .. ':leases', hosts_field(lease.network)) == 1
+    and not redis.call('ZSCORE', hosts_key(root, lease.network), lease.host) then
+    note({ what = 'hosts missing', id = lease.id, network = lease.network })
+  end
   if not redis.call('ZSCORE', root .. ':networks', lease.network) then
     note({ what = 'network unlisted', id = lease.id, network = lease.network })
   end
@@ -160,6 +164,9 @@ local AUDITS = {
       local subnets = root .. ':subnets:' .. family
       if missing_from(root, '#subnets:' .. family, subnets) > 0 then
         note({ what = 'subnets missing', id = '-', family = family })
+      end
+      if missing_from(root, '#leaving:' .. family, leaving_key(root, family)) > 0 or garbage_leaving(root, family) then
+        note({ what = 'leaving missing', id = '-', family = family })
       end
       local until_ms = meta[2 + index] and tonumber(meta[2 + index])
       if until_ms and until_ms > now_ms(root) and redis.call('EXISTS', root .. ':gone:' .. family) == 0 then

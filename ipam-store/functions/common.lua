@@ -9,13 +9,13 @@
 --                                  gone:<f>: until when what is in the key of that name may rest; clockMs: the
 --                                  highest time that was told, to a second
 --   <root>:networks          zset  names, by name
---   <root>:revised           zset  names of networks, also of those that are gone, by the revision of their last change;
---                                  meta has revisedFrom: changes up to that revision may be missing
+--   <root>:revised           zset  names of networks, also of those that are gone, by the revision of their last
+--                                  change; meta has revisedFrom: changes up to that revision may be missing
 --   <root>:subnets:<f>       zset  "first-last network": no two overlap
 --   <root>:leases            hash  attachment id -> JSON of the lease; #generation: the last one given;
---                                  #networks, #revised, #subnets:<f>, #held:<f>:<n>: how many entries those keys
---                                  have, so that one that has vanished, whole or in part, is found before it is
---                                  believed
+--                                  #networks, #revised, #subnets:<f>, #leaving:<f>, #hosts:<n>, #held:<f>:<n>:
+--                                  how many entries those keys have, so that one that has vanished, whole or in
+--                                  part, is found before it is believed
 --   <root>:roster            zset  names of all hosts, by name
 --   <root>:hosts             zset  those that live, by the time at which their silence makes them suspect
 --   <root>:suspects          zset  the others, by the time at which it did
@@ -25,17 +25,22 @@
 --                                  tell: the list of hosts (roster, digest) that it has yet to tell after a loss;
 --                                  bootIds: its last boots; sureMs: from when on its last one is alone for certain;
 --                                  clones: boots of two machines that call themselves the host; ousted: boots of those
---                                  that are not, as an operator has decided
+--                                  that are not, as an operator has decided; applied: up to which revision it has
+--                                  applied what has changed of networks
 --   <root>:host:<h>:ids      zset  "network id" of each lease that the host holds
 --   <root>:host:<h>:due      zset  ids of the host that expire, by time
 --   <root>:gone:<f>          zset  entries of `last` that outlive their network until they have cooled down
---   <root>:net:<n>           hash  network (JSON), digest, revision, type, delayMs; for each family family:<f>
---                                  (JSON of its rules: subnet, sizes, and how many entries reserved and closed have;
+--   <root>:leaving:<f>       zset  "address network": hosts may still have what the network kept closed, by the
+--                                  revision that opened it
+--   <root>:net:<n>           hash  network (JSON), digest, fixed, revision, type, delayMs; for each family family:<f>
+--                                  (JSON of its rules: subnet, gateway, sizes, and how many entries reserved and closed
+--                                  have;
 --                                  those entries themselves, if a library before 1.7 put it) and next:<f>
 --                                  ("first-last": the first range of `fresh`);
 --                                  for each MAC of a lease mac:<mac>: the id; unfinished: "sorting" or "deleting" while
 --                                  that takes more calls; unchecked: 1 in one that had vanished
 --                                  and was put again, until the audit has seen that every lease is found in it
+--   <root>:net:<n>:hosts     zset  hosts that have something of it, by the revision that they are known to have applied
 --   <root>:net:<n>:log       stream  what has happened to leases and the network, as log.lua has it; may be missing
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch
 --   <root>:net:<n>:<f>:reserved zset  "address workload": given to that workload alone
@@ -160,20 +165,4 @@ local function lease_at(root, host, entry)
     return lease, id, text
   end
   return nil, id
-end
-
--- The ids of the first leases of a network, `count` at most.
-local function ids_in(root, network, count)
-  local found = {}
-  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
-    local entries = redis.call('ZRANGEBYLEX', ids_key(root, host),
-      '[' .. network .. ' ', '(' .. network .. '!', 'LIMIT', 0, count - #found)
-    for _, entry in ipairs(entries) do
-      table.insert(found, string.sub(entry, #network + 2))
-    end
-    if #found == count then
-      break
-    end
-  end
-  return found
 end

@@ -11,6 +11,7 @@ end
 -- What an armed ledger does with a heartbeat. Answers whether the host is to vouch for newcomers at once.
 local function serve(root, ask, has_asserted, owes, now)
   local memory = memory_of(root)
+  note_applied(root, ask.host, ask.applied)
   local is_newcomer, is_to_vouch = vouch(root, ask, now)
   memory.sessions[ask.host] = has_asserted and not is_newcomer and who_of(ask) or nil
   if owes then
@@ -61,12 +62,13 @@ end
 
 -- heartbeat {host, machineId, agentId?, yieldsTo?, bootId, periodMs?, suspectMs, windowMs?, newFleet, late?,
 --            seen: {generation (text), revision, roster, digest, or of an agent before 1.7 hosts: [host…]},
---            follows?: {network: position…}}
+--            follows?: {network: position…}, applied?}
 -- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended,
 --     awaiting: [host…], missed: [host…], moved: [network…], fallen: [host…], reclaimed: [lease…],
 --     due: [{id, generation (text)}…], tell, vouch, seen: {generation (text), revision, roster,
 --     changes?: [[host, whether it lives]…], digest?, behind?, withinMs?, hosts?: [host…]}},
 --     or of an unclaimed ledger {nowMs, state, asks}
+-- applied: up to which revision the host has applied what has changed of networks.
 -- yieldsTo: what the last HOST_CONFLICT said so in its details. late: heartbeats without an answer since the last that
 -- had one.
 -- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host

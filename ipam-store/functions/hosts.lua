@@ -32,6 +32,7 @@ local function forget_host(keys, args)
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
     strike(root, host)
+    give_free_what_is_let_go(root)
   end
   local names = {}
   for _, name in pairs(networks) do

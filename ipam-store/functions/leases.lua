@@ -132,6 +132,10 @@ local function grant(batch, ask)
   if redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id) == 0 then
     return contradiction('the lease of ' .. ask.id .. ' has vanished')
   end
+  if not batch.entered then
+    enter_network(batch.root, batch.host, batch.name, tonumber(batch.revision))
+    batch.entered = true
+  end
   local changes = { 'mac:' .. ask.mac, ask.id }
   local addresses, hex, before = '', '', ''
   for index, family in ipairs(batch.families) do

@@ -113,6 +113,7 @@ local function set_family(root, name, family, rules, now)
   if redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
     keep_count(root, '#subnets:' .. family, subnets, 1)
   end
+  keep_leaving(root, name, family, rules.first, rules.last)
   store_rules(root, name, family, rules)
   set_allowed(root, name, family, rules.allowed)
   if entry_between(root .. ':gone:' .. family, rules.first, rules.last) then
@@ -157,6 +158,11 @@ end
 local function store_definition(key, ask)
   redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest,
     'type', ask.type, 'delayMs', digits(ask.delayMs))
+  if ask.fixed then
+    redis.call('HSET', key, 'fixed', ask.fixed)
+  else
+    redis.call('HDEL', key, 'fixed')
+  end
   if ask.reclaimMs then
     redis.call('HSET', key, 'reclaimMs', digits(ask.reclaimMs))
   else
@@ -178,6 +184,7 @@ local function store_network(root, ask, revision)
   end
   if redis.call('ZADD', root .. ':networks', 0, ask.name) == 1 then
     keep_count(root, '#networks', root .. ':networks', 1)
+    begin_hosts(root, ask.name)
   end
   redis.call('HSET', key, 'revision', digits(revision))
   store_definition(key, ask)
@@ -216,6 +223,9 @@ local function incomplete(root, name)
     if missing_from(root, '#subnets:' .. family, root .. ':subnets:' .. family) > 0 then
       return contradiction('IPv' .. family .. ' subnets of networks have vanished')
     end
+    if missing_from(root, '#leaving:' .. family, leaving_key(root, family)) > 0 then
+      return contradiction('IPv' .. family .. ' addresses that hosts have to let go of have vanished')
+    end
     if missing_from(root, held_field(name, family), pool_key(root, name, family, 'held')) > 0 then
       return contradiction('held IPv' .. family .. ' addresses of network ' .. name .. ' have vanished')
     end
@@ -224,6 +234,7 @@ local function incomplete(root, name)
 end
 
 -- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
+--      fixed?: JSON text (edits.lua),
 --      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
 -- The text of the network is an argument of its own, if it is not in the JSON.
@@ -246,7 +257,7 @@ local function put_network(keys, args)
   if deleting and not finish_some(root, deleting) then
     return reply_of(refuse_unfinished(deleting))
   end
-  local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type')
+  local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type', 'fixed')
   local revision = tonumber(held[1])
   if revision and held[2] == ask.digest then
     if held[3] ~= ask.network and not (held[3] and decoded(held[3])) then
@@ -270,10 +281,14 @@ local function put_network(keys, args)
       { network = ask.name }))
   end
   local refusal = obstacle_to(root, ask, held[4])
+    or revision and refuse_fixed(root, ask, { network = held[3] or '', fixed = held[5] or nil })
   if refusal then
     return reply_of(refusal)
   end
   local next_revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
+  if revision then
+    note_leaving(root, ask.name, ask.families, next_revision)
+  end
   store_network(root, ask, next_revision)
   return reply_of({
     network = not args[2] and ask.network or nil,
@@ -314,8 +329,13 @@ local function delete_network(keys, args)
   if redis.call('EXISTS', key) == 0 and not redis.call('ZSCORE', root .. ':networks', name) then
     return reply_of({ deleted = false, more = false })
   end
+  local revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
+  note_leaving(root, name, {}, revision)
+  if not is_leaving(root, name) then
+    forget_hosts(root, name)
+  end
   begin_removal(root, name)
-  note_revised(root, name, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
+  note_revised(root, name, revision)
   return reply_of({ deleted = true, more = not finish_some(root, name) })
 end
 

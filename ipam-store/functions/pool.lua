@@ -5,6 +5,9 @@ local NEVER_MS = '315360000000'
 -- Entries that one call forgets of networks that are gone.
 local MAX_DROPPED = 1000
 
+-- In `last`, of what hosts may still have: a time that never comes (2100).
+local UNTIL_LET_GO = 4102444800000
+
 -- Keeps how many entries a key has, beside its changes. One not counted before begins with what is there.
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'

@@ -63,6 +63,7 @@ local function find_again(root, lease, now)
     redis.call('HSET', network_key(root, lease.network), 'mac:' .. lease.mac, lease.id)
     append(root, lease.network, now, CHANGED, lease.id)
   end
+  enter_network(root, lease.host, lease.network, applied_by(root, lease.host))
   redis.call('ZADD', ids_key(root, lease.host), '0', lease.network .. ' ' .. lease.id)
   if lease.expiresAtMs then
     redis.call('ZADD', due_key(root, lease.host), lease.expiresAtMs, lease.id)
@@ -70,6 +71,7 @@ local function find_again(root, lease, now)
 end
 
 local function restore(root, lease, now)
+  enter_network(root, lease.host, lease.network, applied_by(root, lease.host))
   for family, address in pairs(lease.hex) do
     local _, added = take(root, lease.network, family, address, lease.id)
     local held = pool_key(root, lease.network, family, 'held')

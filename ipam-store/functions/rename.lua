@@ -18,9 +18,18 @@ local function enter_as(root, host, to, ask, known)
   local session = root .. ':host:' .. to
   redis.call('HSET', session, 'machineId', ask.machineId, 'agentId', ask.agentId,
     'seenMs', digits(known.seenMs or 0))
-  for _, field in ipairs({ 'bootId', 'bootIds' }) do
+  for _, field in ipairs({ 'bootId', 'bootIds', 'applied' }) do
     if known[field] then
       redis.call('HSET', session, field, known[field])
+    end
+  end
+  -- What it has of networks, its bridges too.
+  for _, names in ipairs({ 'networks', 'revised' }) do
+    for _, network in ipairs(redis.call('ZRANGE', root .. ':' .. names, 0, -1)) do
+      local applied = redis.call('ZSCORE', hosts_key(root, network), host)
+      if applied then
+        enter_network(root, to, network, tonumber(applied))
+      end
     end
   end
 end
@@ -79,6 +88,7 @@ local function rename_host(keys, args)
   local more = redis.call('ZCARD', ids_key(root, host)) > 0
   if not more then
     strike(root, host)
+    give_free_what_is_let_go(root)
   end
   return '{"known":true,"moved":' .. #entries .. ',"more":' .. tostring(more) .. '}'
 end

@@ -45,6 +45,7 @@ local function rebuild(root, ask)
       salvage(root, network, family, address, '-')
     end
   end
+  keep_leaving(root, network, family, rules.first, rules.last)
   rebuild_pool(root, network, family, rules.allowed)
   return true
 end
@@ -89,6 +90,43 @@ REPAIRS['networks missing'] = function(root)
       return false
     end
     redis.call('HSET', root .. ':leases', '#networks', redis.call('ZCARD', networks))
+  end
+  return true
+end
+
+-- Nobody knows who else had something of it.
+REPAIRS['hosts missing'] = function(root, ask)
+  suppose_all_hosts(root, ask.network)
+  return true
+end
+
+local function have_all_applied(root, revision)
+  for _, host in ipairs(redis.call('ZRANGE', root .. ':roster', 0, -1)) do
+    if applied_by(root, host) < revision then
+      return false
+    end
+  end
+  return true
+end
+
+-- Whatever hosts have to let go of: they have when each has applied all that has changed until now.
+REPAIRS['leaving missing'] = function(root, ask)
+  local key = leaving_key(root, ask.family)
+  if not have_all_applied(root, meta_of(root).revision) then
+    return false
+  end
+  local address, text = string.match(ask.entry or '', '^(%x+) (.+)$')
+  if address and entry_of(pool_key(root, ask.network, ask.family, 'last'), address) == text then
+    local _, owner = time_and_workload(text)
+    forget(root, ask.network, ask.family, address, text)
+    remember(root, ask.network, ask.family, address, digits(now_ms(root)) .. ' ' .. owner)
+  elseif not address then
+    local garbage = garbage_leaving(root, ask.family)
+    while garbage do
+      redis.call('ZREM', key, garbage)
+      garbage = garbage_leaving(root, ask.family)
+    end
+    redis.call('HSET', root .. ':leases', '#leaving:' .. ask.family, redis.call('ZCARD', key))
   end
   return true
 end
@@ -262,12 +300,14 @@ local function drop_unreadable(root, ask)
   for _, family in ipairs(FAMILIES) do
     table.insert(zsets, root .. ':subnets:' .. family)
     table.insert(zsets, root .. ':gone:' .. family)
+    table.insert(zsets, leaving_key(root, family))
     for _, part in ipairs(ask.network and POOL_PARTS or {}) do
       table.insert(zsets, pool_key(root, ask.network, family, part))
     end
   end
   if ask.network then
     table.insert(hashes, network_key(root, ask.network))
+    table.insert(zsets, hosts_key(root, ask.network))
   end
   if ask.host then
     table.insert(hashes, root .. ':host:' .. ask.host)

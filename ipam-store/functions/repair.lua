@@ -64,7 +64,7 @@ local function placed_lease(root, id)
 end
 
 -- Whoever follows a network looks at an id anew.
-local function note_change(root, network, id)
+local function note_mended(root, network, id)
   if redis.call('EXISTS', network_key(root, network)) == 1 then
     append(root, network, now_ms(root), CHANGED, id)
   end
@@ -98,7 +98,7 @@ local REPAIRS = {
       return holder == lease.id
     end
     redis.call('HSET', key, field, lease.id)
-    note_change(root, lease.network, lease.id)
+    note_mended(root, lease.network, lease.id)
     return true
   end,
   ['held missing'] = function(root, ask)
@@ -128,7 +128,7 @@ local REPAIRS = {
       return false
     end
     redis.call('ZREM', ids_key(root, ask.host), ask.entry)
-    note_change(root, string.match(ask.entry, '^(%S+) ') or '-', ask.id)
+    note_mended(root, string.match(ask.entry, '^(%S+) ') or '-', ask.id)
     return true
   end,
   ['due stray'] = function(root, ask)
@@ -146,7 +146,7 @@ local REPAIRS = {
     if redis.call('HGET', key, field) == ask.id then
       redis.call('HDEL', key, field)
     end
-    note_change(root, ask.network, ask.id)
+    note_mended(root, ask.network, ask.id)
     return true
   end,
   ['held stray'] = function(root, ask)

@@ -1,8 +1,7 @@
--- Changes of networks in the order of their revisions, so that a host reads what it has missed and no more; and which
--- hosts have, or had, something of a network.
+-- Changes of networks in the order of their revisions, so that a host reads what it has missed and no more.
 local MAX_CHANGES = 500
 -- Deleted networks of which it is remembered when they went; a host that has missed more reads all networks.
-local MAX_GONE = 1024
+local MAX_GONE = 256
 
 -- Forgets the oldest deletions. Rarely, since it walks all names.
 local function trim_revised(root)
@@ -52,9 +51,9 @@ local function change_of(root, name, revision)
   return cjson.encode({ name = name, revision = tonumber(revision) })
 end
 
--- network_changes {since, limit} -> {networks: [{name, revision, network (JSON)?}…], revision, more, whole}, in the order
--- of their revisions. Without `network` one is gone. revision: up to which the answer tells; whole: nothing is told,
--- since all networks have to be read (network_list).
+-- network_changes {host?, since, limit} -> {networks: [{name, revision, network (JSON)?}…], revision, more, whole,
+-- letGo: [{network, address}…]}, by revision. Without `network` one is gone. revision: up to which the answer tells;
+-- whole: no change is told, since all networks have to be read (network_list); letGo: what the host may still have.
 local function network_changes(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -63,11 +62,12 @@ local function network_changes(keys, args)
     return reply_of(closed)
   end
   local last = meta_of(root).revision
+  local let_go = ',"letGo":' .. json_list(ask.host and to_let_go(root, ask.host) or {})
   if last < ask.since then
     return reply_of(recovering('the ledger knows of no revision ' .. ask.since))
   end
   if last > ask.since and not knows_changes_since(root, ask.since) then
-    return '{"networks":[],"revision":' .. digits(last) .. ',"more":false,"whole":true}'
+    return '{"networks":[],"revision":' .. digits(last) .. ',"more":false,"whole":true' .. let_go .. '}'
   end
   local limit = math.min(ask.limit or MAX_CHANGES, MAX_CHANGES)
   local entries = redis.call('ZRANGEBYSCORE', root .. ':revised', '(' .. digits(ask.since), '+inf', 'WITHSCORES',
@@ -87,7 +87,7 @@ local function network_changes(keys, args)
     table.insert(items, item)
   end
   return '{"networks":' .. json_list(items) .. ',"revision":' .. digits(last) .. ',"more":' .. tostring(more)
-    .. ',"whole":false}'
+    .. ',"whole":false' .. let_go .. '}'
 end
 
 redis.register_function({

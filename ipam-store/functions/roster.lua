@@ -1,7 +1,7 @@
 -- The list of hosts: who is in it, who lives, who is suspect. Agents keep those that live, so that a server which was
 -- emptied knows whom it has to wait for. They are told what has changed since they have looked, and compare a digest.
 local MAX_CHANGED = 4096
-local MAX_CHANGES = 32
+local MAX_TOLD = 32
 local ROSTER_PAGE = 500
 local VOUCH_MS = 3000
 -- Of how many lists of one host, read at once, Redis is as busy as it may be with nothing else.
@@ -75,6 +75,7 @@ local function strike(root, host)
   end
   redis.call('DEL', root .. ':host:' .. host)
   memory_of(root).rivals[host] = nil
+  memory_of(root).applied[host] = nil
   give_up(memory_of(root), host)
   if redis.call('ZREM', root .. ':hosts', host) == 1 then
     note_change(root, host, false)
@@ -91,7 +92,8 @@ local function enter(root, ask, now)
     redis.call('ZADD', root .. ':roster', '0', ask.host)
   end
   if redis.call('HGET', session, 'machineId') ~= ask.machineId then
-    redis.call('HDEL', session, 'asserted')
+    redis.call('HDEL', session, 'asserted', 'applied')
+    memory_of(root).applied[ask.host] = nil
   end
   redis.call('HSET', session, 'machineId', ask.machineId, 'bootId', ask.bootId, 'seenMs', digits(now))
   if redis.call('ZADD', hosts, digits(now + ask.suspectMs), ask.host) == 1 then
@@ -161,7 +163,7 @@ local function news_since(root, meta, since)
   local after, count = '(' .. digits(since), hosts
   if since >= meta.changed_from then
     count = redis.call('ZCOUNT', changed, after, '+inf')
-    if count > 0 and count <= MAX_CHANGES then
+    if count > 0 and count <= MAX_TOLD then
       return ',"changes":' .. named(memory, redis.call('ZRANGEBYSCORE', changed, after, '+inf'), 1)
         .. ',"digest":' .. digits(memory.sum)
     end

@@ -52,8 +52,9 @@ local function store_rules(root, name, family, rules)
   replace(pool_key(root, name, family, 'reserved'), rules.reserved)
   replace(pool_key(root, name, family, 'closed'), closed)
   redis.call('HSET', network_key(root, name), 'family:' .. family, string.format(
-    '{"first":"%s","last":"%s","size":%s,"poolSize":%s,"reserved":%d,"closed":%d}',
-    rules.first, rules.last, digits(rules.size), digits(rules.poolSize), #rules.reserved, #closed))
+    '{"first":"%s","last":"%s","gateway":%s,"size":%s,"poolSize":%s,"reserved":%d,"closed":%d}',
+    rules.first, rules.last, cjson.encode(rules.gateway or cjson.null), digits(rules.size), digits(rules.poolSize),
+    #rules.reserved, #closed))
 end
 
 -- The rules of a family, nil for none; fails where they cannot be read, or some have vanished.

@@ -1,5 +1,8 @@
 -- Which address a request gets.
 
+-- After which to ask again for what not every host has let go of.
+local LET_GO_RETRY_MS = 1000
+
 -- Where the first fresh range of a family is in what open_network reads.
 local NEXT = { ['4'] = 3, ['6'] = 4 }
 
@@ -106,6 +109,10 @@ local function pick_named(batch, ask, family, address)
   local text = entry_of(batch.key .. ':' .. family .. ':last', address)
   if text then
     local at, workload = time_and_workload(text)
+    if at and at >= UNTIL_LET_GO then
+      return refuse('ADDRESS_IN_USE', '{address} was closed, and not every host has let go of it yet',
+        { address = address }, LET_GO_RETRY_MS)
+    end
     local rest = at + batch.delay_ms - batch.now
     if rest > 0 and workload ~= ask.workload then
       return refuse('ADDRESS_IN_USE', '{address} is cooling down', { address = address }, rest)
@@ -142,6 +149,9 @@ local function pick_used(batch, ask, family)
   local wait = oldest[1] and tonumber(oldest[2]) + batch.delay_ms - batch.now
   if wait and wait <= 0 then
     return contradicted(batch, family, oldest[1], 'free'), oldest[1]
+  end
+  if wait and wait > UNTIL_LET_GO / 2 then
+    wait = LET_GO_RETRY_MS
   end
   local own = wait and pick_own(batch, ask, family)
   if own then

@@ -29,7 +29,8 @@ local function bury_some(root, network, family, first, last, now)
     local at, workload = time_and_workload(string.sub(entry, space + 1))
     by[index] = workload .. ' ' .. address
     free[index] = address
-    resting[#resting + 1] = at + delay > now and entry or nil
+    -- What hosts have to let go of is known without it.
+    resting[#resting + 1] = at < UNTIL_LET_GO and at + delay > now and entry or nil
   end
   remove_all(key, entries)
   remove_all(pool_key(root, network, family, 'by'), by)
@@ -45,7 +46,7 @@ local function unearth_some(root, network, family, first, last)
   local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
   if #entries > 0 then
     remove_all(gone, entries)
-    add_all(pool_key(root, network, family, 'last'), entries)
+    add_all(pool_key(root, network, family, 'last'), not_leaving(root, family, entries))
     redis.call('ZADD', pool_key(root, network, family, 'unsorted'), '0',
       string.match(entries[1], '^%x+') .. '-' .. string.match(entries[#entries], '^%x+'))
   end

@@ -3,6 +3,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Lease, NetworkRecord, NetworkUsage } from '#ipam-store/ledger.ts';
 import { IpPrefix } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
+import { fixedOf } from '#protocol/network-edits.ts';
 import { type FamilyView, familyOf, viewsOf } from './addresses.ts';
 
 // The ledger as a plain program would keep it: maps, and every address by itself. It is told what the ledger
@@ -374,7 +375,9 @@ export class Model {
     const errors = [
       ...(now?.revision === revision ? [] : ['NETWORK_CONFLICT']),
       ...(this.#overlaps(network) ? ['NETWORK_CONFLICT'] : []),
-      ...(this.#strands(network) ? ['NETWORK_IN_USE'] : []),
+      ...(this.#strands(network) || this.#changesWhatIsFixed(now, network)
+        ? ['NETWORK_IN_USE']
+        : []),
     ];
     if (errors.length > 0) return expectError(answer, errors);
     assert('revision' in answer, `${JSON.stringify(answer)}, not put`);
@@ -385,9 +388,17 @@ export class Model {
     this.networks.set(name, { network, revision: answer.revision });
   }
 
+  #isLeased(name: string): boolean {
+    return [...this.leases.values()].some(({ lease }) => lease.network === name);
+  }
+
+  #changesWhatIsFixed(before: NetworkRecord | undefined, after: Network): boolean {
+    if (before === undefined || !this.#isLeased(after.network)) return false;
+    return !isDeepStrictEqual(fixedOf(before.network), fixedOf(after));
+  }
+
   #deleted(name: string, answer: Answer): void {
-    const leased = [...this.leases.values()].some(({ lease }) => lease.network === name);
-    if (leased) return expectError(answer, ['NETWORK_IN_USE']);
+    if (this.#isLeased(name)) return expectError(answer, ['NETWORK_IN_USE']);
     const now = this.networks.get(name);
     assert.deepEqual(answer, { deleted: now !== undefined });
     this.#bury(now, undefined);

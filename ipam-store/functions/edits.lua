@@ -1,0 +1,75 @@
+-- What of a network cannot change while it has leases. An agent says with each put what that is: `fixed`, JSON of the
+-- values by path.
+
+local function is_same_value(one, other)
+  if type(one) ~= 'table' or type(other) ~= 'table' then
+    return one == other
+  end
+  for key, value in pairs(one) do
+    if not is_same_value(value, other[key]) then
+      return false
+    end
+  end
+  for key in pairs(other) do
+    if one[key] == nil then
+      return false
+    end
+  end
+  return true
+end
+
+-- What a definition says at a path; null where it says nothing.
+local function value_at(definition, path)
+  local value = definition
+  for key in string.gmatch(path, '[^.]+') do
+    if type(value) ~= 'table' or value[key] == nil then
+      return cjson.null
+    end
+    value = value[key]
+  end
+  return value
+end
+
+-- The values of these paths, out of `fixed` or, of what an agent before 1.7 has put or puts, the definition itself.
+local function fixed_values(fixed, definition, paths)
+  local values = fixed and decoded(fixed)
+  if values then
+    return values
+  end
+  local whole = decoded(definition)
+  values = {}
+  for path in pairs(whole and paths or {}) do
+    values[path] = value_at(whole, path)
+  end
+  return values
+end
+
+-- The first path, by name, at which a put differs from what a network with leases is.
+local function fixed_path(was, ask)
+  if was.fixed and was.fixed == ask.fixed then
+    return nil
+  end
+  local paths = ask.fixed and decoded(ask.fixed) or was.fixed and decoded(was.fixed) or {}
+  local before = fixed_values(was.fixed, was.network, paths)
+  local after = fixed_values(ask.fixed, ask.network, paths)
+  local differing = {}
+  for path in pairs(paths) do
+    -- Of another version, of which another one is fixed, there may be nothing to compare.
+    if before[path] ~= nil and after[path] ~= nil and not is_same_value(before[path], after[path]) then
+      table.insert(differing, path)
+    end
+  end
+  table.sort(differing)
+  return differing[1]
+end
+
+-- The refusal of a put that changes what cannot change while there are leases.
+local function refuse_fixed(root, ask, was)
+  local path = fixed_path(was, ask)
+  local id = path and ids_in(root, ask.name, 1)[1]
+  if not id then
+    return nil
+  end
+  return refuse('NETWORK_IN_USE', path .. ' cannot change while network ' .. ask.name .. ' has leases, ' .. id
+    .. ' for one', { network = ask.name, id = id, path = path })
+end

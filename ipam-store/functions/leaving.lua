@@ -1,0 +1,233 @@
+-- Addresses that a network kept closed, its gateway for one, and does not any more: hosts may have them on
+-- their bridges until they have heard of it. Each is in <root>:leaving:<f>, and in `last` of the network that has the
+-- address now, released at a time that never comes; so nobody is given it. When every host that has something of the
+-- network has applied the change, the address cools down like any other.
+-- One call's.
+local MAX_LET_GO = 2048
+
+local function leaving_key(root, family)
+  return root .. ':leaving:' .. family
+end
+
+-- No workload has a name that begins like that.
+local function leaving_text(network)
+  return digits(UNTIL_LET_GO) .. ' -' .. network
+end
+
+-- Nobody has the network's own address, or the broadcast address.
+local function is_edge(rules, family, address)
+  local wide = rules.last ~= hex_step(rules.first, 1) and rules.last ~= rules.first
+  return wide and (address == rules.first or family == '4' and address == rules.last)
+end
+
+-- Whether hosts have to let go of anything of a network.
+local function is_leaving(root, network)
+  for _, family in ipairs(FAMILIES) do
+    for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+      if string.match(entry, '^%x+ (%S+)$') == network then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- What a network has kept closed of a family, in order; of one that a library before 1.7 put, its single addresses.
+local function closed_ranges(root, network, family, rules)
+  if rules.closed then
+    return pairs_of(redis.call('ZRANGE', pool_key(root, network, family, 'closed'), 0, -1))
+  end
+  local ranges = {}
+  for _, range in ipairs(rules.forbidden or {}) do
+    table.insert(ranges, range[1] == range[2] and range or nil)
+  end
+  table.sort(ranges, function(one, other) return one[1] < other[1] end)
+  return ranges
+end
+
+-- The addresses of a family that new rules open one by one, and the gateway in any case. Of ranges that are opened no
+-- host has anything but what its workloads' filters let through.
+local function opened_by(root, network, family, rules)
+  local text = redis.call('HGET', network_key(root, network), 'family:' .. family)
+  local before = text and decoded(text)
+  local opened, gateway = {}, before and before.gateway
+  local after = pairs_of(rules and closed_of(rules.forbidden) or {})
+  for _, range in ipairs(before and minus(closed_ranges(root, network, family, before), after) or {}) do
+    if range[1] == range[2] and not is_edge(before, family, range[1]) then
+      opened[range[1]] = true
+    end
+    if type(gateway) == 'string' and gateway >= range[1] and gateway <= range[2] then
+      opened[gateway] = true
+    end
+  end
+  return opened
+end
+
+-- Notes what a change at a revision opens of what was closed.
+local function note_leaving(root, network, families, revision)
+  if not redis.call('HGET', root .. ':leases', hosts_field(network)) then
+    suppose_all_hosts(root, network)
+  end
+  if redis.call('ZCARD', hosts_key(root, network)) == 0 then
+    return
+  end
+  for _, family in ipairs(FAMILIES) do
+    local key = leaving_key(root, family)
+    for address in pairs(opened_by(root, network, family, families[family])) do
+      keep_count(root, '#leaving:' .. family, key, redis.call('ZADD', key, digits(revision), address .. ' ' .. network))
+    end
+  end
+end
+
+-- Keeps what hosts may have of first to last from being given out by a network that has these addresses.
+local function keep_leaving(root, network, family, first, last)
+  for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+    local address, owner = string.match(entry, '^(%x+) (%S+)$')
+    if address and address >= first and address <= last
+      and not entry_of(pool_key(root, network, family, 'held'), address) then
+      local text = entry_of(pool_key(root, network, family, 'last'), address)
+      if text then
+        forget(root, network, family, address, text)
+      end
+      remember(root, network, family, address, leaving_text(owner))
+    end
+  end
+end
+
+-- The entries "address ..." of addresses that no host has to let go of: of the others `last` says that they are leaving.
+local function not_leaving(root, family, entries)
+  local leaving, rest = {}, {}
+  for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+    leaving[string.match(entry, '^%x+') or entry] = true
+  end
+  for _, entry in ipairs(entries) do
+    if not leaving[string.match(entry, '^%x+')] then
+      rest[#rest + 1] = entry
+    end
+  end
+  return rest
+end
+
+-- The first entry that no function has made.
+local function garbage_leaving(root, family)
+  for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+    if not string.match(entry, '^%x+ %S+$') then
+      return entry
+    end
+  end
+  return nil
+end
+
+local function network_at(root, family, address)
+  local entry = redis.call(
+    'ZREVRANGEBYLEX', root .. ':subnets:' .. family, '[' .. address .. '-g', '-', 'LIMIT', 0, 1)[1]
+  local last, network = string.match(entry or '', '^%x+%-(%x+) (%S+)$')
+  return last and last >= address and network or nil
+end
+
+-- Up to which revision every host of a network has applied what has changed. Hosts that were forgotten count no more.
+local function applied_by_all(root, network)
+  local key = hosts_key(root, network)
+  if not knows_hosts(root, network) then
+    local forgotten = redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 0
+      and not redis.call('ZSCORE', root .. ':networks', network)
+    return forgotten and math.huge or 0
+  end
+  while true do
+    local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if not first[1] then
+      return math.huge
+    elseif redis.call('ZSCORE', root .. ':roster', first[1]) then
+      return tonumber(first[2])
+    end
+    redis.call('ZREM', key, first[1])
+    keep_count(root, hosts_field(network), key, -1)
+    -- Should it come back, it enters anew.
+    memory_of(root).batches, memory_of(root).batch_count = {}, 0
+  end
+end
+
+local function give_free(root, family, entry)
+  local key = leaving_key(root, family)
+  local removed = redis.call('ZREM', key, entry)
+  keep_count(root, '#leaving:' .. family, key, -removed)
+  local address, owner = string.match(entry, '^(%x+) (%S+)$')
+  local network = address and network_at(root, family, address)
+  if network and entry_of(pool_key(root, network, family, 'last'), address) == leaving_text(owner) then
+    forget(root, network, family, address, leaving_text(owner))
+    remember(root, network, family, address, digits(now_ms(root)) .. ' -' .. owner)
+    -- Another network may have had it closed, too.
+    keep_leaving(root, network, family, address, address)
+  end
+end
+
+-- Gives free what was noted up to a revision if every host has let go of it.
+local function try_to_give_free(root, family, entry, revision)
+  local owner = string.match(entry, '^%x+ (%S+)$')
+  local applied = owner and applied_by_all(root, owner) or 0
+  if applied < revision then
+    return
+  end
+  give_free(root, family, entry)
+  local gone_at = not redis.call('ZSCORE', root .. ':networks', owner)
+    and redis.call('ZSCORE', root .. ':revised', owner)
+  if gone_at and applied >= tonumber(gone_at) then
+    forget_hosts(root, owner)
+  end
+end
+
+-- The same of all: where a host is waited for no more.
+local function give_free_what_is_let_go(root)
+  for _, family in ipairs(FAMILIES) do
+    local entries = redis.call('ZRANGE', leaving_key(root, family), 0, -1, 'WITHSCORES')
+    for index = 1, #entries, 2 do
+      try_to_give_free(root, family, entries[index], tonumber(entries[index + 1]))
+    end
+  end
+end
+
+-- What a host has not said yet that it has let go of: JSON of each {network, address}.
+local function to_let_go(root, host)
+  local items = {}
+  for _, family in ipairs(FAMILIES) do
+    local from = '(' .. digits(applied_by(root, host))
+    local entries = redis.call(
+      'ZRANGEBYSCORE', leaving_key(root, family), from, '+inf', 'LIMIT', 0, MAX_LET_GO)
+    for _, entry in ipairs(entries) do
+      local address, network = string.match(entry, '^(%x+) (%S+)$')
+      table.insert(items, address and cjson.encode({ network = network, address = address }))
+    end
+  end
+  return items
+end
+
+-- A host says up to which revision it has applied all changes, and has let go of what they opened. Costs no command
+-- where it has said so before.
+local function note_applied(root, host, applied)
+  local memory = memory_of(root)
+  if not applied or memory.applied[host] == applied then
+    return
+  end
+  memory.applied[host] = applied
+  local before = applied_by(root, host)
+  if applied <= before then
+    return
+  end
+  for _, family in ipairs(FAMILIES) do
+    local entries = redis.call('ZRANGEBYSCORE', leaving_key(root, family), '(' .. digits(before), digits(applied),
+      'WITHSCORES', 'LIMIT', 0, MAX_LET_GO)
+    for index = 1, #entries, 2 do
+      local owner = string.match(entries[index], '^%x+ (%S+)$')
+      if owner then
+        redis.call('ZADD', hosts_key(root, owner), 'XX', 'GT', digits(applied), host)
+        try_to_give_free(root, family, entries[index], tonumber(entries[index + 1]))
+      end
+    end
+    if #entries == 2 * MAX_LET_GO then
+      -- The rest with the next heartbeat.
+      applied = math.min(applied, tonumber(entries[#entries]) - 1)
+      memory.applied[host] = nil
+    end
+  end
+  redis.call('HSET', root .. ':host:' .. host, 'applied', digits(applied))
+end
