@@ -11,6 +11,7 @@ import type { Bus, BusOptions } from './bus.ts';
 import { type Config, defaultHost } from './config.ts';
 import { Detaches } from './detaches.ts';
 import { Doorbell } from './doorbell.ts';
+import { Edits } from './edits.ts';
 import { EventLog } from './events.ts';
 import { FleetCheck } from './fleet-check.ts';
 import { Handoff } from './handoff.ts';
@@ -192,6 +193,15 @@ export class Agent {
       slices,
       log,
     });
+    const { bridges } = this.#hostNetwork;
+    const edits = new Edits({ journal, turns, networkTypes, bridges, events, log });
+    const revisions = new Revisions({
+      host,
+      ledger,
+      witness,
+      apply: (networks, letGo) => edits.apply(networks, letGo),
+      log,
+    });
     const inspection = new Inspection({
       host,
       journal,
@@ -200,9 +210,9 @@ export class Agent {
       taggedDevices,
       leases: (signal) => holdings.listed(signal),
       plan: (id, wanted) => this.#reconcile.preview(id, wanted),
+      currentRevisions: () => revisions.current(),
       slices,
     });
-    const revisions = new Revisions({ ledger, witness });
     this.#session = new Session({
       self,
       heartbeatSeconds: config.heartbeatSeconds,

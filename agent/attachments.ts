@@ -75,6 +75,12 @@ interface Making {
 }
 
 const REVISION_TRIES = 3;
+/** What a request is refused with by the definition of its network, before the ledger compares its revision. */
+const REFUSED_BY_NETWORK: ReadonlySet<string> = new Set([
+  'ADDRESS_OUT_OF_RANGE',
+  'ADDRESS_IN_USE',
+  'UNSUPPORTED',
+]);
 /** Longer than a dry run takes where nothing is amiss. */
 const MAX_REHEARSAL_MS = 5_000;
 /** For so long events gather, so that storing and publishing one does not hold up the request that comes next. */
@@ -152,6 +158,7 @@ export class Attachments {
         seenGeneration: this.#options.witness.seen.generation,
         deviceName: checked.deviceName,
         network: withoutAddresses(revised.network),
+        revision: revised.revision,
         ...(identity !== undefined && { namespaceIdentity: identity }),
         ...(checked.before !== undefined && { before: checked.before }),
         // Made again: should that fail, the addresses have been in use and the attachment has ended.
@@ -215,10 +222,22 @@ export class Attachments {
       try {
         return await work();
       } catch (error) {
-        if (!(error instanceof RevisionChanged) || tries === REVISION_TRIES) throw error;
+        if (tries === REVISION_TRIES) throw error;
+        if (!(error instanceof RevisionChanged) && !(await this.#isRefusedByOld(network, error))) {
+          throw error;
+        }
         this.#networks.delete(network);
       }
     }
+  }
+
+  /** Whether a request was held to a definition that has changed since it was read. */
+  async #isRefusedByOld(network: string, error: unknown): Promise<boolean> {
+    const cached = this.#networks.get(network);
+    const refused = error instanceof VoltError && REFUSED_BY_NETWORK.has(error.code);
+    if (cached === undefined || !refused) return false;
+    const now = await this.#options.ledger.getNetwork(network).catch(() => null);
+    return now !== null && now.revision !== cached.revision;
   }
 
   /** What a request with this content finds attached. ALREADY_ATTACHED: other content. */
@@ -530,7 +549,7 @@ const traceOf = ({
 });
 
 /** A network's record can be large by what it gives out, which no device needs. */
-const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
+export const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
   const { pool: _pool, reservations: _reservations, exclude: _exclude, ...rest } = network;
   if (ipv6 === undefined) return rest;
   const { subnet, gateway } = ipv6;

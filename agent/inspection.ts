@@ -29,8 +29,12 @@ export interface InspectionOptions {
   readonly leases: (signal: AbortSignal) => Promise<ReadonlyMap<string, Lease>>;
   /** What reconcile would do now, for one attachment or all. */
   readonly plan: (id: string | undefined, wanted: Wanted) => Promise<Plan>;
+  /** The revision of each network as the ledger has it now, by name. */
+  readonly currentRevisions: () => Promise<Revisions>;
   readonly slices: Slices;
 }
+
+type Revisions = ReadonlyMap<string, number>;
 
 /** What record and lease do not agree about, as both were before it is looked at again. */
 interface Suspected {
@@ -91,11 +95,16 @@ export class Inspection {
 
   /** Compares records, kernel and ledger of one attachment. */
   async check(id: string, deadline: number): Promise<CheckAnswer> {
-    const { ledger, plan } = this.#options;
+    const { ledger, plan, currentRevisions } = this.#options;
     const { attachment } = this.#recordOf(id);
     const lease = await ledger.getLease(id);
+    const current = await currentRevisions();
     if (attachment?.netns !== undefined) await askForNamespaces([attachment.netns]);
-    const differences = this.#differencesOf(id, lease ?? undefined);
+    const record = this.#recordOf(id);
+    const differences = [
+      ...this.#differencesOf(id, lease ?? undefined),
+      ...(isAttached(record) ? this.#revisionDifferences(record, current) : []),
+    ];
     return atOnce(answerOf(differences, await plan(id, { deadline })));
   }
 
@@ -105,9 +114,10 @@ export class Inspection {
   }
 
   async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
-    const { slices, journal, leases, plan } = this.#options;
+    const { slices, journal, leases, plan, currentRevisions } = this.#options;
     const first = await leases(signal);
-    const compared = await slices.run(this.#compare(first), { signal });
+    const current = await currentRevisions();
+    const compared = await slices.run(this.#compare(first, current), { signal });
     const { ofLedger, unanswered } = compared;
     await askForNamespaces(unanswered.values());
     const answered = await slices.run(this.#observeAgain(unanswered.keys()), { signal });
@@ -127,7 +137,10 @@ export class Inspection {
   }
 
   /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
-  *#compare(leases: ReadonlyMap<string, Lease>): Steps<{
+  *#compare(
+    leases: ReadonlyMap<string, Lease>,
+    current: Revisions,
+  ): Steps<{
     readonly differences: Difference[];
     readonly ofLedger: ReadonlySet<string>;
     /** Namespaces whose file systems have to be asked, by attachment id. */
@@ -145,6 +158,7 @@ export class Inspection {
       if (record?.closed !== undefined) differences.push(record.closed);
       if (record === undefined || record.closed !== undefined || !isAttached(record)) continue;
       if (compareLease(record.attachment, leases.get(id)).length > 0) ofLedger.add(id);
+      differences.push(...this.#revisionDifferences(record, current));
       const observed = this.#observe(record);
       if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
       else differences.push(...observed);
@@ -192,6 +206,14 @@ export class Inspection {
     if (record?.closed !== undefined) return [record.closed];
     if (record === undefined || !isAttached(record)) return [];
     return [...this.#observedOf(id), ...compareLease(record.attachment, lease)];
+  }
+
+  /** Whether it is as its network is now. */
+  #revisionDifferences({ id, attachment, revision }: Attached, current: Revisions): Difference[] {
+    const { network } = attachment;
+    const expected = current.get(network);
+    if (expected === undefined || expected === revision) return [];
+    return [{ id, what: 'network.revision', expected, observed: revision ?? null }];
   }
 
   #observedOf(id: string): Difference[] {

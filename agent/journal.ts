@@ -51,8 +51,10 @@ export interface AttachmentRecord {
   readonly generation?: number;
   /** Device and inode of the network namespace that holds the workload's end. */
   readonly namespaceIdentity?: string;
-  /** The network as it was when the device was made, without its addresses to give out. */
+  /** The network as it was when the device was made or changed last, without its addresses to give out. */
   readonly network?: Network;
+  /** Its revision then; of records of an earlier release it is not known. */
+  readonly revision?: number;
   /** What the network type found and has to put back (`CheckedAttach.before`). */
   readonly before?: Readonly<Record<string, unknown>>;
   readonly attachment?: Attachment;

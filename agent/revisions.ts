@@ -1,9 +1,16 @@
-import type { Ledger, NetworkRecord } from '#ipam-store/ledger.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Ledger, LetGo, NetworkRecord } from '#ipam-store/ledger.ts';
+import type { Edits } from './edits.ts';
+import type { Log } from './log.ts';
 import type { Witness } from './witness.ts';
 
 export interface RevisionsOptions {
+  readonly host: string;
   readonly ledger: Ledger;
   readonly witness: Witness;
+  /** Makes of what is there what the networks say. */
+  readonly apply: Edits['apply'];
+  readonly log: Log;
 }
 
 /** What an answer of the ledger says: of which revision the networks are, and in which epoch. */
@@ -12,45 +19,79 @@ export interface Told {
   readonly epoch: string;
 }
 
-/** Keeps what this host knows of networks as the ledger has it. */
+/**
+ * Keeps what this host knows of networks, and what it has made of them, as the ledger has it: reads what has changed,
+ * and applies it to the attachments and bridges that are there.
+ */
 export class Revisions {
   readonly #options: RevisionsOptions;
+  #applied: number | undefined;
+  #applying: Promise<void> | undefined;
 
   constructor(options: RevisionsOptions) {
     this.#options = options;
   }
 
-  /**
-   * Reads what has changed since this host has read last: changes alone, or all networks where the ledger has begun
-   * another epoch. A recovery may bring back what was gone, under revisions of before.
-   */
-  async follow({ revision, epoch }: Told): Promise<void> {
-    const { witness } = this.#options;
-    if (epoch !== witness.networksEpoch) await this.#readAll({ revision, epoch });
-    else if (revision !== witness.networksRevision) await this.#readChanges({ revision, epoch });
+  /** The revision up to which all that has changed is applied; undefined before anything was read. */
+  get applied(): number | undefined {
+    return this.#applied;
   }
 
-  async #readChanges(told: Told): Promise<void> {
+  /**
+   * Reads what has changed since this host has read last: changes alone, or all networks where the ledger has begun
+   * another epoch. A recovery may bring back what was gone, under revisions of before. Resolves when it is read; it is
+   * applied after that, and where that fails, again with the next heartbeat.
+   */
+  async follow(told: Told): Promise<void> {
+    const { witness } = this.#options;
+    const isRead =
+      told.epoch === witness.networksEpoch && told.revision === witness.networksRevision;
+    if (isRead && (this.#applied === told.revision || this.#applying !== undefined)) return;
+    const letGo =
+      isRead || told.epoch === witness.networksEpoch
+        ? await this.#readChanges(told)
+        : await this.#readAll(told);
+    const revision = witness.networksRevision;
+    const applying = (this.#applying ?? Promise.resolve()).then(() => this.#apply(revision, letGo));
+    this.#applying = applying;
+    void applying.finally(() => {
+      if (this.#applying === applying) this.#applying = undefined;
+    });
+  }
+
+  /** The revision of each network as the ledger has it now, by name; changes nothing. */
+  async current(): Promise<ReadonlyMap<string, number>> {
     const { ledger, witness } = this.#options;
+    const revisions = new Map(witness.networks.map(revisionOf));
+    try {
+      const { changed } = await ledger.networkChanges(witness.networksRevision);
+      for (const [name, revision] of changed.map(revisionOf)) revisions.set(name, revision);
+    } catch (error) {
+      // Not armed: nothing changes.
+      if (!(error instanceof VoltError && error.code === 'RECOVERING')) throw error;
+    }
+    return revisions;
+  }
+
+  async #readChanges(told: Told): Promise<readonly LetGo[]> {
+    const { ledger, witness, host } = this.#options;
     const networks = new Map(witness.networks.map((one) => [one.network.network, one]));
-    let since = witness.networksRevision;
-    for (let more = true; more;) {
-      const page = await ledger.networkChanges(since);
-      if (page.whole) {
-        await this.#readAll(told);
-        return;
-      }
+    const before = witness.networksRevision;
+    for (let since = before; ;) {
+      const page = await ledger.networkChanges(since, host);
+      if (page.whole) return this.#readAll(told);
       for (const one of page.changed) networks.set(one.network.network, one);
       for (const name of page.gone) networks.delete(name);
       since = page.revision;
-      ({ more } = page);
+      if (page.more) continue;
+      const read = { revision: since, epoch: told.epoch, networks: [...networks.values()] };
+      if (since !== before) await witness.noteNetworks(read);
+      return page.letGo;
     }
-    const changed = { revision: since, epoch: told.epoch, networks: [...networks.values()] };
-    await witness.noteNetworks(changed);
   }
 
-  async #readAll({ revision, epoch }: Told): Promise<void> {
-    const { ledger, witness } = this.#options;
+  async #readAll({ revision, epoch }: Told): Promise<readonly LetGo[]> {
+    const { ledger, witness, host } = this.#options;
     const networks: NetworkRecord[] = [];
     let cursor: string | undefined;
     do {
@@ -59,5 +100,22 @@ export class Revisions {
       ({ cursor } = page);
     } while (cursor !== undefined);
     await witness.noteNetworks({ revision, epoch, networks });
+    return (await ledger.networkChanges(revision, host)).letGo;
+  }
+
+  /** Rejects never: what could not be applied is tried again, and `check` tells of it. */
+  async #apply(revision: number, letGo: readonly LetGo[]): Promise<void> {
+    const { witness, apply, log } = this.#options;
+    try {
+      await apply(witness.networks, letGo);
+      this.#applied = revision;
+    } catch (error) {
+      log.error({ revision, error: String(error) }, 'a change of networks is not applied yet');
+    }
   }
 }
+
+const revisionOf = ({ network, revision }: NetworkRecord): [string, number] => [
+  network.network,
+  revision,
+];

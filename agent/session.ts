@@ -24,7 +24,7 @@ export interface SessionOptions {
     'leases' | 'lease' | 'expire' | 'fence' | 'settle' | 'announceEnd'
   >;
   /** What this host knows of networks. */
-  readonly revisions: Pick<Revisions, 'follow'>;
+  readonly revisions: Pick<Revisions, 'follow' | 'applied'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
   readonly events: Pick<EventLog, 'add'>;
@@ -188,6 +188,7 @@ export class Session {
       suspectAfterSeconds,
       recoveryWindowSeconds,
       seen: this.#options.witness.seen,
+      applied: this.#options.revisions.applied,
       newFleet,
       late,
     });

@@ -79,9 +79,19 @@ export function mendPort(kernel: Kernel, port: Port, use: PortUse): void {
   if (use.network.filter) putForwarding(kernel, port, use.mac);
   const found = kernel.links.get(port.index)?.bridgePort ?? {};
   const differing = portDifferences(found, use);
-  if (differing.length === 0) return;
-  const settings = differing.map(({ key, expected }) => [key, expected]);
-  kernel.links.setBridgePort(port, Object.fromEntries(settings));
+  if (differing.length > 0) {
+    const settings = differing.map(({ key, expected }) => [key, expected]);
+    kernel.links.setBridgePort(port, Object.fromEntries(settings));
+  }
+  if (!use.network.filter) removeForwarding(kernel, port, use.mac);
+}
+
+/** Where a port is under the filter no more, the bridge learns what is behind it. */
+function removeForwarding({ links, neighbours }: Kernel, port: Port, mac: string): void {
+  const entry = forwardingTo(port, mac);
+  const master = links.get(port.index)?.master;
+  const found = master === undefined ? null : neighbours.findForwarding({ master, mac: entry.mac });
+  if (found?.fixed === true && found.ifindex === port.index) neighbours.removeForwarding(entry);
 }
 
 /**

@@ -4,7 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import type { Lease } from '#ipam-store/ledger.ts';
+import type { Lease, LetGo } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
@@ -250,4 +250,51 @@ function refuseOtherKind(link: Link, network: Network): void {
     `network ${network.network} wants bridge ${link.name}, which is a ${link.kind ?? 'device'}`,
     { details: { name: link.name, kind: link.kind ?? null } },
   );
+}
+
+/**
+ * Gives the bridges that this agent has made the addresses that their networks say, and takes away those that hosts have
+ * to let go of, whatever has become of the network. A bridge that no network has any more keeps no gateway.
+ */
+export function reviseBridges(
+  kernel: Kernel,
+  networks: ReadonlyMap<string, Network>,
+  letGo: readonly LetGo[],
+): void {
+  const tag = bridgeTag('');
+  for (const link of kernel.links.list()) {
+    if (link.kind !== 'bridge' || link.group !== DEVICE_GROUP) continue;
+    if (link.alias?.startsWith(tag) !== true) continue;
+    const name = link.alias.slice(tag.length);
+    const network = networks.get(name);
+    const gateways = network === undefined ? [] : gatewayAddresses(network).map(String);
+    const wanted = hasBridge(network, link.name) ? gateways : [];
+    const held = kernel.addresses.list({ ifindex: link.index });
+    const own = held.filter(({ ifindex }) => ifindex === link.index);
+    const unwanted = own.filter(({ address }) => {
+      const text = address.toString();
+      const left = letGo.some((one) => one.network === name && text.startsWith(`${one.address}/`));
+      return !wanted.includes(text) && (left || gateways.includes(text));
+    });
+    for (const { address } of unwanted) removeAddress(kernel, link.index, address);
+    for (const address of hasBridge(network, link.name) ? gatewayAddresses(network) : []) {
+      if (own.some((one) => one.address.toString() === address.toString())) continue;
+      kernel.addresses.add({ ifindex: link.index, address, noDad: true });
+    }
+    const mtu = hasBridge(network, link.name) ? network.mtu : undefined;
+    if (mtu !== undefined && mtu !== link.mtu) kernel.links.set(link, { mtu });
+  }
+}
+
+const hasBridge = (network: Network | undefined, name: string): network is Network =>
+  network !== undefined &&
+  (network.type === 'bridged' || network.type === 'host-only') &&
+  network.bridge === name;
+
+function removeAddress(kernel: Kernel, ifindex: number, address: InterfaceAddress): void {
+  try {
+    kernel.addresses.remove({ ifindex, address });
+  } catch (error) {
+    if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+  }
 }

@@ -125,7 +125,8 @@ export class Macvtap implements NetworkType {
       readonly addresses: readonly string[];
     },
   ): void {
-    if (!filter) return;
+    // It may have been under the filter before.
+    if (!filter) return this.#options.firewall.remove(portOwner(port.id));
     this.#options.firewall.put(portOwner(port.id), macvtapFacts({ ...port, linkLocal }));
   }
 

@@ -40,7 +40,7 @@ export interface CheckedAttach extends Disposable {
 export interface AttachmentChange {
   readonly before: Attachment;
   readonly after: Attachment;
-  /** As it was when the device was made. */
+  /** As it was when the device was made or changed last. */
   readonly network: Network;
 }
 
@@ -85,6 +85,15 @@ export interface NetworkType {
    * them. DEVICE_BUSY while somebody holds one, UNSUPPORTED where a device has none.
    */
   claim(attachment: Attachment): Descriptor[];
+}
+
+/** What the network's `filter` makes of an attachment's; undefined where it has no say (isolated, sriov). */
+export function filterBy(
+  { type, filter }: Pick<Network, 'type' | 'filter'>,
+  kind: Attachment['kind'],
+): Attachment['filter'] | undefined {
+  if (type === 'isolated' || type === 'sriov') return undefined;
+  return filter && (type !== 'macvtap' || kind === 'vm') ? 'full' : 'none';
 }
 
 /** The types that this agent has. */

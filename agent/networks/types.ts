@@ -1,3 +1,5 @@
+import type { Network } from '#protocol/network.ts';
+import type { LetGo } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import type { KernelOperation } from '#native/trace.ts';
 import { Firewall } from '../firewall/firewall.ts';
@@ -6,6 +8,7 @@ import type { Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
+import { reviseBridges } from './bridge.ts';
 import { Bridged } from './bridged.ts';
 import { HostOnly } from './host-only.ts';
 import { Isolated } from './isolated.ts';
@@ -40,6 +43,10 @@ export interface HostNetwork {
   };
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
+  readonly bridges: {
+    /** Gives the bridges of ours what these networks say, and takes from them what hosts have to let go of. */
+    readonly revise: (networks: ReadonlyMap<string, Network>, letGo: readonly LetGo[]) => void;
+  };
 }
 
 /** The network types of this host, over one kernel and one firewall. */
@@ -68,6 +75,7 @@ export function openHostNetwork(options: {
       close: () => rehearsals.close(),
     },
     taggedDevices,
+    bridges: { revise: (networks, letGo) => reviseBridges(kernel, networks, letGo) },
   };
 }
 

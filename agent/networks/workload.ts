@@ -2,6 +2,7 @@ import { InterfaceAddress, IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
+import type { Route } from '#native/route.ts';
 import { isAbsence, Namespace, namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -113,6 +114,47 @@ export function configureInterface(
     ),
   ]);
   announceLater(namespace, name, addresses);
+}
+
+/**
+ * Gives a container's interface the routes that its network has now, in the place of those that it had; the workload's
+ * own stay. What the workload has made impossible, taking the interface down for one, is its own doing.
+ */
+export function reviseRoutes(
+  place: {
+    readonly netns: string;
+    readonly identity: string | undefined;
+    readonly ifindex: number;
+  },
+  before: NonNullable<Network['routes']>,
+  after: NonNullable<Network['routes']>,
+): void {
+  const handle = openIfThere(place.netns);
+  if (handle === null) return;
+  using _handle = handle;
+  if (place.identity !== undefined && handle.identity !== place.identity) return;
+  using inside = new Kernel(handle);
+  const routeOf = ({ to, via }: { to: string; via: string }): Route => ({
+    to: IpPrefix.parse(to),
+    via: IpAddress.parse(via),
+    ifindex: place.ifindex,
+  });
+  const without = (all: typeof before, others: typeof before): typeof before =>
+    all.filter(({ to, via }) => !others.some((one) => one.to === to && one.via === via));
+  for (const route of without(before, after)) {
+    unlessRefused(() => inside.routes.remove(routeOf(route)), 'ESRCH');
+  }
+  for (const route of without(after, before)) {
+    unlessRefused(() => inside.routes.add(routeOf(route)), 'EEXIST', 'ENETUNREACH', 'ENETDOWN');
+  }
+}
+
+function unlessRefused(work: () => void, ...codes: readonly string[]): void {
+  try {
+    work();
+  } catch (error) {
+    if (!isKernelError(error, ...codes, 'ENODEV')) throw error;
+  }
 }
 
 /** A namespace by its path; null when there is none (any more). UnansweredError where that cannot be told now. */

@@ -18,11 +18,12 @@ local function enter_as(root, host, to, ask, known)
   local session = root .. ':host:' .. to
   redis.call('HSET', session, 'machineId', ask.machineId, 'agentId', ask.agentId,
     'seenMs', digits(known.seenMs or 0))
-  for _, field in ipairs({ 'bootId', 'bootIds', 'applied' }) do
+  for _, field in ipairs({ 'bootId', 'bootIds' }) do
     if known[field] then
       redis.call('HSET', session, field, known[field])
     end
   end
+  redis.call('HSET', session, 'applied', digits(applied_by(root, host)))
   -- What it has of networks, its bridges too.
   for _, names in ipairs({ 'networks', 'revised' }) do
     for _, network in ipairs(redis.call('ZRANGE', root .. ':' .. names, 0, -1)) do

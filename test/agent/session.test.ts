@@ -42,7 +42,7 @@ async function sessionOf(
     recoveryWindowSeconds: null,
     ledger,
     witness,
-    revisions: new Revisions({ ledger, witness }),
+    revisions: new Revisions({ host, ledger, witness, apply: () => Promise.resolve(), log }),
     standing: new Standing(),
     log,
     holdings: {

@@ -58,7 +58,13 @@ export class SimulatedHost {
       recoveryWindowSeconds: null,
       ledger,
       witness: this.witness,
-      revisions: new Revisions({ ledger, witness: this.witness }),
+      revisions: new Revisions({
+        host,
+        ledger,
+        witness: this.witness,
+        apply: () => Promise.resolve(),
+        log,
+      }),
       standing,
       log,
       holdings: {

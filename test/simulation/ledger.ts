@@ -166,7 +166,7 @@ export class ModelLedger {
     this.#sessions.refuseUnarmed();
     const record = this.#defined();
     const changed = record.revision > since ? [record] : [];
-    return { changed, gone: [], revision: this.revision, more: false, whole: false };
+    return { changed, gone: [], revision: this.revision, more: false, whole: false, letGo: [] };
   }
 
   #acquire(request: LeaseRequest): { lease: Lease; created: boolean } {
