@@ -1,4 +1,5 @@
 import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
@@ -15,6 +16,17 @@ import {
 } from './opening.ts';
 
 const { server, ledgerOf, connecting, fileWith } = useOpening();
+
+// A name of two files would be the later one's in all that follow.
+test('no name is that of two files of functions', () => {
+  const folder = new URL('../../ipam-store/functions/', import.meta.url);
+  const names = readdirSync(folder).flatMap((file) => {
+    const text = readFileSync(new URL(file, folder), 'utf8');
+    return [...text.matchAll(/^local (?:function )?(\w+)/gm)].map(([, name]) => name);
+  });
+  expect(names.length).toBeGreaterThan(100);
+  expect(names.filter((name, n) => names.indexOf(name) !== n)).toEqual([]);
+});
 
 describe('an agent whose user may load', () => {
   test('loads the library where it is missing', async () => {
