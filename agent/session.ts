@@ -226,8 +226,7 @@ export class Session {
     }
     this.#expire(pulse);
     if (pulse.state === 'armed') {
-      const told = { revision: pulse.seen.revision, epoch: pulse.epoch };
-      await this.#options.revisions.follow(told);
+      await this.#options.revisions.follow({ ...pulse.seen, epoch: pulse.epoch });
       if (pulse.mayAcquire) this.#settle(pulse.epoch);
     }
     return pulse.vouch;

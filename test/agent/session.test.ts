@@ -60,7 +60,8 @@ async function sessionOf(
   onTestFinished(async () => {
     session.stop();
     await ledger.close();
-    rmSync(stateDir, { recursive: true, force: true });
+    // What it has seen may still be on its way there.
+    rmSync(stateDir, { recursive: true, force: true, maxRetries: 5 });
   });
   return { session, ledger };
 }
