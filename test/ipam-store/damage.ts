@@ -13,11 +13,12 @@ export interface Damage {
 export async function damage(raw: Redis, { key: which, entry }: Damage): Promise<string> {
   const keys = (await raw.keys(`${ROOT}:*`)).toSorted();
   const key = keys[which % keys.length] ?? '';
-  if (entry === null) {
+  const type = await raw.type(key);
+  if (entry === null || !['hash', 'zset'].includes(type)) {
     await raw.del(key);
     return key;
   }
-  const isHash = (await raw.type(key)) === 'hash';
+  const isHash = type === 'hash';
   const fields = isHash ? (await raw.hkeys(key)).toSorted() : [];
   // Of MACs there is one index alone: the check misses one, and no grant does.
   const entries = isHash

@@ -156,7 +156,10 @@ export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
   const entries = Object.entries(leases as Record<string, unknown>);
   const held = Object.fromEntries(entries.filter(([field]) => !field.startsWith('#')));
   const all = Object.entries(rest).filter(
-    ([key]) => !/:(meta|revised|roster|hosts|leaving:[46]|host:[^:]+|net:[^:]+:(hosts|log))$/.test(key),
+    ([key]) =>
+      !/:(meta|revised|changed|roster|hosts|leaving:[46]|host:[^:]+|net:[^:]+:(hosts|log))$/.test(
+        key,
+      ),
   );
   return { ...Object.fromEntries(all), ...(Object.keys(held).length > 0 && { leases: held }) };
 }

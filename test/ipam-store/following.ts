@@ -195,7 +195,9 @@ class World {
   async #beats(): Promise<void> {
     for (let round = 0; round < 4; round += 1) {
       for (const member of this.#members) {
-        const { reassert, epoch } = await member.beat({ newFleet: true });
+        const pulse = await member.beat({ newFleet: true });
+        await member.tell(pulse);
+        const { reassert, epoch } = pulse;
         if (!reassert) continue;
         const { leases } = await member.reassert(epoch);
         for (const { id: name, outcome } of leases) {

@@ -63,7 +63,7 @@ mistake(store, 'reuse too soon: of a network made anew', {
   },
   mutants: {
     'what rests goes with its network': {
-      patches: [['if at < UNTIL_LET_GO and at + delay > now then', 'if false then']],
+      patches: [['at < UNTIL_LET_GO and at + delay > now and entry', 'false']],
       shows: /10\.9\.0\.2 was reused too soon/,
     },
   },

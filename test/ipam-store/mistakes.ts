@@ -88,7 +88,7 @@ async function inWorld(
         await until(() => raw.status === 'ready');
         // A client may not have noticed yet that its connection is gone: what counts is an answer.
         await insist(() => enrol(ledger, ...HOSTS));
-        for (const one of ledgers) await insist(() => one.getNetwork('none'));
+        for (const one of [store.ledger, ...ledgers]) await insist(() => one.getNetwork('none'));
       },
     });
   } finally {

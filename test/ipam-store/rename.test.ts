@@ -41,7 +41,13 @@ const asNew = (leases: readonly Lease[]): Lease[] =>
   leases.map((lease) => ({ ...lease, host: 'new' }));
 
 async function ofNew(): Promise<unknown[]> {
-  const { leases } = await store.ledger.listLeases({ host: 'new' });
+  const leases: Lease[] = [];
+  let cursor: string | undefined;
+  do {
+    const page = await store.ledger.listLeases({ host: 'new', cursor });
+    leases.push(...page.leases);
+    ({ cursor } = page);
+  } while (cursor !== undefined);
   const inOrder = leases.toSorted((a, b) => a.generation - b.generation);
   return Promise.all(inOrder.map(({ id }) => store.ledger.getLease(id)));
 }

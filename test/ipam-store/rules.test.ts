@@ -140,7 +140,7 @@ test.each([
   expect(await usage('ruled')).toMatchObject({ reserved: 1, used: 1 });
   expect(await differences()).toEqual([]);
   // The next put leaves them in the form of this version.
-  await put(store.ledger, { ...RULED, mtu: 1_400 }, record.revision);
+  await put(store.ledger, { ...RULED, reuseDelaySeconds: 5 }, record.revision);
   expect(await usage('ruled')).toMatchObject({ reserved: 1, used: 1 });
   expect(await store.raw.zcard(`${ROOT}:net:ruled:4:reserved`)).toBe(2);
   expect(await differences()).toEqual([]);
