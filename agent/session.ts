@@ -1,5 +1,5 @@
 import { VoltError } from '#protocol/errors.ts';
-import type { Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
+import type { Lease, Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
 import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
@@ -245,13 +245,13 @@ export class Session {
   async reassert(id: string): Promise<void> {
     const lease = this.#options.holdings.lease(id);
     if (this.#epoch === undefined || lease === undefined) return;
-    await this.#assert(this.#epoch, { networks: [], leases: [lease] });
+    await this.#assert(this.#epoch, { networks: [], leases: [lease], some: true });
   }
 
   /** The same of all that this host holds, and of the networks that it knows. */
   async #reassertAll(epoch: string): Promise<void> {
     const { witness, holdings } = this.#options;
-    await this.#assert(epoch, { networks: witness.networks, leases: holdings.leases() });
+    await this.#assert(epoch, { networks: witness.networks, leases: stillHeld(holdings) });
     this.#settled = undefined;
   }
 
@@ -295,6 +295,14 @@ export class Session {
 
 const isAway = (error: unknown): boolean =>
   error instanceof VoltError && error.code === 'STORE_UNAVAILABLE';
+
+/** What a host holds, each looked at when it is taken. */
+function* stillHeld(holdings: SessionOptions['holdings']): Generator<Lease, void, undefined> {
+  for (const { id } of holdings.leases()) {
+    const lease = holdings.lease(id);
+    if (lease !== undefined) yield lease;
+  }
+}
 
 const isConflict = (error: unknown): error is VoltError =>
   error instanceof VoltError && error.code === 'HOST_CONFLICT';

@@ -426,20 +426,22 @@ export class Ledger {
 
   /**
    * Says what a host holds, and which networks it knows; `holdings` may be repeated. What is there in a later
-   * version is left as it is. Afterwards the host may be granted leases, once the ledger is armed. RECOVERING
-   * where the ledger has moved on since the heartbeat that asked for it, HOST_CONFLICT for another machine than the
-   * one that sent it.
+   * version is left as it is. Leases are taken from `holdings` page by page as they are sent, so that one that is given
+   * back meanwhile does not return. After all of them the host may be granted leases, once the ledger is armed; `some`
+   * leaves open what else it holds. RECOVERING where the ledger has moved on since the heartbeat that asked for it,
+   * HOST_CONFLICT for another machine than the one that sent it.
    */
   async reassert(
     session: Identity & { readonly epoch: string },
-    holdings: { readonly networks: readonly NetworkRecord[]; readonly leases: readonly Lease[] },
+    holdings: {
+      readonly networks: readonly NetworkRecord[];
+      readonly leases: Iterable<Lease>;
+      readonly some?: true;
+    },
   ): Promise<Reasserted> {
     need(session, 'host', 'machineId', 'epoch');
     allow(session, 'agentId', 'bootId');
     const { host, machineId, agentId, bootId, epoch } = session;
-    for (const lease of holdings.leases) {
-      if (lease.host !== host) refuseField('host', `${lease.id} is of host ${lease.host}`);
-    }
     const say = (page: object): Promise<Fields> =>
       this.#call('reassert', {
         host,
@@ -447,7 +449,6 @@ export class Ledger {
         agentId,
         bootId,
         epoch,
-
         networks: [],
         leases: [],
         last: false,
@@ -471,25 +472,22 @@ export class Ledger {
       }
     }
     for (const some of pagesOf(holdings.leases, REASSERT_LEASES)) {
+      const foreign = some.find((lease) => lease.host !== host);
+      if (foreign !== undefined) {
+        refuseField('host', `${foreign.id} is of host ${foreign.host}`);
+      }
       const answer = await say({ leases: some.map(storedLease) });
-      leases.push(...answer.list('leases').map(leaseOutcomeOf));
+      const outcomes = answer.list('leases').map(leaseOutcomeOf);
+      leases.push(...outcomes);
+      this.#tell('leases', restoredNetworks(some, outcomes));
     }
-    await say({ last: true });
-    this.#tellRestored({ networks, leases }, holdings.leases);
-    return { networks, leases };
-  }
-
-  #tellRestored({ networks, leases }: Reasserted, held: readonly Lease[]): void {
-    const restored = new Set(
-      leases.filter(({ outcome }) => outcome === 'restored').map(({ id }) => id),
-    );
-    const ofLeases = held.filter(({ id }) => restored.has(id)).map(({ network }) => network);
-    this.#tell('leases', ofLeases);
+    if (holdings.some !== true) await say({ last: true });
     const ofNetworks = networks.filter(({ outcome }) => outcome === 'restored');
     this.#tell(
       'definition',
       ofNetworks.map(({ network }) => network),
     );
+    return { networks, leases };
   }
 
   /**
@@ -677,12 +675,21 @@ function errorOf(error: unknown): VoltError | RevisionChanged {
   throw error;
 }
 
-/** `items`, so many at a time. */
-function* pagesOf<T>(
-  items: readonly T[],
-  length: number,
-): Generator<readonly T[], void, undefined> {
-  for (let from = 0; from < items.length; from += length) yield items.slice(from, from + length);
+/** `items`, so many at a time; taken when they are due. */
+function* pagesOf<T>(items: Iterable<T>, length: number): Generator<readonly T[], void, undefined> {
+  let page: T[] = [];
+  for (const item of items) {
+    page.push(item);
+    if (page.length < length) continue;
+    yield page;
+    page = [];
+  }
+  if (page.length > 0) yield page;
+}
+
+/** The networks of those leases that were restored. */
+function restoredNetworks(leases: readonly Lease[], outcomes: readonly LeaseOutcome[]): string[] {
+  return leases.filter((_, n) => outcomes[n]?.outcome === 'restored').map(({ network }) => network);
 }
 
 function pageOf(page: Page): Page {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, describe, expect, test } from 'vitest';
-import type { NetworkRecord } from '#ipam-store/ledger.ts';
+import type { Lease, NetworkRecord } from '#ipam-store/ledger.ts';
 import { askFor, put, refused, useStore, VOLT0 } from './fixture.ts';
 import { fleetOf, forgetMemory, Member, snapshotOf } from './member.ts';
 
@@ -40,6 +40,48 @@ async function joined(host: string): Promise<Member> {
   one.seen = before;
   return member;
 }
+
+describe('a host that re-asserts', () => {
+  const session = (epoch: string): Parameters<typeof store.ledger.reassert>[0] => ({
+    host: 'h1',
+    machineId: 'machine-h1',
+    epoch,
+  });
+
+  test('one of its leases has not said what else it holds', async () => {
+    const lease = await one.acquire(record, 'a');
+    await one.acquire(record, 'b');
+    await emptied();
+    const found = await one.beat();
+    await one.tell(found);
+    await two.turn();
+    const held = { networks: [record], leases: [lease] };
+    await store.ledger.reassert(session(found.epoch), { ...held, some: true });
+    expect(await two.turn()).toMatchObject({ state: 'recovering', awaiting: ['h1'] });
+    expect(await one.turn()).toMatchObject({ state: 'armed' });
+    expect(await store.ledger.getLease('b')).not.toBeNull();
+  });
+
+  test('is asked for each lease when it is sent', async () => {
+    const leases: Lease[] = [];
+    for (let n = 0; n < 60; n += 1) leases.push(await one.acquire(record, `n${n}`));
+    await emptied();
+    const found = await one.beat();
+    await one.tell(found);
+    let answered = 0;
+    store.ledger.onChange(({ change }) => (answered += change === 'leases' ? 1 : 0));
+    const answeredWhenTaken: number[] = [];
+    const taken = function* (): Generator<Lease, void, undefined> {
+      for (const lease of leases) {
+        answeredWhenTaken.push(answered);
+        yield lease;
+      }
+    };
+    await store.ledger.reassert(session(found.epoch), { networks: [record], leases: taken() });
+    expect(answeredWhenTaken[0]).toBe(0);
+    expect(answeredWhenTaken.at(-1)).toBeGreaterThan(0);
+  });
+});
 
 describe('a host that joins while the ledger is not armed', () => {
   test('does not hide that another, who joined last, has to be waited for', async () => {

@@ -249,7 +249,7 @@ export class ModelLedger {
 
   #reassert(
     session: Parameters<Ledger['reassert']>[0],
-    { networks, leases }: Parameters<Ledger['reassert']>[1],
+    { networks, leases, some }: Parameters<Ledger['reassert']>[1],
   ) {
     this.#sessions.refuseForeign(session);
     this.#sessions.refuseOld(session);
@@ -258,8 +258,8 @@ export class ModelLedger {
       this.#pool.restore(record);
       this.editedAt = this.#sessions.generation;
     }
-    const outcomes = leases.map((lease) => this.#reasserted(lease));
-    this.#sessions.noteAsserted(session.host);
+    const outcomes = Array.from(leases, (lease) => this.#reasserted(lease));
+    if (some !== true) this.#sessions.noteAsserted(session.host);
     return { networks: [], leases: outcomes };
   }
 
