@@ -14,6 +14,8 @@ import { Doorbell } from './doorbell.ts';
 import { Edits } from './edits.ts';
 import { EventLog } from './events.ts';
 import { FleetCheck } from './fleet-check.ts';
+import { FleetList } from './fleet-list.ts';
+import { Followers } from './followers.ts';
 import { Handoff } from './handoff.ts';
 import { Holdings } from './holdings.ts';
 import type { Identity } from './identity.ts';
@@ -72,6 +74,7 @@ export class Agent {
   readonly #attachments: Attachments;
   readonly #requests: Requests;
   readonly #session: Session;
+  readonly #followers: Followers;
   readonly #handoff: Handoff;
   readonly #reconcile: Reconcile;
   readonly #journal: Journal;
@@ -213,6 +216,12 @@ export class Agent {
       currentRevisions: () => revisions.current(),
       slices,
     });
+    this.#followers = new Followers({
+      ledger,
+      subjectPrefix,
+      listen: (subject) => this.#bus.listen(subject),
+    });
+    const followers = this.#followers;
     this.#session = new Session({
       self,
       heartbeatSeconds: config.heartbeatSeconds,
@@ -222,6 +231,7 @@ export class Agent {
       witness,
       holdings,
       revisions,
+      followers,
       standing: this.#standing,
       events,
       log,
@@ -250,6 +260,7 @@ export class Agent {
       concerns: (names) =>
         journal.values().some(({ attachment }) => names.has(attachment?.network ?? '')),
       onDefinition: () => void this.#session.beat(),
+      onChange: (names) => followers.nudge(names),
     });
     ledger.onChange((news) => doorbell.ring(news));
     this.#bus = options.makeBus({
@@ -272,6 +283,14 @@ export class Agent {
         requests,
         inspection,
         fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix, slices }),
+        fleetList: new FleetList({
+          ledger,
+          witness,
+          followers,
+          beat: () => this.#session.beat(),
+          heartbeatSeconds: config.heartbeatSeconds,
+          slices,
+        }),
         ledger,
         witness,
         whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
@@ -337,6 +356,7 @@ export class Agent {
     await this.#bus.stopTaking();
     await this.#reconcile.stop();
     await this.#attachments.stop(DRAIN_TIMEOUT_MS);
+    this.#followers.stop();
     const publishes = this.#bus.state === 'connected' && this.#standing.refusal === undefined;
     await this.#events.stop(publishes ? FLUSH_TIMEOUT_MS : 0);
     await this.#bus.close();

@@ -9,6 +9,7 @@ import {
   ServiceErrorCodeHeader,
   ServiceErrorHeader,
   type ServiceMsg,
+  type Subscription,
 } from 'nats';
 import { subjects } from '#protocol/subjects.ts';
 import type { Config } from './config.ts';
@@ -55,7 +56,7 @@ export interface BusOptions {
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly subjectPrefix: string;
-  /** Told the subject of each message on `subject`. */
+  /** Told the subject of each message on `subject`, and on those of `listen`. */
   readonly doorbell: { readonly subject: string; readonly hear: (subject: string) => void };
   /** Deals with one delivery of a job; throws nothing. */
   readonly takeJob: (delivery: Delivery) => Promise<void>;
@@ -104,13 +105,16 @@ export class Bus {
   #stopping = false;
   #dropped = 0;
   #dropsQuietUntil = 0;
+  /** Subjects of doorbells, with what hears them on the connection that there is. */
+  readonly #doorbells: Map<string, Subscription | undefined>;
   /** The server does not let us ring. */
   #muted = false;
   readonly #jobs: JobQueue;
 
   constructor(options: BusOptions) {
     this.#options = options;
-    const { host, subjectPrefix, takeJob, log } = options;
+    const { host, subjectPrefix, takeJob, doorbell, log } = options;
+    this.#doorbells = new Map([[doorbell.subject, undefined]]);
     this.#jobs = new JobQueue({ host, subjectPrefix, take: takeJob, log });
     this.#jobs.act(reasonOf(this.#refusal));
   }
@@ -196,6 +200,16 @@ export class Bus {
     this.#connection?.publish(subject);
   }
 
+  /** Hears the doorbell of a subject, too, on this and later connections, until what it answers is called. */
+  listen(subject: string): () => void {
+    this.#hear(subject, this.#connection);
+    return () => {
+      const subscription = this.#doorbells.get(subject);
+      this.#doorbells.delete(subject);
+      if (subscription?.isClosed() === false) subscription.unsubscribe();
+    };
+  }
+
   /** The metadata of all agents that answer `$SRV.INFO`, this one too; null while there is no connection. */
   async survey(): Promise<Readonly<Record<string, string>>[] | null> {
     const connection = this.#connection;
@@ -243,7 +257,7 @@ export class Bus {
         this.#guard(connection);
         void this.#watch(connection);
         this.#muted = false;
-        this.#listen(connection);
+        for (const subject of this.#doorbells.keys()) this.#hear(subject, connection);
         this.#service = undefined;
         await this.#serveNext(connection);
         this.#setState('connected');
@@ -307,13 +321,17 @@ export class Bus {
     if (isRing) this.#muted = true;
   }
 
-  #listen(connection: NatsConnection): void {
-    const { subject, hear } = this.#options.doorbell;
-    connection.subscribe(subject, {
-      callback: (error, message) => {
-        if (error === null) hear(message.subject);
-      },
-    });
+  #hear(subject: string, connection: NatsConnection | undefined): void {
+    const { hear } = this.#options.doorbell;
+    const isOpen = connection !== undefined && !connection.isClosed() && !connection.isDraining();
+    const subscription = isOpen
+      ? connection.subscribe(subject, {
+          callback: (error, message) => {
+            if (error === null) hear(message.subject);
+          },
+        })
+      : undefined;
+    this.#doorbells.set(subject, subscription);
   }
 
   /** Brings what is served in line with whether the agent acts as its host. */

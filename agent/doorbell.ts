@@ -12,6 +12,8 @@ export interface DoorbellOptions {
   readonly concerns: (networks: ReadonlySet<string>) => boolean;
   /** The definition of one of them may be another. */
   readonly onDefinition: () => void;
+  /** Something of these networks may be another. */
+  readonly onChange: (networks: ReadonlySet<string>) => void;
 }
 
 /**
@@ -24,13 +26,14 @@ export class Doorbell {
   readonly #subjects: Subjects;
   readonly #gathered = new Set<string>();
   readonly #heard = new Set<string>();
+  readonly #redefined = new Set<string>();
 
   constructor(options: DoorbellOptions) {
     this.#options = options;
     this.#subjects = subjects(options.subjectPrefix);
   }
 
-  /** What is to be heard. */
+  /** What is always to be heard; doorbells of leases where a network is followed. */
   get subject(): string {
     return this.#subjects.changed('*', 'definition');
   }
@@ -51,12 +54,15 @@ export class Doorbell {
     if (said?.kind !== 'changed') return;
     if (this.#heard.size === 0) setTimeout(() => this.#answer(), GATHER_MS).unref();
     this.#heard.add(said.network);
+    if (said.change === 'definition') this.#redefined.add(said.network);
   }
 
   #answer(): void {
-    const heard = new Set(this.#heard);
+    const [heard, redefined] = [new Set(this.#heard), new Set(this.#redefined)];
     this.#heard.clear();
-    const { concerns, onDefinition } = this.#options;
-    if (concerns(heard)) onDefinition();
+    this.#redefined.clear();
+    const { concerns, onDefinition, onChange } = this.#options;
+    onChange(heard);
+    if (concerns(redefined)) onDefinition();
   }
 }

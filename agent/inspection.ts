@@ -11,9 +11,9 @@ import { askForNamespaces } from './networks/workload.ts';
 import type { Plan } from './reconcile/plan.ts';
 import type { Slices, Wanted } from './slices.ts';
 
-const LIST_LIMIT = 1_000;
+export const LIST_LIMIT = 1_000;
 // Room for the map around the elements and the cursor.
-const LIST_BYTES = MAX_ANSWER_BYTES - 1_024;
+export const LIST_BYTES = MAX_ANSWER_BYTES - 1_024;
 /** Of an answer to `check`, which is encoded in one go. */
 const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
 const PLAN_BYTES = MAX_ANSWER_BYTES / 4;

@@ -36,6 +36,7 @@ import { errorAnswer } from './error-answer.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { FleetCheck } from './fleet-check.ts';
+import type { FleetList } from './fleet-list.ts';
 import type { Inspection } from './inspection.ts';
 import type { Log } from './log.ts';
 import type { Requests } from './requests.ts';
@@ -53,6 +54,7 @@ export interface ServiceOptions {
   readonly requests: Requests;
   readonly inspection: Inspection;
   readonly fleetCheck: FleetCheck;
+  readonly fleetList: FleetList;
   readonly ledger: Ledger;
   readonly witness: Witness;
   /** Tries again for a while what the ledger refuses as RECOVERING. */
@@ -136,7 +138,11 @@ const operation = <Name extends string, Schema extends z.ZodType>(
   run: (payload, call) => run(parseRequest(schema, payload), call),
 });
 
-const hostOperations = ({ requests, inspection }: ServiceOptions): Operation<HostOperation>[] => [
+const hostOperations = ({
+  requests,
+  inspection,
+  fleetList,
+}: ServiceOptions): Operation<HostOperation>[] => [
   operation('attach', 'change', attachRequestSchema, async (request, call) => {
     if (request.dryRun !== true) return requests.attach(request, call);
     await call.move('rehearsal');
@@ -149,9 +155,12 @@ const hostOperations = ({ requests, inspection }: ServiceOptions): Operation<Hos
     requests.update(request, call),
   ),
   operation('get', 'read', getRequestSchema, ({ id }) => ({ attachment: inspection.get(id) })),
-  operation('list', 'list', listRequestSchema, (request, { deadline }) =>
-    inspection.list(request, deadline),
-  ),
+  operation('list', 'list', listRequestSchema, async (request, { deadline, move }) => {
+    if (request.allHosts !== true) return inspection.list(request, deadline);
+    // It may have to wait for the ledger, and lists of this host shall not wait for it.
+    await move('leases');
+    return fleetList.list(request, deadline);
+  }),
   operation('check', 'checkOne', checkRequestSchema, async ({ id }, { deadline, move }) => {
     if (id !== undefined) return inspection.check(id, deadline);
     await move('check');

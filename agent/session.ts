@@ -3,6 +3,7 @@ import type { Lease, Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger
 import { Answers } from './answers.ts';
 import type { EventLog } from './events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
+import type { Followers } from './followers.ts';
 import type { Holdings } from './holdings.ts';
 import { HostList } from './host-list.ts';
 import type { Log } from './log.ts';
@@ -25,6 +26,8 @@ export interface SessionOptions {
   >;
   /** What this host knows of networks. */
   readonly revisions: Pick<Revisions, 'follow' | 'applied'>;
+  /** Named in heartbeats, and told what has moved. */
+  readonly followers: Pick<Followers, 'follows' | 'note'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
   readonly events: Pick<EventLog, 'add'>;
@@ -184,6 +187,7 @@ export class Session {
     const answer = this.#options.ledger.heartbeat({
       ...self,
       yieldsTo: this.#options.standing.yieldsTo,
+      ...this.#options.followers.follows(),
       heartbeatSeconds,
       suspectAfterSeconds,
       recoveryWindowSeconds,
@@ -203,6 +207,7 @@ export class Session {
     if (standing.state === 'refused') log.info({}, 'this host is known as this machine');
     this.#told = undefined;
     standing.noteOwn();
+    this.#options.followers.note(pulse);
     this.#epoch = pulse.epoch;
     if (state !== this.#status.state) {
       log.info({ ledger: state, awaiting }, 'the ledger');

@@ -40,6 +40,7 @@ export class Replay {
   #wanted: Ask['ask'] | undefined = 'snapshot';
   /** Something may have happened since the ledger was asked last. */
   #nudged = false;
+  #isWhole = false;
 
   get leases(): ReadonlyMap<string, Lease> {
     return this.#shown.leases;
@@ -58,9 +59,15 @@ export class Replay {
     return this.#wanted !== undefined;
   }
 
+  /** The last answer was the last of its kind: what is shown is what was true when that was asked for. */
+  get isWhole(): boolean {
+    return this.#isWhole;
+  }
+
   /** What to ask now; undefined for nothing. One question at a time, and its answer goes to `takeSnapshot` or `takeLog`. */
   next(): Ask | undefined {
     this.#nudged = false;
+    this.#isWhole = false;
     if (this.#wanted === 'snapshot') {
       return { ask: 'snapshot', ...(this.#cursor !== undefined && { cursor: this.#cursor }) };
     }
@@ -119,6 +126,7 @@ export class Replay {
 
   #rest(): void {
     this.#wanted = undefined;
+    this.#isWhole = true;
     // The answer may be from before the doorbell.
     if (this.#nudged) this.nudge();
   }

@@ -160,15 +160,28 @@ export const checkRequestSchema = z.strictObject({ id: id.optional() });
 
 const limit = z.int().min(1).max(1_000);
 
-export const listRequestSchema = z.strictObject({
-  network: network.optional(),
-  workload: id.optional(),
-  kind: z.enum(KINDS).optional(),
-  state: z.enum(STATES).optional(),
-  limit: limit.optional(),
-  /** As the page before gave it. */
-  cursor: id.optional(),
-});
+export const listRequestSchema = z
+  .strictObject({
+    /** Not what is on the host, but what is attached in the fleet. */
+    allHosts: z.boolean().optional(),
+    network: network.optional(),
+    workload: id.optional(),
+    kind: z.enum(KINDS).optional(),
+    state: z.enum(STATES).optional(),
+    limit: limit.optional(),
+    /** As the page before gave it: an id; with `allHosts` a network, a slash, and an id or nothing. */
+    cursor: z.string().max(80).optional(),
+  })
+  .superRefine(({ allHosts = false, state, cursor }, context) => {
+    const refuse = (path: string, message: string): void =>
+      context.addIssue({ code: 'custom', path: [path], message });
+    if (allHosts && state !== undefined) refuse('state', 'is known on its host alone');
+    if (cursor === undefined) return;
+    const [at = '', last, ...rest] = cursor.split('/');
+    const isPlace = NETWORK_PATTERN.test(at) && (last === '' || ID_PATTERN.test(last ?? ''));
+    const isCursor = allHosts ? isPlace && rest.length === 0 : ID_PATTERN.test(cursor);
+    if (!isCursor) refuse('cursor', 'must be that of the answer before');
+  });
 
 /** The rest of the keys are the network's: `parseNetwork` checks them. */
 export const networkPutRequestSchema = z.looseObject({ revision: z.int().min(1).optional() });
@@ -185,6 +198,7 @@ export type UpdateRequest = z.infer<typeof updateRequestSchema>;
 export type GetRequest = z.infer<typeof getRequestSchema>;
 export type CheckRequest = z.infer<typeof checkRequestSchema>;
 export type ListRequest = z.infer<typeof listRequestSchema>;
+export type FleetListRequest = Omit<ListRequest, 'allHosts' | 'state'>;
 export type NetworkListRequest = z.infer<typeof networkListRequestSchema>;
 
 // Answers and events are read loosely, keys that are not known here left out: a newer agent may say more.
@@ -319,7 +333,36 @@ export const listAnswerSchema = z.object({
   cursor: z.string().optional(),
 });
 
+/** What the ledger knows of an attachment, wherever it is. */
+export const fleetAttachmentSchema = z.object({
+  id: z.string(),
+  generation: z.int(),
+  host: z.string(),
+  network: z.string(),
+  workload: z.string(),
+  kind: z.enum(KINDS),
+  mac: z.string(),
+  /** `10.42.0.5/24`. */
+  addresses: z.array(z.string()),
+  hostname: z.string().optional(),
+  grantedAt: z.string(),
+  expiresAt: z.string().optional(),
+});
+
+/** The answer to a list with `allHosts`. */
+export const fleetListAnswerSchema = z.object({
+  attachments: z.array(fleetAttachmentSchema),
+  /** Networks of which the ledger does not say now what has happened: what was known `asOf` is in `attachments`. */
+  behind: z.array(
+    z.object({ network: z.string(), asOf: z.string(), code: z.string(), message: z.string() }),
+  ),
+  /** More follows; a request with it gets the next page, which may be empty. */
+  cursor: z.string().optional(),
+});
+
 export type Attachment = z.infer<typeof attachmentSchema>;
+export type FleetAttachment = z.infer<typeof fleetAttachmentSchema>;
+export type FleetListAnswer = z.infer<typeof fleetListAnswerSchema>;
 export type AttachAnswer = z.infer<typeof attachAnswerSchema>;
 export type Rehearsal = z.infer<typeof rehearsalSchema>;
 export type DetachAnswer = z.infer<typeof detachAnswerSchema>;

@@ -8,6 +8,8 @@ import type {
   CheckRequest,
   DetachAnswer,
   DetachRequest,
+  FleetListAnswer,
+  FleetListRequest,
   GetAnswer,
   GetRequest,
   ListAnswer,
@@ -171,7 +173,7 @@ export class VoltNetworkClient {
     return this.#askHost(host, 'check', request, IS_ANSWER.check, options);
   }
 
-  /** One page; `cursor` in the answer asks for the next. */
+  /** Without `allHosts`, whose answer is `listFleet`'s. One page; `cursor` in the answer asks for the next. */
   list(host: string, request: ListRequest = {}, options?: CallOptions): Promise<ListAnswer> {
     return this.#askHost(host, 'list', request, IS_ANSWER.list, options);
   }
@@ -188,6 +190,16 @@ export class VoltNetworkClient {
       yield* page.attachments;
       ({ cursor } = page);
     } while (cursor !== undefined);
+  }
+
+  /** One page of whatever is attached in the fleet, by network and id, as this host's agent knows it from the ledger. */
+  listFleet(
+    host: string,
+    request: FleetListRequest = {},
+    options?: CallOptions,
+  ): Promise<FleetListAnswer> {
+    const asked: ListRequest = { ...request, allHosts: true };
+    return this.#askHost(host, 'list', asked, IS_ANSWER.fleetList, options);
   }
 
   putNetwork(network: NetworkInput, options?: CallOptions): Promise<NetworkPutAnswer> {

@@ -55,7 +55,7 @@ export class EncodedAnswer {
 export function encodePage(
   key: string,
   elements: readonly Uint8Array[],
-  rest: Readonly<Record<string, string | undefined>>,
+  rest: Readonly<Record<string, unknown>>,
 ): EncodedAnswer {
   // Without the header of its map.
   const others = encoder.encode(rest).subarray(1);

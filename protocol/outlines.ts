@@ -2,6 +2,7 @@ import type {
   AttachAnswer,
   CheckAnswer,
   DetachAnswer,
+  FleetListAnswer,
   GetAnswer,
   ListAnswer,
   Rehearsal,
@@ -50,6 +51,7 @@ export const IS_ANSWER = {
   get: outlined<GetAnswer>({ attachment: 'object' }),
   check: outlined<CheckAnswer>({ inSync: 'boolean', differences: 'object' }),
   list: outlined<ListAnswer>({ attachments: 'object' }),
+  fleetList: outlined<FleetListAnswer>({ attachments: 'object', behind: 'object' }),
   networkPut: outlined<NetworkPutAnswer>({
     network: 'object',
     revision: 'number',

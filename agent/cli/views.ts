@@ -1,6 +1,13 @@
-import type { Attachment, CheckAnswer, Difference, Rehearsal } from '#protocol/attachment.ts';
+import type {
+  Attachment,
+  CheckAnswer,
+  Difference,
+  FleetAttachment,
+  FleetListAnswer,
+  Rehearsal,
+} from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
-import { details, type Page, table } from './page.ts';
+import { details, type Line, type Page, table } from './page.ts';
 import { age } from './units.ts';
 
 /** Attachments as a table, one a row. */
@@ -21,6 +28,31 @@ export const attachmentTable = (
       age(one.createdAt, now),
     ]),
   );
+
+/** The same of the whole fleet. */
+export const fleetTable = (
+  attachments: readonly FleetAttachment[],
+  now: number = Date.now(),
+): Page =>
+  table(
+    ['ID', 'HOST', 'KIND', 'NETWORK', 'ADDRESSES', 'MAC', 'GENERATION', 'AGE'],
+    attachments.map((one) => [
+      one.id,
+      one.host,
+      one.kind,
+      one.network,
+      one.addresses.join(','),
+      one.mac,
+      one.generation,
+      age(one.grantedAt, now),
+    ]),
+  );
+
+/** Why a network is shown as it was, and since when. */
+export const behindLine = (
+  { network, asOf, code, message }: FleetListAnswer['behind'][number],
+  now: number = Date.now(),
+): Line => `network ${network} as it was ${age(asOf, now)} ago (${asOf}): ${code}: ${message}`;
 
 /** What an attach would do: the lease, and the changes in the kernel in their order. */
 export function rehearsalDetails({ replayed, lease, operations }: Rehearsal): Page {

@@ -5,13 +5,15 @@ import { Doorbell } from '#agent/doorbell.ts';
 function doorbell() {
   const rung: string[] = [];
   let answered = 0;
+  const changed: string[][] = [];
   const bell = new Doorbell({
     subjectPrefix: 'p',
     publish: (subject) => rung.push(subject),
     concerns: (networks) => networks.has('ours'),
     onDefinition: () => (answered += 1),
+    onChange: (networks) => changed.push([...networks]),
   });
-  return { bell, rung, answered: () => answered };
+  return { bell, rung, changed, answered: () => answered };
 }
 
 test('what changes at once rings once, each network and kind of change by itself', async () => {
@@ -28,7 +30,7 @@ test('what changes at once rings once, each network and kind of change by itself
 });
 
 test('a storm of doorbells is answered once, and those of networks of others not at all', async () => {
-  const { bell, answered } = doorbell();
+  const { bell, changed, answered } = doorbell();
   expect(bell.subject).toBe('p.changed.*.definition');
   bell.hear('p.changed.theirs.definition');
   bell.hear('p.event.h1.ours.attached');
@@ -39,4 +41,9 @@ test('a storm of doorbells is answered once, and those of networks of others not
     bell.hear(`p.changed.${n % 2 === 0 ? 'ours' : 'other'}.definition`);
   await sleep(60);
   expect(answered()).toBe(1);
+  // Leases are nothing to read definitions for.
+  bell.hear('p.changed.ours.leases');
+  await sleep(60);
+  expect(answered()).toBe(1);
+  expect(changed).toEqual([['theirs'], ['other', 'ours'], ['ours']]);
 });

@@ -44,6 +44,7 @@ async function sessionOf(
     witness,
     revisions: new Revisions({ host, ledger, witness, apply: () => Promise.resolve(), log }),
     standing: new Standing(),
+    followers: { follows: () => ({}), note: () => {} },
     log,
     holdings: {
       leases: () => [],

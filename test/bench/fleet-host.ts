@@ -66,6 +66,7 @@ export class SimulatedHost {
         log,
       }),
       standing,
+      followers: { follows: () => ({}), note: () => {} },
       log,
       holdings: {
         leases: () => [...this.leases.values()],

@@ -13,6 +13,7 @@ import {
   attachAnswerSchema,
   checkAnswerSchema,
   detachAnswerSchema,
+  fleetListAnswerSchema,
   getAnswerSchema,
   listAnswerSchema,
   rehearsalSchema,
@@ -60,6 +61,7 @@ const ANSWERS: Readonly<
   detach: { schema: detachAnswerSchema, commands: ['detach web'] },
   get: { schema: getAnswerSchema, commands: ['get web'] },
   list: { schema: listAnswerSchema, commands: ['list', 'list --limit 1'] },
+  fleetList: { schema: fleetListAnswerSchema, commands: ['list --all-hosts'] },
   check: { schema: checkAnswerSchema, commands: ['check'] },
   networkPut: { schema: networkPutAnswerSchema, commands: [`network put ${networkFile}`] },
   networkGet: {

@@ -80,6 +80,7 @@ export class ModelBus {
       },
       close: () => Promise.resolve(),
       ring: () => {},
+      listen: () => () => {},
       survey: () => Promise.resolve([]),
       publishEvent: (event) => this.#publish({ place, host, life }, event),
     };

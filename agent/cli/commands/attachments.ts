@@ -1,10 +1,25 @@
 import type { Command } from 'commander';
-import type { Attachment, ListAnswer, ListRequest } from '#protocol/attachment.ts';
+import type {
+  Attachment,
+  FleetListAnswer,
+  FleetListRequest,
+  ListAnswer,
+  ListRequest,
+} from '#protocol/attachment.ts';
+import type { VoltNetworkClient } from '#protocol/client.ts';
 import { EXIT } from '../exit-codes.ts';
+import { UsageError } from '../errors.ts';
 import { marked } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { oneOf, wholeNumber } from '../units.ts';
-import { attachmentDetails, attachmentTable, differenceTable, planTable } from '../views.ts';
+import {
+  attachmentDetails,
+  attachmentTable,
+  behindLine,
+  differenceTable,
+  fleetTable,
+  planTable,
+} from '../views.ts';
 
 /** `detach`, `get`, `list`, `check`: what is attached on a host. */
 export function addAttachmentCommands(program: Command, shell: Shell): void {
@@ -74,6 +89,7 @@ Examples:
     });
 
 interface ListFlags {
+  readonly allHosts?: boolean;
   readonly network?: string;
   readonly workload?: string;
   readonly kind?: string;
@@ -85,7 +101,8 @@ interface ListFlags {
 const addList = (program: Command, shell: Shell): Command =>
   program
     .command('list')
-    .description('list what is attached on a host')
+    .description('list what is attached on a host, or in the fleet')
+    .option('--all-hosts', 'of the whole fleet, as the ledger has it')
     .option('--network <name>', 'only of this network')
     .option('--workload <id>', 'only of this workload')
     .option('--kind <kind>', 'only vm, or only container')
@@ -99,15 +116,30 @@ Examples:
   $ voltnet list
   $ voltnet list --network volt0 --kind vm
   $ voltnet --host h2 list --json | jq -r '.attachments[] | [.id, .mac] | @tsv'
+  $ voltnet list --all-hosts --network volt0
 
   Page by page
   $ voltnet list --limit 100 --json > page1.json
-  $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"`,
+  $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"
+
+With --all-hosts the agent answers from what it follows of the ledger, at most a heartbeat old. While
+the ledger does not answer, networks are shown as they were known, and it is said since when.`,
     )
     .action(async (flags: ListFlags) => {
       const request = listRequest(flags);
       const paged = flags.limit !== undefined || flags.cursor !== undefined;
       const output = shell.output();
+      if (flags.allHosts === true) {
+        const { state, ...asked } = request;
+        if (state !== undefined) throw new UsageError('--state: is known on its host alone');
+        const answer = await shell.withClient(({ client, settings: { host } }) =>
+          paged ? client.listFleet(host, asked) : wholeFleet(client, host, asked),
+        );
+        output.result(answer, () => fleetTable(answer.attachments));
+        for (const one of answer.behind) output.note(behindLine(one));
+        if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
+        return;
+      }
       const answer = await shell.withClient(
         async ({ client, settings: { host } }): Promise<ListAnswer> => {
           if (paged) return client.list(host, request);
@@ -119,6 +151,25 @@ Examples:
       output.result(answer, () => attachmentTable(answer.attachments));
       if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
     });
+
+/** All pages, as one. */
+async function wholeFleet(
+  client: VoltNetworkClient,
+  host: string,
+  request: FleetListRequest,
+): Promise<FleetListAnswer> {
+  const attachments: FleetListAnswer['attachments'] = [];
+  // A network may go on on the next page.
+  const behind = new Map<string, FleetListAnswer['behind'][number]>();
+  let cursor: string | undefined;
+  do {
+    const page = await client.listFleet(host, { ...request, cursor });
+    attachments.push(...page.attachments);
+    for (const one of page.behind) behind.set(one.network, one);
+    ({ cursor } = page);
+  } while (cursor !== undefined);
+  return { attachments, behind: [...behind.values()] };
+}
 
 /** The filters as the wire has them. A kind or state that does not exist is refused here by name. */
 export function listRequest(flags: ListFlags): ListRequest {

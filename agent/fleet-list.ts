@@ -1,0 +1,180 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { FleetAttachment, FleetListAnswer, FleetListRequest } from '#protocol/attachment.ts';
+import { encodeAnswer, type EncodedAnswer, encodePage } from '#protocol/envelope.ts';
+import type { Follower } from '#ipam-store/follower.ts';
+import type { Lease, Ledger } from '#ipam-store/ledger.ts';
+import type { Steps } from '#native/steps.ts';
+import { toVoltError } from './errors.ts';
+import type { Followers } from './followers.ts';
+import { LIST_BYTES, LIST_LIMIT } from './inspection.ts';
+import { nobodyWaits, type Slices } from './slices.ts';
+import type { Witness } from './witness.ts';
+
+/** A page ends after so long, that its caller has an answer while networks are read for the first time. */
+const PAGE_MS = 1_000;
+/** What of a deadline is left for the answer. */
+const ANSWER_MS = 250;
+/** Of networks that are behind, in one page. */
+const BEHIND_BYTES = LIST_BYTES / 4;
+
+export interface FleetListOptions {
+  readonly ledger: Pick<Ledger, 'networkChanges'>;
+  readonly witness: Witness;
+  readonly followers: Pick<Followers, 'of'>;
+  /** Sends a heartbeat, whose answer brings the witness up to date. */
+  readonly beat: () => Promise<void>;
+  readonly heartbeatSeconds: number;
+  readonly slices: Slices;
+}
+
+type Behind = FleetListAnswer['behind'][number];
+
+/**
+ * Whatever is attached in the fleet, by network and id, out of followers. What it shows is at most a heartbeat's period old,
+ * or `behind` says since when it is, and why. It leaves out no network: where nothing is known of one, the list fails as
+ * the ledger does.
+ */
+export class FleetList {
+  readonly #options: FleetListOptions;
+
+  constructor(options: FleetListOptions) {
+    this.#options = options;
+  }
+
+  /** One page, `FleetListAnswer`. */
+  async list(request: FleetListRequest, deadline: number): Promise<EncodedAnswer> {
+    const { followers, slices } = this.#options;
+    const [first = '', after = ''] = request.cursor?.split('/') ?? [];
+    const networks = await this.#networks(request);
+    const page = new Page(Math.min(request.limit ?? LIST_LIMIT, LIST_LIMIT));
+    const until = Math.min(performance.now() + PAGE_MS, deadline - ANSWER_MS);
+    let looked = 0;
+    for (const network of networks) {
+      if (network < first) continue;
+      if (looked > 0 && performance.now() > until) return page.encoded(`${network}/`);
+      looked += 1;
+      const follower = followers.of(network);
+      const behind = await this.#bring(follower, deadline - ANSWER_MS);
+      if (behind !== undefined && !page.addBehind(behind)) return page.encoded(`${network}/`);
+      const wanted = { ...request, after: network === first ? after : '', most: page.room + 1 };
+      const leases = await slices.run(firstOf(follower.leases, wanted), { deadline });
+      for (const lease of leases) {
+        if (!page.add(lease)) return page.encoded(page.last);
+      }
+    }
+    return page.encoded();
+  }
+
+  /** Their names in order, for a first page as the ledger has them now. */
+  async #networks({ network, cursor }: FleetListRequest): Promise<readonly string[]> {
+    if (network !== undefined) return [network];
+    const { ledger, witness, beat } = this.#options;
+    if (cursor === undefined) {
+      try {
+        const { whole, changed, gone } = await ledger.networkChanges(witness.networksRevision);
+        if (whole || changed.length + gone.length > 0) await beat();
+      } catch (error) {
+        if (witness.networks.length === 0) throw error;
+      }
+    }
+    return witness.networks.map((one) => one.network.network).toSorted();
+  }
+
+  /** Until it shows what is true now; else why it does not, or throws that where it knows nothing. */
+  async #bring(follower: Follower, deadline: number): Promise<Behind | undefined> {
+    const { network, asOf = -Infinity } = follower;
+    const isFresh = performance.now() - asOf < this.#options.heartbeatSeconds * 1_000;
+    if (isFresh && follower.problem === undefined) return undefined;
+    const stopped = new AbortController();
+    const late = sleep(Math.max(0, deadline - performance.now()), undefined, stopped).then(() => {
+      throw nobodyWaits();
+    });
+    try {
+      await Promise.race([follower.caughtUp(), late]);
+      return undefined;
+    } catch (error) {
+      if (follower.asOf === undefined) throw error;
+      const { code, message } = toVoltError(error);
+      const asOfMs = Date.now() - (performance.now() - follower.asOf);
+      return { network, asOf: new Date(asOfMs).toISOString(), code, message };
+    } finally {
+      late.catch(() => {});
+      stopped.abort();
+    }
+  }
+}
+
+/** As many as an answer holds. */
+class Page {
+  readonly #limit: number;
+  readonly #attachments: Uint8Array[] = [];
+  readonly #behind: Behind[] = [];
+  #bytes = 0;
+  #behindBytes = 0;
+  /** The cursor behind the last one. */
+  last: string | undefined;
+
+  constructor(limit: number) {
+    this.#limit = limit;
+  }
+
+  get room(): number {
+    return this.#limit - this.#attachments.length;
+  }
+
+  /** False where there is no room. */
+  add({ bootId: _bootId, ...lease }: Lease): boolean {
+    const attachment: FleetAttachment = { ...lease, addresses: [...lease.addresses] };
+    const encoded = encodeAnswer(attachment);
+    this.#bytes += encoded.byteLength;
+    if (this.room === 0 || this.#bytes > LIST_BYTES - BEHIND_BYTES) return false;
+    this.#attachments.push(encoded);
+    this.last = `${lease.network}/${lease.id}`;
+    return true;
+  }
+
+  addBehind(behind: Behind): boolean {
+    this.#behindBytes += encodeAnswer(behind).byteLength;
+    if (this.#behindBytes > BEHIND_BYTES) return false;
+    this.#behind.push(behind);
+    return true;
+  }
+
+  encoded(cursor?: string): EncodedAnswer {
+    return encodePage('attachments', this.#attachments, { behind: this.#behind, cursor });
+  }
+}
+
+interface Wanted extends Pick<FleetListRequest, 'workload' | 'kind'> {
+  readonly after: string;
+  readonly most: number;
+}
+
+/** The first ones by id, with a pause after each that is looked at: a network may have very many. */
+function* firstOf(
+  leases: ReadonlyMap<string, Lease>,
+  { after, workload, kind, most }: Wanted,
+): Steps<readonly Lease[]> {
+  // By id: one that is replaced meanwhile may come again.
+  let found = new Map<string, Lease>();
+  let last: string | undefined;
+  const cut = (): Lease[] => {
+    const kept = [...found.values()].toSorted((one, other) => (one.id < other.id ? -1 : 1));
+    return kept.slice(0, most);
+  };
+  for (const lease of leases.values()) {
+    yield;
+    const isWanted =
+      lease.id > after &&
+      (last === undefined || lease.id <= last) &&
+      (workload === undefined || lease.workload === workload) &&
+      (kind === undefined || lease.kind === kind);
+    if (!isWanted) continue;
+    found.set(lease.id, lease);
+    if (found.size < 2 * most) continue;
+    const kept = cut();
+    last = kept.at(-1)?.id;
+    found = new Map(kept.map((one) => [one.id, one]));
+  }
+  return cut();
+}

@@ -1,0 +1,116 @@
+import { subjects } from '#protocol/subjects.ts';
+import type { Pulse } from '#ipam-store/ledger.ts';
+import { type Followed, Follower } from '#ipam-store/follower.ts';
+
+export interface FollowersOptions {
+  readonly ledger: Followed;
+  readonly subjectPrefix: string;
+  /** Has doorbells of a subject heard, and so `nudge` called, until what it answers is called. */
+  readonly listen: (subject: string) => () => void;
+}
+
+/** Nobody has asked for it for so long: it is followed no more. */
+const IDLE_MS = 5 * 60_000;
+/** Networks that are followed at a time, and leases in them: beyond, the one asked for longest ago goes. */
+const MAX_FOLLOWED = 32;
+const MAX_LEASES = 100_000;
+/** Of one heartbeat. */
+const MAX_NAMED = 16;
+
+interface Entry {
+  readonly follower: Follower;
+  readonly unlisten: () => void;
+  askedAt: number;
+  namedAt: number;
+}
+
+/**
+ * Followers of the networks that somebody has asked for in the last minutes. They hear doorbells, and what heartbeats say of
+ * doorbells that were lost.
+ */
+export class Followers {
+  readonly #options: FollowersOptions;
+  /** By network; first the one asked for longest ago. */
+  readonly #entries = new Map<string, Entry>();
+  /** What the heartbeat under way names. */
+  #named: { readonly at: number; readonly positions: ReadonlyMap<string, string> } | undefined;
+
+  constructor(options: FollowersOptions) {
+    this.#options = options;
+  }
+
+  /** The follower of a network, from now on if there was none. */
+  of(network: string): Follower {
+    const entry = this.#entries.get(network) ?? this.#begin(network);
+    this.#entries.delete(network);
+    this.#entries.set(network, entry);
+    entry.askedAt = performance.now();
+    this.#endSome();
+    return entry.follower;
+  }
+
+  #begin(network: string): Entry {
+    const { ledger, subjectPrefix, listen } = this.#options;
+    const follower = new Follower({ network, ledger });
+    const unlisten = listen(subjects(subjectPrefix).changed(network, 'leases'));
+    follower.start();
+    return { follower, unlisten, askedAt: 0, namedAt: 0 };
+  }
+
+  #endSome(): void {
+    let leases = 0;
+    for (const { follower } of this.#entries.values()) leases += follower.leases.size;
+    for (const [network, { follower, askedAt }] of this.#entries) {
+      const { size } = this.#entries;
+      const isIdle = performance.now() - askedAt > IDLE_MS;
+      if (!isIdle && size <= MAX_FOLLOWED && (leases <= MAX_LEASES || size === 1)) return;
+      leases -= follower.leases.size;
+      this.#end(network);
+    }
+  }
+
+  #end(network: string): void {
+    const entry = this.#entries.get(network);
+    this.#entries.delete(network);
+    entry?.unlisten();
+    entry?.follower.stop();
+  }
+
+  /** Something may have happened in these networks. */
+  nudge(networks: Iterable<string>): void {
+    for (const network of networks) this.#entries.get(network)?.follower.nudge();
+  }
+
+  /** What the next heartbeat says of them: those named longest ago. */
+  follows(): { readonly follows?: Readonly<Record<string, string>> } {
+    this.#endSome();
+    const next = [...this.#entries.values()]
+      .filter(({ follower }) => follower.asOf !== undefined)
+      .toSorted((one, other) => one.namedAt - other.namedAt)
+      .slice(0, MAX_NAMED);
+    const at = performance.now();
+    for (const entry of next) entry.namedAt = at;
+    const positions = new Map(
+      next.map(({ follower }) => [follower.network, follower.position] as const),
+    );
+    this.#named = { at, positions };
+    return positions.size === 0 ? {} : { follows: Object.fromEntries(positions) };
+  }
+
+  /** Its answer. */
+  note({ state, moved }: Pick<Pulse, 'state' | 'moved'>): void {
+    const named = this.#named;
+    this.#named = undefined;
+    // Of what a server has lost it says nothing.
+    if (named === undefined || state !== 'armed') return;
+    this.nudge(moved);
+    for (const [network, position] of named.positions) {
+      if (moved.includes(network)) continue;
+      this.#entries.get(network)?.follower.confirm({ position, at: named.at });
+    }
+  }
+
+  stop(): void {
+    for (const network of this.#entries.keys()) this.#end(network);
+  }
+}
