@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { FleetAttachment, FleetListAnswer, FleetListRequest } from '#protocol/attachment.ts';
 import { encodeAnswer, type EncodedAnswer, encodePage } from '#protocol/envelope.ts';
+import { VoltError } from '#protocol/errors.ts';
 import type { Follower } from '#ipam-store/follower.ts';
 import type { Lease, Ledger } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
@@ -45,9 +46,9 @@ export class FleetList {
   async list(request: FleetListRequest, deadline: number): Promise<EncodedAnswer> {
     const { followers, slices } = this.#options;
     const [first = '', after = ''] = request.cursor?.split('/') ?? [];
-    const networks = await this.#networks(request);
     const page = new Page(Math.min(request.limit ?? LIST_LIMIT, LIST_LIMIT));
     const until = Math.min(performance.now() + PAGE_MS, deadline - ANSWER_MS);
+    const networks = await this.#networks(request, deadline - ANSWER_MS);
     let looked = 0;
     for (const network of networks) {
       if (network < first) continue;
@@ -57,22 +58,26 @@ export class FleetList {
       const behind = await this.#bring(follower, deadline - ANSWER_MS);
       if (behind !== undefined && !page.addBehind(behind)) return page.encoded(`${network}/`);
       const wanted = { ...request, after: network === first ? after : '', most: page.room + 1 };
-      const leases = await slices.run(firstOf(follower.leases, wanted), { deadline });
-      for (const lease of leases) {
-        if (!page.add(lease)) return page.encoded(page.last);
-      }
+      const filled = await slices.run(page.fill(firstOf(follower.leases, wanted)), { deadline });
+      if (!filled) return page.encoded(page.last);
     }
     return page.encoded();
   }
 
   /** Their names in order, for a first page as the ledger has them now. */
-  async #networks({ network, cursor }: FleetListRequest): Promise<readonly string[]> {
+  async #networks(
+    { network, cursor }: FleetListRequest,
+    deadline: number,
+  ): Promise<readonly string[]> {
     if (network !== undefined) return [network];
     const { ledger, witness, beat } = this.#options;
     if (cursor === undefined) {
       try {
         const { whole, changed, gone } = await ledger.networkChanges(witness.networksRevision);
-        if (whole || changed.length + gone.length > 0) await beat();
+        if (whole || changed.length + gone.length > 0) await within(deadline, beat());
+        if (changed.length > 0 && witness.networks.length === 0) {
+          throw new VoltError('RECOVERING', 'the networks of the ledger were not read yet');
+        }
       } catch (error) {
         if (witness.networks.length === 0) throw error;
       }
@@ -85,22 +90,25 @@ export class FleetList {
     const { network, asOf = -Infinity } = follower;
     const isFresh = performance.now() - asOf < this.#options.heartbeatSeconds * 1_000;
     if (isFresh && follower.problem === undefined) return undefined;
-    const stopped = new AbortController();
-    const late = sleep(Math.max(0, deadline - performance.now()), undefined, stopped).then(() => {
-      throw nobodyWaits();
-    });
     try {
-      await Promise.race([follower.caughtUp(), late]);
+      await within(deadline, follower.caughtUp());
       return undefined;
     } catch (error) {
       if (follower.asOf === undefined) throw error;
       const { code, message } = toVoltError(error);
       const asOfMs = Date.now() - (performance.now() - follower.asOf);
       return { network, asOf: new Date(asOfMs).toISOString(), code, message };
-    } finally {
-      late.catch(() => {});
-      stopped.abort();
     }
+  }
+}
+
+async function within(deadline: number, work: Promise<void>): Promise<void> {
+  const done = new AbortController();
+  const late = sleep(Math.max(0, deadline - performance.now()), true, done).catch(() => false);
+  try {
+    if ((await Promise.race([work, late])) === true) throw nobodyWaits();
+  } finally {
+    done.abort();
   }
 }
 
@@ -122,8 +130,16 @@ class Page {
     return this.#limit - this.#attachments.length;
   }
 
-  /** False where there is no room. */
-  add({ bootId: _bootId, ...lease }: Lease): boolean {
+  /** False where there is no room for all. */
+  *fill(leases: Steps<readonly Lease[]>): Steps<boolean> {
+    for (const lease of yield* leases) {
+      yield;
+      if (!this.#add(lease)) return false;
+    }
+    return true;
+  }
+
+  #add({ bootId: _bootId, ...lease }: Lease): boolean {
     const attachment: FleetAttachment = { ...lease, addresses: [...lease.addresses] };
     const encoded = encodeAnswer(attachment);
     this.#bytes += encoded.byteLength;

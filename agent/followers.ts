@@ -103,9 +103,9 @@ export class Followers {
     this.#named = undefined;
     // Of what a server has lost it says nothing.
     if (named === undefined || state !== 'armed') return;
+    // Nudged, they are behind, and not confirmed.
     this.nudge(moved);
     for (const [network, position] of named.positions) {
-      if (moved.includes(network)) continue;
       this.#entries.get(network)?.follower.confirm({ position, at: named.at });
     }
   }

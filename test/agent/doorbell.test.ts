@@ -45,5 +45,5 @@ test('a storm of doorbells is answered once, and those of networks of others not
   bell.hear('p.changed.ours.leases');
   await sleep(60);
   expect(answered()).toBe(1);
-  expect(changed).toEqual([['theirs'], ['other', 'ours'], ['ours']]);
+  expect(changed).toEqual([['theirs'], ['ours', 'other'], ['ours']]);
 });

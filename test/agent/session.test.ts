@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, onTestFinished, test } from 'vitest';
 import { createLog } from '#agent/log.ts';
 import { Revisions } from '#agent/revisions.ts';
-import { Session } from '#agent/session.ts';
+import { Session, type SessionOptions } from '#agent/session.ts';
 import { Standing } from '#agent/standing.ts';
 import { Witness } from '#agent/witness.ts';
 import { Ledger, type Pulse } from '#ipam-store/ledger.ts';
@@ -29,6 +29,7 @@ class CountingLedger extends Ledger {
 async function sessionOf(
   host: string,
   isNewFleet = (): Promise<boolean> => Promise.resolve(true),
+  followers: SessionOptions['followers'] = { follows: () => ({}), note: () => {} },
 ): Promise<{ session: Session; ledger: CountingLedger }> {
   const stateDir = mkdtempSync(join(tmpdir(), 'volt-test-session-'));
   const ledger = new CountingLedger(optionsFor(store.server.url));
@@ -44,7 +45,7 @@ async function sessionOf(
     witness,
     revisions: new Revisions({ host, ledger, witness, apply: () => Promise.resolve(), log }),
     standing: new Standing(),
-    followers: { follows: () => ({}), note: () => {} },
+    followers,
     log,
     holdings: {
       leases: () => [],
@@ -140,4 +141,20 @@ test('another host asks where the first one gets no answer', async () => {
   const other = await sessionOf('other');
   other.session.start();
   await until(() => other.session.status.open);
+});
+
+test('a heartbeat names what is followed, and those that have moved are told', async () => {
+  const record = await put(store.ledger, VOLT0);
+  const { position = '' } = await store.ledger.snapshot(record.network.network);
+  let follows: Record<string, string> = { volt0: position };
+  const moved: (readonly string[])[] = [];
+  const { session } = await sessionOf('h1', undefined, {
+    follows: () => ({ follows }),
+    note: (pulse) => moved.push(pulse.moved),
+  });
+  await session.beat();
+  expect(new Set(moved.flat())).toEqual(new Set());
+  follows = { volt0: '1-1' };
+  await session.beat();
+  expect(moved.at(-1)).toEqual(['volt0']);
 });

@@ -122,8 +122,8 @@ Examples:
   $ voltnet list --limit 100 --json > page1.json
   $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"
 
-With --all-hosts the agent answers from what it follows of the ledger, at most a heartbeat old. While
-the ledger does not answer, networks are shown as they were known, and it is said since when.`,
+With --all-hosts the agent answers from what it follows of the ledger, at most a heartbeat old.
+While the ledger does not answer, networks are shown as they were, and it is said since when.`,
     )
     .action(async (flags: ListFlags) => {
       const request = listRequest(flags);
