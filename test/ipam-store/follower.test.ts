@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, expect, test } from 'vitest';
-import { Follower } from '#ipam-store/follower.ts';
+import { type Followed, Follower } from '#ipam-store/follower.ts';
 import { actionsOn, owned, put, ROOT, until, useStore, VOLT0 } from './fixture.ts';
 import { checkFollowing } from './following.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
@@ -131,4 +131,67 @@ describe('histories find the mistake, where the library', () => {
     const checked = checkFollowing(store, { histories: 400, longest: 40, mistakes: [patch] });
     await expect(checked).rejects.toThrow(/Property failed/);
   });
+});
+
+test('who waits until a follower has caught up has all that happened before, or hears why not', async () => {
+  const one = await onlyHost();
+  const record = await one.put(put(store.ledger, VOLT0));
+  const follower = new Follower({ network: 'volt0', ledger: store.ledger });
+  using _stopped = follower;
+  expect(follower.asOf).toBeUndefined();
+  await follower.caughtUp();
+  for (const id of ['a', 'b', 'c']) {
+    await one.acquire(record, id);
+    const before = performance.now();
+    const waiting = [follower.caughtUp(), follower.caughtUp()];
+    await Promise.all(waiting);
+    expect(leasesOf(follower)).toContain(id);
+    expect(follower.asOf).toBeGreaterThanOrEqual(before);
+  }
+  // No refusal: the leases are read anew.
+  await store.raw.del(`${ROOT}:net:volt0:log`);
+  await follower.caughtUp();
+  expect(leasesOf(follower)).toEqual(['a', 'b', 'c']);
+
+  const { asOf, position } = follower;
+  follower.confirm({ position: '1-1', at: performance.now() });
+  expect(follower.asOf).toBe(asOf);
+  follower.confirm({ position, at: performance.now() });
+  const confirmed = follower.asOf;
+  expect(confirmed).toBeGreaterThan(Number(asOf));
+  await forgetMemory(store.raw);
+  await store.raw.flushall();
+  // The second is not made to wait for the next try.
+  for (const _ of ['first', 'second']) {
+    await expect(follower.caughtUp()).rejects.toMatchObject({ code: 'RECOVERING' });
+  }
+  follower.confirm({ position, at: performance.now() });
+  expect(follower.asOf).toBe(confirmed);
+});
+
+test('an answer that was on its way before is not all that has happened', async () => {
+  const one = await onlyHost();
+  const record = await one.put(put(store.ledger, VOLT0));
+  const [arrived, released] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  let isSlow = false;
+  const slow: Followed = {
+    snapshot: (network, cursor) => store.ledger.snapshot(network, cursor),
+    readLog: async (network, after) => {
+      const page = await store.ledger.readLog(network, after);
+      if (isSlow) arrived.resolve();
+      if (isSlow) await released.promise;
+      return page;
+    },
+  };
+  const follower = new Follower({ network: 'volt0', ledger: slow });
+  using _stopped = follower;
+  await follower.caughtUp();
+  isSlow = true;
+  follower.nudge();
+  await arrived.promise;
+  await one.acquire(record, 'a');
+  const waiting = follower.caughtUp();
+  released.resolve();
+  await waiting;
+  expect(leasesOf(follower)).toEqual(['a']);
 });
