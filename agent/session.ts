@@ -188,7 +188,11 @@ export class Session {
       ...self,
       yieldsTo: this.#options.standing.yieldsTo,
       ...this.#options.followers.follows(),
-      heartbeatSeconds,
+      // One that is answered late waits as long as half of suspectAfterSeconds: silent for no longer, it has not ended.
+      heartbeatSeconds: Math.max(
+        heartbeatSeconds,
+        (heartbeatSeconds + suspectAfterSeconds / 2) / 2,
+      ),
       suspectAfterSeconds,
       recoveryWindowSeconds,
       seen: this.#options.witness.seen,

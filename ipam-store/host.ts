@@ -27,7 +27,7 @@ export interface Beat {
   readonly yieldsTo?: string | undefined;
   /** /proc/sys/kernel/random/boot_id. */
   readonly bootId: string;
-  /** The period of heartbeats. A boot that was not heard for two has ended. */
+  /** The longest time between two heartbeats. A boot that was not heard for twice as long has ended. */
   readonly heartbeatSeconds?: number | undefined;
   /** After this long without a heartbeat the host is suspect. */
   readonly suspectAfterSeconds: number;
