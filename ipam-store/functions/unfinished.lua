@@ -64,8 +64,10 @@ local function allowed_between(root, network, family, first, last)
   if #ranges == MAX_MOVED then
     stop = hex_step(bounds_of(table.remove(ranges)), -1)
   end
-  table.insert(ranges, 1, range_before(key, first))
-  local open = {}
+  local before, open = range_before(key, first), {}
+  if before then
+    table.insert(ranges, 1, before)
+  end
   for _, range in ipairs(ranges) do
     local from, to = bounds_of(range)
     if to >= first and from <= stop then

@@ -147,6 +147,19 @@ describe('a network deleted', () => {
     expect(error.retryAfterMs).toBeGreaterThan(55_000);
   });
 
+  test('and made anew with more addresses has all of them, those that rest too', async () => {
+    const before = { network: 'b', subnet: '10.9.0.8/30', reuseDelaySeconds: 60 };
+    const record = await put(store.ledger, before);
+    await acquire(record, 'a');
+    await release('a');
+    await store.ledger.deleteNetwork('b');
+    await put(store.ledger, { ...before, subnet: '10.9.0.8/29' });
+    const usage = (await store.ledger.getNetwork('b'))?.usage;
+    expect(usage).toMatchObject({ size: 6, free: 5, cooling: 1 });
+    for await (const difference of store.ledger.audit())
+      throw new Error(JSON.stringify(difference));
+  });
+
   test('never gives its revision to another', async () => {
     const first = await put(store.ledger, VOLT0);
     await store.ledger.deleteNetwork('volt0');
