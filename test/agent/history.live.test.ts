@@ -12,7 +12,7 @@ test('two holders are seen where the ledger grants before every host was heard',
   using mutant = mutantAgent([
     {
       file: 'ipam-store/functions/recovery.lua',
-      right: 'if #missing > 0 and not (window_ms and now >= memory.since + window_ms) then',
+      right: 'if memory.missing_count > 0 or is_untold(root) then',
       wrong: 'if false then',
     },
   ]);

@@ -134,7 +134,11 @@ test('of all that an agent makes, others can use the socket alone', async () => 
   await client.attach(host, { id: 'two', workload: 'vm-two', kind: 'vm', network: 'volt0' });
   await client.detach(host, { id: 'two' });
   await stack.gone('two');
-  expect(openToOthers(agent.runtimeDir)).toEqual([['agent.sock', '666']]);
+  // And the host id, for a command line that is somebody else's.
+  expect(openToOthers(agent.runtimeDir)).toEqual([
+    ['agent.sock', '666'],
+    ['host', '644'],
+  ]);
   expect(openToOthers(agent.stateDir)).toEqual([]);
   expect(readdirSync(agent.stateDir).length).toBeGreaterThan(3);
   expect(statSync(agent.stateDir).mode & 0o777).toBe(0o700);

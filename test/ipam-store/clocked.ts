@@ -21,3 +21,6 @@ export const clockedLibrary = (mistakes: readonly Patch[] = []): string =>
   ]);
 
 export const setClock = (raw: Redis, ms: number): Promise<unknown> => raw.set(CLOCK, ms);
+
+/** The server has its own clock again. */
+export const unsetClock = (raw: Redis): Promise<unknown> => raw.del(CLOCK);

@@ -1,11 +1,18 @@
 import assert from 'node:assert/strict';
-import { cpSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import { until } from './agent.ts';
 import { type SentinelFleet, startSentinelFleet } from './fleets.ts';
+import {
+  backupOf,
+  crash,
+  type Fault,
+  impostor,
+  loss,
+  pause,
+  setBack,
+  wipe,
+} from './history-faults.ts';
 import { type Hosts, startHosts } from './hosts.ts';
 import { type Server, startRedis } from './servers.ts';
 
@@ -56,43 +63,6 @@ export class History {
 
 const told = ({ address, id, host, generation, from, to }: Hold): string =>
   `${address} is ${id}'s on ${host} (#${generation}) from ${from.toFixed(1)} to ${to.toFixed(1)}`;
-
-/** What happens to Redis in the midst of it. */
-export type Fault = (redis: Server) => Promise<void>;
-
-/** Killed; it comes back with what its log holds. */
-export const crash: Fault = async (redis) => {
-  await redis.kill();
-  await sleep(200);
-  await redis.restart();
-};
-
-/** Killed, and its disk is empty. */
-export const wipe: Fault = async (redis) => {
-  await redis.kill();
-  rmSync(join(redis.folder, 'appendonlydir'), { recursive: true, force: true });
-  await redis.restart();
-};
-
-/** Stopped for longer than anybody waits, and longer than it takes to become suspect. */
-export const pause: Fault = async (redis) => {
-  redis.pause();
-  await sleep(5_000);
-  redis.resume();
-};
-
-/** A copy of its log as it is now; the fault is that Redis comes back with this. */
-export function backupOf(redis: Server): Fault {
-  const copy = mkdtempSync(join(tmpdir(), 'volt-test-backup-'));
-  cpSync(join(redis.folder, 'appendonlydir'), copy, { recursive: true });
-  return async (server) => {
-    await server.kill();
-    rmSync(join(server.folder, 'appendonlydir'), { recursive: true, force: true });
-    cpSync(copy, join(server.folder, 'appendonlydir'), { recursive: true });
-    rmSync(copy, { recursive: true, force: true });
-    await server.restart();
-  };
-}
 
 /** The master dies, a replica takes its place, and the old master comes back as a replica. */
 export async function failOver(sentinels: SentinelFleet): Promise<void> {
@@ -199,7 +169,11 @@ export function checkLosses({ grants, rounds }: Extent): Promise<void> {
     const copy: Fault = async () => {
       turnBack = backupOf(redis);
     };
-    const round: Fault[] = [copy, crash, pause, () => turnBack(redis), wipe];
+    const older: Fault = (server, fleet) => turnBack(server, fleet);
+    const round: Fault[] = [
+      ...[copy, crash, impostor, pause, loss('net:crowd:4:held'), setBack],
+      ...[older, loss('net:crowd:4:last'), wipe],
+    ];
     return Array.from({ length: rounds }, () => round).flat();
   });
 }
@@ -224,7 +198,7 @@ async function checkFaults(
       wrap,
     });
     await fleet.client.putNetwork({ ...NETWORK });
-    const faults = faultsOf(redis).map((fault) => () => fault(redis));
+    const faults = faultsOf(redis).map((fault) => () => fault(redis, fleet));
     const history = await runHistory(fleet, { hosts: HOSTS, grants, faults });
     await settled(fleet, history);
   } finally {
