@@ -95,6 +95,8 @@ local function move_lease(root, host, to, entry)
   local lease = lease_at(root, host, entry)
   redis.call('ZREM', ids_key(root, host), entry)
   if not lease then
+    -- It has vanished; that the host may have it is known as before.
+    redis.call('ZADD', ids_key(root, to), '0', entry)
     return
   end
   lease.host = to

@@ -30,6 +30,8 @@ local function enter_as(root, host, to, ask, known)
       local applied = redis.call('ZSCORE', hosts_key(root, network), host)
       if applied then
         enter_network(root, to, network, tonumber(applied))
+        -- A host that had the new id before, and was forgotten, may have applied more.
+        redis.call('ZADD', hosts_key(root, network), 'XX', 'LT', applied, to)
       end
     end
   end

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { beforeEach, expect, test } from 'vitest';
 import { type Lease, type Ledger, type NetworkRecord } from '#ipam-store/ledger.ts';
-import { beatOf, put, refused, ROOT, small, useStore } from './fixture.ts';
+import { beatOf, owned, put, refused, ROOT, small, useStore } from './fixture.ts';
 import { fleetOf, forgetMemory, type Member, silentFor, snapshotOf } from './member.ts';
 
 // A host gets another id, its agent being stopped: what it holds is the same under the new one.
@@ -210,4 +210,34 @@ test('a Redis that is older than the renaming has its leases under the new id ag
   expect(await ofNew()).toEqual(asNew(leases));
   expect((await store.ledger.listLeases({ host: 'old' })).leases).toEqual([]);
   expect((await store.ledger.getLease('later'))?.generation).toBe(later.generation);
+});
+
+test('what the host had of a lease that has vanished stays its own until it has answered', async () => {
+  const [lease = assert.fail()] = await held(1);
+  const isHeld = (): Promise<string[]> => store.raw.zrange(`${ROOT}:net:wide:4:held`, '0', '-1');
+  const before = await isHeld();
+  await store.raw.hdel(`${ROOT}:leases`, lease.id);
+  await silentFor(store.raw, 'old', 30);
+  expect(await rename()).not.toBeNull();
+  for await (const one of store.ledger.audit()) await store.ledger.repair(one);
+  expect(await isHeld()).toEqual(before);
+});
+
+test('to a name that was forgotten, whose host had applied more of what has changed', async () => {
+  const gateway = { network: 'net', subnet: '10.9.0.0/24', gateway: '10.9.0.1' };
+  const first = await put(store.ledger, gateway);
+  for (const member of [other, old]) await member.acquire(first, `of-${member.host}`);
+  for (const lease of (await store.ledger.listLeases({ network: 'net' })).leases)
+    await store.ledger.release({ ...owned(lease), agentId: 'agent-1', cool: true });
+  const { revision } = await put(
+    store.ledger,
+    { ...gateway, gateway: '10.9.0.254' },
+    first.revision,
+  );
+  await other.beat({ applied: revision });
+  await store.raw.zadd(`${ROOT}:hosts`, 1, 'other');
+  expect(await store.ledger.forgetHost('other')).toMatchObject({ forgotten: true });
+  await silentFor(store.raw, 'old', 30);
+  expect(await rename(OLD, { ...AS_NEW, to: 'other' })).toBe(0);
+  expect(await store.raw.zcard(`${ROOT}:leaving:4`)).toBe(1);
 });
