@@ -46,7 +46,12 @@ local function unearth_some(root, network, family, first, last)
   local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
   if #entries > 0 then
     remove_all(gone, entries)
-    add_all(pool_key(root, network, family, 'last'), not_leaving(root, family, entries))
+    local held, released = pool_key(root, network, family, 'held'), {}
+    for _, entry in ipairs(not_leaving(root, family, entries)) do
+      -- A host may have said meanwhile that it holds it.
+      released[#released + 1] = not entry_of(held, string.match(entry, '^%x+')) and entry or nil
+    end
+    add_all(pool_key(root, network, family, 'last'), released)
     redis.call('ZADD', pool_key(root, network, family, 'unsorted'), '0',
       string.match(entries[1], '^%x+') .. '-' .. string.match(entries[#entries], '^%x+'))
   end

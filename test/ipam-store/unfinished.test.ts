@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { expect, test } from 'vitest';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import { definitionOf } from '#ipam-store/network.ts';
-import { actionsOn, askFor, network, owned, put, ROOT, useStore } from './fixture.ts';
+import { actionsOn, askFor, beatOf, network, owned, put, ROOT, useStore } from './fixture.ts';
 
 // A change of a network of which more was used than one call may look at: what its maker leaves half done, whoever
 // comes next finishes, and nothing is granted on the way that could not be granted at the end.
@@ -150,4 +150,22 @@ test('a deletion that is cut is finished by the next one, a put of the name, and
   expect(await differences(true)).toEqual(['network unfinished']);
   expect(await differences(false)).toEqual([]);
   expect(await store.raw.keys('*worn*')).toEqual([]);
+});
+
+test('what a host says that it holds is not released by a deletion of before', async () => {
+  const record = await worn();
+  const last = await store.ledger.getLease('id1190');
+  assert(last !== null);
+  let cursor: string | undefined;
+  do {
+    const page = await store.ledger.listLeases({ network: 'worn', cursor });
+    for (const lease of page.leases) await store.ledger.release({ ...owned(lease), cool: true });
+    ({ cursor } = page);
+  } while (cursor !== undefined);
+  await store.ledger.deleteNetwork('worn');
+  const { epoch } = await store.ledger.heartbeat(beatOf('h1'));
+  const session = { host: 'h1', machineId: 'machine-h1', epoch };
+  await store.ledger.reassert(session, { networks: [record], leases: [last] });
+  while (await once('volt1_network_finish', { name: 'worn' }));
+  expect(await differences(false)).toEqual([]);
 });
