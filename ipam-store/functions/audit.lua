@@ -168,6 +168,9 @@ local AUDITS = {
       if missing_from(root, '#leaving:' .. family, leaving_key(root, family)) > 0 or garbage_leaving(root, family) then
         note({ what = 'leaving missing', id = '-', family = family })
       end
+      for _, network in ipairs(gone_without_hosts(root, family)) do
+        note({ what = 'hosts missing', id = '-', network = network })
+      end
       local until_ms = meta[2 + index] and tonumber(meta[2 + index])
       if until_ms and until_ms > now_ms(root) and redis.call('EXISTS', root .. ':gone:' .. family) == 0 then
         note({ what = 'gone missing', id = '-', family = family })

@@ -118,6 +118,21 @@ local function garbage_leaving(root, family)
   return nil
 end
 
+-- The networks that are gone, and of which it is not known any more which hosts have yet to let go.
+local function gone_without_hosts(root, family)
+  local found, seen = {}, {}
+  for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+    local owner = string.match(entry, '^%x+ (%S+)$')
+    if owner and not seen[owner] then
+      seen[owner] = true
+      local is_gone = not redis.call('ZSCORE', root .. ':networks', owner)
+        and redis.call('HEXISTS', root .. ':leases', hosts_field(owner)) == 1
+      found[#found + 1] = is_gone and not knows_hosts(root, owner) and owner or nil
+    end
+  end
+  return found
+end
+
 local function network_at(root, family, address)
   local entry = redis.call(
     'ZREVRANGEBYLEX', root .. ':subnets:' .. family, '[' .. address .. '-g', '-', 'LIMIT', 0, 1)[1]
@@ -137,52 +152,77 @@ local function applied_by_all(root, network)
     local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
     if not first[1] then
       return math.huge
-    elseif redis.call('ZSCORE', root .. ':roster', first[1]) then
-      return tonumber(first[2])
     end
-    redis.call('ZREM', key, first[1])
-    keep_count(root, hosts_field(network), key, -1)
-    -- Should it come back, it enters anew.
-    memory_of(root).batches, memory_of(root).batch_count = {}, 0
+    local applied, known = applied_by(root, first[1]), redis.call('ZSCORE', root .. ':roster', first[1])
+    if known and applied <= tonumber(first[2]) then
+      return tonumber(first[2])
+    elseif known then
+      -- Was supposed to have something of it when it had applied what has changed.
+      redis.call('ZADD', key, digits(applied), first[1])
+    else
+      redis.call('ZREM', key, first[1])
+      keep_count(root, hosts_field(network), key, -1)
+      -- Should it come back, it enters anew.
+      memory_of(root).batches, memory_of(root).batch_count = {}, 0
+    end
   end
 end
 
-local function give_free(root, family, entry)
+-- By address, the networks that have kept it closed and that hosts have yet to let go of.
+local function owners_of_leaving(root, family)
+  local owners = {}
+  for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
+    local address, owner = string.match(entry, '^(%x+) (%S+)$')
+    if address then
+      owners[address] = owners[address] or {}
+      owners[address][owner] = true
+    end
+  end
+  return owners
+end
+
+local function give_free(root, family, entry, owners)
   local key = leaving_key(root, family)
   local removed = redis.call('ZREM', key, entry)
   keep_count(root, '#leaving:' .. family, key, -removed)
   local address, owner = string.match(entry, '^(%x+) (%S+)$')
-  local network = address and network_at(root, family, address)
+  owners[address][owner] = nil
+  local network = network_at(root, family, address)
   if network and entry_of(pool_key(root, network, family, 'last'), address) == leaving_text(owner) then
     forget(root, network, family, address, leaving_text(owner))
-    remember(root, network, family, address, digits(now_ms(root)) .. ' -' .. owner)
     -- Another network may have had it closed, too.
-    keep_leaving(root, network, family, address, address)
+    local other = next(owners[address])
+    local text = other and leaving_text(other) or digits(now_ms(root)) .. ' -' .. owner
+    remember(root, network, family, address, text)
   end
 end
 
--- Gives free what was noted up to a revision if every host has let go of it.
-local function try_to_give_free(root, family, entry, revision)
-  local owner = string.match(entry, '^%x+ (%S+)$')
-  local applied = owner and applied_by_all(root, owner) or 0
-  if applied < revision then
-    return
+-- Gives free those of some entries, with their revisions, of which every host has let go.
+local function try_to_give_free(root, family, entries)
+  local owners, applied_of = nil, {}
+  for index = 1, #entries, 2 do
+    local owner = string.match(entries[index], '^%x+ (%S+)$')
+    if owner and not applied_of[owner] then
+      applied_of[owner] = applied_by_all(root, owner)
+    end
+    if owner and applied_of[owner] >= tonumber(entries[index + 1]) then
+      owners = owners or owners_of_leaving(root, family)
+      give_free(root, family, entries[index], owners)
+    end
   end
-  give_free(root, family, entry)
-  local gone_at = not redis.call('ZSCORE', root .. ':networks', owner)
-    and redis.call('ZSCORE', root .. ':revised', owner)
-  if gone_at and applied >= tonumber(gone_at) then
-    forget_hosts(root, owner)
+  for owner, applied in pairs(owners and applied_of or {}) do
+    local gone_at = not redis.call('ZSCORE', root .. ':networks', owner)
+      and redis.call('ZSCORE', root .. ':revised', owner)
+    if gone_at and applied >= tonumber(gone_at) then
+      forget_hosts(root, owner)
+    end
   end
 end
 
 -- The same of all: where a host is waited for no more.
 local function give_free_what_is_let_go(root)
   for _, family in ipairs(FAMILIES) do
-    local entries = redis.call('ZRANGE', leaving_key(root, family), 0, -1, 'WITHSCORES')
-    for index = 1, #entries, 2 do
-      try_to_give_free(root, family, entries[index], tonumber(entries[index + 1]))
-    end
+    try_to_give_free(root, family, redis.call('ZRANGE', leaving_key(root, family), 0, -1, 'WITHSCORES'))
   end
 end
 
@@ -211,6 +251,10 @@ local function note_applied(root, host, applied)
   memory.applied[host] = applied
   local before = applied_by(root, host)
   if applied <= before then
+    -- Less than before, where revisions have begun anew.
+    if applied < before then
+      redis.call('HSET', root .. ':host:' .. host, 'applied', digits(applied))
+    end
     return
   end
   for _, family in ipairs(FAMILIES) do
@@ -220,9 +264,9 @@ local function note_applied(root, host, applied)
       local owner = string.match(entries[index], '^%x+ (%S+)$')
       if owner then
         redis.call('ZADD', hosts_key(root, owner), 'XX', 'GT', digits(applied), host)
-        try_to_give_free(root, family, entries[index], tonumber(entries[index + 1]))
       end
     end
+    try_to_give_free(root, family, entries)
     if #entries == 2 * MAX_LET_GO then
       -- The rest with the next heartbeat.
       applied = math.min(applied, tonumber(entries[#entries]) - 1)

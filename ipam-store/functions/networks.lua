@@ -229,6 +229,12 @@ local function incomplete(root, name)
     if missing_from(root, held_field(name, family), pool_key(root, name, family, 'held')) > 0 then
       return contradiction('held IPv' .. family .. ' addresses of network ' .. name .. ' have vanished')
     end
+    -- What a change opens of it, hosts have to let go of.
+    local rules = decoded(redis.call('HGET', network_key(root, name), 'family:' .. family) or '')
+    local closed = rules and tonumber(rules.closed)
+    if closed and redis.call('ZCARD', pool_key(root, name, family, 'closed')) < closed then
+      return contradiction('IPv' .. family .. ' addresses that network ' .. name .. ' never gives out have vanished')
+    end
   end
   return nil
 end

@@ -196,6 +196,10 @@ local function makes_way(root, refusal, revision, now)
     end
   end
   if #ids < MAX_IN_THE_WAY then
+    note_leaving(root, other, {}, revision)
+    if not is_leaving(root, other) then
+      forget_hosts(root, other)
+    end
     remove_network(root, other)
   end
   return true
@@ -246,6 +250,10 @@ local function reassert_network(root, ask, now)
     outcome.reason = refusal.error.message
     outcome.address = refusal.error.details.address
     return outcome
+  end
+  if redis.call('HEXISTS', network_key(root, ask.name), 'revision') == 1 then
+    -- An old server: hosts may have what it says still.
+    note_leaving(root, ask.name, ask.families, ask.revision)
   end
   store_network(root, ask, ask.revision)
   finish_some(root, ask.name)

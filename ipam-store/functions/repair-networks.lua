@@ -97,6 +97,7 @@ end
 -- Nobody knows who else had something of it.
 REPAIRS['hosts missing'] = function(root, ask)
   suppose_all_hosts(root, ask.network)
+  give_free_what_is_let_go(root)
   return true
 end
 

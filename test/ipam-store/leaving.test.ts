@@ -3,7 +3,7 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { NETWORK_PATHS, parseNetwork } from '#protocol/network.ts';
 import { fixedOf, NETWORK_EDITS } from '#protocol/network-edits.ts';
 import { askFor, bare, owned, put, refused, ROOT, useStore } from './fixture.ts';
-import { fleetOf, forgetMemory, type Member } from './member.ts';
+import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 
 // What hosts may still have of a network's addresses when its definition has changed, and who is waited for.
 
@@ -137,6 +137,118 @@ test('a single address that is excluded no more is kept while attachments may us
   expect(await everything()).not.toContain('10.42.0.5');
   await one.beat({ applied: revision });
   expect(await everything()).toContain('10.42.0.5');
+});
+
+describe('which hosts have it', () => {
+  async function repairAll(): Promise<string[]> {
+    const found: string[] = [];
+    for await (const difference of store.ledger.audit()) {
+      found.push(difference.what);
+      await store.ledger.repair(difference);
+    }
+    return found;
+  }
+
+  test('is not known when they let go, and is supposed later', async () => {
+    const revision = await moveGateway();
+    await store.raw.del(`${ROOT}:net:net:hosts`);
+    for (const member of [one, two]) await member.beat({ applied: revision });
+    expect(await everything()).toHaveLength(4);
+    expect(await repairAll()).toEqual(['hosts missing']);
+    expect(await everything()).toContain('10.42.0.1');
+  });
+
+  test('is supposed before one of them lets go', async () => {
+    const revision = await moveGateway();
+    await store.raw.del(`${ROOT}:net:net:hosts`);
+    await one.beat({ applied: revision });
+    expect(await repairAll()).toEqual(['hosts missing']);
+    expect(await everything()).toHaveLength(4);
+    await two.beat({ applied: revision });
+    expect(await everything()).toContain('10.42.0.1');
+  });
+
+  test('is known, but not what the network has kept closed: its gateway does not move', async () => {
+    const before = await one.put(put(store.ledger, NET));
+    await store.raw.del(`${ROOT}:net:net:4:closed`);
+    const error = await refused(store.raw, () => put(store.ledger, MOVED, before.revision));
+    expect(error).toMatchObject({ code: 'RECOVERING' });
+    await repairAll();
+    await put(store.ledger, MOVED, before.revision);
+  });
+
+  test('vanishes of a network that is gone', async () => {
+    await moveGateway();
+    await store.ledger.deleteNetwork('net');
+    const { revision } = await put(store.ledger, { ...NET, network: 'next', gateway: '10.42.0.2' });
+    await store.raw.del(`${ROOT}:net:net:hosts`);
+    for (const member of [one, two]) await member.beat({ applied: revision });
+    expect(await repairAll()).toEqual(['hosts missing']);
+    expect(await everything('next')).toContain('10.42.0.1');
+    expect(await repairAll()).toEqual([]);
+  });
+});
+
+test('an older Redis, in which a gateway is where it was, waits for those that have not heard of the change', async () => {
+  const before = await one.put(put(store.ledger, NET));
+  for (const member of [one, two]) {
+    const lease = await member.acquire(before, `of-${member.host}`);
+    await store.ledger.release({ ...owned(lease), cool: true });
+    member.leases.clear();
+    await member.beat({ applied: before.revision });
+  }
+  const restore = await snapshotOf(store.raw);
+  const { revision } = await one.put(put(store.ledger, MOVED, before.revision));
+  await restore();
+  for (const member of [one, two, one, two]) await member.turn({ applied: before.revision });
+  await one.beat({ applied: revision });
+  expect(await record()).toMatchObject({ revision });
+  expect(await everything()).not.toContain('10.42.0.1');
+  await two.beat({ applied: revision });
+  expect(await everything()).toContain('10.42.0.1');
+});
+
+test('an older Redis, in which another network has the subnet, waits for those that have not heard of it', async () => {
+  const before = await one.put(put(store.ledger, NET));
+  for (const member of [one, two]) {
+    const lease = await member.acquire(before, `of-${member.host}`);
+    await store.ledger.release({ ...owned(lease), cool: true });
+    member.leases.clear();
+    member.networks.clear();
+    await member.beat({ applied: before.revision });
+  }
+  const restore = await snapshotOf(store.raw);
+  await store.ledger.deleteNetwork('net');
+  const next = { ...MOVED, network: 'next' };
+  const { revision } = await one.put(put(store.ledger, next));
+  await restore();
+  for (const member of [one, two, one, two]) await member.turn({ applied: before.revision });
+  await one.beat({ applied: revision });
+  expect(await everything('next')).not.toContain('10.42.0.1');
+  await two.beat({ applied: revision });
+  expect(await everything('next')).toContain('10.42.0.1');
+});
+
+test('thousands of addresses that are given free at once hold up nobody', async () => {
+  let revision = 0;
+  for (const net of [1, 2, 3]) {
+    const keys = { network: `net${net}`, subnet: `10.${net}.0.0/16`, gateway: `10.${net}.0.1` };
+    const exclude = Array.from(
+      { length: 1_024 },
+      (_, n) => `10.${net}.${n >> 6}.${2 * (n % 64) + 4}`,
+    );
+    const before = await put(store.ledger, { ...keys, exclude });
+    for (const member of [one, two]) await member.acquire(before, `${net}-of-${member.host}`);
+    ({ revision } = await put(store.ledger, keys, before.revision));
+  }
+  await one.beat({ applied: revision });
+  const begin = performance.now();
+  for (let beats = 0; beats < 3; beats += 1) {
+    await two.beat({ applied: revision });
+    await one.beat({ applied: revision });
+  }
+  expect(performance.now() - begin).toBeLessThan(1_000);
+  expect(await store.raw.exists(`${ROOT}:leaving:4`)).toBe(0);
 });
 
 describe('while there are leases', () => {
