@@ -230,6 +230,12 @@ export class Session {
     await this.#hostList.note(pulse);
     if (pulse.tell) await this.#hostList.tell();
     if (pulse.reassert) {
+      // First what has been deleted meanwhile, or this host would bring it back; but for what a recovery without this
+      // host has lost, and a ledger that lacks some of its networks: they hear of them from those that re-assert.
+      const { revisions, witness } = this.#options;
+      if (pulse.state === 'armed' && pulse.epoch === witness.networksEpoch) {
+        await revisions.follow({ ...pulse.seen, epoch: pulse.epoch }).catch(ignoreRecovering);
+      }
       await this.#reassertAll(pulse.epoch);
       return true;
     }
@@ -311,6 +317,10 @@ function* stillHeld(holdings: SessionOptions['holdings']): Generator<Lease, void
     const lease = holdings.lease(id);
     if (lease !== undefined) yield lease;
   }
+}
+
+function ignoreRecovering(error: unknown): void {
+  if (!(error instanceof VoltError) || error.code !== 'RECOVERING') throw error;
 }
 
 const isConflict = (error: unknown): error is VoltError =>

@@ -9,7 +9,7 @@ import { Session, type SessionOptions } from '#agent/session.ts';
 import { Standing } from '#agent/standing.ts';
 import { Witness } from '#agent/witness.ts';
 import { Ledger, type Pulse } from '#ipam-store/ledger.ts';
-import { askFor, optionsFor, put, until, useStore, VOLT0 } from '../ipam-store/fixture.ts';
+import { askFor, optionsFor, put, until, useStore, ROOT, VOLT0 } from '../ipam-store/fixture.ts';
 import { forgetMemory } from '../ipam-store/member.ts';
 
 const store = useStore();
@@ -107,6 +107,19 @@ test('what waits for a recovery is done with the answer that ends it', async () 
     await other.session.beat();
   }
   expect(await granted).toMatchObject({ created: true });
+});
+
+test('a host that re-asserts brings back no network that was deleted meanwhile', async () => {
+  const { session } = await sessionOf('h1');
+  await session.beat();
+  await put(store.ledger, VOLT0);
+  await session.beat();
+  await store.ledger.deleteNetwork('volt0');
+  // As after a lease of this host was taken from it.
+  await store.raw.hdel(`${ROOT}:host:h1`, 'asserted');
+  await session.beat();
+  expect(await store.raw.hget(`${ROOT}:host:h1`, 'asserted')).not.toBeNull();
+  expect(await store.ledger.getNetwork('volt0')).toBeNull();
 });
 
 test('of many hosts before an empty ledger one asks the others', async () => {
