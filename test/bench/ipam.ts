@@ -40,12 +40,6 @@ export async function benchIpam(): Promise<void> {
       },
     );
     print('one after the other, us each', SEQUENTIAL, { acquire, incr });
-    floors.push({
-      what: 'acquire / INCR, one after the other',
-      ratio: acquire / incr,
-      bound: 1.3,
-      sense: '<=',
-    });
 
     const [granted, counted] = await inTurn(
       () => flooded(requests.next(RATE_REQUESTS), (request) => ledger.acquire(request)),
