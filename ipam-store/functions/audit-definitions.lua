@@ -207,8 +207,8 @@ local AUDIT_MOST_MS = 10000
 -- What a full page and another one take at the least: servers from 7.2 on stop the clock while a function runs.
 local FULL_PAGE_MS, OTHER_PAGE_MS = 2, 0.2
 
--- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held | last | by | free |
---        pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
+-- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held | last |
+--        by | free | pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
 -- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}, or
 -- {waitMs}: all checks of a fleet together have a fifth of the server's time, and have had that for now
 local function audit(keys, args)

@@ -72,7 +72,8 @@ end
 -- yieldsTo: what the last HOST_CONFLICT said so in its details. late: heartbeats without an answer since the last that
 -- had one.
 -- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host
--- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun, or ended, a recovery; missed: whom that did not wait for.
+-- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun,
+-- or ended, a recovery; missed: whom that did not wait for.
 -- moved: those that the host follows and in which something has happened since. fallen: whom this call has made
 -- suspect. tell: the host has to tell its list before it re-asserts. vouch: its next heartbeat is waited for.
 -- changes: of an armed ledger, what the host does not know of the list of hosts; with them its list is the one of that

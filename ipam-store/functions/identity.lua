@@ -42,7 +42,7 @@ local function known_of(root, host)
   return known
 end
 
--- Two periods: a boot that was not heard for so long has ended.
+-- Twice the longest time between two heartbeats, as the host says it: a boot that was not heard for so long has ended.
 local function silence_of(ask)
   return ask.periodMs and 2 * ask.periodMs or ask.suspectMs / 2
 end
