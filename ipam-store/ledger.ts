@@ -208,12 +208,13 @@ export class Ledger {
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
     const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
-    const answer = await put().catch(async (error: unknown) => {
+    const afterOthers = async (error: unknown): Promise<Fields> => {
       const other = error instanceof VoltError && error.details?.['unfinished'];
       if (typeof other !== 'string') throw error;
       await this.#finish(other);
-      return put();
-    });
+      return put().catch(afterOthers);
+    };
+    const answer = await put().catch(afterOthers);
     if (answer.flag('more')) await this.#finish(rest.name);
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
@@ -245,7 +246,16 @@ export class Ledger {
    */
   async networkChanges(since: number, host?: string): Promise<NetworkChanges> {
     const asked = { since, limit: PAGE_LENGTH, ...(host !== undefined && { host }) };
-    return changesOf(await this.#call('network_changes', asked));
+    let answer = await this.#call('network_changes', asked);
+    const changes = changesOf(answer);
+    const letGo = [...changes.letGo];
+    // A change is applied by who was told of all that it opens.
+    while (!changes.more && answer.has('letGoTo')) {
+      const after = { since: changes.revision, letGoAfter: answer.number('letGoTo') };
+      answer = await this.#call('network_changes', { ...asked, ...after });
+      letGo.push(...changesOf(answer).letGo);
+    }
+    return { ...changes, letGo };
   }
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
@@ -429,13 +439,15 @@ export class Ledger {
    * version is left as it is. Leases are taken from `holdings` page by page as they are sent, so that one that is given
    * back meanwhile does not return. After all of them the host may be granted leases, once the ledger is armed; `some`
    * leaves open what else it holds. RECOVERING where the ledger has moved on since the heartbeat that asked for it,
-   * HOST_CONFLICT for another machine than the one that sent it.
+   * HOST_CONFLICT for another machine than the one that sent it. `bridges`: the networks of whose bridges it has one, with
+   * or without leases.
    */
   async reassert(
     session: Identity & { readonly epoch: string },
     holdings: {
       readonly networks: readonly NetworkRecord[];
       readonly leases: Iterable<Lease>;
+      readonly bridges?: readonly string[];
       readonly some?: true;
     },
   ): Promise<Reasserted> {
@@ -481,7 +493,7 @@ export class Ledger {
       leases.push(...outcomes);
       this.#tell('leases', restoredNetworks(some, outcomes));
     }
-    if (holdings.some !== true) await say({ last: true });
+    if (holdings.some !== true) await say({ last: true, bridges: holdings.bridges });
     const ofNetworks = networks.filter(({ outcome }) => outcome === 'restored');
     this.#tell(
       'definition',

@@ -55,7 +55,8 @@ function putTogether(): string {
   const parts = FILES.map((name) =>
     readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
   );
-  const words = parts.map((part) => new Set(part.match(/\w+/g)));
+  // Of code: what a comment names needs no local.
+  const words = parts.map((part) => new Set(part.replaceAll(/--.*$/gm, '').match(/\w+/g)));
   const enclosed = parts.map((part, n) =>
     n === 0 ? part : enclose(part, (name) => words.some((some, m) => m !== n && some.has(name))),
   );

@@ -95,6 +95,7 @@ local function audited_names(root, ask, note)
     local held = {}
     look_at({ network = name }, note, function()
       held = redis.call('HMGET', network_key(root, name), 'network', 'revision', 'unfinished')
+      held[3] = held[3] or is_unsorted(root, name)
     end)
     local text = held[1] and decoded(held[1]) and tonumber(held[2]) and held[1]
     if text and held[3] then

@@ -63,6 +63,23 @@ local function fixed_path(was, ask)
   return differing[1]
 end
 
+-- The refusal of a change of a network of whose definition something has vanished: what the change opens nobody knows
+-- before the hosts have said what it was.
+local function vanished_definition(root, name)
+  if missing_from(root, '#networks', root .. ':networks') > 0 then
+    return contradiction('names of networks have vanished')
+  end
+  local held = redis.call('HMGET', network_key(root, name), 'network', 'revision', 'family:4', 'family:6')
+  if not held[2] and not redis.call('ZSCORE', root .. ':networks', name) then
+    return nil
+  end
+  local definition = held[1] and decoded(held[1]) or nil
+  local ipv6 = definition and type(definition.ipv6) == 'table' and definition.ipv6.subnet
+  local is_whole = definition and tonumber(held[2] or nil) and (not definition.subnet or decoded(held[3] or ''))
+    and (not ipv6 or decoded(held[4] or ''))
+  return not is_whole and contradiction('the definition of network ' .. name .. ' has vanished') or nil
+end
+
 -- The refusal of a put that changes what cannot change while there are leases.
 local function refuse_fixed(root, ask, was)
   local path = fixed_path(was, ask)

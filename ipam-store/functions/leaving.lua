@@ -2,8 +2,11 @@
 -- their bridges until they have heard of it. Each is in <root>:leaving:<f>, and in `last` of the network that has the
 -- address now, released at a time that never comes; so nobody is given it. When every host that has something of the
 -- network has applied the change, the address cools down like any other.
--- One call's.
-local MAX_LET_GO = 2048
+-- So many are told at once, and the rest of the last revision.
+local MAX_LET_GO = 1024
+-- What one heartbeat does: addresses that it gives free, and revisions of which it looks whether it may.
+local MAX_GIVEN_FREE = 512
+local MAX_REVISIONS = 256
 
 local function leaving_key(root, family)
   return root .. ':leaving:' .. family
@@ -197,20 +200,31 @@ local function give_free(root, family, entry, owners)
   end
 end
 
--- Gives free those of some entries, with their revisions, of which every host has let go.
-local function try_to_give_free(root, family, entries)
-  local owners, applied_of = nil, {}
+-- Gives free those of some entries, with their revisions, of which every host has let go; `most` at most. Answers how
+-- many. `host` has applied changes up to `applied`. `known` is what one call
+-- has read of the family: `applied` by owner, and `owners`, once there is something to give free.
+local function try_to_give_free(root, family, entries, most, known, host, applied)
+  local freed = 0
   for index = 1, #entries, 2 do
     local owner = string.match(entries[index], '^%x+ (%S+)$')
-    if owner and not applied_of[owner] then
-      applied_of[owner] = applied_by_all(root, owner)
+    if owner and not known.applied[owner] then
+      if host then
+        redis.call('ZADD', hosts_key(root, owner), 'XX', 'GT', digits(applied), host)
+      end
+      known.applied[owner] = applied_by_all(root, owner)
     end
-    if owner and applied_of[owner] >= tonumber(entries[index + 1]) then
-      owners = owners or owners_of_leaving(root, family)
-      give_free(root, family, entries[index], owners)
+    if owner and freed < most and known.applied[owner] >= tonumber(entries[index + 1]) then
+      known.owners = known.owners or owners_of_leaving(root, family)
+      give_free(root, family, entries[index], known.owners)
+      freed = freed + 1
     end
   end
-  for owner, applied in pairs(owners and applied_of or {}) do
+  return freed
+end
+
+-- The hosts of a network that is gone are forgotten when each has let go.
+local function forget_hosts_of_gone(root, known)
+  for owner, applied in pairs(known.owners and known.applied or {}) do
     local gone_at = not redis.call('ZSCORE', root .. ':networks', owner)
       and redis.call('ZSCORE', root .. ':revised', owner)
     if gone_at and applied >= tonumber(gone_at) then
@@ -219,26 +233,48 @@ local function try_to_give_free(root, family, entries)
   end
 end
 
--- The same of all: where a host is waited for no more.
+-- All of which every host has let go: where a host is waited for no more.
 local function give_free_what_is_let_go(root)
   for _, family in ipairs(FAMILIES) do
-    try_to_give_free(root, family, redis.call('ZRANGE', leaving_key(root, family), 0, -1, 'WITHSCORES'))
+    local known = { applied = {} }
+    try_to_give_free(root, family, redis.call('ZRANGE', leaving_key(root, family), 0, -1, 'WITHSCORES'), math.huge, known)
+    forget_hosts_of_gone(root, known)
   end
 end
 
--- What a host has not said yet that it has let go of: JSON of each {network, address}.
-local function to_let_go(root, host)
-  local items = {}
+-- What a host has not said yet that it has let go of, of changes after a revision: JSON of each {network, address}; and
+-- up to which revision that is all, nil where it is all there is. A host has applied a change when it was told all of it.
+local function to_let_go(root, host, after)
+  local items, from, to = {}, '(' .. digits(after or applied_by(root, host)), '+inf'
   for _, family in ipairs(FAMILIES) do
-    local from = '(' .. digits(applied_by(root, host))
-    local entries = redis.call(
-      'ZRANGEBYSCORE', leaving_key(root, family), from, '+inf', 'LIMIT', 0, MAX_LET_GO)
-    for _, entry in ipairs(entries) do
+    local last = redis.call('ZRANGEBYSCORE', leaving_key(root, family), from, to, 'WITHSCORES',
+      'LIMIT', MAX_LET_GO - 1, 1)
+    to = last[2] or to
+  end
+  for _, family in ipairs(FAMILIES) do
+    for _, entry in ipairs(redis.call('ZRANGEBYSCORE', leaving_key(root, family), from, to)) do
       local address, network = string.match(entry, '^(%x+) (%S+)$')
-      table.insert(items, address and cjson.encode({ network = network, address = address }))
+      items[#items + 1] = address and '{"network":' .. cjson.encode(network) .. ',"address":"' .. address .. '"}'
     end
   end
-  return items
+  return items, to ~= '+inf' and to or nil
+end
+
+-- What a host has let go of, of the changes after one revision and up to another. Answers up to which it has come.
+local function give_free_between(root, host, family, after, applied)
+  local key, known, freed = leaving_key(root, family), { applied = {} }, 0
+  for _ = 1, MAX_REVISIONS do
+    local entry = redis.call('ZRANGEBYSCORE', key, '(' .. digits(after), digits(applied), 'WITHSCORES', 'LIMIT', 0, 1)
+    local entries = entry[1] and redis.call('ZRANGEBYSCORE', key, entry[2], entry[2], 'WITHSCORES') or {}
+    freed = freed + try_to_give_free(root, family, entries, MAX_GIVEN_FREE - freed, known, host, applied)
+    if freed == MAX_GIVEN_FREE or not entry[1] then
+      after = entry[1] and after or applied
+      break
+    end
+    after = tonumber(entry[2])
+  end
+  forget_hosts_of_gone(root, known)
+  return after
 end
 
 -- A host says up to which revision it has applied all changes, and has let go of what they opened. Costs no command
@@ -257,21 +293,13 @@ local function note_applied(root, host, applied)
     end
     return
   end
+  local reached = applied
   for _, family in ipairs(FAMILIES) do
-    local entries = redis.call('ZRANGEBYSCORE', leaving_key(root, family), '(' .. digits(before), digits(applied),
-      'WITHSCORES', 'LIMIT', 0, MAX_LET_GO)
-    for index = 1, #entries, 2 do
-      local owner = string.match(entries[index], '^%x+ (%S+)$')
-      if owner then
-        redis.call('ZADD', hosts_key(root, owner), 'XX', 'GT', digits(applied), host)
-      end
-    end
-    try_to_give_free(root, family, entries)
-    if #entries == 2 * MAX_LET_GO then
-      -- The rest with the next heartbeat.
-      applied = math.min(applied, tonumber(entries[#entries]) - 1)
-      memory.applied[host] = nil
-    end
+    reached = math.min(reached, give_free_between(root, host, family, before, applied))
   end
-  redis.call('HSET', root .. ':host:' .. host, 'applied', digits(applied))
+  if reached < applied then
+    -- The rest with the next heartbeat.
+    memory.applied[host] = nil
+  end
+  redis.call('HSET', root .. ':host:' .. host, 'applied', digits(reached))
 end

@@ -145,13 +145,7 @@ end
 
 -- A network whose definition has vanished has left its keys behind, or some of them.
 local function has_remains(root, name)
-  local remains = redis.call('ZSCORE', root .. ':networks', name)
-  for _, family in ipairs(FAMILIES) do
-    local held = pool_key(root, name, family, 'held')
-    remains = remains or redis.call('EXISTS', held) == 1
-      or missing_from(root, held_field(name, family), held) > 0
-  end
-  return remains
+  return redis.call('ZSCORE', root .. ':networks', name) or may_be_held(root, name)
 end
 
 -- What of a definition is in fields of its own.
@@ -260,7 +254,11 @@ local function put_network(keys, args)
     return reply_of(vanished)
   end
   local deleting = deleting_for(root, ask)
-  if deleting and not finish_some(root, deleting) then
+  if deleting and finish_some(root, deleting) then
+    -- One a call.
+    deleting = deleting_for(root, ask)
+  end
+  if deleting then
     return reply_of(refuse_unfinished(deleting))
   end
   local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type', 'fixed')
@@ -286,7 +284,7 @@ local function put_network(keys, args)
     return reply_of(refuse('UNKNOWN_NETWORK', 'there is no network ' .. ask.name .. ' to replace',
       { network = ask.name }))
   end
-  local refusal = obstacle_to(root, ask, held[4])
+  local refusal = vanished_definition(root, ask.name) or obstacle_to(root, ask, held[4])
     or revision and refuse_fixed(root, ask, { network = held[3] or '', fixed = held[5] or nil })
   if refusal then
     return reply_of(refusal)
@@ -302,6 +300,16 @@ local function put_network(keys, args)
     created = not revision,
     more = not finish_some(root, ask.name),
   })
+end
+
+-- From a revision on a network is not there any more.
+local function begin_deletion(root, name, revision)
+  note_leaving(root, name, {}, revision)
+  if not is_leaving(root, name) then
+    forget_hosts(root, name)
+  end
+  begin_removal(root, name)
+  note_revised(root, name, revision)
 end
 
 -- delete {by?: {host, machineId}, name} -> {deleted, more}; more: it is not there any more, but something of it is
@@ -321,6 +329,10 @@ local function delete_network(keys, args)
   if is_deleting(root, name) then
     return reply_of({ deleted = true, more = not finish_some(root, name) })
   end
+  vanished = vanished_definition(root, name)
+  if vanished then
+    return reply_of(vanished)
+  end
   local ids = ids_in(root, name, 16)
   for _, family in ipairs(FAMILIES) do
     local _, id = entry_between(pool_key(root, name, family, 'held'), '0', 'g')
@@ -335,13 +347,7 @@ local function delete_network(keys, args)
   if redis.call('EXISTS', key) == 0 and not redis.call('ZSCORE', root .. ':networks', name) then
     return reply_of({ deleted = false, more = false })
   end
-  local revision = redis.call('HINCRBY', root .. ':meta', 'revision', 1)
-  note_leaving(root, name, {}, revision)
-  if not is_leaving(root, name) then
-    forget_hosts(root, name)
-  end
-  begin_removal(root, name)
-  note_revised(root, name, revision)
+  begin_deletion(root, name, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
   return reply_of({ deleted = true, more = not finish_some(root, name) })
 end
 

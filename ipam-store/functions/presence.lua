@@ -63,6 +63,30 @@ local function applied_by(root, host)
   return tonumber(redis.call('HGET', root .. ':host:' .. host, 'applied') or 0) or 0
 end
 
+-- A host says of which networks it has bridges, as of what it has applied: it was forgotten, or the ledger has lost it.
+local function enter_bridges(root, host, networks)
+  for _, network in ipairs(networks) do
+    -- Of one that is gone, and of which nobody has to let go, it hears with what has changed.
+    if redis.call('ZSCORE', root .. ':networks', network)
+      or redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 1 then
+      enter_network(root, host, network, applied_by(root, host))
+    end
+  end
+end
+
+-- Whether one of the hosts that have something of a network has not said what it knows since the last loss.
+local function is_yet_to_say(root, network)
+  local epoch = digits(epoch_of(memory_of(root).generation))
+  local hosts = knows_hosts(root, network) and hosts_key(root, network) or root .. ':roster'
+  for _, host in ipairs(redis.call('ZRANGE', hosts, 0, -1)) do
+    if redis.call('ZSCORE', root .. ':roster', host)
+      and redis.call('HGET', root .. ':host:' .. host, 'asserted') ~= epoch then
+      return true
+    end
+  end
+  return false
+end
+
 -- The ids of the first leases of a network, `count` at most.
 local function ids_in(root, network, count)
   local found = {}

@@ -238,7 +238,10 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   local deleting = deleting_for(root, ask)
-  while deleting and not finish_some(root, deleting) do
+  while deleting do
+    if finish_some(root, deleting) then
+      deleting = deleting_for(root, ask)
+    end
   end
   local type_before = redis.call('HGET', network_key(root, ask.name), 'type')
   local refusal = obstacle_to(root, ask, type_before)
@@ -262,12 +265,13 @@ local function reassert_network(root, ask, now)
 end
 
 -- reassert {host, machineId, epoch, known?: [[name, revision]…], networks: [as of network_put, with revision…],
---           leases: [as they are stored…], last}
+--           leases: [as they are stored…], last, bridges?: [network…]}
 -- -> {wanted: [name…], networks: [{network, outcome, reason?, address?}…],
 --     leases: [{id, generation, outcome, reason?, holder?, displaced?}…]}
 -- wanted: of `known` those that are not here in that revision or a later one, and are to be sent whole.
 -- Outcomes: kept; restored; of networks refused; of leases fenced (holder is a later lease) and misplaced.
--- `last` says that this was all. A repeat changes nothing.
+-- `last` says that this was all; with it `bridges`, the networks of whose bridges the host has one. A repeat changes
+-- nothing.
 local function reassert(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -312,6 +316,7 @@ local function reassert(keys, args)
     leases[index] = cjson.encode(reassert_lease(root, lease, now, known))
   end
   if ask.last then
+    enter_bridges(root, ask.host, ask.bridges or {})
     redis.call('HSET', session, 'asserted', ask.epoch)
     await_no_longer(memory_of(root), ask.host)
     open_session(root, ask.host, heard, ask.epoch)

@@ -74,12 +74,11 @@ REPAIRS['network missing'] = function(root, ask)
   if not ask_hosts(root, 'network ' .. ask.network) then
     return false
   end
-  -- No host knows it, and nothing is left of it but its name.
-  redis.call('ZREM', root .. ':networks', ask.network)
-  if has_remains(root, ask.network) or ids_in(root, ask.network, 1)[1] then
-    redis.call('ZADD', root .. ':networks', '0', ask.network)
+  -- No host that was heard knows it. Another may, and have its gateway.
+  if is_yet_to_say(root, ask.network) or may_be_held(root, ask.network) or ids_in(root, ask.network, 1)[1] then
     return false
   end
+  begin_deletion(root, ask.network, redis.call('HINCRBY', root .. ':meta', 'revision', 1))
   return true
 end
 
@@ -150,6 +149,7 @@ end
 
 REPAIRS['subnets missing'] = function(root, ask)
   local field, subnets = '#subnets:' .. ask.family, root .. ':subnets:' .. ask.family
+  list_deletions(root, ask.family)
   if missing_from(root, field, subnets) > 0 then
     if not ask_hosts(root, field) then
       return false

@@ -51,9 +51,10 @@ local function change_of(root, name, revision)
   return cjson.encode({ name = name, revision = tonumber(revision) })
 end
 
--- network_changes {host?, since, limit} -> {networks: [{name, revision, network (JSON)?}…], revision, more, whole,
--- letGo: [{network, address}…]}, by revision. Without `network` one is gone. revision: up to which the answer tells;
--- whole: no change is told, since all networks have to be read (network_list); letGo: what the host may still have.
+-- network_changes {host?, since, limit, letGoAfter?} -> {networks: [{name, revision, network (JSON)?}…], revision, more,
+-- whole, letGo: [{network, address}…], letGoTo?}, by revision. Without `network` one is gone. revision: up to which the
+-- answer tells; whole: no change is told, since all networks have to be read (network_list); letGo: what the host may
+-- still have; letGoTo: not all of it, but what changes up to that revision have opened, and the rest is after it.
 local function network_changes(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -62,10 +63,14 @@ local function network_changes(keys, args)
     return reply_of(closed)
   end
   local last = meta_of(root).revision
-  local let_go = ',"letGo":' .. json_list(ask.host and to_let_go(root, ask.host) or {})
   if last < ask.since then
     return reply_of(recovering('the ledger knows of no revision ' .. ask.since))
   end
+  local left, to = {}, nil
+  if ask.host then
+    left, to = to_let_go(root, ask.host, ask.letGoAfter)
+  end
+  local let_go = ',"letGo":' .. json_list(left) .. (to and ',"letGoTo":' .. to or '')
   if last > ask.since and not knows_changes_since(root, ask.since) then
     return '{"networks":[],"revision":' .. digits(last) .. ',"more":false,"whole":true' .. let_go .. '}'
   end

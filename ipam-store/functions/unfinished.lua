@@ -5,6 +5,8 @@
 -- What one call does of a change: entries that it moves; a range counts as so many.
 local MAX_MOVED = 500
 local MOVED_A_RANGE = 8
+-- The longest that a network may have (protocol/network.ts): of one that has lost how long its addresses rest.
+local LONGEST_DELAY_MS = 31536000000
 
 -- Notes until when something of `gone` rests. An earlier library let it expire by the server's clock, which may be set.
 local function prolong_gone(root, family, now, delay)
@@ -20,17 +22,18 @@ end
 -- down that have not. Answers how many.
 local function bury_some(root, network, family, first, last, now)
   local key = pool_key(root, network, family, 'last')
-  local delay = tonumber(redis.call('HGET', network_key(root, network), 'delayMs') or nil) or 0
+  local delay = tonumber(redis.call('HGET', network_key(root, network), 'delayMs') or nil) or LONGEST_DELAY_MS
   local entries = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
   local by, free, resting = {}, {}, {}
-  for index, entry in ipairs(entries) do
-    local space = string.find(entry, ' ', 1, true)
-    local address = string.sub(entry, 1, space - 1)
-    local at, workload = time_and_workload(string.sub(entry, space + 1))
-    by[index] = workload .. ' ' .. address
-    free[index] = address
-    -- What hosts have to let go of is known without it.
-    resting[#resting + 1] = at < UNTIL_LET_GO and at + delay > now and entry or nil
+  for _, entry in ipairs(entries) do
+    local address, at, workload = string.match(entry, '^(%x+) (%d+) (%S+)$')
+    if address then
+      by[#by + 1] = workload .. ' ' .. address
+      free[#free + 1] = address
+      -- What hosts have to let go of is known without it.
+      local rests = tonumber(at) < UNTIL_LET_GO and tonumber(at) + delay > now
+      resting[#resting + 1] = rests and entry or nil
+    end
   end
   remove_all(key, entries)
   remove_all(pool_key(root, network, family, 'by'), by)
@@ -142,6 +145,24 @@ local function sort_between(root, network, family, first, last)
   return stop, #used + MOVED_A_RANGE * (#kept + 1)
 end
 
+-- Whether a change of what a network's pools give out is unfinished, also where the network does not say so any more.
+local function is_unsorted(root, name)
+  local key = network_key(root, name)
+  if redis.call('HEXISTS', key, 'unfinished') == 1 then
+    return true
+  end
+  for _, family in ipairs(FAMILIES) do
+    if redis.call('ZCARD', pool_key(root, name, family, 'unsorted')) > 0 then
+      return true
+    end
+    local rules = decoded(redis.call('HGET', key, 'family:' .. family) or '')
+    if rules and entry_between(root .. ':gone:' .. family, rules.first, rules.last) then
+      return true
+    end
+  end
+  return false
+end
+
 -- Goes on with a change of what a network's pools give out. Answers whether that is done.
 local function sort_on(root, network)
   local moved = 0
@@ -160,13 +181,16 @@ local function sort_on(root, network)
       if not range then
         break
       end
-      local first, last = bounds_of(range)
-      local stop, some = sort_between(root, network, family, first, last)
       redis.call('ZREM', unsorted, range)
-      if stop < last then
-        redis.call('ZADD', unsorted, '0', hex_step(stop, 1) .. '-' .. last)
+      local first, last = string.match(range, '^(%x+)%-(%x+)$')
+      -- What no function has made says nothing of any address.
+      if first then
+        local stop, some = sort_between(root, network, family, first, last)
+        if stop < last then
+          redis.call('ZADD', unsorted, '0', hex_step(stop, 1) .. '-' .. last)
+        end
+        moved = moved + some
       end
-      moved = moved + some
     end
     if moved >= MAX_MOVED then
       return false
@@ -227,10 +251,12 @@ local function remove_on(root, name)
     end
   end
   for _, family in ipairs(FAMILIES) do
-    local rules = decoded(redis.call('HGET', key, 'family:' .. family) or '')
+    -- Its rules may have vanished.
     local subnets = root .. ':subnets:' .. family
-    if rules and redis.call('ZREM', subnets, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
-      keep_count(root, '#subnets:' .. family, subnets, -1)
+    for _, entry in ipairs(redis.call('ZRANGE', subnets, 0, -1)) do
+      if string.match(entry, '%S+$') == name then
+        keep_count(root, '#subnets:' .. family, subnets, -redis.call('ZREM', subnets, entry))
+      end
     end
     for _, part in ipairs(POOL_PARTS) do
       redis.call('DEL', pool_key(root, name, family, part))
@@ -240,20 +266,51 @@ local function remove_on(root, name)
   return true
 end
 
--- Goes on with what is unfinished of a network. Answers whether nothing is.
-local function finish_some(root, name)
-  local unfinished = redis.call('HGET', network_key(root, name), 'unfinished')
-  if not unfinished then
-    return true
+-- Whether addresses of a network may be held, whatever is left of it.
+local function may_be_held(root, name)
+  for _, family in ipairs(FAMILIES) do
+    local held = pool_key(root, name, family, 'held')
+    if redis.call('EXISTS', held) == 1 or missing_from(root, held_field(name, family), held) > 0 then
+      return true
+    end
   end
-  if unfinished == 'deleting' then
-    return remove_on(root, name)
-  end
-  return sort_on(root, name)
+  return false
 end
 
+-- Also where the network does not say so any more: it has nothing of a definition, is not listed, and nobody holds
+-- anything of it.
 local function is_deleting(root, name)
-  return redis.call('HGET', network_key(root, name), 'unfinished') == 'deleting'
+  local key = network_key(root, name)
+  if redis.call('HGET', key, 'unfinished') == 'deleting' then
+    return true
+  end
+  local defined = redis.call('HMGET', key, 'revision', 'network', 'digest')
+  return not (defined[1] or defined[2] or defined[3]) and redis.call('EXISTS', key) == 1
+    and not redis.call('ZSCORE', root .. ':networks', name) and not may_be_held(root, name)
+end
+
+-- Goes on with what is unfinished of a network. Answers whether nothing is.
+local function finish_some(root, name)
+  if is_deleting(root, name) then
+    return remove_on(root, name)
+  end
+  if not is_unsorted(root, name) or sort_on(root, name) then
+    return true
+  end
+  redis.call('HSET', network_key(root, name), 'unfinished', 'sorting')
+  return false
+end
+
+-- Puts the subnets of networks that are being deleted where they were: nobody may have them yet.
+local function list_deletions(root, family)
+  for _, name in ipairs(redis.call('ZRANGE', root .. ':revised', 0, -1)) do
+    if not redis.call('ZSCORE', root .. ':networks', name) and is_deleting(root, name) then
+      local rules = decoded(redis.call('HGET', network_key(root, name), 'family:' .. family) or '')
+      if rules then
+        redis.call('ZADD', root .. ':subnets:' .. family, '0', rules.first .. '-' .. rules.last .. ' ' .. name)
+      end
+    end
+  end
 end
 
 local function refuse_unfinished(name)

@@ -19,6 +19,8 @@ export class Member {
   readonly host: string;
   readonly networks = new Map<string, NetworkRecord>();
   readonly leases = new Map<string, Lease>();
+  /** Networks of whose bridges it has one, with the gateway. */
+  readonly bridges = new Set<string>();
   readonly #ledger: Ledger;
   readonly #more: Partial<Beat>;
   seen: Seen = NOTHING_SEEN;
@@ -48,7 +50,11 @@ export class Member {
     const { machineId } = beatOf(this.host, this.#more);
     return this.#ledger.reassert(
       { host: this.host, machineId, epoch },
-      { networks: [...this.networks.values()], leases: [...this.leases.values()] },
+      {
+        networks: [...this.networks.values()],
+        leases: [...this.leases.values()],
+        bridges: [...this.bridges],
+      },
     );
   }
 

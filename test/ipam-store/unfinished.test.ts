@@ -1,8 +1,19 @@
 import assert from 'node:assert/strict';
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import { definitionOf } from '#ipam-store/network.ts';
-import { actionsOn, askFor, beatOf, network, owned, put, ROOT, useStore } from './fixture.ts';
+import {
+  actionsOn,
+  askFor,
+  beatOf,
+  enrol,
+  HOSTS,
+  network,
+  owned,
+  put,
+  ROOT,
+  useStore,
+} from './fixture.ts';
 
 // A change of a network of which more was used than one call may look at: what its maker leaves half done, whoever
 // comes next finishes, and nothing is granted on the way that could not be granted at the end.
@@ -168,4 +179,142 @@ test('what a host says that it holds is not released by a deletion of before', a
   await store.ledger.reassert(session, { networks: [record], leases: [last] });
   while (await once('volt1_network_finish', { name: 'worn' }));
   expect(await differences(false)).toEqual([]);
+});
+
+describe('a deletion that is cut', () => {
+  const KEY = `${ROOT}:net:worn`;
+  const OTHER = { ...WORN, network: 'other' };
+
+  /** Nobody is given what rests; the deletion is found, and done, by those who ask and by repairs. */
+  async function isDone(): Promise<void> {
+    const granted: string[] = [];
+    let code: string | undefined;
+    for (let round = 0; round < 8 && granted.length === 0; round += 1) {
+      const error: unknown = await put(store.ledger, OTHER)
+        .then(async (other) => void granted.push(await acquire(other, 'new')))
+        .catch((cause: unknown) => cause);
+      if (error instanceof Error && 'code' in error) code = String(error.code);
+      if (granted.length > 0) break;
+      const found: string[] = [];
+      for await (const one of store.ledger.audit()) {
+        found.push(one.what);
+        await store.ledger.repair(one).catch(() => {});
+      }
+      expect(found, code).not.toEqual([]);
+      await enrol(store.ledger, ...HOSTS);
+    }
+    // The lowest that nobody has used.
+    expect(granted).toEqual(['10.60.4.177']);
+    expect(await usage('other')).toMatchObject({ cooling: USED });
+    expect(await store.raw.keys('*worn*')).toEqual([]);
+    expect(await differences(false)).toEqual([]);
+  }
+
+  const FIELDS = ['unfinished', 'delayMs', 'family:4', 'type', 'fixed', 'next:4'];
+  test.each(FIELDS)('and has lost `%s`', async (field) => {
+    await emptied();
+    expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+    expect(await store.raw.hdel(KEY, field)).toBe(1);
+    await isDone();
+  });
+
+  test.each(FIELDS)('and has something else as `%s`', async (field) => {
+    await emptied();
+    expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+    await store.raw.hset(KEY, field, 'garbage');
+    await isDone();
+  });
+
+  test.each([KEY, `${ROOT}:subnets:4`, `${KEY}:4:by`, `${KEY}:4:free`, `${KEY}:4:allowed`])(
+    'and has lost %s',
+    async (key) => {
+      await emptied();
+      expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+      expect(await store.raw.del(key)).toBe(1);
+      await isDone();
+    },
+  );
+
+  test('and has an entry that nobody has made', async () => {
+    await emptied();
+    expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+    await store.raw.zadd(`${KEY}:4:last`, 0, 'garbage', 0, '0a3c0400 garbage');
+    await isDone();
+  });
+
+  test('is as done by a put of its name, without what says that it was begun', async () => {
+    await emptied();
+    expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+    await store.raw.hdel(KEY, 'unfinished');
+    await put(store.ledger, { ...WORN, reuseDelaySeconds: 3_600 });
+    expect(await usage('worn')).toMatchObject({ cooling: USED });
+    expect(await differences(false)).toEqual([]);
+  });
+
+  test('is beside another: who wants the subnets of both waits, and hears of no network that is gone', async () => {
+    await emptied();
+    const second = await put(store.ledger, { ...WORN, network: 'second', subnet: '10.60.16.0/20' });
+    const asks = Array.from({ length: USED }, (_, n) => askFor(second, `second${n}`));
+    const granted = await store.ledger.acquireMany(asks);
+    const leases = granted.flatMap((one) => ('lease' in one ? [one.lease] : []));
+    await store.ledger.releaseMany(leases.map((lease) => ({ ...owned(lease), cool: true })));
+    for (const name of ['worn', 'second']) {
+      expect(await once('volt1_network_delete', { name })).toBe(true);
+    }
+    const { network: text, ...rest } = definitionOf(network({ ...OTHER, subnet: '10.60.0.0/19' }));
+    const answers: unknown[] = [];
+    for (let n = 0; n < 20; n += 1) {
+      const reply = await store.raw.call(
+        'FCALL',
+        'volt1_network_put',
+        '1',
+        ROOT,
+        JSON.stringify(rest),
+        text,
+      );
+      const { error } = JSON.parse(String(reply)) as { error?: { code: string } };
+      if (error === undefined) break;
+      answers.push(error.code);
+      expect(error).toMatchObject({ code: 'RECOVERING', retryAfterMs: 250 });
+    }
+    expect(answers.length).toBeGreaterThan(2);
+    await put(store.ledger, { ...OTHER, subnet: '10.60.0.0/19' });
+    expect(await usage('other')).toMatchObject({ cooling: 2 * USED });
+  });
+
+  test('is beside another: an agent that puts waits for both', async () => {
+    await emptied();
+    await put(store.ledger, { ...WORN, network: 'second', subnet: '10.60.16.0/20' });
+    expect(await once('volt1_network_delete', { name: 'worn' })).toBe(true);
+    await store.ledger.deleteNetwork('second');
+    await store.raw.hset(`${ROOT}:net:second`, 'unfinished', 'deleting', 'delayMs', '0');
+    await store.raw.hset(
+      `${ROOT}:net:second`,
+      'family:4',
+      '{"first":"0a3c1000","last":"0a3c1fff"}',
+    );
+    await store.raw.zadd(`${ROOT}:subnets:4`, 0, '0a3c1000-0a3c1fff second');
+    await put(store.ledger, { ...OTHER, subnet: '10.60.0.0/19' });
+    expect(await usage('other')).toMatchObject({ cooling: USED });
+  });
+});
+
+describe('a change of the pool that is cut', () => {
+  test('and does not say so any more is found by the check', async () => {
+    const record = await worn();
+    expect(await putOnce(SMALLER, record.revision)).toBe(true);
+    expect(await store.raw.hdel(`${ROOT}:net:worn`, 'unfinished')).toBe(1);
+    expect(await differences(true)).toEqual(['network unfinished']);
+    expect(await differences(false)).toEqual([]);
+  });
+
+  test('and does not say so any more, of addresses that rest from another network', async () => {
+    await emptied();
+    await store.ledger.deleteNetwork('worn');
+    expect(await putOnce({ ...WORN, network: 'other' })).toBe(true);
+    expect(await store.raw.hdel(`${ROOT}:net:other`, 'unfinished')).toBe(1);
+    expect(await differences(true)).toContain('network unfinished');
+    expect(await usage('other')).toMatchObject({ cooling: USED });
+    expect(await differences(false)).toEqual([]);
+  });
 });

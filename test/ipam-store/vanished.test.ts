@@ -317,12 +317,15 @@ describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, fiel
   });
 });
 
-test('a network that has vanished and is put again grants nothing until its leases were looked for', async () => {
-  const [one] = pair();
+test('a network that has vanished and was restored grants nothing until its leases were looked for', async () => {
+  const [one, two] = pair();
   const { mac } = one.leases.get('a') ?? {};
   assert(mac !== undefined);
   await store.raw.del(`${ROOT}:net:volt0`);
-  const again = await one.put(put(store.ledger, DUAL));
+  expect(await civil('put', () => put(store.ledger, DUAL))).toBe('RECOVERING');
+  await found(true);
+  for (const member of [one, two, one, two]) await member.turn();
+  const again = record('volt0');
   const thief = (): Promise<string> => civil('mac', () => one.acquire(again, 'thief', { mac }));
   expect(await thief()).toBe('RECOVERING');
   await found(true);
