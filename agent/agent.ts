@@ -203,6 +203,7 @@ export class Agent {
       ledger,
       witness,
       apply: (networks, letGo) => edits.apply(networks, letGo),
+      bridged: () => bridges.networks(),
       log,
     });
     const inspection = new Inspection({

@@ -16,7 +16,7 @@ export interface EditsOptions {
   readonly journal: Journal;
   readonly turns: Turns;
   readonly networkTypes: NetworkTypes;
-  readonly bridges: HostNetwork['bridges'];
+  readonly bridges: Pick<HostNetwork['bridges'], 'revise'>;
   readonly events: EventLog;
   readonly log: Log;
 }
@@ -33,13 +33,17 @@ export class Edits {
   async apply(networks: readonly NetworkRecord[], letGo: readonly LetGo[]): Promise<void> {
     const { journal, bridges, turns } = this.#options;
     const known = new Map(networks.map((one) => [one.network.network, one]));
+    // The ledger has lost them: a network with attachments is not deleted.
+    const unknown = new Set<string>();
     for (const { id, request } of journal.values()) {
       const record = known.get(request.network);
+      if (record === undefined) unknown.add(request.network);
       // Also of what is being attached: in its turn it is attached.
       if (record === undefined || !this.#isBehind(id, record, letGo)) continue;
       await turns.take(id, Infinity, async () => this.#revise(id, record, letGo));
     }
-    bridges.revise(new Map([...known].map(([name, { network }]) => [name, network])), letGo);
+    const definitions = new Map([...known].map(([name, { network }]) => [name, network]));
+    bridges.revise(definitions, letGo, unknown);
   }
 
   #isBehind(id: string, { network, revision }: NetworkRecord, letGo: readonly LetGo[]): boolean {

@@ -10,6 +10,8 @@ export interface RevisionsOptions {
   readonly witness: Witness;
   /** Makes of what is there what the networks say. */
   readonly apply: Edits['apply'];
+  /** The networks of whose bridges this host has one. */
+  readonly bridged: () => readonly string[];
   readonly log: Log;
 }
 
@@ -35,6 +37,11 @@ export class Revisions {
   /** The revision up to which all that has changed is applied; undefined before anything was read. */
   get applied(): number | undefined {
     return this.#applied;
+  }
+
+  /** The networks of which this host has something without attachments. */
+  get bridged(): readonly string[] {
+    return this.#options.bridged();
   }
 
   /**

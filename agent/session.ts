@@ -25,7 +25,7 @@ export interface SessionOptions {
     'leases' | 'lease' | 'expire' | 'fence' | 'settle' | 'announceEnd'
   >;
   /** What this host knows of networks. */
-  readonly revisions: Pick<Revisions, 'follow' | 'applied'>;
+  readonly revisions: Pick<Revisions, 'follow' | 'applied' | 'bridged'>;
   /** Named in heartbeats, and told what has moved. */
   readonly followers: Pick<Followers, 'follows' | 'note'>;
   /** Told with each heartbeat whose this host is. */
@@ -265,8 +265,12 @@ export class Session {
 
   /** The same of all that this host holds, and of the networks that it knows. */
   async #reassertAll(epoch: string): Promise<void> {
-    const { witness, holdings } = this.#options;
-    await this.#assert(epoch, { networks: witness.networks, leases: stillHeld(holdings) });
+    const { witness, holdings, revisions } = this.#options;
+    await this.#assert(epoch, {
+      networks: witness.networks,
+      leases: stillHeld(holdings),
+      bridges: revisions.bridged,
+    });
     this.#settled = undefined;
   }
 

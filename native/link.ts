@@ -145,6 +145,11 @@ export class Links {
     return this.#socket.dumpSteps(ALL_LINKS, parseLink);
   }
 
+  /** All bridges: the kernel tells of no other devices, where it knows of bridges at all. */
+  bridges(): Link[] {
+    return this.#socket.dump(ALL_BRIDGES, parseLink).filter(({ kind }) => kind === 'bridge');
+  }
+
   /** A bridge, down. The MAC keeps it from following its lowest port. */
   createBridge(bridge: NewLink): Link {
     return this.#create(bridge, { IFLA_LINKINFO: { kind: 'bridge' } });
@@ -361,6 +366,12 @@ const linkRequest = (
 });
 
 const ALL_LINKS = linkRequest(RTM_GETLINK, 'links', {}, { IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS });
+const ALL_BRIDGES = linkRequest(
+  RTM_GETLINK,
+  'bridges',
+  {},
+  { IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS, IFLA_LINKINFO: { kind: 'bridge' } },
+);
 
 /** A link from the body of an RTM_NEWLINK message: an answer, a dump's row, an event. */
 export function parseLink({ body }: Received): Link {

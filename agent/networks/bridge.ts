@@ -1,15 +1,16 @@
-import { deriveMac, InterfaceAddress, IpPrefix, type MacAddress } from '#protocol/address.ts';
+import { deriveMac, type MacAddress } from '#protocol/address.ts';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
-import type { Lease, LetGo } from '#ipam-store/ledger.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
+import { bridgeTagOf, gatewayAddresses, giveGateways } from './gateways.ts';
 import { DEVICE_GROUP } from './network.ts';
 import { refuseBridgeMac, refuseHostAddresses } from './taken.ts';
 
@@ -19,9 +20,6 @@ const MAIN_TABLE = 254;
 
 /** What of a request concerns the bridge. */
 type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
-
-/** Alias of a bridge that an agent made. */
-export const bridgeTag = (network: string): string => `volt:bridge:${network}`;
 
 export interface NetworkBridgeOptions {
   readonly host: string;
@@ -85,9 +83,7 @@ export class NetworkBridge {
   ensure(): { readonly master: number; readonly mtu: number } {
     const link = this.#found ?? this.#make();
     this.protect(link);
-    const ours = isOurs(link, this.#options.host, this.#network);
-    // The tag comes last: a bridge of ours without it is one whose making was interrupted.
-    if (ours && link.alias === undefined) this.#complete(link);
+    if (isOurs(link, this.#options.host, this.#network)) this.#finish(link);
     this.#takeUplink(link);
     return { master: link.index, mtu: this.#portMtu };
   }
@@ -97,7 +93,8 @@ export class NetworkBridge {
     this.look({});
     const found = this.#found;
     const { master } = this.ensure();
-    if (found?.alias === bridgeTag(this.#network.network)) this.#address(found);
+    if (found !== null && bridgeTagOf(found)?.network === this.#network.network)
+      this.#address(found);
     return { master };
   }
 
@@ -136,23 +133,25 @@ export class NetworkBridge {
     }
   }
 
-  #complete(link: Link): void {
-    const { links } = this.#options.kernel;
-    pinMtu(this.#options.kernel, link, this.#network.mtu ?? this.#wayOutMtu());
-    this.#address(link);
-    links.set(link, { alias: bridgeTag(this.#network.network) });
+  /** Goes on with a making that was interrupted: without a tag, or down. A tag of another network is left as it is. */
+  #finish(link: Link): void {
+    const { kernel } = this.#options;
+    const tag = bridgeTagOf(link);
+    if (tag === undefined ? link.alias !== undefined : tag.network !== this.#network.network)
+      return;
+    const wanted = gatewayAddresses(this.#network).map(String);
+    if (tag === undefined || !link.up) {
+      pinMtu(kernel, link, this.#network.mtu ?? this.#wayOutMtu());
+      this.#address(link);
+    } else if (wanted.some((one) => !tag.gateways.includes(one))) {
+      giveGateways(kernel, link, this.#network);
+    }
   }
 
   #address(link: Link): void {
-    const { links, addresses } = this.#options.kernel;
-    for (const address of gatewayAddresses(this.#network)) {
-      try {
-        addresses.add({ ifindex: link.index, address, noDad: true });
-      } catch (error) {
-        if (!isKernelError(error, 'EEXIST')) throw error;
-      }
-    }
-    links.set(link, { up: true });
+    const { kernel } = this.#options;
+    giveGateways(kernel, link, this.#network);
+    kernel.links.set(link, { up: true });
   }
 
   /** The MTU of the way to other hosts: the uplink's, or that of the device with the default route. */
@@ -234,15 +233,6 @@ function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
   kernel.links.set(link, { mtu });
 }
 
-/** The addresses that a bridge of ours has on this host. */
-export function gatewayAddresses(network: Network): InterfaceAddress[] {
-  const families = [network, network.ipv6];
-  return families.flatMap((family) => {
-    if (family?.gateway === undefined || family.subnet === undefined) return [];
-    return [InterfaceAddress.parse(`${family.gateway}/${IpPrefix.parse(family.subnet).length}`)];
-  });
-}
-
 function refuseOtherKind(link: Link, network: Network): void {
   if (link.kind === 'bridge') return;
   throw new VoltError(
@@ -250,51 +240,4 @@ function refuseOtherKind(link: Link, network: Network): void {
     `network ${network.network} wants bridge ${link.name}, which is a ${link.kind ?? 'device'}`,
     { details: { name: link.name, kind: link.kind ?? null } },
   );
-}
-
-/**
- * Gives the bridges that this agent has made the addresses that their networks say, and takes away those that hosts have
- * to let go of, whatever has become of the network. A bridge that no network has any more keeps no gateway.
- */
-export function reviseBridges(
-  kernel: Kernel,
-  networks: ReadonlyMap<string, Network>,
-  letGo: readonly LetGo[],
-): void {
-  const tag = bridgeTag('');
-  for (const link of kernel.links.list()) {
-    if (link.kind !== 'bridge' || link.group !== DEVICE_GROUP) continue;
-    if (link.alias?.startsWith(tag) !== true) continue;
-    const name = link.alias.slice(tag.length);
-    const network = networks.get(name);
-    const gateways = network === undefined ? [] : gatewayAddresses(network).map(String);
-    const wanted = hasBridge(network, link.name) ? gateways : [];
-    const held = kernel.addresses.list({ ifindex: link.index });
-    const own = held.filter(({ ifindex }) => ifindex === link.index);
-    const unwanted = own.filter(({ address }) => {
-      const text = address.toString();
-      const left = letGo.some((one) => one.network === name && text.startsWith(`${one.address}/`));
-      return !wanted.includes(text) && (left || gateways.includes(text));
-    });
-    for (const { address } of unwanted) removeAddress(kernel, link.index, address);
-    for (const address of hasBridge(network, link.name) ? gatewayAddresses(network) : []) {
-      if (own.some((one) => one.address.toString() === address.toString())) continue;
-      kernel.addresses.add({ ifindex: link.index, address, noDad: true });
-    }
-    const mtu = hasBridge(network, link.name) ? network.mtu : undefined;
-    if (mtu !== undefined && mtu !== link.mtu) kernel.links.set(link, { mtu });
-  }
-}
-
-const hasBridge = (network: Network | undefined, name: string): network is Network =>
-  network !== undefined &&
-  (network.type === 'bridged' || network.type === 'host-only') &&
-  network.bridge === name;
-
-function removeAddress(kernel: Kernel, ifindex: number, address: InterfaceAddress): void {
-  try {
-    kernel.addresses.remove({ ifindex, address });
-  } catch (error) {
-    if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
-  }
 }

@@ -8,8 +8,8 @@ import type { Journal } from '../journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../log.ts';
 import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
-import { reviseBridges } from './bridge.ts';
 import { Bridged } from './bridged.ts';
+import { bridgedNetworks, reviseBridges } from './gateways.ts';
 import { HostOnly } from './host-only.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
@@ -44,8 +44,14 @@ export interface HostNetwork {
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
   readonly bridges: {
-    /** Gives the bridges of ours what these networks say, and takes from them what hosts have to let go of. */
-    readonly revise: (networks: ReadonlyMap<string, Network>, letGo: readonly LetGo[]) => void;
+    /** The networks of whose bridges this host has one. */
+    readonly networks: () => readonly string[];
+    /** Gives the bridges of ours what these networks say, and takes the rest from them (`reviseBridges`). */
+    readonly revise: (
+      networks: ReadonlyMap<string, Network>,
+      letGo: readonly LetGo[],
+      unknown: ReadonlySet<string>,
+    ) => void;
   };
 }
 
@@ -75,7 +81,10 @@ export function openHostNetwork(options: {
       close: () => rehearsals.close(),
     },
     taggedDevices,
-    bridges: { revise: (networks, letGo) => reviseBridges(kernel, networks, letGo) },
+    bridges: {
+      networks: () => bridgedNetworks(kernel),
+      revise: (networks, letGo, unknown) => reviseBridges(kernel, networks, letGo, unknown),
+    },
   };
 }
 

@@ -3,7 +3,7 @@ import type { Network } from '#protocol/network.ts';
 import type { LinkSettings } from '#native/link.ts';
 import type { AttachmentRecord } from '../journal.ts';
 import { ifbName, rateOf } from '../networks/bandwidth.ts';
-import { bridgeTag, gatewayAddresses } from '../networks/bridge.ts';
+import { bridgeTagOf, gatewayAddresses } from '../networks/gateways.ts';
 import { portDifferences } from '../networks/bridge-port.ts';
 import { BRIDGE_SETTINGS, hostSettings } from '../networks/host-only.ts';
 import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
@@ -148,7 +148,7 @@ function ownBridgeDifferences(
   bridge: SeenLink,
   observed: Observed,
 ): Difference[] {
-  if (bridge.group !== DEVICE_GROUP || bridge.alias !== bridgeTag(network.network)) return [];
+  if (bridgeTagOf(bridge)?.network !== network.network) return [];
   const held = observed.addresses.get(bridge.index) ?? new Set();
   const lacking = gatewayAddresses(network)
     .map(String)

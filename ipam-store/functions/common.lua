@@ -39,7 +39,7 @@
 --                                  ("first-last": the first range of `fresh`);
 --                                  for each MAC of a lease mac:<mac>: the id; unfinished: "sorting" or "deleting" while
 --                                  that takes more calls; unchecked: 1 in one that had vanished
---                                  and was put again, until the audit has seen that every lease is found in it
+--                                  and was restored, until the audit has seen that every lease is found in it
 --   <root>:net:<n>:hosts     zset  hosts that have something of it, by the revision that they are known to have applied
 --   <root>:net:<n>:log       stream  what has happened to leases and the network, as log.lua has it; may be missing
 --   <root>:net:<n>:<f>:allowed  zset  "first-last": what the pool gives out; neighbours never touch

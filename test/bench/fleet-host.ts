@@ -63,6 +63,7 @@ export class SimulatedHost {
         ledger,
         witness: this.witness,
         apply: () => Promise.resolve(),
+        bridged: () => [],
         log,
       }),
       standing,

@@ -183,7 +183,7 @@ test('hosts without a lease are waited for when all data was lost', async () => 
 
 describe('more than one answer tells', () => {
   const NETS = [1, 2, 3];
-  const keysOf = (net: number): Parameters<typeof put>[1] & { network: string } => ({
+  const keysOf = (net: number): object => ({
     network: `net${net}`,
     subnet: `10.${net}.0.0/16`,
     gateway: `10.${net}.0.1`,

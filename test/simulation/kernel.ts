@@ -84,7 +84,7 @@ export class ModelKernel {
     };
     return {
       networkTypes: { bridged: this.#networkType(life) },
-      bridges: { revise: () => {} },
+      bridges: { networks: () => [], revise: () => {} },
       rehearsals: { rehearse: async () => [], close: async () => {} },
       namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {
