@@ -72,7 +72,7 @@ async function useBridge(): Promise<void> {
 const onBridge = (name = 'gw0'): string[] =>
   ip('-4', 'addr', 'show', name)
     .flatMap(({ addr_info: all }) => (Array.isArray(all) ? all : []))
-    .map(({ local, prefixlen }: { local: unknown; prefixlen: unknown }) => `${local}/${prefixlen}`);
+    .map(({ local, prefixlen }: { local: string; prefixlen: number }) => `${local}/${prefixlen}`);
 
 async function change(keys: object, name = 'gw0'): Promise<NetworkRecord> {
   const before = await ledger.getNetwork(name);

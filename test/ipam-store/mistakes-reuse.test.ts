@@ -63,7 +63,7 @@ mistake(store, 'reuse too soon: of a network made anew', {
   },
   mutants: {
     'what rests goes with its network': {
-      patches: [['at < UNTIL_LET_GO and at + delay > now and entry', 'false']],
+      patches: [['tonumber(at) < UNTIL_LET_GO and tonumber(at) + delay > now', 'false']],
       shows: /10\.9\.0\.2 was reused too soon/,
     },
   },
