@@ -5,7 +5,7 @@
 -- So many are told at once, and the rest of the last revision.
 local MAX_LET_GO = 1024
 -- What one heartbeat does: addresses that it gives free, and revisions of which it looks whether it may.
-local MAX_GIVEN_FREE = 512
+local MAX_GIVEN_FREE = 128
 local MAX_REVISIONS = 256
 
 local function leaving_key(root, family)

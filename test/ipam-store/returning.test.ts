@@ -213,10 +213,10 @@ describe('more than one answer tells', () => {
     await open(1, [one, two]);
     await open(2, [one, two]);
     const last = await open(3, [two]);
-    for (let beats = 0; beats < 8; beats += 1) await two.beat({ applied: last });
+    for (let beats = 0; beats < 30; beats += 1) await two.beat({ applied: last });
     const left = await store.raw.zrange(`${ROOT}:leaving:4`, '0', '-1');
     expect(new Set(left.map((entry) => entry.split(' ')[1]))).toEqual(new Set(['net1', 'net2']));
-    for (let beats = 0; beats < 8; beats += 1) await one.beat({ applied: last });
+    for (let beats = 0; beats < 30; beats += 1) await one.beat({ applied: last });
     expect(await store.raw.exists(`${ROOT}:leaving:4`)).toBe(0);
   });
 
@@ -226,14 +226,14 @@ describe('more than one answer tells', () => {
     await one.beat({ applied: last });
     await two.beat({ applied: last });
     await forgetMemory(store.raw);
-    for (let beats = 0; beats < 8; beats += 1) {
+    for (let beats = 0; beats < 30; beats += 1) {
       for (const member of [one, two]) await member.turn({ applied: last });
     }
     expect(await store.raw.exists(`${ROOT}:leaving:4`)).toBe(0);
     for (const net of NETS) await open(net + 3, [two]);
     await silence('h2');
     await store.ledger.forgetHost('h2');
-    for (let beats = 0; beats < 8; beats += 1) await one.beat({ applied: last });
+    for (let beats = 0; beats < 30; beats += 1) await one.beat({ applied: last });
     expect(await store.raw.exists(`${ROOT}:leaving:4`)).toBe(0);
   });
 });
