@@ -28,6 +28,22 @@ export const wipe: Fault = async (redis) => {
   await redis.restart();
 };
 
+/** The same while the agent of a host is stopped, until `meanwhile` is over. */
+export const wipeUnheard =
+  ({ unheard, meanwhile }: { unheard: string; meanwhile: () => Promise<unknown> }): Fault =>
+  async (redis, fleet) => {
+    await redis.kill();
+    // Not before: whoever is silent while Redis answers becomes suspect, and is not waited for.
+    const { pid } = fleet.agent(unheard);
+    process.kill(pid, 'SIGSTOP');
+    try {
+      await wipe(redis, fleet);
+      await meanwhile();
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+  };
+
 /** Stopped for longer than anybody waits, and longer than it takes to become suspect. */
 export const pause: Fault = async (redis) => {
   redis.pause();

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { until } from './agent.ts';
 import { type SentinelFleet, startSentinelFleet } from './fleets.ts';
@@ -12,6 +13,7 @@ import {
   pause,
   setBack,
   wipe,
+  wipeUnheard,
 } from './history-faults.ts';
 import { type Hosts, startHosts } from './hosts.ts';
 import { type Server, startRedis } from './servers.ts';
@@ -80,6 +82,19 @@ export const NETWORK = {
   reuseDelaySeconds: 0,
 };
 
+async function attached(
+  client: VoltNetworkClient,
+  history: History,
+  { id, host }: { id: string; host: string },
+): Promise<Hold> {
+  const { network } = NETWORK;
+  const { attachment } = await client.attach(host, {
+    ...{ id, workload: `vm-${id}`, kind: 'vm', network },
+  });
+  const address = attachment.addresses[0]?.address ?? 'none';
+  return history.granted({ address, id, host, generation: attachment.generation });
+}
+
 /** How long each of a host's loops holds what it gets, at most: some outlast whatever happens to Redis. */
 const LONGEST_HOLDS_MS = [20, 20, 40, 3_000, 6_000];
 
@@ -119,14 +134,7 @@ export async function runHistory(
       const id = `${host}-${next}`;
       let hold: Hold | undefined;
       try {
-        const { attachment } = await client.attach(host, {
-          id,
-          workload: `vm-${id}`,
-          kind: 'vm',
-          network: NETWORK.network,
-        });
-        const address = attachment.addresses[0]?.address ?? 'none';
-        hold = history.granted({ address, id, host, generation: attachment.generation });
+        hold = await attached(client, history, { id, host });
         await sleep(Math.random() * longestMs);
         hold.to = performance.now();
       } catch (error) {
@@ -164,7 +172,7 @@ const HOSTS = ['h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'h7', 'h8'] as const;
 
 /** Fails where an address had two holders, or where something is left at the end. */
 export function checkLosses({ grants, rounds }: Extent): Promise<void> {
-  return checkFaults({ grants }, (redis) => {
+  return checkFaults(grants, (redis) => {
     let turnBack: Fault = crash;
     const copy: Fault = async () => {
       turnBack = backupOf(redis);
@@ -178,25 +186,65 @@ export function checkLosses({ grants, rounds }: Extent): Promise<void> {
   });
 }
 
-/** The same where Redis is emptied, and that alone; `wrap` is as of `startAgent`. */
-export const checkWipes = ({
-  grants,
-  rounds,
+/**
+ * Fails where an address has two holders after Redis was emptied behind the back of one: the others ask for every
+ * address that there is before that one is heard. No chance is in it. `wrap` is as of `startAgent`.
+ */
+export async function checkUnheardHolder({
   wrap,
-}: Extent & { readonly wrap: readonly string[] }): Promise<void> =>
-  checkFaults({ grants, wrap }, () => Array.from({ length: rounds }, () => wipe));
+}: { readonly wrap?: readonly string[] } = {}): Promise<void> {
+  const redis = await startRedis({ args: ['--appendonly', 'yes', '--appendfsync', 'everysec'] });
+  try {
+    const [unheard, ...others] = ['h1', 'h2', 'h3'] as const;
+    // Whoever is silent for so long on a busy machine would not be waited for.
+    const config = { redis: { url: redis.url }, suspectAfterSeconds: 60 };
+    await using fleet = await startHosts({ hosts: [unheard, ...others], config, wrap });
+    const { client } = fleet;
+    await client.putNetwork({ ...NETWORK, subnet: '10.50.0.0/28' });
+    const history = new History();
+    await attached(client, history, { id: 'h1-1', host: unheard });
+    const meanwhile = (): Promise<unknown> =>
+      Promise.all(others.map((host) => askForAll(fleet, history, { host, unheard })));
+    await wipeUnheard({ unheard, meanwhile })(redis, fleet);
+    await Promise.all(others.map((host) => askForAll(fleet, history, { host })));
+    for (const { host, id } of history.holds) await client.detach(host, { id });
+    await settled(fleet, history);
+    assert.equal(history.holds.length, 14, 'each address of the subnet was given');
+  } finally {
+    await redis.stop();
+  }
+}
+
+/** A host attaches until no address is left, or until nothing but `unheard` is waited for. */
+async function askForAll(
+  { client, agent }: Hosts,
+  history: History,
+  { host, unheard }: { host: string; unheard?: string },
+): Promise<void> {
+  for (;;) {
+    // The same id until it is granted: what an earlier try took is found by it.
+    const own = history.holds.filter((hold) => hold.host === host);
+    try {
+      await attached(client, history, { id: `${host}-${own.length + 1}`, host });
+    } catch (error) {
+      if (!(error instanceof VoltError)) throw error;
+      // A ledger that does not wait for hosts does not wait for the network either, which they bring.
+      if (!error.retryable && error.code !== 'UNKNOWN_NETWORK') throw error;
+      history.refused(error.code);
+      if (error.code === 'POOL_EXHAUSTED') return;
+      const session = (await agent(host).health())['session'] as { awaiting: readonly string[] };
+      if (session.awaiting.join() === unheard) return;
+    }
+  }
+}
 
 async function checkFaults(
-  { grants, wrap }: { readonly grants: number; readonly wrap?: readonly string[] },
+  grants: number,
   faultsOf: (redis: Server) => readonly Fault[],
 ): Promise<void> {
   const redis = await startRedis({ args: ['--appendonly', 'yes', '--appendfsync', 'everysec'] });
   try {
-    await using fleet = await startHosts({
-      hosts: HOSTS,
-      config: { redis: { url: redis.url } },
-      wrap,
-    });
+    await using fleet = await startHosts({ hosts: HOSTS, config: { redis: { url: redis.url } } });
     await fleet.client.putNetwork({ ...NETWORK });
     const faults = faultsOf(redis).map((fault) => () => fault(redis, fleet));
     const history = await runHistory(fleet, { hosts: HOSTS, grants, faults });
