@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type RunningAgent, until } from '../support/agent.ts';
+import { filesIn } from '../support/kernel.ts';
 import { mutantAgent, type SourcePatch } from '../support/mutant.ts';
 import { type Stack, startStack, VOLT0 } from '../support/stack.ts';
 
@@ -42,6 +43,18 @@ const WITHOUT_SETTLING: SourcePatch = {
 };
 
 const ONE = { id: 'one', workload: 'vm-one', kind: 'vm', network: 'volt0' } as const;
+
+/** The release of an attachment has failed: the agent says so, or it has lost the record by its mistake. */
+function wasTried(agent: RunningAgent, id: string): boolean {
+  const said = agent.output().split('\n');
+  const isSaid = said.some(
+    (line) => line.includes('detach not finished') && line.includes(`"${id}"`),
+  );
+  return (
+    isSaid || !filesIn(join(agent.runtimeDir, 'attachments')).some((name) => name.includes(id))
+  );
+}
+
 async function isAway(agent: RunningAgent): Promise<boolean> {
   const { redis } = await agent.health();
   return (redis as { state: string }).state !== 'ready';
@@ -57,13 +70,13 @@ mistake('a failed release that is not retried, by this agent or the next', {
       // Until then a release would be on its way, and done when Redis wakes up.
       await until('the agent sees that Redis is away', () => isAway(agent));
       await client.detach(host, { id: 'one' });
-      await sleep(300);
+      await until('one was tried to be released', () => wasTried(agent, 'one'));
       await agent.restart('SIGKILL');
       await until('the next agent serves', async () => {
         return (await agent.health())['requests'] === 'ready';
       });
       await client.detach(host, { id: 'two' });
-      await sleep(300);
+      await until('two was tried to be released', () => wasTried(agent, 'two'));
     } finally {
       redis.resume();
     }

@@ -7,6 +7,9 @@ import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import type { Patch } from './mutants.ts';
 
 const store = useStore();
+
+/** The same histories each time: whether one of them finds a mistake is no matter of chance. */
+const SEED = 1;
 const { acquire } = actionsOn(store);
 
 test(
@@ -128,7 +131,12 @@ describe('histories find the mistake, where the library', () => {
   ];
 
   test.each(MISTAKES)('%s', { timeout: 60_000 }, async (_, patch) => {
-    const checked = checkFollowing(store, { histories: 400, longest: 40, mistakes: [patch] });
+    const checked = checkFollowing(store, {
+      histories: 400,
+      longest: 40,
+      mistakes: [patch],
+      seed: SEED,
+    });
     await expect(checked).rejects.toThrow(/Property failed/);
   });
 });
