@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
+import { Redis } from 'ioredis';
 import { describe, expect, test } from 'vitest';
 import { type RunningAgent, until } from '../support/agent.ts';
 import { filesIn } from '../support/kernel.ts';
 import { mutantAgent, type SourcePatch } from '../support/mutant.ts';
+import type { Server } from '../support/servers.ts';
 import { type Stack, startStack, VOLT0 } from '../support/stack.ts';
 
 // How peers lost addresses on the side of the host, each as a scenario that a real agent must live through; and
@@ -44,6 +46,13 @@ const WITHOUT_SETTLING: SourcePatch = {
 
 const ONE = { id: 'one', workload: 'vm-one', kind: 'vm', network: 'volt0' } as const;
 
+/** Redis comes back with all that it has now. */
+async function saved({ url }: Server): Promise<void> {
+  const raw = new Redis(url);
+  await raw.save();
+  await raw.quit();
+}
+
 /** The release of an attachment has failed: the agent says so, or it has lost the record by its mistake. */
 function wasTried(agent: RunningAgent, id: string): boolean {
   const said = agent.output().split('\n');
@@ -65,9 +74,9 @@ mistake('a failed release that is not retried, by this agent or the next', {
   scenario: async (stack) => {
     const { client, host, redis, agent, gone } = stack;
     for (const id of ['one', 'two']) await client.attach(host, { ...ONE, id });
-    redis.pause();
+    await saved(redis);
+    await redis.kill();
     try {
-      // Until then a release would be on its way, and done when Redis wakes up.
       await until('the agent sees that Redis is away', () => isAway(agent));
       await client.detach(host, { id: 'one' });
       await until('one was tried to be released', () => wasTried(agent, 'one'));
@@ -78,7 +87,7 @@ mistake('a failed release that is not retried, by this agent or the next', {
       await client.detach(host, { id: 'two' });
       await until('two was tried to be released', () => wasTried(agent, 'two'));
     } finally {
-      redis.resume();
+      await redis.restart();
     }
     await agent.ready();
     for (const id of ['one', 'two']) await gone(id);

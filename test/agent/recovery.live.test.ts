@@ -306,13 +306,12 @@ describe('after a reboot', () => {
       netns: '/run/netns/c1',
     });
     await reboot(fleet.agent('h1'), ['tap-machine', 'veth-pair-h']);
-    const arrivals = async (): Promise<Told[]> => eventsOf(fleet, 'host-up');
-    await until('it is told', async () => (await arrivals()).length === 2);
-    expect((await arrivals()).at(-1)?.body).toMatchObject({
-      host: 'h1',
-      rebooted: true,
-      kept,
-      released: ended,
+    // On a busy machine a host may fall silent and arrive again, without a reboot.
+    await until('it is told', async () => {
+      const arrivals = (await eventsOf(fleet, 'host-up')).map(({ body }) => body);
+      const ofReboot = { host: 'h1', rebooted: true, kept, released: ended };
+      expect(arrivals).toContainEqual(expect.objectContaining(ofReboot));
+      return true;
     });
     const isMade = (): boolean =>
       (JSON.parse(execFileSync('ip', ['-j', 'link'], { encoding: 'utf8' })) as { ifname: string }[])

@@ -29,7 +29,8 @@ export async function startHosts({ config, hosts, wrap }: HostsOptions): Promise
   const start = async (host: string, more: object = {}): Promise<RunningAgent> => {
     // One network namespace for all: each has tables of its own.
     const nftablesTable = `volt_${host.replaceAll('-', '_')}`;
-    const own = { nats: { url: nats.url }, suspectAfterSeconds: 3, nftablesTable };
+    const periods = { heartbeatSeconds: 0.5, suspectAfterSeconds: 3 };
+    const own = { nats: { url: nats.url }, ...periods, nftablesTable };
     const agent = await startAgent({
       config: { ...own, ...config, ...more, host },
       ...(wrap !== undefined && { wrap }),
