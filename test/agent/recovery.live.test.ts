@@ -138,10 +138,11 @@ describe('a Redis that comes back empty', () => {
     await redis.kill();
     await redis.restart();
     const fresh = await fleet.start('h2', { redis: { url: redis.url } });
-    await until(
-      'the fresh host has spoken',
-      async () => (await sessionOf(fresh)).state === 'unclaimed',
-    );
+    await until('the fresh host has spoken, and serves', async () => {
+      const { nats, requests } = await fresh.health();
+      const serves = nats === 'connected' && requests === 'ready';
+      return serves && (await sessionOf(fresh)).state === 'unclaimed';
+    });
     await expect(fleet.client.attach('h2', vm('second'))).rejects.toMatchObject({
       code: 'RECOVERING',
       retryable: true,
