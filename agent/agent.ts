@@ -6,6 +6,7 @@ import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
 import { Admission } from './admission.ts';
+import { answerBytes } from './answer-size.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
 import { type Config, defaultHost } from './config.ts';
@@ -105,11 +106,14 @@ export class Agent {
     const witness = this.#witness;
     this.#hostNetwork = options.openHostNetwork({ config, journal, log });
     const { networkTypes, taggedDevices } = this.#hostNetwork;
+    const maxPayload = (): number => this.#bus.maxPayload;
+    const mostOfAnswer = (): number => answerBytes(maxPayload());
     this.#events = new EventLog({
       host,
       subjectPrefix,
       stateDir,
       log,
+      maxPayload,
       publish: (event) => {
         const { refusal } = this.#standing;
         // Who reads it would take it for the other machine's.
@@ -216,6 +220,7 @@ export class Agent {
       plan: (id, wanted) => this.#reconcile.preview(id, wanted),
       currentRevisions: () => revisions.current(),
       slices,
+      answerBytes: mostOfAnswer,
     });
     this.#followers = new Followers({
       ledger,
@@ -283,7 +288,13 @@ export class Agent {
         slices,
         requests,
         inspection,
-        fleetCheck: new FleetCheck({ ledger, bus: () => this.#bus, subjectPrefix, slices }),
+        fleetCheck: new FleetCheck({
+          ledger,
+          bus: () => this.#bus,
+          subjectPrefix,
+          slices,
+          answerBytes: mostOfAnswer,
+        }),
         fleetList: new FleetList({
           ledger,
           witness,
@@ -291,12 +302,14 @@ export class Agent {
           beat: () => this.#session.beat(),
           heartbeatSeconds: config.heartbeatSeconds,
           slices,
+          answerBytes: mostOfAnswer,
         }),
         ledger,
         witness,
         whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
         events,
         standing: this.#standing,
+        answerBytes: mostOfAnswer,
         stopping: () => this.#stopping,
         log,
       }),

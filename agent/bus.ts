@@ -75,6 +75,8 @@ const RECONNECT_WAIT_MS = 250;
 const RECONNECT_JITTER_MS = 500;
 const DRAIN_TIMEOUT_MS = 1_000;
 const EVENT_ACK_TIMEOUT_MS = 5_000;
+/** Of nats-server, https://docs.nats.io/running-a-nats-service/configuration. */
+const MAX_PAYLOAD_BY_DEFAULT = 1 << 20;
 /** The first release line in which the advisories against 2.9 and 2.10 are mended. */
 const FIXED_SERVER = '2.10.27';
 /** Of a server, or a reader of its connection, that has fallen silent. */
@@ -160,6 +162,11 @@ export class Bus {
 
   get state(): BusState {
     return this.#state;
+  }
+
+  /** The largest message that the server takes, headers included. */
+  get maxPayload(): number {
+    return this.#connection?.info?.max_payload ?? MAX_PAYLOAD_BY_DEFAULT;
   }
 
   start(): void {

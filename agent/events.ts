@@ -32,6 +32,8 @@ export interface EventsOptions {
   readonly subjectPrefix: string;
   readonly stateDir: string;
   readonly log: Log;
+  /** The largest message that NATS takes now, headers included. */
+  readonly maxPayload: () => number;
   /** Resolves once the event stream has acknowledged. */
   readonly publish: (event: {
     subject: string;
@@ -44,6 +46,9 @@ export interface EventsOptions {
 /** For `durationMs`, which is complete when the event goes out. */
 const DURATIONS_BYTES = 1_024;
 const SHORT_TEXT = 256;
+const SHORT_MAP_BYTES = 4_096;
+/** `NATS/1.0`, the name of the header with the event's id, and what the client adds. */
+const HEADERS_BYTES = 256;
 
 /** The events of this host: kept until the event stream has them, CloudEvents on the wire. */
 export class EventLog {
@@ -120,26 +125,25 @@ export class EventLog {
     message: Parameters<EventsOptions['publish']>[0];
     trace: RequestTrace;
   } {
-    const { host, subjectPrefix } = this.#options;
+    const { host, subjectPrefix, maxPayload } = this.#options;
     const { id, type, network, subject: about, time, body } = event;
     const { traceparent, tracestate } = parseTraceContext(event);
     const durationMs = { ...event.durationMs, publish: Date.now() - Date.parse(time) };
     try {
       const subject = subjects(subjectPrefix).event(host, network, type);
-      const message = {
-        subject,
+      const headers = eventHeaders({
         id,
-        headers: eventHeaders({
-          id,
-          type,
-          source: eventSource(host),
-          subject: about,
-          time,
-          // The request's own context, not that of this publication: a reader joins the request.
-          ...(traceparent !== undefined && { traceparent }),
-        }),
-        payload: encode({ ...body, durationMs }),
-      };
+        type,
+        source: eventSource(host),
+        subject: about,
+        time,
+        // The request's own context, not that of this publication: a reader joins the request.
+        ...(traceparent !== undefined && { traceparent }),
+      });
+      // It was stored for any server; this one may take less.
+      const most = maxPayload() - sizeOf(headers) - HEADERS_BYTES;
+      const payload = encode({ ...fitting(body, most), durationMs });
+      const message = { subject, id, headers, payload };
       const trace = {
         name: `publish ${type}`,
         role: 'producer' as const,
@@ -157,11 +161,11 @@ export class EventLog {
 type Body = Outcome['body'];
 
 /**
- * A body that an event has room for. What is too large for it is shortened, the largest first: of a map its short
- * values stay, of a text its beginning, of a list nothing. `truncated` names what was.
+ * A body that an event of at most `most` bytes has room for. What is too large for it is shortened, the largest first: of a map its short
+ * values stay, the first 4 KiB, of a text its beginning, of a list nothing. `truncated` names what was.
  */
-export function fitting(body: Body): Body {
-  const room = MAX_PAYLOAD_BYTES - DURATIONS_BYTES;
+export function fitting(body: Body, most = MAX_PAYLOAD_BYTES): Body {
+  const room = Math.min(MAX_PAYLOAD_BYTES, most) - DURATIONS_BYTES;
   if (sizeOf(body) <= room) return body;
   let fit = body;
   const sizes = Object.entries(body).map(([key, value]) => ({ key, bytes: sizeOf(value) }));
@@ -187,10 +191,16 @@ function shortened(value: unknown): unknown {
   if (typeof value === 'string') return value.slice(0, SHORT_TEXT);
   if (typeof value === 'number' || typeof value === 'boolean') return value;
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return undefined;
-  const short = Object.entries(value)
-    .filter(([, one]) => typeof one !== 'object')
-    .map(([key, one]) => [key.slice(0, SHORT_TEXT), shortened(one)] as const);
-  return Object.fromEntries(short.slice(0, SHORT_TEXT));
+  const short: Record<string, unknown> = {};
+  let bytes = 0;
+  for (const [key, one] of Object.entries(value)) {
+    if (typeof one === 'object') continue;
+    const entry = { [key.slice(0, SHORT_TEXT)]: shortened(one) };
+    bytes += sizeOf(entry);
+    if (bytes > SHORT_MAP_BYTES) break;
+    Object.assign(short, entry);
+  }
+  return short;
 }
 
 /** The body of the `detached` event of a lease that ended without an attachment of this host. */

@@ -1,11 +1,5 @@
 import type { CheckAnswer, Difference } from '#protocol/attachment.ts';
-import {
-  decodeAnswer,
-  encode,
-  encodeAnswer,
-  EncodedAnswer,
-  MAX_ANSWER_BYTES,
-} from '#protocol/envelope.ts';
+import { decodeAnswer, encode, encodeAnswer, EncodedAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import {
   type LedgerCheckAnswer,
@@ -26,8 +20,9 @@ import type { Bus } from './bus.ts';
 import { Joint } from './joint.ts';
 import { nobodyWaits, type Slices } from './slices.ts';
 
-// Half is for the names of hosts.
-const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
+/** Of an answer; beyond the second one it goes on in the next. */
+const DIFFERENCES_SHARE = 1 / 2;
+const HOST_NAMES_SHARE = 1 / 4;
 const HOSTS_AT_ONCE = 16;
 /** Of one answer: whoever asks goes on from there, if he still wants to, and hears meanwhile how far it is. */
 const RUN_MS = 3_000;
@@ -45,6 +40,7 @@ export class FleetCheck {
   readonly #runMs: number;
   readonly #subjectPrefix: string;
   readonly #slices: Slices;
+  readonly #answerBytes: () => number;
   readonly #joint = new Joint<string, EncodedAnswer>((key, signal) =>
     this.#check(askOf(key), signal),
   );
@@ -55,6 +51,8 @@ export class FleetCheck {
     bus: () => Pick<Bus, 'request'>;
     subjectPrefix: string;
     slices: Slices;
+    /** The most that an answer may have now. */
+    answerBytes: () => number;
     runMs?: number;
   }) {
     this.#runMs = options.runMs ?? RUN_MS;
@@ -62,6 +60,7 @@ export class FleetCheck {
     this.#bus = options.bus;
     this.#subjectPrefix = options.subjectPrefix;
     this.#slices = options.slices;
+    this.#answerBytes = options.answerBytes;
   }
 
   /**
@@ -77,7 +76,7 @@ export class FleetCheck {
   }
 
   async #check({ repair, from }: Ask, signal: AbortSignal): Promise<EncodedAnswer> {
-    const found = new Found();
+    const found = new Found(this.#answerBytes());
     const end = performance.now() + this.#runMs;
     const next =
       (from.ledger &&
@@ -124,15 +123,15 @@ export class FleetCheck {
       if (signal.aborted) throw nobodyWaits();
       const page = await this.#ledger.listHosts({ cursor, limit: HOSTS_AT_ONCE });
       const live = page.hosts.filter(({ state }) => state === 'live');
-      found.silent.push(...page.hosts.filter((one) => !live.includes(one)).map(({ host }) => host));
+      for (const one of page.hosts) if (!live.includes(one)) found.addSilent(one.host);
       const answers = await Promise.all(live.map(async ({ host }) => this.#ask(host)));
       for (const [index, host] of live.entries()) {
         const answer = answers[index];
         if (answer === undefined || answer === null) {
-          found.silent.push(host.host);
+          found.addSilent(host.host);
           continue;
         }
-        found.checked.push(host.host);
+        found.addChecked(host.host);
         const { differences } = answer;
         const leaked = new Set(repair ? await this.#release(host, differences, signal) : []);
         if (answer.truncated === true) found.cut();
@@ -243,23 +242,42 @@ const done = (repairing: Promise<boolean>): Promise<boolean> =>
 /** As many differences as an answer holds. */
 class Found {
   readonly #differences: LedgerDifference[] = [];
-  /** Whose records and kernels were compared, and whose not. */
-  readonly checked: string[] = [];
-  readonly silent: string[] = [];
+  readonly #checked: string[] = [];
+  readonly #silent: string[] = [];
+  readonly #answerBytes: number;
   #bytes = 0;
+  #nameBytes = 0;
   #inSync = true;
   #truncated = false;
+
+  constructor(answerBytes: number) {
+    this.#answerBytes = answerBytes;
+  }
+
+  /** A host whose records and kernel were compared. */
+  addChecked(host: string): void {
+    this.#nameBytes += encodeAnswer(host).byteLength;
+    this.#checked.push(host);
+  }
+
+  addSilent(host: string): void {
+    this.#nameBytes += encodeAnswer(host).byteLength;
+    this.#silent.push(host);
+  }
 
   add(difference: LedgerDifference): void {
     this.#inSync &&= difference.repaired;
     this.#bytes += encodeAnswer(difference).byteLength;
-    if (this.#bytes <= DIFFERENCES_BYTES) this.#differences.push(difference);
+    if (this.#bytes <= this.#answerBytes * DIFFERENCES_SHARE) this.#differences.push(difference);
     else this.#truncated = true;
   }
 
   /** No more is to be looked at before this is answered. */
   get isFull(): boolean {
-    return this.#bytes > DIFFERENCES_BYTES / 2;
+    const most = this.#answerBytes;
+    return (
+      this.#bytes > (most * DIFFERENCES_SHARE) / 2 || this.#nameBytes > most * HOST_NAMES_SHARE
+    );
   }
 
   /** There is more, that nobody has told. */
@@ -284,8 +302,8 @@ class Found {
     return {
       inSync: this.#inSync,
       differences: this.#differences,
-      checked: this.checked,
-      silent: this.silent,
+      checked: this.#checked,
+      silent: this.#silent,
       truncated: this.#truncated,
     };
   }

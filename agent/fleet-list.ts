@@ -1,13 +1,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { FleetAttachment, FleetListAnswer, FleetListRequest } from '#protocol/attachment.ts';
-import { encodeAnswer, type EncodedAnswer, encodePage } from '#protocol/envelope.ts';
+import { encodeAnswer, type EncodedAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Follower } from '#ipam-store/follower.ts';
 import type { Lease, Ledger } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
+import { AnswerPage, LIST_LIMIT } from './answer-size.ts';
 import { toVoltError } from './errors.ts';
 import type { Followers } from './followers.ts';
-import { LIST_BYTES, LIST_LIMIT } from './inspection.ts';
 import { nobodyWaits, type Slices } from './slices.ts';
 import type { Witness } from './witness.ts';
 
@@ -15,8 +15,8 @@ import type { Witness } from './witness.ts';
 const PAGE_MS = 1_000;
 /** What of a deadline is left for the answer. */
 const ANSWER_MS = 250;
-/** Of networks that are behind, in one page. */
-const BEHIND_BYTES = LIST_BYTES / 4;
+/** Of a page, for networks that are behind. */
+const BEHIND_SHARE = 1 / 4;
 
 export interface FleetListOptions {
   readonly ledger: Pick<Ledger, 'networkChanges'>;
@@ -26,6 +26,8 @@ export interface FleetListOptions {
   readonly beat: () => Promise<void>;
   readonly heartbeatSeconds: number;
   readonly slices: Slices;
+  /** The most that an answer may have now. */
+  readonly answerBytes: () => number;
 }
 
 type Behind = FleetListAnswer['behind'][number];
@@ -44,9 +46,9 @@ export class FleetList {
 
   /** One page, `FleetListAnswer`. */
   async list(request: FleetListRequest, deadline: number): Promise<EncodedAnswer> {
-    const { followers, slices } = this.#options;
+    const { followers, slices, answerBytes } = this.#options;
     const [first = '', after = ''] = request.cursor?.split('/') ?? [];
-    const page = new Page(Math.min(request.limit ?? LIST_LIMIT, LIST_LIMIT));
+    const page = new Page(Math.min(request.limit ?? LIST_LIMIT, LIST_LIMIT), answerBytes());
     const until = Math.min(performance.now() + PAGE_MS, deadline - ANSWER_MS);
     const networks = await this.#networks(request, deadline - ANSWER_MS);
     let looked = 0;
@@ -57,7 +59,7 @@ export class FleetList {
       const follower = followers.of(network);
       const behind = await this.#bring(follower, deadline - ANSWER_MS);
       if (behind !== undefined && !page.addBehind(behind)) return page.encoded(`${network}/`);
-      const wanted = { ...request, after: network === first ? after : '', most: page.room + 1 };
+      const wanted = { ...request, after: network === first ? after : '', most: page.left + 1 };
       const filled = await slices.run(page.fill(firstOf(follower.leases, wanted)), { deadline });
       if (!filled) return page.encoded(page.last);
     }
@@ -114,20 +116,20 @@ async function within(deadline: number, work: Promise<void>): Promise<void> {
 
 /** As many as an answer holds. */
 class Page {
-  readonly #limit: number;
-  readonly #attachments: Uint8Array[] = [];
+  readonly #attachments: AnswerPage;
   readonly #behind: Behind[] = [];
-  #bytes = 0;
+  readonly #behindRoom: number;
   #behindBytes = 0;
   /** The cursor behind the last one. */
   last: string | undefined;
 
-  constructor(limit: number) {
-    this.#limit = limit;
+  constructor(limit: number, bytes: number) {
+    this.#behindRoom = bytes * BEHIND_SHARE;
+    this.#attachments = new AnswerPage({ limit, bytes, reserved: this.#behindRoom });
   }
 
-  get room(): number {
-    return this.#limit - this.#attachments.length;
+  get left(): number {
+    return this.#attachments.left;
   }
 
   /** False where there is no room for all. */
@@ -141,23 +143,20 @@ class Page {
 
   #add({ bootId: _bootId, ...lease }: Lease): boolean {
     const attachment: FleetAttachment = { ...lease, addresses: [...lease.addresses] };
-    const encoded = encodeAnswer(attachment);
-    this.#bytes += encoded.byteLength;
-    if (this.room === 0 || this.#bytes > LIST_BYTES - BEHIND_BYTES) return false;
-    this.#attachments.push(encoded);
+    if (!this.#attachments.add(lease.id, attachment)) return false;
     this.last = `${lease.network}/${lease.id}`;
     return true;
   }
 
   addBehind(behind: Behind): boolean {
     this.#behindBytes += encodeAnswer(behind).byteLength;
-    if (this.#behindBytes > BEHIND_BYTES) return false;
+    if (this.#behindBytes > this.#behindRoom) return false;
     this.#behind.push(behind);
     return true;
   }
 
   encoded(cursor?: string): EncodedAnswer {
-    return encodePage('attachments', this.#attachments, { behind: this.#behind, cursor });
+    return this.#attachments.encoded('attachments', { behind: this.#behind, cursor });
   }
 }
 

@@ -1,9 +1,10 @@
 import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
-import { encodeAnswer, EncodedAnswer, encodePage, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
+import { encodeAnswer, EncodedAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { UnansweredError } from '#native/namespace.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
+import { AnswerPage, LIST_LIMIT } from './answer-size.ts';
 import { Joint } from './joint.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 import type { NetworkTypes } from './networks/network.ts';
@@ -11,12 +12,9 @@ import { askForNamespaces } from './networks/workload.ts';
 import type { Plan } from './reconcile/plan.ts';
 import type { Slices, Wanted } from './slices.ts';
 
-export const LIST_LIMIT = 1_000;
-// Room for the map around the elements and the cursor.
-export const LIST_BYTES = MAX_ANSWER_BYTES - 1_024;
 /** Of an answer to `check`, which is encoded in one go. */
-const DIFFERENCES_BYTES = MAX_ANSWER_BYTES / 2;
-const PLAN_BYTES = MAX_ANSWER_BYTES / 4;
+const DIFFERENCES_SHARE = 1 / 2;
+const PLAN_SHARE = 1 / 4;
 
 export interface InspectionOptions {
   readonly host: string;
@@ -32,6 +30,8 @@ export interface InspectionOptions {
   /** The revision of each network as the ledger has it now, by name. */
   readonly currentRevisions: () => Promise<Revisions>;
   readonly slices: Slices;
+  /** The most that an answer may have now. */
+  readonly answerBytes: () => number;
 }
 
 type Revisions = ReadonlyMap<string, number>;
@@ -68,11 +68,10 @@ export class Inspection {
   }
 
   *#page({ network, workload, kind, state, cursor, ...asked }: ListRequest): Steps<EncodedAnswer> {
+    const { journal, answerBytes } = this.#options;
     const limit = Math.min(asked.limit ?? LIST_LIMIT, LIST_LIMIT);
-    const attachments: Uint8Array[] = [];
-    let bytes = 0;
+    const page = new AnswerPage({ limit, bytes: answerBytes() });
     let last: string | undefined;
-    const { journal } = this.#options;
     for (let at = journal.after(cursor); at !== undefined; at = journal.after(at.id)) {
       yield;
       const one = attachmentIn(at);
@@ -82,15 +81,10 @@ export class Inspection {
         (kind === undefined || one?.kind === kind) &&
         (state === undefined || one?.state === state);
       if (one === undefined || !matches) continue;
-      const encoded = encodeAnswer(one);
-      bytes += encoded.byteLength;
-      if (attachments.length === limit || bytes > LIST_BYTES) {
-        return encodePage('attachments', attachments, { cursor: last });
-      }
-      attachments.push(encoded);
+      if (!page.add(one.id, one)) return page.encoded('attachments', { cursor: last });
       last = one.id;
     }
-    return encodePage('attachments', attachments, {});
+    return page.encoded('attachments', {});
   }
 
   /** Compares records, kernel and ledger of one attachment. */
@@ -105,7 +99,7 @@ export class Inspection {
       ...this.#differencesOf(id, lease ?? undefined),
       ...(isAttached(record) ? this.#revisionDifferences(record, current) : []),
     ];
-    return atOnce(answerOf(differences, await plan(id, { deadline })));
+    return atOnce(this.#answerOf(differences, await plan(id, { deadline })));
   }
 
   /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
@@ -132,7 +126,9 @@ export class Inspection {
     const again = this.#compareAgain(suspected, second);
     const lasting = await slices.run(again, { signal });
     const planned = await plan(undefined, { signal });
-    const answer = await slices.run(answerOf([...differences, ...lasting], planned), { signal });
+    const answer = await slices.run(this.#answerOf([...differences, ...lasting], planned), {
+      signal,
+    });
     return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
@@ -234,25 +230,26 @@ export class Inspection {
     }
   }
 
+  *#answerOf(differences: readonly Difference[], { actions }: Plan): Steps<CheckAnswer> {
+    const planned = actions.map(({ id, kind, differences: why }) => ({
+      id,
+      action: kind,
+      reason: why.map(({ what }) => what).join(', '),
+    }));
+    const most = this.#options.answerBytes();
+    const told = yield* within(most * DIFFERENCES_SHARE, differences);
+    const plan = yield* within(most * PLAN_SHARE, planned);
+    const inSync = differences.length + planned.length === 0;
+    const truncated = told.length < differences.length || plan.length < planned.length;
+    return { inSync, differences: told, plan, ...(truncated && { truncated }) };
+  }
+
   #recordOf(id: string): AttachmentRecord {
     const { journal, host } = this.#options;
     const record = journal.get(id);
     if (record !== undefined) return record;
     throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
   }
-}
-
-function* answerOf(differences: readonly Difference[], { actions }: Plan): Steps<CheckAnswer> {
-  const planned = actions.map(({ id, kind, differences: why }) => ({
-    id,
-    action: kind,
-    reason: why.map(({ what }) => what).join(', '),
-  }));
-  const told = yield* within(DIFFERENCES_BYTES, differences);
-  const plan = yield* within(PLAN_BYTES, planned);
-  const inSync = differences.length + planned.length === 0;
-  const truncated = told.length < differences.length || plan.length < planned.length;
-  return { inSync, differences: told, plan, ...(truncated && { truncated }) };
 }
 
 /** The first of these, as many as so many bytes hold. */

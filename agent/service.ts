@@ -30,6 +30,7 @@ import {
 } from '#protocol/subjects.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
+import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from './attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
 import { errorAnswer } from './error-answer.ts';
@@ -61,6 +62,8 @@ export interface ServiceOptions {
   readonly whileRecovering: Session['whileRecovering'];
   readonly events: EventLog;
   readonly standing: Standing;
+  /** The most that an answer may have now. */
+  readonly answerBytes: () => number;
   readonly stopping: () => boolean;
   readonly log: Log;
 }
@@ -170,6 +173,8 @@ const hostOperations = ({
 
 const networkOperations = ({
   ledger,
+  slices,
+  answerBytes,
   witness,
   whileRecovering,
   events,
@@ -202,8 +207,11 @@ const networkOperations = ({
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${network}`);
     return found;
   }),
-  operation('list', 'networks', networkListRequestSchema, (request) =>
-    ledger.listNetworks(request),
+  operation('list', 'networks', networkListRequestSchema, ({ cursor, limit: most }) =>
+    ledgerPage({ limit: most, bytes: answerBytes(), slices }, async (limit) => {
+      const answer = await ledger.listNetworks({ cursor, limit });
+      return { answer, elements: answer.networks.length };
+    }),
   ),
   operation(
     'delete',
@@ -228,19 +236,29 @@ const networkOperations = ({
 
 const ledgerOperations = ({
   ledger,
+  slices,
+  answerBytes,
   fleetCheck,
   events,
 }: ServiceOptions): Operation<LedgerOperation>[] => [
-  operation('leases', 'leases', ledgerLeasesRequestSchema, async ({ state, ...request }) => {
-    const { leases, cursor } = await ledger.listLeases(request);
-    return {
-      leases: leases
-        .filter((lease) => state === undefined || lease.state === state)
-        .map(({ bootId: _bootId, ...lease }) => lease),
-      ...(cursor !== undefined && { cursor }),
-    };
-  }),
-  operation('hosts', 'hosts', ledgerHostsRequestSchema, (request) => ledger.listHosts(request)),
+  operation('leases', 'leases', ledgerLeasesRequestSchema, ({ state, limit: most, ...request }) =>
+    ledgerPage({ limit: most, bytes: answerBytes(), slices }, async (limit) => {
+      const { leases, cursor } = await ledger.listLeases({ ...request, limit });
+      const answer = {
+        leases: leases
+          .filter((lease) => state === undefined || lease.state === state)
+          .map(({ bootId: _bootId, ...lease }) => lease),
+        ...(cursor !== undefined && { cursor }),
+      };
+      return { answer, elements: leases.length };
+    }),
+  ),
+  operation('hosts', 'hosts', ledgerHostsRequestSchema, ({ cursor, limit: most }) =>
+    ledgerPage({ limit: most, bytes: answerBytes(), slices }, async (limit) => {
+      const answer = await ledger.listHosts({ cursor, limit });
+      return { answer, elements: answer.hosts.length };
+    }),
+  ),
   operation('forget', 'change', ledgerForgetRequestSchema, async ({ host }, { trace }) => {
     const { forgotten, released } = await ledger.forgetHost(host);
     if (forgotten) {
@@ -278,7 +296,7 @@ class Gate {
     { lane, run, asHost }: Operation<string> & Pick<BusEndpoint, 'asHost'>,
   ): Promise<BusAnswer> {
     const started = performance.now();
-    const { log, self, admission, slices, standing } = this.#options;
+    const { log, self, admission, slices, standing, answerBytes } = this.#options;
     const trace: RequestTrace = {
       name,
       role: 'server',
@@ -292,13 +310,15 @@ class Gate {
       if (request.headers.flaw !== undefined) throw request.headers.flaw;
       // What is to wait is to be small.
       refuseLargeRequest(payload);
+      if (lane === 'change') refuseLargeChange(payload, answerBytes());
       const answered = await admission.passIn(lane, { caller, deadline }, (move) =>
         tracedRequest(trace, async () => {
           // What was on its way, or has waited, when another machine was found to have the host id.
           if (asHost) standing.check();
           const answer = await run(decode(payload), { trace, deadline, move });
-          if (answer instanceof EncodedAnswer) return answer.bytes;
-          return isExpensive(lane) ? slices.once(() => encodeAnswer(answer)) : encodeAnswer(answer);
+          const encoded = await encodedIn(answer, isExpensive(lane) ? slices : undefined);
+          refuseLargeAnswer(name, encoded, { limit: answerBytes(), done: lane === 'change' });
+          return encoded;
         }),
       );
       log.debug({ operation: name, ms: performance.now() - started }, 'answered');
@@ -311,7 +331,7 @@ class Gate {
         const level = code === 'INTERNAL' ? 'error' : 'info';
         log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
       }
-      return errorAnswer(error);
+      return errorAnswer(error, answerBytes());
     }
   }
 
@@ -330,4 +350,9 @@ class Gate {
   #refuseWhenStopping(): void {
     if (this.#options.stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
   }
+}
+
+async function encodedIn(answer: object, slices: Slices | undefined): Promise<Uint8Array> {
+  if (answer instanceof EncodedAnswer) return answer.bytes;
+  return slices === undefined ? encodeAnswer(answer) : slices.once(() => encodeAnswer(answer));
 }

@@ -120,6 +120,8 @@ export interface WatchOptions {
 const DEFAULT_TIMEOUT_MS = 10_000;
 // The agent gives up at the caller's deadline; its answer still has to travel.
 const ANSWER_GRACE_MS = 500;
+/** Of the package `nats`. */
+const MAX_PAYLOAD_EXCEEDED = 'MAX_PAYLOAD_EXCEEDED';
 
 /**
  * What an orchestrator uses. Errors are VoltError: those of the agent, AGENT_UNAVAILABLE when nobody serves
@@ -358,7 +360,7 @@ export class VoltNetworkClient {
         ...(headers.keys().length > 0 && { headers }),
       });
     } catch (cause) {
-      throw fromNatsError(cause, { subject, timeoutMs });
+      throw this.#notSent(cause, { subject, timeoutMs, payload });
     }
     const answer = decoded(message.data, subject);
     const error = fromErrorBody(answer);
@@ -386,8 +388,22 @@ export class VoltNetworkClient {
       });
       return { requestId, sequence: stored.seq, duplicate: stored.duplicate };
     } catch (cause) {
-      throw fromNatsError(cause, { subject, timeoutMs });
+      throw this.#notSent(cause, { subject, timeoutMs, payload });
     }
+  }
+
+  #notSent(
+    cause: unknown,
+    sent: { subject: string; timeoutMs: number; payload: Uint8Array },
+  ): VoltError {
+    const error = fromNatsError(cause, sent);
+    const isLarge =
+      cause instanceof Error && 'code' in cause && cause.code === MAX_PAYLOAD_EXCEEDED;
+    if (!isLarge) return error;
+    const bytes = sent.payload.byteLength;
+    const limit = this.#connection.info?.max_payload;
+    const message = `${sent.subject}: ${bytes} bytes and headers are more than the ${limit} that this NATS server takes (max_payload)`;
+    return new VoltError('TOO_LARGE', message, { details: { bytes, limit }, cause });
   }
 
   #traceHeaders(options: TraceContext): MsgHdrs {

@@ -32,6 +32,13 @@ describe('the body of an event', () => {
     });
   });
 
+  test('fits a server that takes less', () => {
+    const labels = Object.fromEntries(Array.from({ length: 64 }, (_, n) => [n, 'x'.repeat(256)]));
+    const fit = fitting({ id: 'a', labels }, 8_192);
+    expect(fit).toMatchObject({ id: 'a', truncated: ['labels'] });
+    expect(encode({ ...fit, ...DURATIONS }).byteLength).toBeLessThanOrEqual(8_192);
+  });
+
   test('of anything can be published', () => {
     const text = fc.oneof(fc.string(), fc.constant('\u{1f300}'.repeat(6_000)));
     const value = fc.letrec((tie) => ({

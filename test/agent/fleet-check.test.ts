@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, expect, test } from 'vitest';
-import { decodeAnswer, encodeAnswer } from '#protocol/envelope.ts';
+import { decodeAnswer, encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { ledgerCheckAnswerSchema, type LedgerCheckAnswer } from '#protocol/ledger.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { FleetCheck } from '#agent/fleet-check.ts';
@@ -25,6 +25,7 @@ const checkOf = (runMs?: number): FleetCheck =>
     }),
     subjectPrefix: 'volt.net',
     slices: new Slices(),
+    answerBytes: () => MAX_ANSWER_BYTES,
     ...(runMs !== undefined && { runMs }),
   });
 
@@ -111,6 +112,7 @@ test('it ends when nobody waits for it any more, though all is in order', async 
     bus: () => ({ request: () => Promise.reject(new Error('nobody')) }),
     subjectPrefix: 'volt.net',
     slices: new Slices(),
+    answerBytes: () => MAX_ANSWER_BYTES,
     runMs: LATER_MS,
   });
   await expect(check.check({}, performance.now() + 30)).rejects.toMatchObject({

@@ -43,6 +43,7 @@ interface Member {
 }
 
 const ACK_WAIT_MS = 4_000;
+const MAX_PAYLOAD = 1 << 20;
 
 /** NATS between callers and agents: requests, the job stream, the event stream. */
 export class ModelBus {
@@ -85,6 +86,7 @@ export class ModelBus {
       publishEvent: (event) => this.#publish({ place, host, life }, event),
     };
     Object.defineProperty(face, 'state', { get: () => 'connected' });
+    Object.defineProperty(face, 'maxPayload', { get: () => MAX_PAYLOAD });
     return face as Bus;
   }
 

@@ -43,10 +43,13 @@ export async function startStack(
     config?: { readonly host?: string | undefined; readonly [key: string]: unknown };
     env?: Record<string, string>;
     wrap?: readonly string[];
+    /** Of nats-server, as in its configuration file. */
+    natsConfig?: string;
   } = {},
 ): Promise<Stack> {
-  const [nats, redis] = await Promise.all([startNats(), startRedis()]);
-  const { networks = [VOLT0], config, env, wrap } = options;
+  const { networks = [VOLT0], config, env, wrap, natsConfig } = options;
+  const natsOptions = natsConfig === undefined ? {} : { config: natsConfig };
+  const [nats, redis] = await Promise.all([startNats(natsOptions), startRedis()]);
   const agent = await startAgent({
     config: { nats: { url: nats.url }, redis: { url: redis.url }, ...config },
     ...(env !== undefined && { env }),
