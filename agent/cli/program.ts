@@ -36,6 +36,7 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       load: async () => (await import('./commands/doctor.ts')).addDoctorCommand,
     },
     { names: ['setup'], load: async () => (await import('./commands/setup.ts')).addSetupCommand },
+    { names: ['job'], load: async () => (await import('./commands/job.ts')).addJobCommands },
     { names: ['lease'], load: async () => (await import('./commands/lease.ts')).addLeaseCommands },
     { names: ['host'], load: async () => (await import('./commands/host.ts')).addHostCommands },
     {
@@ -57,7 +58,7 @@ export async function createProgram(options: {
   const program = new Command('voltnet')
     .description(
       'Networks of virtual machines and containers, for people and scripts.\n' +
-        'Each command but "setup" and "ledger install" sends one request to the agent of a host and shows its answer.',
+        'Each command but "setup", "job" and "ledger install" sends one request to the agent of a host and shows its answer.',
     )
     .version(version)
     .addOption(new Option('--config <file>', 'agent.json to take servers, host and folders from'))

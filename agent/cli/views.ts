@@ -7,6 +7,7 @@ import type {
   Rehearsal,
 } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
+import type { WaitingJobs } from '../waiting-jobs.ts';
 import { details, type Line, type Page, table } from './page.ts';
 import { age } from './units.ts';
 
@@ -133,6 +134,22 @@ export const hostTable = (hosts: LedgerHostsAnswer['hosts'], now: number = Date.
       clones === undefined ? state : `${state}, claimed by ${clones.length}`,
       leases,
       seenAt === undefined ? undefined : `${age(seenAt, now)} ago`,
+    ]),
+  );
+
+/** Jobs that wait as a table, one host a row. */
+export const jobTable = (
+  hosts: readonly (WaitingJobs & { readonly ledger?: string })[],
+  now: number = Date.now(),
+): Page =>
+  table(
+    ['HOST', 'JOBS', 'OLDEST', 'CONSUMER', 'LEDGER'],
+    hosts.map(({ host, jobs, since, consumer, ledger }) => [
+      host,
+      jobs,
+      since && `${age(since, now)} ago`,
+      consumer ? 'yes' : 'no',
+      ledger,
     ]),
   );
 
