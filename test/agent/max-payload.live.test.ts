@@ -1,10 +1,12 @@
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { VoltEvent, VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import { until } from '../support/agent.ts';
 import { fillLedger } from '../support/filled-ledger.ts';
 import { type Stack, startStack } from '../support/stack.ts';
 import { askFor, openLedger } from '../ipam-store/fixture.ts';
@@ -218,4 +220,15 @@ test('events are made to fit, and an attachment that is too large to be shown sa
   await client.submitDetach(host, { id: 'zz-big' });
   expect((await next('zz-big')).type).toBe('detached');
   expect((await stack.agent.health())['eventsPending']).toBe(0);
+});
+
+test('a server that takes more is given more', async () => {
+  const { nats, client } = stack;
+  writeFileSync(join(nats.folder, 'nats.conf'), 'max_payload: 1MB');
+  await nats.restart();
+  await until('the large network is answered', async () => {
+    const { network } = await client.getNetwork('large');
+    return network.network === 'large';
+  });
+  expect((await client.list(stack.host)).attachments).toHaveLength(ATTACHED);
 });
