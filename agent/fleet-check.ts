@@ -20,9 +20,8 @@ import type { Bus } from './bus.ts';
 import { Joint } from './joint.ts';
 import { nobodyWaits, type Slices } from './slices.ts';
 
-/** Of an answer; beyond the second one it goes on in the next. */
-const DIFFERENCES_SHARE = 1 / 2;
-const HOST_NAMES_SHARE = 1 / 4;
+// The rest is for hosts of the last page, and for the cursor.
+const FOUND_SHARE = 1 / 2;
 const HOSTS_AT_ONCE = 16;
 /** Of one answer: whoever asks goes on from there, if he still wants to, and hears meanwhile how far it is. */
 const RUN_MS = 3_000;
@@ -123,15 +122,15 @@ export class FleetCheck {
       if (signal.aborted) throw nobodyWaits();
       const page = await this.#ledger.listHosts({ cursor, limit: HOSTS_AT_ONCE });
       const live = page.hosts.filter(({ state }) => state === 'live');
-      for (const one of page.hosts) if (!live.includes(one)) found.addSilent(one.host);
+      for (const one of page.hosts) if (!live.includes(one)) found.addHost('silent', one.host);
       const answers = await Promise.all(live.map(async ({ host }) => this.#ask(host)));
       for (const [index, host] of live.entries()) {
         const answer = answers[index];
         if (answer === undefined || answer === null) {
-          found.addSilent(host.host);
+          found.addHost('silent', host.host);
           continue;
         }
-        found.addChecked(host.host);
+        found.addHost('checked', host.host);
         const { differences } = answer;
         const leaked = new Set(repair ? await this.#release(host, differences, signal) : []);
         if (answer.truncated === true) found.cut();
@@ -239,14 +238,13 @@ const done = (repairing: Promise<boolean>): Promise<boolean> =>
     throw error;
   });
 
-/** As many differences as an answer holds. */
+/** As many differences and names of hosts as an answer holds. */
 class Found {
   readonly #differences: LedgerDifference[] = [];
-  readonly #checked: string[] = [];
-  readonly #silent: string[] = [];
+  /** Whose records and kernels were compared, and whose not. */
+  readonly #hosts: Record<'checked' | 'silent', string[]> = { checked: [], silent: [] };
   readonly #answerBytes: number;
   #bytes = 0;
-  #nameBytes = 0;
   #inSync = true;
   #truncated = false;
 
@@ -254,30 +252,21 @@ class Found {
     this.#answerBytes = answerBytes;
   }
 
-  /** A host whose records and kernel were compared. */
-  addChecked(host: string): void {
-    this.#nameBytes += encodeAnswer(host).byteLength;
-    this.#checked.push(host);
-  }
-
-  addSilent(host: string): void {
-    this.#nameBytes += encodeAnswer(host).byteLength;
-    this.#silent.push(host);
+  addHost(which: 'checked' | 'silent', host: string): void {
+    this.#bytes += encodeAnswer(host).byteLength;
+    this.#hosts[which].push(host);
   }
 
   add(difference: LedgerDifference): void {
     this.#inSync &&= difference.repaired;
     this.#bytes += encodeAnswer(difference).byteLength;
-    if (this.#bytes <= this.#answerBytes * DIFFERENCES_SHARE) this.#differences.push(difference);
+    if (this.#bytes <= this.#answerBytes * FOUND_SHARE) this.#differences.push(difference);
     else this.#truncated = true;
   }
 
   /** No more is to be looked at before this is answered. */
   get isFull(): boolean {
-    const most = this.#answerBytes;
-    return (
-      this.#bytes > (most * DIFFERENCES_SHARE) / 2 || this.#nameBytes > most * HOST_NAMES_SHARE
-    );
+    return this.#bytes > (this.#answerBytes * FOUND_SHARE) / 2;
   }
 
   /** There is more, that nobody has told. */
@@ -302,8 +291,7 @@ class Found {
     return {
       inSync: this.#inSync,
       differences: this.#differences,
-      checked: this.#checked,
-      silent: this.#silent,
+      ...this.#hosts,
       truncated: this.#truncated,
     };
   }
