@@ -9,8 +9,10 @@ import { Admission } from './admission.ts';
 import { answerBytes } from './answer-size.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
+import { Conditions } from './conditions.ts';
 import { type Config, defaultHost } from './config.ts';
 import { Detaches } from './detaches.ts';
+import { Disk } from './disk.ts';
 import { Doorbell } from './doorbell.ts';
 import { Edits } from './edits.ts';
 import { EventLog } from './events.ts';
@@ -26,7 +28,8 @@ import { Journal } from './journal.ts';
 import type { Log } from './log.ts';
 import type { HostNetwork, openHostNetwork } from './networks/types.ts';
 import { Outcomes } from './outcomes.ts';
-import { PublishError } from './outbox.ts';
+import { PublishError } from './pending-event.ts';
+import { probesOf } from './probes.ts';
 import { Requests } from './requests.ts';
 import { Reconcile } from './reconcile/loop.ts';
 import { createEndpoints } from './service.ts';
@@ -85,6 +88,8 @@ export class Agent {
   readonly #version: string;
   readonly #unexpected: AgentOptions['unexpected'];
   readonly #standing: Standing;
+  readonly #disk: Disk;
+  readonly #conditions: Conditions;
   readonly #startedAt = new Date().toISOString();
   #stopping = false;
 
@@ -100,6 +105,7 @@ export class Agent {
     const { agentId, yieldsTo } = options.identity;
     const self: Self = { host, agentId, ...machine };
     this.#standing = new Standing(yieldsTo, options.keepYieldsTo);
+    this.#disk = new Disk([runtimeDir, stateDir]);
     this.#journal = new Journal({ runtimeDir, stateDir, bootId, log });
     const journal = this.#journal;
     this.#witness = new Witness({ stateDir, log });
@@ -280,6 +286,9 @@ export class Agent {
         generation: String(witness.seen.generation),
         // Whether the ledger knows the host as this machine.
         session: this.#standing.state,
+        conditions: JSON.stringify(
+          this.#conditions.look().map(({ name, reason, since }) => ({ name, reason, since })),
+        ),
       }),
       endpoints: createEndpoints({
         self,
@@ -325,6 +334,24 @@ export class Agent {
         if (this.#session.status.state === 'unclaimed') void this.#session.beat();
       },
     });
+    this.#conditions = new Conditions({
+      probes: probesOf({
+        bus: this.#bus,
+        events,
+        ledger,
+        session: this.#session,
+        standing: this.#standing,
+        firewall: this.#hostNetwork.firewall,
+        reconcile: this.#reconcile,
+        disk: this.#disk,
+        otherName: () => {
+          const hostName = defaultHost();
+          // The host is recorded under the name that it had at its first start.
+          return config.hostGiven || hostName === host ? undefined : { host, hostName };
+        },
+      }),
+      log,
+    });
   }
 
   /** Returns when the socket is open. NATS and Redis are connected to in the background. */
@@ -361,11 +388,15 @@ export class Agent {
     this.#session.start();
     this.#attachments.resume();
     this.#reconcile.start();
+    this.#disk.start();
+    this.#conditions.start();
   }
 
   /** Takes no more requests, lets those under way end, publishes what is left. Devices stay. */
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#conditions.stop();
+    this.#disk.stop();
     this.#session.stop();
     await this.#bus.stopTaking();
     await this.#reconcile.stop();
@@ -409,6 +440,7 @@ export class Agent {
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
         unexpectedErrors: this.#unexpected.seen,
+        conditions: this.#conditions.look(),
       },
     };
   }

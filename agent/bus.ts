@@ -20,7 +20,7 @@ import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
 import { connectionOptionsOf } from './nats-access.ts';
 import { askPeer, surveyPeers } from './peers.ts';
-import { PublishError } from './outbox.ts';
+import { PublishError } from './pending-event.ts';
 import { ensureEventStream, whyNotStored } from './streams.ts';
 
 /** A request as it came. */
@@ -154,6 +154,14 @@ export class Bus {
   get jobProblem(): string | undefined {
     if (this.#refusal !== undefined) return reasonOf(this.#refusal);
     return this.#state === 'connected' ? this.#jobs.problem : this.#awayReason();
+  }
+
+  problems(): readonly { name: 'bus-away' | 'jobs-not-taken'; reason: string }[] {
+    const [requests, jobs] = [this.requestProblem, this.jobProblem];
+    return [
+      ...(requests === undefined ? [] : [{ name: 'bus-away' as const, reason: requests }]),
+      ...(jobs === undefined ? [] : [{ name: 'jobs-not-taken' as const, reason: jobs }]),
+    ];
   }
 
   #awayReason(): string {

@@ -5,7 +5,8 @@ import { subjects } from '#protocol/subjects.ts';
 import { parseTraceContext } from '#protocol/trace-context.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
-import { Outbox, type PendingEvent, PublishError } from './outbox.ts';
+import { Outbox } from './outbox.ts';
+import { type PendingEvent, PublishError } from './pending-event.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 
 /** What happened, for the event stream. */
@@ -66,6 +67,16 @@ export class EventLog {
 
   get pending(): number {
     return this.#outbox.pending;
+  }
+
+  /** The event that has waited longest: when it was made, and why the stream has not taken it. */
+  get oldest(): Outbox['oldest'] {
+    return this.#outbox.oldest;
+  }
+
+  /** How many the stream refuses for what they are: they are tried again, for as long as it does. */
+  get setAside(): number {
+    return this.#outbox.setAside;
   }
 
   /** So many events wait that nothing should be begun that makes further ones. */

@@ -1,42 +1,16 @@
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppendLog, type Place } from './append-log.ts';
 import type { Log } from './log.ts';
+import {
+  parseEvent,
+  type PendingEvent,
+  PublishError,
+  type WhyNotPublished,
+} from './pending-event.ts';
 import { jittered } from './rhythm.ts';
-
-/** An event that has to reach the event stream, as it is kept on disk until it did. */
-export interface PendingEvent {
-  /** Function of what it reports: the same outcome is the same event. */
-  readonly id: string;
-  readonly type: string;
-  readonly network: string;
-  /** The attachment, network or host that it is about. */
-  readonly subject: string;
-  readonly time: string;
-  readonly body: Readonly<Record<string, unknown>>;
-  readonly durationMs: Readonly<Record<string, number>>;
-  readonly traceparent?: string;
-  readonly tracestate?: string;
-}
-
-/**
- * What keeps an event from the event stream:
- * - `never`: the event itself. It is malformed, or larger than server or stream take.
- * - `later`: it was sent, and not stored; it may be another time.
- * - `away`: there is no connection.
- */
-export type WhyNotPublished = 'never' | 'later' | 'away';
-
-export class PublishError extends Error {
-  override readonly name = 'PublishError';
-  readonly why: WhyNotPublished;
-
-  constructor(why: WhyNotPublished, message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.why = why;
-  }
-}
+import { SetAside } from './set-aside.ts';
 
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
@@ -63,6 +37,8 @@ interface Waiting {
   readonly place: Place | undefined;
   event: PendingEvent | undefined;
   tries: number;
+  /** Why it was not taken when it was tried last. */
+  reason?: string;
 }
 
 /**
@@ -89,8 +65,12 @@ export class Outbox {
   #holding = false;
   /** How many events of a segment are still waiting; in order, and dropped in order. */
   readonly #segments = new Map<number, number>();
+  /** All that wait, in the order in which they were made. */
+  readonly #waiting = new Map<number, Waiting>();
+  readonly #setAside: SetAside;
+  /** Why an event was not taken, since the last that was. */
+  #reason: string | undefined;
   #number = 0;
-  #pending = 0;
   #inMemory = 0;
   #inFlight = 0;
   #waitingBytes = 0;
@@ -107,10 +87,30 @@ export class Outbox {
     this.#entries = new AppendLog({ folder: this.#folder, log: options.log });
     this.#publish = options.publish;
     this.#log = options.log;
+    this.#setAside = new SetAside({
+      folder: join(this.#folder, 'refused'),
+      publish: (event) => this.#publish(event),
+      log: options.log,
+    });
   }
 
   get pending(): number {
-    return this.#pending;
+    return this.#waiting.size;
+  }
+
+  /** The event that has waited longest: when it was made, and why it was not taken. */
+  get oldest(): { readonly time: string; readonly reason: string | undefined } | undefined {
+    const [first] = this.#waiting.values();
+    if (first === undefined) return undefined;
+    // It stays the oldest for as long as it cannot be published: it is read once.
+    first.event ??= this.#keptInMemory(this.#read(first));
+    const reason = first.reason ?? this.#reason;
+    return first.event === undefined ? undefined : { time: first.event.time, reason };
+  }
+
+  /** Those that the stream refuses for what they are. */
+  get setAside(): number {
+    return this.#setAside.count;
   }
 
   /** So much waits that nothing should be begun that makes further events. */
@@ -139,6 +139,7 @@ export class Outbox {
     }
     this.#dropFinished();
     this.#takeOverFiles();
+    this.#setAside.start();
     this.#pump();
   }
 
@@ -208,6 +209,7 @@ export class Outbox {
       this.#ready.add(subject);
     }
     this.#deferred.clear();
+    this.#setAside.nudge();
     this.#resume();
   }
 
@@ -220,11 +222,12 @@ export class Outbox {
   /** Waits until all is published, `timeoutMs` at most; what is left stays on disk. */
   async stop(timeoutMs: number): Promise<void> {
     const end = Date.now() + timeoutMs;
-    while (this.#pending > 0 && Date.now() < end) await sleep(10);
+    while (this.pending > 0 && Date.now() < end) await sleep(10);
     this.#stopped = true;
+    this.#setAside.stop();
     clearTimeout(this.#pause);
     for (const timer of this.#deferred.values()) clearTimeout(timer);
-    if (this.#pending === 0) {
+    if (this.pending === 0) {
       for (const segment of this.#segments.keys()) this.#entries.drop(segment);
     } else {
       await this.#entries.sync().catch(() => {});
@@ -242,7 +245,7 @@ export class Outbox {
       queue.push(waiting);
       if (this.#held.delete(subject)) this.#ready.add(subject);
     }
-    this.#pending += 1;
+    this.#waiting.set(waiting.number, waiting);
     if (event !== undefined) this.#inMemory += 1;
     if (place === undefined) return;
     this.#waitingBytes += place.bytes;
@@ -267,9 +270,19 @@ export class Outbox {
       if (event !== undefined) await this.#publish(event);
       this.#retryMs = RETRY_FIRST_MS;
       this.#failing.clear();
+      this.#reason = undefined;
     } catch (error) {
-      failure = { why: error instanceof PublishError ? error.why : 'later', reason: String(error) };
-      if (failure.why === 'never') this.#setAside(waiting, failure.reason);
+      failure = {
+        why: error instanceof PublishError ? error.why : 'later',
+        reason: messageOf(error),
+      };
+      if (failure.why === 'never') {
+        this.#setAside.put(
+          String(waiting.number),
+          waiting.event ?? this.#read(waiting),
+          failure.reason,
+        );
+      }
     }
     this.#inFlight -= 1;
     // After `stop` the next agent publishes it, again if need be.
@@ -288,6 +301,8 @@ export class Outbox {
   /** One that failed is tried again alone; where all fail, or nobody is there, all wait. */
   #wait(waiting: Waiting, failure: { why: WhyNotPublished; reason: string }): void {
     const { subject } = waiting;
+    waiting.reason = failure.reason;
+    this.#reason = failure.reason;
     this.#log.debug({ subject, ...failure }, 'event not published yet');
     this.#failing.add(subject);
     if (failure.why === 'away' || this.#failing.size >= FAILING_IN_A_ROW) {
@@ -311,7 +326,7 @@ export class Outbox {
     queue?.shift();
     if (queue === undefined || queue.length === 0) this.#queues.delete(subject);
     else this.#ready.add(subject);
-    this.#pending -= 1;
+    this.#waiting.delete(number);
     if (event !== undefined) this.#inMemory -= 1;
     if (place === undefined) return;
     this.#waitingBytes -= place.bytes;
@@ -351,38 +366,14 @@ export class Outbox {
     }
   }
 
-  /** Others go on; somebody may want to know what it was. */
-  #setAside(waiting: Waiting, reason: string): void {
-    const event = waiting.event ?? this.#read(waiting);
-    const folder = join(this.#folder, 'refused');
-    const file = join(folder, `${event?.id ?? waiting.number}.json`);
-    this.#log.error({ file, reason }, 'the event stream refuses an event: set aside');
-    try {
-      mkdirSync(folder, { recursive: true, mode: 0o700 });
-      writeFileSync(file, JSON.stringify({ reason, event }), { mode: 0o600 });
-    } catch (error) {
-      this.#log.error({ file, event, error: String(error) }, 'cannot set an event aside');
-    }
+  #keptInMemory(event: PendingEvent | undefined): PendingEvent | undefined {
+    if (event !== undefined) this.#inMemory += 1;
+    return event;
   }
 }
 
 const queueName = (subject: string, number: number): string =>
   subject === NO_SUBJECT ? `${NO_SUBJECT} ${number}` : subject;
 
-/** An event as `add` wrote it. What was cut short, or is another's, is refused. */
-function parseEvent(text: string): PendingEvent {
-  const event: unknown = JSON.parse(text);
-  if (isEvent(event)) return event;
-  throw new Error('is no event');
-}
-
-const isEvent = (value: unknown): value is PendingEvent =>
-  typeof value === 'object' &&
-  value !== null &&
-  ['id', 'type', 'network', 'subject', 'time'].every(
-    (key) => typeof Object.getOwnPropertyDescriptor(value, key)?.value === 'string',
-  ) &&
-  'body' in value &&
-  typeof value.body === 'object' &&
-  'durationMs' in value &&
-  typeof value.durationMs === 'object';
+const messageOf = (error: unknown): string =>
+  error instanceof Error ? error.message : String(error);

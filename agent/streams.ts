@@ -16,7 +16,7 @@ import {
   type StreamConfig,
 } from 'nats';
 import { EVENT_STREAM, JOB_STREAM, jobConsumer, subjects } from '#protocol/subjects.ts';
-import type { WhyNotPublished } from './outbox.ts';
+import type { WhyNotPublished } from './pending-event.ts';
 
 const DAY_MS = 86_400_000;
 const EVENT_AGE_MS = 7 * DAY_MS;

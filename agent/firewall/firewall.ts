@@ -111,10 +111,10 @@ export class Firewall implements Disposable {
     return this.#differences(nftables).length === 0;
   }
 
-  /** Loads everything again if it is not as it should be, where others can change it. */
+  /** Loads everything again if it is not as it should be, where others can change it, or where it could not be before. */
   restore(): void {
-    if (this.#nftables === undefined) return;
     if (this.#problem !== undefined) this.ready();
+    if (this.#nftables === undefined) return;
     if (this.#watch === undefined) return;
     const differences = this.#differences(this.#nftables);
     if (differences.length === 0) return;

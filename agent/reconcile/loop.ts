@@ -42,6 +42,7 @@ export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
 interface Failure {
   readonly waitMs: number;
   readonly until: number;
+  readonly reason: string;
 }
 
 /**
@@ -112,6 +113,11 @@ export class Reconcile {
 
   get agreement(): Agreement {
     return this.#agreement;
+  }
+
+  /** What could not be put right when it was tried last, by attachment. */
+  get unrepaired(): ReadonlyMap<string, string> {
+    return new Map([...this.#failures].map(([id, { reason }]) => [id, reason]));
   }
 
   /** Compares everything, soon. */
@@ -297,7 +303,8 @@ export class Reconcile {
   #noteFailure({ id, kind, differences }: Action, error: unknown): void {
     const before = this.#failures.get(id)?.waitMs;
     const waitMs = before === undefined ? BACKOFF_FIRST_MS : Math.min(before * 2, BACKOFF_MOST_MS);
-    this.#failures.set(id, { waitMs, until: performance.now() + waitMs });
+    const reason = error instanceof Error ? error.message : String(error);
+    this.#failures.set(id, { waitMs, until: performance.now() + waitMs, reason });
     const { log } = this.#options;
     log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
   }

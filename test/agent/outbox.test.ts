@@ -1,9 +1,10 @@
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { pino } from 'pino';
-import { Outbox, type PendingEvent, PublishError } from '#agent/outbox.ts';
+import { Outbox } from '#agent/outbox.ts';
+import { type PendingEvent, PublishError } from '#agent/pending-event.ts';
 
 const log = pino({ level: 'silent' });
 let stateDir: string;
@@ -154,6 +155,78 @@ test('one that the stream refuses for ever is set aside, and those after it go o
   await outbox.stop(5_000);
   expect(published).toEqual(['a', 'b']);
   expect(readdirSync(join(stateDir, 'outbox', 'refused'))).toEqual(['huge.json']);
+});
+
+test('what was set aside goes out when the stream takes it, and is counted until then', async () => {
+  let limit = 10;
+  const published: string[] = [];
+  const started = (): Outbox => {
+    const outbox = new Outbox({
+      stateDir,
+      log,
+      publish: async ({ id }) => {
+        if (id.length > limit) throw new PublishError('never', 'too large');
+        published.push(id);
+      },
+    });
+    outbox.start();
+    return outbox;
+  };
+  const outbox = started();
+  for (const id of ['a', 'much too long', 'much much too long']) outbox.add(event(id));
+  await eventually(() => expect(outbox.setAside).toBe(2));
+  await outbox.stop(5_000);
+
+  const next = started();
+  expect(next.setAside).toBe(2);
+  limit = 15;
+  next.nudge();
+  await eventually(() => expect(next.setAside).toBe(1));
+  limit = 20;
+  await eventually(() => {
+    next.nudge();
+    expect(next.setAside).toBe(0);
+  });
+  await next.stop(5_000);
+  expect(published).toEqual(['a', 'much too long', 'much much too long']);
+  expect(readdirSync(join(stateDir, 'outbox', 'refused'))).toEqual([]);
+});
+
+test('a file among those set aside that is no event is left, and holds up none', async () => {
+  const folder = join(stateDir, 'outbox', 'refused');
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, 'a.json'), 'no JSON');
+  writeFileSync(join(folder, 'b.json'), JSON.stringify({ reason: 'x', event: event('b') }));
+  const published: string[] = [];
+  const outbox = new Outbox({ stateDir, log, publish: async ({ id }) => void published.push(id) });
+  outbox.start();
+  outbox.nudge();
+  await eventually(() => expect(outbox.setAside).toBe(0));
+  await outbox.stop(5_000);
+  expect(published).toEqual(['b']);
+  expect(readdirSync(folder)).toEqual(['a.json.corrupt']);
+});
+
+test('the oldest event that waits is told with why it was not taken', async () => {
+  let reason = 'JetStream is off';
+  const outbox = new Outbox({
+    stateDir,
+    log,
+    publish: async () => {
+      if (reason !== '') throw new PublishError('later', reason);
+    },
+  });
+  outbox.start();
+  expect(outbox.oldest).toBeUndefined();
+  outbox.add({ ...event('a'), subject: 'vm-1', time: '2026-01-01T00:00:01.000Z' });
+  outbox.add({ ...event('b'), subject: 'vm-2', time: '2026-01-01T00:00:02.000Z' });
+  await eventually(() =>
+    expect(outbox.oldest).toEqual({ time: '2026-01-01T00:00:01.000Z', reason }),
+  );
+  reason = '';
+  outbox.nudge();
+  await eventually(() => expect(outbox.oldest).toBeUndefined());
+  await outbox.stop(5_000);
 });
 
 test('while it is held, what tells of repairs waits on disk, unless something else follows it', async () => {

@@ -1,8 +1,9 @@
 import type { Command } from 'commander';
 import { EXIT } from '../exit-codes.ts';
-import { details } from '../page.ts';
+import { details, marked, type Page } from '../page.ts';
 import { isRecord } from '../settings.ts';
 import type { Shell } from '../shell.ts';
+import { age } from '../units.ts';
 import { valueText } from '../views.ts';
 
 /** `status`: how the agent of this host stands, asked over its local socket. */
@@ -18,25 +19,32 @@ Examples:
   $ voltnet status --json | jq -r .health.redis.state
   $ until voltnet status >/dev/null; do sleep 1; done
 
-Exit code 0 when the agent has NATS and Redis and the ledger grants it leases, 8 while not,
-3 without an agent.`,
+Exit code 0 when attaches that are asked for over NATS can be done, 8 while not, 3 without an
+agent. What is wrong is listed with since when, why, and what to do about it.`,
     )
     .action(async () => {
       const { runtimeDir, timeoutMs } = shell.settings();
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
-      shell.output().result(reply.body, () => details(flatten(health)));
-      const { nats, redis, session, requests } = health;
-      const serves =
-        nats === 'connected' &&
-        requests === 'ready' &&
-        isRecord(redis) &&
-        redis['state'] === 'ready' &&
-        isRecord(session) &&
-        session['open'] === true;
-      if (!serves) shell.exitCode = EXIT.differs;
+      const { conditions: found, ...rest } = health;
+      const conditions = Array.isArray(found) ? found.filter(isRecord) : [];
+      shell
+        .output()
+        .result(reply.body, () => [...details(flatten(rest)), ...conditions.flatMap(lines)]);
+      if (conditions.some(({ blocks }) => blocks === true)) shell.exitCode = EXIT.differs;
     });
+}
+
+/** Of a condition, apart from what stands above it. */
+function lines(condition: Readonly<Record<string, unknown>>): Page {
+  const { name, since, reason, remedy, blocks } = condition;
+  const text = `${valueText(name)} for ${age(String(since), Date.now())}`;
+  return [
+    '',
+    [marked(blocks === true ? 'bad' : 'strong', text), `: ${valueText(reason)}`],
+    [marked('faint', `  ${valueText(remedy)}`)],
+  ];
 }
 
 /** A property a line; `redis: { state, reason }` is "unavailable: connection refused". */
