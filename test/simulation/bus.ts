@@ -83,6 +83,7 @@ export class ModelBus {
       ring: () => {},
       listen: () => () => {},
       survey: () => Promise.resolve([]),
+      problems: () => [],
       publishEvent: (event) => this.#publish({ place, host, life }, event),
     };
     Object.defineProperty(face, 'state', { get: () => 'connected' });
