@@ -9,6 +9,7 @@ import { Admission } from './admission.ts';
 import { answerBytes } from './answer-size.ts';
 import { Attachments } from './attachments.ts';
 import type { Bus, BusOptions } from './bus.ts';
+import { Clocks } from './clocks.ts';
 import { Conditions } from './conditions.ts';
 import { type Config, defaultHost } from './config.ts';
 import { Detaches } from './detaches.ts';
@@ -88,6 +89,7 @@ export class Agent {
   readonly #version: string;
   readonly #unexpected: AgentOptions['unexpected'];
   readonly #standing: Standing;
+  readonly #clocks = new Clocks();
   readonly #disk: Disk;
   readonly #conditions: Conditions;
   readonly #startedAt = new Date().toISOString();
@@ -159,6 +161,7 @@ export class Agent {
       outcomes,
       events,
       turns,
+      clocks: this.#clocks,
     });
     this.#requests = requests;
     const admission = new Admission();
@@ -170,6 +173,7 @@ export class Agent {
       requests,
       outcomes,
       events,
+      clocks: this.#clocks,
       standing: this.#standing,
       stopping: () => this.#stopping,
       log,
@@ -245,6 +249,7 @@ export class Agent {
       revisions,
       followers,
       standing: this.#standing,
+      clocks: this.#clocks,
       events,
       log,
       isNewFleet: () => this.#isNewFleet(),
@@ -344,6 +349,7 @@ export class Agent {
         firewall: this.#hostNetwork.firewall,
         reconcile: this.#reconcile,
         disk: this.#disk,
+        clocks: this.#clocks,
         otherName: () => {
           const hostName = defaultHost();
           // The host is recorded under the name that it had at its first start.
@@ -439,6 +445,8 @@ export class Agent {
         attachments: records.filter(({ state }) => state === 'attached').length,
         unfinished: records.filter(({ state }) => state !== 'attached').length,
         eventsPending: this.#events.pending,
+        eventsSetAside: this.#events.setAside,
+        clockAheadMs: this.#clocks.aheadMs,
         unexpectedErrors: this.#unexpected.seen,
         conditions: this.#conditions.look(),
       },

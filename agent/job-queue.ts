@@ -34,6 +34,8 @@ const ACK_TIMEOUT_MS = 5_000;
 const RETRY_FIRST_MS = 500;
 const RETRY_MOST_MS = 15_000;
 const FAILED_RETRY_MS = 1_000;
+/** When no job has come for so long, none was there. */
+const QUIET_MS = 1_000;
 
 /**
  * This host's end of the job stream: asks for jobs as long as there is a connection, and for the stream and its
@@ -48,6 +50,8 @@ export class JobQueue {
   #acting = Promise.withResolvers<void>();
   #stopped = false;
   #underWay = 0;
+  /** Since when jobs are asked for, and none has come. */
+  #quietSinceMs = 0;
   #slot = Promise.withResolvers<void>();
 
   constructor(options: JobQueueOptions) {
@@ -91,6 +95,7 @@ export class JobQueue {
           continue;
         }
         this.#messages = messages;
+        this.#quietSinceMs = performance.now();
         this.#setProblem(undefined);
         waitMs = RETRY_FIRST_MS;
         await this.#takeAll(messages);
@@ -194,7 +199,9 @@ export class JobQueue {
 
   async #takeAll(messages: ConsumerMessages): Promise<void> {
     for await (const message of messages) {
-      void this.#takeOne(message);
+      const prompt = this.#isPrompt(message);
+      this.#quietSinceMs = performance.now();
+      void this.#takeOne(message, prompt);
       while (this.#underWay >= MAX_JOBS_UNDER_WAY) {
         this.#slot = Promise.withResolvers<void>();
         await this.#slot.promise;
@@ -202,8 +209,16 @@ export class JobQueue {
     }
   }
 
+  /** Whether it was stored just now: the server had nothing left to deliver, and has nothing behind it. */
+  #isPrompt({ info }: JsMsg): boolean {
+    const quietMs = performance.now() - this.#quietSinceMs;
+    return (
+      this.#underWay === 0 && quietMs >= QUIET_MS && info.deliveryCount === 1 && info.pending === 0
+    );
+  }
+
   /** What one job throws ends here: its neighbours do not wait, and it comes again. Rejects never. */
-  async #takeOne(message: JsMsg): Promise<void> {
+  async #takeOne(message: JsMsg, prompt: boolean): Promise<void> {
     const { take, log } = this.#options;
     if (this.#isRefused()) {
       quietly(log, () => message.nak());
@@ -211,7 +226,7 @@ export class JobQueue {
     }
     this.#underWay += 1;
     try {
-      await take(deliveryOf(message, log));
+      await take(deliveryOf(message, prompt, log));
     } catch (error) {
       const { subject } = message;
       log.error({ subject, error: String(error) }, 'a job failed outside its operation');
@@ -231,7 +246,7 @@ export class JobQueue {
   }
 }
 
-function deliveryOf(message: JsMsg, log: Log): Delivery {
+function deliveryOf(message: JsMsg, prompt: boolean, log: Log): Delivery {
   const { timestampNanos, deliveryCount } = message.info;
   return {
     subject: message.subject,
@@ -239,6 +254,7 @@ function deliveryOf(message: JsMsg, log: Log): Delivery {
     headers: headersOf(message),
     position: { storedNs: BigInt(timestampNanos), sequence: message.seq },
     deliveries: deliveryCount,
+    prompt,
     done: async () => {
       if (await message.ackAck({ timeout: ACK_TIMEOUT_MS })) return;
       throw new Error('the server did not confirm the acknowledgement');

@@ -10,6 +10,7 @@ import { parseRequest } from '#protocol/parse.ts';
 import { type JobOperation, subjects } from '#protocol/subjects.ts';
 import type { Admission } from './admission.ts';
 import type { Call } from './attachments.ts';
+import type { Clocks } from './clocks.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';
 import type { Headers } from './inbound.ts';
@@ -28,6 +29,8 @@ export interface Delivery {
   readonly position: Position;
   /** Counted by the server, this one too. */
   readonly deliveries: number;
+  /** It came as soon as it was stored: nothing else was under way, and it was waited for. */
+  readonly prompt: boolean;
   /** It is done, and goes. Resolves when the server has said so. */
   done(): Promise<void>;
   /** To be delivered again, after so long. */
@@ -43,6 +46,7 @@ export interface JobsOptions {
   readonly requests: Requests;
   readonly outcomes: Outcomes;
   readonly events: EventLog;
+  readonly clocks: Pick<Clocks, 'noteStored'>;
   readonly standing: Standing;
   readonly stopping: () => boolean;
   readonly log: Log;
@@ -75,7 +79,8 @@ export class Jobs {
 
   /** Resolves when the delivery has been dealt with. Throws nothing. */
   async take(delivery: Delivery): Promise<void> {
-    const { log } = this.#options;
+    const { log, clocks } = this.#options;
+    clocks.noteStored({ storedNs: delivery.position.storedNs, prompt: delivery.prompt });
     const working = setInterval(() => delivery.working(), JOB_WORKING_MS);
     try {
       await this.#take(delivery);

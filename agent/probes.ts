@@ -22,6 +22,7 @@ export interface Parts {
   readonly standing: { readonly state: StandingState };
   readonly firewall: { readonly problem: string | undefined };
   readonly reconcile: { readonly unrepaired: ReadonlyMap<string, string> };
+  readonly clocks: { readonly problems: ReturnType<Probe> };
   readonly disk: { readonly problems: readonly string[] };
   /** The host's name, where the host is recorded under another. */
   readonly otherName: () => { readonly host: string; readonly hostName: string } | undefined;
@@ -37,6 +38,7 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
     return problem === undefined ? [] : [{ name: 'firewall-unusable', reason: problem }];
   },
   () => unrepairedConditions(parts.reconcile.unrepaired),
+  () => parts.clocks.problems,
   () => parts.disk.problems.map((reason) => ({ name: 'disk-refuses', reason })),
   () => {
     const other = parts.otherName();

@@ -17,6 +17,7 @@ import { announce } from './announce.ts';
 import type { Attachments, Call } from './attachments.ts';
 import type { Detaches } from './detaches.ts';
 import { toVoltError } from './errors.ts';
+import type { Clocks } from './clocks.ts';
 import type { EventLog } from './events.ts';
 import type { Journal } from './journal.ts';
 import {
@@ -41,6 +42,7 @@ export interface RequestsOptions {
   readonly outcomes: Outcomes;
   readonly events: EventLog;
   readonly turns: Turns;
+  readonly clocks: Pick<Clocks, 'streamNowNs'>;
 }
 
 /** A request out of the job stream. */
@@ -114,8 +116,10 @@ export class Requests {
   }
 
   detach(request: DetachRequest, asked: Call | JobCall): Promise<DetachAnswer> {
-    const { attachments } = this.#options;
-    const call = 'isLast' in asked ? asked : { ...asked, position: now() };
+    const { attachments, clocks } = this.#options;
+    // One that somebody waits for comes after every job that was stored by now.
+    const now: Position = { storedNs: clocks.streamNowNs(), sequence: 0 };
+    const call = 'isLast' in asked ? asked : { ...asked, position: now };
     return this.#run('detach', request, call, detachAnswerSchema, {
       work: (identified) => attachments.detach(identified, call),
       again: (_, first) => first,
@@ -270,11 +274,6 @@ function keepFirst(
   if (outcomes.knows(operation, requestId)) return;
   outcomes.keep({ operation, id, requestId, content, position }, { answer });
 }
-
-const NS_PER_MS = 1_000_000n;
-
-/** A request that somebody waits for comes after every job that was stored by now; it has the host's clock alone. */
-const now = (): Position => ({ storedNs: BigInt(Date.now()) * NS_PER_MS, sequence: 0 });
 
 /** The refusal of a request id that was another's: of that other one the outcome is remembered. */
 const isOfOther = ({ code, details }: VoltError): boolean =>

@@ -1,6 +1,7 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Lease, Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
 import { Answers } from './answers.ts';
+import type { Clocks } from './clocks.ts';
 import type { EventLog } from './events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
 import type { Followers } from './followers.ts';
@@ -30,6 +31,8 @@ export interface SessionOptions {
   readonly followers: Pick<Followers, 'follows' | 'note'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
+  /** Told what the ledger's clock says. */
+  readonly clocks: Pick<Clocks, 'noteLedger'>;
   readonly events: Pick<EventLog, 'add'>;
   readonly log: Log;
   /**
@@ -184,6 +187,7 @@ export class Session {
     const { self, heartbeatSeconds, suspectAfterSeconds, recoveryWindowSeconds } = this.#options;
     const late = this.#late;
     this.#late += 1;
+    const sentAtMs = performance.now();
     const answer = this.#options.ledger.heartbeat({
       ...self,
       yieldsTo: this.#options.standing.yieldsTo,
@@ -206,8 +210,9 @@ export class Session {
       throw error;
     });
     this.#late = 0;
-    const { state, mayAcquire, awaiting } = pulse;
-    const { standing, log } = this.#options;
+    const { state, mayAcquire, awaiting, nowMs } = pulse;
+    const { standing, clocks, log } = this.#options;
+    clocks.noteLedger({ nowMs, sentAtMs, receivedAtMs: performance.now() });
     if (standing.state === 'refused') log.info({}, 'this host is known as this machine');
     this.#told = undefined;
     standing.noteOwn();

@@ -35,6 +35,7 @@ case $purpose in
     servers
     guest
     need strace strace
+    need faketime faketime
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     need_file /lib/systemd/systemd-networkd systemd
     ;;

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, onTestFinished, test } from 'vitest';
+import { Clocks } from '#agent/clocks.ts';
 import { createLog } from '#agent/log.ts';
 import { Revisions } from '#agent/revisions.ts';
 import { Session, type SessionOptions } from '#agent/session.ts';
@@ -51,6 +52,7 @@ async function sessionOf(
       bridged: () => [],
       log,
     }),
+    clocks: new Clocks(),
     standing: new Standing(),
     followers,
     log,

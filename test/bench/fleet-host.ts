@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Clocks } from '#agent/clocks.ts';
 import { Revisions } from '#agent/revisions.ts';
 import { Session } from '#agent/session.ts';
 import { createLog } from '#agent/log.ts';
@@ -66,6 +67,7 @@ export class SimulatedHost {
         bridged: () => [],
         log,
       }),
+      clocks: new Clocks(),
       standing,
       followers: { follows: () => ({}), note: () => {} },
       log,

@@ -169,6 +169,7 @@ export class ModelBus {
         headers: { trace: {} },
         position: { storedNs, sequence },
         deliveries: delivery,
+        prompt: false,
         done: () => {
           if (life.dead) return NEVER;
           return new Promise((resolve, reject) => {
