@@ -276,8 +276,9 @@ const CASES: readonly Case[] = [
     reason: /^web: /,
     take: async () => {
       await client.attach('h1', { id: 'web', workload: 'vm-web', kind: 'vm', network: 'volt0' });
-      ip('link', 'delete', 'tap-web');
-      ip('link', 'add', 'tap-web', 'type', 'dummy');
+      // At once, before the agent makes the device again.
+      const input = 'link delete tap-web\nlink add tap-web type bridge\n';
+      execFileSync(requireTool('ip'), ['-batch', '-'], { input });
       return async () => {
         ip('link', 'delete', 'tap-web');
         await client.detach('h1', { id: 'web' });
