@@ -149,7 +149,8 @@ export class FleetCheck {
     try {
       const reply = await this.#bus().request(subject, encode({}), HOST_TIMEOUT_MS);
       const answer = decodeAnswer(reply);
-      return IS_ANSWER.check(answer) ? answer : null;
+      // One that could not ask the ledger has compared nothing with it.
+      return IS_ANSWER.check(answer) && answer.notCompared === undefined ? answer : null;
     } catch {
       return null;
     }

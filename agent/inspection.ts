@@ -5,16 +5,13 @@ import { UnansweredError } from '#native/namespace.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
 import { AnswerPage, LIST_LIMIT } from './answer-size.ts';
+import { answerOf, askedOfLedger } from './check-answer.ts';
 import { Joint } from './joint.ts';
 import type { AttachmentRecord, Journal } from './journal.ts';
 import type { NetworkTypes } from './networks/network.ts';
 import { askForNamespaces } from './networks/workload.ts';
 import type { Plan } from './reconcile/plan.ts';
 import type { Slices, Wanted } from './slices.ts';
-
-/** Of an answer to `check`, which is encoded in one go. */
-const DIFFERENCES_SHARE = 1 / 2;
-const PLAN_SHARE = 1 / 4;
 
 export interface InspectionOptions {
   readonly host: string;
@@ -87,19 +84,25 @@ export class Inspection {
     return page.encoded('attachments', {});
   }
 
-  /** Compares records, kernel and ledger of one attachment. */
+  /** Compares records, kernel and ledger of one attachment; records and kernel alone while the ledger is away. */
   async check(id: string, deadline: number): Promise<CheckAnswer> {
-    const { ledger, plan, currentRevisions } = this.#options;
+    const { ledger, plan, currentRevisions, answerBytes } = this.#options;
     const { attachment } = this.#recordOf(id);
-    const lease = await ledger.getLease(id);
-    const current = await currentRevisions();
+    const { told, away } = await askedOfLedger(async () => ({
+      lease: (await ledger.getLease(id)) ?? undefined,
+      current: await currentRevisions(),
+    }));
     if (attachment?.netns !== undefined) await askForNamespaces([attachment.netns]);
     const record = this.#recordOf(id);
-    const differences = [
-      ...this.#differencesOf(id, lease ?? undefined),
-      ...(isAttached(record) ? this.#revisionDifferences(record, current) : []),
-    ];
-    return atOnce(this.#answerOf(differences, await plan(id, { deadline })));
+    const differences = record.closed === undefined ? this.#observedOf(id) : [record.closed];
+    if (told !== undefined && isAttached(record)) {
+      if (record.closed === undefined) {
+        differences.push(...compareLease(record.attachment, told.lease));
+      }
+      differences.push(...this.#revisionDifferences(record, told.current));
+    }
+    const planned = await plan(id, { deadline });
+    return atOnce(answerOf({ differences, plan: planned, away, mostBytes: answerBytes() }));
   }
 
   /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
@@ -108,10 +111,12 @@ export class Inspection {
   }
 
   async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
-    const { slices, journal, leases, plan, currentRevisions } = this.#options;
-    const first = await leases(signal);
-    const current = await currentRevisions();
-    const compared = await slices.run(this.#compare(first, current), { signal });
+    const { slices, journal, leases, plan, currentRevisions, answerBytes } = this.#options;
+    const first = await askedOfLedger(async () => ({
+      leases: await leases(signal),
+      current: await currentRevisions(),
+    }));
+    const compared = await slices.run(this.#compare(first.told), { signal });
     const { ofLedger, unanswered } = compared;
     await askForNamespaces(unanswered.values());
     const answered = await slices.run(this.#observeAgain(unanswered.keys()), { signal });
@@ -120,22 +125,26 @@ export class Inspection {
     const suspected = [...ofLedger].map((id) => ({
       id,
       record: journal.get(id),
-      lease: first.get(id),
+      lease: first.told?.leases.get(id),
     }));
-    const second = suspected.length === 0 ? first : await leases(signal);
-    const again = this.#compareAgain(suspected, second);
-    const lasting = await slices.run(again, { signal });
+    const second =
+      suspected.length === 0
+        ? { told: new Map<string, Lease>() }
+        : await askedOfLedger(() => leases(signal));
+    if (second.told !== undefined) {
+      const again = this.#compareAgain(suspected, second.told);
+      differences.push(...(await slices.run(again, { signal })));
+    }
     const planned = await plan(undefined, { signal });
-    const answer = await slices.run(this.#answerOf([...differences, ...lasting], planned), {
-      signal,
-    });
+    const away = first.away ?? second.away;
+    const answering = answerOf({ differences, plan: planned, away, mostBytes: answerBytes() });
+    const answer = await slices.run(answering, { signal });
     return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
   /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
   *#compare(
-    leases: ReadonlyMap<string, Lease>,
-    current: Revisions,
+    told: { readonly leases: ReadonlyMap<string, Lease>; readonly current: Revisions } | undefined,
   ): Steps<{
     readonly differences: Difference[];
     readonly ofLedger: ReadonlySet<string>;
@@ -153,13 +162,17 @@ export class Inspection {
       const record = journal.get(id);
       if (record?.closed !== undefined) differences.push(record.closed);
       if (record === undefined || record.closed !== undefined || !isAttached(record)) continue;
-      if (compareLease(record.attachment, leases.get(id)).length > 0) ofLedger.add(id);
-      differences.push(...this.#revisionDifferences(record, current));
+      if (told !== undefined) {
+        if (compareLease(record.attachment, told.leases.get(id)).length > 0) ofLedger.add(id);
+        differences.push(...this.#revisionDifferences(record, told.current));
+      }
       const observed = this.#observe(record);
       if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
       else differences.push(...observed);
     }
-    for (const { id } of leases.values()) if (journal.get(id) === undefined) ofLedger.add(id);
+    for (const { id } of told?.leases.values() ?? []) {
+      if (journal.get(id) === undefined) ofLedger.add(id);
+    }
     return { differences, ofLedger, unanswered };
   }
 
@@ -196,14 +209,6 @@ export class Inspection {
     return differences;
   }
 
-  /** Of an attachment as it is recorded now. */
-  #differencesOf(id: string, lease: Lease | undefined): Difference[] {
-    const record = this.#options.journal.get(id);
-    if (record?.closed !== undefined) return [record.closed];
-    if (record === undefined || !isAttached(record)) return [];
-    return [...this.#observedOf(id), ...compareLease(record.attachment, lease)];
-  }
-
   /** Whether it is as its network is now. */
   #revisionDifferences({ id, attachment, revision }: Attached, current: Revisions): Difference[] {
     const { network } = attachment;
@@ -212,6 +217,7 @@ export class Inspection {
     return [{ id, what: 'network.revision', expected, observed: revision ?? null }];
   }
 
+  /** Of an attachment as it is recorded now. */
   #observedOf(id: string): Difference[] {
     const record = this.#options.journal.get(id);
     if (record === undefined || !isAttached(record)) return [];
@@ -230,39 +236,12 @@ export class Inspection {
     }
   }
 
-  *#answerOf(differences: readonly Difference[], { actions }: Plan): Steps<CheckAnswer> {
-    const planned = actions.map(({ id, kind, differences: why }) => ({
-      id,
-      action: kind,
-      reason: why.map(({ what }) => what).join(', '),
-    }));
-    const most = this.#options.answerBytes();
-    const told = yield* within(most * DIFFERENCES_SHARE, differences);
-    const plan = yield* within(most * PLAN_SHARE, planned);
-    const inSync = differences.length + planned.length === 0;
-    const truncated = told.length < differences.length || plan.length < planned.length;
-    return { inSync, differences: told, plan, ...(truncated && { truncated }) };
-  }
-
   #recordOf(id: string): AttachmentRecord {
     const { journal, host } = this.#options;
     const record = journal.get(id);
     if (record !== undefined) return record;
     throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
   }
-}
-
-/** The first of these, as many as so many bytes hold. */
-function* within<T>(most: number, all: readonly T[]): Steps<T[]> {
-  const held: T[] = [];
-  let bytes = 0;
-  for (const one of all) {
-    yield;
-    bytes += encodeAnswer(one).byteLength;
-    if (bytes > most) return held;
-    held.push(one);
-  }
-  return held;
 }
 
 type Attached = AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment'>>;

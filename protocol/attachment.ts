@@ -323,6 +323,10 @@ export const checkAnswerSchema = z.object({
   differences: z.array(differenceSchema),
   /** What the agent would do now to put the host right; absent from agents that do not say. */
   plan: z.array(z.object({ id: z.string(), action: z.string(), reason: z.string() })).optional(),
+  /** What could not be asked (`ledger`), and why; nothing is in sync then. Absent where all was compared. */
+  notCompared: z
+    .array(z.object({ what: z.string(), code: z.string(), message: z.string() }))
+    .optional(),
   /** True where there is more than an answer holds. */
   truncated: z.boolean().optional(),
 });
