@@ -1,21 +1,31 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { decodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
-import type {
-  listenSeqpacket,
-  PeerCredentials,
-  SeqpacketConnection,
-  SeqpacketServer,
-} from '#native/seqpacket.ts';
+import type { PeerCredentials } from '#native/peer.ts';
+import type { listenSeqpacket, SeqpacketServer } from '#native/seqpacket.ts';
+import type { SeqpacketConnection } from '#native/seqpacket-connection.ts';
+import { MAX_PACKET_BYTES } from '#native/packet.ts';
+import type { BusEndpoint } from './bus.ts';
 import { toVoltError } from './errors.ts';
 import type { Journal } from './journal.ts';
+import {
+  type Claim,
+  encodedBody,
+  jsonOf,
+  parsePacket,
+  type Request,
+  wrong,
+} from './local-packet.ts';
 import type { Log } from './log.ts';
 import type { NetworkTypes } from './networks/network.ts';
+import type { Slices } from './slices.ts';
 
 export const SOCKET_NAME = 'agent.sock';
 
 export interface HandoffOptions {
+  readonly host: string;
   readonly runtimeDir: string;
   readonly journal: Journal;
   readonly networkTypes: NetworkTypes;
@@ -23,6 +33,9 @@ export interface HandoffOptions {
   readonly health: () => Readonly<Record<string, unknown>>;
   /** What `{"op":"settle"}` does and answers. */
   readonly settle: () => Promise<Readonly<Record<string, unknown>>>;
+  /** What `{"op":"request"}` asks for, by name. */
+  readonly endpoints: readonly BusEndpoint[];
+  readonly slices: Slices;
   readonly listen: typeof listenSeqpacket;
   readonly log: Log;
 }
@@ -34,15 +47,21 @@ interface Answer extends Disposable {
 
 const ROOT = 0;
 const PRIVILEGED_GROUP = 'volt';
+/** Answers that wait for their readers: past so much no further request is taken. */
+const MOST_UNSENT_BYTES = 8 * 1024 * 1024;
+/** How long a reader may take for an answer. */
+const SEND_TIMEOUT_MS = 10_000;
 
 /**
- * The local socket: one packet of JSON in, one out. `claim` hands over the descriptors of a TAP to the
- * process that is to run the VM; `health` says how the agent stands; `settle`, for root alone, decides that this machine
- * is the host. Whoever may connect (anybody) is judged by its credentials as the kernel reports them.
+ * The local socket: one packet of JSON in, an answer out. `claim` hands over the descriptors of a TAP to the
+ * process that is to run the VM; `health` says how the agent stands; for root alone, `request` does what the bus does, while
+ * that is away, and `settle` decides that this machine is the host. Whoever may connect (anybody) is judged by its
+ * credentials as the kernel reports them.
  */
 export class Handoff {
   readonly #options: HandoffOptions;
   #server: SeqpacketServer | undefined;
+  #unsentBytes = 0;
 
   constructor(options: HandoffOptions) {
     this.#options = options;
@@ -61,14 +80,26 @@ export class Handoff {
   }
 
   #accept(connection: SeqpacketConnection): void {
-    connection.onPacket((bytes) => {
-      const answered = this.#answer(bytes, connection.peer);
-      if (answered instanceof Promise) {
-        void answered.then((later) => this.#send(connection, later));
-      } else {
-        this.#send(connection, answered);
+    connection.onPacket((bytes) => this.#take(bytes, connection));
+  }
+
+  #take(bytes: Uint8Array, connection: SeqpacketConnection): Promise<void> | void {
+    const { peer } = connection;
+    try {
+      const packet = parsePacket(bytes);
+      switch (packet.op) {
+        case 'request':
+          return this.#request(packet, connection);
+        case 'settle':
+          return this.#settle(peer).then((settled) => this.#send(connection, settled));
+        case 'health':
+          return this.#send(connection, answer(this.#options.health()));
+        case 'claim':
+          return this.#send(connection, this.#claim(packet, peer));
       }
-    });
+    } catch (error) {
+      return this.#send(connection, refusal(error));
+    }
   }
 
   #send(connection: SeqpacketConnection, given: Answer): void {
@@ -78,21 +109,56 @@ export class Handoff {
     try {
       connection.send(payload, fds);
     } catch (error) {
-      // The peer went away, or does not read: its descriptors are closed here and it may ask again.
-      this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
-      connection.close();
+      // Its descriptors are closed here and it may ask again.
+      this.#giveUp(connection, error);
     }
   }
 
-  #answer(bytes: Uint8Array, peer: PeerCredentials): Answer | Promise<Answer> {
+  /** The peer went away, or does not read. */
+  #giveUp(connection: SeqpacketConnection, error: unknown): void {
+    this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
+    connection.close();
+  }
+
+  async #request(packet: Request, connection: SeqpacketConnection): Promise<void> {
+    const body = await this.#answerTo(packet, connection.peer).catch((error: unknown) =>
+      toErrorBody(toVoltError(error)),
+    );
+    const bytes = jsonOf(body);
+    this.#unsentBytes += bytes.length;
     try {
-      const request = parsePacket(bytes);
-      if (request.op === 'health') return answer(this.#options.health());
-      if (request.op === 'settle') return this.#settle(peer);
-      return this.#claim(request, peer);
+      await connection.sendAll(bytes, { timeoutMs: SEND_TIMEOUT_MS });
     } catch (error) {
-      return refusal(error);
+      this.#giveUp(connection, error);
+    } finally {
+      this.#unsentBytes -= bytes.length;
     }
+  }
+
+  /** Goes the way of what comes over the bus: the same bounds, checks and answers. */
+  async #answerTo({ operation, host, body, headers }: Request, { uid, pid }: PeerCredentials) {
+    const { endpoints, slices, log, host: own } = this.#options;
+    if (uid !== ROOT) {
+      throw new VoltError('UNAUTHORIZED', `uid ${uid} may not ask for ${operation} here`);
+    }
+    const endpoint = endpoints.find(({ name }) => name === operation);
+    if (endpoint === undefined) {
+      const names = endpoints.map(({ name }) => name).join(', ');
+      throw wrong('operation', `must be one of ${names}`);
+    }
+    if (host !== undefined && host !== own) {
+      throw new VoltError('WRONG_HOST', `this is the agent of host ${own}, not of ${host}`);
+    }
+    if (this.#unsentBytes > MOST_UNSENT_BYTES) {
+      throw new VoltError('OVERLOADED', 'too many answers wait for their readers');
+    }
+    log.info({ operation, pid, uid }, 'asked over the local socket');
+    const { subject } = endpoint;
+    const caller = `uid ${uid}`;
+    const asked = { subject, caller, payload: encodedBody(body), headers };
+    const { payload } = await endpoint.answer(asked);
+    if (payload.length < MAX_PACKET_BYTES) return decodeAnswer(payload);
+    return slices.once(() => decodeAnswer(payload));
   }
 
   async #settle({ uid, pid }: PeerCredentials): Promise<Answer> {
@@ -131,46 +197,6 @@ export class Handoff {
     log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'device claimed');
     return answer({ attachment }, descriptors);
   }
-}
-
-/** `health`, `settle`, or a `claim` of these. */
-interface Claim {
-  readonly op: 'claim' | 'health' | 'settle';
-  readonly id: string;
-  readonly generation?: number;
-}
-
-function parsePacket(bytes: Uint8Array): Claim {
-  let value: unknown;
-  try {
-    value = JSON.parse(Buffer.from(bytes).toString('utf8'));
-  } catch (cause) {
-    throw new VoltError('INVALID_REQUEST', 'the packet is not JSON', { cause });
-  }
-  if (typeof value !== 'object' || value === null || !('op' in value)) {
-    throw new VoltError(
-      'INVALID_REQUEST',
-      'the packet must be {"op": "claim" | "health" | "settle", …}',
-    );
-  }
-  if (value.op === 'health' || value.op === 'settle') return { op: value.op, id: '' };
-  if (value.op !== 'claim') {
-    throw new VoltError('INVALID_REQUEST', 'op: must be "claim", "health" or "settle"', {
-      details: { path: 'op' },
-    });
-  }
-  const id = 'id' in value ? value.id : undefined;
-  if (typeof id !== 'string') {
-    throw new VoltError('INVALID_REQUEST', 'id: must be a string', { details: { path: 'id' } });
-  }
-  const generation = 'generation' in value ? value.generation : undefined;
-  if (generation === undefined || generation === null) return { op: 'claim', id };
-  if (!Number.isSafeInteger(generation) || typeof generation !== 'number') {
-    throw new VoltError('INVALID_REQUEST', 'generation: must be an integer', {
-      details: { path: 'generation' },
-    });
-  }
-  return { op: 'claim', id, generation };
 }
 
 function mayClaim(

@@ -98,20 +98,27 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 const MAX_TIMEOUT_MS = 120_000;
 const OVERLOADS_TOLD_AFTER_MS = 1_000;
 
+export interface Endpoints {
+  /** What is asked of this host. The local socket answers it, too. */
+  readonly ofHost: readonly BusEndpoint[];
+  /** What any one agent answers. */
+  readonly ofFleet: readonly BusEndpoint[];
+}
+
 /** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
-export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
+export function createEndpoints(options: ServiceOptions): Endpoints {
   const { subjectPrefix } = options;
   const { host } = options.self;
   const known = subjects(subjectPrefix);
   const gate = new Gate(options);
-  const onHost = hostOperations(options).map((one) => ({
+  const ofHost = hostOperations(options).map((one) => ({
     name: one.name,
     subject: known.host(host, one.name),
     queue: `host-${host}`,
     asHost: true,
     answer: (request: BusRequest) => gate.pass(one.name, request, { ...one, asHost: true }),
   }));
-  const ofFleet = <Name extends string>(
+  const anyAgent = <Name extends string>(
     kind: string,
     one: Operation<Name>,
     subject: string,
@@ -122,11 +129,13 @@ export function createEndpoints(options: ServiceOptions): BusEndpoint[] {
       gate.pass(`${kind}.${one.name}`, request, { ...one, asHost });
     return { name, subject, queue: ANY_AGENT, asHost, answer };
   };
-  return [
-    ...onHost,
-    ...networkOperations(options).map((one) => ofFleet('network', one, known.network(one.name))),
-    ...ledgerOperations(options).map((one) => ofFleet('ledger', one, known.ledger(one.name))),
-  ];
+  return {
+    ofHost,
+    ofFleet: [
+      ...networkOperations(options).map((one) => anyAgent('network', one, known.network(one.name))),
+      ...ledgerOperations(options).map((one) => anyAgent('ledger', one, known.ledger(one.name))),
+    ],
+  };
 }
 
 /** One operation: its schema parses the payload, so `run` sees a checked request or nothing. */

@@ -23,6 +23,16 @@ export const MAX_PACKET_BYTES = 64 * 1024;
 /** SCM_MAX_FD of the kernel: descriptors beside one packet. */
 export const MAX_DESCRIPTORS = 253;
 
+/**
+ * Cuts what may be longer than a packet: all packets but the last are full, so that whoever reads knows the last by its
+ * length. Bytes that fill their last packet cannot be told from others that go on: add a byte to them.
+ */
+export function* inPackets(bytes: Uint8Array): Generator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += MAX_PACKET_BYTES) {
+    yield bytes.subarray(at, at + MAX_PACKET_BYTES);
+  }
+}
+
 export interface Packet {
   /** None: the peer has closed its end. */
   readonly bytes: Buffer;

@@ -2,15 +2,13 @@ import { chmodSync, lstatSync, rmSync } from 'node:fs';
 import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
-import { receivePlain, sendPacket } from './packet.ts';
 import { PacketTurns } from './packet-turns.ts';
 import { part } from './parting.ts';
-import { peerCredentials, type PeerCredentials } from './peer.ts';
+import { peerCredentials } from './peer.ts';
 import { watchReadable } from './poll.ts';
+import { SeqpacketConnection } from './seqpacket-connection.ts';
 import { placeFor } from './shares.ts';
 import { bindTo, connectTo, openSocket, SOCK_NONBLOCK, SOCK_SEQPACKET } from './unix-socket.ts';
-
-export type { PeerCredentials } from './peer.ts';
 
 // The server's end of SOCK_SEQPACKET, for a socket that anybody may connect to.
 
@@ -28,84 +26,6 @@ const ACCEPT_PAUSE_MS = 100;
 export const IDLE_MS = 10_000;
 
 const EADDRINUSE = 98;
-
-/**
- * One accepted connection. It closes itself when the peer goes, when it sends a packet over the limit or descriptors,
- * and when it sends nothing for `idleMs`.
- */
-export class SeqpacketConnection {
-  readonly peer: PeerCredentials;
-  readonly #server: ServerOfConnection;
-  readonly #descriptor: Descriptor;
-  readonly #idle: NodeJS.Timeout;
-  #watch: Disposable | undefined;
-  #heardAt = performance.now();
-
-  /** Made by the server, for an accepted socket. */
-  constructor(descriptor: Descriptor, peer: PeerCredentials, server: ServerOfConnection) {
-    this.peer = peer;
-    this.#descriptor = descriptor;
-    this.#server = server;
-    this.#idle = setTimeout(() => this.close(), server.idleMs);
-  }
-
-  get closed(): boolean {
-    return this.#descriptor.closed;
-  }
-
-  /** When its last packet came, or else when it was accepted (`performance.now()` time). */
-  get heardAt(): number {
-    return this.#heardAt;
-  }
-
-  /** Calls back for every packet. */
-  onPacket(callback: (bytes: Buffer) => void): void {
-    const take = (): void => {
-      const bytes = this.closed ? undefined : this.#next();
-      if (bytes === undefined) return;
-      this.#heardAt = performance.now();
-      this.#idle.refresh();
-      callback(bytes);
-    };
-    const sender = { uid: this.peer.uid, take };
-    this.#watch = watchReadable(this.#descriptor.fd, () => this.#server.turns.add(sender));
-  }
-
-  /** undefined: no packet now, or none any more. */
-  #next(): Buffer | undefined {
-    try {
-      const found = receivePlain(this.#descriptor.fd, { look: this.#server.mayBringDescriptors });
-      if (found.kind === 'none') return undefined;
-      if (found.kind === 'packet' && found.bytes.length > 0) return found.bytes;
-    } catch (error) {
-      if (!isKernelError(error)) throw error;
-    }
-    this.close();
-    return undefined;
-  }
-
-  /** Sends one packet, with descriptors that stay the caller's. KernelError as of `sendPacket`. */
-  send(bytes: Uint8Array, fds: readonly number[] = []): void {
-    sendPacket(this.#descriptor.fd, bytes, fds);
-  }
-
-  /** Harmless when closed already. */
-  close(): void {
-    if (this.closed) return;
-    clearTimeout(this.#idle);
-    this.#watch?.[Symbol.dispose]();
-    this.#server.part(new Descriptor(this.#descriptor.release()));
-  }
-}
-
-/** What a connection needs of its server. */
-interface ServerOfConnection {
-  readonly idleMs: number;
-  readonly mayBringDescriptors: boolean;
-  readonly turns: PacketTurns;
-  /** Takes the socket of a connection that is over. */
-  part(socket: Descriptor): void;
-}
 
 export interface ListenOptions {
   readonly path: string;

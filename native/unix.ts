@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Descriptor } from './descriptor.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
-import { type Packet, receivePacket, sendPacket } from './packet.ts';
+import { MAX_PACKET_BYTES, type Packet, receivePacket, sendPacket } from './packet.ts';
 import { watchReadable } from './poll.ts';
 import { connectTo, openSocket, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET } from './unix-socket.ts';
 
@@ -16,16 +16,19 @@ const MSG_NOSIGNAL = 0x4000;
 const DATAGRAM_TIMEOUT_SECONDS = 1n;
 /** How long a client waits before it knocks again where too many wait already. */
 const KNOCK_MS = 20;
+/** What an answer may have in all its packets. */
+const MAX_ANSWER_BYTES = 4 * 1024 * 1024;
 
+const EMSGSIZE = 90;
 const EAFNOSUPPORT = 97;
 const ECONNRESET = 104;
 const ETIMEDOUT = 110;
 
 /**
- * Connects, sends one packet, waits for one, and closes. The descriptors that come with the answer are the
- * caller's, and close on exec. KernelError: ENOENT or ECONNREFUSED when nobody listens, EAGAIN when for all
+ * Connects, sends one packet, waits for its answer, and closes. An answer is one packet, or several, of which all but
+ * the last are full. The descriptors that come with it are the caller's, and close on exec. KernelError: ENOENT or ECONNREFUSED when nobody listens, EAGAIN when for all
  * that time too many wait already, ECONNRESET when the connection is closed unanswered, ETIMEDOUT when no
- * answer comes in time, EMSGSIZE and EMFILE as of `receivePacket`.
+ * answer comes in time, EMSGSIZE for one of more than 4 MiB, EMSGSIZE and EMFILE as of `receivePacket`.
  */
 export async function requestSeqpacket(
   path: string,
@@ -36,11 +39,26 @@ export async function requestSeqpacket(
   const end = performance.now() + timeoutMs;
   await connected(socket, path, end);
   sendPacket(socket.fd, bytes);
-  const packet = await firstPacket(socket.fd, path, end - performance.now());
-  if (packet.bytes.length > 0) return packet;
-  for (const descriptor of packet.descriptors) descriptor.close();
-  throw new KernelError({ operation: 'recvmsg', subject: path, errno: ECONNRESET });
+  const pieces: Buffer[] = [];
+  const descriptors: Descriptor[] = [];
+  try {
+    let last: Packet;
+    do {
+      last = await firstPacket(socket.fd, path, end - performance.now());
+      pieces.push(last.bytes);
+      descriptors.push(...last.descriptors);
+      if (last.bytes.length === 0) throw recvError(path, ECONNRESET);
+      if (pieces.length * MAX_PACKET_BYTES > MAX_ANSWER_BYTES) throw recvError(path, EMSGSIZE);
+    } while (last.bytes.length === MAX_PACKET_BYTES);
+    return { bytes: Buffer.concat(pieces), descriptors };
+  } catch (error) {
+    for (const descriptor of descriptors) descriptor.close();
+    throw error;
+  }
 }
+
+const recvError = (path: string, errno: number): KernelError =>
+  new KernelError({ operation: 'recvmsg', subject: path, errno });
 
 /** Whoever floods a server with connections holds others up for as long as they wait in its queue, and no longer. */
 async function connected(socket: Descriptor, path: string, end: number): Promise<void> {
@@ -59,7 +77,7 @@ async function connected(socket: Descriptor, path: string, end: number): Promise
 export async function firstPacket(fd: number, path: string, timeoutMs: number): Promise<Packet> {
   const { promise, resolve, reject } = Promise.withResolvers<Packet>();
   const timer = setTimeout(() => {
-    reject(new KernelError({ operation: 'recvmsg', subject: path, errno: ETIMEDOUT }));
+    reject(recvError(path, ETIMEDOUT));
   }, timeoutMs);
   const watch = watchReadable(fd, () => {
     try {

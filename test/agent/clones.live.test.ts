@@ -8,6 +8,7 @@ import type { Ledger } from '#ipam-store/ledger.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { openLedger } from '../ipam-store/fixture.ts';
 import { AGENT, type RunningAgent, startAgent, until } from '../support/agent.ts';
+import { claimFrom } from '../support/claim.ts';
 import { deviceNames } from '../support/kernel.ts';
 import { type Machine, onMachine } from '../support/machine.ts';
 import { type Stack, startStack } from '../support/stack.ts';
@@ -97,6 +98,11 @@ test('two machines copied from one, state folder and all: nothing ends until an 
   await expect(stack.client.detach('one', { id: 'kept' })).rejects.toMatchObject({
     code: 'AGENT_UNAVAILABLE',
   });
+  for (const agent of [first, second]) {
+    const asked = { op: 'request', operation: 'detach', body: { id: 'kept' } };
+    const { body } = await claimFrom(agent, asked);
+    expect(body).toMatchObject({ error: { code: 'HOST_CONFLICT' } });
+  }
   const { hosts } = await stack.client.ledgerHosts();
   expect(hosts).toMatchObject([
     { host: 'one', leases: 1, clones: [expect.any(String), expect.any(String)] },

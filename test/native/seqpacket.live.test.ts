@@ -1,11 +1,12 @@
+import { randomBytes } from 'node:crypto';
 import { chmodSync, mkdtempSync } from 'node:fs';
 import { release } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Descriptor } from '#native/descriptor.ts';
-import { checked } from '#native/errors.ts';
+import { checked, isKernelError } from '#native/errors.ts';
 import * as libc from '#native/libc.ts';
-import { sendPacket } from '#native/packet.ts';
+import { MAX_PACKET_BYTES, sendPacket } from '#native/packet.ts';
 import { listenSeqpacket, type ListenOptions, type SeqpacketServer } from '#native/seqpacket.ts';
 import { MAX_CONNECTIONS_PER_UID } from '#native/shares.ts';
 import { firstPacket, requestSeqpacket } from '#native/unix.ts';
@@ -173,6 +174,87 @@ describe('a connection', () => {
       await sleep(100);
     }
     expect(await answered(idle, 'late')).toBe('');
+  });
+
+  test('is neither read nor closed as idle while its packet is dealt with', async () => {
+    const taken: string[] = [];
+    const gates: (() => void)[] = [];
+    echo({
+      idleMs: 200,
+      onConnection: (connection) =>
+        connection.onPacket(async (bytes) => {
+          taken.push(bytes.toString());
+          await new Promise<void>((resolve) => void gates.push(resolve));
+          connection.send(bytes);
+        }),
+    });
+    const socket = connect();
+    sendPacket(socket.fd, Buffer.from('first'));
+    sendPacket(socket.fd, Buffer.from('second'));
+    await until('one is taken', () => taken.length > 0);
+    await sleep(500);
+    expect(taken).toEqual(['first']);
+    gates.shift()?.();
+    await until('the next is taken', () => taken.length > 1);
+    gates.shift()?.();
+    const answers = [
+      await firstPacket(socket.fd, path, 5_000),
+      await firstPacket(socket.fd, path, 5_000),
+    ];
+    expect(answers.map(({ bytes }) => bytes.toString())).toEqual(['first', 'second']);
+    // It is idle from here on.
+    expect((await firstPacket(socket.fd, path, 5_000)).bytes).toHaveLength(0);
+  });
+
+  const lengths = [1, MAX_PACKET_BYTES - 1, MAX_PACKET_BYTES + 1, 20 * MAX_PACKET_BYTES + 7];
+  test.each(lengths)(
+    'carries %d bytes in packets that are full but for the last',
+    async (length) => {
+      const content = randomBytes(length);
+      echo({
+        onConnection: (connection) =>
+          connection.onPacket(() => connection.sendAll(content, { timeoutMs: 10_000 })),
+      });
+      const { bytes } = await requestSeqpacket(path, Buffer.from('x'));
+      expect(bytes.equals(content)).toBe(true);
+    },
+  );
+
+  test('gives a peer up that takes an answer in part, and one that goes meanwhile', async () => {
+    const failures: string[] = [];
+    echo({
+      onConnection: (connection) =>
+        connection.onPacket(async (bytes) => {
+          const timeoutMs = bytes.toString() === 'slow' ? 200 : 60_000;
+          const content = Buffer.alloc(20 * MAX_PACKET_BYTES + 1);
+          await connection.sendAll(content, { timeoutMs }).catch((error: unknown) => {
+            failures.push(isKernelError(error) ? error.code : String(error));
+          });
+        }),
+    });
+    sendPacket(connect().fd, Buffer.from('slow'));
+    const gone = connect();
+    sendPacket(gone.fd, Buffer.from('gone'));
+    expect((await firstPacket(gone.fd, path, 5_000)).bytes).toHaveLength(MAX_PACKET_BYTES);
+    gone.close();
+    await until('both are given up', () => failures.length === 2);
+    expect(failures.toSorted()).toEqual([
+      expect.stringMatching(/^E(PIPE|CONNRESET)$/),
+      'ETIMEDOUT',
+    ]);
+  });
+
+  test('of a client has no answer without end', async () => {
+    echo({
+      onConnection: (connection) =>
+        connection.onPacket(async () => {
+          const endless = Buffer.alloc(128 * MAX_PACKET_BYTES);
+          await connection.sendAll(endless, { timeoutMs: 10_000 }).catch(() => {});
+        }),
+    });
+    await expect(requestSeqpacket(path, Buffer.from('x'))).rejects.toMatchObject({
+      code: 'EMSGSIZE',
+    });
   });
 
   test('is read a packet at a time, another account’s next, and other work in between', async () => {
