@@ -98,7 +98,8 @@ function credentials(text: string): Authenticator {
   for (const line of text.split('\n').map((one) => one.trim())) {
     if (line !== '' && !line.startsWith('-') && !line.includes(' ')) keptSecret(line);
   }
-  return credsAuthenticator(bytesOf(text));
+  // The library wants a line feed behind each of the lines of dashes, and nothing else there.
+  return credsAuthenticator(bytesOf(`${text.replaceAll('\r', '')}\n`));
 }
 
 const bytesOf = (text: string): Uint8Array => new TextEncoder().encode(text);
