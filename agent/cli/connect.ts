@@ -1,11 +1,14 @@
-import { connect, headers, type JetStreamManager, NatsError } from 'nats';
+import { connect, ErrorCode, headers, type JetStreamManager, NatsError } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { VoltError } from '#protocol/errors.ts';
-import { fromNatsError } from '#protocol/nats-errors.ts';
 import { connectionOptionsOf, checkAccess } from '../nats-access.ts';
 import { parseNatsUrl } from '../nats-url.ts';
-import type { Settings } from './settings.ts';
 import { UsageError } from './errors.ts';
+import { ofJetStream, unconnected } from './nats-words.ts';
+import type { Settings } from './settings.ts';
+
+/** A server that has fallen silent is left after so many pings. */
+const PING_INTERVAL_MS = 4_000;
+const MAX_PINGS_UNANSWERED = 2;
 
 export interface Connected {
   readonly client: VoltNetworkClient;
@@ -17,8 +20,8 @@ export interface Connected {
 }
 
 /**
- * Connects, lends the client to `work`, and closes whatever came of it. A server that cannot be reached is
- * AGENT_UNAVAILABLE at once: whoever runs a command wants to know, not to wait. A connection that is lost
+ * Connects, lends the client to `work`, and closes whatever came of it. A server that cannot be reached within
+ * `timeoutMs` is AGENT_UNAVAILABLE, one that refuses the user is UNAUTHORIZED (`Unasked`), both at once: whoever runs a command wants to know, not to wait. A connection that is lost
  * later is made again with `stay`, for work that has no end of its own.
  */
 export async function withClient<T>(
@@ -36,14 +39,20 @@ export async function withClient<T>(
       timeoutMs: settings.timeoutMs,
       traceContext: () => settings.traceContext,
     });
+    const { timeoutMs } = settings;
     const jetStream: Connected['jetStream'] = async (managing) => {
       try {
-        return await managing(await connection.jetstreamManager({ checkAPI: false }));
+        const asked = { checkAPI: false, timeout: timeoutMs };
+        return await managing(await connection.jetstreamManager(asked));
       } catch (error) {
-        throw fromNatsError(error, { subject: 'JetStream', timeoutMs: settings.timeoutMs });
+        throw ofJetStream(error, timeoutMs);
       }
     };
-    return await work({ client, settings, flush: () => connection.flush(), jetStream });
+    const flush = (): Promise<void> =>
+      within(timeoutMs, connection.flush()).catch((cause: unknown) => {
+        throw unconnected(cause, { servers: serversOf(settings), timeoutMs });
+      });
+    return await work({ client, settings, flush, jetStream });
   } finally {
     await connection.close();
   }
@@ -56,17 +65,34 @@ async function open(settings: Settings, stay: boolean): ReturnType<typeof connec
   } catch (cause) {
     throw new UsageError(cause instanceof Error ? cause.message : String(cause), { cause });
   }
+  const servers = serversOf(settings);
+  const connecting = connect({
+    ...connectionOptionsOf(nats),
+    name: 'voltnet',
+    // Of each server: all of them are tried in this time.
+    timeout: Math.ceil(timeoutMs / servers.length),
+    reconnect: stay,
+    maxReconnectAttempts: -1,
+    pingInterval: PING_INTERVAL_MS,
+    maxPingOut: MAX_PINGS_UNANSWERED,
+  });
   try {
-    return await connect({
-      ...connectionOptionsOf(nats),
-      name: 'voltnet',
-      timeout: timeoutMs,
-      reconnect: stay,
-      maxReconnectAttempts: -1,
-    });
+    return await within(timeoutMs, connecting);
   } catch (cause) {
-    const servers = parseNatsUrl(nats.url).servers.join(',');
-    const reason = cause instanceof NatsError ? `${cause.code}: ${cause.message}` : String(cause);
-    throw new VoltError('AGENT_UNAVAILABLE', `NATS at ${servers}: ${reason}`, { cause });
+    connecting.then((late) => late.close()).catch(() => {});
+    throw unconnected(cause, { servers, timeoutMs });
+  }
+}
+
+const serversOf = ({ nats }: Settings): readonly string[] => parseNatsUrl(nats.url).servers;
+
+/** What takes longer is over: NATS's library has no bound for a look-up in DNS, or an answer to a ping. */
+async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => reject(NatsError.errorForCode(ErrorCode.Timeout)), timeoutMs);
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }

@@ -10,7 +10,7 @@ export const EXIT = {
   failed: 1,
   /** The command line, a file it names or the request itself is wrong: repeating it cannot help. */
   usage: 2,
-  /** No agent answered: NATS is away, no agent serves this host, or its local socket is not there. */
+  /** No agent answered: NATS or JetStream is away, no agent serves this host, or its local socket is not there. */
   unreachable: 3,
   /** What the request names does not exist. */
   notFound: 4,
@@ -18,9 +18,9 @@ export const EXIT = {
   conflict: 5,
   /** The same request may succeed later: retryable errors, and a deadline that passed. */
   retry: 6,
-  /** The agent refuses this caller. */
+  /** The agent, or NATS, refuses this caller. */
   denied: 7,
-  /** `check` found differences; `status` found an agent that cannot serve now; `doctor` found a problem. */
+  /** `check` found differences or could not compare all; `status` found an agent that cannot serve now; `doctor` found a problem. */
   differs: 8,
   /** `exec`: the command is there and cannot be executed. */
   cannotExecute: 126,

@@ -1,8 +1,9 @@
-import { join } from 'node:path';
 import { fromErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
+import { MAX_PACKET_BYTES } from '#native/packet.ts';
 import { requestSeqpacket } from '#native/unix.ts';
-import { isRecord } from './settings.ts';
+import { isRecord, socketIn } from './settings.ts';
 
 /** What the agent answered. Whoever disposes of it closes the descriptors that were not taken. */
 export interface Reply extends Disposable {
@@ -11,8 +12,9 @@ export interface Reply extends Disposable {
 }
 
 /**
- * One packet to the agent of this host and its answer. Throws VoltError: what the agent answered, or
- * AGENT_UNAVAILABLE where nobody listens or answers in time.
+ * One packet to the agent of this host and its answer. Throws VoltError: what the agent answered,
+ * AGENT_UNAVAILABLE where nobody listens, or the answer does not come in time; of a request that was sent nobody knows
+ * then whether it was done: DEADLINE_EXCEEDED.
  */
 export async function askAgent(options: {
   readonly runtimeDir: string;
@@ -20,10 +22,17 @@ export async function askAgent(options: {
   readonly request: Readonly<Record<string, unknown>>;
 }): Promise<Reply> {
   const { runtimeDir, timeoutMs, request } = options;
-  const path = join(runtimeDir, 'agent.sock');
+  const path = socketIn(runtimeDir);
   const payload = Buffer.from(JSON.stringify(request));
+  if (payload.length > MAX_PACKET_BYTES) {
+    const limit = MAX_PACKET_BYTES;
+    throw new VoltError('TOO_LARGE', `${payload.length} bytes are more than ${limit}`);
+  }
   const { bytes, descriptors } = await requestSeqpacket(path, payload, { timeoutMs }).catch(
     (cause: unknown) => {
+      if (request['op'] === 'request' && isKernelError(cause, 'ETIMEDOUT')) {
+        throw new VoltError('DEADLINE_EXCEEDED', `${path}: no answer within ${timeoutMs} ms`);
+      }
       const reason = cause instanceof Error ? cause.message : String(cause);
       throw new VoltError('AGENT_UNAVAILABLE', `no agent: ${reason}`, { cause });
     },

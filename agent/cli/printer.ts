@@ -46,6 +46,12 @@ export class Printer {
     if (!this.#json) this.#terminal.writeError(render([line]));
   }
 
+  /** Beside the results, what scripts should know as well: standard error, a line of JSON with `--json`. */
+  notice(value: unknown, line: Line): void {
+    const text = this.#json ? jsonText(value) : render([line]);
+    this.#terminal.writeError(redacted(text));
+  }
+
   /** What went wrong, on standard error: the body of the error with `--json`, else the page. */
   complaint(body: unknown, forPeople: () => Page): void {
     this.#terminal.writeError(this.#json ? jsonText(body) : render(forPeople()));
@@ -97,10 +103,18 @@ export const STANDARD: Terminal = {
   isTTY: () => process.stdout.isTTY,
 };
 
+/** Resolves when all that was written there has been taken. */
+export const drained = (): Promise<unknown> =>
+  Promise.all(
+    [process.stdout, process.stderr].map(
+      (stream) => new Promise<void>((resolve) => writeTo(stream, '', () => resolve())),
+    ),
+  );
+
 /** A reader that went away (`voltnet list | head -1`) ends the process as SIGPIPE would, without a word. */
-function writeTo(stream: NodeJS.WriteStream, text: string): void {
+function writeTo(stream: NodeJS.WriteStream, text: string, taken?: () => void): void {
   if (stream.listenerCount('error') === 0) {
     stream.on('error', () => process.exit(128 + constants.signals.SIGPIPE));
   }
-  stream.write(text);
+  stream.write(text, taken);
 }

@@ -70,6 +70,7 @@ export async function createProgram(options: {
       ),
     )
     .addOption(new Option('--host <id>', 'host whose agent is asked, instead of this one'))
+    .addOption(new Option('--local', "over the agent's socket on this host, as root, without NATS"))
     .addOption(
       new Option('--timeout <time>', 'how long to wait for an answer (default: 10s)').argParser(
         parseSeconds,
@@ -109,6 +110,7 @@ First steps:
       -netdev tap,id=n0,fd={fd} -device virtio-net-pci,netdev=n0,mac={mac} ...
   $ voltnet detach web
 
-Every command shows more examples with --help. Settings come from flags, then VOLT_NET_* variables,
+Where NATS cannot be used, attach, detach, update, get, list and check ask the agent of this host over
+its socket, as root; --local does so at once. Every command shows more examples with --help. Settings come from flags, then VOLT_NET_* variables,
 then /etc/volt/network/agent.json. TRACEPARENT and TRACESTATE continue a trace.
 `;

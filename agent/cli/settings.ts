@@ -13,6 +13,10 @@ export interface Settings {
   readonly host: string;
   /** True when a flag or variable named the host; `watch` shows all hosts otherwise. */
   readonly hostGiven: boolean;
+  /** Whether it is the host that the agent of this machine goes by. */
+  readonly isThisHost: boolean;
+  /** Over the agent's local socket, and not over NATS. */
+  readonly local: boolean;
   readonly nats: NatsAccess & { readonly inboxPrefix: string };
   readonly runtimeDir: string;
   readonly subjectPrefix: string;
@@ -26,6 +30,7 @@ export interface CommonFlags {
   readonly nats?: string;
   readonly inboxPrefix?: string;
   readonly host?: string;
+  readonly local?: boolean;
   readonly timeout?: number;
   readonly json?: boolean;
 }
@@ -45,14 +50,18 @@ export function loadSettings(
   env: Readonly<Record<string, string | undefined>>,
 ): Settings {
   const file = readConfig(flags.config);
-  const host = flags.host ?? env['VOLT_NET_HOST'];
+  const given = flags.host ?? env['VOLT_NET_HOST'];
   const runtimeDir =
     env['VOLT_NET_RUNTIME_DIR'] ?? text(file, 'runtimeDir') ?? '/run/volt-vmm/network';
+  const recorded = recordedHost(runtimeDir);
+  const host = checkedHost(given ?? text(file, 'host') ?? recorded ?? defaultHost());
   const traceparent = env['TRACEPARENT'];
   const tracestate = env['TRACESTATE'];
   return {
-    host: checkedHost(host ?? text(file, 'host') ?? recordedHost(runtimeDir) ?? defaultHost()),
-    hostGiven: host !== undefined,
+    host,
+    hostGiven: given !== undefined,
+    isThisHost: host === recorded,
+    local: flags.local === true,
     nats: natsAccess(flags, env, section(file, 'nats')),
     runtimeDir,
     subjectPrefix: env['VOLT_NET_SUBJECT_PREFIX'] ?? text(file, 'subjectPrefix') ?? 'volt.net.v1',
@@ -137,6 +146,9 @@ function tlsFiles(tls: Record<string, unknown>): TlsFiles | null {
   );
   return { caFile: caFile ?? null, certFile: certFile ?? null, keyFile: keyFile ?? null };
 }
+
+/** The local socket of the agent of this host. */
+export const socketIn = (runtimeDir: string): string => join(runtimeDir, 'agent.sock');
 
 /** What the agent that ran here last goes by, whatever the host's name has become since. */
 function recordedHost(runtimeDir: string): string | undefined {

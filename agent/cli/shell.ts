@@ -1,8 +1,12 @@
+import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
+import { toErrorBody } from '#protocol/errors.ts';
 import type { Connected } from './connect.ts';
+import { UsageError } from './errors.ts';
 import { EXIT, type ExitCode } from './exit-codes.ts';
+import type { HostClient } from './local-client.ts';
 import { Printer, type Terminal } from './printer.ts';
-import { type CommonFlags, loadSettings, type Settings } from './settings.ts';
+import { type CommonFlags, loadSettings, type Settings, socketIn } from './settings.ts';
 
 /** What a run of `voltnet` has of the outside. */
 export interface Surroundings {
@@ -41,7 +45,35 @@ export class Shell {
     options: { stay?: boolean } = {},
   ): Promise<T> {
     const settings = this.settings();
+    if (settings.local) throw new UsageError('--local: this command needs NATS');
     const { withClient } = await import('./connect.ts');
     return withClient(settings, work, options);
   }
+
+  /**
+   * The same for what one host is asked: over NATS or, with `--local` and where NATS did not take the question, over the
+   * socket of the agent here. `work` may begin twice, and has asked nobody anything the first time.
+   */
+  async withHost<T>(
+    work: (asked: { readonly client: HostClient; readonly settings: Settings }) => Promise<T>,
+  ): Promise<T> {
+    const settings = this.settings();
+    if (!settings.local) {
+      try {
+        return await this.withClient(work);
+      } catch (error) {
+        const { whyUnasked } = await import('./nats-words.ts');
+        const reason = whyUnasked(error);
+        if (reason === undefined || !canAskHere(settings)) throw error;
+        const notice = { way: 'local', ...toErrorBody(reason) };
+        this.output().notice(notice, `${reason.message}; asking the agent of this host directly`);
+      }
+    }
+    const { LocalClient } = await import('./local-client.ts');
+    return work({ client: new LocalClient(settings), settings });
+  }
 }
+
+/** Whether the agent of that host has its socket here, and answers this user. */
+const canAskHere = ({ isThisHost, runtimeDir }: Settings): boolean =>
+  isThisHost && process.geteuid?.() === 0 && existsSync(socketIn(runtimeDir));

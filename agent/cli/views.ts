@@ -179,6 +179,14 @@ export const differenceTable = (differences: readonly Difference[]): Page =>
     ]),
   );
 
+/** What `check` could not compare, and why. */
+export const notComparedLine = ({
+  what,
+  code,
+  message,
+}: NonNullable<CheckAnswer['notCompared']>[number]): Line =>
+  `not compared with the ${what}: ${code}: ${message}`;
+
 /** What the agent is about to do about it, one action a row; nothing without actions. */
 export const planTable = (plan: NonNullable<CheckAnswer['plan']> = []): Page =>
   plan.length === 0

@@ -251,15 +251,19 @@ describe('voltnet', () => {
   });
 
   test.each<[string, () => string[], RegExp]>([
-    ['a wrong password', () => ['--nats', natsUrl(WRONG), 'list'], /^3: .*AUTHORIZATION_VIOLATION/],
+    ['a wrong password', () => ['--nats', natsUrl(WRONG), 'list'], /^7: .*wrong user, password/],
     [
       'a server that is away',
       () => ['--nats', natsUrl(WRONG, closed), 'list'],
-      /CONNECTION_REFUSED/,
+      /^3: .*connection refused/,
     ],
     ['JSON', () => ['--json', '--nats', natsUrl(WRONG, closed), 'list'], /AGENT_UNAVAILABLE/],
     ['no address', () => ['--nats', `nats://a:${TOKEN}@h h`, 'list'], /^2: .*must be addresses/],
-    ['a token', () => ['--nats', `nats://${TOKEN}@127.0.0.1:${closed}`, 'list'], /CONNECTION_REF/],
+    [
+      'a token',
+      () => ['--nats', `nats://${TOKEN}@127.0.0.1:${closed}`, 'list'],
+      /connection refused/,
+    ],
     ['no command', () => [`nats://a:${TOKEN}@h`], /^2: .*unknown command/],
     ['a flag misspelt', () => [`--nast=nats://a:${TOKEN}@h`, 'list'], /^2: .*unknown option/],
     ['an argument', () => ['list', `nats://a:${TOKEN}@h`], /^2: /],
@@ -282,7 +286,7 @@ describe('voltnet', () => {
       VOLT_NET_NATS_USERNAME: 'agent',
       VOLT_NET_NATS_PASSWORD_FILE: fileWith(NATS_SECRET),
     };
-    expect(printed(VOLTNET, ['--config', config, 'list'])).toMatch(/AUTHORIZATION_VIOLATION/);
+    expect(printed(VOLTNET, ['--config', config, 'list'])).toMatch(/wrong user, password/);
     expect(printed(VOLTNET, ['--config', config, 'list'], env)).toMatch(/nobody serves/);
   });
 });

@@ -23,6 +23,8 @@ test('flags win over variables, variables over the file', () => {
   expect(loadSettings({ config: file }, {})).toEqual({
     host: 'file',
     hostGiven: false,
+    isThisHost: false,
+    local: false,
     nats: {
       url: 'nats://file',
       inboxPrefix: '_INBOX',

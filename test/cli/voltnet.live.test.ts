@@ -270,9 +270,11 @@ describe('watch and status', () => {
 
   test('what cannot be reached is exit code 3', async () => {
     const nats = { VOLT_NET_NATS_URL: 'nats://127.0.0.1:1' };
-    expect((await ended(start(['list'], nats))).exitCode).toBe(3);
+    expect((await ended(start(['network', 'list'], nats))).exitCode).toBe(3);
     expect((await ended(start(['list', '--host', 'elsewhere']))).exitCode).toBe(3);
     const nowhere = { VOLT_NET_RUNTIME_DIR: '/nonexistent' };
     expect((await ended(start(['status'], nowhere))).exitCode).toBe(3);
+    expect((await ended(start(['list'], { ...nats, ...nowhere }))).exitCode).toBe(3);
+    expect((await ended(start(['--local', 'list'], nowhere))).exitCode).toBe(3);
   });
 });

@@ -12,7 +12,7 @@ export function addAttachCommand(program: Command, shell: Shell): void {
     .action(async (flags: AttachFlags) => {
       const request = attachRequest(flags);
       if (request.dryRun === true) return rehearse(shell, request);
-      const answer = await shell.withClient(({ client, settings: { host } }) =>
+      const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
       shell.output().result(answer, () => attachmentDetails(answer.attachment));
@@ -20,7 +20,7 @@ export function addAttachCommand(program: Command, shell: Shell): void {
 }
 
 async function rehearse(shell: Shell, request: AttachRequest): Promise<void> {
-  const answer = await shell.withClient(({ client, settings: { host } }) =>
+  const answer = await shell.withHost(({ client, settings: { host } }) =>
     client.rehearse(host, request),
   );
   shell.output().result(answer, () => rehearsalDetails(answer));

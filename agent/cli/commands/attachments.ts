@@ -1,15 +1,16 @@
 import type { Command } from 'commander';
 import type {
   Attachment,
+  CheckAnswer,
   FleetListAnswer,
   FleetListRequest,
   ListAnswer,
   ListRequest,
 } from '#protocol/attachment.ts';
-import type { VoltNetworkClient } from '#protocol/client.ts';
 import { EXIT } from '../exit-codes.ts';
 import { UsageError } from '../errors.ts';
-import { marked } from '../page.ts';
+import type { HostClient } from '../local-client.ts';
+import { marked, type Page } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { oneOf, wholeNumber } from '../units.ts';
 import {
@@ -18,6 +19,7 @@ import {
   behindLine,
   differenceTable,
   fleetTable,
+  notComparedLine,
   planTable,
 } from '../views.ts';
 
@@ -55,7 +57,7 @@ is left alone (exit code 5).`,
         ...(generation !== undefined && { generation }),
         ...(requestId !== undefined && { requestId }),
       };
-      const answer = await shell.withClient(({ client, settings: { host } }) =>
+      const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.detach(host, request),
       );
       shell
@@ -82,7 +84,7 @@ Examples:
   $ voltnet --host h2 get web`,
     )
     .action(async (id: string) => {
-      const answer = await shell.withClient(({ client, settings: { host } }) =>
+      const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.get(host, { id }),
       );
       shell.output().result(answer, () => attachmentDetails(answer.attachment));
@@ -132,7 +134,7 @@ While the ledger does not answer, networks are shown as they were, and it is sai
       if (flags.allHosts === true) {
         const { state, ...asked } = request;
         if (state !== undefined) throw new UsageError('--state: is known on its host alone');
-        const answer = await shell.withClient(({ client, settings: { host } }) =>
+        const answer = await shell.withHost(({ client, settings: { host } }) =>
           paged ? client.listFleet(host, asked) : wholeFleet(client, host, asked),
         );
         output.result(answer, () => fleetTable(answer.attachments));
@@ -140,7 +142,7 @@ While the ledger does not answer, networks are shown as they were, and it is sai
         if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
         return;
       }
-      const answer = await shell.withClient(
+      const answer = await shell.withHost(
         async ({ client, settings: { host } }): Promise<ListAnswer> => {
           if (paged) return client.list(host, request);
           const attachments: Attachment[] = [];
@@ -154,7 +156,7 @@ While the ledger does not answer, networks are shown as they were, and it is sai
 
 /** All pages, as one. */
 async function wholeFleet(
-  client: VoltNetworkClient,
+  client: HostClient,
   host: string,
   request: FleetListRequest,
 ): Promise<FleetListAnswer> {
@@ -199,18 +201,22 @@ Examples:
   $ voltnet check
   $ voltnet check web || echo "look at web"
 
-Exit code 8 when something differs, 0 when all is as recorded.`,
+Exit code 8 when something differs or could not be compared, 0 when all is as recorded. While Redis
+is away records and kernel are compared alone, and that is said.`,
     )
     .action(async (id: string | undefined) => {
-      const answer = await shell.withClient(({ client, settings: { host } }) =>
+      const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.check(host, id === undefined ? {} : { id }),
       );
       const output = shell.output();
-      output.result(answer, () =>
-        answer.inSync
-          ? [marked('good', 'in sync')]
-          : [...differenceTable(answer.differences), ...planTable(answer.plan)],
-      );
+      output.result(answer, () => checkPage(answer));
+      for (const one of answer.notCompared ?? []) output.note(notComparedLine(one));
       if (answer.truncated === true) output.note('there is more than one answer holds');
       if (!answer.inSync) shell.exitCode = EXIT.differs;
     });
+
+function checkPage({ inSync, differences, plan = [] }: CheckAnswer): Page {
+  if (inSync) return [marked('good', 'in sync')];
+  if (differences.length + plan.length === 0) return ['what could be compared agrees'];
+  return [...differenceTable(differences), ...planTable(plan)];
+}

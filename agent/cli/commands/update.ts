@@ -25,7 +25,7 @@ export function addUpdateCommand(program: Command, shell: Shell): void {
     .option('--request-id <id>', 'a repeat with this id gets the first answer')
     .addHelpText('after', EXAMPLES)
     .action(async (id: string, flags: UpdateFlags) => {
-      const answer = await shell.withClient(({ client, settings: { host } }) =>
+      const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.update(host, updateRequest(id, flags)),
       );
       shell.output().result(answer, () => attachmentDetails(answer.attachment));
