@@ -43,7 +43,6 @@ import type { UnexpectedErrors } from './unexpected.ts';
 import { Updates } from './updates.ts';
 import { Witness } from './witness.ts';
 
-export const SERVICE_NAME = 'volt-network-agent';
 const DRAIN_TIMEOUT_MS = 10_000;
 const FLUSH_TIMEOUT_MS = 2_000;
 /** For so long after its start an agent waits for the ledger to say whose the host id is. */
@@ -318,7 +317,7 @@ export class Agent {
     this.#bus = options.makeBus({
       config: config.nats,
       host,
-      service: { name: SERVICE_NAME, version },
+      version,
       metadata: () => ({
         host,
         features: [...Object.keys(networkTypes), 'update', 'jobs'].join(','),
@@ -469,9 +468,8 @@ export class Agent {
 
   /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */
   async #isNewFleet(): Promise<boolean> {
-    const { host, subjectPrefix } = this.#config;
-    const answers = (await this.#bus.survey()) ?? [];
-    const peers = answers.filter(({ fleet }) => fleet === subjectPrefix);
+    const { host } = this.#config;
+    const peers = (await this.#bus.survey()) ?? [];
     // Without its own answer the question has not come round.
     const asked = peers.some((peer) => peer['host'] === host);
     if (!asked && this.#bus.state === 'connected') {

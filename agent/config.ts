@@ -17,6 +17,22 @@ const tls = z
   .nullable()
   .default(null);
 
+const age = z.int().min(60).max(10 * 365 * 86_400);
+const bytes = z
+  .int()
+  .min(1 << 20)
+  .max(2 ** 50);
+
+// How the streams of jobs and events are made, where the agent makes them.
+const streamsSection = z.strictObject({
+  replicas: z.int().min(1).max(5).default(1),
+  storage: z.enum(['file', 'memory']).default('file'),
+  eventAgeSeconds: age.default(7 * 86_400),
+  eventBytes: bytes.default(1 << 30),
+  jobAgeSeconds: age.default(86_400 / 2),
+  jobBytes: bytes.default(1 << 30),
+});
+
 const natsSection = z.strictObject({
   url: z
     .string()
@@ -44,6 +60,7 @@ const natsSection = z.strictObject({
     .min(1)
     .default(['_']),
   tls,
+  streams: streamsSection.prefault({}),
 });
 
 const redisSection = z.strictObject({
@@ -135,6 +152,12 @@ const OVERRIDES = [
   { key: 'nats.nkeyFile', variable: 'VOLT_NET_NATS_NKEY_FILE' },
   { key: 'nats.credentialsFile', variable: 'VOLT_NET_NATS_CREDENTIALS_FILE' },
   { key: 'nats.inboxPrefix', variable: 'VOLT_NET_NATS_INBOX_PREFIX' },
+  { key: 'nats.streams.replicas', variable: 'VOLT_NET_NATS_STREAM_REPLICAS', isNumber: true },
+  { key: 'nats.streams.storage', variable: 'VOLT_NET_NATS_STREAM_STORAGE' },
+  { key: 'nats.streams.eventAgeSeconds', variable: 'VOLT_NET_NATS_EVENT_AGE', isNumber: true },
+  { key: 'nats.streams.eventBytes', variable: 'VOLT_NET_NATS_EVENT_BYTES', isNumber: true },
+  { key: 'nats.streams.jobAgeSeconds', variable: 'VOLT_NET_NATS_JOB_AGE', isNumber: true },
+  { key: 'nats.streams.jobBytes', variable: 'VOLT_NET_NATS_JOB_BYTES', isNumber: true },
   { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL' },
   { key: 'redis.username', variable: 'VOLT_NET_REDIS_USERNAME' },
   { key: 'redis.passwordFile', variable: 'VOLT_NET_REDIS_PASSWORD_FILE' },
@@ -160,11 +183,12 @@ export interface ConfigSources {
 export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
   const settings = readSettings(file);
   const origins = new Map<string, string>();
-  for (const { key, variable } of OVERRIDES) {
+  for (const { key, variable, ...one } of OVERRIDES) {
     const flag = flags[key];
     const value = flag ?? env[variable];
     if (value === undefined) continue;
-    put(settings, key.split('.'), value);
+    const isNumber = 'isNumber' in one && /^\d+$/.test(value);
+    put(settings, key.split('.'), isNumber ? Number(value) : value);
     origins.set(key, flag === undefined ? variable : 'the command line');
   }
   noteSecrets(settings);
@@ -252,7 +276,11 @@ function parseJson(text: string, name: string): unknown {
 const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 
-function put(settings: Record<string, unknown>, keys: readonly string[], value: string): void {
+function put(
+  settings: Record<string, unknown>,
+  keys: readonly string[],
+  value: string | number,
+): void {
   const [key, ...rest] = keys;
   if (key === undefined) return;
   if (rest.length === 0) {

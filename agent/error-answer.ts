@@ -1,6 +1,6 @@
 import { encodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
-import type { BusAnswer } from './bus.ts';
+import type { BusAnswer } from './serving.ts';
 import { toVoltError } from './errors.ts';
 
 const MAX_BARE_MESSAGE = 1_024;

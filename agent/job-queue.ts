@@ -6,23 +6,35 @@ import {
   type JsMsg,
   type NatsConnection,
 } from 'nats';
-import { JOB_STREAM, jobConsumer } from '#protocol/subjects.ts';
+import { subjects } from '#protocol/subjects.ts';
+import {
+  type BusProblem,
+  BusProblemError,
+  cannotBeAsked,
+  jetStreamProblem,
+} from './bus-problems.ts';
 import { headersOf } from './inbound.ts';
 import type { Delivery } from './jobs.ts';
 import type { Log } from './log.ts';
 import { jittered } from './rhythm.ts';
 import {
   areLeftBehind,
+  consumerIn,
   countJobs,
   ensureJobConsumer,
   ensureJobStream,
+  type Ensured,
   findJobConsumer,
+  type JobPlace,
+  jobPlaces,
   MAX_JOBS_UNDER_WAY,
+  type StreamSettings,
 } from './streams.ts';
 
 export interface JobQueueOptions {
   readonly host: string;
   readonly subjectPrefix: string;
+  readonly streams: StreamSettings;
   readonly take: (delivery: Delivery) => Promise<void>;
   readonly log: Log;
 }
@@ -32,7 +44,11 @@ const PREFETCH = 64;
 const LEFT_CHECK_MS = 5_000;
 const ACK_TIMEOUT_MS = 5_000;
 const RETRY_FIRST_MS = 500;
-const RETRY_MOST_MS = 15_000;
+/** So late at most jobs are taken after what was in the way is gone. */
+const RETRY_MOST_MS = 8_000;
+/** How long one question for jobs lasts, and how often the server says meanwhile that the consumer is there. */
+const ASKED_MS = 20_000;
+const HEARTBEAT_MS = 4_000;
 const FAILED_RETRY_MS = 1_000;
 /** When no job has come for so long, none was there. */
 const QUIET_MS = 1_000;
@@ -44,7 +60,10 @@ const QUIET_MS = 1_000;
 export class JobQueue {
   readonly #options: JobQueueOptions;
   #messages: ConsumerMessages | undefined;
-  #problem: string | undefined = 'not connected yet';
+  #problem: BusProblem | undefined = { name: 'jobs-not-taken', reason: 'not connected yet' };
+  /** Which of the places is tried where JetStream says nothing of any. */
+  #guess = 0;
+  #toldDifferences = new Set<string>();
   /** Why the jobs of this host are not this agent's to take. */
   #refusal: string | undefined;
   #acting = Promise.withResolvers<void>();
@@ -59,7 +78,7 @@ export class JobQueue {
   }
 
   /** Why no jobs are taken; undefined when they are. */
-  get problem(): string | undefined {
+  get problem(): BusProblem | undefined {
     return this.#problem;
   }
 
@@ -75,17 +94,16 @@ export class JobQueue {
     }
     if (this.#refusal === undefined) this.#acting = Promise.withResolvers<void>();
     this.#refusal = refusal;
-    this.#problem = refusal;
+    this.#problem = { name: 'jobs-not-taken', reason: refusal };
     this.#messages?.stop();
     this.#messages = undefined;
   }
 
-  /** Takes jobs until the connection is closed for good. */
+  /** Takes jobs until the connection is closed. */
   async serve(connection: NatsConnection): Promise<void> {
-    const { log } = this.#options;
     for (let waitMs = RETRY_FIRST_MS; !this.#stopped && !connection.isClosed();) {
       if (this.#refusal !== undefined) {
-        await this.#acting.promise;
+        await Promise.race([this.#acting.promise, connection.closed()]);
         continue;
       }
       try {
@@ -100,18 +118,20 @@ export class JobQueue {
         waitMs = RETRY_FIRST_MS;
         await this.#takeAll(messages);
       } catch (error) {
-        if (this.#isRefused()) continue;
-        this.#setProblem(error instanceof Error ? error.message : String(error));
-        log.debug({ error: String(error) }, 'no jobs');
-        await sleep(jittered(waitMs));
+        if (this.#isRefused() || connection.isClosed()) continue;
+        this.#guess += 1;
+        this.#setProblem(jetStreamProblem(error));
+        await Promise.race([sleep(jittered(waitMs)), connection.closed()]);
         waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
       }
     }
   }
 
-  /** Asks anew: what was asked for went with the server. */
-  again(): void {
-    this.#messages?.stop();
+  /** The server does not let this user publish there: where it is the question for jobs, no answer comes. */
+  noteRefused(subject: string): void {
+    if (!subject.includes('.CONSUMER.MSG.NEXT.')) return;
+    const reason = `NATS refuses to publish on ${subject}`;
+    this.#messages?.stop(new BusProblemError({ name: 'publish-refused', subject, reason }));
   }
 
   stop(): void {
@@ -125,16 +145,22 @@ export class JobQueue {
   }
 
   async #open(connection: NatsConnection): Promise<ConsumerMessages> {
-    const { host } = this.#options;
     const manager = await connection.jetstreamManager({ checkAPI: false });
-    await this.#ensure(manager);
-    const { consumer, seen } = await findJobConsumer(connection, host);
-    const messages = await consumer.consume({ max_messages: PREFETCH });
+    const place = await this.#place(manager);
+    const { consumer, seen } = await findJobConsumer(connection, place);
+    const messages = await consumer.consume({
+      max_messages: PREFETCH,
+      expires: ASKED_MS,
+      idle_heartbeat: HEARTBEAT_MS,
+    });
+    // The library leaves them waiting.
+    void connection.closed().then(() => messages.stop());
     const { log } = this.#options;
-    void this.#watch(messages, seen).catch((error: unknown) => {
+    void this.#watch(messages).catch((error: unknown) => {
       log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
     });
-    void this.#deliverLeft(manager, messages).catch((error: unknown) => {
+    if (!seen) return messages;
+    void this.#deliverLeft(manager, { messages, place }).catch((error: unknown) => {
       log.debug({ error: String(error) }, 'cannot look for jobs left behind');
     });
     return messages;
@@ -145,14 +171,17 @@ export class JobQueue {
    * consumer has counted, or stop delivering altogether (seen with 2.9.10). Jobs that are stored and that nobody is going
    * to deliver come through a consumer made anew: what has been done is known here.
    */
-  async #deliverLeft(manager: JetStreamManager, messages: ConsumerMessages): Promise<void> {
-    const { host, subjectPrefix, log } = this.#options;
+  async #deliverLeft(
+    manager: JetStreamManager,
+    { messages, place }: { messages: ConsumerMessages; place: JobPlace },
+  ): Promise<void> {
+    const { host, subjectPrefix: prefix, log } = this.#options;
     let before = -1;
     for (let quietMs = 0; ;) {
       const waitMs = jittered(LEFT_CHECK_MS);
       await sleep(waitMs, undefined, { ref: false });
       if (this.#stopped || this.#messages !== messages) return;
-      const counts = await countJobs(manager, subjectPrefix, host);
+      const counts = await countJobs(manager, { prefix, host, place });
       if (counts.stored === 0) return;
       const quiet = counts.delivered === before && this.#underWay === 0;
       quietMs = quiet ? quietMs + waitMs : 0;
@@ -160,45 +189,68 @@ export class JobQueue {
       if (!areLeftBehind(counts, quietMs)) continue;
       if (this.#messages !== messages) return;
       log.warn({ ...counts }, 'jobs left behind by the server: delivered again');
-      await manager.consumers.delete(JOB_STREAM, jobConsumer(host));
+      await manager.consumers.delete(place.stream, place.consumer);
       return messages.stop();
     }
   }
 
-  /** Where the agent's permissions do not allow it, an administrator has made them, or what follows says what lacks. */
-  async #ensure(manager: JetStreamManager): Promise<void> {
-    const { host, subjectPrefix, log } = this.#options;
-    for (const ensure of [
-      () => ensureJobStream(manager, subjectPrefix),
-      () => ensureJobConsumer(manager, subjectPrefix, host),
-    ]) {
-      try {
-        const { name, outcome, differences } = await ensure();
-        if (outcome === 'differs')
-          log.warn({ name, differences }, 'JetStream: configured otherwise');
-      } catch (error) {
-        log.debug({ error: String(error) }, 'cannot look after the job stream');
-      }
-    }
+  /**
+   * Where the host's jobs are: what is missing is made. Of what the agent may not ask JetStream, an administrator has seen to
+   * it, or what follows says what lacks. Throws BusProblemError for what is there and cannot serve.
+   */
+  async #place(manager: JetStreamManager): Promise<JobPlace> {
+    const { host, subjectPrefix: prefix, streams: settings } = this.#options;
+    const guesses = jobPlaces(prefix, host);
+    const guess = guesses[this.#guess % guesses.length];
+    const found = await this.#found('stream-unfit', () =>
+      ensureJobStream(manager, { prefix, host, settings }),
+    );
+    const stream = found?.name ?? guess?.stream ?? '';
+    await this.#found('consumer-unfit', () => ensureJobConsumer(manager, { prefix, host, stream }));
+    return { stream, consumer: consumerIn(stream, { prefix, host }) };
   }
 
-  /**
-   * Ends the taking when the server says that there is nothing to take from any more. Of a consumer that cannot be looked at,
-   * silence says it.
-   */
-  async #watch(messages: ConsumerMessages, seen: boolean): Promise<void> {
+  /** Undefined where JetStream says nothing of it to this user. */
+  async #found(
+    unfit: 'stream-unfit' | 'consumer-unfit',
+    ensure: () => Promise<Ensured>,
+  ): Promise<Ensured | undefined> {
+    let ensured: Ensured;
+    try {
+      ensured = await ensure();
+    } catch (error) {
+      if (cannotBeAsked(error)) return undefined;
+      throw error;
+    }
+    const { name, outcome, differences } = ensured;
+    const [first = ''] = differences;
+    if (outcome === 'unfit') {
+      throw new BusProblemError({ name: unfit, subject: name, reason: first });
+    }
+    if (outcome === 'differs' && !this.#toldDifferences.has(first)) {
+      this.#toldDifferences.add(first);
+      this.#options.log.warn({ name, differences }, 'JetStream: configured otherwise');
+    }
+    return ensured;
+  }
+
+  /** Ends the taking when the server says that there is nothing to take from any more, or nothing at all. */
+  async #watch(messages: ConsumerMessages): Promise<void> {
     for await (const { type } of await messages.status()) {
-      const gone =
-        (!seen && type === ConsumerEvents.HeartbeatsMissed) ||
-        type === ConsumerEvents.ConsumerDeleted ||
-        type === ConsumerEvents.ConsumerNotFound ||
-        type === ConsumerEvents.StreamNotFound;
-      if (gone) messages.stop(new Error('the job stream or its consumer is gone'));
+      const reason = GONE.get(type);
+      if (reason === undefined) continue;
+      messages.stop(new BusProblemError({ name: 'jetstream-away', reason }));
     }
   }
 
   async #takeAll(messages: ConsumerMessages): Promise<void> {
+    const { subjectPrefix, host } = this.#options;
+    const ours = subjects(subjectPrefix).jobs(host).replace(/\*$/, '');
     for await (const message of messages) {
+      if (!message.subject.startsWith(ours)) {
+        quietly(this.#options.log, () => message.nak());
+        throw foreign(message);
+      }
       const prompt = this.#isPrompt(message);
       this.#quietSinceMs = performance.now();
       void this.#takeOne(message, prompt);
@@ -237,14 +289,38 @@ export class JobQueue {
     }
   }
 
-  #setProblem(problem: string | undefined): void {
-    if (problem === this.#problem) return;
+  #setProblem(problem: BusProblem | undefined): void {
+    const before = this.#problem?.reason;
     this.#problem = problem;
+    if (problem?.reason === before) return;
     const { log } = this.#options;
     if (problem === undefined) log.info({}, 'jobs are taken');
-    else log.warn({ problem }, 'no jobs are taken');
+    else log.warn({ problem: problem.reason }, 'no jobs are taken');
   }
 }
+
+/** What the library says of a consumer that does not answer as one that is there. */
+const GONE: ReadonlyMap<string, string> = new Map([
+  [ConsumerEvents.ConsumerDeleted, 'the consumer of this host was deleted'],
+  [ConsumerEvents.ConsumerNotFound, 'the consumer of this host is gone'],
+  [ConsumerEvents.StreamNotFound, 'the stream of jobs is gone'],
+  [
+    ConsumerEvents.NoResponders,
+    'nobody gives out jobs: JetStream is off on this server, or lends this account no stream of jobs',
+  ],
+  [
+    ConsumerEvents.HeartbeatsMissed,
+    "JetStream says nothing of this host's jobs: the stream has no leader, or is gone",
+  ],
+]);
+
+/** Whoever takes from another's consumer takes that one's jobs: they go back. */
+const foreign = ({ subject, info }: JsMsg): BusProblemError =>
+  new BusProblemError({
+    name: 'consumer-unfit',
+    subject: info.consumer,
+    reason: `consumer ${info.consumer} of stream ${info.stream} delivers ${subject}, which is not for this host`,
+  });
 
 function deliveryOf(message: JsMsg, prompt: boolean, log: Log): Delivery {
   const { timestampNanos, deliveryCount } = message.info;

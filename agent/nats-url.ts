@@ -63,3 +63,21 @@ function decoded(text: string): string {
     throw new Error('must have the % of user and password as %25', { cause });
   }
 }
+
+export interface ServerAddress {
+  readonly name: string;
+  readonly port: number;
+}
+
+const DEFAULT_PORT = 4_222;
+
+/** Host and port of one of `NatsUrl.servers`: `nats://[::1]:4222`, `tls://nats.example.org`. */
+export function addressOf(server: string): ServerAddress {
+  const address = server.replace(/^[a-z]+:\/\//, '');
+  const [, bracketed, port] = /^\[([^\]]+)\](?::(\d+))?$/.exec(address) ?? [];
+  if (bracketed !== undefined) return { name: bracketed, port: Number(port ?? DEFAULT_PORT) };
+  const [name = '', ...rest] = address.split(':');
+  // Colons without brackets: an IPv6 address, and no port.
+  if (rest.length > 1) return { name: address, port: DEFAULT_PORT };
+  return { name, port: Number(rest[0] ?? DEFAULT_PORT) };
+}

@@ -23,10 +23,10 @@ export async function askPeer(
   return (await requestOnce(connection, { subject, payload, reply, timeoutMs })).data;
 }
 
-/** The metadata of all instances of a service that answer `$SRV.INFO` in time. */
+/** The metadata of all instances of these services that answer `$SRV.INFO` in time. */
 export async function surveyPeers(
   connection: NatsConnection,
-  { service, inboxPrefix }: { service: string; inboxPrefix: string },
+  { services, inboxPrefix }: { services: readonly string[]; inboxPrefix: string },
 ): Promise<Readonly<Record<string, string>>[]> {
   const found: Readonly<Record<string, string>>[] = [];
   const reply = peerInbox(inboxPrefix);
@@ -42,7 +42,9 @@ export async function surveyPeers(
     },
   });
   try {
-    connection.publish(`$SRV.INFO.${service}`, undefined, { reply });
+    for (const service of services) {
+      connection.publish(`$SRV.INFO.${service}`, undefined, { reply });
+    }
     while (performance.now() < until) await sleep(SURVEY_STEP_MS);
     return found;
   } finally {

@@ -32,7 +32,7 @@ import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
 import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from './attachments.ts';
-import type { BusAnswer, BusEndpoint, BusRequest } from './bus.ts';
+import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
 import { errorAnswer } from './error-answer.ts';
 import { toVoltError } from './errors.ts';
 import type { EventLog } from './events.ts';

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import type { Msg, MsgHdrs, NatsConnection, Subscription } from 'nats';
+import type { Msg, MsgHdrs, NatsConnection, PubAck, Subscription } from 'nats';
 import type {
   AttachAnswer,
   Attachment,
@@ -22,7 +22,7 @@ import type {
 import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
 import { decodeSubject, eventSource, type EventType } from './events.ts';
-import { fromNatsError } from './nats-errors.ts';
+import { fromNatsError, isOfOtherStream } from './nats-errors.ts';
 import type {
   LedgerCheckAnswer,
   LedgerCheckRequest,
@@ -45,6 +45,7 @@ import {
   type HostOperation,
   JOB_STREAM,
   jobMessageId,
+  jobStreamOf,
   type JobOperation,
   type Subjects,
   subjects,
@@ -132,6 +133,8 @@ export class VoltNetworkClient {
   readonly #connection: NatsConnection;
   readonly #headers: () => MsgHdrs;
   readonly #subjects: Subjects;
+  /** Where jobs are to be stored: nobody takes them from any other stream. */
+  #jobStream: string;
   /** To agents a caller is an inbox: this one, with a subject below it for each request. */
   readonly #inbox: string;
   readonly #timeoutMs: number;
@@ -140,7 +143,9 @@ export class VoltNetworkClient {
   constructor(options: ClientOptions) {
     this.#connection = options.connection;
     this.#headers = options.headers;
-    this.#subjects = subjects(options.prefix ?? DEFAULT_PREFIX);
+    const prefix = options.prefix ?? DEFAULT_PREFIX;
+    this.#subjects = subjects(prefix);
+    this.#jobStream = jobStreamOf(prefix);
     this.#inbox = unguessableInbox(options.inboxPrefix ?? DEFAULT_INBOX_PREFIX);
     this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     this.#traceContext = options.traceContext ?? (() => ({}));
@@ -285,7 +290,7 @@ export class VoltNetworkClient {
   /**
    * Events from now on, live: subscribed when this returns, so that what a request sent afterwards on the
    * same connection causes is seen. What happened before, and what happens while nobody watches, the stream
-   * VOLT_NET_EVENTS keeps. Ends when `signal` says so or the connection closes; whoever does not iterate
+   * of events keeps (`eventStreamOf`). Ends when `signal` says so or the connection closes; whoever does not iterate
    * ends it by `signal`. Messages that are no events of the protocol are passed over.
    */
   watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
@@ -379,12 +384,19 @@ export class VoltNetworkClient {
     const subject = this.#subjects.job(host, operation);
     const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
     const payload = encoded({ ...request, requestId });
-    try {
-      const stored = await this.#connection.jetstream().publish(subject, payload, {
+    const store = (streamName: string): Promise<PubAck> =>
+      this.#connection.jetstream().publish(subject, payload, {
         msgID: jobMessageId({ host, operation, requestId }),
         headers: this.#traceHeaders(options),
-        expect: { streamName: JOB_STREAM },
+        expect: { streamName },
         timeout: timeoutMs,
+      });
+    try {
+      const stored = await store(this.#jobStream).catch((cause: unknown) => {
+        // A fleet may have its streams from before their names had the prefix.
+        if (!isOfOtherStream(cause) || this.#jobStream === JOB_STREAM) throw cause;
+        this.#jobStream = JOB_STREAM;
+        return store(this.#jobStream);
       });
       return { requestId, sequence: stored.seq, duplicate: stored.duplicate };
     } catch (cause) {

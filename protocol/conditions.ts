@@ -52,10 +52,20 @@ export const CONDITIONS = {
     remedy:
       'Switch JetStream on in the server and for the account of the agent. Requests are answered meanwhile; jobs and events wait.',
   },
+  'stream-missing': {
+    area: 'streams',
+    blocks: false,
+    remedy: 'Run voltnet setup, or allow the agent to make the stream (docs/security.md).',
+  },
   'stream-unfit': {
     area: 'streams',
     blocks: false,
     remedy: 'Change the stream as the reason says, or remove it and run voltnet setup.',
+  },
+  'consumer-missing': {
+    area: 'jobs',
+    blocks: false,
+    remedy: 'Run voltnet setup for this host, or allow the agent to make the consumer.',
   },
   'consumer-unfit': {
     area: 'jobs',

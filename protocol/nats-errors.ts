@@ -10,6 +10,7 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   BAD_SUBJECT: 'INVALID_REQUEST',
 };
 const NO_RESPONDERS = '503';
+const EXPECTED_OTHER_STREAM = 10_060;
 
 // JSApiError numbers of nats-server: 10023 insufficient resources, 10047 storage, 10054 a message larger than
 // the stream takes, 10077 a limit of the stream with discard new.
@@ -30,6 +31,10 @@ export function fromNatsError(
   const code = JETSTREAM_CODES[jetStreamNumber(cause)] ?? CODES[natsCode] ?? 'AGENT_UNAVAILABLE';
   return new VoltError(code, `${subject}: ${reasonOf(cause, natsCode, timeoutMs)}`, { cause });
 }
+
+/** The stream that would have stored the message is not the one that its sender expected. */
+export const isOfOtherStream = (cause: unknown): boolean =>
+  jetStreamNumber(cause) === EXPECTED_OTHER_STREAM;
 
 function jetStreamNumber(cause: unknown): number {
   if (!(cause instanceof Error) || !('api_error' in cause)) return 0;

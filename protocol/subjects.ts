@@ -17,14 +17,35 @@ export type LedgerOperation = (typeof LEDGER_OPERATIONS)[number];
 export type NetworkChange = (typeof NETWORK_CHANGES)[number];
 
 export const DEFAULT_PREFIX = 'volt.net.v1';
-/** JetStream streams: outcomes by limits, jobs as a work queue. */
+/** Names in JetStream, and of the service, of a fleet with the default prefix. */
 export const EVENT_STREAM = 'VOLT_NET_EVENTS';
 export const JOB_STREAM = 'VOLT_NET_JOBS';
+export const SERVICE_NAME = 'volt-network-agent';
 /** In a subject where no network applies. */
 export const NO_NETWORK = '-';
 
-/** The durable consumer of a host's jobs. */
-export const jobConsumer = (host: string): string => `agent-${host}`;
+/**
+ * A prefix as part of a name, which JetStream and `$SRV` want without dots: `acme.net` is `acme-net`. What of the prefix is
+ * `-` or `_` has a `_` before it, so that no two prefixes have one name.
+ */
+const scopeOf = (prefix: string): string =>
+  prefix.replace(/[_-]/g, (character) => `_${character}`).replaceAll('.', '-');
+
+const scoped = (name: string, prefix: string): string =>
+  prefix === DEFAULT_PREFIX ? name : `${name}-${scopeOf(prefix)}`;
+
+/** The stream of the fleet's events: outcomes, kept by limits. */
+export const eventStreamOf = (prefix: string): string => scoped(EVENT_STREAM, prefix);
+
+/** The stream of the fleet's jobs, a work queue. */
+export const jobStreamOf = (prefix: string): string => scoped(JOB_STREAM, prefix);
+
+/** The NATS service that the fleet's agents are. */
+export const serviceNameOf = (prefix: string): string => scoped(SERVICE_NAME, prefix);
+
+/** The durable consumer of a host's jobs: `agent-h1`, or `agent-acme-net--h1` with the prefix `acme.net`. */
+export const jobConsumer = (host: string, prefix: string = DEFAULT_PREFIX): string =>
+  prefix === DEFAULT_PREFIX ? `agent-${host}` : `agent-${scopeOf(prefix)}--${host}`;
 
 /** `Nats-Msg-Id` of a job. JetStream drops a repeat by this id within the stream, whatever the subject. */
 export const jobMessageId = (job: {

@@ -18,6 +18,8 @@ export interface Settings {
   /** Over the agent's local socket, and not over NATS. */
   readonly local: boolean;
   readonly nats: NatsAccess & { readonly inboxPrefix: string };
+  /** What variables and agent.json say of `nats.streams`, unchecked. */
+  readonly streams: Readonly<Record<string, unknown>>;
   readonly runtimeDir: string;
   readonly subjectPrefix: string;
   readonly timeoutMs: number;
@@ -63,6 +65,7 @@ export function loadSettings(
     isThisHost: host === recorded,
     local: flags.local === true,
     nats: natsAccess(flags, env, section(file, 'nats')),
+    streams: { ...section(section(file, 'nats'), 'streams'), ...streamVariables(env) },
     runtimeDir,
     subjectPrefix: env['VOLT_NET_SUBJECT_PREFIX'] ?? text(file, 'subjectPrefix') ?? 'volt.net.v1',
     timeoutMs: (flags.timeout ?? DEFAULT_TIMEOUT_S) * 1_000,
@@ -113,6 +116,25 @@ const CREDENTIAL_VARIABLES = {
   nkeyFile: 'VOLT_NET_NATS_NKEY_FILE',
   credentialsFile: 'VOLT_NET_NATS_CREDENTIALS_FILE',
 } as const;
+
+const STREAM_VARIABLES = {
+  replicas: 'VOLT_NET_NATS_STREAM_REPLICAS',
+  storage: 'VOLT_NET_NATS_STREAM_STORAGE',
+  eventAgeSeconds: 'VOLT_NET_NATS_EVENT_AGE',
+  eventBytes: 'VOLT_NET_NATS_EVENT_BYTES',
+  jobAgeSeconds: 'VOLT_NET_NATS_JOB_AGE',
+  jobBytes: 'VOLT_NET_NATS_JOB_BYTES',
+} as const;
+
+const streamVariables = (
+  env: Readonly<Record<string, string | undefined>>,
+): Record<string, string> =>
+  Object.fromEntries(
+    Object.entries(STREAM_VARIABLES).flatMap(([key, variable]) => {
+      const value = env[variable];
+      return value === undefined ? [] : [[key, value]];
+    }),
+  );
 
 type CredentialKey = keyof typeof CREDENTIAL_VARIABLES;
 

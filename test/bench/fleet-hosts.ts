@@ -117,7 +117,7 @@ async function survey(host: string): Promise<boolean> {
   const connection = peers.get(host);
   if (connection === undefined) return false;
   const inboxPrefix = `_INBOX.${host}`;
-  const answers = await surveyPeers(connection, { service: SERVICE, inboxPrefix });
+  const answers = await surveyPeers(connection, { services: [SERVICE], inboxPrefix });
   const asked = answers.some((peer) => peer['host'] === host);
   surveyed.surveys += 1;
   if (!asked) surveyed.deaf += 1;

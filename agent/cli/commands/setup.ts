@@ -1,7 +1,11 @@
 import type { Command } from 'commander';
+import type { StreamSettings } from '../../streams.ts';
+import { UsageError } from '../errors.ts';
 import { EXIT } from '../exit-codes.ts';
 import { table } from '../page.ts';
 import type { Shell } from '../shell.ts';
+
+type Flags = Readonly<Partial<Record<keyof StreamSettings, string>>>;
 
 /** `setup`: makes in JetStream, as an administrator, what agents have no right to make. */
 export function addSetupCommand(program: Command, shell: Shell): void {
@@ -9,22 +13,37 @@ export function addSetupCommand(program: Command, shell: Shell): void {
     .command('setup')
     .description('make the streams of jobs and events, and the consumers of hosts, in JetStream')
     .argument('[hosts...]', "hosts whose consumers are made (default: this one's)")
+    .option('--replicas <number>', 'servers that keep each stream: 3 in a cluster')
+    .option('--storage <kind>', 'file or memory')
+    .option('--event-age-seconds <seconds>', 'how long events are kept')
+    .option('--event-bytes <bytes>', 'how much of them is kept')
+    .option('--job-age-seconds <seconds>', 'how long a job waits for its host')
+    .option('--job-bytes <bytes>', 'how much may wait')
     .addHelpText(
       'after',
       `
 Examples:
   $ voltnet setup
   $ voltnet setup h1 h2 h3
+  $ voltnet setup --replicas 3 h1 h2 h3
   $ VOLT_NET_NATS_CREDENTIALS_FILE=admin.creds voltnet setup h1 h2 h3
 
-Asks no agent, and is needed only where agents may not make these themselves. What is there is left
-as it is; exit code 8 when it differs from what agents expect.`,
+Asks no agent, and is needed only where agents may not make these themselves, or to change streams
+that are there: replicas, age and bytes are set where a flag, a variable or nats.streams of agent.json
+gives them. All else of what is there is left as it is; exit code 8 when it differs from what was
+asked for, or is nothing that agents can use.`,
     )
-    .action(async (hosts: string[]) => {
+    .action(async (hosts: string[], flags: Flags) => {
       const made = await shell.withClient(async ({ settings, jetStream }) => {
-        const { ensureAll } = await import('../../streams.ts');
+        const { DEFAULT_STREAMS, ensureAll } = await import('../../streams.ts');
+        const given = streamSettings({ ...settings.streams, ...flags });
         const named = hosts.length === 0 ? [settings.host] : hosts;
-        return jetStream((manager) => ensureAll(manager, settings.subjectPrefix, named));
+        const fleet = {
+          prefix: settings.subjectPrefix,
+          settings: { ...DEFAULT_STREAMS, ...given },
+          given: KEYS.filter((key) => given[key] !== undefined),
+        };
+        return jetStream((manager) => ensureAll(manager, fleet, named));
       });
       shell.output().result({ made }, () =>
         table(
@@ -32,6 +51,27 @@ as it is; exit code 8 when it differs from what agents expect.`,
           made.map(({ name, outcome, differences }) => [name, outcome, differences.join('; ')]),
         ),
       );
-      if (made.some(({ outcome }) => outcome === 'differs')) shell.exitCode = EXIT.differs;
+      if (made.some(({ outcome }) => outcome === 'differs' || outcome === 'unfit')) {
+        shell.exitCode = EXIT.differs;
+      }
     });
+}
+
+const NUMBERS = ['replicas', 'eventAgeSeconds', 'eventBytes', 'jobAgeSeconds', 'jobBytes'] as const;
+const KEYS = [...NUMBERS, 'storage'] as const;
+
+/** What was given, of flags, variables and file. Throws UsageError. */
+function streamSettings(given: Readonly<Record<string, unknown>>): Partial<StreamSettings> {
+  const { storage } = given;
+  if (storage !== undefined && storage !== 'file' && storage !== 'memory') {
+    throw new UsageError('storage: must be file or memory');
+  }
+  const numbers = NUMBERS.flatMap((key) => {
+    const value = given[key];
+    if (value === undefined) return [];
+    const number = Number(value);
+    if (Number.isSafeInteger(number) && number > 0) return [[key, number] as const];
+    throw new UsageError(`${key}: must be a whole number, above zero`);
+  });
+  return { ...Object.fromEntries(numbers), ...(storage !== undefined && { storage }) };
 }

@@ -1,0 +1,142 @@
+import { ErrorCode, NatsError } from 'nats';
+
+/**
+ * What can be wrong between the agent and NATS, by names that stay:
+ * - `bus-away`: there is no connection to any server. Nothing is served, taken or published.
+ * - `credentials-refused`: there is none, since no server lets this user in, or what it proves itself by cannot be read.
+ * - `subscription-refused`: the user may not listen on `subject`: what is asked there is not heard. Tried again until it may.
+ * - `publish-refused`: the user may not publish on `subject`: what is said there is lost, or waits.
+ * - `jetstream-away`: JetStream does not answer, is off, or has no leader: no jobs come, events wait on the disk.
+ * - `stream-missing`: the stream `subject` is not there, and the agent cannot make it.
+ * - `stream-unfit`: the stream `subject` was made by somebody in a way in which it cannot serve; it is not used.
+ * - `consumer-missing`, `consumer-unfit`: the same of this host's consumer `subject`.
+ * - `jobs-not-taken`: this host's jobs wait in the stream, whatever the reason, which is named beside where it is one of these.
+ */
+export const BUS_PROBLEMS = [
+  'bus-away',
+  'credentials-refused',
+  'subscription-refused',
+  'publish-refused',
+  'jetstream-away',
+  'stream-missing',
+  'stream-unfit',
+  'consumer-missing',
+  'consumer-unfit',
+  'jobs-not-taken',
+] as const;
+
+export type BusProblemName = (typeof BUS_PROBLEMS)[number];
+
+export interface BusProblem {
+  readonly name: BusProblemName;
+  /** In words, for an operator. May hold a secret of an address: `Bus.problems` takes it out. */
+  readonly reason: string;
+  /** The subject, stream or consumer that it is about. */
+  readonly subject?: string;
+}
+
+export class BusProblemError extends Error {
+  override readonly name = 'BusProblemError';
+  readonly problem: BusProblem;
+
+  constructor(problem: BusProblem, options?: ErrorOptions) {
+    super(problem.reason, options);
+    this.problem = problem;
+  }
+}
+
+/** Numbers of JetStream's errors (nats-server, errors.json). */
+export const JETSTREAM = {
+  noPeers: 10_005,
+  consumerNotFound: 10_014,
+  notEnabledForAccount: 10_039,
+  streamNotFound: 10_059,
+  subjectsOverlap: 10_065,
+  noCluster: 10_074,
+  notEnabled: 10_076,
+} as const;
+
+export const isApiError = (error: unknown, code: number): boolean =>
+  error instanceof NatsError && error.api_error?.err_code === code;
+
+/** Whether it is this error of the library, whose type for codes is text. */
+export function hasCode(error: unknown, code: ErrorCode): boolean {
+  const text: string = code;
+  return error instanceof NatsError && error.code === text;
+}
+
+/** The user may not ask this, or the streams are in another account, of which JetStream here knows nothing. */
+export const cannotBeAsked = (error: unknown): boolean =>
+  isApiError(error, JETSTREAM.notEnabledForAccount) ||
+  hasCode(error, ErrorCode.PermissionsViolation);
+
+/** What an error of JetStream means, where it is about no stream or consumer in particular. */
+export function jetStreamProblem(error: unknown): BusProblem {
+  if (error instanceof BusProblemError) return error.problem;
+  return { name: 'jetstream-away', reason: jetStreamReason(error) };
+}
+
+export function jetStreamReason(error: unknown): string {
+  if (!(error instanceof NatsError)) return textOf(error);
+  const number = error.api_error?.err_code;
+  if (number !== undefined) return JETSTREAM_WORDS.get(number) ?? `JetStream: ${error.message}`;
+  if (hasCode(error, ErrorCode.NoResponders)) {
+    return 'JetStream is off on this server: add jetstream {} to its configuration';
+  }
+  if (hasCode(error, ErrorCode.Timeout)) {
+    return 'JetStream does not answer: it has no leader while too few of its servers are there';
+  }
+  return error.message;
+}
+
+const JETSTREAM_WORDS: ReadonlyMap<number, string> = new Map([
+  [JETSTREAM.noPeers, 'too few servers have JetStream, and room, for so many replicas'],
+  [
+    JETSTREAM.notEnabledForAccount,
+    'JetStream is not enabled for this account: add jetstream: enabled to it',
+  ],
+  [JETSTREAM.noCluster, 'a server that is alone keeps one replica: nats.streams.replicas is more'],
+  [JETSTREAM.notEnabled, 'JetStream is off on this server: add jetstream {} to its configuration'],
+]);
+
+/** Why a server was not connected to, in the words of `server: reason`. */
+export function connectProblem(server: string, error: unknown): BusProblem {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  const credentials = CREDENTIAL_WORDS.get(code);
+  if (credentials !== undefined) {
+    return { name: 'credentials-refused', reason: `${server}: ${credentials}` };
+  }
+  // Of the authenticator, which reads files: it names the setting.
+  const isOurs = code === '' && textOf(error).startsWith('nats.');
+  const name = isOurs ? 'credentials-refused' : 'bus-away';
+  return { name, reason: `${server}: ${CONNECT_WORDS.get(code) ?? textOf(error)}` };
+}
+
+const CREDENTIAL_WORDS: ReadonlyMap<string, string> = new Map([
+  [
+    ErrorCode.AuthorizationViolation,
+    'wrong user, password, token or key (authorization violation)',
+  ],
+  [ErrorCode.BadAuthentication, 'wrong user, password, token or key'],
+  [ErrorCode.BadCreds, 'nats.credentialsFile does not hold a JWT and a seed'],
+  [ErrorCode.AuthenticationExpired, 'the credentials of this user have expired'],
+  [ErrorCode.AccountExpired, "the credentials of this user's account have expired"],
+  [ErrorCode.AuthenticationTimeout, 'the server has waited too long for the credentials'],
+]);
+
+const CONNECT_WORDS: ReadonlyMap<string, string> = new Map([
+  [ErrorCode.ConnectionRefused, 'connection refused'],
+  ['ECONNREFUSED', 'connection refused'],
+  ['ECONNRESET', 'the server has closed the connection'],
+  ['EHOSTUNREACH', 'no route to that host'],
+  ['ENETUNREACH', 'no route to that network'],
+  ['ENOTFOUND', 'no host has this name (DNS)'],
+  ['EAI_AGAIN', 'DNS does not answer'],
+  [ErrorCode.Timeout, 'no answer: the server, or what is between, is silent'],
+  [
+    ErrorCode.ServerOptionNotAvailable,
+    'the server offers no TLS, and nats.tls is set; or it wants TLS, and nats.tls is null',
+  ],
+]);
+
+const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
