@@ -168,6 +168,11 @@ export class Bus {
     return this.#link.connection?.info?.max_payload ?? MAX_PAYLOAD_BY_DEFAULT;
   }
 
+  /** Host and port of the server that it is connected to. */
+  get server(): string | undefined {
+    return this.#link.connection?.getServer();
+  }
+
   start(): void {
     this.#serving.start(this.#refusal === undefined);
     this.#link.start();

@@ -160,7 +160,6 @@ export class NatsLink {
     }
     const cause = await connection.closed();
     if (this.#closing) return;
-    if (this.#server !== undefined) this.#reorder(this.#server, connection);
     if (isSilent) this.#silent.add(server);
     const what = isSilent ? 'has fallen silent' : 'has closed the connection';
     this.#problem =
@@ -177,6 +176,8 @@ export class NatsLink {
         onSilent();
         // The library would first wait until what it has written has left.
         void connection.close();
+      } else if (type === Events.Update && this.#server !== undefined) {
+        this.#learn(this.#server, connection);
       } else if (type === Events.Error && permissionContext !== undefined) {
         onRefused(permissionContext);
       } else if (type === Events.Error) {
@@ -220,7 +221,12 @@ export class NatsLink {
         const connection = await this.#dial(server, address);
         this.#silent.delete(place);
         this.#told = undefined;
+        // It comes last when it is lost.
+        if (this.#servers.includes(server)) {
+          this.#servers = [...this.#servers.filter((one) => one !== server), server];
+        }
         this.#server = server;
+        this.#learn(server, connection);
         return connection;
       } catch (error) {
         if (hasCode(error, ErrorCode.Timeout)) this.#silent.add(place);
@@ -231,11 +237,8 @@ export class NatsLink {
     return undefined;
   }
 
-  /** This one comes last now that it is lost, and what it said of its cluster after those that are configured. */
-  #reorder(server: NatsServer, { info }: NatsConnection): void {
-    if (this.#servers.includes(server)) {
-      this.#servers = [...this.#servers.filter((one) => one !== server), server];
-    }
+  /** What it says of its cluster comes after those that are configured. */
+  #learn(server: NatsServer, { info }: NatsConnection): void {
     const known = new Set(this.#servers.map(placeName));
     this.#learned = (info?.connect_urls ?? [])
       .map((url) => ({ ...addressOf(url), certifiedAs: certifiedAs(server) }))

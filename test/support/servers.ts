@@ -44,6 +44,20 @@ export async function startNats({
   });
 }
 
+/** Three servers that are one cluster, with JetStream. */
+export async function startNatsCluster(): Promise<readonly [Server, Server, Server]> {
+  const ports = [await freePort(), await freePort(), await freePort()] as const;
+  const routes = ports.map((port) => `nats://127.0.0.1:${port}`).join(', ');
+  const start = (index: 0 | 1 | 2): Promise<Server> =>
+    startNats({
+      config: [
+        `server_name: n${index + 1}`,
+        `cluster { name: test, listen: "127.0.0.1:${ports[index]}", routes: [${routes}] }`,
+      ].join('\n'),
+    });
+  return Promise.all([start(0), start(1), start(2)]);
+}
+
 /** redis-server. `args` as on its command line: `--appendonly yes`. With `tls` its port speaks TLS alone. */
 export async function startRedis({
   args = [],
