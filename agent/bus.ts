@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { NatsConnection } from 'nats';
 import { redacted } from '#protocol/secrets.ts';
-import { SERVICE_NAME, serviceNameOf, subjects } from '#protocol/subjects.ts';
+import { SERVICE_NAME, serviceNameOf } from '#protocol/subjects.ts';
 import type { BusProblem } from './bus-problems.ts';
 import type { Config } from './config.ts';
 import { EventStream, type PublishedEvent } from './event-stream.ts';
@@ -12,6 +12,7 @@ import type { Log } from './log.ts';
 import { NatsLink, type Refused } from './nats-connection.ts';
 import { askPeer, surveyPeers } from './peers.ts';
 import { PublishError } from './pending-event.ts';
+import { Refusals, subscriptionRefused } from './refusals.ts';
 import { type BusEndpoint, Serving } from './serving.ts';
 import { type Held, Subscriptions } from './subscriptions.ts';
 
@@ -46,13 +47,6 @@ const MAX_PAYLOAD_BY_DEFAULT = 1 << 20;
 /** The first release line in which the advisories against 2.9 and 2.10 are mended. */
 const FIXED_SERVER = '2.10.27';
 const DROPS_TOLD_EVERY_MS = 1_000;
-/** A refusal that is not repeated for so long is over: whatever is refused is tried again sooner. */
-const REFUSAL_MS = 10_000;
-
-/** What was refused beside the subscriptions that stay. */
-interface Refusals extends Refused {
-  untilMs: number;
-}
 
 /**
  * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
@@ -69,7 +63,8 @@ export class Bus {
   #state: BusState = 'connecting';
   /** Whether the server has answered to all subscriptions of this connection. */
   #isConfirmed = false;
-  readonly #refused = new Map<string, Refusals>();
+  readonly #refusals: Refusals;
+  #isClosing = false;
   #dropped = 0;
   #dropsQuietUntil = 0;
 
@@ -77,6 +72,7 @@ export class Bus {
     this.#options = options;
     const { config, host, version, subjectPrefix: prefix, takeJob, doorbell, log } = options;
     this.#subscriptions = new Subscriptions(log);
+    this.#refusals = new Refusals(prefix, log);
     this.#link = new NatsLink({
       config,
       name: `volt-network-agent ${host}`,
@@ -127,7 +123,8 @@ export class Bus {
 
   /** Whatever is wrong between this agent and NATS now, in words, without secrets. */
   problems(): readonly BusProblem[] {
-    const found = this.#link.problem === undefined ? this.#problemsConnected() : [this.#link.problem];
+    const found =
+      this.#link.problem === undefined ? this.#problemsConnected() : [this.#link.problem];
     const { jobProblem } = this;
     if (jobProblem !== undefined) found.push({ name: 'jobs-not-taken', reason: jobProblem });
     return found.map((problem) => ({ ...problem, reason: redacted(problem.reason) }));
@@ -135,16 +132,12 @@ export class Bus {
 
   #problemsConnected(): BusProblem[] {
     const listening = this.#subscriptions.refused.map(subscriptionRefused);
-    const other: BusProblem[] = [];
-    for (const [key, { subject, operation, untilMs }] of this.#refused) {
-      if (performance.now() > untilMs) this.#refused.delete(key);
-      else if (operation === 'publish') other.push(publishRefused(subject));
-      else other.push(subscriptionRefused(subject));
-    }
     const streams = [this.#events.problem, this.#jobs.problem].filter(
       (problem) => problem !== undefined && problem.name !== 'jobs-not-taken',
     );
-    const all = [...listening, ...other, ...streams].filter((problem) => problem !== undefined);
+    const all = [...listening, ...this.#refusals.problems(), ...streams].filter(
+      (problem) => problem !== undefined,
+    );
     const known = new Set<string>();
     return all.filter(({ name, subject, reason }) => {
       const key = `${name} ${subject ?? reason}`;
@@ -183,13 +176,12 @@ export class Bus {
     const { connection } = this.#link;
     if (connection === undefined) throw new PublishError('away', 'NATS is away');
     await this.#events.publish(connection, event);
-    this.#refused.delete(refusalKey({ operation: 'publish', subject: event.subject }));
+    this.#refusals.notePublished(event.subject);
   }
 
   /** Publishes a message without content, if that is possible now: nobody relies on it. */
   ring(subject: string): void {
-    const isMuted = this.#refused.get(MUTED);
-    if (isMuted !== undefined && performance.now() < isMuted.untilMs) return;
+    if (this.#refusals.isMuted) return;
     this.#link.connection?.publish(subject);
   }
 
@@ -231,6 +223,7 @@ export class Bus {
   }
 
   async close(): Promise<void> {
+    this.#isClosing = true;
     this.#events.useConnection(undefined);
     await this.#link.close();
     this.#setState('closed');
@@ -238,7 +231,7 @@ export class Bus {
 
   async #use(connection: NatsConnection): Promise<void> {
     this.#guard(connection);
-    this.#refused.clear();
+    this.#refusals.clear();
     this.#isConfirmed = false;
     this.#subscriptions.useConnection(connection);
     await this.#subscriptions.settled();
@@ -253,20 +246,13 @@ export class Bus {
       this.#subscriptions.useConnection(undefined);
       this.#events.useConnection(undefined);
     }
-    if (this.#state !== 'closed') this.#setState(isOpen ? 'connected' : 'connecting');
+    if (!this.#isClosing) this.#setState(isOpen ? 'connected' : 'connecting');
   }
 
   #noteRefused({ operation, subject }: Refused): void {
-    const { log, subjectPrefix } = this.#options;
     if (operation === 'publish') this.#jobs.noteRefused(subject);
     else if (this.#subscriptions.noteRefused(subject)) return;
-    // Whoever asks JetStream knows what to do without an answer.
-    if (operation === 'publish' && isQuestion(subject)) return;
-    const isRing = operation === 'publish' && subjects(subjectPrefix).match(subject)?.kind === 'changed';
-    const refused = { operation, subject: isInbox(subject) ? inboxesOf(subject) : subject };
-    const key = isRing ? MUTED : refusalKey(refused);
-    if (!this.#refused.has(key)) log.warn({ ...refused }, 'NATS refuses a subject to this user');
-    this.#refused.set(key, { ...refused, untilMs: performance.now() + REFUSAL_MS });
+    this.#refusals.note({ operation, subject });
   }
 
   #guard(connection: NatsConnection): void {
@@ -310,34 +296,6 @@ export class Bus {
 
 const reasonOf = (refusal: Refusal): string | undefined =>
   refusal && `${refusal.code}: ${refusal.message}`;
-
-/** The key of doorbells: one that is refused is as good as all. */
-const MUTED = 'publish doorbells';
-
-const refusalKey = ({ operation, subject }: Refused): string => `${operation} ${subject}`;
-
-const subscriptionRefused = (subject: string): BusProblem => ({
-  name: 'subscription-refused',
-  subject,
-  reason: `NATS does not let this user listen on ${subject}`,
-});
-
-const publishRefused = (subject: string): BusProblem => ({
-  name: 'publish-refused',
-  subject,
-  reason: `NATS does not let this user publish on ${subject}`,
-});
-
-/** What an agent without the right to ask does without: everything of JetStream but the jobs, and the name of before. */
-const isQuestion = (subject: string): boolean =>
-  (subject.startsWith('$JS.API.') && !subject.includes('.MSG.NEXT.')) ||
-  subject === `$SRV.INFO.${SERVICE_NAME}`;
-
-const isInbox = (subject: string): boolean => subject.startsWith('_INBOX.');
-
-/** Each has a random end. */
-const inboxesOf = (subject: string): string =>
-  `${subject.split('.').slice(0, 2).join('.')}.>`;
 
 /** `2.9.10` before `2.10.27`; a version that cannot be read is not older. */
 function isOlder(version: string, than: string): boolean {

@@ -17,7 +17,10 @@ const tls = z
   .nullable()
   .default(null);
 
-const age = z.int().min(60).max(10 * 365 * 86_400);
+const age = z
+  .int()
+  .min(60)
+  .max(10 * 365 * 86_400);
 const bytes = z
   .int()
   .min(1 << 20)
@@ -154,9 +157,13 @@ const OVERRIDES = [
   { key: 'nats.inboxPrefix', variable: 'VOLT_NET_NATS_INBOX_PREFIX' },
   { key: 'nats.streams.replicas', variable: 'VOLT_NET_NATS_STREAM_REPLICAS', isNumber: true },
   { key: 'nats.streams.storage', variable: 'VOLT_NET_NATS_STREAM_STORAGE' },
-  { key: 'nats.streams.eventAgeSeconds', variable: 'VOLT_NET_NATS_EVENT_AGE', isNumber: true },
+  {
+    key: 'nats.streams.eventAgeSeconds',
+    variable: 'VOLT_NET_NATS_EVENT_AGE_SECONDS',
+    isNumber: true,
+  },
   { key: 'nats.streams.eventBytes', variable: 'VOLT_NET_NATS_EVENT_BYTES', isNumber: true },
-  { key: 'nats.streams.jobAgeSeconds', variable: 'VOLT_NET_NATS_JOB_AGE', isNumber: true },
+  { key: 'nats.streams.jobAgeSeconds', variable: 'VOLT_NET_NATS_JOB_AGE_SECONDS', isNumber: true },
   { key: 'nats.streams.jobBytes', variable: 'VOLT_NET_NATS_JOB_BYTES', isNumber: true },
   { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL' },
   { key: 'redis.username', variable: 'VOLT_NET_REDIS_USERNAME' },

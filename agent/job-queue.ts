@@ -6,7 +6,7 @@ import {
   type JsMsg,
   type NatsConnection,
 } from 'nats';
-import { subjects } from '#protocol/subjects.ts';
+import { jobStreamOf, subjects } from '#protocol/subjects.ts';
 import {
   type BusProblem,
   BusProblemError,
@@ -19,17 +19,14 @@ import type { Log } from './log.ts';
 import { jittered } from './rhythm.ts';
 import {
   areLeftBehind,
-  consumerIn,
   countJobs,
-  ensureJobConsumer,
-  ensureJobStream,
-  type Ensured,
   findJobConsumer,
+  type JobCounts,
   type JobPlace,
-  jobPlaces,
   MAX_JOBS_UNDER_WAY,
-  type StreamSettings,
-} from './streams.ts';
+} from './job-consumer.ts';
+import { JobFinder } from './job-finder.ts';
+import type { StreamSettings } from './streams.ts';
 
 export interface JobQueueOptions {
   readonly host: string;
@@ -61,9 +58,7 @@ export class JobQueue {
   readonly #options: JobQueueOptions;
   #messages: ConsumerMessages | undefined;
   #problem: BusProblem | undefined = { name: 'jobs-not-taken', reason: 'not connected yet' };
-  /** Which of the places is tried where JetStream says nothing of any. */
-  #guess = 0;
-  #toldDifferences = new Set<string>();
+  readonly #finder: JobFinder;
   /** Why the jobs of this host are not this agent's to take. */
   #refusal: string | undefined;
   #acting = Promise.withResolvers<void>();
@@ -75,6 +70,7 @@ export class JobQueue {
 
   constructor(options: JobQueueOptions) {
     this.#options = options;
+    this.#finder = new JobFinder(options);
   }
 
   /** Why no jobs are taken; undefined when they are. */
@@ -119,7 +115,7 @@ export class JobQueue {
         await this.#takeAll(messages);
       } catch (error) {
         if (this.#isRefused() || connection.isClosed()) continue;
-        this.#guess += 1;
+        this.#finder.guessAgain();
         this.#setProblem(jetStreamProblem(error));
         await Promise.race([sleep(jittered(waitMs)), connection.closed()]);
         waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
@@ -145,23 +141,27 @@ export class JobQueue {
   }
 
   async #open(connection: NatsConnection): Promise<ConsumerMessages> {
+    const { subjectPrefix, log } = this.#options;
     const manager = await connection.jetstreamManager({ checkAPI: false });
-    const place = await this.#place(manager);
+    const place = await this.#finder.find(manager);
     const { consumer, seen } = await findJobConsumer(connection, place);
     const messages = await consumer.consume({
-      max_messages: PREFETCH,
+      // One by one where it is a guess that may be another fleet's.
+      max_messages: seen || place.stream === jobStreamOf(subjectPrefix) ? PREFETCH : 1,
       expires: ASKED_MS,
       idle_heartbeat: HEARTBEAT_MS,
     });
     // The library leaves them waiting.
     void connection.closed().then(() => messages.stop());
-    const { log } = this.#options;
     void this.#watch(messages).catch((error: unknown) => {
       log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
     });
     if (!seen) return messages;
     void this.#deliverLeft(manager, { messages, place }).catch((error: unknown) => {
-      log.debug({ error: String(error) }, 'cannot look for jobs left behind');
+      log.warn(
+        { error: String(error) },
+        'jobs left behind by the server are not looked for any more',
+      );
     });
     return messages;
   }
@@ -181,7 +181,14 @@ export class JobQueue {
       const waitMs = jittered(LEFT_CHECK_MS);
       await sleep(waitMs, undefined, { ref: false });
       if (this.#stopped || this.#messages !== messages) return;
-      const counts = await countJobs(manager, { prefix, host, place });
+      let counts: JobCounts;
+      try {
+        counts = await countJobs(manager, { prefix, host, place });
+      } catch (error) {
+        if (cannotBeAsked(error)) return;
+        log.debug({ error: String(error) }, 'cannot look for jobs left behind: again soon');
+        continue;
+      }
       if (counts.stored === 0) return;
       const quiet = counts.delivered === before && this.#underWay === 0;
       quietMs = quiet ? quietMs + waitMs : 0;
@@ -192,46 +199,6 @@ export class JobQueue {
       await manager.consumers.delete(place.stream, place.consumer);
       return messages.stop();
     }
-  }
-
-  /**
-   * Where the host's jobs are: what is missing is made. Of what the agent may not ask JetStream, an administrator has seen to
-   * it, or what follows says what lacks. Throws BusProblemError for what is there and cannot serve.
-   */
-  async #place(manager: JetStreamManager): Promise<JobPlace> {
-    const { host, subjectPrefix: prefix, streams: settings } = this.#options;
-    const guesses = jobPlaces(prefix, host);
-    const guess = guesses[this.#guess % guesses.length];
-    const found = await this.#found('stream-unfit', () =>
-      ensureJobStream(manager, { prefix, host, settings }),
-    );
-    const stream = found?.name ?? guess?.stream ?? '';
-    await this.#found('consumer-unfit', () => ensureJobConsumer(manager, { prefix, host, stream }));
-    return { stream, consumer: consumerIn(stream, { prefix, host }) };
-  }
-
-  /** Undefined where JetStream says nothing of it to this user. */
-  async #found(
-    unfit: 'stream-unfit' | 'consumer-unfit',
-    ensure: () => Promise<Ensured>,
-  ): Promise<Ensured | undefined> {
-    let ensured: Ensured;
-    try {
-      ensured = await ensure();
-    } catch (error) {
-      if (cannotBeAsked(error)) return undefined;
-      throw error;
-    }
-    const { name, outcome, differences } = ensured;
-    const [first = ''] = differences;
-    if (outcome === 'unfit') {
-      throw new BusProblemError({ name: unfit, subject: name, reason: first });
-    }
-    if (outcome === 'differs' && !this.#toldDifferences.has(first)) {
-      this.#toldDifferences.add(first);
-      this.#options.log.warn({ name, differences }, 'JetStream: configured otherwise');
-    }
-    return ensured;
   }
 
   /** Ends the taking when the server says that there is nothing to take from any more, or nothing at all. */

@@ -18,7 +18,7 @@ import type { Log } from './log.ts';
 import type { Outcomes, Position } from './outcomes.ts';
 import type { JobCall, Requests } from './requests.ts';
 import type { Standing } from './standing.ts';
-import { JOB_WORKING_MS } from './streams.ts';
+import { JOB_WORKING_MS } from './job-consumer.ts';
 import { type RequestTrace, tracedRequest } from './trace.ts';
 
 /** One delivery of a job, as the bus hands it over, and what can be said of it. */

@@ -1,5 +1,3 @@
-import { lookup } from 'node:dns/promises';
-import { createConnection, isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   connect,
@@ -15,7 +13,17 @@ import { type BusProblem, connectProblem, hasCode } from './bus-problems.ts';
 import type { Config } from './config.ts';
 import type { Log } from './log.ts';
 import { connectionOptionsOf } from './nats-access.ts';
-import { addressOf, parseNatsUrl, type ServerAddress } from './nats-url.ts';
+import {
+  Addresses,
+  called,
+  certifiedAs,
+  type NatsServer,
+  placeName,
+  placeOf,
+  saysSomething,
+  shuffled,
+} from './nats-places.ts';
+import { addressOf, parseNatsUrl } from './nats-url.ts';
 
 /** What the server does not let this user do. */
 export interface Refused {
@@ -43,16 +51,10 @@ const PING_INTERVAL_MS = 2_500;
 const MAX_PINGS_UNANSWERED = 2;
 /** Of one server, from the first packet to its answer to who we are. */
 const CONNECT_TIMEOUT_MS = 2_000;
-const LOOKUP_TIMEOUT_MS = 2_000;
 const DRAIN_TIMEOUT_MS = 1_000;
 /** What is said while there is no connection waits so long for one: callers wait no longer, as a rule. */
 const HELD_MS = 10_000;
 const MAX_HELD = 1_024;
-
-/** One of the list. `certifiedAs`: what its certificate says, where it is called by its address. */
-interface NatsServer extends ServerAddress {
-  readonly certifiedAs?: string | undefined;
-}
 
 interface HeldMessage {
   readonly subject: string;
@@ -204,7 +206,10 @@ export class NatsLink {
   }
 
   /** Tries all addresses of one server, those that were silent last. */
-  async #tryServer(server: NatsServer, problems: BusProblem[]): Promise<NatsConnection | undefined> {
+  async #tryServer(
+    server: NatsServer,
+    problems: BusProblem[],
+  ): Promise<NatsConnection | undefined> {
     let found: readonly string[];
     try {
       found = await this.#addresses.of(server.name);
@@ -249,7 +254,10 @@ export class NatsLink {
     const { config, name } = this.#options;
     const place = placeOf({ ...server, address });
     // The library never closes the socket of a server that says nothing: so it is asked for a word first.
-    if (this.#silent.has(place) && !(await saysSomething(address, server.port))) {
+    if (
+      this.#silent.has(place) &&
+      !(await saysSomething({ address, port: server.port }, CONNECT_TIMEOUT_MS))
+    ) {
       throw NatsError.errorForCode(ErrorCode.Timeout);
     }
     const servername = certifiedAs(server);
@@ -305,81 +313,5 @@ function together(problems: readonly BusProblem[]): BusProblem {
   };
 }
 
-/** Addresses of names, as the system knows them. */
-class Addresses {
-  readonly #known = new Map<string, readonly string[]>();
-  /** One question a name: those that hang would take all of the threads that files are read by, too. */
-  readonly #asked = new Map<string, Promise<readonly string[]>>();
-
-  /** Looks the name up. Where no answer comes in time, the last one counts; throws where there is none. */
-  async of(name: string): Promise<readonly string[]> {
-    if (isIP(name) !== 0) return [name];
-    const asked = this.#asked.get(name) ?? this.#ask(name);
-    const waiting = new AbortController();
-    const late = sleep(LOOKUP_TIMEOUT_MS, undefined, waiting).then(() => {
-      throw Object.assign(new Error(`${name}: DNS does not answer`), { code: 'EAI_AGAIN' });
-    });
-    try {
-      return await Promise.race([asked, late]);
-    } catch (error) {
-      const known = this.#known.get(name);
-      if (known === undefined) throw error;
-      return known;
-    } finally {
-      late.catch(() => {});
-      waiting.abort();
-    }
-  }
-
-  #ask(name: string): Promise<readonly string[]> {
-    const asked = lookup(name, { all: true })
-      .then((found) => {
-        const addresses = found.map(({ address }) => address);
-        this.#known.set(name, addresses);
-        return addresses;
-      })
-      .finally(() => this.#asked.delete(name));
-    asked.catch(() => {});
-    this.#asked.set(name, asked);
-    return asked;
-  }
-}
-
-/** Whether a server greets whoever connects, as nats-server does with its INFO. */
-function saysSomething(host: string, port: number): Promise<boolean> {
-  const { promise, resolve, reject } = Promise.withResolvers<boolean>();
-  const socket = createConnection({ host, port });
-  const timer = setTimeout(() => resolve(false), CONNECT_TIMEOUT_MS);
-  socket.once('data', () => resolve(true));
-  socket.once('error', reject);
-  socket.once('close', () => resolve(true));
-  return promise.finally(() => {
-    clearTimeout(timer);
-    socket.destroy();
-  });
-}
-
-const placeOf = ({ address, port }: { address: string; port: number }): string =>
-  isIP(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`;
-
-const placeName = ({ name, port }: ServerAddress): string => `${name}:${port}`;
-
-const certifiedAs = (server: NatsServer): string | undefined =>
-  server.certifiedAs ?? (isIP(server.name) === 0 ? server.name : undefined);
-
-/** Which name the certificate is to have; the library passes it on, and does not know it. */
-const called = (tls: TlsOptions, servername: string | undefined): TlsOptions => {
-  const named: TlsOptions & { servername?: string } = { ...tls };
-  if (servername !== undefined) named.servername = servername;
-  return named;
-};
-
 const codeOf = (error: unknown): unknown =>
   error instanceof Error && 'code' in error ? error.code : undefined;
-
-/** At random, so that hosts spread over the servers. */
-const shuffled = <T>(values: readonly T[]): readonly T[] =>
-  values
-    .map((value) => ({ value, key: Math.random() }))
-    .toSorted((one, other) => one.key - other.key)
-    .map(({ value }) => value);

@@ -64,6 +64,7 @@ export class Serving {
   readonly #control: Held[] = [];
   readonly #counts = new Map<BusEndpoint, Counts>();
   #asHost = false;
+  #isStopped = false;
 
   constructor(options: ServingOptions) {
     this.#options = options;
@@ -88,6 +89,7 @@ export class Serving {
 
   /** Serves what is the host's, or not any more; what is any agent's is served all the time. */
   act(asHost: boolean): void {
+    if (this.#isStopped) return;
     this.#asHost = asHost;
     for (const endpoint of this.#options.endpoints) {
       const held = this.#served.get(endpoint);
@@ -112,6 +114,7 @@ export class Serving {
 
   /** Takes nothing new; what has come is answered. */
   async stop(): Promise<void> {
+    this.#isStopped = true;
     const held = [...this.#served.values(), ...this.#control];
     this.#served.clear();
     await Promise.all(held.map((one) => one.end()));

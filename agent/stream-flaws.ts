@@ -6,7 +6,8 @@ import { AckPolicy, type ConsumerConfig, RetentionPolicy, type StreamConfig } fr
 /** Of a stream in which `needed` should be stored. */
 function streamFlaw(found: StreamConfig, needed: string): string | undefined {
   const { name } = found;
-  if (found.mirror !== undefined) return `stream ${name} is a mirror of another, and stores nothing`;
+  if (found.mirror !== undefined)
+    return `stream ${name} is a mirror of another, and stores nothing`;
   if (found.sealed) return `stream ${name} is sealed, and stores nothing`;
   if (found.no_ack) return `stream ${name} has no_ack, and never says that it has stored something`;
   if (areCovered(found, needed)) return undefined;

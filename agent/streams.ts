@@ -1,26 +1,17 @@
 import {
-  AckPolicy,
-  type Consumer,
-  type ConsumerConfig,
-  type ConsumerInfo,
-  DeliverPolicy,
   DiscardPolicy,
   ErrorCode,
   type JetStreamManager,
   nanos,
-  type NatsConnection,
   NatsError,
-  ReplayPolicy,
   RetentionPolicy,
   StorageType,
   type StreamConfig,
 } from 'nats';
 import {
-  DEFAULT_PREFIX,
   EVENT_STREAM,
   eventStreamOf,
   JOB_STREAM,
-  jobConsumer,
   jobStreamOf,
   subjects,
 } from '#protocol/subjects.ts';
@@ -33,7 +24,7 @@ import {
   jetStreamReason,
 } from './bus-problems.ts';
 import type { WhyNotPublished } from './pending-event.ts';
-import { areCovered, consumerFlaw, eventStreamFlaw, jobStreamFlaw } from './stream-flaws.ts';
+import { areCovered, eventStreamFlaw, jobStreamFlaw } from './stream-flaws.ts';
 
 /** How streams are made: the section `nats.streams` of agent.json. */
 export interface StreamSettings {
@@ -57,22 +48,7 @@ export const DEFAULT_STREAMS: StreamSettings = {
 
 // An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
 const DUPLICATE_WINDOW_MS = 10 * 60_000;
-const JOBS_PER_SUBJECT = 100_000;
-/** How long a job may be under way without a word of it. */
-const JOB_ACK_WAIT_MS = 10_000;
-/** So often a job that is still under way says so. */
-export const JOB_WORKING_MS = 3_000;
-/** Jobs of one host under way at once. The agent counts these itself. */
-export const MAX_JOBS_UNDER_WAY = 256;
-/**
- * Jobs of one host that were delivered and are not done. Those that wait for their next try count, too: with a smaller
- * number, so many jobs that cannot be done yet (a network without a free address) held up all others.
- */
-const MAX_JOBS_UNDONE = 3 * JOBS_PER_SUBJECT;
-/** Beyond an `ack_wait`, and beyond a minute's pause as well. */
-const STALLED_AFTER_MS = 15_000;
-const UNREPEATED_AFTER_MS = 90_000;
-
+export const JOBS_PER_SUBJECT = 100_000;
 /** Errors of the library that name the message, and not the connection. */
 const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
   ErrorCode.MaxPayloadExceeded,
@@ -101,7 +77,7 @@ export interface Fleet {
   readonly settings: StreamSettings;
   /** Whose part of their subjects is needed at least; without, all. */
   readonly host?: string;
-  /** In what a stream that is there should be as the settings say, too. In everything else its maker has decided. */
+  /** In what a stream that is there is to be as the settings say, too. In everything else its maker has decided. */
   readonly given?: readonly (keyof StreamSettings)[];
 }
 
@@ -117,12 +93,6 @@ const JOB_SETTINGS = {
   max_age: 'jobAgeSeconds',
   max_bytes: 'jobBytes',
 } as const;
-
-/** Where JetStream has the jobs of one host. */
-export interface JobPlace {
-  readonly stream: string;
-  readonly consumer: string;
-}
 
 type Wanted = Partial<StreamConfig> & { readonly name: string };
 
@@ -155,29 +125,12 @@ const jobStream = ({ prefix, settings }: Fleet): Wanted => ({
 const storageOf = ({ storage }: StreamSettings): StorageType =>
   storage === 'file' ? StorageType.File : StorageType.Memory;
 
-const consumerOf = (prefix: string, host: string, name: string): Partial<ConsumerConfig> => ({
-  durable_name: name,
-  filter_subject: subjects(prefix).jobs(host),
-  ack_policy: AckPolicy.Explicit,
-  ack_wait: nanos(JOB_ACK_WAIT_MS),
-  max_ack_pending: MAX_JOBS_UNDONE,
-  // The agent counts, and says why it gives a job up; the server would only go silent.
-  max_deliver: -1,
-});
-
-/** Where the jobs of a host may be: a fleet with a prefix of its own may have its streams from before names had it. */
-export const jobPlaces = (prefix: string, host: string): readonly JobPlace[] => [
-  { stream: jobStreamOf(prefix), consumer: jobConsumer(host, prefix) },
-  ...(prefix === DEFAULT_PREFIX ? [] : [{ stream: JOB_STREAM, consumer: jobConsumer(host) }]),
-];
-
 /** Finds the event stream, or makes it. Throws NatsError, or BusProblemError where it is missing and cannot be made. */
 export function ensureEventStream(manager: JetStreamManager, fleet: Fleet): Promise<Ensured> {
   const { prefix, host } = fleet;
   const needed = subjects(prefix).events(host === undefined ? {} : { host });
   return ensureStream(manager, {
-    wanted: eventStream(fleet),
-    compared: comparedOf(eventStream(fleet), EVENT_SETTINGS, fleet),
+    ...comparedOf(eventStream(fleet), EVENT_SETTINGS, fleet),
     earlier: EVENT_STREAM,
     flawOf: (found) => eventStreamFlaw(found, needed),
     needed,
@@ -189,178 +142,11 @@ export function ensureJobStream(manager: JetStreamManager, fleet: Fleet): Promis
   const { prefix, host } = fleet;
   const needed = host === undefined ? subjects(prefix).allJobs() : subjects(prefix).jobs(host);
   return ensureStream(manager, {
-    wanted: jobStream(fleet),
-    compared: comparedOf(jobStream(fleet), JOB_SETTINGS, fleet),
+    ...comparedOf(jobStream(fleet), JOB_SETTINGS, fleet),
     earlier: JOB_STREAM,
     flawOf: (found) => jobStreamFlaw(found, needed),
     needed,
   });
-}
-
-/** The durable consumer of one host in a stream of jobs. Throws NatsError, and BusProblemError as above. */
-export async function ensureJobConsumer(
-  manager: JetStreamManager,
-  { prefix, host, stream }: { prefix: string; host: string; stream: string },
-): Promise<Ensured> {
-  const name = consumerIn(stream, { prefix, host });
-  const wanted = consumerOf(prefix, host, name);
-  try {
-    const { config } = await manager.consumers.info(stream, name);
-    return comparison(name, wanted, config, consumerFlaw(config, subjects(prefix).jobs(host)));
-  } catch (error) {
-    if (!isApiError(error, JETSTREAM.consumerNotFound)) throw error;
-  }
-  await made('consumer-missing', name, () => manager.consumers.add(stream, wanted));
-  return { name, outcome: 'made', differences: [] };
-}
-
-export const consumerIn = (
-  stream: string,
-  { prefix, host }: { prefix: string; host: string },
-): string => jobConsumer(host, stream === jobStreamOf(prefix) ? prefix : DEFAULT_PREFIX);
-
-/**
- * Both streams, and the consumers of these hosts. A stream that is there is changed in what the fleet's settings give, where
- * JetStream allows it. Throws as the above.
- */
-export async function ensureAll(
-  manager: JetStreamManager,
-  fleet: Omit<Fleet, 'host'>,
-  hosts: readonly string[],
-): Promise<Ensured[]> {
-  const both: [() => Promise<Ensured>, Partial<StreamConfig>][] = [
-    [
-      () => ensureEventStream(manager, fleet),
-      comparedOf(eventStream(fleet), EVENT_SETTINGS, fleet),
-    ],
-    [() => ensureJobStream(manager, fleet), comparedOf(jobStream(fleet), JOB_SETTINGS, fleet)],
-  ];
-  const ensured: Ensured[] = [];
-  for (const [ensure, wanted] of both) {
-    const found = await ensure();
-    const changes = await changed(manager, found, wanted);
-    if (changes === undefined) ensured.push(found);
-    else if (typeof changes === 'string') {
-      ensured.push({ ...found, differences: [...found.differences, changes] });
-    } else {
-      const after = await ensure();
-      ensured.push(after.outcome === 'there' ? { ...after, outcome: 'updated' } : after);
-    }
-  }
-  const [, { name: stream } = { name: '' }] = ensured;
-  const { prefix } = fleet;
-  for (const host of hosts) ensured.push(await ensureJobConsumer(manager, { prefix, host, stream }));
-  return ensured;
-}
-
-/** What JetStream changes of a stream that is there, and an administrator would. */
-const CHANGEABLE = ['num_replicas', 'max_age', 'max_bytes'] as const;
-
-/** True where something was changed; why not, where that failed; undefined where nothing has to be. */
-async function changed(
-  manager: JetStreamManager,
-  { name, outcome }: Ensured,
-  wanted: Partial<StreamConfig>,
-): Promise<true | string | undefined> {
-  if (outcome !== 'differs') return undefined;
-  const { config } = await manager.streams.info(name);
-  const keys = CHANGEABLE.filter(
-    (key) => wanted[key] !== undefined && wanted[key] !== config[key],
-  );
-  if (keys.length === 0) return undefined;
-  try {
-    await manager.streams.update(
-      name,
-      Object.fromEntries(keys.map((key) => [key, wanted[key]])),
-    );
-    return true;
-  } catch (error) {
-    return `not changed: ${jetStreamReason(error)}`;
-  }
-}
-
-/**
- * The consumer at this place. Where the streams are in another account than the agents, as in deploy/nats/, JetStream
- * answers nothing about it, and it is used unseen. Throws NatsError where it is not there.
- */
-export async function findJobConsumer(
-  connection: NatsConnection,
-  place: JobPlace,
-): Promise<{ consumer: Consumer; seen: boolean }> {
-  const { consumers } = connection.jetstream();
-  try {
-    return { consumer: await consumers.get(place.stream, place.consumer), seen: true };
-  } catch (error) {
-    if (!cannotBeAsked(error)) throw error;
-  }
-  return { consumer: consumers.getPullConsumerFor(unseenConsumer(place)), seen: false };
-}
-
-/** What the library wants to be told of a consumer; it uses both names and the lack of a subject to deliver to. */
-function unseenConsumer({ stream, consumer }: JobPlace): ConsumerInfo {
-  const none = { consumer_seq: 0, stream_seq: 0, last_active: 0 };
-  return {
-    stream_name: stream,
-    name: consumer,
-    created: '',
-    config: {
-      durable_name: consumer,
-      ack_policy: AckPolicy.Explicit,
-      deliver_policy: DeliverPolicy.All,
-      replay_policy: ReplayPolicy.Instant,
-    },
-    delivered: none,
-    ack_floor: none,
-    num_ack_pending: 0,
-    num_redelivered: 0,
-    num_waiting: 0,
-    num_pending: 0,
-    push_bound: false,
-    pause_remaining: 0,
-  };
-}
-
-export interface JobCounts {
-  readonly stored: number;
-  /** What the consumer is still to deliver for the first time. */
-  readonly pending: number;
-  /** What it has delivered, and waits to hear of. */
-  readonly unacknowledged: number;
-  readonly delivered: number;
-}
-
-/** What the stream has of a host's jobs beside what its consumer makes of them. Throws NatsError. */
-export async function countJobs(
-  manager: JetStreamManager,
-  { prefix, host, place }: { prefix: string; host: string; place: JobPlace },
-): Promise<JobCounts> {
-  const { state } = await manager.streams.info(place.stream, {
-    subjects_filter: subjects(prefix).jobs(host),
-  });
-  const counts: number[] = Object.values(state.subjects ?? {});
-  const stored = counts.reduce((sum, one) => sum + one, 0);
-  const consumer = await manager.consumers.info(place.stream, place.consumer);
-  return {
-    stored,
-    pending: consumer.num_pending,
-    unacknowledged: consumer.num_ack_pending,
-    delivered: consumer.delivered.consumer_seq,
-  };
-}
-
-/**
- * Whether jobs that are stored are not going to come by themselves, when nothing was delivered for `quietMs` to an agent
- * that asks and has none under way: the consumer expects none of them, or has some that it could deliver at once, or
- * has not repeated any although the longest pause between two tries is over.
- */
-export function areLeftBehind(
-  { stored, pending, unacknowledged }: JobCounts,
-  quietMs: number,
-): boolean {
-  if (stored === 0 || quietMs === 0) return false;
-  if (pending + unacknowledged === 0) return true;
-  const free = pending > 0 && unacknowledged < MAX_JOBS_UNDONE;
-  return quietMs >= (free ? STALLED_AFTER_MS : UNREPEATED_AFTER_MS);
 }
 
 /** By the error with which the publication of an event has ended. */
@@ -370,45 +156,64 @@ export function whyNotStored(error: unknown): WhyNotPublished {
   return TOO_LARGE_FOR_STREAM.has(error.api_error?.err_code ?? 0) ? 'never' : 'later';
 }
 
-/** Of what is wanted the part in which a stream that is there should not differ. */
-const comparedOf = (
+/** What JetStream changes of a stream that is there, and an administrator would. */
+const CHANGEABLE = ['num_replicas', 'max_age', 'max_bytes'] as const;
+
+/** Of what is wanted the part in which a stream that is there should not differ, and in which it may be changed. */
+function comparedOf(
   wanted: Wanted,
   settings: Readonly<Record<string, keyof StreamSettings>>,
   { given = [] }: Fleet,
-): Wanted => {
-  const isCompared = (key: string): boolean => {
-    const setting = settings[key];
-    return setting === undefined || given.includes(setting);
-  };
-  return {
-    ...Object.fromEntries(Object.entries(wanted).filter(([key]) => isCompared(key))),
-    name: wanted.name,
-  };
-};
+): Pick<StreamNeed, 'wanted' | 'compared' | 'changeable'> {
+  const isGiven = (key: string): boolean => given.some((one) => one === settings[key]);
+  const kept = Object.entries(wanted).filter(([key]) => !(key in settings) || isGiven(key));
+  const compared = { ...Object.fromEntries(kept), name: wanted.name };
+  return { wanted, compared, changeable: new Set(CHANGEABLE.filter(isGiven)) };
+}
 
 interface StreamNeed {
   readonly wanted: Wanted;
   readonly compared: Wanted;
+  readonly changeable: ReadonlySet<string>;
   /** What it was called before names had the prefix. */
   readonly earlier: string;
   readonly needed: string;
   readonly flawOf: (found: StreamConfig) => string | undefined;
 }
 
-/** Makes a stream that is not there; one that is there is not changed. */
+/** Makes a stream that is not there; one that is there is changed in what is given, where JetStream allows it. */
 async function ensureStream(manager: JetStreamManager, need: StreamNeed): Promise<Ensured> {
-  const { wanted, compared, earlier, flawOf, needed } = need;
+  const { wanted, earlier, needed } = need;
   const { name } = wanted;
   const found = await configOf(manager, name);
-  if (found !== undefined) return comparison(name, compared, found, flawOf(found));
+  if (found !== undefined) return adjusted(manager, need, found);
   if (earlier !== name) {
     const before = await configOf(manager, earlier).catch(() => undefined);
-    if (before !== undefined && areCovered(before, needed)) {
-      return comparison(earlier, { ...compared, name: earlier }, before, flawOf(before));
-    }
+    if (before !== undefined && areCovered(before, needed)) return adjusted(manager, need, before);
   }
   await made('stream-missing', name, () => manager.streams.add(wanted));
   return { name, outcome: 'made', differences: [] };
+}
+
+async function adjusted(
+  manager: JetStreamManager,
+  { compared, flawOf, changeable }: StreamNeed,
+  found: StreamConfig,
+): Promise<Ensured> {
+  const { name } = found;
+  const compare = (config: StreamConfig): Ensured =>
+    comparison(name, { ...compared, name }, config, flawOf(config));
+  const before = compare(found);
+  const keys = CHANGEABLE.filter((key) => changeable.has(key) && compared[key] !== found[key]);
+  if (before.outcome !== 'differs' || keys.length === 0) return before;
+  try {
+    const changes = Object.fromEntries(keys.map((key) => [key, compared[key]]));
+    const after = compare((await manager.streams.update(name, changes)).config);
+    return after.outcome === 'there' ? { ...after, outcome: 'updated' } : after;
+  } catch (error) {
+    const reason = `not changed: ${jetStreamReason(error)}`;
+    return { ...before, differences: [...before.differences, reason] };
+  }
 }
 
 async function configOf(
@@ -424,7 +229,7 @@ async function configOf(
 }
 
 /** What is missing is made, or told as missing, with what keeps it from being made. */
-async function made(
+export async function made(
   problem: BusProblemName,
   name: string,
   make: () => Promise<unknown>,
@@ -442,7 +247,7 @@ async function made(
   }
 }
 
-function comparison(name: string, wanted: object, found: object, flaw?: string): Ensured {
+export function comparison(name: string, wanted: object, found: object, flaw?: string): Ensured {
   if (flaw !== undefined) return { name, outcome: 'unfit', differences: [flaw] };
   const there = new Map<string, unknown>(Object.entries(found));
   const differences = Object.entries(wanted).flatMap(([key, value]) => {

@@ -35,7 +35,10 @@ const FOLDERS = {
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^koffi$/, /^native\/(libc|nftables|poll)\.ts$/],
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
-  [/^nats$/, /^agent\/(bus|bus-problems|event-stream|inbound|job-queue|nats-(access|connection)|serving|stream-flaws|streams|waiting-jobs|cli\/connect)\.ts$/],
+  [
+    /^nats$/,
+    /^agent\/(bus|bus-problems|event-stream|inbound|job-(consumer|finder|queue)|nats-(access|connection|places)|serving|stream-flaws|streams|waiting-jobs|cli\/connect)\.ts$/,
+  ],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
   [/^zod$/, /^(protocol\/|agent\/(config|identity|main|rename|witness)\.ts$)/],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],

@@ -73,6 +73,11 @@ describe('docs/operating.md', () => {
 
   const settings = tables('key').slice(1);
 
+  const valueOf = (key: string): string => {
+    if (/Seconds$|Bytes$/.test(key)) return '7000000';
+    return /Dir$|File$/.test(key) ? '/seven' : 'seven';
+  };
+
   test.each(settings)('%s is set by %s', (key, variable) => {
     const values: Readonly<Record<string, string>> = {
       host: 'h7',
@@ -81,8 +86,10 @@ describe('docs/operating.md', () => {
       'redis.url': 'redis://10.0.0.7:6379/0',
       onReboot: 'release',
       logLevel: 'debug',
+      'nats.streams.replicas': '3',
+      'nats.streams.storage': 'memory',
     };
-    const value = values[key] ?? (/Dir$|File$/.test(key) ? '/seven' : 'seven');
+    const value = values[key] ?? valueOf(key);
     // Two that are nothing without each other.
     const other = variable === 'VOLT_NET_NATS_USERNAME' ? 'PASSWORD_FILE' : 'USERNAME';
     const beside = /^nats\.(username|passwordFile)$/.test(key)
@@ -92,7 +99,7 @@ describe('docs/operating.md', () => {
     const found = key
       .split('.')
       .reduce<unknown>((section, name) => (section as Record<string, unknown>)[name], config);
-    expect(found).toBe(value);
+    expect(String(found)).toBe(value);
   });
 
   test('knows every variable and every flag', () => {

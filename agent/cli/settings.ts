@@ -120,9 +120,9 @@ const CREDENTIAL_VARIABLES = {
 const STREAM_VARIABLES = {
   replicas: 'VOLT_NET_NATS_STREAM_REPLICAS',
   storage: 'VOLT_NET_NATS_STREAM_STORAGE',
-  eventAgeSeconds: 'VOLT_NET_NATS_EVENT_AGE',
+  eventAgeSeconds: 'VOLT_NET_NATS_EVENT_AGE_SECONDS',
   eventBytes: 'VOLT_NET_NATS_EVENT_BYTES',
-  jobAgeSeconds: 'VOLT_NET_NATS_JOB_AGE',
+  jobAgeSeconds: 'VOLT_NET_NATS_JOB_AGE_SECONDS',
   jobBytes: 'VOLT_NET_NATS_JOB_BYTES',
 } as const;
 

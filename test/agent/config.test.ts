@@ -28,6 +28,14 @@ test('an empty file is the documented defaults', () => {
       inboxPrefix: '_INBOX.agent-h1',
       replyPrefixes: ['_'],
       tls: null,
+      streams: {
+        replicas: 1,
+        storage: 'file',
+        eventAgeSeconds: 604_800,
+        eventBytes: 1_073_741_824,
+        jobAgeSeconds: 43_200,
+        jobBytes: 1_073_741_824,
+      },
     },
     redis: {
       url: 'redis://127.0.0.1:6379/0',

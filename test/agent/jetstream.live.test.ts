@@ -87,7 +87,10 @@ describe('with one server', () => {
     await until('it is told', () => bus.problems().includes(`stream-unfit ${JOB_STREAM}`));
     expect(bus.reasonOf('stream-unfit')).toContain(`stream ${JOB_STREAM} ${reason}`);
     expect(bus.bus.jobProblem).toContain(reason);
-    await connection.jetstream().publish('volt.net.v1.job.h1.attach', '').catch(() => {});
+    await connection
+      .jetstream()
+      .publish('volt.net.v1.job.h1.attach', '')
+      .catch(() => {});
     expect(bus.jobs).toEqual([]);
     await manager.streams.delete(JOB_STREAM);
     await isCalm(bus);
@@ -255,7 +258,12 @@ describe('with a cluster of three', () => {
     const words = ['setup', '--json', '--replicas', '3', 'h1'];
     const { status, stdout } = spawnSync(VOLTNET, words, { env, encoding: 'utf8' });
     const { made } = JSON.parse(stdout) as { made: { outcome: string }[] };
-    expect([status, ...made.map(({ outcome }) => outcome)]).toEqual([0, 'updated', 'updated', 'there']);
+    expect([status, ...made.map(({ outcome }) => outcome)]).toEqual([
+      0,
+      'updated',
+      'updated',
+      'there',
+    ]);
     await until('an event is stored', () => bus.publish('attached', '2').then(() => true), 60_000);
     await isCalm(bus);
   });

@@ -26,12 +26,14 @@ async function agentOf(
   accounts: Accounts,
   host: 'h1' | 'h2',
   prefix: string,
+  subjectPrefix = 'volt.net.v1',
 ): Promise<RunningAgent> {
   const { inboxPrefix: _, ...nats } = accounts.access(`agent-${host}`);
   return startAgent({
     config: {
       host,
       nats,
+      subjectPrefix,
       redis: { url: redis.url, keyPrefix: prefix },
       nftablesTable: `volt_${prefix.slice(0, 1)}_${host}`,
     },
@@ -98,7 +100,7 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
     await until('it is detached', async () => (await client.list('h2')).attachments.length === 0);
     for (const agent of agents) {
       await until('events are out', async () => (await agent.health())['eventsPending'] === 0);
-      expect(agent.output()).not.toMatch(/permissions.violation/i);
+      expect(agent.output()).not.toMatch(/NATS refuses|permissions.violation/i);
     }
   });
 
@@ -136,7 +138,8 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
     await operator.client.putNetwork(bell);
     await until('it rings', () => heard.has('volt.net.v1.changed.bell.definition'));
     await operator.client.deleteNetwork('bell');
-    for (const agent of agents) expect(agent.output()).not.toMatch(/permissions.violation/i);
+    for (const agent of agents)
+      expect(agent.output()).not.toMatch(/NATS refuses|permissions.violation/i);
   });
 
   test('an operator sees the fleet, and has agents check each other', () => {
@@ -177,6 +180,36 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
       client.forgetHost('h1'),
     ]) {
       await expect(attempt).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
+    }
+  });
+});
+
+describe('with another prefix, as the page says', () => {
+  test('agents have their jobs and events, and miss no right', async () => {
+    await using accounts = await startAccounts('nkeys', true);
+    const made = accounts.voltnet('setup', 'setup', '--json', 'h1');
+    const names = ['VOLT_NET_EVENTS-acme-net', 'VOLT_NET_JOBS-acme-net', 'agent-acme-net--h1'];
+    expect(JSON.parse(made.stdout)).toEqual({
+      made: names.map((name) => ({ name, outcome: 'made', differences: [] })),
+    });
+    const agent = await agentOf(accounts, 'h1', 'acme:', 'acme.net');
+    try {
+      await agent.ready();
+      await until('jobs are taken', async () => (await agent.health())['jobs'] === 'ready');
+      accounts.voltnet('operator', 'network', 'put', 'deploy/networks/volt0.json');
+      const connection = await accounts.connectAs('orchestrator');
+      const { inboxPrefix } = accounts.access('orchestrator');
+      const prefix = 'acme.net';
+      const client = new VoltNetworkClient({ connection, headers, inboxPrefix, prefix });
+      const events = client.watch({ types: ['attached'] });
+      await client.submitAttach('h1', { ...vm('job'), requestId: 'r-1' });
+      expect((await events.next()).value).toMatchObject({ subject: 'job' });
+      await until('events are out', async () => (await agent.health())['eventsPending'] === 0);
+      await client.detach('h1', { id: 'job' });
+      expect(agent.output()).not.toMatch(/NATS refuses|permissions.violation/i);
+      await connection.close();
+    } finally {
+      await agent.stop();
     }
   });
 });

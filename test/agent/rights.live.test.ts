@@ -48,8 +48,7 @@ function allow(given: Parameters<typeof rights>[0] = {}): void {
   process.kill(nats.pid, 'SIGHUP');
 }
 
-const agent = (): TestBus =>
-  startBus({ url: nats.url.replace('nats://', 'nats://agent:agent@') });
+const agent = (): TestBus => startBus({ url: nats.url.replace('nats://', 'nats://agent:agent@') });
 
 async function answers(operation: string): Promise<boolean> {
   try {

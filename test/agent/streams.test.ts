@@ -1,6 +1,7 @@
 import { NatsError } from 'nats';
 import { expect, test } from 'vitest';
-import { areLeftBehind, whyNotStored } from '#agent/streams.ts';
+import { areLeftBehind } from '#agent/job-consumer.ts';
+import { whyNotStored } from '#agent/streams.ts';
 
 const counts = (stored: number, pending: number, unacknowledged: number) => ({
   stored,

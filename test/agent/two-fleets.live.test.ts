@@ -1,7 +1,13 @@
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { EVENT_STREAM, eventStreamOf, JOB_STREAM, jobStreamOf, subjects } from '#protocol/subjects.ts';
+import {
+  EVENT_STREAM,
+  eventStreamOf,
+  JOB_STREAM,
+  jobStreamOf,
+  subjects,
+} from '#protocol/subjects.ts';
 import { until } from '../support/agent.ts';
 import { startBus } from '../support/bus.ts';
 import { type Server, startNats } from '../support/servers.ts';

@@ -15,7 +15,11 @@ const config = (content: unknown): string => {
 test('flags win over variables, variables over the file', () => {
   const file = config({
     host: 'file',
-    nats: { url: 'nats://file', tls: { caFile: '/ca.pem', certFile: null } },
+    nats: {
+      url: 'nats://file',
+      tls: { caFile: '/ca.pem', certFile: null },
+      streams: { replicas: 3, storage: 'memory' },
+    },
     runtimeDir: '/run/file',
     subjectPrefix: 'file.v1',
     redis: { url: 'redis://not-ours' },
@@ -30,6 +34,7 @@ test('flags win over variables, variables over the file', () => {
       inboxPrefix: '_INBOX',
       tls: { caFile: '/ca.pem', certFile: null, keyFile: null },
     },
+    streams: { replicas: 3, storage: 'memory' },
     runtimeDir: '/run/file',
     subjectPrefix: 'file.v1',
     timeoutMs: 10_000,
@@ -39,6 +44,7 @@ test('flags win over variables, variables over the file', () => {
     VOLT_NET_HOST: 'variable',
     VOLT_NET_NATS_URL: 'nats://variable',
     VOLT_NET_NATS_CREDENTIALS_FILE: '/creds',
+    VOLT_NET_NATS_STREAM_REPLICAS: '5',
     VOLT_NET_RUNTIME_DIR: '/run/variable',
     VOLT_NET_SUBJECT_PREFIX: 'variable.v1',
     TRACEPARENT: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01',
@@ -48,6 +54,7 @@ test('flags win over variables, variables over the file', () => {
     host: 'variable',
     hostGiven: true,
     nats: { url: 'nats://variable', credentialsFile: '/creds' },
+    streams: { replicas: '5', storage: 'memory' },
     runtimeDir: '/run/variable',
     subjectPrefix: 'variable.v1',
     traceContext: { traceparent: env.TRACEPARENT },

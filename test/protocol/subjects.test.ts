@@ -1,13 +1,17 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import {
+  DEFAULT_PREFIX,
+  eventStreamOf,
   HOST_OPERATIONS,
   JOB_OPERATIONS,
   jobConsumer,
   jobMessageId,
+  jobStreamOf,
   LEDGER_OPERATIONS,
   NETWORK_CHANGES,
   NETWORK_OPERATIONS,
+  serviceNameOf,
   type Subject,
   subjects,
 } from '#protocol/subjects.ts';
@@ -141,6 +145,54 @@ describe('builders', () => {
     expect(jobConsumer('h1')).toBe('agent-h1');
     expect(jobMessageId({ host: 'h1', operation: 'attach', requestId: 'r-1' })).toBe(
       'h1.attach.r-1',
+    );
+  });
+});
+
+describe('names of a fleet', () => {
+  const namesOf = (prefix: string, host: string): string[] => [
+    eventStreamOf(prefix),
+    jobStreamOf(prefix),
+    serviceNameOf(prefix),
+    jobConsumer(host, prefix),
+  ];
+
+  test('with the default prefix are those of before names had it', () => {
+    expect(namesOf(DEFAULT_PREFIX, 'h1')).toEqual([
+      'VOLT_NET_EVENTS',
+      'VOLT_NET_JOBS',
+      'volt-network-agent',
+      'agent-h1',
+    ]);
+  });
+
+  test.each([
+    ['acme.net', 'VOLT_NET_JOBS-acme-net', 'agent-acme-net--h1'],
+    ['acme-net', 'VOLT_NET_JOBS-acme_-net', 'agent-acme_-net--h1'],
+    ['acme_net', 'VOLT_NET_JOBS-acme__net', 'agent-acme__net--h1'],
+    ['volt.net.v2', 'VOLT_NET_JOBS-volt-net-v2', 'agent-volt-net-v2--h1'],
+  ])('with the prefix %s carry it', (prefix, stream, consumer) => {
+    expect(jobStreamOf(prefix)).toBe(stream);
+    expect(jobConsumer('h1', prefix)).toBe(consumer);
+  });
+
+  const prefixes = fc
+    .array(fc.stringMatching(/^[ab_-]{1,4}$/), { minLength: 1, maxLength: 3 })
+    .map((tokens) => tokens.join('.'));
+  const hosts = fc.stringMatching(/^[ab_-]{1,5}$/);
+
+  test('are no other fleet’s, and fit for NATS', () => {
+    fc.assert(
+      fc.property(prefixes, prefixes, hosts, hosts, (one, other, first, second) => {
+        for (const name of namesOf(one, first)) expect(name).toMatch(/^[A-Za-z0-9_-]+$/);
+        const isSame = one === other;
+        expect(eventStreamOf(one) === eventStreamOf(other)).toBe(isSame);
+        expect(jobStreamOf(one) === jobStreamOf(other)).toBe(isSame);
+        expect(serviceNameOf(one) === serviceNameOf(other)).toBe(isSame);
+        const isSameHost = isSame && first === second;
+        expect(jobConsumer(first, one) === jobConsumer(second, other)).toBe(isSameHost);
+      }),
+      { numRuns: 20_000 },
     );
   });
 });

@@ -63,7 +63,9 @@ export function startBus({
     bus,
     jobs,
     problems: () =>
-      bus.problems().map(({ name, subject }) => (subject === undefined ? name : `${name} ${subject}`)),
+      bus
+        .problems()
+        .map(({ name, subject }) => (subject === undefined ? name : `${name} ${subject}`)),
     reasonOf: (name) => bus.problems().find((one) => one.name === name)?.reason,
     publish: (type, id) =>
       bus.publishEvent({

@@ -1,6 +1,6 @@
 import { execFileSync, spawnSync, type SpawnSyncReturns } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, type NatsConnection, nkeys } from 'nats';
@@ -32,11 +32,29 @@ export interface Accounts extends AsyncDisposable {
   readonly voltnet: (role: Role, ...words: string[]) => SpawnSyncReturns<string>;
 }
 
-/** Does what the comments in the files tell an operator to do: a second host, keys or passwords. */
-export async function startAccounts(variant: Variant): Promise<Accounts> {
+/** What docs/security.md tells an operator to do to all files where the prefix is `acme.net`. */
+const renamed = (text: string): string => {
+  const page = readFileSync(new URL('../../docs/security.md', import.meta.url), 'utf8');
+  const [, script = ''] = /`sed '([^`]*acme-net--[^`]*)'`/.exec(page) ?? [];
+  return execFileSync('sed', [script.replaceAll(/\s*\n\s*/g, ' ')], {
+    encoding: 'utf8',
+    input: text,
+  });
+};
+
+/**
+ * Does what the comments in the files tell an operator to do: a second host, keys or passwords. `isRenamed`: for a fleet
+ * whose prefix is `acme.net`.
+ */
+export async function startAccounts(variant: Variant, isRenamed = false): Promise<Accounts> {
   const folder = mkdtempSync(join(tmpdir(), 'volt-test-accounts-'));
   const path = (name: string): string => join(folder, name);
   cpSync(SHIPPED, folder, { recursive: true });
+  if (isRenamed) {
+    for (const name of readdirSync(folder)) {
+      writeFileSync(path(name), renamed(readFileSync(path(name), 'utf8')));
+    }
+  }
   const rename = 's/h1/h2/g; s/H1/H2/g';
   writeFileSync(path('agent-h2.conf'), execFileSync('sed', [rename, path('agent-h1.conf')]));
   const accounts = path(`${variant}.conf`);
@@ -84,6 +102,7 @@ export async function startAccounts(variant: Variant): Promise<Accounts> {
         ...process.env,
         VOLT_NET_NATS_URL: server.url,
         VOLT_NET_NATS_INBOX_PREFIX: inboxPrefix,
+        ...(isRenamed && { VOLT_NET_SUBJECT_PREFIX: 'acme.net' }),
         ...(nkeyFile && { VOLT_NET_NATS_NKEY_FILE: nkeyFile }),
         ...(username && { VOLT_NET_NATS_USERNAME: username }),
         ...(passwordFile && { VOLT_NET_NATS_PASSWORD_FILE: passwordFile }),

@@ -15,7 +15,7 @@ export function addSetupCommand(program: Command, shell: Shell): void {
     .argument('[hosts...]', "hosts whose consumers are made (default: this one's)")
     .option('--replicas <number>', 'servers that keep each stream: 3 in a cluster')
     .option('--storage <kind>', 'file or memory')
-    .option('--event-age-seconds <seconds>', 'how long events are kept')
+    .option('--event-age-seconds <seconds>', 'events are kept for so long')
     .option('--event-bytes <bytes>', 'how much of them is kept')
     .option('--job-age-seconds <seconds>', 'how long a job waits for its host')
     .option('--job-bytes <bytes>', 'how much may wait')
@@ -29,21 +29,32 @@ Examples:
   $ VOLT_NET_NATS_CREDENTIALS_FILE=admin.creds voltnet setup h1 h2 h3
 
 Asks no agent, and is needed only where agents may not make these themselves, or to change streams
-that are there: replicas, age and bytes are set where a flag, a variable or nats.streams of agent.json
-gives them. All else of what is there is left as it is; exit code 8 when it differs from what was
-asked for, or is nothing that agents can use.`,
+that are there: replicas, age and bytes are set where a flag, a variable or nats.streams of
+agent.json gives them. All else of what is there is left as it is; exit code 8 when it differs from
+what was asked for, or is nothing that agents can use.`,
     )
     .action(async (hosts: string[], flags: Flags) => {
       const made = await shell.withClient(async ({ settings, jetStream }) => {
-        const { DEFAULT_STREAMS, ensureAll } = await import('../../streams.ts');
+        const { DEFAULT_STREAMS, ensureEventStream, ensureJobStream } =
+          await import('../../streams.ts');
+        const { ensureJobConsumer } = await import('../../job-consumer.ts');
         const given = streamSettings({ ...settings.streams, ...flags });
         const named = hosts.length === 0 ? [settings.host] : hosts;
+        const prefix = settings.subjectPrefix;
         const fleet = {
-          prefix: settings.subjectPrefix,
+          prefix,
           settings: { ...DEFAULT_STREAMS, ...given },
           given: KEYS.filter((key) => given[key] !== undefined),
         };
-        return jetStream((manager) => ensureAll(manager, fleet, named));
+        return jetStream(async (manager) => {
+          const events = await ensureEventStream(manager, fleet);
+          const jobs = await ensureJobStream(manager, fleet);
+          const ensured = [events, jobs];
+          for (const host of named) {
+            ensured.push(await ensureJobConsumer(manager, { prefix, host, stream: jobs.name }));
+          }
+          return ensured;
+        });
       });
       shell.output().result({ made }, () =>
         table(
