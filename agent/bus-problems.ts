@@ -6,7 +6,8 @@ import { ErrorCode, NatsError } from 'nats';
  * - `credentials-refused`: there is none, since no server lets this user in, or what it proves itself by cannot be read.
  * - `subscription-refused`: the user may not listen on `subject`: what is asked there is not heard. Tried again until it may.
  * - `publish-refused`: the user may not publish on `subject`: what is said there is lost, or waits.
- * - `jetstream-away`: JetStream does not answer, is off, or has no leader: no jobs come, events wait on the disk.
+ * - `jetstream-away`: JetStream is off, does not answer, has no leader, or stores nothing: no jobs come, or events wait on the
+ *   host's disk.
  * - `stream-missing`: the stream `subject` is not there, and the agent cannot make it.
  * - `stream-unfit`: the stream `subject` was made by somebody in a way in which it cannot serve; it is not used.
  * - `consumer-missing`, `consumer-unfit`: the same of this host's consumer `subject`.

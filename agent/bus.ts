@@ -110,7 +110,8 @@ export class Bus {
   /** Why what is meant for the host is not served; undefined when it is. */
   get requestProblem(): string | undefined {
     if (this.#refusal !== undefined) return reasonOf(this.#refusal);
-    if (this.#state !== 'connected' || !this.#isConfirmed) return this.#awayReason();
+    if (this.#state !== 'connected') return this.#awayReason();
+    if (!this.#isConfirmed) return 'NATS has not taken the subscriptions yet';
     const refused = this.#serving.refusedOfHost ?? [];
     return refused.length === 0 ? undefined : `NATS refuses to listen on ${refused.join(', ')}`;
   }

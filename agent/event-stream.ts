@@ -34,7 +34,11 @@ export class EventStream {
   readonly #fleet: Fleet;
   readonly #log: Log;
   #connection: NatsConnection | undefined;
-  #problem: BusProblem | undefined;
+  /** Of the last look. */
+  #found: BusProblem | undefined;
+  /** Why the last publication failed, if it did. */
+  #unpublished: BusProblem | undefined;
+  #told: string | undefined;
   /** JetStream says nothing of the stream to this user: events are published all the same. */
   #isUnseen = false;
   #looking: Promise<void> | undefined;
@@ -50,7 +54,7 @@ export class EventStream {
 
   /** What is wrong with it, as of the last look or publication. */
   get problem(): BusProblem | undefined {
-    return this.#problem;
+    return this.#found ?? this.#unpublished;
   }
 
   useConnection(connection: NatsConnection | undefined): void {
@@ -59,16 +63,18 @@ export class EventStream {
     this.#isUnseen = false;
     this.#lookedMs = Number.NEGATIVE_INFINITY;
     clearTimeout(this.#timer);
-    if (connection === undefined) this.#setProblem(undefined);
-    else this.#lookSoon(0);
+    this.#found = undefined;
+    this.#unpublished = undefined;
+    this.#told = undefined;
+    if (connection !== undefined) this.#lookSoon(0);
   }
 
   /** Resolves once JetStream acknowledged it. Throws PublishError. */
   async publish(connection: NatsConnection, event: PublishedEvent): Promise<void> {
     const isDue = performance.now() - this.#lookedMs > ASKED_AGAIN_MS;
     if (this.#isStale && isDue) await this.#look(connection);
-    if (this.#problem?.name === 'stream-unfit') {
-      throw new PublishError('later', this.#problem.reason);
+    if (this.#found?.name === 'stream-unfit') {
+      throw new PublishError('later', this.#found.reason);
     }
     try {
       const headers = createHeaders();
@@ -83,7 +89,10 @@ export class EventStream {
       const message = cause instanceof Error ? cause.message : String(cause);
       throw new PublishError(whyNotStored(cause), message, { cause });
     }
-    if (connection === this.#connection) this.#setProblem(undefined);
+    if (connection !== this.#connection) return;
+    this.#found = undefined;
+    this.#unpublished = undefined;
+    this.#tell();
   }
 
   /** The stream may be gone, or have no leader: the next one looks first. */
@@ -93,11 +102,11 @@ export class EventStream {
     // What is refused is told with its subject.
     if (hasCode(cause, ErrorCode.PermissionsViolation)) return;
     this.#isStale = true;
-    if (this.#problem !== undefined && !this.#isUnseen) return;
     const reason = hasCode(cause, ErrorCode.NoResponders)
       ? 'no stream takes events: JetStream is off on this server, or the stream is not there'
       : `events are not stored: ${jetStreamReason(cause)}`;
-    this.#setProblem({ name: 'jetstream-away', reason });
+    this.#unpublished = { name: 'jetstream-away', reason };
+    this.#tell();
   }
 
   #lookSoon(waitMs: number): void {
@@ -130,7 +139,8 @@ export class EventStream {
     }
     this.#isUnseen = false;
     this.#isStale = problem !== undefined;
-    this.#setProblem(problem);
+    this.#found = problem;
+    this.#tell();
   }
 
   async #find(connection: NatsConnection): Promise<BusProblem | 'unseen' | undefined> {
@@ -152,11 +162,12 @@ export class EventStream {
     }
   }
 
-  #setProblem(problem: BusProblem | undefined): void {
-    const before = this.#problem?.reason;
-    this.#problem = problem;
-    if (problem?.reason === before) return;
-    if (problem === undefined) this.#log.info({}, 'events can be stored');
-    else this.#log.warn({ problem: problem.reason }, 'events are not stored');
+  /** Once for each reason. */
+  #tell(): void {
+    const reason = this.problem?.reason;
+    if (reason === this.#told) return;
+    this.#told = reason;
+    if (reason === undefined) this.#log.info({}, 'events can be stored');
+    else this.#log.warn({ problem: reason }, 'events are not stored');
   }
 }

@@ -97,6 +97,9 @@ export class JobQueue {
 
   /** Takes jobs until the connection is closed. */
   async serve(connection: NatsConnection): Promise<void> {
+    if (this.#refusal === undefined) {
+      this.#problem = { name: 'jobs-not-taken', reason: 'not asked for yet' };
+    }
     for (let waitMs = RETRY_FIRST_MS; !this.#stopped && !connection.isClosed();) {
       if (this.#refusal !== undefined) {
         await Promise.race([this.#acting.promise, connection.closed()]);

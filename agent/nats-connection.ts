@@ -51,6 +51,8 @@ const PING_INTERVAL_MS = 2_500;
 const MAX_PINGS_UNANSWERED = 2;
 /** Of one server, from the first packet to its answer to who we are. */
 const CONNECT_TIMEOUT_MS = 2_000;
+/** Of one that has taken longer, and does say something: many may be coming back to it at once. */
+const PATIENT_TIMEOUT_MS = 8_000;
 const DRAIN_TIMEOUT_MS = 1_000;
 /** What is said while there is no connection waits so long for one: callers wait no longer, as a rule. */
 const HELD_MS = 10_000;
@@ -254,10 +256,9 @@ export class NatsLink {
     const { config, name } = this.#options;
     const place = placeOf({ ...server, address });
     // The library never closes the socket of a server that says nothing: so it is asked for a word first.
-    if (
-      this.#silent.has(place) &&
-      !(await saysSomething({ address, port: server.port }, CONNECT_TIMEOUT_MS))
-    ) {
+    const wasSilent = this.#silent.has(place);
+    const where = { address, port: server.port };
+    if (wasSilent && !(await saysSomething(where, CONNECT_TIMEOUT_MS))) {
       throw NatsError.errorForCode(ErrorCode.Timeout);
     }
     const servername = certifiedAs(server);
@@ -270,7 +271,7 @@ export class NatsLink {
         name,
         resolve: false,
         reconnect: false,
-        timeout: CONNECT_TIMEOUT_MS,
+        timeout: wasSilent ? PATIENT_TIMEOUT_MS : CONNECT_TIMEOUT_MS,
         pingInterval: PING_INTERVAL_MS,
         maxPingOut: MAX_PINGS_UNANSWERED,
       });

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { createServer, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { connect } from 'nats';
+import { connect, type NatsConnection } from 'nats';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { until } from '../support/agent.ts';
 import { startBus, type TestBus } from '../support/bus.ts';
@@ -28,6 +28,15 @@ async function isServedAt(server: Server): Promise<boolean> {
   } finally {
     await connection.close();
   }
+}
+
+/** How many requests of `list` the agent has begun. */
+async function inFlight(connection: NatsConnection): Promise<number> {
+  const { data } = await connection.request('$SRV.STATS.volt-network-agent', '');
+  const { endpoints } = JSON.parse(new TextDecoder().decode(data)) as {
+    endpoints: { name: string; num_requests: number }[];
+  };
+  return endpoints.find(({ name }) => name === 'list')?.num_requests ?? 0;
 }
 
 describe('of three servers of a cluster', () => {
@@ -83,6 +92,23 @@ describe('of three servers of a cluster', () => {
     nft('add', `rule inet lost in tcp dport ${its.port} drop`);
     nft('add', `rule inet lost in tcp sport ${its.port} drop`);
     await leavesFor(bus, its, others);
+  });
+
+  test('one is killed while a request is dealt with: the answer goes out through another', async () => {
+    const bus = startBus({ url: urlOf(servers), listMs: 3_000 });
+    await using _ = bus;
+    await until('it is connected', () => bus.bus.state === 'connected');
+    const [one] = servers.filter((server) => !isAt(bus, server));
+    const its = servers.find((server) => isAt(bus, server));
+    const asking = await connect({ servers: one?.url ?? '', ignoreClusterUpdates: true });
+    const ask = (operation: string) =>
+      asking.request(`volt.net.v1.host.h1.${operation}`, '', { timeout: 10_000 });
+    await until('it is reached', () => ask('get').then(() => true));
+    const answer = ask('list');
+    await until('it is asked', async () => (await inFlight(asking)) > 0);
+    await its?.kill();
+    expect((await answer).data.length).toBeGreaterThan(0);
+    await asking.close();
   });
 
   test('two are stopped when the agent starts: it comes to the third', async () => {

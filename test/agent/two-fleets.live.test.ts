@@ -95,9 +95,68 @@ describe('a fleet whose streams were made before their names had the prefix', ()
   });
 });
 
-async function own() {
-  const server = await startNats();
-  const outer = await connect({ servers: server.url });
+// Where JetStream may not be asked, an agent tries both names.
+describe('an agent that may ask JetStream for nothing but jobs', () => {
+  const RIGHTS = `authorization { users: [
+    { user: boss, password: boss }
+    { user: agent, password: agent, permissions: { subscribe: ">", publish: { allow: [
+      "*.*.event.>", "acme-net.prod.event.>", "_INBOX.>", "$JS.ACK.>", "$SRV.>"
+      "$JS.API.CONSUMER.MSG.NEXT.VOLT_NET_JOBS.agent-h1"
+      "$JS.API.CONSUMER.MSG.NEXT.VOLT_NET_JOBS-acme_-net-prod.agent-acme_-net-prod--h1"
+    ] } } }
+  ] }`;
+  const boss = { user: 'boss', pass: 'boss' };
+  const agentAt = (url: string): string => url.replace('nats://', 'nats://agent:agent@');
+
+  test('takes those of a stream from before', async () => {
+    await using server = await own(RIGHTS, boss);
+    const { url, manager, outer } = server;
+    const ours = subjects(OTHER);
+    const retention = RetentionPolicy.Workqueue;
+    await manager.streams.add({ name: JOB_STREAM, subjects: [ours.allJobs()], retention });
+    await manager.consumers.add(JOB_STREAM, {
+      durable_name: 'agent-h1',
+      filter_subject: ours.jobs('h1'),
+      ack_policy: AckPolicy.Explicit,
+    });
+    await using fleet = startBus({ url: agentAt(url), prefix: OTHER });
+    const client = new VoltNetworkClient({ connection: outer, headers, prefix: OTHER });
+    for (let n = 0; n < 5; n += 1) await client.submitDetach('h1', { id: `a${n}` });
+    await until('all are taken', () => fleet.jobs.length === 5, 90_000);
+    await until('all are gone', async () => {
+      return (await manager.streams.info(JOB_STREAM)).state.messages === 0;
+    });
+  });
+
+  test('does not end jobs that are those of another fleet', async () => {
+    await using server = await own(RIGHTS, boss);
+    const { url, manager, outer } = server;
+    const theirs = subjects();
+    const retention = RetentionPolicy.Workqueue;
+    await manager.streams.add({ name: JOB_STREAM, subjects: [theirs.allJobs()], retention });
+    await manager.consumers.add(JOB_STREAM, {
+      durable_name: 'agent-h1',
+      filter_subject: theirs.jobs('h1'),
+      ack_policy: AckPolicy.Explicit,
+    });
+    const client = new VoltNetworkClient({ connection: outer, headers });
+    for (let n = 0; n < 5; n += 1) await client.submitDetach('h1', { id: `a${n}` });
+    await using fleet = startBus({ url: agentAt(url), prefix: OTHER });
+    await until(
+      'it has seen one',
+      () => fleet.problems().includes('consumer-unfit agent-h1'),
+      90_000,
+    );
+    expect(fleet.jobs).toEqual([]);
+    await fleet[Symbol.asyncDispose]();
+    await using other = startBus({ url: url.replace('nats://', 'nats://boss:boss@') });
+    await until('all are taken', () => other.jobs.length === 5);
+  });
+});
+
+async function own(config?: string, user: { user?: string; pass?: string } = {}) {
+  const server = await startNats(config === undefined ? {} : { config });
+  const outer = await connect({ servers: server.url, ...user });
   return {
     url: server.url,
     outer,

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Bus, type BusEndpoint, type BusProblemName } from '#agent/bus.ts';
 import { type Config, loadConfig } from '#agent/config.ts';
 import type { Delivery } from '#agent/jobs.ts';
@@ -25,6 +26,7 @@ export function startBus({
   prefix = DEFAULT_PREFIX,
   nats = {},
   act = true,
+  listMs = 0,
 }: {
   url: string;
   host?: string;
@@ -32,6 +34,8 @@ export function startBus({
   /** More of that section of agent.json. */
   nats?: object;
   act?: boolean;
+  /** How long `list` takes. */
+  listMs?: number;
 }): TestBus {
   const jobs: string[] = [];
   const ours = subjects(prefix);
@@ -40,7 +44,10 @@ export function startBus({
     subject: ours.host(host, name),
     queue: `host-${host}`,
     asHost: true,
-    answer: () => Promise.resolve({ payload: encodeAnswer({ fleet: prefix, host }) }),
+    answer: async () => {
+      if (name === 'list') await sleep(listMs);
+      return { payload: encodeAnswer({ fleet: prefix, host }) };
+    },
   });
   const bus = new Bus({
     config: natsConfig({ url, ...nats }, host),
