@@ -208,19 +208,23 @@ export class Ledger {
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
     const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
-    const afterOthers = async (error: unknown): Promise<Fields> => {
-      const other = error instanceof VoltError && error.details?.['unfinished'];
-      if (typeof other !== 'string') throw error;
-      await this.#finish(other);
-      return put().catch(afterOthers);
-    };
-    const answer = await put().catch(afterOthers);
+    const answer = await this.#whenFinished(put);
     if (answer.flag('more')) await this.#finish(rest.name);
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
       ? recordOf(answer)
       : { network: parseNetwork(network), revision: answer.number('revision') };
     return { ...record, created: answer.flag('created') };
+  }
+
+  /** Finishes what changes before it are in its way, of this network or of several others. */
+  async #whenFinished(change: () => Promise<Fields>): Promise<Fields> {
+    return change().catch(async (error: unknown) => {
+      const other = error instanceof VoltError && error.details?.['unfinished'];
+      if (typeof other !== 'string') throw error;
+      await this.#finish(other);
+      return this.#whenFinished(change);
+    });
   }
 
   /** Goes on with a change of a network until it is finished; each call holds up the server for a moment only. */
@@ -261,7 +265,8 @@ export class Ledger {
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
   async deleteNetwork(name: string, by?: Identity): Promise<{ deleted: boolean }> {
     need({ network: name }, 'network');
-    const answer = await this.#call('network_delete', { name, ...byOf(by) });
+    const ask = { name, ...byOf(by) };
+    const answer = await this.#whenFinished(() => this.#call('network_delete', ask));
     const deleted = answer.flag('deleted');
     if (deleted) this.#tell('definition', [name]);
     if (answer.flag('more')) await this.#finish(name);
@@ -480,7 +485,10 @@ export class Ledger {
         }
         // Alone: it may have many ranges.
         const answer = await say({ networks: [{ ...definitionOf(network), revision }] });
-        networks.push(...answer.list('networks').map(networkOutcomeOf));
+        const [outcome] = answer.list('networks');
+        if (outcome === undefined) continue;
+        networks.push(networkOutcomeOf(outcome));
+        if (outcome.has('more') && outcome.flag('more')) await this.#finish(network.network);
       }
     }
     for (const some of pagesOf(holdings.leases, REASSERT_LEASES)) {

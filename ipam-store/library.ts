@@ -19,6 +19,7 @@ const FILES = [
   'ranges',
   'pool',
   'presence',
+  'placing',
   'rules',
   'leaving',
   'revisions',

@@ -56,8 +56,8 @@ end
 -- What the definition of a network says in the place of ids and addresses of leases.
 AUDITS.definition = function(root, ask, note)
   local network, definition = ask.network, ask.definition
-  local revision = redis.call('HGET', network_key(root, network), 'revision')
-  if tonumber(revision or nil) ~= ask.revision then
+  local held = redis.call('HMGET', network_key(root, network), 'revision', 'unfinished')
+  if tonumber(held[1] or nil) ~= ask.revision or held[2] then
     return
   end
   if ask.revision > (tonumber(redis.call('HGET', root .. ':meta', 'revision') or nil) or 0) then

@@ -38,7 +38,8 @@
 --                                  those entries themselves, if a library before 1.7 put it) and next:<f>
 --                                  ("first-last": the first range of `fresh`);
 --                                  for each MAC of a lease mac:<mac>: the id; unfinished: "sorting" or "deleting" while
---                                  that takes more calls; unchecked: 1 in one that had vanished
+--                                  that takes more calls; placing:<f>:<part>: what is yet to be placed in that key of
+--                                  those below (placing.lua); unchecked: 1 in one that had vanished
 --                                  and was restored, until the audit has seen that every lease is found in it
 --   <root>:net:<n>:hosts     zset  hosts that have something of it, by the revision that they are known to have applied
 --   <root>:net:<n>:log       stream  what has happened to leases and the network, as log.lua has it; may be missing

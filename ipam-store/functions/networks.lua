@@ -107,7 +107,7 @@ local function set_family(root, name, family, rules, now)
   if not rules then
     set_allowed(root, name, family, {})
     redis.call('HDEL', key, 'family:' .. family)
-    redis.call('DEL', pool_key(root, name, family, 'reserved'), pool_key(root, name, family, 'closed'))
+    place_none(root, name, family)
     return
   end
   if redis.call('ZADD', subnets, 0, rules.first .. '-' .. rules.last .. ' ' .. name) == 1 then
@@ -115,7 +115,7 @@ local function set_family(root, name, family, rules, now)
   end
   keep_leaving(root, name, family, rules.first, rules.last)
   store_rules(root, name, family, rules)
-  set_allowed(root, name, family, rules.allowed)
+  set_allowed(root, name, family, rules.allowed, rules.at_once)
   if entry_between(root .. ':gone:' .. family, rules.first, rules.last) then
     redis.call('HSET', key, 'unfinished', 'sorting')
   end
@@ -207,6 +207,14 @@ local function deleting_for(root, ask)
   return nil
 end
 
+-- The refusal while it is not in its lists yet what a network says: a change compares with those.
+local function unplaced(root, name)
+  if is_placing(root, name) and not finish_some(root, name) then
+    return refuse_unfinished(name)
+  end
+  return nil
+end
+
 -- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
 local function incomplete(root, name)
   -- The next revision would be one that was there before.
@@ -249,9 +257,9 @@ local function put_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, ask.name)
-  local vanished = incomplete(root, ask.name)
-  if vanished then
-    return reply_of(vanished)
+  local obstacle = unplaced(root, ask.name) or incomplete(root, ask.name)
+  if obstacle then
+    return reply_of(obstacle)
   end
   local deleting = deleting_for(root, ask)
   if deleting and finish_some(root, deleting) then
@@ -322,9 +330,9 @@ local function delete_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, name)
-  local vanished = incomplete(root, name)
-  if vanished then
-    return reply_of(vanished)
+  local obstacle = unplaced(root, name) or incomplete(root, name)
+  if obstacle then
+    return reply_of(obstacle)
   end
   if is_deleting(root, name) then
     return reply_of({ deleted = true, more = not finish_some(root, name) })

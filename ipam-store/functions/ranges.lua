@@ -49,18 +49,6 @@ local function has_exactly(key, entries)
   return is_same_list(redis.call('ZRANGE', key, 0, -1), entries)
 end
 
--- Makes a zset have these entries and no others. Answers what went and what came, in order.
-local function replace(key, entries)
-  local before = redis.call('ZRANGE', key, 0, -1)
-  if is_same_list(before, entries) then
-    return {}, {}
-  end
-  local removed, added = without(before, entries), without(entries, before)
-  remove_all(key, removed)
-  add_all(key, added)
-  return removed, added
-end
-
 -- Adds 1 or -1 to fixed-width hex, eight digits at a time. Beyond the last address it starts again at zero.
 local function hex_step(hex, step)
   local value = tonumber(string.sub(hex, -8), 16) + step
@@ -101,6 +89,12 @@ end
 
 -- Takes first to last out of a zset of ranges, whatever of it is there.
 local function cut(key, first, last)
+  if first ~= last then
+    -- Those that begin within, but for the last of them, end there too.
+    local within = redis.call('ZRANGEBYLEX', key, '[' .. first .. '-', '(' .. last .. '-g')
+    within[#within] = nil
+    remove_all(key, within)
+  end
   local range = range_before(key, last)
   while range do
     local range_first, range_last = bounds_of(range)

@@ -30,6 +30,7 @@ local function misplaced(root, lease, known)
   local name = lease.network
   if not known[name] then
     known[name] = { there = redis.call('HEXISTS', network_key(root, name), 'revision') == 1 }
+    place_all(root, name)
     for _, family in ipairs(known[name].there and FAMILIES or {}) do
       known[name][family] = rules_of(root, name, family)
     end
@@ -243,6 +244,7 @@ local function reassert_network(root, ask, now)
       deleting = deleting_for(root, ask)
     end
   end
+  place_all(root, ask.name)
   local type_before = redis.call('HGET', network_key(root, ask.name), 'type')
   local refusal = obstacle_to(root, ask, type_before)
   while refusal and makes_way(root, refusal, ask.revision, now) do
@@ -261,15 +263,18 @@ local function reassert_network(root, ask, now)
   store_network(root, ask, ask.revision)
   finish_some(root, ask.name)
   outcome.outcome = 'restored'
+  outcome.more = is_placing(root, ask.name)
   return outcome
 end
 
 -- reassert {host, machineId, epoch, known?: [[name, revision]…], networks: [as of network_put, with revision…],
+-- reassert {host, machineId, epoch, known?: [[name, revision]…], networks: [as of network_put, with revision…],
 --           leases: [as they are stored…], last, bridges?: [network…]}
--- -> {wanted: [name…], networks: [{network, outcome, reason?, address?}…],
+-- -> {wanted: [name…], networks: [{network, outcome, more?, reason?, address?}…],
 --     leases: [{id, generation, outcome, reason?, holder?, displaced?}…]}
 -- wanted: of `known` those that are not here in that revision or a later one, and are to be sent whole.
 -- Outcomes: kept; restored; of networks refused; of leases fenced (holder is a later lease) and misplaced.
+-- more: its lists are to be placed, by network_finish, before leases there are re-asserted, or those take longer.
 -- `last` says that this was all; with it `bridges`, the networks of whose bridges the host has one. A repeat changes
 -- nothing.
 local function reassert(keys, args)

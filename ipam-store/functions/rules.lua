@@ -21,6 +21,8 @@ local function flat_rules(rules)
   table.sort(rules.reserved)
   table.sort(rules.forbidden)
   rules.flat = true
+  -- Nor does that agent finish what is put off.
+  rules.at_once = true
   return rules
 end
 
@@ -49,8 +51,8 @@ end
 
 local function store_rules(root, name, family, rules)
   local closed = closed_of(rules.forbidden)
-  replace(pool_key(root, name, family, 'reserved'), rules.reserved)
-  replace(pool_key(root, name, family, 'closed'), closed)
+  place(root, name, family, 'reserved', rules.reserved, rules.at_once)
+  place(root, name, family, 'closed', closed, rules.at_once)
   redis.call('HSET', network_key(root, name), 'family:' .. family, string.format(
     '{"first":"%s","last":"%s","gateway":%s,"size":%s,"poolSize":%s,"reserved":%d,"closed":%d}',
     rules.first, rules.last, cjson.encode(rules.gateway or cjson.null), digits(rules.size), digits(rules.poolSize),

@@ -165,6 +165,9 @@ end
 
 -- Goes on with a change of what a network's pools give out. Answers whether that is done.
 local function sort_on(root, network)
+  if not place_some(root, network) then
+    return false
+  end
   local moved = 0
   for _, family in ipairs(FAMILIES) do
     local rules = decoded(redis.call('HGET', network_key(root, network), 'family:' .. family) or '')
@@ -202,8 +205,8 @@ end
 
 -- Changes what the pool gives out, ranges "first-last" in order. What becomes of each address of the difference is
 -- found out by finish_some.
-local function set_allowed(root, network, family, ranges)
-  local removed, added = replace(pool_key(root, network, family, 'allowed'), ranges)
+local function set_allowed(root, network, family, ranges, at_once)
+  local removed, added = place(root, network, family, 'allowed', ranges, at_once)
   if #removed + #added == 0 then
     return
   end
@@ -317,13 +320,19 @@ local function refuse_unfinished(name)
   return refuse('RECOVERING', 'a change of network ' .. name .. ' is unfinished', { unfinished = name }, 250)
 end
 
--- finish {name} -> {more}: goes on with what is unfinished of a network; again while there is more.
+-- finish {name} -> {more}: goes on with what is unfinished of a network; again while there is more. While the ledger is not
+-- armed, a network that a host has re-asserted gets its lists, before the host re-asserts leases there.
 local function finish_network(keys, args)
-  local closed = unarmed(keys[1])
+  local root, name = keys[1], cjson.decode(args[1]).name
+  if not is_current(root) and is_placing(root, name) then
+    place_some(root, name)
+    return reply_of({ more = is_placing(root, name) })
+  end
+  local closed = unarmed(root)
   if closed then
     return reply_of(closed)
   end
-  return reply_of({ more = not finish_some(keys[1], cjson.decode(args[1]).name) })
+  return reply_of({ more = not finish_some(root, name) })
 end
 
 -- Allowed when memory has run out: it gives some back.

@@ -1,43 +1,48 @@
 -- Networks as those who ask see them, and what is used of them.
 
--- Leases in a network of hosts that have fallen silent.
+-- To ask for one entry costs so many times as much as to read one.
+local FEWER = 2
+
+-- Leases in a network of hosts that have fallen silent. Walks its hosts, or those, whichever are fewer.
 local function suspect_in(root, name)
-  local count = 0
-  for _, host in ipairs(redis.call('ZRANGE', root .. ':suspects', 0, -1)) do
-    count = count + redis.call('ZLEXCOUNT', ids_key(root, host),
-      '[' .. name .. ' ', '(' .. name .. '!')
+  local count, suspects, hosts = 0, root .. ':suspects', hosts_key(root, name)
+  local walks_its_own = knows_hosts(root, name) and redis.call('ZCARD', hosts) < redis.call('ZCARD', suspects)
+  for _, host in ipairs(redis.call('ZRANGE', walks_its_own and hosts or suspects, 0, -1)) do
+    if not walks_its_own or redis.call('ZSCORE', suspects, host) then
+      count = count + redis.call('ZLEXCOUNT', ids_key(root, host), '[' .. name .. ' ', '(' .. name .. '!')
+    end
   end
   return count
 end
 
--- How many of these addresses nobody holds. Asks for each or walks what is held, whichever is less.
-local function unheld(held, addresses)
-  local count = #addresses
-  if redis.call('ZCARD', held) > 2 * #addresses then
-    for _, address in ipairs(addresses) do
+-- How many of the addresses of reservations nobody holds. Asks for each of the fewer, or reads both where they are as many.
+local function unheld(root, name, family, rules)
+  local reserved, held = pool_key(root, name, family, 'reserved'), pool_key(root, name, family, 'held')
+  local count, held_count = redis.call('ZCARD', reserved), redis.call('ZCARD', held)
+  if not rules.closed then
+    count = #rules.reserved
+    for _, address in ipairs(rules.reserved) do
       count = entry_of(held, address) and count - 1 or count
     end
     return count
   end
-  local wanted = {}
-  for _, address in ipairs(addresses) do
-    wanted[address] = true
+  if held_count * FEWER < count then
+    each_between(held, '0', 'g', function(address)
+      count = entry_of(reserved, address) and count - 1 or count
+    end)
+    return count
   end
-  each_between(held, '0', 'g', function(address)
-    count = wanted[address] and count - 1 or count
+  local asked, taken = held_count > count * FEWER, {}
+  if not asked then
+    each_between(held, '0', 'g', function(address)
+      taken[address] = true
+    end)
+  end
+  each_between(reserved, '0', 'g', function(address)
+    local is_taken = taken[address] or asked and entry_of(held, address)
+    count = is_taken and count - 1 or count
   end)
   return count
-end
-
-local function reserved_of(root, name, family, rules)
-  if not rules.closed then
-    return rules.reserved
-  end
-  local addresses = {}
-  for index, entry in ipairs(redis.call('ZRANGE', pool_key(root, name, family, 'reserved'), 0, -1)) do
-    addresses[index] = string.sub(entry, 1, string.find(entry, ' ', 1, true) - 1)
-  end
-  return addresses
 end
 
 -- What is used of one family. An allowed address is held, fresh, or released: ranges are walked of what is fresh alone.
@@ -48,14 +53,15 @@ local function usage_of(root, name, family, rules, delay)
   local fresh = redis.call('ZRANGE', pool_key(root, name, family, 'fresh'), 0, -1)
   fresh[#fresh + 1] = redis.call('HGET', network_key(root, name), 'next:' .. family) or nil
   for _, range in ipairs(fresh) do
-    unused = unused + size_of(bounds_of(range))
+    local first, last = bounds_of(range)
+    unused = unused + (first == last and 1 or size_of(first, last))
   end
   local cooling = redis.call('ZCOUNT', free, '(' .. digits(now_ms(root) - delay), '+inf')
   return {
     size = rules.size,
     used = redis.call('ZCARD', held),
     free = unused - cooling,
-    reserved = unheld(held, reserved_of(root, name, family, rules)),
+    reserved = unheld(root, name, family, rules),
     cooling = cooling,
   }
 end

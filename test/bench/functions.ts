@@ -211,8 +211,8 @@ async function reserved(ledger: Ledger, raw: Redis, host: string): Promise<void>
     await row(raw, `get, ${count} reservations`, ASKED_FOR_MS, () =>
       ledger.getNetwork(record.network.network),
     );
-    const edited = parseNetwork({ ...definition, mtu: 1_400 });
-    await row(raw, `put, another mtu, ${count} reservations`, ASKED_FOR_MS, () =>
+    const edited = parseNetwork({ ...definition, reuseDelaySeconds: 31 });
+    await row(raw, `put, another reuse delay, ${count} reservations`, ASKED_FOR_MS, () =>
       ledger.putNetwork(edited, record.revision),
     );
     for (const lease of leases) await ledger.release({ ...owned(lease), machineId, cool: true });

@@ -1,0 +1,114 @@
+-- What a definition names one by one, in zsets of their own: what is `closed`, `reserved` and `allowed`. A list that differs
+-- much from the one that is there takes more than one call: it is kept in the network, as placing:<f>:<part>, and the
+-- network is `unfinished` until all of it is there.
+
+-- Entries, of both lists together, that one call exchanges; and those that one exchanges that does nothing else.
+local PLACED_AT_ONCE = 1000
+local MAX_PLACED = 500
+local PLACED = { 'closed', 'reserved', 'allowed' }
+
+local function placing_field(family, part)
+  return 'placing:' .. family .. ':' .. part
+end
+
+-- Makes a list have these entries and no others, in order, each of which begins with another address. Answers what went
+-- and what came; neither of a list that is put off.
+local function place(root, network, family, part, entries, at_once)
+  local hash, key = network_key(root, network), pool_key(root, network, family, part)
+  local field = placing_field(family, part)
+  redis.call('HDEL', hash, field)
+  local before = redis.call('ZRANGE', key, 0, -1)
+  if is_same_list(before, entries) then
+    return {}, {}
+  end
+  if not at_once and #before + #entries > PLACED_AT_ONCE then
+    redis.call('HSET', hash, field, '\n' .. table.concat(entries, '\n'), 'unfinished', 'sorting')
+    return {}, {}
+  end
+  local removed, added = without(before, entries), without(entries, before)
+  remove_all(key, removed)
+  add_all(key, added)
+  return removed, added
+end
+
+-- The first entries of a list that is put off, "address\nentry\nentry…": the address from which on they are to be placed,
+-- the entries, the address before which they end, nil for none, and where in the text that is.
+local function first_placed(text)
+  local from, at = string.match(text, '^(%x*)\n()')
+  local entries = {}
+  while at <= #text and #entries < MAX_PLACED do
+    local stop = string.find(text, '\n', at, true) or #text + 1
+    entries[#entries + 1] = string.sub(text, at, stop - 1)
+    at = stop + 1
+  end
+  return from, entries, string.match(text, '^%x+', at), at
+end
+
+local function place_next(root, network, family, part, text)
+  local hash, key = network_key(root, network), pool_key(root, network, family, part)
+  local from, entries, stop, at = first_placed(text)
+  local before = redis.call('ZRANGEBYLEX', key, from == '' and '-' or '[' .. from, stop and '(' .. stop or '+',
+    'LIMIT', 0, MAX_PLACED)
+  if #before == MAX_PLACED then
+    stop = string.match(table.remove(before), '^%x+')
+    while entries[1] and string.match(entries[#entries], '^%x+') >= stop do
+      at = at - #table.remove(entries) - 1
+    end
+  end
+  local removed, added = without(before, entries), without(entries, before)
+  remove_all(key, removed)
+  add_all(key, added)
+  if part == 'allowed' and #removed + #added > 0 then
+    local first, last
+    for _, changed in ipairs({ removed, added }) do
+      local its_first, its_last = string.match(changed[1] or '', '^%x+'), string.match(changed[#changed] or '', '%x+$')
+      first = its_first and (not first or its_first < first) and its_first or first
+      last = its_last and (not last or its_last > last) and its_last or last
+    end
+    redis.call('ZADD', pool_key(root, network, family, 'unsorted'), '0', first .. '-' .. last)
+  end
+  if stop then
+    redis.call('HSET', hash, placing_field(family, part), stop .. '\n' .. string.sub(text, at))
+  else
+    redis.call('HDEL', hash, placing_field(family, part))
+  end
+end
+
+-- Goes on with lists that were put off. Answers whether there are none.
+local function place_some(root, network)
+  for _, family in ipairs(FAMILIES) do
+    for _, part in ipairs(PLACED) do
+      local text = redis.call('HGET', network_key(root, network), placing_field(family, part))
+      if text then
+        place_next(root, network, family, part, text)
+        return false
+      end
+    end
+  end
+  return true
+end
+
+-- All of it, for whoever cannot come back.
+local function place_all(root, network)
+  while not place_some(root, network) do
+  end
+end
+
+local function is_placing(root, network)
+  for _, family in ipairs(FAMILIES) do
+    for _, part in ipairs(PLACED) do
+      if redis.call('HEXISTS', network_key(root, network), placing_field(family, part)) == 1 then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- Of a family that is not there any more.
+local function place_none(root, network, family)
+  for _, part in ipairs({ 'closed', 'reserved' }) do
+    redis.call('HDEL', network_key(root, network), placing_field(family, part))
+    redis.call('DEL', pool_key(root, network, family, part))
+  end
+end
