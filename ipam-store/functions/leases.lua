@@ -1,6 +1,6 @@
 -- Requests for leases come in batches, of one host and one network. Each has a result of its own and a line of
 -- the answer, and sees what those before it did.
-local MAX_BATCHES = 256
+local MAX_BATCHES = 4096
 local FAMILIES_OF = { ['-'] = {}, ['4'] = { '4' }, ['6'] = { '6' }, ['46'] = FAMILIES }
 
 -- One line of an answer: of a refusal its JSON. A request on which the library itself fails fails alone.

@@ -1,9 +1,9 @@
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import { parseNetwork } from '#protocol/network.ts';
-import { type Lease, type Ledger, type NetworkRecord, NOTHING_SEEN } from '#ipam-store/ledger.ts';
-import { askFor, beatOf, enrol, openLedger, owned, ROOT } from '../ipam-store/fixture.ts';
-import { fillLedger, hostName } from '../support/filled-ledger.ts';
-import { startRedis } from '../support/servers.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { askFor, beatOf, owned } from '../ipam-store/fixture.ts';
+import { hostName } from '../support/filled-ledger.ts';
+import { compareGrants, type Side, sideOf } from './functions-acquire.ts';
 
 // How long each function of the ledger holds Redis, by Redis's own clock, in a ledger as large as one is meant to be.
 
@@ -60,82 +60,24 @@ function print(what: string, { calls, meanMs, maxMs, cpuMs }: Held, bound = Numb
 
 /** Each function of the ledger in one of 10,000 hosts and 1,000,000 leases; `npm run bench -- functions`. */
 export async function benchFunctions(): Promise<void> {
-  const redis = await startRedis();
-  const raw = new Redis(redis.url);
-  const ledger = await openLedger(redis.url);
+  const few = { hosts: 400, leasesPerHost: 1, networks: NETWORKS };
+  const small = await sideOf(few);
+  const full = await sideOf({ hosts: HOSTS, leasesPerHost: LEASES_PER_HOST, networks: NETWORKS });
   try {
+    process.stdout.write(
+      `\n  Redis's time a call, median (least)${''.padEnd(16)}small ledger    a full one  ratio\n`,
+    );
+    await compareGrants(small, full);
     process.stdout.write(`\n  ${'ms'.padEnd(52)}    calls      cpu     mean      max\n`);
-    await enrol(ledger, 'first');
-    const before = await grants(ledger, raw, 'empty', 'acquire and release, empty');
-    const memory = await memoryOf(raw);
-    const filling = {
-      root: ROOT,
-      hosts: HOSTS,
-      leasesPerHost: LEASES_PER_HOST,
-      networks: NETWORKS,
-    };
-    const records = await fillLedger(ledger, raw, filling);
-    const each = ((await memoryOf(raw)) - memory) / (HOSTS * LEASES_PER_HOST);
-    const after = await grants(ledger, raw, 'full', 'acquire and release, 1,000,000 leases');
-    await spread(ledger, raw, records);
-    await measure(ledger, raw, records);
-    process.stdout.write(`\n  acquire and release, full / empty: ${(after / before).toFixed(2)}\n`);
-    process.stdout.write(`  memory a lease: ${each.toFixed(0)} bytes\n`);
+    await measure(full);
+    process.stdout.write(`\n  memory a lease: ${full.bytesALease.toFixed(0)} bytes\n`);
   } finally {
-    await ledger.close();
-    raw.disconnect();
-    await redis.stop();
+    await small.close();
+    await full.close();
   }
 }
 
-async function grants(ledger: Ledger, raw: Redis, name: string, what: string): Promise<number> {
-  const subnet = name === 'empty' ? '192.168.0.0/20' : '192.168.16.0/20';
-  const record = await ledger.putNetwork(parseNetwork({ network: name, subnet }));
-  const leases: Lease[] = [];
-  const work = async (from: number, to: number): Promise<void> => {
-    for (let n = from; n < to; n += 1) {
-      leases.push((await ledger.acquire(askFor(record, `${name}-${n}`, { host: 'first' }))).lease);
-    }
-  };
-  await work(0, 500);
-  const acquired = await heldBy(raw, () => work(500, 2_500));
-  print(`acquire: ${what}`, acquired, BY_ITSELF_MS);
-  const released = await heldBy(raw, async () => {
-    for (const lease of leases) await ledger.release({ ...owned(lease), cool: true });
-  });
-  print(`release: ${what}`, released, BY_ITSELF_MS);
-  return acquired.meanMs;
-}
-
-/** As a fleet asks: each time another host, in another network. */
-async function spread(
-  ledger: Ledger,
-  raw: Redis,
-  records: readonly NetworkRecord[],
-): Promise<void> {
-  const roster = Number(await raw.hget(`${ROOT}:meta`, 'roster'));
-  const hosts = Array.from({ length: 400 }, (_, n) => hostName((n * 7_919) % HOSTS));
-  for (const host of hosts) {
-    await ledger.heartbeat(beatOf(host, { seen: { ...NOTHING_SEEN, roster } }));
-  }
-  for (const round of ['first', 'again']) {
-    const acquired = await heldBy(raw, async () => {
-      for (const [n, host] of hosts.entries()) {
-        const record = records[(n * 37) % records.length];
-        if (record === undefined) continue;
-        const machineId = `machine-${host}`;
-        await ledger.acquire(askFor(record, `spread-${round}-${n}`, { host, machineId }));
-      }
-    });
-    print(`acquire: another host and network each time, ${round}`, acquired, BY_ITSELF_MS);
-  }
-}
-
-async function measure(
-  ledger: Ledger,
-  raw: Redis,
-  records: readonly NetworkRecord[],
-): Promise<void> {
+async function measure({ ledger, raw, records }: Side): Promise<void> {
   const host = hostName(4_321);
   const { epoch } = await ledger.heartbeat(beatOf(host));
   const session = { host, machineId: `machine-${host}`, epoch };
@@ -256,8 +198,4 @@ async function paged(
   let cursor: string | undefined;
   do ({ cursor } = await read(cursor));
   while (cursor !== undefined);
-}
-
-async function memoryOf(raw: Redis): Promise<number> {
-  return Number(/used_memory:(\d+)/.exec(await raw.info('memory'))?.[1]);
 }
