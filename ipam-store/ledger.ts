@@ -46,7 +46,12 @@ import {
   usageOf,
 } from './network.ts';
 
-export { type AuditPage, type AuditPosition, auditStage, type LedgerDifference } from './audit.ts';
+export {
+  type AuditPage,
+  type AuditPosition,
+  auditProgress,
+  type LedgerDifference,
+} from './audit.ts';
 export type { LedgerOptions } from './client.ts';
 export type { LedgerStatus } from './connection.ts';
 export { RevisionChanged } from './errors.ts';
@@ -208,23 +213,19 @@ export class Ledger {
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
     const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
-    const answer = await this.#whenFinished(put);
+    const afterOthers = async (error: unknown): Promise<Fields> => {
+      const other = error instanceof VoltError && error.details?.['unfinished'];
+      if (typeof other !== 'string') throw error;
+      await this.#finish(other);
+      return put().catch(afterOthers);
+    };
+    const answer = await put().catch(afterOthers);
     if (answer.flag('more')) await this.#finish(rest.name);
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
       ? recordOf(answer)
       : { network: parseNetwork(network), revision: answer.number('revision') };
     return { ...record, created: answer.flag('created') };
-  }
-
-  /** Finishes what changes before it are in its way, of this network or of several others. */
-  async #whenFinished(change: () => Promise<Fields>): Promise<Fields> {
-    return change().catch(async (error: unknown) => {
-      const other = error instanceof VoltError && error.details?.['unfinished'];
-      if (typeof other !== 'string') throw error;
-      await this.#finish(other);
-      return this.#whenFinished(change);
-    });
   }
 
   /** Goes on with a change of a network until it is finished; each call holds up the server for a moment only. */
@@ -265,8 +266,7 @@ export class Ledger {
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
   async deleteNetwork(name: string, by?: Identity): Promise<{ deleted: boolean }> {
     need({ network: name }, 'network');
-    const ask = { name, ...byOf(by) };
-    const answer = await this.#whenFinished(() => this.#call('network_delete', ask));
+    const answer = await this.#call('network_delete', { name, ...byOf(by) });
     const deleted = answer.flag('deleted');
     if (deleted) this.#tell('definition', [name]);
     if (answer.flag('more')) await this.#finish(name);

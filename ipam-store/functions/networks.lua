@@ -207,14 +207,6 @@ local function deleting_for(root, ask)
   return nil
 end
 
--- The refusal while it is not in its lists yet what a network says: a change compares with those.
-local function unplaced(root, name)
-  if is_placing(root, name) and not finish_some(root, name) then
-    return refuse_unfinished(name)
-  end
-  return nil
-end
-
 -- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
 local function incomplete(root, name)
   -- The next revision would be one that was there before.
@@ -257,9 +249,9 @@ local function put_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, ask.name)
-  local obstacle = unplaced(root, ask.name) or incomplete(root, ask.name)
-  if obstacle then
-    return reply_of(obstacle)
+  local vanished = incomplete(root, ask.name)
+  if vanished then
+    return reply_of(vanished)
   end
   local deleting = deleting_for(root, ask)
   if deleting and finish_some(root, deleting) then
@@ -330,9 +322,9 @@ local function delete_network(keys, args)
     return reply_of(closed)
   end
   local key = network_key(root, name)
-  local obstacle = unplaced(root, name) or incomplete(root, name)
-  if obstacle then
-    return reply_of(obstacle)
+  local vanished = incomplete(root, name)
+  if vanished then
+    return reply_of(vanished)
   end
   if is_deleting(root, name) then
     return reply_of({ deleted = true, more = not finish_some(root, name) })

@@ -5,14 +5,15 @@
 -- Entries, of both lists together, that one call exchanges; and those that one exchanges that does nothing else.
 local PLACED_AT_ONCE = 1000
 local MAX_PLACED = 500
-local PLACED = { 'closed', 'reserved', 'allowed' }
+local PUT_OFF = { 'reserved', 'allowed' }
 
 local function placing_field(family, part)
   return 'placing:' .. family .. ':' .. part
 end
 
 -- Makes a list have these entries and no others, in order, each of which begins with another address. Answers what went
--- and what came; neither of a list that is put off.
+-- and what came; neither of a list that is put off. What was put off of the list before is not wanted any more: what of it
+-- is there is changed like anything else.
 local function place(root, network, family, part, entries, at_once)
   local hash, key = network_key(root, network), pool_key(root, network, family, part)
   local field = placing_field(family, part)
@@ -77,7 +78,7 @@ end
 -- Goes on with lists that were put off. Answers whether there are none.
 local function place_some(root, network)
   for _, family in ipairs(FAMILIES) do
-    for _, part in ipairs(PLACED) do
+    for _, part in ipairs(PUT_OFF) do
       local text = redis.call('HGET', network_key(root, network), placing_field(family, part))
       if text then
         place_next(root, network, family, part, text)
@@ -96,7 +97,7 @@ end
 
 local function is_placing(root, network)
   for _, family in ipairs(FAMILIES) do
-    for _, part in ipairs(PLACED) do
+    for _, part in ipairs(PUT_OFF) do
       if redis.call('HEXISTS', network_key(root, network), placing_field(family, part)) == 1 then
         return true
       end
@@ -107,8 +108,6 @@ end
 
 -- Of a family that is not there any more.
 local function place_none(root, network, family)
-  for _, part in ipairs({ 'closed', 'reserved' }) do
-    redis.call('HDEL', network_key(root, network), placing_field(family, part))
-    redis.call('DEL', pool_key(root, network, family, part))
-  end
+  redis.call('HDEL', network_key(root, network), placing_field(family, 'reserved'))
+  redis.call('DEL', pool_key(root, network, family, 'closed'), pool_key(root, network, family, 'reserved'))
 end

@@ -244,7 +244,6 @@ local function reassert_network(root, ask, now)
       deleting = deleting_for(root, ask)
     end
   end
-  place_all(root, ask.name)
   local type_before = redis.call('HGET', network_key(root, ask.name), 'type')
   local refusal = obstacle_to(root, ask, type_before)
   while refusal and makes_way(root, refusal, ask.revision, now) do

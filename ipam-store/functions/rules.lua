@@ -51,8 +51,9 @@ end
 
 local function store_rules(root, name, family, rules)
   local closed = closed_of(rules.forbidden)
+  -- At once: what a later change opens of it hosts have to let go of. A definition closes a thousand at most.
+  place(root, name, family, 'closed', closed, true)
   place(root, name, family, 'reserved', rules.reserved, rules.at_once)
-  place(root, name, family, 'closed', closed, rules.at_once)
   redis.call('HSET', network_key(root, name), 'family:' .. family, string.format(
     '{"first":"%s","last":"%s","gateway":%s,"size":%s,"poolSize":%s,"reserved":%d,"closed":%d}',
     rules.first, rules.last, cjson.encode(rules.gateway or cjson.null), digits(rules.size), digits(rules.poolSize),
