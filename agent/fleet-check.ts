@@ -11,7 +11,7 @@ import { IS_ANSWER } from '#protocol/outlines.ts';
 import { subjects } from '#protocol/subjects.ts';
 import {
   type AuditPosition,
-  auditStage,
+  auditProgress,
   type HostRecord,
   type Ledger,
 } from '#ipam-store/ledger.ts';
@@ -220,7 +220,7 @@ function partOf(
   const progress =
     ledger === undefined
       ? `records and kernels of hosts up to ${hosts ?? ''}`
-      : `${auditStage(ledger)}${ledger.after === undefined ? '' : ` up to ${ledger.after}`}`;
+      : auditProgress(ledger);
   return { inSync: false, cursor: JSON.stringify(next), progress };
 }
 

@@ -83,8 +83,21 @@ const NETWORK_PARTS: readonly object[] = [
   { part: 'count' },
 ];
 
-/** What a check looks at there, as people call it. */
-export const auditStage = ({ stage }: AuditPosition): string => STAGES[stage]?.what ?? 'all';
+/** What a check looks at there, as people call it, and how far through it is: `leases, 37 %`, `networks up to lan`. */
+export function auditProgress({ stage, after, cursor }: AuditPosition): string {
+  const one = STAGES[stage];
+  if (one === undefined) return 'all';
+  if (after !== undefined) return `${one.what} up to ${after}`;
+  const isScan = 'ask' in one && one.what === 'leases' && cursor !== undefined;
+  return isScan ? `${one.what}, ${Math.floor(100 * scanned(cursor))} %` : one.what;
+}
+
+/** How much of a hash is behind a cursor of HSCAN, which counts from the highest bit down (Redis, dict.c: dictScan). */
+function scanned(cursor: string): number {
+  const bits = BigInt(cursor).toString(2).padStart(64, '0');
+  const highest = Array.from({ length: 32 }, (_, n) => bits.at(-1 - n)).join('');
+  return Number.parseInt(highest, 2) / 2 ** 32;
+}
 
 /** Every part of the ledger, from a position on, page by page. */
 export async function* auditOf(send: Send, from: AuditPosition = { stage: 0 }): Pages {

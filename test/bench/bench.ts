@@ -5,6 +5,7 @@ import { enterSandbox } from '../support/sandbox.ts';
 
 const BENCHES: Readonly<Record<string, (numbers: readonly number[]) => Promise<void>>> = {
   attach: async () => (await import('./attach.ts')).benchAttach(),
+  check: async (sizes) => (await import('./check.ts')).benchCheck(sizes),
   fairness: async () => (await import('./fairness.ts')).benchFairness(),
   fleet: async (sizes) => (await import('./fleet.ts')).benchFleet(sizes),
   firewall: async () => (await import('./firewall.ts')).benchFirewall(),

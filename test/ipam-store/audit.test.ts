@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, test } from 'vitest';
-import type { LedgerDifference, NetworkRecord } from '#ipam-store/ledger.ts';
+import { auditProgress, type LedgerDifference, type NetworkRecord } from '#ipam-store/ledger.ts';
 import { actionsOn, beatOf, contents, enrol, put, ROOT, useStore, VOLT0 } from './fixture.ts';
 
 const store = useStore();
@@ -37,6 +37,14 @@ test('also one of many leases, page by page', async () => {
   const wide = await put(store.ledger, { network: 'wide', subnet: '10.50.0.0/20' });
   for (let n = 0; n < 700; n += 1) await acquire(wide, `n${n}`);
   expect(await found()).toEqual([]);
+  const told: string[] = [];
+  for await (const { next } of store.ledger.auditPages()) told.push(auditProgress(next));
+  const percents = told.flatMap((text) => /^leases, (\d+) %$/.exec(text)?.[1] ?? []).map(Number);
+  expect(percents.length).toBeGreaterThan(3);
+  expect(percents).toEqual(percents.toSorted((a, b) => a - b));
+  expect(new Set(percents).size).toBe(percents.length);
+  expect(percents.at(-1)).toBeLessThan(100);
+  expect(told).toContain('networks up to wide');
   const held = await store.raw.zrange(`${ROOT}:net:wide:4:held`, '0', '-1');
   await store.raw.zrem(`${ROOT}:net:wide:4:held`, ...held);
   // Of all these leases, and of the one range of addresses that is nowhere now.

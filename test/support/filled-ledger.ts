@@ -54,6 +54,8 @@ export async function fillLedger(
         const here = leases.filter((lease) => lease.network === network);
         const held = here.flatMap(({ hex, id }) => [0, `${hex} ${id}`]);
         some.zadd(`${root}:net:${network}:4:held`, ...held);
+        some.zadd(`${root}:net:${network}:hosts`, 0, host);
+        some.hincrby(`${root}:leases`, `#hosts:${network}`, 1);
         const macs = Object.fromEntries(here.map(({ mac, id }) => [`mac:${mac}`, id]));
         some.hset(`${root}:net:${network}`, macs);
       }
