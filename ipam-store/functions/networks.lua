@@ -14,36 +14,36 @@ local function overlapping(root, family, name, first, last)
 end
 
 -- A lease on an address that is to be reserved for another workload: address, id, workload. What is reserved already
--- was looked at when it became so.
+-- was looked at when it became so. Asks for each of what is reserved, in order, or walks what is held, if that is less.
 local function stranded_by_reservation(root, name, family, reserved)
-  local held = pool_key(root, name, family, 'held')
-  local count = redis.call('ZCARD', held)
-  local new = count > 0 and without(reserved, redis.call('ZRANGE', pool_key(root, name, family, 'reserved'), 0, -1))
-    or {}
+  local held, known = pool_key(root, name, family, 'held'), pool_key(root, name, family, 'reserved')
   local found
-  local function look(address, id, workload)
-    local lease = lease_of(root, id)
-    if not found and (not lease or lease.workload ~= workload) then
+  local function look(address, id, entry)
+    local workload = string.sub(entry, #address + 2)
+    local lease = not found and not redis.call('ZSCORE', known, entry) and lease_of(root, id)
+    if lease == nil or lease and lease.workload ~= workload then
       found = { address, id, workload }
     end
   end
-  local owner_of = {}
-  for _, entry in ipairs(new) do
-    local space = string.find(entry, ' ', 1, true)
-    local address, workload = string.sub(entry, 1, space - 1), string.sub(entry, space + 1)
-    owner_of[address] = workload
-    local id = count > #new and entry_of(held, address)
-    if id then
-      look(address, id, workload)
-    end
-  end
-  if count <= #new then
-    each_between(held, '0', 'g', function(address, id)
-      if owner_of[address] then
-        look(address, id, owner_of[address])
+  if redis.call('ZCARD', held) > 2 * #reserved then
+    for _, entry in ipairs(reserved) do
+      local address = string.match(entry, '^%x+')
+      local id = entry_of(held, address)
+      if id then
+        look(address, id, entry)
       end
-    end)
+    end
+    return unpack(found or {})
   end
+  local at = 1
+  each_between(held, '0', 'g', function(address, id)
+    while reserved[at] and string.sub(reserved[at], 1, #address) < address do
+      at = at + 1
+    end
+    if reserved[at] and string.sub(reserved[at], 1, #address) == address then
+      look(address, id, reserved[at])
+    end
+  end)
   return unpack(found or {})
 end
 

@@ -129,7 +129,7 @@ test('lists of any length become those of any others, whoever comes and goes on 
   };
   let definition = reserving([]);
   await put(store.ledger, definition);
-  for (let round = 0; round < 6; round += 1) {
+  for (let round = 0; round < 4; round += 1) {
     const record = await recordNow();
     const held: string[] = [];
     for (let n = 0; n < 40; n += 1) {
@@ -191,4 +191,21 @@ test('an agent of before that re-asserts has a network whole, and so its leases'
   const answer = await store.ledger.reassert(session, { networks: [], leases: [lease] });
   expect(answer.leases).toMatchObject([{ outcome: 'restored' }]);
   await release('a');
+});
+
+test('an agent of before puts it in one call: it would not finish what is put off', async () => {
+  const definition = reserving(everySecond(1_500));
+  const { network: text, families, ...rest } = definitionOf(network(definition));
+  const { '4': rules } = families;
+  assert(rules !== undefined);
+  const { flat: _flat, ...others } = rules;
+  const of = (entry: string): string[] => entry.split(/[- ]/);
+  const elder = {
+    ...others,
+    allowed: rules.allowed.map(of),
+    reserved: Object.fromEntries(rules.reserved.map(of)),
+    forbidden: rules.forbidden.map(of),
+  };
+  expect(await once('volt1_network_put', { ...rest, families: { '4': elder } }, text)).toBe(false);
+  await expectPlaced(definition);
 });
