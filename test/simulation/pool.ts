@@ -124,12 +124,18 @@ export class ModelPool {
   /** Answers what the address was before. */
   take(address: string, id: string): Rest | undefined {
     const before = this.#last.get(address);
-    if (this.#counted !== undefined && !this.held.has(address)) this.#counted += 1;
+    const step = this.held.has(address) ? 0 : 1;
     this.held.set(address, id);
+    this.#count(step);
     this.#last.delete(address);
     this.#free.delete(address);
     if (this.#mistake !== 'address-twice') this.#fresh.delete(address);
     return before;
+  }
+
+  /** Keeps how many are held. What was not counted before begins with what is there. */
+  #count(step: number): void {
+    this.#counted = this.#counted === undefined ? this.held.size : this.#counted + step;
   }
 
   /** A lease that is there is found again by its address. It was counted when it was granted. */
@@ -139,7 +145,7 @@ export class ModelPool {
 
   /** `rest`: who has used it now, or before a lease that nobody used; undefined for an address that nobody has used. */
   give(address: string, rest: Rest | undefined): void {
-    if (this.held.delete(address) && this.#counted !== undefined) this.#counted -= 1;
+    this.#count(this.held.delete(address) ? -1 : 0);
     const isAllowed = this.#allowed().includes(address);
     if (rest !== undefined) this.#last.set(address, rest);
     if (isAllowed) (rest === undefined ? this.#fresh : this.#free).add(address);
