@@ -31,8 +31,8 @@ export default defineConfig({
     maxWorkers: 3,
     sequence: { sequencer: LongestFirst },
     // Far beyond what a test takes, also beside other work: a time-out is no assertion.
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    testTimeout: 240_000,
+    hookTimeout: 240_000,
     teardownTimeout: 10_000,
     projects: [
       {
@@ -46,19 +46,11 @@ export default defineConfig({
           include: [LIVE],
           exclude: [SOAK],
           setupFiles: ['test/support/live.ts'],
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
         },
       },
       {
         extends: true,
-        test: {
-          name: 'lab',
-          include: [LAB],
-          // A guest without hardware virtualisation is some ten times slower.
-          testTimeout: 120_000,
-          hookTimeout: 180_000,
-        },
+        test: { name: 'lab', include: [LAB] },
       },
       {
         extends: true,
@@ -67,7 +59,6 @@ export default defineConfig({
           include: [SOAK],
           setupFiles: ['test/support/live.ts'],
           testTimeout: 3_600_000,
-          hookTimeout: 120_000,
         },
       },
     ],

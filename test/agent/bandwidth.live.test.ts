@@ -103,7 +103,7 @@ describe('limits', () => {
     const from = await throughput('slow', 'peer', addressOf(peer));
     expect(from).toBeGreaterThan(8);
     expect(from).toBeLessThan(20);
-  }, 30_000);
+  });
 
   test('are changed live, without a packet lost', async () => {
     const [program, args] = dyingWithParent(
@@ -125,7 +125,7 @@ describe('limits', () => {
     }
     await ended;
     expect(said).toContain('400 packets transmitted, 400 received');
-  }, 30_000);
+  });
 
   test('that somebody else changed are found out', async () => {
     execFileSync('tc', ['qdisc', 'del', 'dev', ifb, 'root']);

@@ -132,7 +132,7 @@ describe.each(CASES)('$kind on $network', (row) => {
     await client.detach(host, { id: 'con' });
     await stack.gone('con');
     expect(await everything()).toEqual(before);
-  }, 60_000);
+  });
 
   test('leaves nothing, whichever message to the kernel fails', async () => {
     const before = beside();
@@ -141,5 +141,5 @@ describe.each(CASES)('$kind on $network', (row) => {
       (id) => requestOf(row, id),
       () => expect(beside()).toEqual(before),
     );
-  }, 120_000);
+  });
 });

@@ -156,7 +156,7 @@ beforeAll(async () => {
       await serve('outside', { name: 'outside', kind, host: OUTSIDE[family], port: 99 });
     }
   }
-}, 60_000);
+});
 
 afterAll(async () => {
   for (const server of servers) await server.end();

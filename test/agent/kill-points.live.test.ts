@@ -30,6 +30,6 @@ for (const [nth, name] of SUBJECT_NAMES.entries()) {
         const point = refusable[(nth * 7 + n * 5) % refusable.length];
         if (point !== undefined) await host.endure(name, operation, { point, fate });
       }
-    }, 120_000);
+    });
   }
 }

@@ -99,7 +99,7 @@ test('no packet is lost while it changes', async () => {
   }
   await ended;
   expect(said).toContain('1000 packets transmitted, 1000 received');
-}, 60_000);
+});
 
 describe('a change that cannot be is refused, and nothing changes', () => {
   test.each([

@@ -246,7 +246,7 @@ describe('names of any Unicode', () => {
     fc.stringMatching(/^[A-Za-z0-9][A-Za-z0-9._:-]{0,70}$/),
   );
 
-  test('are ids, and come back as they were, or are refused', { timeout: 30_000 }, async () => {
+  test('are ids, and come back as they were, or are refused', async () => {
     const record = await put(store.ledger, { network: 'n', subnet: '10.16.0.0/12' });
     const before = await holdings(store.raw);
     const property = fc.asyncProperty(anyText, anyText, async (id, workload) => {

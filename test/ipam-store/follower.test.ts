@@ -12,13 +12,9 @@ const store = useStore();
 const SEED = 1;
 const { acquire } = actionsOn(store);
 
-test(
-  'a follower ends with what the ledger has, whatever happened',
-  { timeout: 60_000 },
-  async () => {
-    await checkFollowing(store, { histories: 300, longest: 40, withinMs: 8_000 });
-  },
-);
+test('a follower ends with what the ledger has, whatever happened', async () => {
+  await checkFollowing(store, { histories: 300, longest: 40, withinMs: 8_000 });
+});
 
 async function onlyHost(): Promise<Member> {
   await store.raw.flushall();
@@ -130,7 +126,7 @@ describe('histories find the mistake, where the library', () => {
     ['names nothing as moved', ['if last ~= position or last', 'if false and last']],
   ];
 
-  test.each(MISTAKES)('%s', { timeout: 60_000 }, async (_, patch) => {
+  test.each(MISTAKES)('%s', async (_, patch) => {
     const checked = checkFollowing(store, {
       histories: 400,
       longest: 40,

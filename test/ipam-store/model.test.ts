@@ -8,7 +8,7 @@ const store = useStore();
 /** The same histories each time: whether one of them finds a mistake is no matter of chance. */
 const SEED = 1;
 
-test('any history is one that a plain model has too', { timeout: 60_000 }, async () => {
+test('any history is one that a plain model has too', async () => {
   await checkHistories(store, { histories: 150, longest: 40 });
 });
 
@@ -51,7 +51,7 @@ describe('histories find the mistake, where the library', () => {
     ],
   ];
 
-  test.each(MISTAKES)('%s', { timeout: 60_000 }, async (_, patch) => {
+  test.each(MISTAKES)('%s', async (_, patch) => {
     const checked = checkHistories(store, {
       histories: 300,
       longest: 40,

@@ -225,7 +225,7 @@ test('the map of keys is read', () => {
   expect(KINDS.length).toBeGreaterThan(15);
 });
 
-describe.each(KINDS)('$kind', { timeout: 30_000 }, ({ kind, type }) => {
+describe.each(KINDS)('$kind', ({ kind, type }) => {
   for (const key of keysOf(kind)) {
     test(`${key} vanishes`, async () => {
       const was = await store.raw.del(key);
@@ -297,7 +297,7 @@ const FIELDS: readonly [string, string][] = [
   ),
 ];
 
-describe.each(FIELDS)('the field of %s for %s', { timeout: 30_000 }, (hash, field) => {
+describe.each(FIELDS)('the field of %s for %s', (hash, field) => {
   // A count that is not there is begun anew; a host of which it is not known re-asserts. The time is written each second. Who a host is its next heartbeat
   // says again, whose machine is compared.
   const isSaidAgain = ['asserted', 'clockMs', 'agentId', 'bootIds'].includes(field);
