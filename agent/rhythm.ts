@@ -1,7 +1,8 @@
-/** How the last run ended: as it should, to be repeated soon, or without an answer in time. */
-export type Beaten = 'calm' | 'soon' | 'late';
+/** How the last run ended: as it should, to be repeated soon, with more to do at once, or without an answer in time. */
+export type Beaten = 'calm' | 'soon' | 'busy' | 'late';
 
-const SOON_MS = 1_000;
+/** The longest pause after it; otherwise it is a period. */
+const PAUSES_MS: Partial<Record<Beaten, number>> = { soon: 1_000, busy: 60 };
 /** So much of a period may be missing: what begins at once on many hosts does not stay together. */
 const CALM_SHARE = 0.2;
 const LATE_SHARE = 0.5;
@@ -43,7 +44,7 @@ export class Rhythm {
   ended(how: Beaten): void {
     if (this.#stopped) return;
     this.#late = how === 'late' ? this.#late + 1 : 0;
-    const waitMs = how === 'soon' ? Math.min(SOON_MS, this.#periodMs) : this.#periodMs;
+    const waitMs = Math.min(PAUSES_MS[how] ?? Infinity, this.#periodMs);
     const longer = Math.min(waitMs * 2 ** this.#late, this.#longestMs);
     clearTimeout(this.#timer);
     this.#timer = setTimeout(this.#run, jittered(longer, this.#late > 0 ? LATE_SHARE : CALM_SHARE));

@@ -111,7 +111,6 @@ export class Session {
   stop(): void {
     this.#rhythm.stop();
     clearTimeout(this.#waiting);
-    this.#hostList.stop();
   }
 
   /**
@@ -142,7 +141,7 @@ export class Session {
           newFleet = pulse.asks === true && (await this.#options.isNewFleet());
           if (!newFleet) return 'soon';
         } else if (!(await this.#take(pulse))) {
-          return 'calm';
+          return pulse.sweep ? 'busy' : 'calm';
         }
       } catch (error) {
         const reason = error instanceof Error ? error.message : String(error);

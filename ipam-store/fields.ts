@@ -41,6 +41,11 @@ export class Fields {
     return typeof value === 'boolean' ? value : this.#refuse(name, 'true or false');
   }
 
+  /** False also for what is not there. */
+  optionalFlag(name: string): boolean {
+    return this.has(name) && this.flag(name);
+  }
+
   object(name: string): Fields {
     return new Fields(this.#values[name], `${this.#what}.${name}`);
   }

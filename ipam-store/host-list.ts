@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import type { Fields } from './fields.ts';
 
 /** The hosts that live, and the roster of the last change of them. */
@@ -43,7 +43,7 @@ export function digestOf(hosts: readonly string[]): number {
 }
 
 const hashOf = (host: string): number =>
-  Number.parseInt(createHash('sha1').update(host).digest('hex').slice(0, 12), 16);
+  Number.parseInt(hash('sha1', host, 'hex').slice(0, 12), 16);
 
 /** The list after what has been told of it; undefined where it is not the one that the ledger has. */
 export function listAfter(list: HostList, news: ListNews): HostList | undefined {
@@ -75,17 +75,15 @@ export async function readList(
 ): Promise<HostList | undefined> {
   let known = list;
   for (let reads = 1; reads <= MAX_READS; reads += 1) {
-    let page = await read({ since: known.roster });
-    for (;;) {
-      if (page.whole) break;
-      known = { roster: page.roster, hosts: changed(known.hosts, page.changes) };
-      if (!page.more) break;
-      page = await read({ since: known.roster });
+    const page = await read({ since: known.roster });
+    if (page.whole) {
+      known = { roster: page.roster, hosts: await wholeFrom(page, read) };
+      continue;
     }
-    if (page.whole) known = { roster: page.roster, hosts: await wholeFrom(page, read) };
-    else if (digestOf(known.hosts) === page.digest) return known;
+    known = { roster: page.roster, hosts: changed(known.hosts, page.changes) };
+    if (digestOf(known.hosts) === page.digest) return known;
     // Another list than this host believed to have: all of it.
-    else known = { roster: -1, hosts: [] };
+    known = { roster: -1, hosts: [] };
   }
   return undefined;
 }

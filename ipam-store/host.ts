@@ -82,11 +82,13 @@ export interface Pulse {
   readonly tell: boolean;
   /** A newcomer waits for the next heartbeat of this host, which says that it has seen the list. */
   readonly vouch: boolean;
+  /** There are more silent hosts, or leases of theirs, than one answer has dealt with: the next heartbeat is welcome soon. */
+  readonly sweep: boolean;
   readonly seen: Pick<Seen, 'generation' | 'revision'>;
   /** What the host does not know of the list of hosts; absent where that is nothing. */
   readonly list?: ListNews;
-  /** It is more than an answer holds: `Ledger.readHosts`, within this time, at a moment of the host's own. */
-  readonly behind?: { readonly withinMs: number };
+  /** It is more than an answer holds, and it is this host's turn to read it: `Ledger.readHosts`. */
+  readonly behind: boolean;
 }
 
 export function pulseOf(answer: Fields): Pulse {
@@ -100,32 +102,37 @@ export function pulseOf(answer: Fields): Pulse {
     state,
     nowMs,
     ...(unfit !== undefined && { unfit }),
-    mayAcquire: answer.flag('mayAcquire'),
-    reassert: answer.flag('reassert'),
+    mayAcquire: answer.optionalFlag('mayAcquire'),
+    reassert: answer.optionalFlag('reassert'),
     epoch: answer.text('epoch'),
     before: before === 'live' || before === 'suspect' ? before : null,
-    rebooted: answer.flag('rebooted'),
-    began: answer.flag('began'),
-    ended: answer.flag('ended'),
-    missed: answer.texts('missed'),
-    awaiting: answer.texts('awaiting'),
-    // An earlier library has no logs.
-    moved: answer.has('moved') ? answer.texts('moved') : [],
-    fallen: answer.texts('fallen'),
-    reclaimed: answer.list('reclaimed').map(leaseOf),
-    due: answer
-      .list('due')
-      .map((lease) => ({ id: lease.text('id'), generation: lease.digits('generation') })),
+    rebooted: answer.optionalFlag('rebooted'),
+    began: answer.optionalFlag('began'),
+    ended: answer.optionalFlag('ended'),
+    missed: textsOf(answer, 'missed'),
+    awaiting: textsOf(answer, 'awaiting'),
+    moved: textsOf(answer, 'moved'),
+    fallen: textsOf(answer, 'fallen'),
+    reclaimed: answer.has('reclaimed') ? answer.list('reclaimed').map(leaseOf) : [],
+    due: (answer.has('due') ? answer.list('due') : []).map((lease) => ({
+      id: lease.text('id'),
+      generation: lease.digits('generation'),
+    })),
     seen: {
       generation: seen.digits('generation'),
       revision: seen.number('revision'),
     },
-    tell: answer.flag('tell'),
-    vouch: answer.flag('vouch'),
+    tell: answer.optionalFlag('tell'),
+    vouch: answer.optionalFlag('vouch'),
+    sweep: answer.optionalFlag('sweep'),
     ...(seen.has('changes') && { list: newsOf(seen, 'changes') }),
-    ...(seen.has('behind') && { behind: { withinMs: seen.number('withinMs') } }),
+    behind: seen.optionalFlag('behind'),
   };
 }
+
+/** What is empty is left out. */
+const textsOf = (answer: Fields, name: string): string[] =>
+  answer.has(name) ? answer.texts(name) : [];
 
 const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
   state: 'unclaimed',
@@ -144,6 +151,8 @@ const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
   due: [],
   tell: false,
   vouch: false,
+  sweep: false,
+  behind: false,
   seen: { generation: 0, revision: 0 },
 };
 

@@ -16,7 +16,10 @@
 --   grace       ms, until when no silence counts
 --   live        host -> true of those that live; sum: the digest of that list
 --   sums        roster -> digest of the list as it was then, of an armed ledger's last changes
+--   roster      that of the last change of the list that this memory has made; nil in a heartbeat that made none
 --   news        what is told of the list of hosts, by the roster that a host has seen
+--   pages       the list of hosts as it is read, page by page, and of which roster; next_read: ms, when the next host may
+--               read it for whom nobody waits
 --   voucher     the host that was asked to vouch for newcomers, and until when (ms) nobody else is
 -- While the ledger is not armed:
 --   lost        true while what a server has lost is being restored
@@ -31,7 +34,8 @@
 --   logged      the second number of the last id of a log's entry, but for grants
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
---   swept       ms, when the next sweep is due; `turn`: with which suspect it begins
+--   swept       ms, when the next sweep is due; `turn`: with which suspect it begins; is_busy: the last one has left
+--               something to do; sweeper: the host that is to beat soon for it, and until when (ms) nobody else is
 local memories = {}
 
 local function memory_of(root)

@@ -41,10 +41,10 @@ local function now_ms(root)
   return math.floor(server + clock.offset)
 end
 
--- Writes the time down once a second, for a server or a library that begins later. Answers the time, which is another
--- where a server that was the master before has told time meanwhile; and whether a second is over.
-local function keep_time(root)
-  local now = now_ms(root)
+-- Writes the time down once a second, for a server or a library that begins later. `now` is what now_ms has answered.
+-- Answers the time, which is another where a server that was the master before has told time meanwhile; and whether a
+-- second is over.
+local function keep_time(root, now)
   local clock = clocks[root]
   if now < clock.kept + KEEP_MS then
     return now, false

@@ -1,14 +1,24 @@
 -- One call a period says that a host lives, and answers what it has to do.
 
-local function encoded(list, most)
+-- A list of an answer, as JSON of its name and of `most` of its entries. What says nothing is left out; an agent before
+-- 1.7 expects `all`.
+local function listed(name, list, all, most)
+  if #list == 0 then
+    return all and ',"' .. name .. '":[]' or ''
+  end
   local items = {}
   for index = 1, math.min(#list, most or #list) do
     items[index] = cjson.encode(list[index])
   end
-  return json_list(items)
+  return ',"' .. name .. '":' .. json_list(items)
 end
 
--- What an armed ledger does with a heartbeat. Answers whether the host is to vouch for newcomers at once.
+local function flagged(name, is, all)
+  return is and ',"' .. name .. '":true' or all and ',"' .. name .. '":false' or ''
+end
+
+-- What an armed ledger does with a heartbeat. Answers whether the host is to vouch for newcomers at once, whether it is to
+-- beat soon for the next sweep, and what this sweep has found.
 local function serve(root, ask, has_asserted, owes, now)
   local memory = memory_of(root)
   note_applied(root, ask.host, ask.applied)
@@ -17,8 +27,8 @@ local function serve(root, ask, has_asserted, owes, now)
   if owes then
     redis.call('HDEL', root .. ':host:' .. ask.host, 'tell')
   end
-  local fallen, reclaimed = sweep(root, now)
-  return is_to_vouch, fallen, reclaimed
+  local fallen, reclaimed, is_to_sweep = sweep(root, ask.host, now)
+  return is_to_vouch, is_to_sweep, fallen, reclaimed
 end
 
 -- What one does that is not armed: counts this host among those that were heard. Answers who is missing still, or nil
@@ -37,25 +47,27 @@ end
 
 -- JSON of the answer to a heartbeat, put together by hand: most of it is the same each time.
 local function answered(root, ask, meta, done)
-  local memory = memory_of(root)
+  local memory, all = memory_of(root), ask.seen.hosts ~= nil
   local state = memory.generation and 'armed' or meta.lost and 'recovering' or 'arming'
-  return '{"nowMs":"' .. digits(done.now) .. '","state":"' .. state
-    .. '","unfit":' .. cjson.encode(memory.unfit or cjson.null)
-    .. ',"mayAcquire":' .. tostring(memory.sessions[ask.host] ~= nil and not memory.unfit)
-    .. ',"reassert":' .. tostring(not done.has_asserted)
-    .. ',"epoch":"' .. digits(epoch_of(meta.generation))
-    .. '","before":' .. cjson.encode(done.before or cjson.null)
-    .. ',"rebooted":' .. tostring(done.rebooted)
-    .. ',"began":' .. tostring(done.began)
-    .. ',"ended":' .. tostring(meta.lost and not done.awaiting)
-    .. ',"awaiting":' .. encoded(done.awaiting or {}, MAX_NAMED)
-    .. ',"missed":' .. encoded(done.missed or {}, MAX_NAMED)
-    .. ',"moved":' .. encoded(done.moved)
-    .. ',"fallen":' .. encoded(done.fallen)
-    .. ',"reclaimed":' .. encoded(done.reclaimed)
-    .. ',"due":' .. json_list(due_of(root, ask.host, done.now))
-    .. ',"tell":' .. tostring(done.is_to_tell)
-    .. ',"vouch":' .. tostring(done.is_to_vouch)
+  return '{"nowMs":"' .. digits(done.now) .. '","state":"' .. state .. '"'
+    .. (memory.unfit and ',"unfit":' .. cjson.encode(memory.unfit) or '')
+    .. flagged('mayAcquire', memory.sessions[ask.host] ~= nil and not memory.unfit, all)
+    .. flagged('reassert', not done.has_asserted, all)
+    .. ',"epoch":"' .. digits(epoch_of(meta.generation)) .. '"'
+    .. (done.before and ',"before":"' .. done.before .. '"' or '')
+    .. flagged('rebooted', done.rebooted, all)
+    .. flagged('began', done.began, all)
+    .. flagged('ended', meta.lost and not done.awaiting, all)
+    .. listed('awaiting', done.awaiting or {}, all, MAX_NAMED)
+    .. listed('missed', done.missed or {}, all, MAX_NAMED)
+    .. listed('moved', done.moved, all)
+    .. listed('fallen', done.fallen, all)
+    .. (all and #done.reclaimed == 0 and ',"reclaimed":[]' or #done.reclaimed > 0 and ',"reclaimed":'
+      .. json_list(done.reclaimed) or '')
+    .. (all and #done.due == 0 and ',"due":[]' or #done.due > 0 and ',"due":' .. json_list(done.due) or '')
+    .. flagged('tell', done.is_to_tell, all)
+    .. flagged('vouch', done.is_to_vouch, all)
+    .. flagged('sweep', done.is_to_sweep)
     .. ',"seen":{"generation":"' .. digits(meta.generation)
     .. '","revision":' .. digits(meta.revision) .. ',"roster":' .. digits(meta.roster) .. done.list .. '}}'
 end
@@ -63,11 +75,12 @@ end
 -- heartbeat {host, machineId, agentId?, yieldsTo?, bootId, periodMs?, suspectMs, windowMs?, newFleet, late?,
 --            seen: {generation (text), revision, roster, digest, or of an agent before 1.7 hosts: [host…]},
 --            follows?: {network: position…}, applied?}
--- -> {nowMs (text), state, unfit?, mayAcquire, reassert, epoch (text), before?, rebooted, began, ended,
---     awaiting: [host…], missed: [host…], moved: [network…], fallen: [host…], reclaimed: [lease…],
---     due: [{id, generation (text)}…], tell, vouch, seen: {generation (text), revision, roster,
---     changes?: [[host, whether it lives]…], digest?, behind?, withinMs?, hosts?: [host…]}},
+-- -> {nowMs (text), state, unfit?, mayAcquire?, reassert?, epoch (text), before?, rebooted?, began?, ended?,
+--     awaiting?: [host…], missed?: [host…], moved?: [network…], fallen?: [host…], reclaimed?: [lease…],
+--     due?: [{id, generation (text)}…], tell?, vouch?, sweep?, seen: {generation (text), revision, roster,
+--     changes?: [[host, whether it lives]…], digest?, behind?, hosts?: [host…]}},
 --     or of an unclaimed ledger {nowMs, state, asks}
+-- What is false or empty is left out, but for agents before 1.7.
 -- applied: up to which revision the host has applied what has changed of networks.
 -- yieldsTo: what the last HOST_CONFLICT said so in its details. late: heartbeats without an answer since the last that
 -- had one.
@@ -75,9 +88,11 @@ end
 -- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun,
 -- or ended, a recovery; missed: whom that did not wait for.
 -- moved: those that the host follows and in which something has happened since. fallen: whom this call has made
--- suspect. tell: the host has to tell its list before it re-asserts. vouch: its next heartbeat is waited for.
+-- suspect. tell: the host has to tell its list before it re-asserts. vouch: its next heartbeat is waited for. sweep: there are more
+-- hosts that have fallen silent, or more of their leases: the next heartbeat goes on with them, and is welcome soon.
 -- changes: of an armed ledger, what the host does not know of the list of hosts; with them its list is the one of that
--- digest. behind: there are more, to be read within that time (volt1_roster). hosts: all of it, for an agent before 1.7.
+-- digest. behind: there are more, and this host may read them now (volt1_roster). hosts: all of it, for an agent before
+-- 1.7.
 -- Costs the same whatever the host holds, and however many hosts there are.
 local function heartbeat(keys, args)
   local root = keys[1]
@@ -86,14 +101,13 @@ local function heartbeat(keys, args)
   local seen = ask.seen
   seen.generation = tonumber(seen.generation)
   seen.digest = seen.digest or -1
-  local session = root .. ':host:' .. ask.host
   local known = known_of(root, ask.host)
   local conflict = conflict_with(root, ask, known, now)
   if conflict then
     return reply_of(conflict)
   end
   local second
-  now, second = keep_time(root)
+  now, second = keep_time(root, now)
   if second then
     drop_gone(root, now)
   end
@@ -118,23 +132,23 @@ local function heartbeat(keys, args)
   memory = memory_of(root)
   memory.lost = meta.lost or nil
   note_beat(root, now, ask)
-  local before = enter(root, ask, now)
+  memory.roster = nil
+  local before = enter(root, ask, known, now)
   note_identity(root, ask, known, now)
   memory.heard[ask.host] = who_of(ask)
-  local owed = redis.call('HMGET', session, 'asserted', 'tell')
-  local has_asserted = owed[1] == digits(epoch_of(meta.generation))
-  local awaiting, missed, is_to_tell, is_to_vouch = nil, nil, false, false
+  local has_asserted = known.machineId == ask.machineId and known.asserted == digits(epoch_of(meta.generation))
+  local awaiting, missed, is_to_tell, is_to_vouch, is_to_sweep = nil, nil, false, false, false
   if not memory.generation then
-    awaiting, missed, is_to_tell = recover(root, ask, meta, has_asserted, owed[2], above, now)
+    awaiting, missed, is_to_tell = recover(root, ask, meta, has_asserted, known.tell, above, now)
   end
   local fallen, reclaimed, list = {}, {}, ''
   if memory.generation then
-    is_to_vouch, fallen, reclaimed = serve(root, ask, has_asserted, owed[2], now)
-    meta.roster = tonumber(redis.call('HGET', root .. ':meta', 'roster'))
+    is_to_vouch, is_to_sweep, fallen, reclaimed = serve(root, ask, has_asserted, known.tell, now)
+    meta.roster = memory.roster or meta.roster
     if not seen.hosts then
-      list = news_of(root, meta, seen)
+      list = news_of(root, meta, seen, is_to_vouch, now)
     elseif meta.roster ~= seen.roster then
-      list = ',"hosts":' .. encoded(redis.call('ZRANGE', root .. ':hosts', 0, -1))
+      list = listed('hosts', redis.call('ZRANGE', root .. ':hosts', 0, -1), true)
     end
   end
   return answered(root, ask, meta, {
@@ -148,8 +162,10 @@ local function heartbeat(keys, args)
     moved = memory.generation and moved_of(root, ask.follows or {}) or {},
     fallen = fallen,
     reclaimed = reclaimed,
+    due = due_of(root, ask.host, now),
     is_to_tell = is_to_tell,
     is_to_vouch = is_to_vouch,
+    is_to_sweep = is_to_sweep,
     list = list,
   })
 end

@@ -30,16 +30,21 @@ local function with_word(text, word)
   return table.concat(words, ' ', math.max(1, #words - MAX_BOOTS + 1))
 end
 
--- What the ledger knows of who a host is.
+-- What the ledger knows of who a host is, and of what it has said.
 local function known_of(root, host)
-  local fields = { 'machineId', 'agentId', 'bootId', 'bootIds', 'ousted', 'clones', 'seenMs' }
-  local values = redis.call('HMGET', root .. ':host:' .. host, unpack(fields))
-  local known = {}
-  for index, field in ipairs(fields) do
-    known[field] = values[index] or nil
-  end
-  known.seenMs = tonumber(known.seenMs or nil)
-  return known
+  local held = redis.call('HMGET', root .. ':host:' .. host,
+    'machineId', 'agentId', 'bootId', 'bootIds', 'ousted', 'clones', 'seenMs', 'asserted', 'tell')
+  return {
+    machineId = held[1] or nil,
+    agentId = held[2] or nil,
+    bootId = held[3] or nil,
+    bootIds = held[4] or nil,
+    ousted = held[5] or nil,
+    clones = held[6] or nil,
+    seenMs = tonumber(held[7] or nil),
+    asserted = held[8] or nil,
+    tell = held[9] or nil,
+  }
 end
 
 -- Twice the longest time between two heartbeats, as the host says it: a boot that was not heard for so long has ended.
@@ -79,7 +84,7 @@ local function refuse_clones(root, ask, known, now)
     machineId = known.machineId or ask.machineId,
     bootId = known.bootId or ask.bootId,
     suspectMs = ask.suspectMs,
-  }, now)
+  }, known, now)
   if not has_word(known.clones, ask.bootId) then
     redis.call('HSET', session, 'clones', boots)
   end

@@ -226,6 +226,7 @@ local function try_to_arm(root, meta, now, window_ms)
   end
   redis.call('HSET', key, 'roster', digits(roster))
   redis.call('HDEL', key, 'lost', 'pending')
+  memory.roster = roster
   for _, host in ipairs(redis.call('ZRANGE', root .. ':joining', 0, -1)) do
     redis.call('ZADD', root .. ':joining', digits(roster), host)
   end

@@ -2,10 +2,14 @@
 -- emptied knows whom it has to wait for. They are told what has changed since they have looked, and compare a digest.
 local MAX_CHANGED = 4096
 local MAX_TOLD = 32
-local ROSTER_PAGE = 500
+-- Of a page of changes, and of one of all hosts, which is put together for many.
+local CHANGES_PAGE, ROSTER_PAGE = 500, 2000
 local VOUCH_MS = 3000
--- Of how many lists of one host, read at once, Redis is as busy as it may be with nothing else.
-local READS_PER_MS = 300
+-- Of Redis's time, what is given to hosts that read the list of hosts without anybody who waits for it; so much of it at
+-- once. What one host costs, to put together and to send.
+local READ_SHARE = 0.05
+local READ_AT_ONCE_MS = 1000
+local MADE_MS_A_HOST, SENT_MS_A_HOST = 0.001, 0.00003
 local DIGEST_UNIT = 281474976710656
 
 -- Of a list, the sum over its names: whatever the order, and each change is one addition.
@@ -34,6 +38,7 @@ local function note_change(root, host, is_live)
     roster = redis.call('HINCRBY', meta, 'roster', 1)
     memory.sums[roster] = memory.sum
     memory.sums[roster - MAX_CHANGED] = nil
+    memory.roster = roster
   else
     roster = (tonumber(redis.call('HGET', meta, 'roster') or 0) or 0) + redis.call('HINCRBY', meta, 'pending', 1)
   end
@@ -82,27 +87,28 @@ local function strike(root, host)
   end
 end
 
--- Notes that a host lives. Answers what it was: live, suspect, or nil for unknown.
-local function enter(root, ask, now)
+-- Notes that a host lives. `known` is what was known of it (known_of). Answers what it was: live, suspect, or nil for
+-- unknown.
+local function enter(root, ask, known, now)
   local hosts, session = root .. ':hosts', root .. ':host:' .. ask.host
-  local before = redis.call('ZSCORE', hosts, ask.host) and 'live'
-  local vouched = before or redis.call('ZCARD', hosts) == 0
-  if not before then
-    before = redis.call('ZREM', root .. ':suspects', ask.host) == 1 and 'suspect' or nil
-    redis.call('ZADD', root .. ':roster', '0', ask.host)
-  end
-  if redis.call('HGET', session, 'machineId') ~= ask.machineId then
-    redis.call('HDEL', session, 'asserted', 'applied')
-    memory_of(root).applied[ask.host] = nil
-  end
-  redis.call('HSET', session, 'machineId', ask.machineId, 'bootId', ask.bootId, 'seenMs', digits(now))
-  if redis.call('ZADD', hosts, digits(now + ask.suspectMs), ask.host) == 1 then
-    local roster = note_change(root, ask.host, true)
-    if not vouched then
-      redis.call('ZADD', root .. ':joining', digits(roster), ask.host)
+  if known.machineId == ask.machineId and known.bootId == ask.bootId then
+    redis.call('HSET', session, 'seenMs', digits(now))
+  else
+    if known.machineId ~= ask.machineId then
+      redis.call('HDEL', session, 'asserted', 'applied')
+      memory_of(root).applied[ask.host] = nil
     end
+    redis.call('HSET', session, 'machineId', ask.machineId, 'bootId', ask.bootId, 'seenMs', digits(now))
   end
-  return before
+  if redis.call('ZADD', hosts, digits(now + ask.suspectMs), ask.host) == 0 then
+    return 'live'
+  end
+  redis.call('ZADD', root .. ':roster', '0', ask.host)
+  local roster = note_change(root, ask.host, true)
+  if redis.call('ZCARD', hosts) > 1 then
+    redis.call('ZADD', root .. ':joining', digits(roster), ask.host)
+  end
+  return redis.call('ZREM', root .. ':suspects', ask.host) == 1 and 'suspect' or nil
 end
 
 -- Whether the list that a reporter has seen is the one that this ledger had then. An agent before 1.7 sends its list,
@@ -148,31 +154,45 @@ local function changes_missing(root)
 end
 
 -- JSON of hosts, each with whether it lives.
-local function named(memory, hosts, step)
-  local items = {}
-  for index = 1, #hosts, step do
-    items[#items + 1] = '[' .. cjson.encode(hosts[index]) .. (memory.live[hosts[index]] and ',true]' or ',false]')
+local function hosts_json(memory, hosts)
+  local items, live = {}, memory.live
+  for index, host in ipairs(hosts) do
+    items[index] = cjson.encode(host) .. (live[host] and ',true' or ',false')
   end
-  return json_list(items)
+  return #items == 0 and '[]' or '[[' .. table.concat(items, '],[') .. ']]'
 end
 
--- JSON of the changes since a roster, where those are few; else within which time they may be read.
-local function news_since(root, meta, since)
+-- JSON of the changes since a roster; nil where they are more than an answer holds.
+local function changes_since(root, meta, since)
   local memory, changed = memory_of(root), root .. ':changed'
-  local hosts = redis.call('ZCARD', root .. ':hosts')
-  local after, count = '(' .. digits(since), hosts
-  if since >= meta.changed_from then
-    count = redis.call('ZCOUNT', changed, after, '+inf')
-    if count > 0 and count <= MAX_TOLD then
-      return ',"changes":' .. named(memory, redis.call('ZRANGEBYSCORE', changed, after, '+inf'), 1)
-        .. ',"digest":' .. digits(memory.sum)
-    end
+  local after = '(' .. digits(since)
+  if since < meta.changed_from then
+    return nil
   end
-  return ',"behind":true,"withinMs":' .. math.floor(count * hosts / READS_PER_MS)
+  local hosts = redis.call('ZRANGEBYSCORE', changed, after, '+inf', 'LIMIT', 0, MAX_TOLD + 1)
+  if #hosts == 0 or #hosts > MAX_TOLD then
+    return nil
+  end
+  return ',"changes":' .. hosts_json(memory, hosts) .. ',"digest":' .. digits(memory.sum)
 end
 
--- JSON of what a reporter does not know of an armed ledger's list of hosts. Most have seen the same.
-local function news_of(root, meta, seen)
+-- Whether one more host may read the list now: that of ten thousand hosts is long, and all of them have it to read. While
+-- it changes it is put together anew for each of them, and later once for all.
+local function may_read(root, meta, now)
+  local memory = memory_of(root)
+  local next_ms = math.max(memory.next_read or 0, now - READ_AT_ONCE_MS)
+  if next_ms > now then
+    return false
+  end
+  local made = memory.pages and memory.pages.roster == meta.roster
+  local cost = redis.call('ZCARD', root .. ':hosts') * (made and SENT_MS_A_HOST or MADE_MS_A_HOST)
+  memory.next_read = next_ms + cost / READ_SHARE
+  return true
+end
+
+-- JSON of what a reporter does not know of an armed ledger's list of hosts. Most have seen the same. Whoever is to vouch
+-- for newcomers reads at once what an answer does not hold.
+local function news_of(root, meta, seen, is_to_vouch, now)
   local memory = memory_of(root)
   if seen.digest == memory.sum then
     return seen.roster == meta.roster and '' or ',"changes":[],"digest":' .. digits(memory.sum)
@@ -182,13 +202,40 @@ local function news_of(root, meta, seen)
     news = { roster = meta.roster, since = {} }
     memory.news = news
   end
-  news.since[seen.roster] = news.since[seen.roster] or news_since(root, meta, seen.roster)
-  return news.since[seen.roster]
+  if news.since[seen.roster] == nil then
+    news.since[seen.roster] = changes_since(root, meta, seen.roster) or false
+  end
+  return news.since[seen.roster] or (is_to_vouch or may_read(root, meta, now)) and ',"behind":true' or ''
+end
+
+-- A page of all hosts, those after one name: JSON, and whether more follow. Kept until the list is another, where the page
+-- before was.
+local function page_after(root, meta, after)
+  local memory = memory_of(root)
+  local pages = memory.pages
+  if not pages or pages.roster ~= meta.roster then
+    pages = { roster = meta.roster, after = { [''] = false } }
+    memory.pages = pages
+  end
+  local page = pages.after[after]
+  if not page then
+    local hosts = redis.call('ZRANGEBYLEX', root .. ':roster', after == '' and '-' or '(' .. after, '+',
+      'LIMIT', 0, ROSTER_PAGE)
+    local last = #hosts == ROSTER_PAGE and hosts[ROSTER_PAGE] or nil
+    page = { text = hosts_json(memory, hosts), more = last ~= nil }
+    if pages.after[after] == false then
+      pages.after[after] = page
+      if last then
+        pages.after[last] = false
+      end
+    end
+  end
+  return page.text, page.more
 end
 
 -- roster {since, after?} -> {hosts: [[host, whether it lives]…], roster, digest, whole, more}
--- What has changed since a roster, in that order; where that is not known, or `after` is given, all hosts that live, by
--- name, those after that one. roster: up to which a list that has these is complete; of a whole one, from which on the
+-- What has changed since a roster, in that order; where that is not known, or more than a page, or `after` is given, all
+-- hosts, by name, those after that one. roster: up to which a list that has these is complete; of a whole one, from which on the
 -- changes have to be read that were made meanwhile.
 local function list_roster(keys, args)
   local root = keys[1]
@@ -198,20 +245,17 @@ local function list_roster(keys, args)
     return reply_of(closed)
   end
   local meta, memory = meta_of(root), memory_of(root)
+  local changed, since = root .. ':changed', '(' .. digits(ask.since)
   local whole = ask.after ~= nil or ask.since < meta.changed_from
-  local hosts, roster, more = nil, meta.roster, false
+    or redis.call('ZCOUNT', changed, since, '+inf') > CHANGES_PAGE
+  local hosts, more
   if whole then
-    hosts = redis.call('ZRANGEBYLEX', root .. ':roster', ask.after and '(' .. ask.after or '-', '+',
-      'LIMIT', 0, ROSTER_PAGE)
-    more = #hosts == ROSTER_PAGE
+    hosts, more = page_after(root, meta, ask.after or '')
   else
-    hosts = redis.call('ZRANGEBYSCORE', root .. ':changed', '(' .. digits(ask.since), '+inf', 'WITHSCORES',
-      'LIMIT', 0, ROSTER_PAGE)
-    more = #hosts == 2 * ROSTER_PAGE
-    roster = more and tonumber(hosts[#hosts]) or roster
+    hosts, more = hosts_json(memory, redis.call('ZRANGEBYSCORE', changed, since, '+inf')), false
   end
-  return '{"hosts":' .. named(memory, hosts, whole and 1 or 2) .. ',"roster":' .. digits(roster)
-    .. ',"digest":' .. digits(memory.sum) .. ',"whole":' .. tostring(whole) .. ',"more":' .. tostring(more) .. '}'
+  return '{"hosts":' .. hosts .. ',"roster":' .. digits(meta.roster) .. ',"digest":' .. digits(memory.sum)
+    .. ',"whole":' .. tostring(whole) .. ',"more":' .. tostring(more) .. '}'
 end
 
 redis.register_function({ function_name = 'volt1_roster', callback = readable(list_roster), flags = { 'no-writes' } })

@@ -3,55 +3,60 @@ local MAX_DUE = 500
 -- A sweep is so short that nobody waits for it; the next is soon after one that had enough to do.
 local SWEEP_MS = 1000
 local BUSY_SWEEP_MS = 50
+-- For so long one host alone is asked to beat soon; then, where it is silent, another.
+local SWEEPER_MS = 1000
 local MAX_FALLEN = 256
 local MAX_SWEPT = 256
 local MAX_ENDED = 100
 -- Of the hosts, or of the heartbeats, where more than one in this many came late, the ledger itself was late.
 local LATE_SHARE = 20
 
--- Gives back leases that a suspect host holds in networks with reclaimAfterSeconds, `most` of them.
-local function reclaim(root, host, since, now, most)
-  local reclaimed = {}
-  local ids = ids_key(root, host)
-  local from = '-'
-  while #reclaimed < most do
-    local entry = redis.call('ZRANGEBYLEX', ids, from, '+', 'LIMIT', '0', '1')[1]
-    if not entry then
-      break
-    end
-    local space = string.find(entry, ' ', 1, true)
-    local network = string.sub(entry, 1, space - 1)
-    local after = redis.call('HGET', network_key(root, network), 'reclaimMs')
-    if after and since + tonumber(after) <= now then
-      local lease = lease_at(root, host, entry)
-      if lease then
-        end_lease(root, lease, now, true)
-        redis.call('HDEL', root .. ':host:' .. host, 'asserted')
-        table.insert(reclaimed, lease)
-      else
-        -- Leads to no lease of this host: for the audit to name.
-        from = '(' .. entry
-      end
-    else
-      -- Beyond the last entry of this network.
-      from = '[' .. network .. '!'
-    end
+-- After how long what a suspect host holds in a network is given back; false for never. Read once a slice.
+local function reclaim_ms(root, known, network)
+  if known[network] == nil then
+    known[network] = tonumber(redis.call('HGET', network_key(root, network), 'reclaimMs') or nil) or false
   end
-  return reclaimed
+  return known[network]
 end
 
--- Gives back what may be reclaimed of the next suspects.
+-- Gives back leases that a suspect host holds in networks with reclaimAfterSeconds, until `reclaimed` has MAX_ENDED.
+local function reclaim(root, host, since, now, known, reclaimed)
+  local ids, from, before = ids_key(root, host), '-', #reclaimed
+  while from and #reclaimed < MAX_ENDED do
+    local entries = redis.call('ZRANGEBYLEX', ids, from, '+', 'LIMIT', 0, MAX_ENDED - #reclaimed)
+    from = nil
+    for _, entry in ipairs(entries) do
+      local network = string.sub(entry, 1, string.find(entry, ' ', 1, true) - 1)
+      local after = reclaim_ms(root, known, network)
+      if not after or since + after > now then
+        -- Beyond the last entry of this network.
+        from = '[' .. network .. '!'
+        break
+      end
+      -- One that leads to no lease of this host is for the audit to name.
+      local lease, _, text = lease_at(root, host, entry)
+      if lease then
+        end_lease(root, lease, now, true)
+        reclaimed[#reclaimed + 1] = text
+      end
+      from = '(' .. entry
+    end
+  end
+  if #reclaimed > before then
+    redis.call('HDEL', root .. ':host:' .. host, 'asserted')
+  end
+end
+
+-- Gives back what may be reclaimed of the next suspects. Answers the texts of those leases.
 local function reclaim_next(root, now)
   local memory = memory_of(root)
-  local reclaimed = {}
+  local known, reclaimed = {}, {}
   local suspects = redis.call(
     'ZRANGE', root .. ':suspects', memory.turn, memory.turn + MAX_SWEPT - 1, 'WITHSCORES')
   for index = 1, #suspects, 2 do
     -- While nobody was heard, suspects were not either.
     local since = math.max(tonumber(suspects[index + 1]), memory.grace)
-    for _, lease in ipairs(reclaim(root, suspects[index], since, now, MAX_ENDED - #reclaimed)) do
-      table.insert(reclaimed, lease)
-    end
+    reclaim(root, suspects[index], since, now, known, reclaimed)
     if #reclaimed == MAX_ENDED then
       -- Goes on with the same one.
       memory.turn = memory.turn + (index - 1) / 2
@@ -62,21 +67,32 @@ local function reclaim_next(root, now)
   return reclaimed
 end
 
--- Hosts that have fallen silent become suspect; what may be reclaimed of suspects is. A slice at a time.
-local function sweep(root, now)
+-- Whether a host is to send its next heartbeat soon, since there is more to do: one host at a time.
+local function is_sweeper(memory, host, now)
+  local sweeper = memory.sweeper
+  if not memory.is_busy or sweeper and sweeper.host ~= host and now < sweeper.until_ms then
+    return false
+  end
+  memory.sweeper = { host = host, until_ms = now + SWEEPER_MS }
+  return true
+end
+
+-- Hosts that have fallen silent become suspect; what may be reclaimed of suspects is. A slice at a time. Answers those
+-- hosts, those leases, and whether `host` is to beat soon for the next slice.
+local function sweep(root, host, now)
   local memory = memory_of(root)
   if now < memory.swept or now < memory.grace then
-    return {}, {}
+    return {}, {}, is_sweeper(memory, host, now)
   end
   local fallen = redis.call(
     'ZRANGEBYSCORE', root .. ':hosts', '-inf', '(' .. digits(now), 'LIMIT', 0, MAX_FALLEN)
-  for _, host in ipairs(fallen) do
-    make_suspect(root, host, now)
+  for _, silent in ipairs(fallen) do
+    make_suspect(root, silent, now)
   end
   local reclaimed = reclaim_next(root, now)
-  local busy = #fallen == MAX_FALLEN or #reclaimed == MAX_ENDED
-  memory.swept = now + (busy and BUSY_SWEEP_MS or SWEEP_MS)
-  return fallen, reclaimed
+  memory.is_busy = #fallen == MAX_FALLEN or #reclaimed > 0
+  memory.swept = now + (memory.is_busy and BUSY_SWEEP_MS or SWEEP_MS)
+  return fallen, reclaimed, is_sweeper(memory, host, now)
 end
 
 -- While nobody was heard, or this server was not there, nobody's silence counts; nor where the ledger itself was late:

@@ -69,7 +69,7 @@ export const beatOf = (host: string, more: Partial<Beat> = {}): Beat => ({
 export async function seenAfter(ledger: Ledger, before: Seen, pulse: Pulse): Promise<Seen> {
   const { seen, list, behind } = pulse;
   const news = list && listAfter(before, list);
-  const isUnknown = behind !== undefined || (list !== undefined && news === undefined);
+  const isUnknown = behind || (list !== undefined && news === undefined);
   return {
     ...before,
     generation: Math.max(before.generation, seen.generation),

@@ -63,7 +63,7 @@ export class Member {
     const first = await this.beat(more);
     await this.tell(first);
     if (first.reassert) await this.reassert(first.epoch);
-    const hasNews = first.list !== undefined || first.behind !== undefined;
+    const hasNews = first.list !== undefined || first.behind;
     return first.reassert || first.tell || hasNews ? this.beat(more) : first;
   }
 

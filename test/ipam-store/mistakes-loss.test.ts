@@ -142,8 +142,8 @@ mistake(store, 'pending treated as dead: a silent host', {
     'silence ends the leases': {
       patches: [
         [
-          "local after = redis.call('HGET', network_key(root, network), 'reclaimMs')",
-          "local after = '0'",
+          "known[network] = tonumber(redis.call('HGET', network_key(root, network), 'reclaimMs') or nil) or false",
+          'known[network] = 0',
         ],
       ],
       shows: /10\.9\.0\.2 was given to another/,

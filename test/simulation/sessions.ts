@@ -170,6 +170,8 @@ export class ModelSessions {
       due: [],
       tell: false,
       vouch: false,
+      sweep: false,
+      behind: false,
       seen: { generation: this.#generation, revision },
     };
   }
