@@ -459,18 +459,12 @@ export class Ledger {
     need(session, 'host', 'machineId', 'epoch');
     allow(session, 'agentId', 'bootId');
     const { host, machineId, agentId, bootId, epoch } = session;
-    const say = (page: object): Promise<Fields> =>
-      this.#call('reassert', {
-        host,
-        machineId,
-        agentId,
-        bootId,
-        epoch,
-        networks: [],
-        leases: [],
-        last: false,
-        ...page,
-      });
+    const by = { host, machineId, agentId, bootId, epoch };
+    // Leases by themselves: each is stored as its text.
+    const say = (page: object, texts: readonly string[] = []): Promise<Fields> => {
+      const asked = JSON.stringify({ ...by, networks: [], leases: [], last: false, ...page });
+      return this.#run('reassert', [asked, ...texts]);
+    };
     const networks: NetworkOutcome[] = [];
     const leases: LeaseOutcome[] = [];
     // What is known of most networks is the same everywhere: their definitions are sent where they are missing alone.
@@ -496,7 +490,8 @@ export class Ledger {
       if (foreign !== undefined) {
         refuseField('host', `${foreign.id} is of host ${foreign.host}`);
       }
-      const answer = await say({ leases: some.map(storedLease) });
+      const texts = some.map((lease) => JSON.stringify(storedLease(lease)));
+      const answer = await say({}, texts);
       const outcomes = answer.list('leases').map(leaseOutcomeOf);
       leases.push(...outcomes);
       this.#tell('leases', restoredNetworks(some, outcomes));

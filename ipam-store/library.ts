@@ -30,6 +30,7 @@ const FILES = [
   'usage',
   'sources',
   'leases',
+  'restore',
   'reassert',
   'follow',
   'roster',

@@ -120,9 +120,8 @@ local function decoded(text)
   return done and type(value) == 'table' and value or nil
 end
 
--- The lease, and its text; nil also for what cannot be read: the audit names it.
-local function lease_of(root, id)
-  local text = redis.call('HGET', root .. ':leases', id)
+-- The lease of an id, and its text; nil also for what cannot be read: the audit names it.
+local function lease_from(text, id)
   local lease = text and decoded(text)
   local whole = lease and lease.id == id and type(lease.hex) == 'table' and type(lease.before) == 'table'
     and type(lease.network) == 'string' and type(lease.host) == 'string' and type(lease.mac) == 'string'
@@ -131,6 +130,10 @@ local function lease_of(root, id)
     return lease, text
   end
   return nil
+end
+
+local function lease_of(root, id)
+  return lease_from(redis.call('HGET', root .. ':leases', id), id)
 end
 
 -- One page of a zset of names that begin with `prefix`, after the cursor: the JSON of what `read` makes of

@@ -12,9 +12,10 @@ local UNTIL_LET_GO = 4102444800000
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'
   memory_of(root).counted[field] = nil
-  if redis.call('HEXISTS', leases, field) == 1 then
-    redis.call('HINCRBY', leases, field, step)
-  else
+  if step == 0 and redis.call('HEXISTS', leases, field) == 1 then
+    return
+  end
+  if step == 0 or redis.call('HINCRBY', leases, field, step) == step then
     redis.call('HSET', leases, field, redis.call('ZCARD', key))
   end
 end
@@ -123,20 +124,51 @@ local function forget(root, network, family, address, text)
   redis.call('ZREM', pool_key(root, network, family, 'free'), address)
 end
 
--- Gives an address to an id, without counting it. Answers what it was before, the text of its last release or nil for
--- never used, and how many entries `held` has more.
-local function take(root, network, family, address, id)
-  local before = entry_of(pool_key(root, network, family, 'last'), address)
+-- Takes an address out of the fresh ranges, the first of which is `first_range`. Answers the first one afterwards, where
+-- it is another that is not in the network's hash yet.
+local function take_fresh(root, network, family, address, first_range)
+  local fresh = pool_key(root, network, family, 'fresh')
+  local first, last = string.match(first_range or '', '^(%x+)%-(%x+)$')
+  if not first or address < first or address > last then
+    cut(fresh, address, address)
+    return nil
+  end
+  local above = address < last and hex_step(address, 1) .. '-' .. last
+  if address == first then
+    if not above then
+      open_next(root, network, family)
+    end
+    return above or nil
+  end
+  if above then
+    redis.call('ZADD', fresh, '0', above)
+  end
+  return first .. '-' .. hex_step(address, -1)
+end
+
+-- Gives an address to an id, without counting it. `known`: the first of the fresh ranges, where it was read already.
+-- Answers what it was before, the text of its last release or nil for never used; how many entries `held` has more; and
+-- as take_fresh.
+local function take_known(root, network, family, address, id, known)
+  local before, first_range = entry_of(pool_key(root, network, family, 'last'), address), nil
   if before then
     forget(root, network, family, address, before)
   else
     -- Also where `last` has lost it: what is held is not free.
     redis.call('ZREM', pool_key(root, network, family, 'free'), address)
-    change_fresh(root, network, family, function(fresh)
-      cut(fresh, address, address)
-    end)
+    first_range = take_fresh(root, network, family, address, known)
   end
   local added = redis.call('ZADD', pool_key(root, network, family, 'held'), '0', address .. ' ' .. id)
+  return before, added, first_range
+end
+
+-- Gives an address to an id, without counting it. Answers what it was before, and how many entries `held` has more.
+local function take(root, network, family, address, id)
+  local key, field = network_key(root, network), 'next:' .. family
+  local before, added, first_range = take_known(root, network, family, address, id, redis.call('HGET', key, field))
+  if first_range then
+    redis.call('HSET', key, field, first_range)
+  end
   return before, added
 end
 

@@ -60,9 +60,8 @@ local function store_rules(root, name, family, rules)
     #rules.reserved, #closed))
 end
 
--- The rules of a family, nil for none; fails where they cannot be read, or some have vanished.
-local function rules_of(root, name, family)
-  local text = redis.call('HGET', network_key(root, name), 'family:' .. family)
+-- The rules of a family out of their text, nil for none; fails where they cannot be read, or some have vanished.
+local function rules_in(root, name, family, text)
   if not text then
     return nil
   end
@@ -102,7 +101,7 @@ local function barred_by(root, name, family, rules, address, workload)
   if is_in(pool_key(root, name, family, 'closed'), address) then
     return 'ADDRESS_OUT_OF_RANGE'
   end
-  local owner = entry_of(pool_key(root, name, family, 'reserved'), address)
+  local owner = rules.reserved > 0 and entry_of(pool_key(root, name, family, 'reserved'), address)
   return owner and owner ~= workload and 'ADDRESS_IN_USE' or nil
 end
 

@@ -23,6 +23,7 @@ export async function benchCheck([hosts = 10_000]: readonly number[]): Promise<v
     bus: () => ({ request: async () => encodeAnswer({ inSync: true, differences: [] }) }),
     subjectPrefix: 'volt.net',
     slices: new Slices(),
+    answerBytes: () => MAX_ANSWER_BYTES,
   });
   try {
     await raw.config('RESETSTAT');
