@@ -49,17 +49,9 @@ async function perform(what: Order): Promise<HostsStatus | undefined> {
     case 'first':
       await hosts[0]?.first(recordOf(what.network));
       return undefined;
-    case 'restart': {
-      const leases = new Map(hosts.map((host) => [host.host, host.leases]));
-      await end();
-      if (made === undefined) return undefined;
-      await make({ ...made, boot: what.boot });
-      for (const host of hosts) {
-        for (const [id, lease] of leases.get(host.host) ?? []) host.leases.set(id, lease);
-      }
-      await start(what.spreadMs);
+    case 'restart':
+      await restart(what.spreadMs, what.boot);
       return undefined;
-    }
     case 'stop':
       await end();
       return undefined;
@@ -81,7 +73,7 @@ const recordOf = ({
 
 async function make(what: Make): Promise<void> {
   made = what;
-  const { from, to, step, url, nats, folder, boot, suspectAfterSeconds } = what;
+  const { from, to, step, url, nats } = what;
   const names: string[] = [];
   for (let n = from; n < to; n += step) names.push(`h${n}`);
   const count = what.connections === 0 ? names.length : what.connections;
@@ -89,16 +81,7 @@ async function make(what: Make): Promise<void> {
   hosts = names.flatMap((host, n) => {
     const ledger = ledgers[n % count];
     if (ledger === undefined) return [];
-    const isNewFleet = (): Promise<boolean> =>
-      nats === undefined ? Promise.resolve(what.isNew) : survey(host);
-    return new SimulatedHost({
-      host,
-      bootId: boot,
-      ledger,
-      folder,
-      suspectAfterSeconds,
-      isNewFleet,
-    });
+    return [hostOf(what, host, ledger)];
   });
   if (nats === undefined) return;
   await each(hosts, async (host) => {
@@ -109,6 +92,20 @@ async function make(what: Make): Promise<void> {
     await connection.services.add({ name: SERVICE, version: '1.0.0', metadata });
   });
 }
+
+const hostOf = (
+  { nats, isNew, boot, folder, suspectAfterSeconds }: Make,
+  host: string,
+  ledger: Ledger,
+): SimulatedHost =>
+  new SimulatedHost({
+    host,
+    bootId: boot,
+    ledger,
+    folder,
+    suspectAfterSeconds,
+    isNewFleet: () => (nats === undefined ? Promise.resolve(isNew) : survey(host)),
+  });
 
 const peers = new Map<string, NatsConnection>();
 
@@ -129,16 +126,42 @@ async function start(spreadMs: number): Promise<void> {
   const shared = ledgers.length < hosts.length;
   if (shared) for (const ledger of ledgers) await open(ledger);
   for (const [n, { session }] of hosts.entries()) {
-    const wait = began + (spreadMs * n) / hosts.length - performance.now();
-    if (wait > 0) await sleep(wait);
+    await turnOf(n, began, spreadMs);
     const ledger = ledgers[n % ledgers.length];
-    if (!shared) {
-      ledger?.onStatus(({ state }) => {
-        if (state === 'ready') void session.beat();
-      });
-      ledger?.start();
-    }
+    if (!shared) run(session, ledger);
     if (spreadMs > 0) session.start();
+  }
+}
+
+/** Until it is the turn of one of the hosts, that all of them take so long. */
+async function turnOf(n: number, began: number, spreadMs: number): Promise<void> {
+  const wait = began + (spreadMs * n) / hosts.length - performance.now();
+  if (wait > 0) await sleep(wait);
+}
+
+function run(session: SimulatedHost['session'], ledger: Ledger | undefined): void {
+  ledger?.onStatus(({ state }) => {
+    if (state === 'ready') void session.beat();
+  });
+  ledger?.start();
+}
+
+/** Each agent ends and is there again by itself, with a connection of its own: none of them waits for the others. */
+async function restart(spreadMs: number, boot: string): Promise<void> {
+  if (made === undefined) return;
+  made = { ...made, boot };
+  const began = performance.now();
+  for (const [n, before] of hosts.entries()) {
+    await turnOf(n, began, spreadMs);
+    before.session.stop();
+    await ledgers[n]?.close();
+    const ledger = new Ledger(optionsFor(made.url));
+    ledgers[n] = ledger;
+    const host = hostOf(made, before.host, ledger);
+    for (const [id, lease] of before.leases) host.leases.set(id, lease);
+    hosts[n] = host;
+    run(host.session, ledger);
+    host.session.start();
   }
 }
 
@@ -161,6 +184,8 @@ function statusNow(): HostsStatus {
   const count = (which: (host: SimulatedHost) => boolean): number => hosts.filter(which).length;
   const sum = (of: (host: SimulatedHost) => number): number =>
     hosts.reduce((total, host) => total + of(host), 0);
+  const least = (of: (host: SimulatedHost) => number): number =>
+    Math.min(Number.MAX_SAFE_INTEGER, ...hosts.map(of));
   return {
     hosts: hosts.length,
     open: count(({ session }) => session.status.open),
@@ -169,10 +194,8 @@ function statusNow(): HostsStatus {
     reclaimed: sum(({ reclaimed }) => reclaimed),
     expired: sum(({ expired }) => expired),
     fenced: sum(({ fenced }) => fenced),
-    networks: Math.min(
-      Number.MAX_SAFE_INTEGER,
-      ...hosts.map(({ witness }) => witness.networksRevision),
-    ),
+    networks: least(({ witness }) => witness.networksRevision),
+    listed: least(({ witness }) => witness.seen.hosts.length),
     ...surveyed,
   };
 }

@@ -49,6 +49,8 @@ export const statusSchema = z.object({
   fenced: z.int(),
   /** The lowest revision as of which one of them knows all networks. */
   networks: z.number(),
+  /** How many hosts the one of them knows that knows fewest. */
+  listed: z.number(),
   surveys: z.int(),
   /** Of them, those without the answer of whoever asked. */
   deaf: z.int(),

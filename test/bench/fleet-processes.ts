@@ -114,7 +114,10 @@ function sumOf(parts: readonly (HostsStatus | undefined)[]): HostsStatus | undef
     if (sum === undefined || part === undefined) return part;
     const others: Readonly<Record<string, number>> = part;
     const added = Object.entries(sum).map(([key, value]) => [key, value + (others[key] ?? 0)]);
-    const networks = Math.min(sum.networks, part.networks);
-    return statusSchema.parse({ ...Object.fromEntries(added), networks });
+    const least = {
+      networks: Math.min(sum.networks, part.networks),
+      listed: Math.min(sum.listed, part.listed),
+    };
+    return statusSchema.parse({ ...Object.fromEntries(added), ...least });
   });
 }

@@ -19,6 +19,9 @@ import { Processes } from './fleet-processes.ts';
 /** Longer than silence takes to make a host suspect. */
 const WATCHED_S = SUSPECT_AFTER_SECONDS + 2;
 
+/** Addresses of a network that may be used up before its last ones are looked for. */
+const POOL = 4_000;
+
 /** A fleet that is switched on; its Redis started again; its agents started again. */
 export async function together(longest: Longest, size: number): Promise<void> {
   const redis = await start('--appendonly', 'yes');
@@ -81,7 +84,7 @@ export async function together(longest: Longest, size: number): Promise<void> {
 export async function recovery(longest: Longest, size: number, leases: number): Promise<void> {
   const redis = await start();
   let meter = await Meter.open(redis, longest);
-  const networks = await networksOf(redis, 20);
+  const networks = await networksOf(redis, Math.ceil((size * leases) / POOL) + 1);
   const fleet = await startFleet(redis.url, size);
   if ((await fleet.until(({ open }) => open === size, PATIENCE_S)) === null) {
     say(size, `recovery of ${leases} leases each`, 'the fleet did not come together');
