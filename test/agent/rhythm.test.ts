@@ -46,6 +46,12 @@ describe('a rhythm', () => {
     expect(gaps.length).toBeLessThan(100);
   });
 
+  test('goes on soon where there is more to do, but never at once', async () => {
+    const gaps = gapsOf(await times('busy', 10_000));
+    expect(gaps.length).toBeGreaterThan(100);
+    expect(Math.min(...gaps)).toBeGreaterThan(40);
+  });
+
   test('has no next run before the last one has ended', async () => {
     let runs = 0;
     const rhythm = new Rhythm({ periodMs: 1_000, run: () => void (runs += 1) });

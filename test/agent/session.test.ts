@@ -11,7 +11,7 @@ import { Standing } from '#agent/standing.ts';
 import { Witness } from '#agent/witness.ts';
 import { Ledger, type Pulse } from '#ipam-store/ledger.ts';
 import { askFor, optionsFor, put, until, useStore, ROOT, VOLT0 } from '../ipam-store/fixture.ts';
-import { forgetMemory } from '../ipam-store/member.ts';
+import { forgetMemory, Member } from '../ipam-store/member.ts';
 
 const store = useStore();
 const log = createLog('silent', 'h1');
@@ -179,4 +179,31 @@ test('a heartbeat names what is followed, and those that have moved are told', a
   follows = { volt0: '1-1' };
   await session.beat();
   expect(moved.at(-1)).toEqual(['volt0']);
+});
+
+test('what silent hosts have left is given back by one that goes on with it at once', async () => {
+  const { session } = await sessionOf('h1');
+  await session.beat();
+  const network = { network: 'lost', subnet: '10.60.0.0/20', reclaimAfterSeconds: 1 };
+  const record = await put(store.ledger, network);
+  const [silent, other] = ['h2', 'h3'].map(
+    (host) => new Member(store.ledger, host, { suspectAfterSeconds: 0.3 }),
+  );
+  if (silent === undefined || other === undefined) throw new Error('no members');
+  await silent.turn();
+  await session.beat();
+  await silent.turn();
+  const asks = Array.from({ length: 1_500 }, (_, n) => askFor(record, `n${n}`, { host: 'h2' }));
+  await store.ledger.acquireMany(asks);
+  for (let fallen: readonly string[] = []; !fallen.includes('h2'); await sleep(20)) {
+    ({ fallen } = await other.beat());
+  }
+  const held = (): Promise<number> => store.raw.zcard(`${ROOT}:net:lost:4:held`);
+  expect(await held()).toBe(1_500);
+  session.start();
+  let left = 1_500;
+  const looking = setInterval(() => void held().then((count) => (left = count)), 50);
+  onTestFinished(() => clearInterval(looking));
+  // A hundred with each heartbeat: at one each period it would take longer than this waits.
+  await until(() => left === 0);
 });
