@@ -133,10 +133,10 @@ async function start(spreadMs: number): Promise<void> {
   }
 }
 
-/** Until it is the turn of one of the hosts, that all of them take so long. */
+/** Until it is the turn of one of the hosts, that all of them take so long. Where that is past, the others go on first. */
 async function turnOf(n: number, began: number, spreadMs: number): Promise<void> {
   const wait = began + (spreadMs * n) / hosts.length - performance.now();
-  if (wait > 0) await sleep(wait);
+  if (spreadMs > 0) await sleep(Math.max(0, wait));
 }
 
 function run(session: SimulatedHost['session'], ledger: Ledger | undefined): void {
