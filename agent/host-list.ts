@@ -1,4 +1,4 @@
-import { type Ledger, listAfter, type Pulse, type Self } from '#ipam-store/ledger.ts';
+import { type Ledger, listAfter, type Pulse, type Self, someOf } from '#ipam-store/ledger.ts';
 import type { Log } from './log.ts';
 import type { Witness } from './witness.ts';
 
@@ -18,10 +18,10 @@ export class HostList {
   }
 
   /** The list as this answer tells it, or as it was read: the ledger says whose turn that is. */
-  async note({ seen, list, behind }: Pulse): Promise<void> {
+  async note({ seen, list, some, behind }: Pulse): Promise<void> {
     const { witness, ledger, log } = this.#options;
     const news = list && listAfter(witness.seen, list);
-    await witness.note(seen, news);
+    await witness.note(seen, news ?? (some.length > 0 ? someOf(some) : undefined));
     if (!behind && (list === undefined || news !== undefined)) return;
     try {
       await witness.note(witness.seen, await ledger.readHosts(witness.seen));

@@ -51,6 +51,9 @@ export function listAfter(list: HostList, news: ListNews): HostList | undefined 
   return digestOf(hosts) === news.digest ? { roster: news.roster, hosts } : undefined;
 }
 
+/** What a host that has no list has of it until it reads it. Its roster is the lowest: any list of the ledger's is newer. */
+export const someOf = (hosts: readonly string[]): HostList => ({ roster: 1, hosts });
+
 function changed(hosts: readonly string[], changes: readonly HostChange[]): readonly string[] {
   const lives = new Map(changes);
   const known = new Set(hosts.filter((host) => lives.has(host)));

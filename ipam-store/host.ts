@@ -87,6 +87,8 @@ export interface Pulse {
   readonly seen: Pick<Seen, 'generation' | 'revision'>;
   /** What the host does not know of the list of hosts; absent where that is nothing. */
   readonly list?: ListNews;
+  /** Of a host that has none: some of it, by way of whom the others are found. */
+  readonly some: readonly string[];
   /** It is more than an answer holds, and it is this host's turn to read it: `Ledger.readHosts`. */
   readonly behind: boolean;
 }
@@ -126,6 +128,7 @@ export function pulseOf(answer: Fields): Pulse {
     vouch: answer.optionalFlag('vouch'),
     sweep: answer.optionalFlag('sweep'),
     ...(seen.has('changes') && { list: newsOf(seen, 'changes') }),
+    some: textsOf(seen, 'some'),
     behind: seen.optionalFlag('behind'),
   };
 }
@@ -152,6 +155,7 @@ const UNCLAIMED: Omit<Pulse, 'nowMs'> = {
   tell: false,
   vouch: false,
   sweep: false,
+  some: [],
   behind: false,
   seen: { generation: 0, revision: 0 },
 };

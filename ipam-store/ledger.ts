@@ -65,7 +65,7 @@ export {
   type Pulse,
   type Seen,
 } from './host.ts';
-export { type HostChange, type HostList, listAfter, type ListNews } from './host-list.ts';
+export { type HostChange, type HostList, listAfter, type ListNews, someOf } from './host-list.ts';
 export type { Lease, LeaseRequest } from './lease.ts';
 export type { Changes, LogPage, SnapshotPage } from './log.ts';
 export type {

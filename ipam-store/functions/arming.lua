@@ -20,6 +20,7 @@
 --   news        what is told of the list of hosts, by the roster that a host has seen
 --   pages       the list of hosts as it is read, page by page, and of which roster; next_read: ms, when the next host may
 --               read it for whom nobody waits
+--   vouchers    the last hosts that have vouched for newcomers; vouched: how often one has
 --   voucher     the host that was asked to vouch for newcomers, and until when (ms) nobody else is
 -- While the ledger is not armed:
 --   lost        true while what a server has lost is being restored
@@ -43,7 +44,7 @@ local function memory_of(root)
   if not memory then
     memory = {
       sessions = {}, heard = {}, said = {}, found = {}, swept = 0, turn = 0, batches = {}, batch_count = 0,
-      fresh = {}, counted = {}, applied = {}, rivals = {}, logged = 0, live = {}, sum = 0, sums = {},
+      fresh = {}, counted = {}, vouchers = {}, vouched = 0, applied = {}, rivals = {}, logged = 0, live = {}, sum = 0, sums = {},
       counted_to = '-', missing = {}, missing_count = 0, missed = {}, untold = {}, told = {}, telling = {},
     }
     memories[root] = memory

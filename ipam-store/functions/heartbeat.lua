@@ -78,7 +78,7 @@ end
 -- -> {nowMs (text), state, unfit?, mayAcquire?, reassert?, epoch (text), before?, rebooted?, began?, ended?,
 --     awaiting?: [host…], missed?: [host…], moved?: [network…], fallen?: [host…], reclaimed?: [lease…],
 --     due?: [{id, generation (text)}…], tell?, vouch?, sweep?, seen: {generation (text), revision, roster,
---     changes?: [[host, whether it lives]…], digest?, behind?, hosts?: [host…]}},
+--     changes?: [[host, whether it lives]…], digest?, some?: [host…], behind?, hosts?: [host…]}},
 --     or of an unclaimed ledger {nowMs, state, asks}
 -- What is false or empty is left out, but for agents before 1.7.
 -- applied: up to which revision the host has applied what has changed of networks.
@@ -91,7 +91,7 @@ end
 -- suspect. tell: the host has to tell its list before it re-asserts. vouch: its next heartbeat is waited for. sweep: there are more
 -- hosts that have fallen silent, or more of their leases: the next heartbeat goes on with them, and is welcome soon.
 -- changes: of an armed ledger, what the host does not know of the list of hosts; with them its list is the one of that
--- digest. behind: there are more, and this host may read them now (volt1_roster). hosts: all of it, for an agent before
+-- digest. some: for one that has none, hosts of it that are no newcomers. behind: there are more, and this host may read them now (volt1_roster). hosts: all of it, for an agent before
 -- 1.7.
 -- Costs the same whatever the host holds, and however many hosts there are.
 local function heartbeat(keys, args)

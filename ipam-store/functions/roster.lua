@@ -5,6 +5,8 @@ local MAX_TOLD = 32
 -- Of a page of changes, and of one of all hosts, which is put together for many.
 local CHANGES_PAGE, ROSTER_PAGE = 500, 2000
 local VOUCH_MS = 3000
+-- Hosts that a newcomer is told of until it reads the list, and among how many they are looked for.
+local MAX_VOUCHERS, MAX_LOOKED = 8, 64
 -- Of Redis's time, what is given to hosts that read the list of hosts without anybody who waits for it; so much of it at
 -- once. What one host costs, to put together and to send.
 local READ_SHARE = 0.05
@@ -135,6 +137,8 @@ local function vouch(root, ask, now)
     return true, false
   end
   if is_true(memory, ask.seen) then
+    memory.vouchers[memory.vouched % MAX_VOUCHERS + 1] = ask.host
+    memory.vouched = memory.vouched + 1
     newcomers = newcomers - redis.call('ZREMRANGEBYSCORE', joining, '-inf', digits(ask.seen.roster))
   end
   local voucher = memory.voucher
@@ -176,6 +180,28 @@ local function changes_since(root, meta, since)
   return ',"changes":' .. hosts_json(memory, hosts) .. ',"digest":' .. digits(memory.sum)
 end
 
+-- JSON of some hosts that live and are no newcomers: what a host that has no list has instead, until it is its turn to
+-- read. By way of any of them it is found whom to wait for, should this server be emptied.
+local function some_hosts(root)
+  local memory = memory_of(root)
+  local names, is_named = {}, {}
+  local function add(host)
+    if #names < MAX_VOUCHERS and memory.live[host] and not is_named[host] then
+      is_named[host] = true
+      names[#names + 1] = cjson.encode(host)
+    end
+  end
+  for _, host in ipairs(memory.vouchers) do
+    add(host)
+  end
+  for _, host in ipairs(#names == 0 and redis.call('ZRANGE', root .. ':hosts', 0, MAX_LOOKED - 1) or {}) do
+    if not redis.call('ZSCORE', root .. ':joining', host) then
+      add(host)
+    end
+  end
+  return json_list(names)
+end
+
 -- Whether one more host may read the list now: that of ten thousand hosts is long, and all of them have it to read. While
 -- it changes it is put together anew for each of them, and later once for all.
 local function may_read(root, meta, now)
@@ -205,7 +231,11 @@ local function news_of(root, meta, seen, is_to_vouch, now)
   if news.since[seen.roster] == nil then
     news.since[seen.roster] = changes_since(root, meta, seen.roster) or false
   end
-  return news.since[seen.roster] or (is_to_vouch or may_read(root, meta, now)) and ',"behind":true' or ''
+  if news.since[seen.roster] then
+    return news.since[seen.roster]
+  end
+  return (seen.roster == 0 and ',"some":' .. some_hosts(root) or '')
+    .. ((is_to_vouch or may_read(root, meta, now)) and ',"behind":true' or '')
 end
 
 -- A page of all hosts, those after one name: JSON, and whether more follow. Kept until the list is another, where the page

@@ -11,6 +11,7 @@ import {
   type LedgerOptions,
   type LeaseRequest,
   listAfter,
+  someOf,
   type NetworkRecord,
   type NetworkUsage,
   NOTHING_SEEN,
@@ -67,13 +68,14 @@ export const beatOf = (host: string, more: Partial<Beat> = {}): Beat => ({
 
 /** What a host has seen after an answer; what it does not know of the list of hosts it reads at once. */
 export async function seenAfter(ledger: Ledger, before: Seen, pulse: Pulse): Promise<Seen> {
-  const { seen, list, behind } = pulse;
+  const { seen, list, some, behind } = pulse;
   const news = list && listAfter(before, list);
   const isUnknown = behind || (list !== undefined && news === undefined);
   return {
     ...before,
     generation: Math.max(before.generation, seen.generation),
     revision: Math.max(before.revision, seen.revision),
+    ...(some.length > 0 && someOf(some)),
     ...(isUnknown ? await ledger.readHosts(before) : news),
   };
 }

@@ -171,6 +171,7 @@ export class ModelSessions {
       tell: false,
       vouch: false,
       sweep: false,
+      some: [],
       behind: false,
       seen: { generation: this.#generation, revision },
     };
