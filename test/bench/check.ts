@@ -1,5 +1,5 @@
 import type { Redis } from 'ioredis';
-import { decodeAnswer, encodeAnswer } from '#protocol/envelope.ts';
+import { decodeAnswer, encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { type LedgerCheckAnswer, ledgerCheckAnswerSchema } from '#protocol/ledger.ts';
 import { FleetCheck } from '#agent/fleet-check.ts';
 import { Slices } from '#agent/slices.ts';
