@@ -52,6 +52,8 @@ export async function startNatsCluster(): Promise<readonly [Server, Server, Serv
     startNats({
       config: [
         `server_name: n${index + 1}`,
+        // As in deploy/nats/.
+        'ping_interval: "5s", ping_max: 2',
         `cluster { name: test, listen: "127.0.0.1:${ports[index]}", routes: [${routes}] }`,
       ].join('\n'),
     });
