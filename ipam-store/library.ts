@@ -57,26 +57,30 @@ function putTogether(): string {
   const parts = FILES.map((name) =>
     readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
   );
-  // Of code: what a comment names needs no local.
-  const words = parts.map((part) => new Set(part.replaceAll(/--.*$/gm, '').match(/\w+/g)));
+  const words = parts.map((part) => new Set(codeOf(part).match(/\w+/g)));
+  // A local is seen by what follows it alone.
   const enclosed = parts.map((part, n) =>
-    n === 0 ? part : enclose(part, (name) => words.some((some, m) => m !== n && some.has(name))),
+    enclose(part, (name) => words.slice(n + 1).some((some) => some.has(name))),
   );
   return `#!lua name=${LIBRARY}\n${enclosed.join('\n')}`;
 }
+
+/** Without comments, texts and names of fields: what these name needs no local. */
+const codeOf = (part: string): string =>
+  part.replaceAll(/'[^'\n]*'|--.*$/gm, ' ').replaceAll(/(?<!\.)\.\w+/g, ' ');
 
 const TOP_LEVEL = /^local (?:function )?(\w+)/gm;
 
 /**
  * A file of functions in a block of its own, since Lua has no more than two hundred locals at a time. Outside it are
- * those that the other files name, too.
+ * those that later files name, too.
  */
-function enclose(part: string, isNamedElsewhere: (name: string) => boolean): string {
+function enclose(part: string, isNamedLater: (name: string) => boolean): string {
   const own = [...part.matchAll(TOP_LEVEL)].map(([, name = '']) => name);
-  const shared = own.filter(isNamedElsewhere);
+  const shared = own.filter(isNamedLater);
   if (shared.length === 0) return `do\n${part}end\n`;
   const body = part.replaceAll(TOP_LEVEL, (line, name: string) =>
-    isNamedElsewhere(name) ? line.replace('local ', '') : line,
+    isNamedLater(name) ? line.replace('local ', '') : line,
   );
   return `local ${shared.join(', ')} do\n${body}end\n`;
 }

@@ -60,7 +60,6 @@
 -- details.address is hex and stands in the message as {address}. A function decides everything before it
 -- writes anything, so an error leaves the store as it was.
 
-local VERSION = '1.7'
 local EPOCH_UNIT = 4294967296
 local FAMILIES = { '4', '6' }
 local MAX_PAGE_BYTES = 131072
