@@ -44,22 +44,31 @@ local function lease_on(page, id)
   return lease_from(page.texts[id], id)
 end
 
--- A network that leases of the page are in, and its rules by family.
+-- A network that leases of the page are in.
 local function network_on(page, name)
   local known = page.networks[name]
   if not known then
-    local root = page.root
-    known = { key = network_key(root, name), rules = {}, held = {} }
-    place_all(root, name)
-    local is = redis.call('HMGET', known.key, 'revision', 'family:4', 'family:6')
-    known.is_there = is[1] and true or false
-    for index, family in ipairs(FAMILIES) do
-      known.held[family] = pool_key(root, name, family, 'held')
-      known.rules[family] = known.is_there and rules_in(root, name, family, is[1 + index]) or nil
+    known = { key = network_key(page.root, name), held = {} }
+    known.is_there = redis.call('HEXISTS', known.key, 'revision') == 1
+    for _, family in ipairs(FAMILIES) do
+      known.held[family] = pool_key(page.root, name, family, 'held')
     end
     page.networks[name] = known
   end
   return known
+end
+
+-- Its rules by family, for a lease that is to come into it: one that is there is kept also where the rules have vanished.
+local function rules_on(page, name, known)
+  if not known.rules then
+    place_all(page.root, name)
+    local rules, texts = {}, redis.call('HMGET', known.key, 'family:4', 'family:6')
+    for index, family in ipairs(FAMILIES) do
+      rules[family] = rules_in(page.root, name, family, texts[index])
+    end
+    known.rules = rules
+  end
+  return known.rules
 end
 
 -- Who has the addresses of a lease, by family, and its MAC; and the first fresh ranges, by family.
@@ -93,8 +102,9 @@ local function fault_of(page, lease, known)
   if not known.is_there then
     return 'UNKNOWN_NETWORK'
   end
+  local by_family = rules_on(page, lease.network, known)
   for family, address in pairs(lease.hex) do
-    local rules = known.rules[family]
+    local rules = by_family[family]
     local wrong = not rules and 'ADDRESS_OUT_OF_RANGE'
       or barred_by(page.root, lease.network, family, rules, address, lease.workload)
     if wrong then
