@@ -79,8 +79,11 @@ export function jetStreamProblem(error: unknown): BusProblem {
 
 export function jetStreamReason(error: unknown): string {
   if (!(error instanceof NatsError)) return textOf(error);
-  const number = error.api_error?.err_code;
-  if (number !== undefined) return JETSTREAM_WORDS.get(number) ?? `JetStream: ${error.message}`;
+  const { api_error: said } = error;
+  // The message of such an error may be its number alone.
+  if (said !== undefined) {
+    return JETSTREAM_WORDS.get(said.err_code ?? 0) ?? `JetStream: ${said.description}`;
+  }
   if (hasCode(error, ErrorCode.NoResponders)) {
     return 'JetStream is off on this server: add jetstream {} to its configuration';
   }

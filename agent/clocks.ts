@@ -53,9 +53,7 @@ export class Clocks {
 
   /** By how much this host's clock is ahead, in ms; undefined where nothing has told it. */
   get aheadMs(): { readonly ledger: number | undefined; readonly stream: number | undefined } {
-    const ahead = (offsetMs: number | undefined): number | undefined =>
-      offsetMs === undefined ? undefined : Math.round(hostOffsetMs() - offsetMs);
-    return { ledger: ahead(this.#ledger?.offsetMs), stream: ahead(this.#streamOffsetMs) };
+    return { ledger: aheadOf(this.#ledger?.offsetMs), stream: aheadOf(this.#streamOffsetMs) };
   }
 
   /** Clocks that differ by more than half a second. */
@@ -86,3 +84,6 @@ export class Clocks {
 }
 
 const hostOffsetMs = (): number => Date.now() - performance.now();
+
+const aheadOf = (offsetMs: number | undefined): number | undefined =>
+  offsetMs === undefined ? undefined : Math.round(hostOffsetMs() - offsetMs);

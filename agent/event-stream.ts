@@ -86,8 +86,7 @@ export class EventStream {
       });
     } catch (cause) {
       this.#noteFailure(connection, cause);
-      const message = cause instanceof Error ? cause.message : String(cause);
-      throw new PublishError(whyNotStored(cause), message, { cause });
+      throw new PublishError(whyNotStored(cause), jetStreamReason(cause), { cause });
     }
     if (connection !== this.#connection) return;
     this.#found = undefined;

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { connect, headers, type JetStreamManager, type NatsConnection } from 'nats';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, test } from 'vitest';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import type { Condition, ConditionName } from '#protocol/conditions.ts';
 import { type RunningAgent, startAgent, until } from '../support/agent.ts';
@@ -220,7 +220,12 @@ const CASES: readonly Case[] = [
     take: async () => {
       const { config } = await manager.streams.info('VOLT_NET_EVENTS');
       await manager.streams.update('VOLT_NET_EVENTS', { ...config, max_msg_size: 256 });
-      await client.detach('h1', { id: 'late' });
+      await client.attach('h1', {
+        id: 'large',
+        workload: 'vm-large',
+        kind: 'vm',
+        network: 'volt0',
+      });
       return async () => {
         await manager.streams.update('VOLT_NET_EVENTS', config);
         await nats.kill();
@@ -276,9 +281,12 @@ const CASES: readonly Case[] = [
     reason: /^web: /,
     take: async () => {
       await client.attach('h1', { id: 'web', workload: 'vm-web', kind: 'vm', network: 'volt0' });
-      // At once, before the agent makes the device again.
+      // The agent makes the device again: who comes first has the name.
       const input = 'link delete tap-web\nlink add tap-web type bridge\n';
-      execFileSync(requireTool('ip'), ['-batch', '-'], { input });
+      await until('the name is taken', () => {
+        execFileSync(requireTool('ip'), ['-batch', '-'], { input, stdio: 'pipe' });
+        return true;
+      });
       return async () => {
         ip('link', 'delete', 'tap-web');
         await client.detach('h1', { id: 'web' });
@@ -306,7 +314,7 @@ test.each(CASES)(
           (await announced()).some((one) => one.name === condition && reason.test(one.reason)),
         );
       }
-      expect(began()).toBeGreaterThan(before.began);
+      await until('the log has it', () => began() > before.began);
       given = true;
       await giveBack();
       await until(
@@ -314,7 +322,7 @@ test.each(CASES)(
         async () => (await conditions()).length === 0,
         60_000,
       );
-      expect(ended()).toBeGreaterThan(before.ended);
+      await until('the log has its end', () => ended() > before.ended);
       await until('nor says the metadata', async () => (await announced()).length === 0);
     } finally {
       if (!given) await giveBack();
