@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { globSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
@@ -105,16 +105,17 @@ const logged = (): readonly { condition?: string; reason?: string; msg: string }
     .split('\n')
     .flatMap((line) => (line.startsWith('{') && line.endsWith('}') ? [JSON.parse(line)] : []));
 
-async function redisCommand(...command: [string, ...string[]]): Promise<void> {
+async function redisCommand(...command: [string, ...string[]]): Promise<unknown> {
   const admin = new Redis(redis.url, { lazyConnect: true, maxRetriesPerRequest: 1 });
   try {
     await admin.connect();
-    await admin.call(...command);
+    return await admin.call(...command);
   } finally {
     admin.disconnect();
   }
 }
 
+const mount = (...args: string[]): void => void execFileSync(requireTool('mount'), args);
 const nft = (...args: string[]): void => void execFileSync(requireTool('nft'), args);
 
 async function startOtherNats(settings: NatsSettings): Promise<void> {
@@ -272,7 +273,62 @@ const CASES: readonly Case[] = [
     reason: /maxmemory-policy/,
     take: async () => {
       await redisCommand('CONFIG', 'SET', 'maxmemory-policy', 'allkeys-lru');
-      return () => redisCommand('CONFIG', 'SET', 'maxmemory-policy', 'noeviction');
+      return async () =>
+        void (await redisCommand('CONFIG', 'SET', 'maxmemory-policy', 'noeviction'));
+    },
+  },
+  {
+    name: 'Redis is emptied, and a host is down',
+    condition: 'recovering',
+    reason: /waits for .*h2/,
+    take: async () => {
+      const config = { host: 'h2', nats: { url: nats.url }, redis: { url: redis.url } };
+      const other = await startAgent({
+        config: {
+          ...config,
+          nats: { ...config.nats, url: nats.url.replace('//', '//test:test@') },
+        },
+      });
+      await other.ready();
+      await other.kill();
+      await redisCommand('FLUSHALL');
+      return async () => {
+        await client.forgetHost('h2');
+        await other.stop();
+      };
+    },
+  },
+  {
+    name: 'the ledger knows the host as another machine',
+    condition: 'session-refused',
+    reason: /machine/,
+    take: async () => {
+      const record = 'volt:{ledger}:host:h1';
+      const machineId = await redisCommand('HGET', record, 'machineId');
+      await redisCommand('HSET', record, 'machineId', '0123456789abcdef0123456789abcdef');
+      return async () => void (await redisCommand('HSET', record, 'machineId', String(machineId)));
+    },
+  },
+  {
+    name: 'the state folder becomes read-only',
+    condition: 'disk-refuses',
+    reason: /read-only/,
+    take: async () => {
+      const { stateDir } = agent;
+      mount('--bind', stateDir, stateDir);
+      mount('-o', 'remount,bind,ro', stateDir);
+      return () => void execFileSync(requireTool('umount'), ['--lazy', stateDir]);
+    },
+  },
+  {
+    name: 'nftables cannot be used',
+    condition: 'firewall-unusable',
+    reason: /nftables/,
+    take: async () => {
+      const [library = ''] = globSync('/usr/lib/*/libnftables.so.1');
+      mount('--bind', '/dev/null', library);
+      await agent.restart();
+      return () => void execFileSync(requireTool('umount'), [library]);
     },
   },
   {
