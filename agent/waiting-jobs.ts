@@ -1,7 +1,9 @@
 import { type JetStreamManager, NatsError } from 'nats';
 import { VoltError } from '#protocol/errors.ts';
 import { HOST_PATTERN } from '#protocol/names.ts';
-import { JOB_STREAM, jobConsumer, subjects } from '#protocol/subjects.ts';
+import { JOB_STREAM, jobStreamOf, subjects } from '#protocol/subjects.ts';
+import { consumerIn } from './job-consumer.ts';
+import { areCovered } from './stream-flaws.ts';
 
 /** Jobs of one host that the stream keeps, since nobody has done them yet. */
 export interface WaitingJobs {
@@ -30,8 +32,9 @@ export async function listWaitingJobs(
 ): Promise<{ readonly hosts: WaitingJobs[]; readonly maxAgeSeconds: number }> {
   const ours = subjects(prefix);
   const filter = host === undefined ? ours.allJobs() : ours.jobs(host);
-  const { state, config } = await asked(() =>
-    manager.streams.info(JOB_STREAM, { subjects_filter: filter }),
+  const stream = await jobStreamIn(manager, prefix);
+  const { state, config } = await asked(stream, () =>
+    manager.streams.info(stream, { subjects_filter: filter }),
   );
   const counts = new Map<string, number>(host === undefined ? [] : [[host, 0]]);
   for (const [subject, jobs] of Object.entries<number>(state.subjects ?? {})) {
@@ -42,8 +45,8 @@ export async function listWaitingJobs(
   }
   const hosts: WaitingJobs[] = [];
   for (const [name, jobs] of [...counts].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
-    const since = jobs === 0 ? undefined : await oldestOf(manager, ours.jobs(name));
-    const consumer = await hasConsumer(manager, name);
+    const since = jobs === 0 ? undefined : await oldestOf(manager, stream, ours.jobs(name));
+    const consumer = await hasConsumer(manager, { prefix, host: name, stream });
     hosts.push({ host: name, jobs, ...(since !== undefined && { since }), consumer });
   }
   return { hosts, maxAgeSeconds: config.max_age / 1e9 };
@@ -56,44 +59,67 @@ export async function deleteWaitingJobs(
   host: string,
 ): Promise<number> {
   const filter = subjects(prefix).jobs(host);
-  const { purged } = await asked(() => manager.streams.purge(JOB_STREAM, { filter }));
+  const stream = await jobStreamIn(manager, prefix);
+  const { purged } = await asked(stream, () => manager.streams.purge(stream, { filter }));
   return purged;
 }
 
-async function oldestOf(manager: JetStreamManager, subject: string): Promise<string | undefined> {
+/** The fleet's stream of jobs, which may be from before its name had the prefix. */
+async function jobStreamIn(manager: JetStreamManager, prefix: string): Promise<string> {
+  const name = jobStreamOf(prefix);
+  if (name === JOB_STREAM) return name;
+  try {
+    await manager.streams.info(name);
+    return name;
+  } catch (error) {
+    if (numberOf(error) !== STREAM_NOT_FOUND) throw explained(error, name);
+  }
+  const before = await manager.streams.info(JOB_STREAM).catch(() => undefined);
+  const isOurs = before !== undefined && areCovered(before.config, subjects(prefix).allJobs());
+  return isOurs ? JOB_STREAM : name;
+}
+
+async function oldestOf(
+  manager: JetStreamManager,
+  stream: string,
+  subject: string,
+): Promise<string | undefined> {
   // The API takes it (nats-server 2.9 on); the type of the library leaves it out.
   const first = { seq: 1, next_by_subj: subject };
   try {
-    return (await manager.streams.getMessage(JOB_STREAM, first)).time.toISOString();
+    return (await manager.streams.getMessage(stream, first)).time.toISOString();
   } catch {
     // It has just been done, or the user may not look at messages.
     return undefined;
   }
 }
 
-async function hasConsumer(manager: JetStreamManager, host: string): Promise<boolean> {
+async function hasConsumer(
+  manager: JetStreamManager,
+  { prefix, host, stream }: { prefix: string; host: string; stream: string },
+): Promise<boolean> {
   try {
-    await manager.consumers.info(JOB_STREAM, jobConsumer(host));
+    await manager.consumers.info(stream, consumerIn(stream, { prefix, host }));
     return true;
   } catch (error) {
     if (numberOf(error) === CONSUMER_NOT_FOUND) return false;
-    throw explained(error);
+    throw explained(error, stream);
   }
 }
 
-async function asked<T>(ask: () => Promise<T>): Promise<T> {
+async function asked<T>(stream: string, ask: () => Promise<T>): Promise<T> {
   try {
     return await ask();
   } catch (error) {
-    throw explained(error);
+    throw explained(error, stream);
   }
 }
 
-function explained(cause: unknown): unknown {
+function explained(cause: unknown, stream: string): unknown {
   const number = numberOf(cause);
   const code = cause instanceof NatsError ? cause.code : '';
   if (number === STREAM_NOT_FOUND) {
-    const message = `there is no stream ${JOB_STREAM}, so no job waits: an agent or "voltnet setup" makes it`;
+    const message = `there is no stream ${stream}, so no job waits: an agent or "voltnet setup" makes it`;
     return new VoltError('NOT_FOUND', message, { cause });
   }
   if (code === NO_RESPONDERS || NOT_ENABLED.has(number)) {

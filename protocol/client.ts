@@ -134,6 +134,8 @@ export class VoltNetworkClient {
   readonly #headers: () => MsgHdrs;
   readonly #subjects: Subjects;
   /** Where jobs are to be stored: nobody takes them from any other stream. */
+  readonly #ownJobStream: string;
+  /** The one that the last job went to. */
   #jobStream: string;
   /** To agents a caller is an inbox: this one, with a subject below it for each request. */
   readonly #inbox: string;
@@ -145,7 +147,8 @@ export class VoltNetworkClient {
     this.#headers = options.headers;
     const prefix = options.prefix ?? DEFAULT_PREFIX;
     this.#subjects = subjects(prefix);
-    this.#jobStream = jobStreamOf(prefix);
+    this.#ownJobStream = jobStreamOf(prefix);
+    this.#jobStream = this.#ownJobStream;
     this.#inbox = unguessableInbox(options.inboxPrefix ?? DEFAULT_INBOX_PREFIX);
     this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     this.#traceContext = options.traceContext ?? (() => ({}));
@@ -392,10 +395,11 @@ export class VoltNetworkClient {
         timeout: timeoutMs,
       });
     try {
-      const stored = await store(this.#jobStream).catch((cause: unknown) => {
-        // A fleet may have its streams from before their names had the prefix.
-        if (!isOfOtherStream(cause) || this.#jobStream === JOB_STREAM) throw cause;
-        this.#jobStream = JOB_STREAM;
+      const [own, tried] = [this.#ownJobStream, this.#jobStream];
+      const stored = await store(tried).catch((cause: unknown) => {
+        // A fleet may have its streams from before their names had the prefix, and give them up one day.
+        if (!isOfOtherStream(cause) || own === JOB_STREAM) throw cause;
+        this.#jobStream = tried === own ? JOB_STREAM : own;
         return store(this.#jobStream);
       });
       return { requestId, sequence: stored.seq, duplicate: stored.duplicate };

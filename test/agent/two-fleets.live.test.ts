@@ -1,5 +1,6 @@
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { deleteWaitingJobs, listWaitingJobs } from '#agent/waiting-jobs.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import {
   EVENT_STREAM,
@@ -68,6 +69,28 @@ describe('two fleets', () => {
   });
 });
 
+describe('jobs that wait', () => {
+  test('are listed and deleted in the stream of their own fleet', async () => {
+    await using server = await own();
+    const { url, manager, outer } = server;
+    await using one = startBus({ url });
+    await using other = startBus({ url, prefix: OTHER });
+    for (const { bus } of [one, other]) {
+      await until('jobs are taken', () => bus.jobProblem === undefined);
+    }
+    const client = new VoltNetworkClient({ connection: outer, headers, prefix: OTHER });
+    await client.submitDetach('h9', { id: 'a' });
+    expect(await listWaitingJobs(manager, 'volt.net.v1')).toMatchObject({ hosts: [] });
+    const waiting = [{ host: 'h9', jobs: 1, consumer: false }];
+    expect(await listWaitingJobs(manager, OTHER)).toMatchObject({ hosts: waiting });
+    expect(await listWaitingJobs(manager, OTHER, 'h1')).toMatchObject({
+      hosts: [{ host: 'h1', jobs: 0, consumer: true }],
+    });
+    expect(await deleteWaitingJobs(manager, 'volt.net.v1', 'h9')).toBe(0);
+    expect(await deleteWaitingJobs(manager, OTHER, 'h9')).toBe(1);
+  });
+});
+
 describe('a fleet whose streams were made before their names had the prefix', () => {
   test('goes on with them, and its jobs are taken once', async () => {
     await using server = await own();
@@ -92,6 +115,17 @@ describe('a fleet whose streams were made before their names had the prefix', ()
     expect((await manager.streams.info(EVENT_STREAM)).state.messages).toBe(1);
     expect(await manager.streams.names().next()).toEqual([EVENT_STREAM, JOB_STREAM]);
     expect(fleet.problems()).toEqual([]);
+
+    await client.submitDetach('h9', { id: 'a' });
+    const waiting = { hosts: [{ host: 'h9', jobs: 1, consumer: false }] };
+    expect(await listWaitingJobs(manager, OTHER)).toMatchObject(waiting);
+
+    await manager.streams.delete(JOB_STREAM);
+    await until('the stream has the prefix', async () => {
+      return (await manager.streams.info(jobStreamOf(OTHER))).config.name === jobStreamOf(OTHER);
+    });
+    await client.submitDetach('h1', { id: 'b' });
+    await until('the client has found it', () => fleet.jobs.length === 2);
   });
 });
 
