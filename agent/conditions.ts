@@ -11,6 +11,8 @@ export interface Found {
 export type Probe = () => readonly Found[];
 
 const LOOK_EVERY_MS = 1_000;
+/** Of one condition; more than that nobody reads, and all of them go into one packet of the local socket. */
+const MAX_REASON_LENGTH = 1_000;
 /** A reason that changes is told again, and not more often than this: some name what changes all the time. */
 const REASON_TOLD_EVERY_MS = 60_000;
 
@@ -64,16 +66,15 @@ export class Conditions {
       .toSorted((a, b) => Number(b.blocks) - Number(a.blocks));
   }
 
-  /** Several reasons of one condition are told in one. */
+  /** Several reasons of one condition are told in one, as far as there is room. */
   #found(): Map<ConditionName, string> {
-    const found = new Map<ConditionName, string>();
+    const found = new Map<ConditionName, string[]>();
     for (const probe of this.#probes) {
       for (const { name, reason } of probe()) {
-        const others = found.get(name);
-        found.set(name, others === undefined ? redacted(reason) : `${others}; ${redacted(reason)}`);
+        found.set(name, [...(found.get(name) ?? []), redacted(reason)]);
       }
     }
-    return found;
+    return new Map([...found].map(([name, reasons]) => [name, together(reasons)] as const));
   }
 
   #noted(name: ConditionName, reason: string, now: number): Known {
@@ -90,4 +91,15 @@ export class Conditions {
       toldAtMs: tells ? now : (known?.toldAtMs ?? now),
     };
   }
+}
+
+function together(reasons: readonly string[]): string {
+  let length = 0;
+  const told = reasons.filter((reason, index) => {
+    length += reason.length;
+    return index === 0 || length <= MAX_REASON_LENGTH;
+  });
+  const left = reasons.length - told.length;
+  const text = told.map((reason) => reason.slice(0, MAX_REASON_LENGTH)).join('; ');
+  return left === 0 ? text : `${text}; and ${left} more`;
 }

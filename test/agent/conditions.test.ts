@@ -46,6 +46,16 @@ test('what blocks attaches comes first, and reasons of one condition are told in
   ]);
 });
 
+test('of very many reasons as many are told as somebody may read', () => {
+  const now = Array.from({ length: 10_000 }, (_, n) => ({
+    name: 'subscription-refused' as const,
+    reason: `NATS does not let this user listen on ${n}`,
+  }));
+  const [{ reason } = { reason: '' }] = tableOf({ now }).conditions.look();
+  expect(reason.length).toBeLessThan(2_000);
+  expect(reason).toMatch(/ listen on 0; .* listen on 5; .*; and \d+ more$/);
+});
+
 test('a reason that changes all the time is told once a minute', () => {
   vi.useFakeTimers({ now: 0 });
   const found: { now: readonly Found[] } = { now: [] };
