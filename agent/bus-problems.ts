@@ -4,7 +4,9 @@ import { ErrorCode, NatsError } from 'nats';
  * What can be wrong between the agent and NATS, by names that stay:
  * - `bus-away`: there is no connection to any server. Nothing is served, taken or published.
  * - `credentials-refused`: there is none, since no server lets this user in, or what it proves itself by cannot be read.
- * - `subscription-refused`: the user may not listen on `subject`: what is asked there is not heard. Tried again until it may.
+ * - `subscription-refused`: the user may not listen on `subject`: what is asked of the host there is not heard. Tried again
+ *   until it may.
+ * - `fleet-unheard`: the same of any other subject: what all agents are asked or told, and answers to what this one asks.
  * - `publish-refused`: the user may not publish on `subject`: what is said there is lost, or waits.
  * - `jetstream-away`: JetStream is off, does not answer, has no leader, or stores nothing: no jobs come, or events wait on the
  *   host's disk.
@@ -17,6 +19,7 @@ export const BUS_PROBLEMS = [
   'bus-away',
   'credentials-refused',
   'subscription-refused',
+  'fleet-unheard',
   'publish-refused',
   'jetstream-away',
   'stream-missing',

@@ -12,7 +12,7 @@ import type { Log } from './log.ts';
 import { NatsLink, type Refused } from './nats-connection.ts';
 import { askPeer, surveyPeers } from './peers.ts';
 import { PublishError } from './pending-event.ts';
-import { Refusals, subscriptionRefused } from './refusals.ts';
+import { fleetUnheard, Refusals, subscriptionRefused } from './refusals.ts';
 import { type BusEndpoint, Serving } from './serving.ts';
 import { type Held, Subscriptions } from './subscriptions.ts';
 
@@ -132,7 +132,10 @@ export class Bus {
   }
 
   #problemsConnected(): BusProblem[] {
-    const listening = this.#subscriptions.refused.map(subscriptionRefused);
+    const ofHost = new Set(this.#serving.refusedOfHost);
+    const listening = this.#subscriptions.refused.map((subject) =>
+      ofHost.has(subject) ? subscriptionRefused(subject) : fleetUnheard(subject),
+    );
     const streams = [this.#events.problem, this.#jobs.problem].filter(
       (problem) => problem !== undefined && problem.name !== 'jobs-not-taken',
     );

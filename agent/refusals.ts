@@ -7,6 +7,8 @@ import type { Refused } from './nats-connection.ts';
 const REFUSAL_MS = 10_000;
 /** The key of doorbells: one that is refused is as good as all. */
 const MUTED = 'doorbells';
+/** The key of answers: each goes to a subject of its own, which its caller has chosen. */
+const ANSWERS = 'answers';
 
 /** What the server has lately refused beside the subscriptions that stay: publications, and inboxes. */
 export class Refusals {
@@ -25,13 +27,17 @@ export class Refusals {
       this.#log.debug({ subject: exact }, 'NATS refuses a question, which is done without');
       return;
     }
-    const isRing = isPublication && subjects(this.#prefix).match(exact)?.kind === 'changed';
-    const subject = isPublication ? exact : inboxesOf(exact);
-    const key = isRing ? MUTED : `${operation} ${subject}`;
-    if (!this.#refused.has(key)) {
+    const kind = subjects(this.#prefix).match(exact)?.kind;
+    const isAnswer = isPublication && kind === undefined && !exact.startsWith('$');
+    const isRing = isPublication && kind === 'changed';
+    const subject = isPublication && !isAnswer ? exact : inboxesOf(exact);
+    const key = isRing ? MUTED : isAnswer ? ANSWERS : `${operation} ${subject}`;
+    const known = this.#refused.get(key);
+    if (known === undefined) {
       this.#log.warn({ operation, subject }, 'NATS refuses a subject to this user');
     }
-    this.#refused.set(key, { operation, subject, untilMs: performance.now() + REFUSAL_MS });
+    const untilMs = performance.now() + REFUSAL_MS;
+    this.#refused.set(key, { operation, subject: known?.subject ?? subject, untilMs });
   }
 
   /** A publication there was stored. */
@@ -48,7 +54,7 @@ export class Refusals {
   problems(): BusProblem[] {
     this.#forgetOld();
     return [...this.#refused.values()].map(({ operation, subject }) =>
-      operation === 'publish' ? publishRefused(subject) : subscriptionRefused(subject),
+      operation === 'publish' ? publishRefused(subject) : fleetUnheard(subject),
     );
   }
 
@@ -65,6 +71,12 @@ export class Refusals {
 
 export const subscriptionRefused = (subject: string): BusProblem => ({
   name: 'subscription-refused',
+  subject,
+  reason: `NATS does not let this user listen on ${subject}`,
+});
+
+export const fleetUnheard = (subject: string): BusProblem => ({
+  name: 'fleet-unheard',
   subject,
   reason: `NATS does not let this user listen on ${subject}`,
 });

@@ -41,6 +41,11 @@ export const CONDITIONS = {
     blocks: true,
     remedy: 'Allow the agent to subscribe to these subjects (docs/security.md). It tries again.',
   },
+  'fleet-unheard': {
+    area: 'bus',
+    blocks: false,
+    remedy: 'Allow the agent to subscribe to these subjects (docs/security.md). It tries again.',
+  },
   'publish-refused': {
     area: 'bus',
     blocks: false,

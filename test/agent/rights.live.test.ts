@@ -15,13 +15,14 @@ const ALL = '">"';
 // A reload takes JetStream away that the file does not name.
 const folder = mkdtempSync(join(tmpdir(), 'volt-test-rights-'));
 const configFile = join(folder, 'nats.conf');
-const rights = ({ publish = ALL, subscribe = ALL, deny = '' } = {}): string => `
+const denied = (subjects: string): string => (subjects === '' ? '' : `, deny: [${subjects}]`);
+const rights = ({ publish = ALL, subscribe = ALL, deny = '', denySubscribe = '' } = {}): string => `
 jetstream { store_dir: "${folder}" }
 authorization { users: [
   { user: boss, password: boss }
   { user: agent, password: agent, permissions: {
-    publish: { allow: [${publish}]${deny === '' ? '' : `, deny: [${deny}]`} }
-    subscribe: { allow: ["_INBOX.>", "$SRV.>", "volt.net.v1.changed.*.*", ${subscribe}] }
+    publish: { allow: [${publish}]${denied(deny)} }
+    subscribe: { allow: ["_INBOX.>", "$SRV.>", "volt.net.v1.changed.*.*", ${subscribe}]${denied(denySubscribe)} }
   } }
 ] }`;
 const GET = '"volt.net.v1.host.h1.get host-h1"';
@@ -92,6 +93,35 @@ test('rights that are taken and given back leave the agent as it was, and each r
     for await (const _ of await boss.requestMany(subject, '', { maxWait: 500 })) heard += 1;
     expect(heard).toBe(1);
   }
+});
+
+test('a doorbell that is not heard is told apart from requests that are not', async () => {
+  await using bus = agent();
+  await until('it is served', () => answers('get'));
+  allow({ denySubscribe: '"volt.net.v1.changed.>"' });
+  const doorbell = 'volt.net.v1.changed.*.definition';
+  await until('it is told', () => bus.problems().includes(`fleet-unheard ${doorbell}`));
+  expect(bus.problems()).toEqual([`fleet-unheard ${doorbell}`]);
+  expect(await answers('get')).toBe(true);
+  allow();
+  await until('nothing is wrong', () => bus.problems().length === 0);
+});
+
+test('very many answers that are refused are one problem', async () => {
+  await using bus = agent();
+  await until('it is served', () => answers('get'));
+  allow({ deny: '"_INBOX.>"' });
+  await until('an answer is refused', async () => {
+    await answers('get');
+    return bus.problems().some((problem) => problem.startsWith('publish-refused _INBOX.'));
+  });
+  for (let n = 0; n < 200; n += 1) {
+    boss.publish('volt.net.v1.host.h1.get', '', { reply: `_INBOX.caller${n}.${n}` });
+  }
+  await boss.flush();
+  await until('all are answered', async () => !(await answers('get')));
+  const refused = bus.problems().filter((problem) => problem.startsWith('publish-refused'));
+  expect(refused).toEqual([expect.stringMatching(/^publish-refused _INBOX\.\w+\.>$/)]);
 });
 
 test('the question for jobs that is refused is told, and asked again', async () => {
