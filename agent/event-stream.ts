@@ -1,4 +1,4 @@
-import { ErrorCode, headers as createHeaders, type NatsConnection } from 'nats';
+import { ErrorCode, headers as createHeaders, type NatsConnection, type PubAck } from 'nats';
 import {
   type BusProblem,
   cannotBeAsked,
@@ -76,10 +76,11 @@ export class EventStream {
     if (this.#found?.name === 'stream-unfit') {
       throw new PublishError('later', this.#found.reason);
     }
+    let stored: PubAck;
     try {
       const headers = createHeaders();
       for (const [name, value] of Object.entries(event.headers)) headers.set(name, value);
-      await connection.jetstream().publish(event.subject, event.payload, {
+      stored = await connection.jetstream().publish(event.subject, event.payload, {
         msgID: event.id,
         headers,
         timeout: ACK_TIMEOUT_MS,
@@ -89,7 +90,9 @@ export class EventStream {
       throw new PublishError(whyNotStored(cause), jetStreamReason(cause), { cause });
     }
     if (connection !== this.#connection) return;
-    this.#found = undefined;
+    // Another stream may take these subjects, too: it says nothing of the one that is missing.
+    const isOther = this.#found?.name === 'stream-missing' && this.#found.subject !== stored.stream;
+    if (!isOther) this.#found = undefined;
     this.#unpublished = undefined;
     this.#tell();
   }

@@ -56,6 +56,19 @@ describe('with one server', () => {
     await isCalm(bus);
   });
 
+  test('a stream that is missing is told as long as it is, also when another one stores the events', async () => {
+    await manager.streams.add({ name: 'AUDIT', subjects: ['volt.net.v1.event.>', 'audit'] });
+    await using bus = startBus({ url: nats.url });
+    const missing = `stream-missing ${EVENT_STREAM}`;
+    await until('it is told', () => bus.problems().includes(missing));
+    await bus.publish('attached', '1');
+    expect(bus.problems()).toEqual([missing]);
+    await manager.streams.delete('AUDIT');
+    await isCalm(bus);
+    await bus.publish('attached', '2');
+    expect(await stored(EVENT_STREAM)).toBe(1);
+  });
+
   test('a server that comes back with an empty store gets streams and consumer again', async () => {
     await using bus = startBus({ url: nats.url });
     await isCalm(bus);
