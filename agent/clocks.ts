@@ -51,9 +51,12 @@ export class Clocks {
     return BigInt(Math.round((performance.now() + least) * NS_PER_MS));
   }
 
-  /** By how much this host's clock is ahead, in ms; undefined where nothing has told it. */
+  /** By how much this host's clock is ahead, in ms; undefined where nothing has told it, or not lately. */
   get aheadMs(): { readonly ledger: number | undefined; readonly stream: number | undefined } {
-    return { ledger: aheadOf(this.#ledger?.offsetMs), stream: aheadOf(this.#streamOffsetMs) };
+    return {
+      ledger: aheadOf(this.#ledger?.offsetMs),
+      stream: aheadOf(this.#isRecent ? this.#streamOffsetMs : undefined),
+    };
   }
 
   /** Clocks that differ by more than half a second. */
@@ -74,6 +77,12 @@ export class Clocks {
       const seconds = (Math.abs(aheadMs) / 1_000).toFixed(1);
       return [{ name: 'clock-skew', reason: `${pair}: the first is ${seconds} s ${side}` }];
     });
+  }
+
+  /** NATS's clock may have been set since the last message. */
+  get #isRecent(): boolean {
+    const now = performance.now();
+    return this.#stamps.some(({ atMs, prompt }) => prompt && now - atMs < STAMPS_KEPT_MS);
   }
 
   /** The least delay counts; undefined unless some message came promptly. */

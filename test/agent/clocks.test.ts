@@ -47,6 +47,15 @@ test('of several prompt jobs the one with the least delay counts', () => {
   expect(clocks.problems).toEqual([]);
 });
 
+test('what a job has said of the clocks is over after ten minutes, whether another comes or not', () => {
+  const clocks = new Clocks();
+  clocks.noteStored({ storedNs: ns(WALL_MS + 2_000), prompt: true });
+  expect(clocks.problems).toHaveLength(1);
+  vi.advanceTimersByTime(10 * 60_000 + 1);
+  expect(clocks.problems).toEqual([]);
+  expect(clocks.aheadMs.stream).toBeUndefined();
+});
+
 test('a host whose clock is set keeps the time of the stream', () => {
   const clocks = new Clocks();
   clocks.noteStored({ storedNs: ns(WALL_MS), prompt: true });
