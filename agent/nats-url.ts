@@ -42,7 +42,7 @@ export function parseNatsUrl(text: string): NatsUrl {
   const users = new Set<string>();
   for (const one of text.split(',')) {
     const [, scheme = '', userinfo, address] = ADDRESS.exec(one.trim()) ?? [];
-    if (address === undefined) {
+    if (address === undefined || !isReachable(addressOf(address))) {
       throw new Error('must be addresses like nats://host:4222, separated by commas');
     }
     servers.push(`${scheme}${address}`);
@@ -70,6 +70,10 @@ export interface ServerAddress {
 }
 
 const DEFAULT_PORT = 4_222;
+const LAST_PORT = 65_535;
+
+const isReachable = ({ name, port }: ServerAddress): boolean =>
+  /^[^[\]]+$/.test(name) && Number.isInteger(port) && port > 0 && port <= LAST_PORT;
 
 /** Host and port of one of `NatsUrl.servers`: `nats://[::1]:4222`, `tls://nats.example.org`. */
 export function addressOf(server: string): ServerAddress {
