@@ -124,10 +124,11 @@ export class Bus {
 
   /** Whatever is wrong between this agent and NATS now, in words, without secrets. */
   problems(): readonly BusProblem[] {
-    const found =
-      this.#link.problem === undefined ? this.#problemsConnected() : [this.#link.problem];
-    const { jobProblem } = this;
-    if (jobProblem !== undefined) found.push({ name: 'jobs-not-taken', reason: jobProblem });
+    const away = this.#link.problem;
+    const found = away === undefined ? this.#problemsConnected() : [away];
+    // What is told of the connection, or of the session, is why else no jobs are taken.
+    const reason = (this.#refusal ?? away) ? undefined : this.jobProblem;
+    if (reason !== undefined) found.push({ name: 'jobs-not-taken', reason });
     return found.map((problem) => ({ ...problem, reason: redacted(problem.reason) }));
   }
 

@@ -140,6 +140,7 @@ export class EventLog {
     const { id, type, network, subject: about, time, body } = event;
     const { traceparent, tracestate } = parseTraceContext(event);
     const durationMs = { ...event.durationMs, publish: Date.now() - Date.parse(time) };
+    const serverTakes = maxPayload();
     try {
       const subject = subjects(subjectPrefix).event(host, network, type);
       const headers = eventHeaders({
@@ -152,7 +153,7 @@ export class EventLog {
         ...(traceparent !== undefined && { traceparent }),
       });
       // It was stored for any server; this one may take less.
-      const most = maxPayload() - sizeOf(headers) - HEADERS_BYTES;
+      const most = serverTakes - sizeOf(headers) - HEADERS_BYTES;
       const payload = encode({ ...fitting(body, most), durationMs });
       const message = { subject, id, headers, payload };
       const trace = {

@@ -151,7 +151,7 @@ test('the second machine serves nothing, releases nothing, and says so', async (
   });
   await until('the fleet answers again', async () => (await surveyed()).length === 2);
   for (let n = 0; n < 10; n += 1) await fleet.client.get('h1', { id: 'vm-11' });
-  const told = second.output().match(/calls itself host h1/g) ?? [];
+  const told = second.output().match(/"msg":"HOST_CONFLICT/g) ?? [];
   expect(told).toHaveLength(1);
   expect(second.output()).toMatch(/voltnet host forget h1/);
 });
