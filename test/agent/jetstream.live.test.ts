@@ -62,7 +62,7 @@ describe('with one server', () => {
     const missing = `stream-missing ${EVENT_STREAM}`;
     await until('it is told', () => bus.problems().includes(missing));
     await bus.publish('attached', '1');
-    expect(bus.problems()).toEqual([missing]);
+    expect(bus.problems()).toContain(missing);
     await manager.streams.delete('AUDIT');
     await isCalm(bus);
     await bus.publish('attached', '2');
