@@ -200,7 +200,7 @@ export async function checkUnheardHolder({
     const config = { redis: { url: redis.url }, suspectAfterSeconds: 60 };
     await using fleet = await startHosts({ hosts: [unheard, ...others], config, wrap });
     const { client } = fleet;
-    await client.putNetwork({ ...NETWORK, subnet: '10.50.0.0/28' });
+    await client.putNetwork(SMALL_NETWORK);
     const history = new History();
     await attached(client, history, { id: 'h1-1', host: unheard });
     const meanwhile = (): Promise<unknown> =>
@@ -215,6 +215,8 @@ export async function checkUnheardHolder({
   }
 }
 
+const SMALL_NETWORK = { ...NETWORK, subnet: '10.50.0.0/28' };
+
 /** A host attaches until no address is left, or until nothing but `unheard` is waited for. */
 async function askForAll(
   { client, agent }: Hosts,
@@ -228,9 +230,10 @@ async function askForAll(
       await attached(client, history, { id: `${host}-${own.length + 1}`, host });
     } catch (error) {
       if (!(error instanceof VoltError)) throw error;
-      // A ledger that does not wait for hosts does not wait for the network either, which they bring.
       if (!error.retryable && error.code !== 'UNKNOWN_NETWORK') throw error;
       history.refused(error.code);
+      // A ledger that does not wait for hosts may never hear of the network from them: an operator puts it again.
+      if (error.code === 'UNKNOWN_NETWORK') await client.putNetwork(SMALL_NETWORK).catch(() => {});
       if (error.code === 'POOL_EXHAUSTED') return;
       const session = (await agent(host).health())['session'] as { awaiting: readonly string[] };
       if (session.awaiting.join() === unheard) return;
