@@ -1,5 +1,6 @@
 import { connect, ErrorCode, headers, type JetStreamManager, NatsError } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
+import { hasCode } from '../bus-problems.ts';
 import { connectionOptionsOf, checkAccess } from '../nats-access.ts';
 import { parseNatsUrl } from '../nats-url.ts';
 import { UsageError } from './errors.ts';
@@ -10,13 +11,23 @@ import type { Settings } from './settings.ts';
 const PING_INTERVAL_MS = 4_000;
 const MAX_PINGS_UNANSWERED = 2;
 
+/** A question to JetStream that had no answer for so long is taken for lost where it may be asked again. */
+const QUESTION_TIMEOUT_MS = 5_000;
+
 export interface Connected {
   readonly client: VoltNetworkClient;
   readonly settings: Settings;
   /** Resolves when the server has all that was sent: a subscription made before is active then. */
   readonly flush: () => Promise<void>;
-  /** Lends the manager of JetStream. Its errors come out as VoltError. */
-  readonly jetStream: <T>(work: (manager: JetStreamManager) => Promise<T>) => Promise<T>;
+  /**
+   * Lends the manager of JetStream. Its errors come out as VoltError. With `repeated`, work that had no answer to
+   * a question within some seconds is begun again until the command's time is over: a cluster whose leader
+   * changes drops questions. Only for work that may be done twice.
+   */
+  readonly jetStream: <T>(
+    work: (manager: JetStreamManager) => Promise<T>,
+    options?: { repeated?: boolean },
+  ) => Promise<T>;
 }
 
 /**
@@ -40,12 +51,17 @@ export async function withClient<T>(
       traceContext: () => settings.traceContext,
     });
     const { timeoutMs } = settings;
-    const jetStream: Connected['jetStream'] = async (managing) => {
-      try {
-        const asked = { checkAPI: false, timeout: timeoutMs };
-        return await managing(await connection.jetstreamManager(asked));
-      } catch (error) {
-        throw ofJetStream(error, timeoutMs);
+    const jetStream: Connected['jetStream'] = async (managing, { repeated = false } = {}) => {
+      const end = performance.now() + timeoutMs;
+      for (;;) {
+        const left = Math.max(1, Math.ceil(end - performance.now()));
+        const timeout = repeated ? Math.min(left, QUESTION_TIMEOUT_MS) : left;
+        try {
+          return await managing(await connection.jetstreamManager({ checkAPI: false, timeout }));
+        } catch (error) {
+          const unanswered = hasCode(error, ErrorCode.Timeout);
+          if (!repeated || !unanswered || timeout === left) throw ofJetStream(error, timeoutMs);
+        }
       }
     };
     const flush = (): Promise<void> =>

@@ -255,10 +255,16 @@ describe('with a cluster of three', () => {
     await until('it is stored', () => bus.publish('attached', '2').then(() => true), 60_000);
     await isCalm(bus);
     const connection = await connect({ servers: first.url });
-    const manager = await connection.jetstreamManager();
-    const { config, state } = await manager.streams.info(EVENT_STREAM);
-    expect([config.num_replicas, state.messages]).toEqual([3, 2]);
-    await connection.jetstream().publish('volt.net.v1.job.h1.attach', '');
+    // A cluster whose leaders change answers some questions with 503, or not at all: they are asked again.
+    await until('the stream has three replicas and both events', async () => {
+      const manager = await connection.jetstreamManager();
+      const { config, state } = await manager.streams.info(EVENT_STREAM);
+      return config.num_replicas === 3 && state.messages === 2;
+    });
+    await until('a job is stored', async () => {
+      await connection.jetstream().publish('volt.net.v1.job.h1.attach', '');
+      return true;
+    });
     await until('a job is taken', () => bus.jobs.length > 0);
     await connection.close();
   });
@@ -272,8 +278,18 @@ describe('with a cluster of three', () => {
     const { status, stdout, stderr } = spawnSync(VOLTNET, words, { env, encoding: 'utf8' });
     expect(status, stderr).toBe(0);
     const { made } = JSON.parse(stdout) as { made: { outcome: string }[] };
-    expect(made.map(({ outcome }) => outcome)).toEqual(['updated', 'updated', 'there']);
+    // A stream whose update had no answer is found with what was asked for: `there`.
+    const changed: unknown = expect.stringMatching(/^(updated|there)$/);
+    expect(made.map(({ outcome }) => outcome)).toEqual([changed, changed, 'there']);
     await until('an event is stored', () => bus.publish('attached', '2').then(() => true), 60_000);
     await isCalm(bus);
+    const connection = await connect({ servers: url() });
+    for (const stream of [EVENT_STREAM, JOB_STREAM]) {
+      await until(`${stream} has three replicas`, async () => {
+        const manager = await connection.jetstreamManager();
+        return (await manager.streams.info(stream)).config.num_replicas === 3;
+      });
+    }
+    await connection.close();
   });
 });

@@ -46,15 +46,18 @@ what was asked for, or is nothing that agents can use.`,
           settings: { ...DEFAULT_STREAMS, ...given },
           given: KEYS.filter((key) => given[key] !== undefined),
         };
-        return jetStream(async (manager) => {
-          const events = await ensureEventStream(manager, fleet);
-          const jobs = await ensureJobStream(manager, fleet);
-          const ensured = [events, jobs];
-          for (const host of named) {
-            ensured.push(await ensureJobConsumer(manager, { prefix, host, stream: jobs.name }));
-          }
-          return ensured;
-        });
+        return jetStream(
+          async (manager) => {
+            const events = await ensureEventStream(manager, fleet);
+            const jobs = await ensureJobStream(manager, fleet);
+            const ensured = [events, jobs];
+            for (const host of named) {
+              ensured.push(await ensureJobConsumer(manager, { prefix, host, stream: jobs.name }));
+            }
+            return ensured;
+          },
+          { repeated: true },
+        );
       });
       shell.output().result({ made }, () =>
         table(
