@@ -5,43 +5,43 @@ import { redacted } from '#protocol/secrets.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
-import { Admission } from './admission.ts';
-import { answerBytes } from './answer-size.ts';
-import { Attachments } from './attachments.ts';
-import type { Bus, BusOptions } from './bus.ts';
-import { Clocks } from './clocks.ts';
-import { Conditions } from './conditions.ts';
+import { Admission } from './bus/admission.ts';
+import { answerBytes } from './bus/answer-size.ts';
+import { Attachments } from './attachments/attachments.ts';
+import type { Bus, BusOptions } from './bus/bus.ts';
+import { Clocks } from './health/clocks.ts';
+import { Conditions } from './health/conditions.ts';
 import { type Config, defaultHost } from './config.ts';
-import { Detaches } from './detaches.ts';
-import { Disk } from './disk.ts';
-import { Doorbell } from './doorbell.ts';
-import { Edits } from './edits.ts';
-import { EventLog } from './events.ts';
-import { FleetCheck } from './fleet-check.ts';
-import { FleetList } from './fleet-list.ts';
-import { Followers } from './followers.ts';
-import { Handoff } from './handoff.ts';
-import { Holdings } from './holdings.ts';
-import type { Identity } from './identity.ts';
-import { Inspection } from './inspection.ts';
-import { Jobs } from './jobs.ts';
-import { Journal } from './journal.ts';
+import { Detaches } from './attachments/detaches.ts';
+import { Disk } from './storage/disk.ts';
+import { NetworkNotices } from './bus/network-notices.ts';
+import { Edits } from './attachments/edits.ts';
+import { EventLog } from './storage/events.ts';
+import { FleetCheck } from './fleet/fleet-check.ts';
+import { FleetList } from './fleet/fleet-list.ts';
+import { Followers } from './fleet/followers.ts';
+import { ClaimSocket } from './bus/claim-socket.ts';
+import { HostLeases } from './attachments/host-leases.ts';
+import type { Identity } from './fleet/identity.ts';
+import { Queries } from './attachments/queries.ts';
+import { Jobs } from './bus/jobs.ts';
+import { Journal } from './storage/journal.ts';
 import type { Log } from './log.ts';
-import type { HostNetwork, openHostNetwork } from './networks/types.ts';
-import { Outcomes } from './outcomes.ts';
-import { PublishError } from './pending-event.ts';
-import { probesOf } from './probes.ts';
-import { Requests } from './requests.ts';
-import { Reconcile } from './reconcile/loop.ts';
-import { createEndpoints } from './service.ts';
-import { Revisions } from './revisions.ts';
-import { Session } from './session.ts';
-import { Slices } from './slices.ts';
-import { Standing } from './standing.ts';
-import { Turns } from './turns.ts';
-import type { UnexpectedErrors } from './unexpected.ts';
-import { Updates } from './updates.ts';
-import { Witness } from './witness.ts';
+import type { HostNetwork, openHostNetwork } from './host/networks/types.ts';
+import { RequestLog } from './attachments/request-log.ts';
+import { PublishError } from './storage/pending-event.ts';
+import { probesOf } from './health/probes.ts';
+import { Requests } from './attachments/requests.ts';
+import { Reconcile } from './host/reconcile/loop.ts';
+import { createEndpoints } from './bus/service.ts';
+import { NetworkRevisions } from './fleet/network-revisions.ts';
+import { Session } from './fleet/session.ts';
+import { Slices } from './schedule/slices.ts';
+import { Standing } from './fleet/standing.ts';
+import { IdLocks } from './schedule/id-lock.ts';
+import type { UnexpectedErrors } from './health/unexpected.ts';
+import { Updates } from './attachments/updates.ts';
+import { LedgerWatermark } from './fleet/ledger-watermark.ts';
 
 const DRAIN_TIMEOUT_MS = 10_000;
 const FLUSH_TIMEOUT_MS = 2_000;
@@ -79,11 +79,11 @@ export class Agent {
   readonly #requests: Requests;
   readonly #session: Session;
   readonly #followers: Followers;
-  readonly #handoff: Handoff;
+  readonly #claimSocket: ClaimSocket;
   readonly #reconcile: Reconcile;
   readonly #journal: Journal;
-  readonly #outcomes: Outcomes;
-  readonly #witness: Witness;
+  readonly #requestLog: RequestLog;
+  readonly #watermark: LedgerWatermark;
   readonly #hostNetwork: HostNetwork;
   readonly #version: string;
   readonly #unexpected: AgentOptions['unexpected'];
@@ -109,8 +109,8 @@ export class Agent {
     this.#disk = new Disk([runtimeDir, stateDir]);
     this.#journal = new Journal({ runtimeDir, stateDir, bootId, log });
     const journal = this.#journal;
-    this.#witness = new Witness({ stateDir, log });
-    const witness = this.#witness;
+    this.#watermark = new LedgerWatermark({ stateDir, log });
+    const watermark = this.#watermark;
     this.#hostNetwork = options.openHostNetwork({ config, journal, log });
     const { networkTypes, taggedDevices } = this.#hostNetwork;
     const maxPayload = (): number => this.#bus.maxPayload;
@@ -131,25 +131,25 @@ export class Agent {
       },
     });
     const events = this.#events;
-    const turns = new Turns();
+    const locks = new IdLocks();
     const detaches = new Detaches({ self, ledger, journal, events, networkTypes, log });
     this.#attachments = new Attachments({
       self,
       ledger,
-      witness,
+      watermark,
       whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
       journal,
       events,
       networkTypes,
-      rehearsals: this.#hostNetwork.rehearsals,
+      dryRuns: this.#hostNetwork.dryRuns,
       namespaces: this.#hostNetwork.namespaces,
-      turns,
+      locks,
       detaches,
       log,
     });
     const attachments = this.#attachments;
-    const outcomes = new Outcomes({ stateDir, log });
-    this.#outcomes = outcomes;
+    const requestLog = new RequestLog({ stateDir, log });
+    this.#requestLog = requestLog;
     const updates = new Updates({ ledger, journal, events, networkTypes });
     const requests = new Requests({
       host,
@@ -157,9 +157,9 @@ export class Agent {
       updates,
       detaches,
       journal,
-      outcomes,
+      requestLog,
       events,
-      turns,
+      locks,
       clocks: this.#clocks,
     });
     this.#requests = requests;
@@ -170,14 +170,14 @@ export class Agent {
       subjectPrefix,
       admission,
       requests,
-      outcomes,
+      requestLog,
       events,
       clocks: this.#clocks,
       standing: this.#standing,
       stopping: () => this.#stopping,
       log,
     });
-    const holdings = new Holdings({
+    const hostLeases = new HostLeases({
       self,
       onReboot: config.onReboot,
       ledger,
@@ -186,7 +186,7 @@ export class Agent {
       networkTypes,
       taggedDevices,
       slices,
-      turns,
+      locks,
       detaches,
       log,
     });
@@ -201,31 +201,31 @@ export class Agent {
       networkTypes,
       devices: this.#hostNetwork.devices,
       firewall: this.#hostNetwork.firewall,
-      turns,
+      locks,
       detaches,
-      holdings,
+      hostLeases,
       standing: this.#standing,
       session: () => this.#session,
       slices,
       log,
     });
     const { bridges } = this.#hostNetwork;
-    const edits = new Edits({ journal, turns, networkTypes, bridges, events, log });
-    const revisions = new Revisions({
+    const edits = new Edits({ journal, locks, networkTypes, bridges, events, log });
+    const revisions = new NetworkRevisions({
       host,
       ledger,
-      witness,
+      watermark,
       apply: (networks, letGo) => edits.apply(networks, letGo),
       bridged: () => bridges.networks(),
       log,
     });
-    const inspection = new Inspection({
+    const queries = new Queries({
       host,
       journal,
       ledger,
       networkTypes,
       taggedDevices,
-      leases: (signal) => holdings.listed(signal),
+      leases: (signal) => hostLeases.listed(signal),
       plan: (id, wanted) => this.#reconcile.preview(id, wanted),
       currentRevisions: () => revisions.current(),
       slices,
@@ -243,8 +243,8 @@ export class Agent {
       suspectAfterSeconds: config.suspectAfterSeconds,
       recoveryWindowSeconds: config.recoveryWindowSeconds,
       ledger,
-      witness,
-      holdings,
+      watermark,
+      hostLeases,
       revisions,
       followers,
       standing: this.#standing,
@@ -263,7 +263,7 @@ export class Agent {
       admission,
       slices,
       requests,
-      inspection,
+      queries,
       fleetCheck: new FleetCheck({
         ledger,
         bus: () => this.#bus,
@@ -273,7 +273,7 @@ export class Agent {
       }),
       fleetList: new FleetList({
         ledger,
-        witness,
+        watermark,
         followers,
         beat: () => this.#session.beat(),
         heartbeatSeconds: config.heartbeatSeconds,
@@ -281,7 +281,7 @@ export class Agent {
         answerBytes: mostOfAnswer,
       }),
       ledger,
-      witness,
+      watermark,
       whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
       events,
       standing: this.#standing,
@@ -289,7 +289,7 @@ export class Agent {
       stopping: () => this.#stopping,
       log,
     });
-    this.#handoff = new Handoff({
+    this.#claimSocket = new ClaimSocket({
       host,
       runtimeDir,
       journal,
@@ -305,7 +305,7 @@ export class Agent {
       listen: options.listen,
       log,
     });
-    const doorbell = new Doorbell({
+    const doorbell = new NetworkNotices({
       subjectPrefix,
       publish: (subject) => this.#bus.ring(subject),
       concerns: (names) =>
@@ -322,7 +322,7 @@ export class Agent {
         host,
         features: [...Object.keys(networkTypes), 'update', 'jobs'].join(','),
         fleet: subjectPrefix,
-        generation: String(witness.seen.generation),
+        generation: String(watermark.seen.generation),
         // Whether the ledger knows the host as this machine.
         session: this.#standing.state,
         conditions: JSON.stringify(
@@ -366,15 +366,15 @@ export class Agent {
   /** Returns when the socket is open. NATS and Redis are connected to in the background. */
   start(): void {
     this.#journal.load();
-    this.#outcomes.load();
-    this.#witness.load();
+    this.#requestLog.load();
+    this.#watermark.load();
     for (const { generation = 0 } of this.#journal.values()) {
-      this.#witness.noteGeneration(generation);
+      this.#watermark.noteGeneration(generation);
     }
     this.#requests.resume();
     this.#resumeFirewall();
     this.#events.start();
-    this.#handoff.start();
+    this.#claimSocket.start();
     this.#standing.onChange((refusal) => {
       this.#bus.act(refusal);
       if (refusal !== undefined) return;
@@ -414,12 +414,12 @@ export class Agent {
     const publishes = this.#bus.state === 'connected' && this.#standing.refusal === undefined;
     await this.#events.stop(publishes ? FLUSH_TIMEOUT_MS : 0);
     await this.#bus.close();
-    await this.#outcomes.sync().catch(() => {});
-    this.#outcomes.close();
-    await this.#witness.close();
+    await this.#requestLog.sync().catch(() => {});
+    this.#requestLog.close();
+    await this.#watermark.close();
     await this.#ledger.close();
-    this.#handoff.close();
-    await this.#hostNetwork.rehearsals.close();
+    this.#claimSocket.close();
+    await this.#hostNetwork.dryRuns.close();
     this.#hostNetwork.firewall[Symbol.dispose]();
   }
 

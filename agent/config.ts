@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { z } from 'zod';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
-import { parseNatsUrl, problemOfUser, SUBJECT } from './nats-url.ts';
+import { parseNatsUrl, problemOfUser, SUBJECT } from './bus/nats-url.ts';
 
 const path = z.string().startsWith('/', 'must be an absolute path');
 const nullablePath = path.nullable().default(null);

@@ -8,12 +8,12 @@ import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { openTap, unpersist } from '#native/tun.ts';
 import { toVoltError } from './errors.ts';
-import { Kernel } from './kernel.ts';
-import { keepMtu, portMtu } from './networks/bridge.ts';
-import { DEVICE_GROUP, type Device } from './networks/network.ts';
-import { type BridgePort, makeTap, tapShape } from './networks/tap.ts';
-import { makeVeth } from './networks/veth.ts';
-import { DEFAULT_IFNAME, RequestedNamespace } from './networks/workload.ts';
+import { Kernel } from './host/kernel.ts';
+import { keepMtu, portMtu } from './host/networks/bridge.ts';
+import { DEVICE_GROUP, type Device } from './host/networks/network-type.ts';
+import { type BridgePort, makeTap, tapShape } from './host/networks/tap.ts';
+import { makeVeth } from './host/networks/veth.ts';
+import { DEFAULT_IFNAME, RequestedNamespace } from './host/networks/workload.ts';
 
 // Ports for a program that links this package instead of asking an agent (docs/library.md). There is no bus, no
 // ledger and no port filter here: a bridge, a workload's id, and a device as the agent would make it.

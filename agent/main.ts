@@ -11,16 +11,16 @@ import { redacted } from '#protocol/secrets.ts';
 import { SERVICE_NAME } from '#protocol/subjects.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent } from './agent.ts';
-import { Bus } from './bus.ts';
+import { Bus } from './bus/bus.ts';
 import { type Config, ConfigError, defaultHost, loadConfig } from './config.ts';
-import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './identity.ts';
+import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './fleet/identity.ts';
 import { createLog, type Log } from './log.ts';
-import { MachineError, readMachine } from './machine.ts';
-import { checkAccess } from './nats-access.ts';
-import { openHostNetwork } from './networks/types.ts';
-import { FolderError, ownFolder } from './own-folders.ts';
+import { MachineError, readMachine } from './fleet/machine.ts';
+import { checkAccess } from './bus/nats-access.ts';
+import { openHostNetwork } from './host/networks/types.ts';
+import { FolderError, ownFolder } from './fleet/own-folders.ts';
 import { startTelemetry } from './telemetry.ts';
-import { UnexpectedErrors } from './unexpected.ts';
+import { UnexpectedErrors } from './health/unexpected.ts';
 
 const VERSION = packageJson.version;
 // sysexits.h: what systemd and scripts can tell apart.

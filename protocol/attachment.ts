@@ -288,7 +288,7 @@ export const attachAnswerSchema = z.object({
 });
 
 /** The answer to an attach with `dryRun`. */
-export const rehearsalSchema = z.object({
+export const dryRunAnswerSchema = z.object({
   dryRun: z.literal(true),
   /** True: the id is attached already with the same content, and nothing would be done. */
   replayed: z.boolean(),
@@ -368,7 +368,7 @@ export type Attachment = z.infer<typeof attachmentSchema>;
 export type FleetAttachment = z.infer<typeof fleetAttachmentSchema>;
 export type FleetListAnswer = z.infer<typeof fleetListAnswerSchema>;
 export type AttachAnswer = z.infer<typeof attachAnswerSchema>;
-export type Rehearsal = z.infer<typeof rehearsalSchema>;
+export type DryRunAnswer = z.infer<typeof dryRunAnswerSchema>;
 export type DetachAnswer = z.infer<typeof detachAnswerSchema>;
 export type UpdateAnswer = z.infer<typeof updateAnswerSchema>;
 export type GetAnswer = z.infer<typeof getAnswerSchema>;

@@ -15,7 +15,7 @@ import type {
   ListAnswer,
   ListRequest,
   NetworkListRequest,
-  Rehearsal,
+  DryRunAnswer,
   UpdateAnswer,
   UpdateRequest,
 } from './attachment.ts';
@@ -154,15 +154,15 @@ export class VoltNetworkClient {
     this.#traceContext = options.traceContext ?? (() => ({}));
   }
 
-  /** Without `dryRun`, whose answer is `rehearse`'s. */
+  /** Without `dryRun`, whose answer is `dryRun()`'s. */
   attach(host: string, request: AttachRequest, options?: CallOptions): Promise<AttachAnswer> {
     return this.#askHost(host, 'attach', request, IS_ANSWER.attach, options);
   }
 
   /** What an attach would do, or refuse, now; nothing is done. */
-  rehearse(host: string, request: AttachRequest, options?: CallOptions): Promise<Rehearsal> {
+  dryRun(host: string, request: AttachRequest, options?: CallOptions): Promise<DryRunAnswer> {
     const asked = { ...request, dryRun: true };
-    return this.#askHost(host, 'attach', asked, IS_ANSWER.rehearsal, options);
+    return this.#askHost(host, 'attach', asked, IS_ANSWER.dryRun, options);
   }
 
   detach(host: string, request: DetachRequest, options?: CallOptions): Promise<DetachAnswer> {

@@ -5,7 +5,7 @@ import type {
   FleetListAnswer,
   GetAnswer,
   ListAnswer,
-  Rehearsal,
+  DryRunAnswer,
   UpdateAnswer,
 } from './attachment.ts';
 import type {
@@ -45,7 +45,7 @@ const outlined =
  */
 export const IS_ANSWER = {
   attach: outlined<AttachAnswer>({ attachment: 'object', replayed: 'boolean' }),
-  rehearsal: outlined<Rehearsal>({ dryRun: 'boolean', lease: 'object', operations: 'object' }),
+  dryRun: outlined<DryRunAnswer>({ dryRun: 'boolean', lease: 'object', operations: 'object' }),
   detach: outlined<DetachAnswer>({ detached: 'boolean', releasing: 'boolean' }),
   update: outlined<UpdateAnswer>({ attachment: 'object' }),
   get: outlined<GetAnswer>({ attachment: 'object' }),

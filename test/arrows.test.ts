@@ -35,12 +35,9 @@ const FOLDERS = {
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^koffi$/, /^native\/(libc|nftables|poll)\.ts$/],
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
-  [
-    /^nats$/,
-    /^agent\/(bus|bus-problems|event-stream|inbound|job-(consumer|finder|queue)|nats-(access|connection|places)|serving|stream-flaws|streams|waiting-jobs|cli\/connect)\.ts$/,
-  ],
+  [/^nats$/, /^agent\/(bus\/[a-z-]+|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
-  [/^zod$/, /^(protocol\/|agent\/(config|identity|main|rename|witness)\.ts$)/],
+  [/^zod$/, /^(protocol\/|agent\/(config|main|fleet\/(identity|rename|ledger-watermark))\.ts$)/],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
   [/^pino$/, /^agent\/log\.ts$/],
@@ -80,9 +77,9 @@ describe('a planted import is found', () => {
   const planted: [file: string, source: string][] = [
     ['native/x.ts', `import { a } from '#protocol/errors.ts';`],
     ['native/x.ts', `import { a } from '../protocol/errors.ts';`],
-    ['native/x.ts', `import {\n  a,\n} from '#agent/bus.ts';`],
+    ['native/x.ts', `import {\n  a,\n} from '#agent/bus/bus.ts';`],
     ['native/x.ts', `import type { A } from '#protocol/errors.ts';`],
-    ['native/x.ts', `import { type A } from '#agent/bus.ts';`],
+    ['native/x.ts', `import { type A } from '#agent/bus/bus.ts';`],
     ['native/x.ts', `import koffi from 'koffi';`],
     ['protocol/x.ts', `import '#native/link.ts';`],
     ['protocol/x.ts', `export { a } from '#ipam-store/ledger.ts';`],

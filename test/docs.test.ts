@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { EXIT } from '#agent/cli/exit-codes.ts';
 import { loadConfig } from '#agent/config.ts';
-import { DEVICE_GROUP } from '#agent/networks/network.ts';
+import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
 import packageJson from '../package.json' with { type: 'json' };
 
 // What README.md and docs/ tell people to type, open and expect, held against what is there.

@@ -1,8 +1,8 @@
 import { connect, ErrorCode, headers, type JetStreamManager, NatsError } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { hasCode } from '../bus-problems.ts';
-import { connectionOptionsOf, checkAccess } from '../nats-access.ts';
-import { parseNatsUrl } from '../nats-url.ts';
+import { hasCode } from '../bus/bus-problems.ts';
+import { connectionOptionsOf, checkAccess } from '../bus/nats-access.ts';
+import { parseNatsUrl } from '../bus/nats-url.ts';
 import { UsageError } from './errors.ts';
 import { ofJetStream, unconnected } from './nats-words.ts';
 import type { Settings } from './settings.ts';

@@ -8,7 +8,7 @@ import type { Settings } from './settings.ts';
 /** What one host can be asked, over NATS or its agent's socket. */
 export type HostClient = Pick<
   VoltNetworkClient,
-  'attach' | 'rehearse' | 'detach' | 'update' | 'get' | 'check' | 'list' | 'listAll' | 'listFleet'
+  'attach' | 'dryRun' | 'detach' | 'update' | 'get' | 'check' | 'list' | 'listAll' | 'listFleet'
 >;
 
 type Method<Name extends keyof HostClient> = HostClient[Name];
@@ -24,8 +24,8 @@ export class LocalClient implements HostClient {
   readonly attach: Method<'attach'> = (host, request) =>
     this.#ask(host, 'attach', request, IS_ANSWER.attach);
 
-  readonly rehearse: Method<'rehearse'> = (host, request) =>
-    this.#ask(host, 'attach', { ...request, dryRun: true }, IS_ANSWER.rehearsal);
+  readonly dryRun: Method<'dryRun'> = (host, request) =>
+    this.#ask(host, 'attach', { ...request, dryRun: true }, IS_ANSWER.dryRun);
 
   readonly detach: Method<'detach'> = (host, request) =>
     this.#ask(host, 'detach', request, IS_ANSWER.detach);

@@ -3,8 +3,8 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { DEFAULT_INBOX_PREFIX } from '#protocol/inbox.ts';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
-import type { NatsAccess, TlsFiles } from '../nats-access.ts';
-import { CREDENTIAL_KEYS, parseNatsUrl, problemOfUser, SUBJECT } from '../nats-url.ts';
+import type { NatsAccess, TlsFiles } from '../bus/nats-access.ts';
+import { CREDENTIAL_KEYS, parseNatsUrl, problemOfUser, SUBJECT } from '../bus/nats-url.ts';
 import { UsageError } from './errors.ts';
 
 /** Where the agent is and how to reach it, from `agent.json`, the environment and flags. */

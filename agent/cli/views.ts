@@ -4,10 +4,10 @@ import type {
   Difference,
   FleetAttachment,
   FleetListAnswer,
-  Rehearsal,
+  DryRunAnswer,
 } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
-import type { WaitingJobs } from '../waiting-jobs.ts';
+import type { WaitingJobs } from '../bus/waiting-jobs.ts';
 import { details, type Line, type Page, table } from './page.ts';
 import { age } from './units.ts';
 
@@ -56,7 +56,7 @@ export const behindLine = (
 ): Line => `network ${network} as it was ${age(asOf, now)} ago (${asOf}): ${code}: ${message}`;
 
 /** What an attach would do: the lease, and the changes in the kernel in their order. */
-export function rehearsalDetails({ replayed, lease, operations }: Rehearsal): Page {
+export function dryRunDetails({ replayed, lease, operations }: DryRunAnswer): Page {
   const known = details([
     ['mac', lease.mac],
     ...lease.addresses.map((address) => ['address', address] as const),

@@ -1,5 +1,5 @@
 import { readdirSync } from 'node:fs';
-import { Kernel } from '#agent/kernel.ts';
+import { Kernel } from '#agent/host/kernel.ts';
 import { createTap, createVeth, type Port } from '#agent/library.ts';
 
 // Makes ports while strace makes every `period`-th call of one kind fail: the first call of the first attempt, the

@@ -4,7 +4,7 @@ import { closeSync, readSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { createTap, createVeth } from '#agent/library.ts';
-import { DEVICE_GROUP } from '#agent/networks/network.ts';
+import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
 import { IpAddress, MacAddress } from '#protocol/address.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { addNamespace, bridge, deviceNames, ip, only } from '../support/kernel.ts';

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { loadConfig } from '#agent/config.ts';
-import { checkAccess } from '#agent/nats-access.ts';
+import { checkAccess } from '#agent/bus/nats-access.ts';
 import { AGENT, type RunningAgent, startAgent, until } from '../support/agent.ts';
 import { freePort, type Server, startNats, startRedis } from '../support/servers.ts';
 

@@ -1,8 +1,8 @@
 import type { Redis } from 'ioredis';
 import { decodeAnswer, encodeAnswer, MAX_ANSWER_BYTES } from '#protocol/envelope.ts';
 import { type LedgerCheckAnswer, ledgerCheckAnswerSchema } from '#protocol/ledger.ts';
-import { FleetCheck } from '#agent/fleet-check.ts';
-import { Slices } from '#agent/slices.ts';
+import { FleetCheck } from '#agent/fleet/fleet-check.ts';
+import { Slices } from '#agent/schedule/slices.ts';
 import { sideOf } from './functions-acquire.ts';
 
 const CALLERS = 8;

@@ -47,7 +47,7 @@ export async function benchFairness(): Promise<void> {
     'list, none matches': () => client.list(host, { workload: 'nobody' }),
     check: () => client.check(host, {}, { timeoutMs: 60_000 }),
     'check of one': () => client.check(host, { id: 'b1' }),
-    'dry run': () => client.rehearse(host, ask(0)),
+    'dry run': () => client.dryRun(host, ask(0)),
     'ledger.check': () => client.checkLedger({}, { timeoutMs: 60_000 }),
     'ledger.leases': () => client.ledgerLeases({}),
   };

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
-import { Firewall } from '#agent/firewall/firewall.ts';
-import { portMapFacts } from '#agent/firewall/host-nat.ts';
-import { bridgePortFacts } from '#agent/firewall/port-filter.ts';
+import { Firewall } from '#agent/host/firewall/firewall.ts';
+import { portMapFacts } from '#agent/host/firewall/host-nat.ts';
+import { bridgePortFacts } from '#agent/host/firewall/port-filter.ts';
 import { createLog } from '#agent/log.ts';
 import { printFigures } from './figures.ts';
 

@@ -1,12 +1,12 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Clocks } from '#agent/clocks.ts';
-import { Revisions } from '#agent/revisions.ts';
-import { Session } from '#agent/session.ts';
+import { Clocks } from '#agent/health/clocks.ts';
+import { NetworkRevisions } from '#agent/fleet/network-revisions.ts';
+import { Session } from '#agent/fleet/session.ts';
 import { createLog } from '#agent/log.ts';
-import { Standing } from '#agent/standing.ts';
-import { Witness } from '#agent/witness.ts';
+import { Standing } from '#agent/fleet/standing.ts';
+import { LedgerWatermark } from '#agent/fleet/ledger-watermark.ts';
 import type { Ledger, Lease, NetworkRecord } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
 
@@ -31,7 +31,7 @@ export interface HostOptions {
 export class SimulatedHost {
   readonly host: string;
   readonly session: Session;
-  readonly witness: Witness;
+  readonly watermark: LedgerWatermark;
   readonly leases = new Map<string, Lease>();
   /** Hosts that this one has told the fleet to be suspect, and leases that it saw reclaimed or let expire. */
   fallen = 0;
@@ -49,8 +49,8 @@ export class SimulatedHost {
     this.#machineId = `machine-${host}`;
     const stateDir = join(folder, host);
     mkdirSync(stateDir, { recursive: true });
-    this.witness = new Witness({ stateDir, log });
-    this.witness.load();
+    this.watermark = new LedgerWatermark({ stateDir, log });
+    this.watermark.load();
     const standing = new Standing();
     this.session = new Session({
       self: { host, machineId: this.#machineId, agentId: `agent-${host}`, bootId },
@@ -58,11 +58,11 @@ export class SimulatedHost {
       suspectAfterSeconds,
       recoveryWindowSeconds: null,
       ledger,
-      witness: this.witness,
-      revisions: new Revisions({
+      watermark: this.watermark,
+      revisions: new NetworkRevisions({
         host,
         ledger,
-        witness: this.witness,
+        watermark: this.watermark,
         apply: () => Promise.resolve(),
         bridged: () => [],
         log,
@@ -71,7 +71,7 @@ export class SimulatedHost {
       standing,
       followers: { follows: () => ({}), note: () => {} },
       log,
-      holdings: {
+      hostLeases: {
         leases: () => [...this.leases.values()],
         lease: (id) => this.leases.get(id),
         expire: ({ id }) => this.#expire(id),
@@ -121,12 +121,12 @@ export class SimulatedHost {
       for (const result of results) {
         if (!('lease' in result)) continue;
         this.leases.set(result.lease.id, result.lease);
-        this.witness.noteGeneration(result.lease.generation);
+        this.watermark.noteGeneration(result.lease.generation);
       }
       open = open.filter(({ id }) => !this.leases.has(id));
       if (open.length > 0) await sleep(RETRY_MS);
     }
-    for (const record of networks) this.witness.noteNetwork(record);
+    for (const record of networks) this.watermark.noteNetwork(record);
   }
 
   /** Asks for one more lease until it is granted. */

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, type NatsConnection } from 'nats';
 import { z } from 'zod';
-import { surveyPeers } from '#agent/peers.ts';
+import { surveyPeers } from '#agent/bus/peers.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
 import type { NetworkRecord } from '#ipam-store/ledger.ts';
 import { parseNetwork } from '#protocol/network.ts';
@@ -194,8 +194,8 @@ function statusNow(): HostsStatus {
     reclaimed: sum(({ reclaimed }) => reclaimed),
     expired: sum(({ expired }) => expired),
     fenced: sum(({ fenced }) => fenced),
-    networks: least(({ witness }) => witness.networksRevision),
-    listed: least(({ witness }) => witness.seen.hosts.length),
+    networks: least(({ watermark }) => watermark.networksRevision),
+    listed: least(({ watermark }) => watermark.seen.hosts.length),
     ...surveyed,
   };
 }

@@ -1,8 +1,12 @@
 import { hostEndMac, MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
-import { Kernel } from '#agent/kernel.ts';
-import { BRIDGE_FILTER, bridgePortFacts, FILTERED_GROUPS } from '#agent/firewall/port-filter.ts';
-import { rulesText } from '#agent/firewall/ruleset.ts';
+import { Kernel } from '#agent/host/kernel.ts';
+import {
+  BRIDGE_FILTER,
+  bridgePortFacts,
+  FILTERED_GROUPS,
+} from '#agent/host/firewall/port-filter.ts';
+import { rulesText } from '#agent/host/firewall/ruleset.ts';
 import { type ElementChange, Nftables } from '#native/nftables.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import { createTap } from '#native/tun.ts';

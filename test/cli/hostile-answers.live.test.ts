@@ -16,7 +16,7 @@ import {
   fleetListAnswerSchema,
   getAnswerSchema,
   listAnswerSchema,
-  rehearsalSchema,
+  dryRunAnswerSchema,
   updateAnswerSchema,
 } from '#protocol/attachment.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
@@ -56,7 +56,7 @@ const ANSWERS: Readonly<
   Record<keyof typeof IS_ANSWER, { schema: z.ZodType; commands: readonly string[] }>
 > = {
   attach: { schema: attachAnswerSchema, commands: [ATTACH] },
-  rehearsal: { schema: rehearsalSchema, commands: [`${ATTACH} --dry-run`] },
+  dryRun: { schema: dryRunAnswerSchema, commands: [`${ATTACH} --dry-run`] },
   update: { schema: updateAnswerSchema, commands: ['update web --no-ports'] },
   detach: { schema: detachAnswerSchema, commands: ['detach web'] },
   get: { schema: getAnswerSchema, commands: ['get web'] },

@@ -165,7 +165,7 @@ async function attachContainers(): Promise<void> {
   });
   for (const network of ['volt0', 'inner', 'outer']) {
     const dry = { id: 'dry', workload: 'container-d', kind: 'container', network } as const;
-    const { operations } = await client.rehearse(HOST, { ...dry, netns: box, ifname: 'eth2' });
+    const { operations } = await client.dryRun(HOST, { ...dry, netns: box, ifname: 'eth2' });
     expect(operations.length).toBeGreaterThan(2);
   }
 }
@@ -285,7 +285,7 @@ test('what a drop-in takes away is refused, and leaves nothing', async () => {
   const refused = await Promise.allSettled([
     attach(isolated),
     attach({ workload: 'container-b', ...box }),
-    client.rehearse(HOST, { id: 'dry', workload: 'vm-d', ...VM }),
+    client.dryRun(HOST, { id: 'dry', workload: 'vm-d', ...VM }),
   ]);
   const reason = expect.objectContaining({ code: 'KERNEL_ERROR' });
   expect(refused).toEqual(refused.map(() => ({ status: 'rejected', reason })));

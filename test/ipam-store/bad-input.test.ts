@@ -11,7 +11,7 @@ import {
   askFor,
   beatOf,
   contents,
-  holdings,
+  hostLeases,
   enrol,
   HOSTS,
   put,
@@ -248,7 +248,7 @@ describe('names of any Unicode', () => {
 
   test('are ids, and come back as they were, or are refused', async () => {
     const record = await put(store.ledger, { network: 'n', subnet: '10.16.0.0/12' });
-    const before = await holdings(store.raw);
+    const before = await hostLeases(store.raw);
     const property = fc.asyncProperty(anyText, anyText, async (id, workload) => {
       const good = ID_PATTERN.test(id) && ID_PATTERN.test(workload);
       const code = await codeOf(async () => {
@@ -262,7 +262,7 @@ describe('names of any Unicode', () => {
       expect(code).toMatch(good ? /^accepted$/ : /^INVALID_REQUEST (id|workload)$/);
     });
     await fc.assert(property, { numRuns: 300 });
-    expect(await holdings(store.raw)).toEqual(before);
+    expect(await hostLeases(store.raw)).toEqual(before);
   });
 
   // Names that mean something to Lua, JSON, JavaScript or Redis.

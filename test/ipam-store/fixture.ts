@@ -153,7 +153,7 @@ export async function contents(raw: Redis): Promise<Record<string, unknown>> {
 }
 
 /** The same without counters, logs and names that are remembered, which only grow, and the sessions of hosts. */
-export async function holdings(raw: Redis): Promise<Record<string, unknown>> {
+export async function hostLeases(raw: Redis): Promise<Record<string, unknown>> {
   const { [`${ROOT}:leases`]: leases, ...rest } = await contents(raw);
   const entries = Object.entries(leases as Record<string, unknown>);
   const held = Object.fromEntries(entries.filter(([field]) => !field.startsWith('#')));

@@ -3,7 +3,7 @@ import {
   actionsOn,
   askFor,
   enrol,
-  holdings,
+  hostLeases,
   HOSTS,
   owned,
   put,
@@ -202,7 +202,7 @@ describe('a release', () => {
     expect(await store.ledger.getLease('one')).toBeNull();
     const again = { ...owned(lease), cool: true };
     expect(await store.ledger.release(again)).toBe('absent');
-    const left = Object.keys(await holdings(store.raw)).filter((key) =>
+    const left = Object.keys(await hostLeases(store.raw)).filter((key) =>
       /ids|due|macs|leases/.test(key),
     );
     expect(left).toEqual([]);
@@ -252,19 +252,19 @@ describe('a release', () => {
     await acquire(record, 'a');
     await acquire(record, 'b');
     await release('a');
-    const before = await holdings(store.raw);
+    const before = await hostLeases(store.raw);
     await acquire(record, 'undone', more);
-    expect(await holdings(store.raw)).not.toEqual(before);
+    expect(await hostLeases(store.raw)).not.toEqual(before);
     await release('undone', { cool: false });
-    expect(await holdings(store.raw)).toEqual(before);
+    expect(await hostLeases(store.raw)).toEqual(before);
   });
 
   test('without cool-down of the last addresses makes whole what was cut', async () => {
     const record = await put(store.ledger, small());
-    const before = await holdings(store.raw);
+    const before = await hostLeases(store.raw);
     for (const id of ['a', 'b', 'c', 'd', 'e']) await acquire(record, id);
     for (const id of ['c', 'a', 'e', 'b', 'd']) await release(id, { cool: false });
-    expect(await holdings(store.raw)).toEqual(before);
+    expect(await hostLeases(store.raw)).toEqual(before);
   });
 });
 

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { actionsOn, holdings, put, refused, ROOT, useStore, VOLT0, owned } from './fixture.ts';
+import { actionsOn, hostLeases, put, refused, ROOT, useStore, VOLT0, owned } from './fixture.ts';
 
 const store = useStore();
 const { acquire, release, usage } = actionsOn(store);
@@ -135,7 +135,7 @@ describe('a changed pool', () => {
     await release('b');
     const pools = async (): Promise<object> =>
       Object.fromEntries(
-        Object.entries(await holdings(store.raw)).filter(([key]) => key.includes(':n:4:')),
+        Object.entries(await hostLeases(store.raw)).filter(([key]) => key.includes(':n:4:')),
       );
     const before = await pools();
     const exclude = ['10.9.0.14/31', '10.9.0.16/30', '10.9.0.128/25'];

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import {
   actionsOn,
   contents,
-  holdings,
+  hostLeases,
   network,
   put,
   refused,
@@ -113,7 +113,7 @@ describe('a network deleted', () => {
     expect(await store.ledger.deleteNetwork('volt0')).toEqual({ deleted: true });
     expect(await store.ledger.deleteNetwork('volt0')).toEqual({ deleted: false });
     expect(await store.ledger.getNetwork('volt0')).toBeNull();
-    expect(await holdings(store.raw)).toEqual({});
+    expect(await hostLeases(store.raw)).toEqual({});
   });
 
   test('while leases exist is refused by their names', async () => {
@@ -133,7 +133,7 @@ describe('a network deleted', () => {
     await acquire(first, 'a', { addresses: ['10.42.0.2'] });
     await release('a');
     await store.ledger.deleteNetwork('volt0');
-    expect(Object.keys(await holdings(store.raw))).toEqual([`${ROOT}:gone:4`]);
+    expect(Object.keys(await hostLeases(store.raw))).toEqual([`${ROOT}:gone:4`]);
     // Not by the server's clock, which may be set.
     expect(await store.raw.pttl(`${ROOT}:gone:4`)).toBeGreaterThan(365 * 86_400_000);
     const other = await put(store.ledger, {

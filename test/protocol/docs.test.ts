@@ -5,7 +5,7 @@ import {
   attachmentSchema,
   attachRequestSchema,
   detachRequestSchema,
-  rehearsalSchema,
+  dryRunAnswerSchema,
   updateRequestSchema,
 } from '#protocol/attachment.ts';
 import {
@@ -74,7 +74,7 @@ describe('tables', () => {
   test.for([
     ['attach', 0, Object.keys(attachRequestSchema.shape)],
     ['attach', 1, Object.keys(tap)],
-    ['attach', 4, Object.keys(rehearsalSchema.shape)],
+    ['attach', 4, Object.keys(dryRunAnswerSchema.shape)],
     ['attach', 5, Object.keys(attachmentSchema.shape)],
     ['attach', 6, Object.keys(device)],
     ['detach', 0, Object.keys(detachRequestSchema.shape)],

@@ -1,4 +1,4 @@
-import type { Bus, BusEndpoint, BusOptions } from '#agent/bus.ts';
+import type { Bus, BusEndpoint, BusOptions } from '#agent/bus/bus.ts';
 import { decode, encode } from '#protocol/envelope.ts';
 import { eventId } from '#protocol/events.ts';
 import { subjects } from '#protocol/subjects.ts';

@@ -4,7 +4,7 @@ import type { Network } from '#protocol/network.ts';
 import { KernelError } from '#native/errors.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
-import type { AttachmentRecord } from '#agent/journal.ts';
+import type { AttachmentRecord } from '#agent/storage/journal.ts';
 import {
   type CheckedAttach,
   DEVICE_GROUP,
@@ -12,10 +12,10 @@ import {
   isTagOf,
   type NetworkType,
   taggedId,
-} from '#agent/networks/network.ts';
-import type { HostNetwork } from '#agent/networks/types.ts';
-import type { ChangeHandlers } from '#agent/reconcile/host-devices.ts';
-import { forwardingKey, type Observed, type SeenLink } from '#agent/reconcile/observe.ts';
+} from '#agent/host/networks/network-type.ts';
+import type { HostNetwork } from '#agent/host/networks/types.ts';
+import type { ChangeHandlers } from '#agent/host/reconcile/host-devices.ts';
+import { forwardingKey, type Observed, type SeenLink } from '#agent/host/reconcile/observe.ts';
 import { type Clock, type Life, NEVER } from './clock.ts';
 
 /** What may be wrong with a network type, to see that a simulation finds it. */
@@ -85,7 +85,7 @@ export class ModelKernel {
     return {
       networkTypes: { bridged: this.#networkType(life) },
       bridges: { networks: () => [], revise: () => {} },
-      rehearsals: { rehearse: async () => [], close: async () => {} },
+      dryRuns: { dryRun: async () => [], close: async () => {} },
       namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {
         start: () => {},

@@ -97,7 +97,7 @@ export class ModelLedger {
             .map((lease) => ({ ...lease, state: 'held' as const })),
         })),
       heartbeat: (beat) => call(() => this.#heartbeat(beat)),
-      reassert: (session, holdings) => call(() => this.#reassert(session, holdings)),
+      reassert: (session, hostLeases) => call(() => this.#reassert(session, hostLeases)),
     };
     Object.defineProperty(face, 'status', { get: status });
     return {

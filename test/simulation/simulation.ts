@@ -7,9 +7,9 @@ import { join } from 'node:path';
 import { pino } from 'pino';
 import { Agent } from '#agent/agent.ts';
 import { type Config, loadConfig } from '#agent/config.ts';
-import { asRecorded, keepIdentity, readIdentity, writeIdentity } from '#agent/identity.ts';
-import { taggedId } from '#agent/networks/network.ts';
-import { Slices } from '#agent/slices.ts';
+import { asRecorded, keepIdentity, readIdentity, writeIdentity } from '#agent/fleet/identity.ts';
+import { taggedId } from '#agent/host/networks/network-type.ts';
+import { Slices } from '#agent/schedule/slices.ts';
 import type { SeqpacketServer } from '#native/seqpacket.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import {

@@ -4,7 +4,7 @@ import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, type NatsConnection, nkeys } from 'nats';
-import { connectionOptionsOf, type NatsAccess } from '#agent/nats-access.ts';
+import { connectionOptionsOf, type NatsAccess } from '#agent/bus/nats-access.ts';
 import { type Server, startNats } from './servers.ts';
 
 const SHIPPED = new URL('../../deploy/nats', import.meta.url).pathname;

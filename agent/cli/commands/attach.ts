@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { type AttachFlags, attachRequest } from '../attach-request.ts';
 import type { Shell } from '../shell.ts';
-import { attachmentDetails, rehearsalDetails } from '../views.ts';
+import { attachmentDetails, dryRunDetails } from '../views.ts';
 
 /** `attach`: a flag for every field of the request, or the request itself. */
 export function addAttachCommand(program: Command, shell: Shell): void {
@@ -11,7 +11,7 @@ export function addAttachCommand(program: Command, shell: Shell): void {
     .addHelpText('after', EXAMPLES)
     .action(async (flags: AttachFlags) => {
       const request = attachRequest(flags);
-      if (request.dryRun === true) return rehearse(shell, request);
+      if (request.dryRun === true) return dryRun(shell, request);
       const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
@@ -19,11 +19,11 @@ export function addAttachCommand(program: Command, shell: Shell): void {
     });
 }
 
-async function rehearse(shell: Shell, request: AttachRequest): Promise<void> {
+async function dryRun(shell: Shell, request: AttachRequest): Promise<void> {
   const answer = await shell.withHost(({ client, settings: { host } }) =>
-    client.rehearse(host, request),
+    client.dryRun(host, request),
   );
-  shell.output().result(answer, () => rehearsalDetails(answer));
+  shell.output().result(answer, () => dryRunDetails(answer));
 }
 
 const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];

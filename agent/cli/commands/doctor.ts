@@ -20,7 +20,7 @@ It looks and prints; it changes nothing, and asks no agent. Docker, ufw, firewal
 your own that drop what host-only networks forward are found. Exit code 8 when there is a problem.`,
     )
     .action(async ({ table }: { readonly table: string }) => {
-      const { diagnose, observeHost } = await import('../../doctor.ts');
+      const { diagnose, observeHost } = await import('../../host/doctor.ts');
       const findings = diagnose(observeHost(table));
       shell
         .output()

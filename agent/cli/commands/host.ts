@@ -124,10 +124,10 @@ With the id that the host has, it takes up another /etc/machine-id.`,
 
 async function rename(to: string, file: string | undefined, note: (text: string) => void) {
   const { ConfigError, loadConfig } = await import('../../config.ts');
-  const { IdentityError } = await import('../../identity.ts');
-  const { MachineError, readMachine } = await import('../../machine.ts');
-  const { FolderError } = await import('../../own-folders.ts');
-  const { renameHost } = await import('../../rename.ts');
+  const { IdentityError } = await import('../../fleet/identity.ts');
+  const { MachineError, readMachine } = await import('../../fleet/machine.ts');
+  const { FolderError } = await import('../../fleet/own-folders.ts');
+  const { renameHost } = await import('../../fleet/rename.ts');
   try {
     const config = loadConfig({ ...(file !== undefined && { file }), env: process.env });
     if (config.hostGiven && config.host !== to) {

@@ -34,7 +34,7 @@ of the host; "unknown" may be a misspelt name. Asks JetStream as the NATS user o
     )
     .action(async (_flags: unknown, command: Command) => {
       const { host } = command.optsWithGlobals<{ host?: string }>();
-      const { listWaitingJobs } = await import('../../waiting-jobs.ts');
+      const { listWaitingJobs } = await import('../../bus/waiting-jobs.ts');
       const { waiting, known } = await shell.withClient(
         async ({ client, jetStream, settings: { subjectPrefix } }) => ({
           waiting: await jetStream((manager) => listWaitingJobs(manager, subjectPrefix, host)),
@@ -72,7 +72,7 @@ and drops it.`,
       // Never the host that happens to be configured.
       if (host === undefined) throw new UsageError('name the host: --host h9');
       if (yes !== true) throw new UsageError(`this deletes all jobs of ${host}: add --yes`);
-      const { deleteWaitingJobs } = await import('../../waiting-jobs.ts');
+      const { deleteWaitingJobs } = await import('../../bus/waiting-jobs.ts');
       const deleted = await shell.withClient(({ jetStream, settings: { subjectPrefix } }) =>
         jetStream((manager) => deleteWaitingJobs(manager, subjectPrefix, host)),
       );

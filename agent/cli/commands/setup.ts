@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import type { StreamSettings } from '../../streams.ts';
+import type { StreamSettings } from '../../bus/streams.ts';
 import { UsageError } from '../errors.ts';
 import { EXIT } from '../exit-codes.ts';
 import { table } from '../page.ts';
@@ -36,8 +36,8 @@ what was asked for, or is nothing that agents can use.`,
     .action(async (hosts: string[], flags: Flags) => {
       const made = await shell.withClient(async ({ settings, jetStream }) => {
         const { DEFAULT_STREAMS, ensureEventStream, ensureJobStream } =
-          await import('../../streams.ts');
-        const { ensureJobConsumer } = await import('../../job-consumer.ts');
+          await import('../../bus/streams.ts');
+        const { ensureJobConsumer } = await import('../../bus/job-consumer.ts');
         const given = streamSettings({ ...settings.streams, ...flags });
         const named = hosts.length === 0 ? [settings.host] : hosts;
         const prefix = settings.subjectPrefix;

@@ -1,0 +1,560 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  type Attachment,
+  type AttachAnswer,
+  type AttachRequest,
+  contentKey,
+  type DetachAnswer,
+  type DetachRequest,
+  type DryRunAnswer,
+} from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import {
+  type Ledger,
+  type Lease,
+  type LeaseRequest,
+  RevisionChanged,
+  type Self,
+} from '#ipam-store/ledger.ts';
+import { endedLease, type EventLog } from '../storage/events.ts';
+import { mayHaveBeenDone } from '../errors.ts';
+import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
+import type { Log } from '../log.ts';
+import { announce } from '../storage/announce.ts';
+import type { Detaches } from './detaches.ts';
+import { type Position, storedPosition } from './request-log.ts';
+import type {
+  AttachedDevice,
+  CheckedAttach,
+  NetworkType,
+  NetworkTypes,
+} from '../host/networks/network-type.ts';
+import type { HostNetwork } from '../host/networks/types.ts';
+import type { NamedNamespace } from '../host/networks/workload.ts';
+import type { Session } from '../fleet/session.ts';
+import type { IdLocks } from '../schedule/id-lock.ts';
+import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
+import { type RequestTrace, tracedStep, tracedStepSync } from '../trace.ts';
+
+/** How a request came: its trace, and until when its caller waits (`performance.now()` time). */
+export interface Call {
+  readonly trace: RequestTrace;
+  readonly deadline: number;
+  /** Where it stands among the jobs of its attachment; undefined for what has no place there. */
+  readonly position?: Position | undefined;
+}
+
+export interface AttachmentsOptions {
+  readonly self: Self;
+  readonly ledger: Ledger;
+  readonly watermark: LedgerWatermark;
+  /** Tries again for a while what the ledger refuses as RECOVERING. */
+  readonly whileRecovering: Session['whileRecovering'];
+  readonly journal: Journal;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly dryRuns: HostNetwork['dryRuns'];
+  readonly namespaces: HostNetwork['namespaces'];
+  readonly locks: IdLocks;
+  readonly detaches: Detaches;
+  readonly log: Log;
+}
+
+interface Revised {
+  readonly network: Network;
+  readonly revision: number;
+}
+
+interface Making {
+  readonly request: AttachRequest & { readonly requestId: string };
+  readonly revised: Revised;
+  readonly checked: CheckedAttach;
+  readonly record: AttachmentRecord;
+  readonly call: Call;
+}
+
+const REVISION_TRIES = 3;
+/** What a request is refused with by the definition of its network, before the ledger compares its revision. */
+const REFUSED_BY_NETWORK: ReadonlySet<string> = new Set([
+  'ADDRESS_OUT_OF_RANGE',
+  'ADDRESS_IN_USE',
+  'UNSUPPORTED',
+]);
+/** Longer than a dry run takes where nothing is amiss. */
+const MAX_DRY_RUN_MS = 5_000;
+/** For so long events gather, so that storing and publishing one does not hold up the request that comes next. */
+const ANNOUNCE_AFTER_MS = 20;
+
+/**
+ * The attachments of this host: from request to lease, device, record and event, and back. Requests for
+ * one id run one after the other; the kernel work of one attach is one synchronous stretch.
+ */
+export class Attachments {
+  readonly #options: AttachmentsOptions;
+  readonly #networks = new Map<string, Revised>();
+  /** Ids whose `attached` event is still to be stored. */
+  readonly #untold: string[] = [];
+
+  constructor(options: AttachmentsOptions) {
+    this.#options = options;
+  }
+
+  /** Takes up what an earlier agent of this host left half done: it is detached. */
+  resume(): void {
+    for (const record of this.#options.journal.values()) {
+      announce(this.#options, record.id);
+      if (record.state === 'attached' || record.state === 'fenced') continue;
+      this.#options.detaches.begin(
+        record,
+        record.detach ?? {
+          reason: 'interrupted',
+          requestId: `interrupted-${record.id}-${record.createdAt}`,
+          startedAt: new Date().toISOString(),
+        },
+      );
+    }
+  }
+
+  /** Lets what is under way end, `timeoutMs` at most. What is left then, the next agent's `resume` takes up. */
+  async stop(timeoutMs: number): Promise<void> {
+    const idle = this.#options.locks.idle().then(() => this.#options.detaches.idle());
+    await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]);
+    this.#options.detaches.stop();
+    for (const { id } of this.#options.journal.values()) announce(this.#options, id);
+  }
+
+  /**
+   * Gives a workload its device and addresses, or answers what it has already (`replayed`). The caller has the id's
+   * turn.
+   */
+  async attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
+    const fenced = this.#options.journal.get(request.id);
+    if (fenced?.state === 'fenced') {
+      this.#options.detaches.begin(fenced, { ...this.#ending(request, call), reason: 'fenced' });
+    }
+    await this.#options.detaches.finished(request.id, call.deadline);
+    return this.#ofLastRevision(request.network, async () => {
+      using named = await this.#named(request);
+      const { identity, key } = identified(request, named);
+      const held = this.#options.journal.get(request.id);
+      // First, since a repeat needs no ledger.
+      const replayed = held && (await this.#repeat(held, request, key, call.deadline));
+      if (replayed !== undefined) {
+        if (call.position !== undefined) this.#announceRepeat(request, call);
+        return replayed;
+      }
+      const revised = await this.#network(request.network, call.deadline);
+      const type = this.#networkType(revised.network.type);
+      using checked = type.check(request, revised.network, { named });
+      const record: AttachmentRecord = {
+        id: request.id,
+        state: 'attaching',
+        networkType: revised.network.type,
+        request,
+        contentKey: key,
+        createdAt: new Date().toISOString(),
+        bootId: this.#options.self.bootId,
+        seenGeneration: this.#options.watermark.seen.generation,
+        deviceName: checked.deviceName,
+        network: withoutAddresses(revised.network),
+        revision: revised.revision,
+        ...(identity !== undefined && { namespaceIdentity: identity }),
+        ...(checked.before !== undefined && { before: checked.before }),
+        // Made again: should that fail, the addresses have been in use and the attachment has ended.
+        ...(held?.attachment !== undefined && { attachment: held.attachment }),
+      };
+      return await this.#make({ request, revised, checked, record, call });
+    });
+  }
+
+  /** What `attach` would do, or refuse, now. Nothing is changed, told or remembered. */
+  async dryRun(request: AttachRequest, call: Call): Promise<DryRunAnswer> {
+    // Others wait in its lane, whatever this one waits for.
+    const deadline = Math.min(call.deadline, performance.now() + MAX_DRY_RUN_MS);
+    const { locks, detaches, journal, ledger, whileRecovering } = this.#options;
+    return locks.take(request.id, deadline, async () => {
+      await detaches.finished(request.id, deadline);
+      return this.#ofLastRevision(request.network, async () => {
+        using named = await this.#named(request);
+        const held = journal.get(request.id);
+        const attachment = held && this.#attachedAs(held, identified(request, named).key);
+        const found = attachment && this.#networkType(attachment.type).observe(attachment);
+        if (attachment !== undefined && held?.state === 'attached' && found?.length === 0) {
+          const { mac } = attachment;
+          const addresses = attachment.addresses.map(({ address }) => address);
+          return { dryRun: true, replayed: true, lease: { mac, addresses }, operations: [] };
+        }
+        const revised = await this.#network(request.network, deadline);
+        const { network } = revised;
+        const known = { deviceName: held?.deviceName, named };
+        using checked = this.#networkType(network.type).check(request, network, known);
+        checked.prepare();
+        const ask = this.#askFor(request, revised);
+        const { lease } = await whileRecovering(deadline, () => ledger.preview(ask));
+        const madeNamespace = checked.before?.['madeNamespace'];
+        const order = {
+          request,
+          network,
+          lease,
+          deviceName: checked.deviceName,
+          ...(typeof madeNamespace === 'string' && { madeNamespace }),
+        };
+        const operations = await this.#options.dryRuns.dryRun(order, deadline);
+        const { mac, addresses } = lease;
+        return {
+          dryRun: true,
+          replayed: false,
+          lease: { mac, addresses: [...addresses] },
+          operations: [...operations],
+        };
+      });
+    });
+  }
+
+  async #named({ netns }: AttachRequest): Promise<(NamedNamespace & Disposable) | undefined> {
+    return netns === undefined ? undefined : this.#options.namespaces.find(netns);
+  }
+
+  /** Again, with the network read anew, where it has changed since it was read. */
+  async #ofLastRevision<T>(network: string, work: () => Promise<T>): Promise<T> {
+    for (let tries = 1; ; tries += 1) {
+      try {
+        return await work();
+      } catch (error) {
+        if (tries === REVISION_TRIES) throw error;
+        if (!(error instanceof RevisionChanged) && !(await this.#isRefusedByOld(network, error))) {
+          throw error;
+        }
+        this.#networks.delete(network);
+      }
+    }
+  }
+
+  /** Whether a request was held to a definition that has changed since it was read. */
+  async #isRefusedByOld(network: string, error: unknown): Promise<boolean> {
+    const cached = this.#networks.get(network);
+    const refused = error instanceof VoltError && REFUSED_BY_NETWORK.has(error.code);
+    if (cached === undefined || !refused) return false;
+    const now = await this.#options.ledger.getNetwork(network).catch(() => null);
+    return now !== null && now.revision !== cached.revision;
+  }
+
+  /** What a request with this content finds attached. ALREADY_ATTACHED: other content. */
+  #attachedAs({ id, attachment, generation, ...held }: AttachmentRecord, key: string): Attachment {
+    if (attachment !== undefined && [held.contentKey, held.updatedKey].includes(key)) {
+      return attachment;
+    }
+    throw new VoltError('ALREADY_ATTACHED', `${id} is attached with other content`, {
+      details: { id, generation },
+    });
+  }
+
+  /**
+   * Takes the device away at once; deletion and release follow, and with them the `detached` event. The caller has
+   * the id's turn.
+   */
+  async detach(
+    request: DetachRequest & { readonly requestId: string },
+    call: Call,
+  ): Promise<DetachAnswer> {
+    const { id, generation, requestId } = request;
+    const record = this.#options.journal.get(id);
+    if (record === undefined) return this.#detachUnknown(request, call);
+    if (record.state === 'detaching') return { detached: true, releasing: true };
+    refuseOtherGeneration(record, generation);
+    this.#options.detaches.begin(record, {
+      reason: 'requested',
+      requestId,
+      ...(generation !== undefined && { generation }),
+      ...storedPosition(call.position),
+      startedAt: new Date().toISOString(),
+      ...traceOf(call.trace),
+    });
+    return { detached: true, releasing: true };
+  }
+
+  /** The answer to a repeated request; undefined when its device is gone. */
+  async #repeat(
+    held: AttachmentRecord,
+    request: AttachRequest,
+    key: string,
+    deadline: number,
+  ): Promise<AttachAnswer | undefined> {
+    const { journal, log } = this.#options;
+    const attachment = this.#attachedAs(held, key);
+    const type = this.#networkType(held.networkType);
+    const differences = type.observe(attachment);
+    if (differences.length > 0) {
+      // The lease stays: the same id is granted the same addresses again.
+      log.warn({ id: request.id, differences }, 'attached, but not as recorded: made again');
+      await type.detach(held).removed;
+      return undefined;
+    }
+    if (request.leaseTtlSeconds === undefined) return { attachment, replayed: true };
+    const revised = await this.#network(request.network, deadline);
+    const lease = await this.#acquire(request, revised, deadline);
+    const extended = { ...attachment, lease: leaseFields(lease) };
+    journal.put({ ...held, attachment: extended });
+    return { attachment: extended, replayed: true };
+  }
+
+  /** Lease, device, record, event; each undone when a later one fails. */
+  async #make({ request, revised, checked, record, call }: Making): Promise<AttachAnswer> {
+    const { journal } = this.#options;
+    const started = performance.now();
+    journal.put(record);
+    const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
+    // The ledger gathers requests until the next tick: what follows runs while it works.
+    await new Promise<void>((resolve) => {
+      process.nextTick(resolve);
+    });
+    const obstacle = failureOf(() => checked.prepare());
+    let lease: Lease;
+    try {
+      lease = await granting;
+    } catch (error) {
+      if (mayHaveBeenDone(error))
+        this.#options.detaches.begin(record, this.#failure(request, call));
+      else journal.remove(record.id);
+      throw error;
+    }
+    const leased = performance.now();
+    try {
+      if (obstacle !== undefined) throw obstacle.error;
+      using undo = new DisposableStack();
+      const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
+      const kernelDone = performance.now();
+      const attachment = this.#attachmentOf({
+        request,
+        network: revised.network,
+        lease,
+        made,
+        record,
+      });
+      journal.put({
+        ...record,
+        state: 'attached',
+        generation: lease.generation,
+        attachment,
+        announce: {
+          requestId: request.requestId,
+          ...storedPosition(call.position),
+          durationMs: { ipam: leased - started, kernel: kernelDone - leased },
+          ...traceOf(call.trace),
+        },
+      });
+      undo.move();
+      this.#announceSoon(record.id);
+      return { attachment, replayed: false };
+    } catch (error) {
+      // What the undo has not removed, the second half of a detach does, and it returns the lease.
+      this.#options.detaches.begin(
+        { ...record, generation: lease.generation },
+        this.#failure(request, call),
+      );
+      await this.#options.detaches.finished(record.id, call.deadline).catch(() => {});
+      throw error;
+    }
+  }
+
+  /** Each job has an event of its own, also one that finds what it asks for: to be told as soon as it is remembered. */
+  #announceRepeat(request: Making['request'], { position, trace }: Call): void {
+    const { journal } = this.#options;
+    announce(this.#options, request.id);
+    const held = journal.get(request.id);
+    if (held === undefined) return;
+    const { requestId, ...repeat } = request;
+    const untold = { requestId, ...storedPosition(position), durationMs: {}, ...traceOf(trace) };
+    journal.put({ ...held, announce: { ...untold, repeat } });
+  }
+
+  /** After the answer: nobody waits for the event. */
+  #announceSoon(id: string): void {
+    const first = this.#untold.length === 0;
+    this.#untold.push(id);
+    if (!first) return;
+    setTimeout(() => {
+      for (const one of this.#untold.splice(0)) announce(this.#options, one);
+    }, ANNOUNCE_AFTER_MS);
+  }
+
+  async #acquire(request: AttachRequest, revised: Revised, deadline: number): Promise<Lease> {
+    const { ledger, watermark, whileRecovering } = this.#options;
+    const ask = this.#askFor(request, revised);
+    const { lease } = await whileRecovering(deadline, () => ledger.acquire(ask));
+    watermark.noteGeneration(lease.generation);
+    return lease;
+  }
+
+  #askFor(request: AttachRequest, { network, revision }: Revised): LeaseRequest {
+    const { self } = this.#options;
+    const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
+    return {
+      id,
+      workload,
+      kind,
+      network,
+      revision,
+      ...self,
+      ...(mac !== undefined && { mac }),
+      ...(addresses !== undefined && { addresses }),
+      ...(hostname !== undefined && { hostname }),
+      ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
+    };
+  }
+
+  #networkType(name: Network['type']): NetworkType {
+    const type = this.#options.networkTypes[name];
+    if (type !== undefined) return type;
+    throw new VoltError('UNSUPPORTED', `network type ${name} is not supported`);
+  }
+
+  async #network(name: string, deadline: number): Promise<Revised> {
+    const cached = this.#networks.get(name);
+    if (cached !== undefined) return cached;
+    const { ledger, whileRecovering } = this.#options;
+    const found = await whileRecovering(deadline, () => ledger.getNetwork(name));
+    if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
+    const revised = { network: found.network, revision: found.revision };
+    this.#networks.set(name, revised);
+    this.#options.watermark.noteNetwork(revised);
+    return revised;
+  }
+
+  #attachmentOf(parts: {
+    request: AttachRequest;
+    network: Network;
+    lease: Lease;
+    made: AttachedDevice;
+    record: AttachmentRecord;
+  }): Attachment {
+    const { request, network, lease, made, record } = parts;
+    const netns = made.netns ?? request.netns;
+    const gateways = [network.gateway, network.ipv6?.gateway];
+    return {
+      id: request.id,
+      generation: lease.generation,
+      workload: request.workload,
+      kind: request.kind,
+      network: network.network,
+      type: network.type,
+      host: this.#options.self.host,
+      state: 'attached',
+      mac: lease.mac,
+      device: made.device,
+      filter: made.filter,
+      ...(netns !== undefined && { netns }),
+      addresses: lease.addresses.map((address) => {
+        const gateway = gateways.find((one) => one?.includes(':') === address.includes(':'));
+        return gateway === undefined ? { address } : { address, gateway };
+      }),
+      routes: network.routes ?? [],
+      dns: network.dns ?? {},
+      ports: request.ports ?? [],
+      bandwidth: request.bandwidth ?? {},
+      lease: leaseFields(lease),
+      createdAt: record.createdAt,
+      labels: request.labels ?? {},
+    };
+  }
+
+  #failure(request: Making['request'], call: Call): DetachIntent {
+    return { ...this.#ending(request, call), reason: 'failed' };
+  }
+
+  #ending({ requestId }: Making['request'], { trace }: Call): Omit<DetachIntent, 'reason'> {
+    return {
+      requestId,
+      startedAt: new Date().toISOString(),
+      ...traceOf(trace),
+    };
+  }
+
+  /** Detaching what this host has no record of: another host's, a lease without device, or nothing. */
+  async #detachUnknown(
+    { id, generation, requestId }: DetachRequest & { readonly requestId: string },
+    { trace }: Call,
+  ): Promise<DetachAnswer> {
+    const { ledger, self, events } = this.#options;
+    const lease = await ledger.getLease(id);
+    if (lease === null) return { detached: false, releasing: false };
+    if (lease.host !== self.host) {
+      throw new VoltError('WRONG_HOST', `${id} is attached on host ${lease.host}`, {
+        details: { host: lease.host },
+      });
+    }
+    refuseOtherGeneration(lease, generation);
+    const ending = { ...self, id, generation: lease.generation, cool: true };
+    await ledger.release(ending);
+    events.add({
+      type: 'detached',
+      network: lease.network,
+      subject: id,
+      operation: 'detach',
+      requestId,
+      trace,
+      body: endedLease(lease, 'requested'),
+    });
+    return { detached: true, releasing: false };
+  }
+}
+
+/** A namespace is known by what it is, not by its path. */
+function identified(
+  request: AttachRequest,
+  named: NamedNamespace | undefined,
+): {
+  readonly identity: string | undefined;
+  readonly key: string;
+} {
+  const { identity } = named ?? {};
+  return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
+}
+
+/** What a piece of work throws, for later; undefined when it succeeds. */
+function failureOf(work: () => void): { readonly error: unknown } | undefined {
+  try {
+    work();
+    return undefined;
+  } catch (error) {
+    return { error };
+  }
+}
+
+/** STALE_GENERATION, or INVALID_REQUEST for one that was never given out. */
+export function refuseOtherGeneration(
+  held: { readonly id: string; readonly generation?: number },
+  asked: number | undefined,
+): void {
+  if (asked === undefined || held.generation === undefined || asked === held.generation) return;
+  if (asked < held.generation) {
+    throw new VoltError(
+      'STALE_GENERATION',
+      `${held.id} has generation ${held.generation}, the request is for ${asked}`,
+      { details: { generation: held.generation } },
+    );
+  }
+  throw new VoltError('INVALID_REQUEST', `generation ${asked} of ${held.id} was never given out`, {
+    details: { path: 'generation', generation: held.generation },
+  });
+}
+
+const traceOf = ({
+  traceparent,
+  tracestate,
+}: RequestTrace): { traceparent?: string; tracestate?: string } => ({
+  ...(traceparent !== undefined && { traceparent }),
+  ...(tracestate !== undefined && { tracestate }),
+});
+
+/** A network's record can be large by what it gives out, which no device needs. */
+export const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
+  const { pool: _pool, reservations: _reservations, exclude: _exclude, ...rest } = network;
+  if (ipv6 === undefined) return rest;
+  const { subnet, gateway } = ipv6;
+  return { ...rest, ipv6: gateway === undefined ? { subnet } : { subnet, gateway } };
+};
+
+const leaseFields = ({ generation, grantedAt, expiresAt }: Lease): Attachment['lease'] =>
+  expiresAt === undefined ? { generation, grantedAt } : { generation, grantedAt, expiresAt };

@@ -1,0 +1,111 @@
+import { isDeepStrictEqual } from 'node:util';
+import type { Attachment } from '#protocol/attachment.ts';
+import type { Network } from '#protocol/network.ts';
+import type { LetGo, NetworkRecord } from '#ipam-store/ledger.ts';
+import { announce } from '../storage/announce.ts';
+import { withoutAddresses } from './attachments.ts';
+import type { EventLog } from '../storage/events.ts';
+import type { AttachmentRecord, Journal } from '../storage/journal.ts';
+import type { Log } from '../log.ts';
+import { filterBy, type NetworkTypes } from '../host/networks/network-type.ts';
+import type { HostNetwork } from '../host/networks/types.ts';
+import { reviseRoutes } from '../host/networks/workload.ts';
+import type { IdLocks } from '../schedule/id-lock.ts';
+
+export interface EditsOptions {
+  readonly journal: Journal;
+  readonly locks: IdLocks;
+  readonly networkTypes: NetworkTypes;
+  readonly bridges: Pick<HostNetwork['bridges'], 'revise'>;
+  readonly events: EventLog;
+  readonly log: Log;
+}
+
+/** Makes of the attachments and bridges of this host what their networks say now. */
+export class Edits {
+  readonly #options: EditsOptions;
+
+  constructor(options: EditsOptions) {
+    this.#options = options;
+  }
+
+  /** Rejects where something of it cannot be done now; a repeat does what is left. */
+  async apply(networks: readonly NetworkRecord[], letGo: readonly LetGo[]): Promise<void> {
+    const { journal, bridges, locks } = this.#options;
+    const known = new Map(networks.map((one) => [one.network.network, one]));
+    // The ledger has lost them: a network with attachments is not deleted.
+    const unknown = new Set<string>();
+    for (const { id, request } of journal.values()) {
+      const record = known.get(request.network);
+      if (record === undefined) unknown.add(request.network);
+      // Also of what is being attached: in its turn it is attached.
+      if (record === undefined || !this.#isBehind(id, record, letGo)) continue;
+      await locks.take(id, Infinity, async () => this.#revise(id, record, letGo));
+    }
+    const definitions = new Map([...known].map(([name, { network }]) => [name, network]));
+    bridges.revise(definitions, letGo, unknown);
+  }
+
+  #isBehind(id: string, { network, revision }: NetworkRecord, letGo: readonly LetGo[]): boolean {
+    const record = this.#options.journal.get(id);
+    if (record === undefined) return false;
+    const own = record.attachment?.filterAddresses ?? [];
+    const name = network.network;
+    const lets = letGo.some((one) => one.network === name && own.includes(one.address));
+    return record.revision !== revision || lets;
+  }
+
+  /** In the turn of the id. */
+  #revise(id: string, { network, revision }: NetworkRecord, letGo: readonly LetGo[]): void {
+    const { journal, networkTypes, log } = this.#options;
+    const record = journal.get(id);
+    const { attachment: before, network: was } = record ?? {};
+    if (record?.state !== 'attached' || before === undefined || was === undefined) return;
+    const now = withoutAddresses(network);
+    const after = revised(before, now, letGo);
+    const type = networkTypes[record.networkType];
+    if (!isDeepStrictEqual(was, now) || !isDeepStrictEqual(before, after)) {
+      type?.mend(after, now);
+      changeRoutes(record, before, { was, now });
+    }
+    announce(this.#options, id);
+    journal.put({ ...(journal.get(id) ?? record), attachment: after, network: now, revision });
+    if (isDeepStrictEqual(before, after)) return;
+    log.info({ id, revision }, 'changed as its network');
+    this.#options.events.add({
+      type: 'updated',
+      network: network.network,
+      subject: id,
+      operation: 'update',
+      requestId: `revision-${revision}-${id}-${after.generation}`,
+      trace: {},
+      body: after,
+    });
+  }
+}
+
+/** What an attachment is by the network's definition of now. */
+function revised(before: Attachment, network: Network, letGo: readonly LetGo[]): Attachment {
+  const { filterAddresses, ...rest } = before;
+  const isLeft = (address: string): boolean =>
+    letGo.some((one) => one.network === network.network && one.address === address);
+  const kept = filterAddresses?.filter((address) => !isLeft(address)) ?? [];
+  return {
+    ...rest,
+    filter: filterBy(network, before.kind) ?? before.filter,
+    routes: network.routes ?? [],
+    dns: network.dns ?? {},
+    ...(kept.length > 0 && { filterAddresses: kept }),
+  };
+}
+
+/** A guest's routes are its own, and so are those of a workload without a way out. */
+function changeRoutes(
+  { namespaceIdentity: identity }: AttachmentRecord,
+  { kind, netns, device }: Attachment,
+  { was, now }: { readonly was: Network; readonly now: Network },
+): void {
+  if (kind !== 'container' || netns === undefined || device === null) return;
+  const ifindex = device.peer?.ifindex ?? device.ifindex;
+  reviseRoutes({ netns, identity, ifindex }, was.routes ?? [], now.routes ?? []);
+}

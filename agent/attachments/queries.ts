@@ -1,0 +1,269 @@
+import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
+import { encodeAnswer, EncodedAnswer } from '#protocol/envelope.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { UnansweredError } from '#native/namespace.ts';
+import type { Ledger, Lease } from '#ipam-store/ledger.ts';
+import { atOnce, type Steps } from '#native/steps.ts';
+import { AnswerPage, LIST_LIMIT } from '../bus/answer-size.ts';
+import { answerOf, askedOfLedger } from './check-answer.ts';
+import { SharedRun } from '../schedule/shared-run.ts';
+import type { AttachmentRecord, Journal } from '../storage/journal.ts';
+import type { NetworkTypes } from '../host/networks/network-type.ts';
+import { askForNamespaces } from '../host/networks/workload.ts';
+import type { Plan } from '../host/reconcile/plan.ts';
+import type { Slices, Wanted } from '../schedule/slices.ts';
+
+export interface QueriesOptions {
+  readonly host: string;
+  readonly journal: Journal;
+  readonly ledger: Ledger;
+  readonly networkTypes: NetworkTypes;
+  /** Names of all devices of ours on this host, by attachment id. */
+  readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
+  /** All leases of this host, by id. */
+  readonly leases: (signal: AbortSignal) => Promise<ReadonlyMap<string, Lease>>;
+  /** What reconcile would do now, for one attachment or all. */
+  readonly plan: (id: string | undefined, wanted: Wanted) => Promise<Plan>;
+  /** The revision of each network as the ledger has it now, by name. */
+  readonly currentRevisions: () => Promise<Revisions>;
+  readonly slices: Slices;
+  /** The most that an answer may have now. */
+  readonly answerBytes: () => number;
+}
+
+type Revisions = ReadonlyMap<string, number>;
+
+/** What record and lease do not agree about, as both were before it is looked at again. */
+interface Suspected {
+  readonly id: string;
+  readonly record: AttachmentRecord | undefined;
+  readonly lease: Lease | undefined;
+}
+
+/** Reading what this host has: get, list, and check against kernel and ledger. Nothing here changes anything. */
+export class Queries {
+  readonly #options: QueriesOptions;
+  readonly #whole = new SharedRun<'whole', EncodedAnswer>((_, signal) => this.#checkAll(signal));
+
+  constructor(options: QueriesOptions) {
+    this.#options = options;
+  }
+
+  get(id: string): Attachment {
+    const { journal, host } = this.#options;
+    const record = journal.get(id);
+    const attachment = record === undefined ? undefined : attachmentIn(record);
+    if (attachment === undefined) {
+      throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
+    }
+    return attachment;
+  }
+
+  /** One page (`ListAnswer`), by id; `cursor` is the last id of the page before. */
+  list(request: ListRequest, deadline: number): Promise<EncodedAnswer> {
+    return this.#options.slices.run(this.#page(request), { deadline });
+  }
+
+  *#page({ network, workload, kind, state, cursor, ...asked }: ListRequest): Steps<EncodedAnswer> {
+    const { journal, answerBytes } = this.#options;
+    const limit = Math.min(asked.limit ?? LIST_LIMIT, LIST_LIMIT);
+    const page = new AnswerPage({ limit, bytes: answerBytes() });
+    let last: string | undefined;
+    for (let at = journal.after(cursor); at !== undefined; at = journal.after(at.id)) {
+      yield;
+      const one = attachmentIn(at);
+      const matches =
+        (network === undefined || one?.network === network) &&
+        (workload === undefined || one?.workload === workload) &&
+        (kind === undefined || one?.kind === kind) &&
+        (state === undefined || one?.state === state);
+      if (one === undefined || !matches) continue;
+      if (!page.add(one.id, one)) return page.encoded('attachments', { cursor: last });
+      last = one.id;
+    }
+    return page.encoded('attachments', {});
+  }
+
+  /** Compares records, kernel and ledger of one attachment; records and kernel alone while the ledger is away. */
+  async check(id: string, deadline: number): Promise<CheckAnswer> {
+    const { ledger, plan, currentRevisions, answerBytes } = this.#options;
+    const { attachment } = this.#recordOf(id);
+    const { told, away } = await askedOfLedger(async () => ({
+      lease: (await ledger.getLease(id)) ?? undefined,
+      current: await currentRevisions(),
+    }));
+    if (attachment?.netns !== undefined) await askForNamespaces([attachment.netns]);
+    const record = this.#recordOf(id);
+    const differences = record.closed === undefined ? this.#observedOf(id) : [record.closed];
+    if (told !== undefined && isAttached(record)) {
+      if (record.closed === undefined) {
+        differences.push(...compareLease(record.attachment, told.lease));
+      }
+      differences.push(...this.#revisionDifferences(record, told.current));
+    }
+    const planned = await plan(id, { deadline });
+    return atOnce(answerOf({ differences, plan: planned, away, mostBytes: answerBytes() }));
+  }
+
+  /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
+  checkAll(deadline: number): Promise<EncodedAnswer> {
+    return this.#whole.ask('whole', deadline);
+  }
+
+  async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
+    const { slices, journal, leases, plan, currentRevisions, answerBytes } = this.#options;
+    const first = await askedOfLedger(async () => ({
+      leases: await leases(signal),
+      current: await currentRevisions(),
+    }));
+    const compared = await slices.run(this.#compare(first.told), { signal });
+    const { ofLedger, unanswered } = compared;
+    await askForNamespaces(unanswered.values());
+    const answered = await slices.run(this.#observeAgain(unanswered.keys()), { signal });
+    const differences = [...compared.differences, ...answered];
+    // What has come and gone since the leases were read differs no more.
+    const suspected = [...ofLedger].map((id) => ({
+      id,
+      record: journal.get(id),
+      lease: first.told?.leases.get(id),
+    }));
+    const second =
+      suspected.length === 0
+        ? { told: new Map<string, Lease>() }
+        : await askedOfLedger(() => leases(signal));
+    if (second.told !== undefined) {
+      const again = this.#compareAgain(suspected, second.told);
+      differences.push(...(await slices.run(again, { signal })));
+    }
+    const planned = await plan(undefined, { signal });
+    const away = first.away ?? second.away;
+    const answering = answerOf({ differences, plan: planned, away, mostBytes: answerBytes() });
+    const answer = await slices.run(answering, { signal });
+    return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
+  }
+
+  /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
+  *#compare(
+    told: { readonly leases: ReadonlyMap<string, Lease>; readonly current: Revisions } | undefined,
+  ): Steps<{
+    readonly differences: Difference[];
+    readonly ofLedger: ReadonlySet<string>;
+    /** Namespaces whose file systems have to be asked, by attachment id. */
+    readonly unanswered: ReadonlyMap<string, string>;
+  }> {
+    const { journal } = this.#options;
+    const differences: Difference[] = [];
+    const ofLedger = new Set<string>();
+    const unanswered = new Map<string, string>();
+    for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
+      yield;
+      const { id } = at;
+      // As it is now: what was read before the pause may be under way to something else.
+      const record = journal.get(id);
+      if (record?.closed !== undefined) differences.push(record.closed);
+      if (record === undefined || record.closed !== undefined || !isAttached(record)) continue;
+      if (told !== undefined) {
+        if (compareLease(record.attachment, told.leases.get(id)).length > 0) ofLedger.add(id);
+        differences.push(...this.#revisionDifferences(record, told.current));
+      }
+      const observed = this.#observe(record);
+      if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
+      else differences.push(...observed);
+    }
+    for (const { id } of told?.leases.values() ?? []) {
+      if (journal.get(id) === undefined) ofLedger.add(id);
+    }
+    return { differences, ofLedger, unanswered };
+  }
+
+  *#observeAgain(ids: Iterable<string>): Steps<Difference[]> {
+    const differences: Difference[] = [];
+    for (const id of ids) {
+      yield;
+      differences.push(...this.#observedOf(id));
+    }
+    return differences;
+  }
+
+  /** Of what is as it was before these leases were read: a record that is the same, a lease of the same generation. */
+  *#compareAgain(
+    suspected: Iterable<Suspected>,
+    leases: ReadonlyMap<string, Lease>,
+  ): Steps<Difference[]> {
+    const { journal, taggedDevices } = this.#options;
+    const differences: Difference[] = [];
+    let devices: ReadonlyMap<string, string> | undefined;
+    for (const { id, record, lease: before } of suspected) {
+      yield;
+      const lease = leases.get(id);
+      if (journal.get(id) !== record) continue;
+      if (record !== undefined) {
+        if (isAttached(record)) differences.push(...compareLease(record.attachment, lease));
+      } else if (lease !== undefined && lease.generation === before?.generation) {
+        devices ??= yield* taggedDevices();
+        const { addresses, generation } = lease;
+        const observed = { addresses, generation, device: devices.get(id) ?? null };
+        differences.push({ id, what: 'record', expected: null, observed });
+      }
+    }
+    return differences;
+  }
+
+  /** Whether it is as its network is now. */
+  #revisionDifferences({ id, attachment, revision }: Attached, current: Revisions): Difference[] {
+    const { network } = attachment;
+    const expected = current.get(network);
+    if (expected === undefined || expected === revision) return [];
+    return [{ id, what: 'network.revision', expected, observed: revision ?? null }];
+  }
+
+  /** Of an attachment as it is recorded now. */
+  #observedOf(id: string): Difference[] {
+    const record = this.#options.journal.get(id);
+    if (record === undefined || !isAttached(record)) return [];
+    const observed = this.#observe(record);
+    if (!(observed instanceof UnansweredError)) return observed;
+    return [{ id, what: 'netns', expected: observed.path, observed: observed.message }];
+  }
+
+  /** Of a namespace that cannot be looked at, nothing is said of others. */
+  #observe({ networkType, attachment }: Attached): Difference[] | UnansweredError {
+    try {
+      return this.#options.networkTypes[networkType]?.observe(attachment) ?? [];
+    } catch (error) {
+      if (error instanceof UnansweredError) return error;
+      throw error;
+    }
+  }
+
+  #recordOf(id: string): AttachmentRecord {
+    const { journal, host } = this.#options;
+    const record = journal.get(id);
+    if (record !== undefined) return record;
+    throw new VoltError('NOT_FOUND', `${id} is not attached on host ${host}`);
+  }
+}
+
+type Attached = AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment'>>;
+
+const isAttached = (record: AttachmentRecord): record is Attached =>
+  record.state === 'attached' && record.attachment !== undefined;
+
+function attachmentIn(record: AttachmentRecord): Attachment | undefined {
+  const { attachment, state } = record;
+  return attachment === undefined ? undefined : { ...attachment, state };
+}
+
+function compareLease(attachment: Attachment, lease: Lease | undefined): Difference[] {
+  const { id, generation, host, mac } = attachment;
+  const addresses = attachment.addresses.map(({ address }) => address);
+  const expected = { generation, host, mac, addresses };
+  const observed = lease && {
+    generation: lease.generation,
+    host: lease.host,
+    mac: lease.mac,
+    addresses: lease.addresses,
+  };
+  if (observed !== undefined && JSON.stringify(expected) === JSON.stringify(observed)) return [];
+  return [{ id, what: 'lease', expected, observed: observed ?? null }];
+}

@@ -1,0 +1,280 @@
+import { randomUUID } from 'node:crypto';
+import type { z } from 'zod';
+import {
+  type AttachAnswer,
+  attachAnswerSchema,
+  type AttachRequest,
+  type DetachAnswer,
+  detachAnswerSchema,
+  type DetachRequest,
+  type DryRunAnswer,
+  type UpdateAnswer,
+  updateAnswerSchema,
+  type UpdateRequest,
+} from '#protocol/attachment.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { announce } from '../storage/announce.ts';
+import type { Attachments, Call } from './attachments.ts';
+import type { Detaches } from './detaches.ts';
+import { toVoltError } from '../errors.ts';
+import type { Clocks } from '../health/clocks.ts';
+import type { EventLog } from '../storage/events.ts';
+import type { Journal } from '../storage/journal.ts';
+import {
+  type Asked,
+  isBefore,
+  type RequestLog,
+  type Position,
+  positionOf,
+  type Remembered,
+  type RememberedOperation,
+  type StoredPosition,
+} from './request-log.ts';
+import type { IdLocks } from '../schedule/id-lock.ts';
+import type { Updates } from './updates.ts';
+
+export interface RequestsOptions {
+  readonly host: string;
+  readonly attachments: Attachments;
+  readonly updates: Updates;
+  readonly detaches: Detaches;
+  readonly journal: Journal;
+  readonly requestLog: RequestLog;
+  readonly events: EventLog;
+  readonly locks: IdLocks;
+  readonly clocks: Pick<Clocks, 'streamNowNs'>;
+}
+
+/** A request out of the job stream. */
+export interface JobCall extends Call {
+  readonly position: Position;
+  /** Whether a retryable error ends it all the same: it has been tried for long enough. */
+  readonly isLast: (error: VoltError) => boolean;
+  /** Called once the event of a failure is stored. */
+  readonly onFailureTold: () => void;
+}
+
+interface Identified {
+  readonly id: string;
+  readonly requestId: string;
+}
+
+/**
+ * The one way in for requests that change attachments, whether somebody waits for the answer or they come out of the
+ * job stream. Requests for one id run one after the other; one that was here before gets its first answer, and a job
+ * that a later one has overtaken ends as SUPERSEDED.
+ */
+export class Requests {
+  readonly #options: RequestsOptions;
+
+  constructor(options: RequestsOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Remembers what an earlier agent of this host has done and died before it remembered: whoever asks again is to hear
+   * of that, and nothing is done twice.
+   */
+  resume(): void {
+    const { journal, requestLog } = this.#options;
+    for (const { id, request, attachment, announce: untold, detach } of journal.values()) {
+      if (untold !== undefined && attachment !== undefined) {
+        const { requestId: _, ...content } = untold.repeat ?? request;
+        const answer = { attachment, replayed: untold.repeat !== undefined };
+        keepFirst(requestLog, { operation: 'attach', id, content, ...untold }, answer);
+      }
+      if (detach?.reason === 'requested') {
+        const { generation } = detach;
+        const content = generation === undefined ? { id } : { id, generation };
+        const answer = { detached: true, releasing: true };
+        keepFirst(requestLog, { operation: 'detach', id, content, ...detach }, answer);
+      }
+    }
+  }
+
+  attach(request: AttachRequest, call: Call | JobCall): Promise<AttachAnswer> {
+    const { attachments } = this.#options;
+    return this.#run('attach', request, call, attachAnswerSchema, {
+      work: (identified) => attachments.attach(identified, call),
+      again: async (identified, first) => {
+        const before = { ...first, replayed: true };
+        if (!this.#lives(first)) return before;
+        try {
+          return await attachments.attach(identified, call);
+        } catch (error) {
+          // After a reboot the same lease may hold what another request has made of it.
+          if (error instanceof VoltError && error.code === 'ALREADY_ATTACHED') return before;
+          throw error;
+        }
+      },
+    });
+  }
+
+  /** What an attach would do or refuse. Nothing is done, told or remembered. */
+  dryRun(request: AttachRequest, call: Call): Promise<DryRunAnswer> {
+    return this.#options.attachments.dryRun(request, call);
+  }
+
+  detach(request: DetachRequest, asked: Call | JobCall): Promise<DetachAnswer> {
+    const { attachments, clocks } = this.#options;
+    // One that somebody waits for comes after every job that was stored by now.
+    const now: Position = { storedNs: clocks.streamNowNs(), sequence: 0 };
+    const call = 'isLast' in asked ? asked : { ...asked, position: now };
+    return this.#run('detach', request, call, detachAnswerSchema, {
+      work: (identified) => attachments.detach(identified, call),
+      again: (_, first) => first,
+    });
+  }
+
+  update(request: UpdateRequest, call: Call | JobCall): Promise<UpdateAnswer> {
+    const { updates } = this.#options;
+    return this.#run('update', request, call, updateAnswerSchema, {
+      work: (identified) => updates.update(identified, call),
+      again: (_, first) => first,
+    });
+  }
+
+  /**
+   * Resolves when the event of a job that succeeded is stored. Every job has an event of its own: one that changed
+   * nothing says so. What a detach has begun is waited for, until the deadline at most.
+   */
+  async told(
+    operation: RememberedOperation,
+    { id, requestId }: Identified,
+    answer: object,
+    call: Call,
+  ): Promise<void> {
+    const { events, journal, host, detaches } = this.#options;
+    announce(this.#options, id);
+    if (operation !== 'detach') return;
+    const record = journal.get(id);
+    await detaches.finished(id, call.deadline);
+    // One that found another under way, or nothing, has ended nothing itself.
+    if (record?.detach?.requestId === requestId) return;
+    const { detached, releasing } = detachAnswerSchema.parse(answer);
+    // A lease without a record has been told of.
+    if (detached && !releasing) return;
+    events.add({
+      type: 'detached',
+      network: '-',
+      subject: id,
+      operation,
+      requestId,
+      trace: call.trace,
+      body: { id, host, state: 'detached', reason: 'absent' },
+    });
+  }
+
+  /** An attachment that still is what an attach once answered. */
+  #lives({ attachment }: AttachAnswer): boolean {
+    const record = this.#options.journal.get(attachment.id);
+    return record?.state === 'attached' && record.generation === attachment.generation;
+  }
+
+  #run<
+    Request extends { readonly id: string; readonly requestId?: string | undefined },
+    Answer extends object,
+  >(
+    operation: RememberedOperation,
+    request: Request,
+    call: Call | JobCall,
+    schema: z.ZodType<Answer>,
+    does: {
+      readonly work: (request: Request & Identified) => Promise<Answer>;
+      /** The answer to a request that was answered so before. */
+      readonly again: (request: Request & Identified, first: Answer) => Promise<Answer> | Answer;
+    },
+  ): Promise<Answer> {
+    const { locks, requestLog } = this.#options;
+    const { requestId, ...content } = request;
+    const identified = { ...request, requestId: requestId ?? randomUUID() };
+    const job = 'isLast' in call ? call : undefined;
+    const asked: Asked = {
+      operation,
+      id: request.id,
+      requestId,
+      content,
+      position: call.position,
+    };
+    return locks.take(request.id, call.deadline, async () => {
+      let known: Remembered | undefined;
+      try {
+        known = requestLog.find(asked);
+        if (known !== undefined) {
+          if ('error' in known) throw known.error;
+          return await does.again(identified, schema.parse(known.answer));
+        }
+        if (job !== undefined) this.#refuseOvertaken(asked, job.position);
+        if (operation === 'attach') this.#refuseWhenUntold();
+        const answer = await does.work(identified);
+        requestLog.keep(asked, { answer });
+        return answer;
+      } catch (cause) {
+        const error = toVoltError(cause);
+        // The host that was asked is another machine: this one has nothing to remember or tell.
+        if (error.code === 'HOST_CONFLICT') throw error;
+        if (known === undefined && !error.retryable && !isOfOther(error)) {
+          requestLog.keep(asked, { error });
+        }
+        this.#tellFailure(asked, identified, call, error);
+        throw error;
+      }
+    });
+  }
+
+  /** What has happened is told one day; while too much waits for NATS, nothing more happens. */
+  #refuseWhenUntold(): void {
+    if (!this.#options.events.full) return;
+    throw new VoltError('OVERLOADED', 'too many events wait for NATS on this host');
+  }
+
+  /** Of an attachment that a later job has ended, or made, an earlier one is not heard any more. */
+  #refuseOvertaken({ id, operation }: Asked, position: Position): void {
+    const other = operation === 'attach' ? 'detach' : 'attach';
+    const last = this.#options.requestLog.lastOf(id, other);
+    if (last === undefined || !isBefore(position, last)) return;
+    throw new VoltError('SUPERSEDED', `a later ${other} of ${id} has run`, {
+      details: { id, operation, by: other },
+    });
+  }
+
+  #tellFailure(
+    { operation, id }: Asked,
+    request: Identified & { readonly network?: string },
+    call: Call | JobCall,
+    error: VoltError,
+  ): void {
+    const { events, journal } = this.#options;
+    // A retryable error is not the outcome: the repeat may well succeed, as an event of its own. A job is repeated
+    // by us, and its sender hears the end of it alone.
+    const final = !error.retryable || ('isLast' in call && call.isLast(error));
+    if (!final && 'isLast' in call) return;
+    announce(this.#options, id);
+    events.add({
+      type: 'failed',
+      network: request.network ?? journal.get(id)?.request.network ?? '-',
+      subject: id,
+      operation,
+      requestId: request.requestId,
+      final,
+      trace: call.trace,
+      body: { ...toErrorBody(error), operation, request },
+    });
+    if ('isLast' in call) call.onFailureTold();
+  }
+}
+
+function keepFirst(
+  requestLog: RequestLog,
+  asked: Omit<Asked, 'position'> & { readonly position?: StoredPosition },
+  answer: object,
+): void {
+  const position = positionOf(asked.position);
+  const { operation, id, requestId, content } = asked;
+  if (requestLog.knows(operation, requestId)) return;
+  requestLog.keep({ operation, id, requestId, content, position }, { answer });
+}
+
+/** The refusal of a request id that was another's: of that other one the outcome is remembered. */
+const isOfOther = ({ code, details }: VoltError): boolean =>
+  code === 'INVALID_REQUEST' && details?.['path'] === 'requestId';

@@ -1,0 +1,136 @@
+import { IpAddress, IpPrefix } from '#protocol/address.ts';
+import {
+  type Attachment,
+  contentKey,
+  type UpdateAnswer,
+  type UpdateRequest,
+} from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { type Network, subnetsOf } from '#protocol/network.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { announce } from '../storage/announce.ts';
+import { type Call, refuseOtherGeneration } from './attachments.ts';
+import type { EventLog } from '../storage/events.ts';
+import type { AttachmentRecord, Journal } from '../storage/journal.ts';
+import type { NetworkTypes } from '../host/networks/network-type.ts';
+import { tracedStepSync } from '../trace.ts';
+
+export interface UpdatesOptions {
+  readonly ledger: Ledger;
+  readonly journal: Journal;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+}
+
+/** Changes of live attachments: what is new holds before what was is taken away, and no packet is lost. */
+export class Updates {
+  readonly #options: UpdatesOptions;
+
+  constructor(options: UpdatesOptions) {
+    this.#options = options;
+  }
+
+  /** The caller has the id's turn. */
+  async update(
+    request: UpdateRequest & { readonly requestId: string },
+    call: Call,
+  ): Promise<UpdateAnswer> {
+    const { journal, events, networkTypes } = this.#options;
+    const record = journal.get(request.id);
+    if (record?.attachment === undefined || record.state !== 'attached') {
+      throw new VoltError('NOT_FOUND', `${request.id} is not attached on this host`);
+    }
+    refuseOtherGeneration(record, request.generation);
+    const network = record.network ?? (await this.#network(record.request.network));
+    if (request.filterAddresses !== undefined) {
+      refuseLeasable(request.filterAddresses, await this.#network(network.network));
+    }
+    const type = networkTypes[record.networkType];
+    if (type === undefined) throw new VoltError('UNSUPPORTED', `${record.networkType} networks`);
+    const before = record.attachment;
+    const after = changed(before, request);
+    const started = performance.now();
+    using undo = new DisposableStack();
+    tracedStepSync('kernel', () => type.update({ before, after, network }, undo));
+    announce(this.#options, record.id);
+    journal.put(updatedRecord(journal.get(record.id) ?? record, after));
+    undo.move();
+    events.add({
+      type: 'updated',
+      network: after.network,
+      subject: after.id,
+      operation: 'update',
+      requestId: request.requestId,
+      trace: call.trace,
+      body: after,
+      durationMs: { kernel: performance.now() - started },
+    });
+    return { attachment: after };
+  }
+
+  async #network(name: string): Promise<Network> {
+    const found = await this.#options.ledger.getNetwork(name);
+    if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
+    return found.network;
+  }
+}
+
+function changed(before: Attachment, request: UpdateRequest): Attachment {
+  const { ports, bandwidth, labels, filterAddresses } = request;
+  return {
+    ...before,
+    ...(ports !== undefined && { ports }),
+    ...(bandwidth !== undefined && { bandwidth }),
+    ...(labels !== undefined && { labels }),
+    ...(filterAddresses !== undefined && { filterAddresses }),
+  };
+}
+
+/** An attach is a repeat from now on if it asks for what was asked for first, or for what holds now. */
+function updatedRecord(record: AttachmentRecord, attachment: Attachment): AttachmentRecord {
+  const { ports, bandwidth, labels } = attachment;
+  const request = { ...record.request, ports, bandwidth, labels };
+  const { namespaceIdentity: netns } = record;
+  const updatedKey = contentKey(request, netns === undefined ? {} : { netns });
+  return { ...record, request, attachment, updatedKey };
+}
+
+/**
+ * What the ledger may give to somebody else is nobody's to send from but the holder's. The network says by
+ * `exclude` which addresses it never gives out: those can be shared, by two routers for one.
+ */
+function refuseLeasable(addresses: readonly string[], network: Network): void {
+  const subnets = subnetsOf(network);
+  const excluded = (network.exclude ?? []).map((text) =>
+    text.includes('/')
+      ? IpPrefix.parse(text)
+      : IpPrefix.around(IpAddress.parse(text), bitsOf(text)),
+  );
+  for (const [index, text] of addresses.entries()) {
+    const address = IpAddress.parse(text);
+    const path = `filterAddresses.${index}`;
+    const subnet = subnets.find((one) => one.contains(address));
+    const given = subnet !== undefined && excluded.some((prefix) => prefix.contains(address));
+    const nobodys = subnet !== undefined && neverAWorkloads(address, subnet, network);
+    if (given && nobodys === undefined) continue;
+    const message =
+      nobodys === undefined
+        ? `${path}: ${text} is not among the addresses that network ${network.network} excludes`
+        : `${path}: ${text} is ${nobodys} of network ${network.network}`;
+    throw new VoltError('ADDRESS_OUT_OF_RANGE', message, { details: { path, address: text } });
+  }
+}
+
+/** What an address is that no workload may send from, whatever the network excludes. */
+function neverAWorkloads(
+  address: IpAddress,
+  subnet: IpPrefix,
+  { gateway, ipv6 }: Network,
+): string | undefined {
+  if ([gateway, ipv6?.gateway].includes(address.toString())) return 'the gateway';
+  const { start, end } = subnet.usable();
+  if (address.value < start.value) return 'the network address';
+  return address.value > end.value ? 'the broadcast address' : undefined;
+}
+
+const bitsOf = (address: string): number => (address.includes(':') ? 128 : 32);

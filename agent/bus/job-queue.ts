@@ -1,0 +1,320 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  ConsumerEvents,
+  type ConsumerMessages,
+  type JetStreamManager,
+  type JsMsg,
+  type NatsConnection,
+} from 'nats';
+import { jobStreamOf, subjects } from '#protocol/subjects.ts';
+import {
+  type BusProblem,
+  BusProblemError,
+  cannotBeAsked,
+  jetStreamProblem,
+} from './bus-problems.ts';
+import { headersOf } from './inbound.ts';
+import type { Delivery } from './jobs.ts';
+import type { Log } from '../log.ts';
+import { jittered } from '../schedule/rhythm.ts';
+import {
+  areLeftBehind,
+  countJobs,
+  findJobConsumer,
+  type JobCounts,
+  type JobPlace,
+  MAX_JOBS_UNDER_WAY,
+} from './job-consumer.ts';
+import { JobFinder } from './job-finder.ts';
+import type { StreamSettings } from './streams.ts';
+
+export interface JobQueueOptions {
+  readonly host: string;
+  readonly subjectPrefix: string;
+  readonly streams: StreamSettings;
+  readonly take: (delivery: Delivery) => Promise<void>;
+  readonly log: Log;
+}
+
+/** Asked for in advance; the rest of what may be under way waits in the server. */
+const PREFETCH = 64;
+const LEFT_CHECK_MS = 5_000;
+const ACK_TIMEOUT_MS = 5_000;
+const RETRY_FIRST_MS = 500;
+/** So late at most jobs are taken after what was in the way is gone. */
+const RETRY_MOST_MS = 8_000;
+/** How long one question for jobs lasts, and how often the server says meanwhile that the consumer is there. */
+const ASKED_MS = 20_000;
+const HEARTBEAT_MS = 4_000;
+const FAILED_RETRY_MS = 1_000;
+/** When no job has come for so long, none was there. */
+const QUIET_MS = 1_000;
+
+/**
+ * This host's end of the job stream: asks for jobs as long as there is a connection, and for the stream and its
+ * consumer where they are missing. That they cannot be had is a reported state.
+ */
+export class JobQueue {
+  readonly #options: JobQueueOptions;
+  #messages: ConsumerMessages | undefined;
+  #problem: BusProblem | undefined = { name: 'jobs-not-taken', reason: 'not connected yet' };
+  readonly #finder: JobFinder;
+  /** Why the jobs of this host are not this agent's to take. */
+  #refusal: string | undefined;
+  #acting = Promise.withResolvers<void>();
+  #stopped = false;
+  #underWay = 0;
+  /** Since when jobs are asked for, and none has come. */
+  #quietSinceMs = 0;
+  #slot = Promise.withResolvers<void>();
+
+  constructor(options: JobQueueOptions) {
+    this.#options = options;
+    this.#finder = new JobFinder(options);
+  }
+
+  /** Why no jobs are taken; undefined when they are. */
+  get problem(): BusProblem | undefined {
+    return this.#problem;
+  }
+
+  /**
+   * Takes jobs where there is no `refusal`, and else leaves stream and consumer alone: the consumer is the host's, and
+   * another machine takes from it. What was fetched and not begun goes back.
+   */
+  act(refusal: string | undefined): void {
+    if (refusal === undefined) {
+      this.#refusal = undefined;
+      this.#acting.resolve();
+      return;
+    }
+    if (this.#refusal === undefined) this.#acting = Promise.withResolvers<void>();
+    this.#refusal = refusal;
+    this.#problem = { name: 'jobs-not-taken', reason: refusal };
+    this.#messages?.stop();
+    this.#messages = undefined;
+  }
+
+  /** Takes jobs until the connection is closed. */
+  async serve(connection: NatsConnection): Promise<void> {
+    if (this.#refusal === undefined) {
+      this.#problem = { name: 'jobs-not-taken', reason: 'not asked for yet' };
+    }
+    for (let waitMs = RETRY_FIRST_MS; !this.#stopped && !connection.isClosed();) {
+      if (this.#refusal !== undefined) {
+        await Promise.race([this.#acting.promise, connection.closed()]);
+        continue;
+      }
+      try {
+        const messages = await this.#open(connection);
+        if (this.#isRefused()) {
+          messages.stop();
+          continue;
+        }
+        this.#messages = messages;
+        this.#quietSinceMs = performance.now();
+        this.#setProblem(undefined);
+        waitMs = RETRY_FIRST_MS;
+        await this.#takeAll(messages);
+      } catch (error) {
+        if (this.#isRefused() || connection.isClosed()) continue;
+        this.#finder.guessAgain();
+        this.#setProblem(jetStreamProblem(error));
+        await Promise.race([sleep(jittered(waitMs)), connection.closed()]);
+        waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
+      }
+    }
+  }
+
+  /** The server does not let this user publish there: where it is the question for jobs, no answer comes. */
+  noteRefused(subject: string): void {
+    if (!subject.includes('.CONSUMER.MSG.NEXT.')) return;
+    const reason = `NATS refuses to publish on ${subject}`;
+    this.#messages?.stop(new BusProblemError({ name: 'publish-refused', subject, reason }));
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#messages?.stop();
+  }
+
+  /** Asked again after each wait. */
+  #isRefused(): boolean {
+    return this.#refusal !== undefined;
+  }
+
+  async #open(connection: NatsConnection): Promise<ConsumerMessages> {
+    const { subjectPrefix, log } = this.#options;
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    const place = await this.#finder.find(manager);
+    const { consumer, seen } = await findJobConsumer(connection, place);
+    const messages = await consumer.consume({
+      // One by one where it is a guess that may be another fleet's.
+      max_messages: seen || place.stream === jobStreamOf(subjectPrefix) ? PREFETCH : 1,
+      expires: ASKED_MS,
+      idle_heartbeat: HEARTBEAT_MS,
+    });
+    // The library leaves them waiting.
+    void connection.closed().then(() => messages.stop());
+    void this.#watch(messages).catch((error: unknown) => {
+      log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
+    });
+    if (!seen) return messages;
+    void this.#deliverLeft(manager, { messages, place }).catch((error: unknown) => {
+      log.warn(
+        { error: String(error) },
+        'jobs left behind by the server are not looked for any more',
+      );
+    });
+    return messages;
+  }
+
+  /**
+   * A server that was killed may remember that a job was acknowledged and not that it went, or have lost jobs that its
+   * consumer has counted, or stop delivering altogether (seen with 2.9.10). Jobs that are stored and that nobody is going
+   * to deliver come through a consumer made anew: what has been done is known here.
+   */
+  async #deliverLeft(
+    manager: JetStreamManager,
+    { messages, place }: { messages: ConsumerMessages; place: JobPlace },
+  ): Promise<void> {
+    const { host, subjectPrefix: prefix, log } = this.#options;
+    let before = -1;
+    for (let quietMs = 0; ;) {
+      const waitMs = jittered(LEFT_CHECK_MS);
+      await sleep(waitMs, undefined, { ref: false });
+      if (this.#stopped || this.#messages !== messages) return;
+      let counts: JobCounts;
+      try {
+        counts = await countJobs(manager, { prefix, host, place });
+      } catch (error) {
+        if (cannotBeAsked(error)) return;
+        log.debug({ error: String(error) }, 'cannot look for jobs left behind: again soon');
+        continue;
+      }
+      if (counts.stored === 0) return;
+      const quiet = counts.delivered === before && this.#underWay === 0;
+      quietMs = quiet ? quietMs + waitMs : 0;
+      before = counts.delivered;
+      if (!areLeftBehind(counts, quietMs)) continue;
+      if (this.#messages !== messages) return;
+      log.warn({ ...counts }, 'jobs left behind by the server: delivered again');
+      await manager.consumers.delete(place.stream, place.consumer);
+      return messages.stop();
+    }
+  }
+
+  /** Ends the taking when the server says that there is nothing to take from any more, or nothing at all. */
+  async #watch(messages: ConsumerMessages): Promise<void> {
+    for await (const { type } of await messages.status()) {
+      const reason = GONE.get(type);
+      if (reason === undefined) continue;
+      messages.stop(new BusProblemError({ name: 'jetstream-away', reason }));
+    }
+  }
+
+  async #takeAll(messages: ConsumerMessages): Promise<void> {
+    const { subjectPrefix, host } = this.#options;
+    const ours = subjects(subjectPrefix).jobs(host).replace(/\*$/, '');
+    for await (const message of messages) {
+      if (!message.subject.startsWith(ours)) {
+        quietly(this.#options.log, () => message.nak());
+        throw foreign(message);
+      }
+      const prompt = this.#isPrompt(message);
+      this.#quietSinceMs = performance.now();
+      void this.#takeOne(message, prompt);
+      while (this.#underWay >= MAX_JOBS_UNDER_WAY) {
+        this.#slot = Promise.withResolvers<void>();
+        await this.#slot.promise;
+      }
+    }
+  }
+
+  /** Whether it was stored just now: the server had nothing left to deliver, and has nothing behind it. */
+  #isPrompt({ info }: JsMsg): boolean {
+    const quietMs = performance.now() - this.#quietSinceMs;
+    return (
+      this.#underWay === 0 && quietMs >= QUIET_MS && info.deliveryCount === 1 && info.pending === 0
+    );
+  }
+
+  /** What one job throws ends here: its neighbours do not wait, and it comes again. Rejects never. */
+  async #takeOne(message: JsMsg, prompt: boolean): Promise<void> {
+    const { take, log } = this.#options;
+    if (this.#isRefused()) {
+      quietly(log, () => message.nak());
+      return;
+    }
+    this.#underWay += 1;
+    try {
+      await take(deliveryOf(message, prompt, log));
+    } catch (error) {
+      const { subject } = message;
+      log.error({ subject, error: String(error) }, 'a job failed outside its operation');
+      quietly(log, () => message.nak(FAILED_RETRY_MS));
+    } finally {
+      this.#underWay -= 1;
+      this.#slot.resolve();
+    }
+  }
+
+  #setProblem(problem: BusProblem | undefined): void {
+    const before = this.#problem?.reason;
+    this.#problem = problem;
+    if (problem?.reason === before) return;
+    const { log } = this.#options;
+    if (problem === undefined) log.info({}, 'jobs are taken');
+    else log.warn({ problem: problem.reason }, 'no jobs are taken');
+  }
+}
+
+/** What the library says of a consumer that does not answer as one that is there. */
+const GONE: ReadonlyMap<string, string> = new Map([
+  [ConsumerEvents.ConsumerDeleted, 'the consumer of this host was deleted'],
+  [ConsumerEvents.ConsumerNotFound, 'the consumer of this host is gone'],
+  [ConsumerEvents.StreamNotFound, 'the stream of jobs is gone'],
+  [
+    ConsumerEvents.NoResponders,
+    'nobody gives out jobs: JetStream is off on this server, or lends this account no stream of jobs',
+  ],
+  [
+    ConsumerEvents.HeartbeatsMissed,
+    "JetStream says nothing of this host's jobs: the stream has no leader, or is gone",
+  ],
+]);
+
+/** Whoever takes from another's consumer takes that one's jobs: they go back. */
+const foreign = ({ subject, info }: JsMsg): BusProblemError =>
+  new BusProblemError({
+    name: 'consumer-unfit',
+    subject: info.consumer,
+    reason: `consumer ${info.consumer} of stream ${info.stream} delivers ${subject}, which is not for this host`,
+  });
+
+function deliveryOf(message: JsMsg, prompt: boolean, log: Log): Delivery {
+  const { timestampNanos, deliveryCount } = message.info;
+  return {
+    subject: message.subject,
+    payload: message.data,
+    headers: headersOf(message),
+    position: { storedNs: BigInt(timestampNanos), sequence: message.seq },
+    deliveries: deliveryCount,
+    prompt,
+    done: async () => {
+      if (await message.ackAck({ timeout: ACK_TIMEOUT_MS })) return;
+      throw new Error('the server did not confirm the acknowledgement');
+    },
+    again: (delayMs) => quietly(log, () => message.nak(delayMs)),
+    working: () => quietly(log, () => message.working()),
+  };
+}
+
+/** The connection may be closed; then the server delivers the job again by itself. */
+function quietly(log: Log, say: () => void): void {
+  try {
+    say();
+  } catch (error) {
+    log.debug({ error: String(error) }, 'NATS is not told of a job');
+  }
+}

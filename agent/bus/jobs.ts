@@ -1,0 +1,245 @@
+import {
+  attachRequestSchema,
+  detachRequestSchema,
+  updateRequestSchema,
+} from '#protocol/attachment.ts';
+import { decode } from '#protocol/envelope.ts';
+import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import { ID_PATTERN } from '#protocol/names.ts';
+import { parseRequest } from '#protocol/parse.ts';
+import { type JobOperation, subjects } from '#protocol/subjects.ts';
+import type { Admission } from './admission.ts';
+import type { Call } from '../attachments/attachments.ts';
+import type { Clocks } from '../health/clocks.ts';
+import { toVoltError } from '../errors.ts';
+import type { EventLog } from '../storage/events.ts';
+import type { Headers } from './inbound.ts';
+import type { Log } from '../log.ts';
+import type { RequestLog, Position } from '../attachments/request-log.ts';
+import type { JobCall, Requests } from '../attachments/requests.ts';
+import type { Standing } from '../fleet/standing.ts';
+import { JOB_WORKING_MS } from './job-consumer.ts';
+import { type RequestTrace, tracedRequest } from '../trace.ts';
+
+/** One delivery of a job, as the bus hands it over, and what can be said of it. */
+export interface Delivery {
+  readonly subject: string;
+  readonly payload: Uint8Array;
+  readonly headers: Headers;
+  readonly position: Position;
+  /** Counted by the server, this one too. */
+  readonly deliveries: number;
+  /** It came as soon as it was stored: nothing else was under way, and it was waited for. */
+  readonly prompt: boolean;
+  /** It is done, and goes. Resolves when the server has said so. */
+  done(): Promise<void>;
+  /** To be delivered again, after so long. */
+  again(delayMs: number): void;
+  /** Still under way: no redelivery yet. */
+  working(): void;
+}
+
+export interface JobsOptions {
+  readonly host: string;
+  readonly subjectPrefix: string;
+  readonly admission: Admission;
+  readonly requests: Requests;
+  readonly requestLog: RequestLog;
+  readonly events: EventLog;
+  readonly clocks: Pick<Clocks, 'noteStored'>;
+  readonly standing: Standing;
+  readonly stopping: () => boolean;
+  readonly log: Log;
+}
+
+/** All jobs are one caller beside those that wait for an answer. */
+const CALLER = 'jobs';
+/** One attempt; what is longer under way is tried again. */
+const ATTEMPT_MS = 60_000;
+const RETRY_FIRST_MS = 250;
+const RETRY_MOST_MS = 60_000;
+/** So often what is refused as retryable is tried: for some twenty minutes. */
+const MAX_ATTEMPTS = 30;
+/** What waits for the ledger alone is tried for longer: until the stream forgets the job. */
+const MAX_ATTEMPTS_AWAY = 1_000;
+/** Nothing is wrong with a job that is refused so. */
+const AWAY = new Set(['STORE_UNAVAILABLE', 'RECOVERING', 'SHUTTING_DOWN', 'OVERLOADED']);
+
+/**
+ * Jobs out of the stream. The stream is a doorbell that rings until it is answered, sometimes twice and out of order;
+ * what has been done is known from records and outcomes. A job goes once its outcome and event are safe on disk; one
+ * that cannot be done yet comes again, later each time; one that is hopeless ends with a `failed` event.
+ */
+export class Jobs {
+  readonly #options: JobsOptions;
+
+  constructor(options: JobsOptions) {
+    this.#options = options;
+  }
+
+  /** Resolves when the delivery has been dealt with. Throws nothing. */
+  async take(delivery: Delivery): Promise<void> {
+    const { log, clocks } = this.#options;
+    clocks.noteStored({ storedNs: delivery.position.storedNs, prompt: delivery.prompt });
+    const working = setInterval(() => delivery.working(), JOB_WORKING_MS);
+    try {
+      await this.#take(delivery);
+    } catch (error) {
+      // What is not safe on disk, or not acknowledged, comes again, and is known then.
+      log.info({ subject: delivery.subject, error: String(error) }, 'a job is not finished yet');
+      delivery.again(retryMs(delivery.deliveries));
+    } finally {
+      clearInterval(working);
+    }
+  }
+
+  async #take(delivery: Delivery): Promise<void> {
+    const { subjectPrefix, host, admission, requestLog, events } = this.#options;
+    const { subject, headers } = delivery;
+    const job = subjects(subjectPrefix).match(subject);
+    const operation = job?.kind === 'job' ? job.operation : undefined;
+    const trace: RequestTrace = {
+      name: `job.${operation ?? 'unknown'}`,
+      role: 'server',
+      attributes: { 'volt.host': host, 'messaging.destination.name': subject },
+      ...headers.trace,
+    };
+    const progress: Progress = { told: false, succeeded: false };
+    try {
+      const deadline = performance.now() + ATTEMPT_MS;
+      await admission.pass(CALLER, deadline, () =>
+        tracedRequest(trace, () => this.#run(operation, delivery, { trace, deadline, progress })),
+      );
+    } catch (cause) {
+      // Of what was done, another delivery tells.
+      if (progress.succeeded) throw cause;
+      const error = toVoltError(cause);
+      // It is a job of the other machine under this host id: nothing is told of it, and it goes back.
+      if (error.code === 'HOST_CONFLICT') {
+        delivery.again(retryMs(delivery.deliveries));
+        return;
+      }
+      if (error.retryable && !isLast(error, delivery)) {
+        delivery.again(Math.min(error.retryAfterMs ?? retryMs(delivery.deliveries), RETRY_MOST_MS));
+        return;
+      }
+      if (!progress.told) this.#tellFailure(operation, delivery, trace, error);
+      this.#options.log.info({ subject, code: error.code, message: error.message }, 'job failed');
+    }
+    await Promise.all([requestLog.sync(), events.sync()]);
+    await delivery.done();
+  }
+
+  async #run(
+    operation: JobOperation | undefined,
+    delivery: Delivery,
+    { trace, deadline, progress }: Pick<JobCall, 'trace' | 'deadline'> & { progress: Progress },
+  ): Promise<void> {
+    const { requests, standing, stopping } = this.#options;
+    standing.check();
+    if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
+    const work = this.#parsed(operation, delivery);
+    const call: JobCall = {
+      trace,
+      deadline,
+      position: delivery.position,
+      isLast: (error) => isLast(error, delivery),
+      onFailureTold: () => {
+        progress.told = true;
+      },
+    };
+    const answer = await work.run(call);
+    progress.succeeded = true;
+    await requests.told(work.operation, work.request, answer, call);
+  }
+
+  /** What the job asks for. Throws INVALID_REQUEST or TOO_LARGE for what is no job. */
+  #parsed(
+    operation: JobOperation | undefined,
+    { subject, payload, headers, position }: Delivery,
+  ): {
+    readonly operation: JobOperation;
+    readonly request: { readonly id: string; readonly requestId: string };
+    readonly run: (call: JobCall) => Promise<object>;
+  } {
+    const { requests } = this.#options;
+    const named = <Request extends { readonly requestId?: string | undefined }>(
+      request: Request,
+    ): Request & { readonly requestId: string } => ({
+      ...request,
+      requestId: request.requestId ?? requestIdOf(position),
+    });
+    if (operation === undefined) {
+      throw new VoltError('INVALID_REQUEST', `${subject} is no job`, {
+        details: { path: 'subject' },
+      });
+    }
+    if (headers.flaw !== undefined) throw headers.flaw;
+    const body = decode(payload);
+    if (operation === 'attach') {
+      const request = named(parseRequest(attachRequestSchema, body));
+      if (request.dryRun === true) {
+        const message = 'dryRun: nobody waits for the answer to a job';
+        throw new VoltError('INVALID_REQUEST', message, { details: { path: 'dryRun' } });
+      }
+      return { operation, request, run: (call) => requests.attach(request, call) };
+    }
+    if (operation === 'detach') {
+      const request = named(parseRequest(detachRequestSchema, body));
+      return { operation, request, run: (call) => requests.detach(request, call) };
+    }
+    const request = named(parseRequest(updateRequestSchema, body));
+    return { operation, request, run: (call) => requests.update(request, call) };
+  }
+
+  /** The event of a job that failed before it was a request: nobody else tells. */
+  #tellFailure(
+    operation: JobOperation | undefined,
+    { payload, position }: Delivery,
+    trace: Call['trace'],
+    error: VoltError,
+  ): void {
+    const given = textsOf(payload);
+    this.#options.events.add({
+      type: 'failed',
+      network: '-',
+      subject: given.id !== undefined && ID_PATTERN.test(given.id) ? given.id : '-',
+      operation: operation ?? 'job',
+      requestId: given.requestId ?? requestIdOf(position),
+      trace,
+      body: { ...toErrorBody(error), operation: operation ?? 'job', request: given },
+    });
+  }
+}
+
+/** How far an attempt has come. */
+interface Progress {
+  told: boolean;
+  succeeded: boolean;
+}
+
+/** Of a job that names none. */
+const requestIdOf = ({ storedNs, sequence }: Position): string => `job-${storedNs}-${sequence}`;
+
+const isLast = ({ code }: VoltError, { deliveries }: Delivery): boolean =>
+  deliveries >= (AWAY.has(code) ? MAX_ATTEMPTS_AWAY : MAX_ATTEMPTS);
+
+const retryMs = (deliveries: number): number =>
+  Math.min(RETRY_FIRST_MS * 2 ** Math.min(deliveries - 1, 16), RETRY_MOST_MS);
+
+/** What a payload that is no request says of whom it is, so that its sender finds the answer. */
+function textsOf(payload: Uint8Array): { readonly id?: string; readonly requestId?: string } {
+  let body: unknown;
+  try {
+    body = decode(payload);
+  } catch {
+    return {};
+  }
+  if (typeof body !== 'object' || body === null) return {};
+  const text = (key: string): string | undefined => {
+    const value: unknown = Object.getOwnPropertyDescriptor(body, key)?.value;
+    return typeof value === 'string' && value.length <= 128 ? value : undefined;
+  };
+  const [id, requestId] = [text('id'), text('requestId')];
+  return { ...(id !== undefined && { id }), ...(requestId !== undefined && { requestId }) };
+}

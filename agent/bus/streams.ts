@@ -1,0 +1,258 @@
+import {
+  DiscardPolicy,
+  ErrorCode,
+  type JetStreamManager,
+  nanos,
+  NatsError,
+  RetentionPolicy,
+  StorageType,
+  type StreamConfig,
+} from 'nats';
+import {
+  EVENT_STREAM,
+  eventStreamOf,
+  JOB_STREAM,
+  jobStreamOf,
+  subjects,
+} from '#protocol/subjects.ts';
+import {
+  BusProblemError,
+  type BusProblemName,
+  cannotBeAsked,
+  isApiError,
+  JETSTREAM,
+  jetStreamReason,
+} from './bus-problems.ts';
+import type { WhyNotPublished } from '../storage/pending-event.ts';
+import { areCovered, eventStreamFlaw, jobStreamFlaw } from './stream-flaws.ts';
+
+/** How streams are made: the section `nats.streams` of agent.json. */
+export interface StreamSettings {
+  readonly replicas: number;
+  readonly storage: 'file' | 'memory';
+  readonly eventAgeSeconds: number;
+  readonly eventBytes: number;
+  readonly jobAgeSeconds: number;
+  readonly jobBytes: number;
+}
+
+const DAY_SECONDS = 86_400;
+export const DEFAULT_STREAMS: StreamSettings = {
+  replicas: 1,
+  storage: 'file',
+  eventAgeSeconds: 7 * DAY_SECONDS,
+  eventBytes: 1 << 30,
+  jobAgeSeconds: DAY_SECONDS / 2,
+  jobBytes: 1 << 30,
+};
+
+// An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
+const DUPLICATE_WINDOW_MS = 10 * 60_000;
+export const JOBS_PER_SUBJECT = 100_000;
+/** Errors of the library that name the message, and not the connection. */
+const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
+  ErrorCode.MaxPayloadExceeded,
+  ErrorCode.BadHeader,
+  ErrorCode.BadPayload,
+  ErrorCode.BadSubject,
+  ErrorCode.InvalidPayload,
+]);
+/**
+ * Of JetStream's answers: the message is larger than the stream takes, or its headers are (nats-server, errors.json). Its
+ * number is no help: 400 stands as well for an account that is full (10002), or a stream that is sealed (10109).
+ */
+const TOO_LARGE_FOR_STREAM: ReadonlySet<number> = new Set([10_054, 10_097]);
+
+/** What was made, changed, was there as it should be, or is there in another way, which is left to whoever made it. */
+export interface Ensured {
+  readonly name: string;
+  readonly outcome: 'made' | 'updated' | 'there' | 'differs' | 'unfit';
+  /** `max_age: 3600000000000, not 43200000000000`; of one that is unfit why it is not used. */
+  readonly differences: readonly string[];
+}
+
+/** Whose streams, and how they are made. */
+export interface Fleet {
+  readonly prefix: string;
+  readonly settings: StreamSettings;
+  /** Whose part of their subjects is needed at least; without, all. */
+  readonly host?: string;
+  /** In what a stream that is there is to be as the settings say, too. In everything else its maker has decided. */
+  readonly given?: readonly (keyof StreamSettings)[];
+}
+
+/** Which setting a part of a stream's configuration comes from. */
+const EVENT_SETTINGS = {
+  num_replicas: 'replicas',
+  storage: 'storage',
+  max_age: 'eventAgeSeconds',
+  max_bytes: 'eventBytes',
+} as const;
+const JOB_SETTINGS = {
+  ...EVENT_SETTINGS,
+  max_age: 'jobAgeSeconds',
+  max_bytes: 'jobBytes',
+} as const;
+
+type Wanted = Partial<StreamConfig> & { readonly name: string };
+
+const eventStream = ({ prefix, settings }: Fleet): Wanted => ({
+  name: eventStreamOf(prefix),
+  subjects: [subjects(prefix).events()],
+  retention: RetentionPolicy.Limits,
+  storage: storageOf(settings),
+  num_replicas: settings.replicas,
+  max_age: nanos(settings.eventAgeSeconds * 1_000),
+  max_bytes: settings.eventBytes,
+  duplicate_window: nanos(Math.min(DUPLICATE_WINDOW_MS, settings.eventAgeSeconds * 1_000)),
+});
+
+/** A full queue refuses new jobs: their senders hear it, while those that were taken stay. */
+const jobStream = ({ prefix, settings }: Fleet): Wanted => ({
+  name: jobStreamOf(prefix),
+  subjects: [subjects(prefix).allJobs()],
+  retention: RetentionPolicy.Workqueue,
+  storage: storageOf(settings),
+  num_replicas: settings.replicas,
+  discard: DiscardPolicy.New,
+  discard_new_per_subject: true,
+  max_msgs_per_subject: JOBS_PER_SUBJECT,
+  max_age: nanos(settings.jobAgeSeconds * 1_000),
+  max_bytes: settings.jobBytes,
+  duplicate_window: nanos(Math.min(DUPLICATE_WINDOW_MS, settings.jobAgeSeconds * 1_000)),
+});
+
+const storageOf = ({ storage }: StreamSettings): StorageType =>
+  storage === 'file' ? StorageType.File : StorageType.Memory;
+
+/** Finds the event stream, or makes it. Throws NatsError, or BusProblemError where it is missing and cannot be made. */
+export function ensureEventStream(manager: JetStreamManager, fleet: Fleet): Promise<Ensured> {
+  const { prefix, host } = fleet;
+  const needed = subjects(prefix).events(host === undefined ? {} : { host });
+  return ensureStream(manager, {
+    ...comparedOf(eventStream(fleet), EVENT_SETTINGS, fleet),
+    earlier: EVENT_STREAM,
+    flawOf: (found) => eventStreamFlaw(found, needed),
+    needed,
+  });
+}
+
+/** The same for the stream of jobs. */
+export function ensureJobStream(manager: JetStreamManager, fleet: Fleet): Promise<Ensured> {
+  const { prefix, host } = fleet;
+  const needed = host === undefined ? subjects(prefix).allJobs() : subjects(prefix).jobs(host);
+  return ensureStream(manager, {
+    ...comparedOf(jobStream(fleet), JOB_SETTINGS, fleet),
+    earlier: JOB_STREAM,
+    flawOf: (found) => jobStreamFlaw(found, needed),
+    needed,
+  });
+}
+
+/** By the error with which the publication of an event has ended. */
+export function whyNotStored(error: unknown): WhyNotPublished {
+  if (!(error instanceof NatsError)) return 'later';
+  if (OF_THE_MESSAGE.has(error.code)) return 'never';
+  return TOO_LARGE_FOR_STREAM.has(error.api_error?.err_code ?? 0) ? 'never' : 'later';
+}
+
+/** What JetStream changes of a stream that is there, and an administrator would. */
+const CHANGEABLE = ['num_replicas', 'max_age', 'max_bytes'] as const;
+
+/** Of what is wanted the part in which a stream that is there should not differ, and in which it may be changed. */
+function comparedOf(
+  wanted: Wanted,
+  settings: Readonly<Record<string, keyof StreamSettings>>,
+  { given = [] }: Fleet,
+): Pick<StreamNeed, 'wanted' | 'compared' | 'changeable'> {
+  const isGiven = (key: string): boolean => given.some((one) => one === settings[key]);
+  const kept = Object.entries(wanted).filter(([key]) => !(key in settings) || isGiven(key));
+  const compared = { ...Object.fromEntries(kept), name: wanted.name };
+  return { wanted, compared, changeable: new Set(CHANGEABLE.filter(isGiven)) };
+}
+
+interface StreamNeed {
+  readonly wanted: Wanted;
+  readonly compared: Wanted;
+  readonly changeable: ReadonlySet<string>;
+  /** What it was called before names had the prefix. */
+  readonly earlier: string;
+  readonly needed: string;
+  readonly flawOf: (found: StreamConfig) => string | undefined;
+}
+
+/** Makes a stream that is not there; one that is there is changed in what is given, where JetStream allows it. */
+async function ensureStream(manager: JetStreamManager, need: StreamNeed): Promise<Ensured> {
+  const { wanted, earlier, needed } = need;
+  const { name } = wanted;
+  const found = await configOf(manager, name);
+  if (found !== undefined) return adjusted(manager, need, found);
+  if (earlier !== name) {
+    const before = await configOf(manager, earlier).catch(() => undefined);
+    if (before !== undefined && areCovered(before, needed)) return adjusted(manager, need, before);
+  }
+  await made('stream-missing', name, () => manager.streams.add(wanted));
+  return { name, outcome: 'made', differences: [] };
+}
+
+async function adjusted(
+  manager: JetStreamManager,
+  { compared, flawOf, changeable }: StreamNeed,
+  found: StreamConfig,
+): Promise<Ensured> {
+  const { name } = found;
+  const compare = (config: StreamConfig): Ensured =>
+    comparison(name, { ...compared, name }, config, flawOf(config));
+  const before = compare(found);
+  const keys = CHANGEABLE.filter((key) => changeable.has(key) && compared[key] !== found[key]);
+  if (before.outcome !== 'differs' || keys.length === 0) return before;
+  try {
+    const changes = Object.fromEntries(keys.map((key) => [key, compared[key]]));
+    const after = compare((await manager.streams.update(name, changes)).config);
+    return after.outcome === 'there' ? { ...after, outcome: 'updated' } : after;
+  } catch (error) {
+    const reason = `not changed: ${jetStreamReason(error)}`;
+    return { ...before, differences: [...before.differences, reason] };
+  }
+}
+
+async function configOf(
+  manager: JetStreamManager,
+  name: string,
+): Promise<StreamConfig | undefined> {
+  try {
+    return (await manager.streams.info(name)).config;
+  } catch (error) {
+    if (isApiError(error, JETSTREAM.streamNotFound)) return undefined;
+    throw error;
+  }
+}
+
+/** What is missing is made, or told as missing, with what keeps it from being made. */
+export async function made(
+  problem: BusProblemName,
+  name: string,
+  make: () => Promise<unknown>,
+): Promise<void> {
+  try {
+    await make();
+  } catch (cause) {
+    const why = cannotBeAsked(cause)
+      ? 'this user may not make it: run voltnet setup as one who may'
+      : isApiError(cause, JETSTREAM.subjectsOverlap)
+        ? 'another stream takes subjects of it: give those up there, or delete that one'
+        : jetStreamReason(cause);
+    const reason = `${name} is not there, and is not made: ${why}`;
+    throw new BusProblemError({ name: problem, subject: name, reason }, { cause });
+  }
+}
+
+export function comparison(name: string, wanted: object, found: object, flaw?: string): Ensured {
+  if (flaw !== undefined) return { name, outcome: 'unfit', differences: [flaw] };
+  const there = new Map<string, unknown>(Object.entries(found));
+  const differences = Object.entries(wanted).flatMap(([key, value]) => {
+    const [is, should] = [there.get(key), value].map((one) => JSON.stringify(one));
+    return is === should ? [] : [`${key}: ${is ?? 'not set'}, not ${should ?? ''}`];
+  });
+  return { name, outcome: differences.length === 0 ? 'there' : 'differs', differences };
+}

@@ -1,0 +1,172 @@
+import { randomUUID } from 'node:crypto';
+import { readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { z } from 'zod';
+import { VoltError } from '#protocol/errors.ts';
+import { Ledger } from '#ipam-store/ledger.ts';
+import { LockedError, lockFile } from '#native/lock.ts';
+import type { Config } from '../config.ts';
+import { type Identity, IdentityError, noteHost, readIdentity, writeIdentity } from './identity.ts';
+import { ownFolder } from './own-folders.ts';
+
+export interface Renamed {
+  readonly from: string;
+  readonly to: string;
+  /** Leases that have moved in the ledger; null where it has none of this machine under the old id. */
+  readonly moved: number | null;
+  /** Records that have been written anew. */
+  readonly records: number;
+}
+
+export interface RenameOptions {
+  readonly config: Config;
+  readonly machineId: string;
+  readonly to: string;
+  /** For what an operator waits. */
+  readonly note: (text: string) => void;
+}
+
+const READY_TIMEOUT_MS = 10_000;
+const POLL_MS = 50;
+
+/**
+ * Gives this host, whose agent must not run, another id: in the ledger, in its records, in its state folder. What was cut
+ * short goes on with the next call, and until then no agent starts here. The id may be the one it has, where the machine
+ * has another (/etc/machine-id). IdentityError where there is nothing to rename; VoltError HOST_ALIVE while an agent runs or
+ * the ledger hears the host, HOST_CONFLICT where the new id is taken: nothing is changed then.
+ */
+export async function renameHost(options: RenameOptions): Promise<Renamed> {
+  const { config, machineId, to } = options;
+  const { runtimeDir, stateDir } = config;
+  ownFolder('runtimeDir', runtimeDir, 0o755);
+  using _lock = exclusive(runtimeDir);
+  const identity = identityOf(stateDir, to);
+  await using ledger = await openLedger(config);
+  // From here on it has to come to its end: what of it the ledger has done is not known before it answers.
+  writeIdentity(stateDir, { ...identity, renamingTo: to });
+  const isRefused = identity.yieldsTo !== undefined;
+  // What the ledger has under the old id is another machine's then.
+  const moved = isRefused ? null : await moveLeases(ledger.ledger, identity, options);
+  let records = 0;
+  for (const folder of [runtimeDir, stateDir]) {
+    records += rewriteRecords(join(folder, 'attachments'), identity.host, to);
+  }
+  // The machine that it was copied from has the agent id, too.
+  const agentId = isRefused ? randomUUID() : identity.agentId;
+  writeIdentity(stateDir, { agentId, machineId, host: to });
+  noteHost(runtimeDir, to);
+  return { from: identity.host, to, moved, records };
+}
+
+function exclusive(runtimeDir: string): Disposable {
+  try {
+    return lockFile(join(runtimeDir, 'agent.lock'));
+  } catch (error) {
+    if (!(error instanceof LockedError)) throw error;
+    throw new VoltError('HOST_ALIVE', 'the agent of this host runs: stop it first', {
+      cause: error,
+    });
+  }
+}
+
+function identityOf(stateDir: string, to: string): Identity {
+  const identity = readIdentity(stateDir);
+  if (identity === undefined) {
+    throw new IdentityError(
+      `${stateDir} is of no host yet: an agent that starts there makes it one`,
+    );
+  }
+  const { host, renamingTo = to } = identity;
+  if (renamingTo !== to) {
+    throw new IdentityError(
+      `the renaming of host ${host} to ${renamingTo} was cut short: run "voltnet host rename ${renamingTo}" first`,
+    );
+  }
+  return identity;
+}
+
+async function openLedger(config: Config): Promise<AsyncDisposable & { ledger: Ledger }> {
+  const ledger = new Ledger(config.redis);
+  ledger.start();
+  const end = performance.now() + READY_TIMEOUT_MS;
+  while (ledger.status.state !== 'ready') {
+    if (performance.now() > end) {
+      const { reason = 'no answer' } = ledger.status;
+      await ledger.close();
+      throw new VoltError('STORE_UNAVAILABLE', `Redis: ${reason}`);
+    }
+    await sleep(POLL_MS);
+  }
+  return { ledger, [Symbol.asyncDispose]: () => ledger.close() };
+}
+
+/** A host that was stopped just now is waited for until the ledger takes it for silent. */
+async function moveLeases(
+  ledger: Ledger,
+  identity: Identity,
+  { config, machineId, to, note }: RenameOptions,
+): Promise<number | null> {
+  const { suspectAfterSeconds, stateDir } = config;
+  const end = performance.now() + 1_500 * suspectAfterSeconds;
+  for (let told = false; ; told = true) {
+    try {
+      return await ledger.renameHost(identity, { to, machineId, suspectAfterSeconds });
+    } catch (error) {
+      const code = error instanceof VoltError ? error.code : undefined;
+      const wait = error instanceof VoltError ? error.retryAfterMs : undefined;
+      if (wait !== undefined && performance.now() + wait < end) {
+        if (!told)
+          note(
+            `waits until the ledger has not heard ${identity.host} for ${suspectAfterSeconds} s`,
+          );
+        await sleep(wait);
+        continue;
+      }
+      // The ledger has said that it has changed nothing.
+      const isRefused = code === 'HOST_ALIVE' || code === 'HOST_CONFLICT';
+      if (isRefused) writeIdentity(stateDir, identity);
+      throw error;
+    }
+  }
+}
+
+const recordSchema = z.looseObject({
+  attachment: z.looseObject({ host: z.string() }).optional(),
+  kept: z.looseObject({ host: z.string() }).optional(),
+});
+
+/** What the host of a record is, in all of its places. What cannot be read the agent sets aside, as ever. */
+function rewriteRecords(folder: string, from: string, to: string): number {
+  let written = 0;
+  for (const name of recordsIn(folder)) {
+    const path = join(folder, name);
+    const record = readRecord(path);
+    const places = [record?.attachment, record?.kept].filter((place) => place?.host === from);
+    if (places.length === 0) continue;
+    for (const place of places) if (place !== undefined) place.host = to;
+    writeFileSync(`${path}.tmp`, `${JSON.stringify(record, null, 2)}\n`, {
+      mode: 0o600,
+      flush: true,
+    });
+    renameSync(`${path}.tmp`, path);
+    written += 1;
+  }
+  return written;
+}
+
+function recordsIn(folder: string): string[] {
+  try {
+    return readdirSync(folder).filter((name) => name.endsWith('.json'));
+  } catch {
+    return [];
+  }
+}
+
+function readRecord(path: string): z.infer<typeof recordSchema> | undefined {
+  try {
+    return recordSchema.safeParse(JSON.parse(readFileSync(path, 'utf8'))).data;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,342 @@
+import { VoltError } from '#protocol/errors.ts';
+import { isKernelError } from '#native/errors.ts';
+import {
+  type DeviceChainChange,
+  type ElementChange,
+  Nftables,
+  NftablesUnavailable,
+  type NftTable,
+  Unanswered,
+} from '#native/nftables.ts';
+import type { Log } from '../../log.ts';
+import { HOST_NAT } from './host-nat.ts';
+import { BRIDGE_FILTER, DEVICE_FILTER } from './port-filter.ts';
+import {
+  type ChainFact,
+  type ElementFact,
+  type Fact,
+  keyOf,
+  type Ruleset,
+  rulesText,
+} from './ruleset.ts';
+
+const RULESETS: readonly Ruleset[] = [BRIDGE_FILTER, DEVICE_FILTER, HOST_NAT];
+/** Between two looks at tables that others may change. */
+const LOOK_MS = 200;
+
+/**
+ * The nftables of this host, as far as they are ours: rules that are loaded once, and facts that hold for
+ * somebody, an attachment or a bridge. A change of facts is one transaction. Our tables are ours alone where the
+ * kernel can keep others out (6.9 and later); elsewhere they are watched, and loaded again when they differ.
+ */
+export class Firewall implements Disposable {
+  readonly #log: Log;
+  readonly #exclusive: boolean;
+  /** The name of our table in each family. */
+  readonly #table: string;
+  /** Facts by whom they are for. */
+  readonly #wanted = new Map<string, Facts>();
+  /** How many have a fact: the kernel has it once. */
+  readonly #holders = new Map<string, number>();
+  #nftables: Nftables | undefined;
+  #problem: unknown;
+  #watch: Disposable | undefined;
+  #look: NodeJS.Timeout | undefined;
+  #onRestored: ((differences: readonly TableDifference[]) => void) | undefined;
+
+  /** `exclusive`: false leaves the tables open to others, as kernels before 6.9 do. */
+  constructor({ log, table, exclusive = true }: { log: Log; table: string; exclusive?: boolean }) {
+    this.#log = log;
+    this.#table = table;
+    this.#exclusive = exclusive;
+  }
+
+  /**
+   * Loads rules and all facts known by now; what an earlier agent left is replaced without a gap. Where nftables
+   * cannot be used that is logged; it is tried again whenever somebody needs it.
+   */
+  start(): void {
+    try {
+      this.ready();
+    } catch (error) {
+      this.#log.error(
+        { error: String(error) },
+        'no firewall: attachments that need it are refused',
+      );
+    }
+  }
+
+  /** Why nothing can be attached that needs the firewall; undefined when it works. */
+  get problem(): string | undefined {
+    const problem = this.#problem;
+    if (problem === undefined) return undefined;
+    return problem instanceof Error ? problem.message : 'nftables cannot be used';
+  }
+
+  /** UNSUPPORTED where there is no libnftables or netfilter, KernelError for what the kernel refuses. */
+  ready(): void {
+    if (this.#nftables !== undefined && this.#problem === undefined) return;
+    try {
+      this.#nftables ??= Nftables.open();
+      this.#load(this.#nftables);
+      this.#problem = undefined;
+    } catch (error) {
+      this.#problem = error;
+      if (!(error instanceof NftablesUnavailable)) throw error;
+      throw new VoltError('UNSUPPORTED', error.message, { cause: error });
+    }
+  }
+
+  /** Makes these the facts of an owner, in place of those that it has. Before `start` they are only noted. */
+  put(owner: string, facts: readonly Fact[]): void {
+    const before = this.#wanted.get(owner) ?? NO_FACTS;
+    const after = new Map(facts.map((fact) => [keyOf(fact), fact]));
+    this.#exchange(owner, before, after);
+  }
+
+  /** Ends what holds for an owner. Success when nothing does. */
+  remove(owner: string): void {
+    const before = this.#wanted.get(owner);
+    if (before !== undefined) this.#exchange(owner, before, NO_FACTS);
+  }
+
+  has(owner: string): boolean {
+    return this.#wanted.has(owner);
+  }
+
+  /** True when rules and facts are in the kernel as they should be; reads all of them. */
+  isIntact(): boolean {
+    const nftables = this.#nftables;
+    if (nftables === undefined || this.#problem !== undefined) return this.#wanted.size === 0;
+    return this.#differences(nftables).length === 0;
+  }
+
+  /** Loads everything again if it is not as it should be, where others can change it, or where it could not be before. */
+  restore(): void {
+    if (this.#problem !== undefined) this.ready();
+    if (this.#nftables === undefined) return;
+    if (this.#watch === undefined) return;
+    const differences = this.#differences(this.#nftables);
+    if (differences.length === 0) return;
+    this.#load(this.#nftables);
+    this.#log.warn(
+      { differences },
+      'the nftables of this agent were changed by somebody else, and are restored',
+    );
+    this.#onRestored?.(differences);
+  }
+
+  /** Calls back with what differed, whenever `restore` had something to do. */
+  onRestored(listener: (differences: readonly TableDifference[]) => void): void {
+    this.#onRestored = listener;
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#look);
+    this.#watch?.[Symbol.dispose]();
+    this.#nftables?.[Symbol.dispose]();
+  }
+
+  /** What failed is to be tried again: nothing of it is noted then. */
+  #exchange(owner: string, before: Facts, after: Facts): void {
+    const { added, dropped } = this.#note(owner, before, after);
+    try {
+      this.#apply(added, dropped);
+    } catch (error) {
+      this.#note(owner, after, before);
+      throw error;
+    }
+  }
+
+  /** Notes what an owner has from now on; answers what the kernel has to be told. */
+  #note(owner: string, before: Facts, after: Facts): { added: Fact[]; dropped: Fact[] } {
+    if (after.size === 0) this.#wanted.delete(owner);
+    else this.#wanted.set(owner, after);
+    const added: Fact[] = [];
+    const dropped: Fact[] = [];
+    for (const [key, fact] of after) {
+      if (before.has(key)) continue;
+      const holders = this.#holders.get(key) ?? 0;
+      this.#holders.set(key, holders + 1);
+      if (holders === 0) added.push(fact);
+    }
+    for (const [key, fact] of before) {
+      if (after.has(key)) continue;
+      const holders = this.#holders.get(key) ?? 0;
+      if (holders > 1) this.#holders.set(key, holders - 1);
+      else if (this.#holders.delete(key)) dropped.push(fact);
+    }
+    return { added, dropped };
+  }
+
+  #facts(): Fact[] {
+    const all = new Map([...this.#wanted.values()].flatMap((facts) => [...facts]));
+    return [...all.values()];
+  }
+
+  #apply(added: readonly Fact[], dropped: readonly Fact[]): void {
+    const nftables = this.#nftables;
+    if (nftables === undefined || this.#problem !== undefined) return;
+    if (added.length + dropped.length === 0) return;
+    try {
+      nftables.change([...this.#changes('add', added), ...this.#changes('delete', dropped)]);
+    } catch (error) {
+      // Somebody took away what this builds on, or nobody knows what is there: all is loaded from what is wanted.
+      const unknown = error instanceof Unanswered;
+      if (!unknown && !isKernelError(error, 'ENOENT', 'EEXIST')) throw error;
+      this.#log.warn({ error: String(error) }, 'nftables were not as expected: loading all again');
+      try {
+        this.#load(nftables);
+      } catch (cause) {
+        // Whoever needs the firewall next begins with that.
+        this.#problem = cause;
+        throw cause;
+      }
+    }
+  }
+
+  #load(nftables: Nftables): void {
+    const tables = RULESETS.map((ruleset) => this.#tableOf(ruleset));
+    const exclusive = this.#exclusive;
+    const rules = RULESETS.map((ruleset) => rulesText(ruleset, this.#table)).join('\n');
+    if (!nftables.makeTables(tables, { exclusive })) this.#watchOthers(nftables);
+    try {
+      nftables.run(rules, 'rules');
+    } catch (error) {
+      // A set of an older release has another type: the tables are made anew.
+      this.#log.warn({ error: String(error) }, 'nftables of another release: made anew');
+      nftables.run(tables.map(({ family, name }) => `delete table ${family} ${name}`).join('\n'));
+      nftables.makeTables(tables, { exclusive });
+      nftables.run(rules, 'rules');
+    }
+    nftables.change([
+      ...RULESETS.flatMap((ruleset) =>
+        Object.entries(ruleset.sets).map(([set, declaration]): ElementChange => ({
+          action: 'flush',
+          table: this.#tableOf(ruleset),
+          set,
+          declaration,
+          elements: [],
+        })),
+      ),
+      ...this.#endedChains(nftables),
+      ...this.#changes('add', this.#facts()),
+    ]);
+  }
+
+  /** The end of all chains on single devices that are in the kernel, those of devices that are gone too. */
+  #endedChains(nftables: Nftables): DeviceChainChange[] {
+    const table = this.#tableOf(DEVICE_FILTER);
+    // A table would come with all its elements: libnftables 1.0.6 has no JSON without them.
+    const listed = nftables.list(`list chains ${table.family}`) ?? [];
+    return listed.flatMap(({ chain }): DeviceChainChange[] => {
+      if (!isNamed(chain) || !('hook' in chain && 'table' in chain)) return [];
+      if (chain.table !== table.name) return [];
+      return [{ action: 'delete', table, chain: chain.name }];
+    });
+  }
+
+  /** One change a set, then the chains. */
+  #changes(
+    action: 'add' | 'delete',
+    facts: readonly Fact[],
+  ): (ElementChange | DeviceChainChange)[] {
+    const bySet = Map.groupBy(
+      facts.filter(isElement),
+      ({ ruleset, set }) => `${ruleset.family} ${set}`,
+    );
+    const elements = [...bySet.values()].flatMap((some): ElementChange[] => {
+      const [first] = some;
+      const declaration = first?.ruleset.sets[first.set];
+      if (first === undefined || declaration === undefined) return [];
+      const table = this.#tableOf(first.ruleset);
+      const own = some.map(({ element }) => element);
+      return [{ action, table, set: first.set, declaration, elements: own }];
+    });
+    const chains = facts.filter(isChain).map(({ ruleset, chain, hook, device, goto }) => {
+      const place = { table: this.#tableOf(ruleset), chain };
+      return action === 'add' ? { action, ...place, hook, device, goto } : { action, ...place };
+    });
+    return [...elements, ...chains];
+  }
+
+  #tableOf = ({ family }: Ruleset): NftTable => ({ family, name: this.#table });
+
+  #watchOthers(nftables: Nftables): void {
+    this.#watch ??= nftables.onForeignChange(() => {
+      this.#look ??= setTimeout(() => {
+        this.#look = undefined;
+        try {
+          this.restore();
+        } catch (error) {
+          this.#log.error({ error: String(error) }, 'nftables cannot be restored');
+        }
+      }, LOOK_MS).unref();
+    });
+  }
+
+  #differences(nftables: Nftables): TableDifference[] {
+    return RULESETS.flatMap((ruleset) => {
+      const found = countsIn(nftables, this.#tableOf(ruleset));
+      return this.#expectedCounts(ruleset).flatMap(([of, expected]): TableDifference[] => {
+        const observed = found?.get(of) ?? null;
+        return observed === expected
+          ? []
+          : [{ what: `${ruleset.family} ${of}`, expected, observed }];
+      });
+    });
+  }
+
+  /** Rules by chain and elements by set, as many as there should be. */
+  #expectedCounts({ family, sets, chains }: Ruleset): [of: string, count: number][] {
+    const facts = this.#facts().filter(({ ruleset }) => ruleset.family === family);
+    const inSet = (name: string): number =>
+      facts.filter((fact) => fact.kind === 'element' && fact.set === name).length;
+    return [
+      ...Object.entries(chains).map(([name, { rules }]): [string, number] => [
+        `chain ${name}`,
+        rules.length,
+      ]),
+      ...facts.filter(isChain).map(({ chain }): [string, number] => [`chain ${chain}`, 1]),
+      ...Object.keys(sets).map((name): [string, number] => [`set ${name}`, inSet(name)]),
+    ];
+  }
+}
+
+/** How many rules of a chain, or elements of a set, there should be and are; null without it: `bridge set mac`. */
+export interface TableDifference {
+  readonly what: string;
+  readonly expected: number;
+  readonly observed: number | null;
+}
+
+type Facts = ReadonlyMap<string, Fact>;
+
+const NO_FACTS: Facts = new Map();
+
+const isChain = (fact: Fact): fact is ChainFact => fact.kind === 'chain';
+const isElement = (fact: Fact): fact is ElementFact => fact.kind === 'element';
+
+/** How many rules each chain and elements each set of a table has; null without the table. */
+function countsIn(nftables: Nftables, { family, name }: NftTable): Map<string, number> | null {
+  const listed = nftables.list(`list table ${family} ${name}`);
+  if (listed === null) return null;
+  const counts = new Map<string, number>();
+  const add = (of: string, count: number): void => {
+    counts.set(of, (counts.get(of) ?? 0) + count);
+  };
+  for (const object of listed) {
+    const { chain, rule, set = object['map'] } = object;
+    if (isNamed(chain)) add(`chain ${chain.name}`, 0);
+    if (typeof rule === 'object' && rule !== null && 'chain' in rule) {
+      add(`chain ${String(rule.chain)}`, 1);
+    }
+    if (isNamed(set)) {
+      add(`set ${set.name}`, 'elem' in set && Array.isArray(set.elem) ? set.elem.length : 0);
+    }
+  }
+  return counts;
+}
+
+const isNamed = (value: unknown): value is { readonly name: string } =>
+  typeof value === 'object' && value !== null && 'name' in value && typeof value.name === 'string';

@@ -1,0 +1,135 @@
+import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Link } from '#native/link.ts';
+import type { TokenBucket } from '#native/traffic.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import type { Kernel } from '../kernel.ts';
+import { DEVICE_GROUP, isTagOf } from './network-type.ts';
+import { closeToIpv6 } from './tap.ts';
+
+export type Bandwidth = Attachment['bandwidth'];
+
+/** A device of an attachment on the host, with its tag. */
+interface LimitedDevice {
+  readonly index: number;
+  readonly name: string;
+  readonly alias: string;
+}
+
+// What may pass at once, and what may wait: a fiftieth and a twentieth of a second's traffic. Less of the first
+// and timers of 4 ms (CONFIG_HZ=250) cannot fill a fast link; more of either and the limit is late to bite. Two
+// full frames at least, so that the slowest limit still lets each pass.
+const BURST_SECONDS = 0.02;
+const QUEUE_SECONDS = 0.05;
+const LEAST_BURST_BYTES = 3_200;
+const LEAST_QUEUE_BYTES = 16_000;
+const MAX_BYTES = 0xffff_ffff;
+const BITS_PER_BYTE = 8;
+
+/** The IFB of a device: there is no interface of the host's that carries this name by chance. */
+export const ifbName = (ifindex: number): string => `ifb-${ifindex}`;
+
+/**
+ * Limits a workload, on the host's end of its pair or on its TAP: what the host sends there (`ingress`, as the
+ * workload sees it) waits in a token bucket; what comes from there (`egress`) goes through an IFB that has one,
+ * and back. The port filter, which is on the bridge, sees the port as before. Called again with other limits it
+ * changes them in place.
+ */
+export function limitBandwidth(
+  kernel: Kernel,
+  device: LimitedDevice,
+  { ingressBitsPerSecond, egressBitsPerSecond }: Bandwidth,
+): void {
+  if (ingressBitsPerSecond === undefined) kernel.traffic.unlimit(device);
+  else kernel.traffic.limit(device, bucketOf(ingressBitsPerSecond));
+  const found = ownIfb(kernel, device);
+  if (egressBitsPerSecond !== undefined) {
+    const bucket = bucketOf(egressBitsPerSecond);
+    if (found === null) {
+      divert(kernel, device, bucket);
+      return;
+    }
+    kernel.traffic.limit(found, bucket);
+    if (!found.up) kernel.links.set(found, { up: true });
+    if (kernel.traffic.redirectOf(device) === found.index) return;
+    kernel.traffic.unredirectIngress(device);
+    kernel.traffic.redirectIngress(device, found.index);
+    return;
+  }
+  if (found === null) return;
+  kernel.traffic.unredirectIngress(device);
+  kernel.links.delete(found);
+}
+
+/**
+ * What is there of an attachment's limits beside its device, to be deleted with it: also what an update that was
+ * interrupted made. An attach that was interrupted has no device on record: then the IFB is found by its tag alone.
+ */
+export function ifbOf(
+  kernel: Kernel,
+  { id, request }: Pick<AttachmentRecord, 'id' | 'request'>,
+  ifindex: number | undefined,
+): Link | null {
+  if (ifindex === undefined && request.bandwidth === undefined) return null;
+  const candidates =
+    ifindex === undefined ? kernel.links.list() : [kernel.links.get(ifbName(ifindex))];
+  return candidates.find((link) => link?.kind === 'ifb' && isTagOf(link.alias, id)) ?? null;
+}
+
+/** Compares the limits in the kernel with the attachment's. */
+export function observeBandwidth(kernel: Kernel, attachment: Attachment): Difference[] {
+  const { id, device, bandwidth } = attachment;
+  if (device === null) return [];
+  const { ingressBitsPerSecond: ingress, egressBitsPerSecond: egress } = bandwidth;
+  const differences: Difference[] = [];
+  const compare = (what: string, limit: number | undefined, ifindex: number | undefined): void => {
+    // Without a limit there is nothing of ours to look for.
+    if (limit === undefined) return;
+    const expected = rateOf(limit);
+    const observed = ifindex === undefined ? null : kernel.traffic.limitOf(ifindex);
+    if (observed !== expected) differences.push({ id, what, expected, observed });
+  };
+  compare('bandwidth.ingress', ingress, device.ifindex);
+  if (egress === undefined) return differences;
+  compare('bandwidth.egress', egress, kernel.links.get(ifbName(device.ifindex))?.index);
+  return differences;
+}
+
+/** The rate that the kernel keeps for a limit, in bits a second: it counts whole bytes. */
+export const rateOf = (bitsPerSecond: number): number =>
+  Math.ceil(bitsPerSecond / BITS_PER_BYTE) * BITS_PER_BYTE;
+
+/** The IFB of a device; one that a device of before left under this index is deleted. */
+function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
+  const found = kernel.links.get(ifbName(index));
+  if (found === null || found.alias === alias) return found;
+  if (found.kind === 'ifb' && found.group === DEVICE_GROUP) kernel.links.delete(found);
+  return null;
+}
+
+function divert(kernel: Kernel, device: LimitedDevice, bucket: TokenBucket): void {
+  const name = ifbName(device.index);
+  // What led to an IFB that somebody has deleted.
+  kernel.traffic.unredirectIngress(device);
+  const ifb = kernel.links.createIfb({ name, group: DEVICE_GROUP });
+  try {
+    kernel.links.set(ifb, { alias: device.alias });
+    closeToIpv6(name);
+    kernel.traffic.limit(ifb, bucket);
+    kernel.links.set(ifb, { up: true });
+    kernel.traffic.redirectIngress(device, ifb.index);
+  } catch (error) {
+    kernel.links.delete(ifb);
+    throw error;
+  }
+}
+
+function bucketOf(bitsPerSecond: number): TokenBucket {
+  const bytesPerSecond = bitsPerSecond / BITS_PER_BYTE;
+  const burstBytes = Math.max(LEAST_BURST_BYTES, Math.ceil(bytesPerSecond * BURST_SECONDS));
+  const queueBytes = Math.max(LEAST_QUEUE_BYTES, Math.ceil(bytesPerSecond * QUEUE_SECONDS));
+  return {
+    bitsPerSecond,
+    burstBytes: Math.min(burstBytes, MAX_BYTES),
+    queueBytes: Math.min(burstBytes + queueBytes, MAX_BYTES),
+  };
+}

@@ -1,0 +1,136 @@
+import { MacAddress } from '#protocol/address.ts';
+import type { Attachment } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link, LinkChange } from '#native/link.ts';
+import { openTap } from '#native/tun.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import type { Kernel } from '../kernel.ts';
+import {
+  DEVICE_GROUP,
+  type Device,
+  deviceTag,
+  isTagOf,
+  type RemovingDevice,
+} from './network-type.ts';
+import type { Removal } from './removal.ts';
+
+// What network types share about the one device of an attachment in the host's namespace.
+
+export const NOTHING_TO_REMOVE: RemovingDevice = { removed: Promise.resolve() };
+
+/**
+ * The device of a record, by index when it is known, else by the name of its open intent; only if it is ours. One
+ * that is being made again has both, and the new index is not known yet.
+ */
+export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | null {
+  const { attachment, id, deviceName } = record;
+  if (attachment?.device !== undefined && attachment.device !== null) {
+    const link = kernel.links.get(attachment.device.ifindex);
+    if (link?.alias === deviceTag(attachment)) return link;
+  }
+  const link = kernel.links.get(deviceName);
+  if (link === null) return null;
+  const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
+  return untagged || isTagOf(link.alias, id) ? link : null;
+}
+
+/** Takes a device out of use: down, its name free; `removal` deletes it. Success when it is gone already. */
+export function retire(
+  kernel: Kernel,
+  removal: Removal,
+  link: Link,
+  record: AttachmentRecord,
+): RemovingDevice {
+  if (!putAway(kernel, link, record)) return NOTHING_TO_REMOVE;
+  return { removed: removal.delete({ index: link.index, alias: link.alias ?? tagOf(record) }) };
+}
+
+/**
+ * The first half of `retire`; false when it is gone already. What an agent did not come to tag is tagged now: without
+ * its name nobody would know it, should this agent die as well. Kernels before 6.2 rename only what is down.
+ */
+export function putAway(kernel: Kernel, link: Link, record: AttachmentRecord): boolean {
+  const alias = link.alias ?? tagOf(record);
+  try {
+    kernel.links.set(link, { up: false, alias });
+    kernel.links.set(link, { name: `vdel${link.index}` });
+    return true;
+  } catch (error) {
+    if (!isKernelError(error, 'ENODEV')) throw error;
+    return false;
+  }
+}
+
+const tagOf = ({ id, generation = 0 }: AttachmentRecord): string => deviceTag({ id, generation });
+
+/** Gives a device of ours back what its attachment says of it, in one message; down first, to be renamed. */
+export function mendLink(
+  kernel: Kernel,
+  attachment: Attachment,
+  change: Pick<LinkChange, 'master'> = {},
+): void {
+  const { device } = attachment;
+  if (device === null) return;
+  const link = kernel.links.get(device.ifindex);
+  const untagged = link?.alias === undefined && link?.name === device.name;
+  if (link === null || !(link.alias === deviceTag(attachment) || untagged)) {
+    throw new VoltError('NOT_FOUND', `${attachment.id}: its device is gone`);
+  }
+  if (link.name !== device.name) {
+    // Kernels before 6.2 rename only what is down.
+    kernel.links.set(link, { up: false });
+    kernel.links.set(link, { name: device.name });
+  }
+  const mac = MacAddress.parse(device.mac);
+  kernel.links.set(
+    { index: link.index, name: device.name },
+    {
+      ...(link.mac?.equals(mac) === true ? {} : { mac }),
+      ...(link.mtu === device.mtu ? {} : { mtu: device.mtu }),
+      ...(change.master === undefined || change.master === link.master ? {} : change),
+      group: DEVICE_GROUP,
+      alias: deviceTag(attachment),
+    },
+  );
+}
+
+/** Sets a device down where it is there; with `leave` it is no port any more. */
+export function setLinkDown(
+  kernel: Kernel,
+  link: Link | null,
+  { leave = false }: { readonly leave?: boolean } = {},
+): void {
+  if (link === null) return;
+  const { links } = kernel;
+  const leaving = leave && link.master !== undefined ? [links.change(link, { master: null })] : [];
+  try {
+    // Down first: what is up and no port would speak to the host itself.
+    kernel.batch([links.change(link, { up: false }), ...leaving]);
+  } catch (error) {
+    if (!isKernelError(error, 'ENODEV')) throw error;
+  }
+}
+
+/**
+ * Opens all queues of an attachment's TAP. DEVICE_BUSY while one is held: the kernel refuses a second holder of
+ * a single-queue TAP, but to a multi-queue one it would add a queue.
+ */
+export function claimTap(kernel: Kernel, { id, device }: Attachment): Descriptor[] {
+  if (device?.type !== 'tap') throw noDescriptor(id, device);
+  const { ifindex, name, queues = 1, vnetHdr = true } = device;
+  const link = kernel.links.get(ifindex);
+  if (link === null) throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
+  const held = link.tun?.queues ?? 0;
+  if (held > 0) {
+    throw new VoltError('DEVICE_BUSY', `${id}: ${held} queues of ${link.name} are held`, {
+      details: { name: link.name, queues: held },
+    });
+  }
+  return openTap({ name, queues, vnetHdr });
+}
+
+/** The answer to a claim of what has no descriptor. */
+export const noDescriptor = (id: string, device: Device | null): VoltError =>
+  new VoltError('UNSUPPORTED', `${id} is a ${device?.type ?? 'container'}: no descriptor`);

@@ -1,0 +1,133 @@
+import { IpAddress, InterfaceAddress, MacAddress } from '#protocol/address.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { Namespace } from '#native/namespace.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import { type KernelOperation, operationsDuring } from '#native/trace.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import { Kernel } from '../kernel.ts';
+import { IPV4_FORWARDING, IPV6_FORWARDING, readIfThere } from './host-only.ts';
+import type { NetworkType, NetworkTypes } from './network-type.ts';
+import type { NamedNamespace } from './workload.ts';
+
+// What an attach would do is found by doing it elsewhere: in a network namespace that nobody else sees, in which there
+// is of the host what the attach would meet.
+
+export interface DryRunOrder {
+  readonly request: AttachRequest;
+  readonly network: Network;
+  readonly lease: Lease;
+  /** The name that the device would have on the host. */
+  readonly deviceName: string;
+  /** The namespace that would be made for it. */
+  readonly madeNamespace?: string;
+}
+
+export interface DryRunOptions {
+  /** The host's. */
+  readonly kernel: Kernel;
+  /** Whether the firewall of the host knows of the network's bridge. */
+  readonly knowsBridge: boolean;
+  /** The network types over a kernel of another namespace, the calling thread's, with a firewall of its own. */
+  readonly typesOver: (kernel: Kernel) => NetworkTypes & Disposable;
+}
+
+/** Operations that change nothing. */
+const READING = 'RTM_GET';
+/** In the place of a NIC of the host. */
+const STAND_IN_PEER = 'dry-run';
+const LOOPBACK = 1;
+
+/**
+ * The changes, in order, that an attach would make in the kernel. The host itself, whose namespace the thread is in, is
+ * only looked at. UNSUPPORTED for a type that needs hardware; errors of the kernel are those that the attach would meet.
+ */
+export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperation[] {
+  const { network, request, madeNamespace } = order;
+  if (network.type === 'sriov') {
+    throw new VoltError('UNSUPPORTED', `dryRun: not supported on ${network.type} networks`, {
+      details: { path: 'dryRun' },
+    });
+  }
+  const settings = [IPV4_FORWARDING, IPV6_FORWARDING].map((path) => ({
+    path,
+    value: readIfThere(path),
+  }));
+  using stage = Namespace.createUnnamed();
+  using workload = Namespace.createUnnamed();
+  const away = request.netns !== undefined || madeNamespace !== undefined;
+  const netns = `/proc/self/fd/${workload.fd}`;
+  const moved = away ? { ...request, netns } : request;
+  const named = away ? { path: netns, identity: workload.identity, handle: workload } : undefined;
+  const operations = stage.run(() => {
+    using kernel = new Kernel();
+    setStage(kernel, options.kernel, order);
+    for (const { path, value } of settings) if (value !== undefined) writeSysctl(path, value);
+    using types = options.typesOver(kernel);
+    const type = types[network.type];
+    if (type === undefined) throw new VoltError('UNSUPPORTED', `network type ${network.type}`);
+    if (options.knowsBridge) attachAnother(type, order);
+    return operationsDuring(() => attach(type, { ...order, request: moved }, named));
+  });
+  const made =
+    madeNamespace === undefined ? [] : [{ operation: 'unshare', subject: madeNamespace }];
+  return [...made, ...operations.filter(({ operation }) => !operation.startsWith(READING))];
+}
+
+/** Puts there what of the host the attach would meet. */
+function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrder): void {
+  kernel.links.set(LOOPBACK, { up: true });
+  const { bridge, uplink, parent } = network;
+  const found = bridge === undefined ? null : host.links.get(bridge);
+  const standing = found === null ? null : kernel.links.createBridge(found);
+  if (found !== null && standing !== null) {
+    const { mtu, alias } = found;
+    kernel.links.set(standing, { mtu, up: true, ...(alias !== undefined && { alias }) });
+  }
+  for (const name of [uplink?.device, parent]) {
+    const nic = name === undefined ? null : host.links.get(name);
+    if (nic?.mac === undefined) continue;
+    const { mac, mtu } = nic;
+    const made = kernel.links.createVeth({
+      name: nic.name,
+      mac,
+      mtu,
+      peer: { name: STAND_IN_PEER, mac: MacAddress.parse('02:00:00:00:00:01') },
+    });
+    const port = standing !== null && nic.master === found?.index ? { master: standing.index } : {};
+    kernel.links.set(made, { up: true, ...port });
+  }
+  const mapped = (request.ports ?? []).map(({ hostAddress }) => hostAddress);
+  // What lo has by itself.
+  const own = new Set([undefined, '127.0.0.1', '::1']);
+  for (const text of new Set(mapped)) {
+    if (text === undefined || own.has(text)) continue;
+    const address = hostAddress(text);
+    kernel.addresses.add({ ifindex: LOOPBACK, address, noDad: true });
+  }
+}
+
+const hostAddress = (text: string): InterfaceAddress => {
+  const { family } = IpAddress.parse(text);
+  return InterfaceAddress.parse(`${text}/${family === 4 ? 32 : 128}`);
+};
+
+/** So that what an attach does for the first of a bridge alone is done. */
+function attachAnother(type: NetworkType, order: DryRunOrder): void {
+  const { network } = order.network;
+  const request = { id: 'dry-run', workload: 'dry-run', kind: 'vm', network } as const;
+  const lease = { ...order.lease, id: 'dry-run', mac: '02:00:00:00:00:02', addresses: [] };
+  attach(type, { ...order, request, lease, deviceName: 'dry-run-tap' });
+}
+
+function attach(
+  type: NetworkType,
+  { request, network, lease, deviceName }: DryRunOrder,
+  named?: NamedNamespace,
+): void {
+  using checked = type.check(request, network, { deviceName, named });
+  checked.prepare();
+  // Nothing is undone: all of it goes with the namespace.
+  checked.attach(lease, new DisposableStack());
+}

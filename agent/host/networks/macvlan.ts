@@ -1,0 +1,126 @@
+import { MacAddress } from '#protocol/address.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Link } from '#native/link.ts';
+import { randomIndex } from '#native/macvtap.ts';
+import type { Namespace } from '#native/namespace.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import { Kernel } from '../kernel.ts';
+import { linkOfRecord, NOTHING_TO_REMOVE, putAway, setLinkDown } from './device.ts';
+import type { MacvlanParent } from './macvlan-parent.ts';
+import {
+  type AttachedDevice,
+  type CheckedAttach,
+  type Device,
+  deviceTag,
+  type KnownOfAttach,
+  type RemovingDevice,
+} from './network-type.ts';
+import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+
+/** Macvlans of containers: each is in the container's namespace, with nothing of it on the host. */
+export class NamespacedMacvlans {
+  /** Deletions, one after the other: each takes a thread and some 16 ms. */
+  #deleting: Promise<void> = Promise.resolve();
+
+  /** INVALID_REQUEST without a namespace: once moved out of sight, a macvlan could not be taken away again. */
+  check(
+    request: AttachRequest,
+    place: { readonly network: Network; readonly parent: MacvlanParent } & Pick<
+      KnownOfAttach,
+      'named'
+    >,
+  ): CheckedAttach {
+    const { network, parent, named } = place;
+    const { netns, ifname: name = DEFAULT_IFNAME } = request;
+    if (netns === undefined) {
+      throw new VoltError(
+        'INVALID_REQUEST',
+        `netns: a container on a ${network.type} network needs one`,
+        { details: { path: 'netns' } },
+      );
+    }
+    const namespace = new RequestedNamespace(netns, named);
+    return {
+      deviceName: name,
+      prepare: () => {
+        parent.look(request);
+        namespace.enter(name);
+      },
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => ({
+        device: makeMacvlan({ name, namespace, parent, lease, network }, undo),
+        filter: 'none',
+      }),
+      [Symbol.dispose]: () => namespace[Symbol.dispose](),
+    };
+  }
+
+  /** A macvlan whose namespace is gone is gone with it. */
+  detach(record: AttachmentRecord): RemovingDevice {
+    using scope = new DisposableStack();
+    const found = find(record, scope);
+    if (found === null || !putAway(found.kernel, found.link, record)) return NOTHING_TO_REMOVE;
+    const { kernel, link } = found;
+    const open = scope.move();
+    const removed = this.#deleting.then(() => kernel.links.deleteAsync(link));
+    this.#deleting = removed.catch(() => {});
+    return { removed: removed.finally(() => open.dispose()) };
+  }
+
+  setDown(record: AttachmentRecord): void {
+    using scope = new DisposableStack();
+    const found = find(record, scope);
+    if (found !== null) setLinkDown(found.kernel, found.link);
+  }
+}
+
+/** Makes a macvlan inside its namespace under its final name, tagged, addressed, routed and up. */
+function makeMacvlan(
+  order: {
+    readonly name: string;
+    readonly namespace: RequestedNamespace;
+    readonly parent: MacvlanParent;
+    readonly lease: Lease;
+    readonly network: Network;
+  },
+  undo: DisposableStack,
+): Device {
+  const { name, namespace, parent, lease, network } = order;
+  const mac = MacAddress.parse(lease.mac);
+  const link = { name, index: randomIndex() };
+  const { mtu } = parent.create({ ...link, kind: 'macvlan', mac, namespace: namespace.handle });
+  const { links } = namespace.kernel;
+  undo.defer(() => links.delete(link));
+  parent.settingUp(mac, (own) => {
+    links.set(link, { alias: deviceTag(lease), ...own });
+    configureInterface(link, { namespace, lease, network });
+  });
+  return { type: 'macvlan', name, ifindex: link.index, mac: mac.toString(), mtu };
+}
+
+/** The macvlan of a record, and the kernel's configuration in its namespace, which `scope` holds open. */
+function find(
+  record: AttachmentRecord,
+  scope: DisposableStack,
+): { readonly kernel: Kernel; readonly link: Link } | null {
+  const namespace = namespaceOf(record);
+  if (namespace === null) return null;
+  scope.use(namespace);
+  const kernel = scope.use(new Kernel(namespace));
+  const index = record.attachment?.device?.ifindex;
+  // Whoever owns the namespace can rename a macvlan and take its tag away, but not change its kind, nor its index,
+  // which was drawn at random.
+  const known = index === undefined ? null : kernel.links.get(index);
+  const link = known?.kind === 'macvlan' ? known : linkOfRecord(kernel, record);
+  return link?.kind === 'macvlan' ? { kernel, link } : null;
+}
+
+/** The namespace that a record's path led to, if it still does. */
+function namespaceOf({ request, namespaceIdentity }: AttachmentRecord): Namespace | null {
+  const namespace = request.netns === undefined ? null : openIfThere(request.netns);
+  if (namespace === null || namespace.identity === namespaceIdentity) return namespace;
+  namespace[Symbol.dispose]();
+  return null;
+}

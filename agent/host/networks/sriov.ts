@@ -1,0 +1,452 @@
+import { MacAddress } from '#protocol/address.ts';
+import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import type { Descriptor } from '#native/descriptor.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import { Namespace } from '#native/namespace.ts';
+import {
+  bindDriver,
+  driverOf,
+  iommuGroupOf,
+  networkDeviceOf,
+  unbindDriver,
+  type VirtualFunction,
+  virtualFunctions,
+} from '#native/sriov.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import { Kernel } from '../kernel.ts';
+import type { Log } from '../../log.ts';
+import { noDescriptor, setLinkDown } from './device.ts';
+import {
+  type KnownOfAttach,
+  type AttachedDevice,
+  type AttachmentChange,
+  type CheckedAttach,
+  DEVICE_GROUP,
+  type Device,
+  deviceTag,
+  isTagOf,
+  type NetworkType,
+  refuseChanges,
+  refuseUnsupported,
+  type RemovingDevice,
+} from './network-type.ts';
+import { observeInside } from './observe.ts';
+import { closeToIpv6 } from './tap.ts';
+import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+
+const VFIO = 'vfio-pci';
+
+export interface SriovOptions {
+  readonly kernel: Kernel;
+  readonly journal: Pick<Journal, 'get' | 'values'>;
+  readonly log: Log;
+}
+
+type VfSettings = NonNullable<Link['vfs']>[number];
+
+/** A virtual function as it was found, and will be left: in the record before anything of it is changed. */
+interface Found {
+  readonly pciAddress: string;
+  readonly number: number;
+  readonly parent: string;
+  readonly name: string;
+  readonly mac: string;
+  readonly mtu: number;
+  /** What the physical function had set for it. */
+  readonly settings: {
+    readonly mac: string;
+    readonly vlan: number;
+    readonly qos: number;
+    readonly minMbps: number;
+    readonly maxMbps: number;
+    readonly spoofCheck: boolean;
+    readonly trust: boolean;
+  };
+}
+
+/**
+ * Virtual functions of a NIC (SR-IOV): a container gets one as its interface, a VM one that is bound to `vfio-pci`.
+ * A function is free when no record names it and its network device stands unused in the host's namespace; it is
+ * given back as it was found, once nothing of the attachment is left on it.
+ */
+export class Sriov implements NetworkType {
+  readonly #options: SriovOptions;
+
+  constructor(options: SriovOptions) {
+    this.#options = options;
+  }
+
+  check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
+    refuseUnsupported(network, [
+      ['ports', (request.ports?.length ?? 0) > 0],
+      ['bandwidth', request.bandwidth !== undefined],
+      ['tap', request.tap !== undefined],
+      ['dryRun', request.dryRun === true],
+      ['network.portIsolation', network.portIsolation === true],
+      ['network.dhcp', network.dhcp !== undefined],
+    ]);
+    const { kind, netns, ifname = DEFAULT_IFNAME } = request;
+    if (kind === 'container' && netns === undefined) {
+      throw new VoltError('INVALID_REQUEST', 'netns: a container on an sriov network needs one', {
+        details: { path: 'netns' },
+      });
+    }
+    const found = this.#freeFunction(request, network);
+    const namespace = netns === undefined ? undefined : new RequestedNamespace(netns, known?.named);
+    return {
+      deviceName: found.name,
+      before: { ...found },
+      prepare: () => namespace?.enter(ifname),
+      attach: (lease: Lease): AttachedDevice => {
+        const order = { found, request, network, lease };
+        // Whatever of it was done, the second half of a detach takes back: it has the record.
+        this.#applySettings(order);
+        const device =
+          namespace === undefined
+            ? this.#toVfio(order)
+            : this.#toNamespace({ ...order, namespace, ifname });
+        return { device, filter: network.spoofCheck === false ? 'none' : 'mac' };
+      },
+      [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
+    };
+  }
+
+  mend(): void {
+    // A function lies in the workload's namespace, or with the VMM's driver.
+  }
+
+  resume(): void {
+    // What holds a function to its MAC is the NIC.
+  }
+
+  /** The function leaves the workload at once where the kernel lets it, and is as it was once `removed` resolves. */
+  detach(record: AttachmentRecord): RemovingDevice {
+    const found = foundOf(record);
+    return { removed: found === null ? Promise.resolve() : this.#giveBack(record, found) };
+  }
+
+  update(change: AttachmentChange): void {
+    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
+  }
+
+  /** A container's interface goes down; the link of a VM's function where the NIC has such a switch. */
+  setDown(record: AttachmentRecord): void {
+    const found = foundOf(record);
+    if (found === null) return;
+    if (record.request.kind === 'container') {
+      using inside = insideOf(record, found);
+      if (inside !== null) setLinkDown(inside.kernel, inside.link);
+      return;
+    }
+    const LINK_DISABLED = 2;
+    const state = { vf: found.number, link_state: LINK_DISABLED };
+    this.#setIfPossible(found, { IFLA_VF_LINK_STATE: state });
+  }
+
+  observe(attachment: Attachment): Difference[] {
+    const { id, kind, device, mac } = attachment;
+    if (device?.pciAddress === undefined) return [];
+    const { pciAddress } = device;
+    if (kind === 'container') return observeInside(attachment);
+    const driver = driverOf(pciAddress) ?? null;
+    if (driver !== VFIO) return [{ id, what: 'device.driver', expected: VFIO, observed: driver }];
+    const record = this.#options.journal.get(id);
+    const found = record === undefined ? null : foundOf(record);
+    const observed = found && settingsOf(this.#parent(found.parent), found.number)?.mac;
+    return observed === mac || found === null
+      ? []
+      : [{ id, what: 'mac', expected: mac, observed: observed ?? null }];
+  }
+
+  claim({ id, device }: Attachment): Descriptor[] {
+    throw noDescriptor(id, device);
+  }
+
+  #parent(name: string): Link | null {
+    return this.#options.kernel.links.getWithVfs(name);
+  }
+
+  /** PARENT_NOT_FOUND: there is no such device. NO_FREE_VF names it. INVALID_REQUEST: a larger MTU than it has. */
+  #freeFunction({ mtu }: AttachRequest, { parent: name = '' }: Network): Found {
+    const parent = this.#parent(name);
+    const details = { path: 'network.parent', parent: name };
+    if (parent === null) {
+      throw new VoltError('PARENT_NOT_FOUND', `there is no device ${name}`, { details });
+    }
+    if (mtu !== undefined && mtu > parent.mtu) {
+      const message = `mtu: ${mtu} is more than the ${parent.mtu} of ${name}`;
+      throw new VoltError('INVALID_REQUEST', message, {
+        details: { path: 'mtu', limit: parent.mtu },
+      });
+    }
+    const all = virtualFunctions(name);
+    const taken = new Set(
+      this.#options.journal.values().map((record) => foundOf(record)?.pciAddress),
+    );
+    for (const one of all) {
+      const found = taken.has(one.pciAddress) ? null : this.#unused(one, parent);
+      if (found !== null) return found;
+    }
+    throw new VoltError(
+      'NO_FREE_VF',
+      `none of the ${all.length} virtual functions of ${name} is free`,
+      {
+        details: { ...details, functions: all.length },
+      },
+    );
+  }
+
+  /** What a function is like if nobody uses it: its network device is here, down and no port of anything. */
+  #unused({ number, pciAddress }: VirtualFunction, parent: Link): Found | null {
+    const name = networkDeviceOf(pciAddress);
+    const link = name === undefined ? null : this.#options.kernel.links.get(name);
+    if (link?.mac === undefined || link.up || link.master !== undefined) return null;
+    const settings = settingsOf(parent, number);
+    if (settings === null) return null;
+    const { mac, mtu } = link;
+    return {
+      pciAddress,
+      number,
+      parent: parent.name,
+      name: link.name,
+      mac: mac.toString(),
+      mtu,
+      settings,
+    };
+  }
+
+  #applySettings({ found, network, lease }: Order): void {
+    const { number: vf } = found;
+    const { vlan, rate, trust, spoofCheck = true } = network;
+    this.#set(found, 'mac', { IFLA_VF_MAC: { vf, mac: MacAddress.parse(lease.mac) } });
+    if (vlan !== undefined)
+      this.#set(found, 'network.vlan', { IFLA_VF_VLAN: { vf, vlan, qos: 0 } });
+    if (rate !== undefined) {
+      const { minMbps = 0, maxMbps = 0 } = rate;
+      const limits = { vf, min_tx_rate: minMbps, max_tx_rate: maxMbps };
+      this.#set(found, 'network.rate', { IFLA_VF_RATE: limits });
+    }
+    if (spoofCheck !== found.settings.spoofCheck) {
+      const setting = { vf, setting: Number(spoofCheck) };
+      this.#set(found, 'network.spoofCheck', { IFLA_VF_SPOOFCHK: setting });
+    }
+    if (trust !== undefined) {
+      this.#set(found, 'network.trust', { IFLA_VF_TRUST: { vf, setting: Number(trust) } });
+    }
+  }
+
+  /** UNSUPPORTED names the key that the NIC's driver has not. */
+  #set({ parent }: Found, path: string, settings: VfSettings): void {
+    const index = this.#options.kernel.links.indexOf(parent);
+    try {
+      this.#options.kernel.links.setVf({ index: index ?? 0, name: parent }, settings);
+    } catch (cause) {
+      if (!isKernelError(cause, 'EOPNOTSUPP')) throw cause;
+      throw new VoltError('UNSUPPORTED', `${path}: the driver of ${parent} cannot`, {
+        details: { path, parent },
+        cause,
+      });
+    }
+  }
+
+  #toVfio({ found, request, lease }: Order): Device {
+    const { pciAddress, name } = found;
+    const { links } = this.#options.kernel;
+    const link = links.get(name);
+    const iommuGroup = iommuGroupOf(pciAddress);
+    if (iommuGroup === undefined) {
+      throw new VoltError('UNSUPPORTED', `${pciAddress}: this host has no IOMMU for it`);
+    }
+    try {
+      bindDriver(pciAddress, VFIO);
+    } catch (cause) {
+      if (!isKernelError(cause, 'ENODEV', 'ENOENT')) throw cause;
+      const message = `${pciAddress} cannot be bound to ${VFIO}: is its module loaded?`;
+      throw new VoltError('UNSUPPORTED', message, { cause });
+    }
+    return {
+      type: 'vf',
+      name,
+      ifindex: link?.index ?? 0,
+      mac: lease.mac,
+      mtu: request.mtu ?? found.mtu,
+      pciAddress,
+      driver: VFIO,
+      iommuGroup,
+    };
+  }
+
+  #toNamespace(order: Order & { namespace: RequestedNamespace; ifname: string }): Device {
+    const { found, request, network, lease, namespace, ifname } = order;
+    const { links } = this.#options.kernel;
+    const link = links.get(found.name);
+    if (link === null) throw new VoltError('INTERNAL', `${found.name} vanished`);
+    const mac = MacAddress.parse(lease.mac);
+    const mtu = request.mtu ?? network.mtu ?? found.mtu;
+    links.set(link, { alias: deviceTag(lease), group: DEVICE_GROUP });
+    closeToIpv6(found.name);
+    this.#setMac(link, mac);
+    links.set(link, { mtu, name: ifname, namespace: namespace.handle });
+    const inside = namespace.kernel.links.get(ifname);
+    if (inside === null) throw new VoltError('INTERNAL', `${ifname} is not in ${namespace.path}`);
+    configureInterface(inside, { namespace, lease, network });
+    const driver = driverOf(found.pciAddress);
+    return {
+      type: 'vf',
+      name: ifname,
+      ifindex: inside.index,
+      mac: lease.mac,
+      mtu,
+      pciAddress: found.pciAddress,
+      ...(driver !== undefined && { driver }),
+    };
+  }
+
+  async #giveBack(record: AttachmentRecord, found: Found): Promise<void> {
+    const { kernel } = this.#options;
+    this.#takeOut(record, found);
+    if (driverOf(found.pciAddress) === VFIO) await unbindDriver(found.pciAddress);
+    // A namespace that dies gives the device back some time later, under whatever name is free.
+    const name = networkDeviceOf(found.pciAddress);
+    if (name === undefined && driverOf(found.pciAddress) !== undefined) {
+      throw new VoltError('INTERNAL', `${found.pciAddress} is still in another namespace`);
+    }
+    this.#restoreSettings(found);
+    const link = name === undefined ? null : kernel.links.get(name);
+    // Whoever has tagged it since is its owner now.
+    if (link === null || (link.alias !== undefined && !isTagOf(link.alias, record.id))) return;
+    setLinkDown(kernel, link);
+    const free = link.name === found.name || kernel.links.indexOf(found.name) === null;
+    kernel.links.set(link, {
+      mtu: found.mtu,
+      group: 0,
+      alias: '',
+      ...(free && { name: found.name }),
+    });
+    this.#restoreMac({ index: link.index, name: free ? found.name : link.name }, found);
+  }
+
+  /** A function whose MAC cannot be put back keeps another: whoever is given it next brings its own. */
+  #restoreMac(link: Pick<Link, 'index' | 'name'>, found: Found): void {
+    const { log } = this.#options;
+    try {
+      this.#setMac(link, MacAddress.parse(found.mac));
+    } catch (error) {
+      if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+      log.warn({ device: link.name, mac: found.mac }, 'MAC not restored');
+    }
+    // What the function asked for, the physical one has noted as its own setting.
+    const vf = found.number;
+    this.#setIfPossible(found, {
+      IFLA_VF_MAC: { vf, mac: MacAddress.parse(found.settings.mac) },
+    });
+  }
+
+  /**
+   * A function asks the physical one for its MAC, which refuses after it has set something for the function until
+   * that was reset: going up does it.
+   */
+  #setMac(link: Pick<Link, 'index' | 'name'>, mac: MacAddress): void {
+    const { links } = this.#options.kernel;
+    if (links.get(link.index)?.mac?.equals(mac) === true) return;
+    try {
+      links.set(link, { mac });
+    } catch (error) {
+      if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+      links.set(link, { up: true });
+      links.set(link, { up: false });
+      links.set(link, { mac });
+    }
+  }
+
+  /** Out of the container's namespace, into the host's. */
+  #takeOut(record: AttachmentRecord, found: Found): void {
+    using inside = insideOf(record, found);
+    if (inside === null) return;
+    setLinkDown(inside.kernel, inside.link);
+    using host = Namespace.current();
+    const { index } = inside.link;
+    // A name that nobody has: the way back to its own comes when it is here.
+    const name = `vf-${found.pciAddress.replaceAll(/[:.]/g, '').slice(-10)}`;
+    inside.kernel.links.set(inside.link, { name });
+    inside.kernel.links.set({ index, name }, { namespace: host });
+  }
+
+  #restoreSettings(found: Found): void {
+    const { number: vf, settings } = found;
+    const { mac, vlan, qos, minMbps, maxMbps, spoofCheck, trust } = settings;
+    const all: VfSettings[] = [
+      { IFLA_VF_MAC: { vf, mac: MacAddress.parse(mac) } },
+      { IFLA_VF_VLAN: { vf, vlan, qos } },
+      { IFLA_VF_RATE: { vf, min_tx_rate: minMbps, max_tx_rate: maxMbps } },
+      { IFLA_VF_SPOOFCHK: { vf, setting: Number(spoofCheck) } },
+      { IFLA_VF_TRUST: { vf, setting: Number(trust) } },
+    ];
+    for (const one of all) this.#setIfPossible(found, one);
+  }
+
+  /** What a driver has no switch for was not switched either; a parent that is gone has no functions. */
+  #setIfPossible({ parent }: Found, settings: VfSettings): void {
+    const { kernel, log } = this.#options;
+    const index = kernel.links.indexOf(parent);
+    if (index === null) return;
+    try {
+      kernel.links.setVf({ index, name: parent }, settings);
+    } catch (error) {
+      if (!isKernelError(error, 'EOPNOTSUPP', 'EINVAL', 'ENODEV')) throw error;
+      log.debug({ parent, settings: Object.keys(settings), error: String(error) }, 'VF setting');
+    }
+  }
+}
+
+interface Order {
+  readonly found: Found;
+  readonly request: AttachRequest;
+  readonly network: Network;
+  readonly lease: Lease;
+}
+
+function settingsOf(parent: Link | null, number: number): Found['settings'] | null {
+  const vf = parent?.vfs?.find(({ IFLA_VF_MAC: one }) => one?.vf === number);
+  if (vf?.IFLA_VF_MAC === undefined) return null;
+  return {
+    mac: vf.IFLA_VF_MAC.mac.toString(),
+    vlan: vf.IFLA_VF_VLAN?.vlan ?? 0,
+    qos: vf.IFLA_VF_VLAN?.qos ?? 0,
+    minMbps: vf.IFLA_VF_RATE?.min_tx_rate ?? 0,
+    maxMbps: vf.IFLA_VF_RATE?.max_tx_rate ?? 0,
+    spoofCheck: vf.IFLA_VF_SPOOFCHK?.setting !== 0,
+    trust: vf.IFLA_VF_TRUST?.setting === 1,
+  };
+}
+
+/** What `check` put into the record; null for a record of another type. */
+function foundOf({ networkType, before }: AttachmentRecord): Found | null {
+  if (networkType !== 'sriov' || before === undefined) return null;
+  return isFound(before) ? before : null;
+}
+
+const isFound = (value: object): value is Found =>
+  'pciAddress' in value && 'settings' in value && 'parent' in value && 'number' in value;
+
+/** A container's interface, where its namespace still is the one and has it. */
+function insideOf(
+  record: AttachmentRecord,
+  { pciAddress }: Found,
+): ({ readonly kernel: Kernel; readonly link: Link } & Disposable) | null {
+  const { request, namespaceIdentity: identity } = record;
+  const handle = openIfThere(request.netns ?? '');
+  if (handle === null) return null;
+  using scope = new DisposableStack();
+  scope.use(handle);
+  if (handle.identity !== identity) return null;
+  const kernel = scope.use(new Kernel(handle));
+  const link = kernel.links.list().find(({ parentDevice }) => parentDevice?.name === pciAddress);
+  if (link === undefined) return null;
+  const open = scope.move();
+  return { kernel, link, [Symbol.dispose]: () => open.dispose() };
+}

@@ -1,0 +1,65 @@
+import { hostEndMac, MacAddress } from '#protocol/address.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { Kernel } from '../kernel.ts';
+import { DEVICE_GROUP, type Device } from './network-type.ts';
+import { type BridgePort, closeToIpv6 } from './tap.ts';
+import { configureInterface, type Routing, type WorkloadNamespace } from './workload.ts';
+
+export interface VethOrder {
+  readonly name: string;
+  /** The workload's end: `eth0` inside its namespace, `veth-…-c` without one. */
+  readonly peerName: string;
+  readonly mtu: number;
+  readonly namespace?: WorkloadNamespace;
+  readonly port: BridgePort;
+  readonly lease: Pick<Lease, 'mac' | 'addresses'>;
+  /** The alias that says whose it is: `deviceTag` of the attachment. */
+  readonly tag: string;
+  readonly network: Routing;
+}
+
+/**
+ * Makes a veth pair: the host's end on the bridge, tagged and up; the workload's end made inside its
+ * namespace under its final name, addressed, routed and up. Without a namespace it stays on the host, down,
+ * for the caller to move: addresses would not survive that.
+ */
+export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack): Device {
+  const { name, peerName, mtu, namespace, port, lease, tag, network } = order;
+  const peerMac = MacAddress.parse(lease.mac);
+  const mac = hostEndMac(peerMac);
+  const link = kernel.links.createVeth({
+    name,
+    mac,
+    mtu,
+    group: DEVICE_GROUP,
+    master: port.master,
+    peer: {
+      name: peerName,
+      mac: peerMac,
+      mtu,
+      ...(namespace !== undefined && { namespace: namespace.handle }),
+    },
+  });
+  undo.defer(() => kernel.links.delete(link));
+  closeToIpv6(name);
+  port.beforeUp(link);
+  kernel.links.set(link, { alias: tag, up: true });
+  // The kernel reports the other end of a pair by its index there.
+  const peer = { index: link.linkIndex ?? 0, name: peerName };
+  if (namespace === undefined) closeToIpv6(peerName);
+  else configureInterface(peer, { namespace, lease, network });
+  return {
+    type: 'veth',
+    name,
+    ifindex: link.index,
+    mac: mac.toString(),
+    mtu,
+    bridge: port.bridge,
+    peer: {
+      name: peerName,
+      ifindex: peer.index,
+      mac: peerMac.toString(),
+      ...(namespace !== undefined && { netns: namespace.path }),
+    },
+  };
+}

@@ -1,0 +1,49 @@
+import type { Steps } from '#native/steps.ts';
+import type { Config } from '../../config.ts';
+import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { Slices, Wanted } from '../../schedule/slices.ts';
+import type { Standing } from '../../fleet/standing.ts';
+import { type Observed, withAnswers } from './observe.ts';
+import { plan, type Plan, type PlanOptions } from './plan.ts';
+
+export interface ComparisonOptions {
+  readonly bootId: string;
+  readonly onReboot: Config['onReboot'];
+  readonly journal: Pick<Journal, 'get'>;
+  readonly standing: Pick<Standing, 'refusal'>;
+  readonly slices: Slices;
+}
+
+export interface Comparison {
+  readonly plan: Plan;
+  readonly observed: Observed;
+  /** Attachments whose records have changed meanwhile: nothing was said of them. */
+  readonly changed: readonly string[];
+}
+
+/**
+ * Looks at what these records are about, and plans, in slices: requests go on meanwhile. The records are those of now,
+ * the leases were read after them.
+ */
+export async function compare(
+  { bootId, onReboot, journal, standing, slices }: ComparisonOptions,
+  records: readonly AttachmentRecord[],
+  {
+    observing,
+    wanted,
+    ...known
+  }: Pick<PlanOptions, 'leases' | 'suspects'> & {
+    readonly observing: Steps<Observed>;
+    readonly wanted: Wanted;
+  },
+): Promise<Comparison> {
+  const read = new Map(records.map((record) => [record.id, record]));
+  const isAsRead = (id: string): boolean => journal.get(id) === read.get(id);
+  const observed = await withAnswers(await slices.run(observing, wanted));
+  const now = performance.now();
+  const isOwn = standing.refusal === undefined;
+  const options = { ...known, records, observed, isAsRead, isOwn, bootId, onReboot, now };
+  const planned = await slices.run(plan(options), wanted);
+  const changed = records.map(({ id }) => id).filter((id) => !isAsRead(id));
+  return { plan: planned, observed, changed };
+}

@@ -1,0 +1,180 @@
+import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Network } from '#protocol/network.ts';
+import type { LinkSettings } from '#native/link.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import { ifbName, rateOf } from '../networks/bandwidth.ts';
+import { bridgeTagOf, gatewayAddresses } from '../networks/gateways.ts';
+import { portDifferences } from '../networks/bridge-port.ts';
+import { BRIDGE_SETTINGS, hostSettings } from '../networks/host-only.ts';
+import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
+import { DEVICE_GROUP, deviceTag } from '../networks/network-type.ts';
+import { CLOSED_TO_IPV6 } from '../networks/tap.ts';
+import { forwardingKey, type Observed, type SeenLink } from './observe.ts';
+
+// What is there beside what a record says: pure comparisons.
+
+export type OnHost = Attachment & { readonly device: NonNullable<Attachment['device']> };
+
+/** True for an attachment whose device lies in the host's own namespace, and is no function of a NIC. */
+export const isOnHost = (attachment: Attachment): attachment is OnHost =>
+  attachment.type !== 'isolated' &&
+  ['tap', 'veth', 'macvtap'].includes(attachment.device?.type ?? '');
+
+/**
+ * The device of an attachment. An index may have been given to somebody else's device since: the alias decides. One that
+ * has lost its alias is told by index, name and group together.
+ */
+export function linkOf(attachment: Attachment, observed: Observed): SeenLink | undefined {
+  const { device } = attachment;
+  const link = observed.links.get(device?.ifindex ?? 0);
+  if (link === undefined || device === null) return undefined;
+  if (link.alias === deviceTag(attachment)) return link;
+  const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
+  return untagged && link.name === device.name ? link : undefined;
+}
+
+/** True when a device alone, without its place on a bridge, is as its attachment says, or nobody's business. */
+export function agrees({ attachment, state }: AttachmentRecord, link: SeenLink): boolean {
+  if (attachment === undefined || !isOnHost(attachment)) return true;
+  if (state === 'fenced') return isClosed(attachment, link);
+  if (state !== 'attached' || link.index !== attachment.device.ifindex) return true;
+  const { device } = attachment;
+  return (
+    link.name === device.name &&
+    link.up &&
+    link.mac === device.mac &&
+    link.mtu === device.mtu &&
+    link.group === DEVICE_GROUP &&
+    (device.bridge === undefined || link.master !== undefined)
+  );
+}
+
+/** True for a fenced device that is down and, where it was one, no port any more. */
+export const isClosed = ({ device }: OnHost, { up, master }: SeenLink): boolean =>
+  !up && (device.bridge === undefined || master === undefined);
+
+export function linkDifferences(
+  { network }: AttachmentRecord,
+  attachment: OnHost,
+  link: SeenLink,
+  observed: Observed,
+): Difference[] {
+  const { id, device, mac, ports } = attachment;
+  const wanted = { ...CLOSED_TO_IPV6, ...(device.type === 'macvtap' && CLOSED_TO_HOST) };
+  const bridge = link.master === undefined ? undefined : observed.links.get(link.master);
+  const compared: [what: string, expected: unknown, observed: unknown][] = [
+    ['device.alias', deviceTag(attachment), link.alias ?? null],
+    ['device.name', device.name, link.name],
+    ['device.mac', device.mac, link.mac ?? null],
+    ['device.mtu', device.mtu, link.mtu],
+    ['device.up', true, link.up],
+    ['device.group', DEVICE_GROUP, link.group],
+    // A macvtap's master is nobody's business but its parent's.
+    ...(device.bridge === undefined
+      ? []
+      : [['device.bridge', device.bridge, bridge?.name ?? null] as [string, unknown, unknown]]),
+  ];
+  const port =
+    network === undefined || device.bridge === undefined || link.bridgePort === undefined
+      ? []
+      : portDifferences(link.bridgePort, { network, hairpin: ports.length > 0 });
+  const ifindex = link.index;
+  const led =
+    network?.filter !== true ||
+    device.bridge === undefined ||
+    observed.forwarding.has(forwardingKey({ ifindex, mac }));
+  return [
+    ...compared
+      .filter(([, expected, found]) => expected !== found)
+      .map(([what, expected, found]) => ({ id, what, expected, observed: found })),
+    ...port.map(({ key, ...values }) => ({ id, what: `device.port.${key}`, ...values })),
+    ...(led ? [] : [{ id, what: 'device.forwarding', expected: mac, observed: null }]),
+    ...settingDifferences(id, 'device', wanted, link),
+    ...limitDifferences(attachment, observed),
+  ];
+}
+
+/** Settings below /proc/sys; a device that has none of a family, without IPv6 for one, lacks nothing. */
+const settingDifferences = (
+  id: string,
+  what: string,
+  wanted: LinkSettings,
+  { settings = {} }: SeenLink,
+): Difference[] =>
+  Object.entries(wanted).flatMap(([name, expected]) => {
+    const observed = Object.entries(settings).find(([one]) => one === name)?.[1];
+    if (observed === undefined || observed === expected) return [];
+    return [{ id, what: `${what}.${name}`, expected, observed }];
+  });
+
+function limitDifferences(attachment: OnHost, observed: Observed): Difference[] {
+  const { id, device, bandwidth } = attachment;
+  const { ingressBitsPerSecond: ingress, egressBitsPerSecond: egress } = bandwidth;
+  const { ifindex } = device;
+  const ifb = observed.names.get(ifbName(ifindex));
+  const serves =
+    ifb?.alias === deviceTag(attachment) && ifb.up && observed.redirects.get(ifindex) === ifb.index;
+  const compared = [
+    { what: 'bandwidth.ingress', limit: ingress, found: observed.limits.get(ifindex) },
+    {
+      what: 'bandwidth.egress',
+      limit: egress,
+      found: serves ? observed.limits.get(ifb.index) : undefined,
+    },
+  ];
+  return compared.flatMap(({ what, limit, found }) => {
+    if (limit === undefined || found === rateOf(limit)) return [];
+    return [{ id, what, expected: rateOf(limit), observed: found ?? null }];
+  });
+}
+
+/** Of the address and state of a bridge that this agent made, and of what the host has to do for its network. */
+export function bridgeDifferences(
+  { id, network }: AttachmentRecord,
+  observed: Observed,
+): Difference[] {
+  const bridge = network === undefined ? undefined : observed.names.get(network.bridge);
+  if (network === undefined || bridge === undefined) return [];
+  return [
+    ...ownBridgeDifferences(id, network, bridge, observed),
+    ...(network.type === 'host-only' ? routingDifferences(id, network, bridge, observed) : []),
+  ];
+}
+
+/** One that was there before is its owner's. */
+function ownBridgeDifferences(
+  id: string,
+  network: Network,
+  bridge: SeenLink,
+  observed: Observed,
+): Difference[] {
+  if (bridgeTagOf(bridge)?.network !== network.network) return [];
+  const held = observed.addresses.get(bridge.index) ?? new Set();
+  const lacking = gatewayAddresses(network)
+    .map(String)
+    .filter((address) => !held.has(address));
+  return [
+    ...(bridge.up ? [] : [{ id, what: 'bridge.up', expected: true, observed: false }]),
+    ...lacking.map((address) => ({
+      id,
+      what: 'bridge.address',
+      expected: address,
+      observed: null,
+    })),
+  ];
+}
+
+function routingDifferences(
+  id: string,
+  network: Network,
+  bridge: SeenLink,
+  { settings }: Observed,
+): Difference[] {
+  const off = hostSettings(network)
+    .map((path) => path.join('.'))
+    .filter((name) => settings.has(name) && settings.get(name) === '0');
+  return [
+    ...settingDifferences(id, 'bridge', BRIDGE_SETTINGS, bridge),
+    ...off.map((name) => ({ id, what: `sysctl ${name}`, expected: '1', observed: '0' })),
+  ];
+}

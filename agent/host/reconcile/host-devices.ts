@@ -1,0 +1,74 @@
+import { VoltError } from '#protocol/errors.ts';
+import { isKernelError } from '#native/errors.ts';
+import { parseLink } from '#native/link.ts';
+import { subscribe } from '#native/netlink-events.ts';
+import {
+  AF_BRIDGE,
+  RTM_DELADDR,
+  RTM_DELLINK,
+  RTM_NEWLINK,
+  RTNLGRP_IPV4_IFADDR,
+  RTNLGRP_IPV6_IFADDR,
+  RTNLGRP_LINK,
+} from '#native/rtnetlink.ts';
+import type { Steps } from '#native/steps.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import type { Kernel } from '../kernel.ts';
+import { putForwarding } from '../networks/bridge-port.ts';
+import type { Removal } from '../networks/removal.ts';
+import type { OnHost } from './differences.ts';
+import { lookUp, type Observed, observeHost, seen, type SeenLink } from './observe.ts';
+
+export interface ChangeHandlers {
+  /** A device was made or changed; `gone`: it was deleted. Told also of what this process has changed. */
+  readonly onLink: (link: SeenLink, gone: boolean) => void;
+  readonly onAddressGone: (ifindex: number) => void;
+  /** Changes were lost: what was known has to be read anew. */
+  readonly onOverrun: () => void;
+}
+
+/** The devices of this host as reconcile sees them: looked at, watched, and those of nobody deleted. */
+export interface HostDevices {
+  /** All of the host, and the namespaces of these records; requests may change them while it pauses. */
+  observe(records: readonly AttachmentRecord[]): Steps<Observed>;
+  /** The devices of these records alone. */
+  lookUp(records: readonly AttachmentRecord[]): Steps<Observed>;
+  watch(handlers: ChangeHandlers): Disposable;
+  /** Leads frames for a workload to its port. Success where that is no port of a bridge. */
+  putForwarding(attachment: OnHost): void;
+  /** Deletes what has this index, and this name, alias and group still. */
+  remove(device: SeenLink): Promise<void>;
+}
+
+const IFA_INDEX_OFFSET = 4;
+
+export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices => ({
+  observe: observeHost,
+  lookUp: (records) => lookUp(kernel, records),
+  remove: async ({ index, name, alias, group }) => {
+    const link = kernel.links.get(index);
+    if (link?.name !== name || link.alias !== alias || link.group !== group) return;
+    await removal.delete({ index, alias });
+  },
+  putForwarding: ({ device: { ifindex }, mac }) => {
+    try {
+      putForwarding(kernel, { index: ifindex }, mac);
+    } catch (error) {
+      // The device is gone or no port, or another has the MAC for good: what differs then, the comparison tells.
+      const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
+      if (!taken && !isKernelError(error, 'ENODEV', 'EINVAL', 'ENOENT')) throw error;
+    }
+  },
+  watch: ({ onLink, onAddressGone, onOverrun }) =>
+    subscribe([RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR], {
+      onMessage: (message) => {
+        if (message.type === RTM_DELADDR)
+          onAddressGone(message.body.readUInt32LE(IFA_INDEX_OFFSET));
+        if (message.type !== RTM_NEWLINK && message.type !== RTM_DELLINK) return;
+        // What a bridge tells of its ports is told of the devices themselves, too.
+        if (message.body.readUInt8(0) === AF_BRIDGE) return;
+        onLink(seen(parseLink(message)), message.type === RTM_DELLINK);
+      },
+      onOverrun,
+    }),
+});

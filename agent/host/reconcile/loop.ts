@@ -1,0 +1,311 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Firewall } from '../firewall/firewall.ts';
+import type { Difference } from '#protocol/attachment.ts';
+import type { HostLeases } from '../../attachments/host-leases.ts';
+import { taggedId } from '../networks/network-type.ts';
+import { Rhythm } from '../../schedule/rhythm.ts';
+import type { Slices, Wanted } from '../../schedule/slices.ts';
+import type { Standing } from '../../fleet/standing.ts';
+import { compare } from './comparison.ts';
+import { agrees } from './differences.ts';
+import { MacChanges } from './mac-changes.ts';
+import type { SeenLink } from './observe.ts';
+import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
+import { Relapses } from './relapses.ts';
+import { Repairs, type RepairsOptions } from './repairs.ts';
+
+export interface ReconcileOptions extends RepairsOptions {
+  readonly periodSeconds: number;
+  readonly firewall: Pick<Firewall, 'restore' | 'onRestored'>;
+  /** All leases of this host, by id. */
+  readonly hostLeases: Pick<HostLeases, 'listed' | 'release'>;
+  readonly standing: Pick<Standing, 'refusal'>;
+  readonly slices: Slices;
+}
+
+/** Changes that come together are looked at together. */
+const GATHER_MS = 50;
+/** Actions between two turns of the event loop, so that requests are not kept waiting. */
+const ACTIONS_PER_TURN = 16;
+const MANY_ACTIONS = 256;
+const BACKOFF_FIRST_MS = 1_000;
+const BACKOFF_MOST_MS = 300_000;
+/** What is gone again so often within so long is made again with pauses: its holder may let it go (TUNSETPERSIST). */
+const REMAKES = { limit: 3, withinMs: 10_000 };
+
+/**
+ * What all of the host was like when it was compared last: `agrees`, with its records and the ledger; `alone` where
+ * the ledger could not be asked; `differs`; `unknown` before the first time.
+ */
+export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
+
+interface Failure {
+  readonly waitMs: number;
+  readonly until: number;
+  readonly reason: string;
+}
+
+/**
+ * Keeps the host as the records say: what is there is compared with them at the start, when the kernel tells of a
+ * change to something of ours, and every period; what differs is put right, each in its attachment's turn.
+ */
+export class Reconcile {
+  readonly #options: ReconcileOptions;
+  readonly #repairs: Repairs;
+  readonly #dirty = new Set<string>();
+  readonly #failures = new Map<string, Failure>();
+  readonly #remakes = new Relapses(REMAKES);
+  readonly #macChanges: MacChanges;
+  #suspects: Plan['suspects'] = new Map();
+  #agreement: Agreement = 'unknown';
+  /** What was done when all was compared last, as kind and id. */
+  #done: ReadonlySet<string> = new Set();
+  /** Indices of bridges that attachments are on. */
+  #bridges = new Set<number>();
+  #watch: Disposable | undefined;
+  /** While there is so much to repair that telling of it would hold it up. */
+  #held: Disposable | undefined;
+  readonly #period: Rhythm;
+  #gathering: NodeJS.Timeout | undefined;
+  #again: NodeJS.Timeout | undefined;
+  #all = false;
+  #running: Promise<void> = Promise.resolve();
+  readonly #stopping = new AbortController();
+
+  constructor(options: ReconcileOptions) {
+    this.#options = options;
+    this.#period = new Rhythm({
+      periodMs: options.periodSeconds * 1_000,
+      run: () => {
+        this.nudge();
+        this.#period.ended('calm');
+      },
+    });
+    this.#repairs = new Repairs(options);
+    const close = (id: string, difference: Difference): void => {
+      this.#repairs.close(id, difference).catch((error: unknown) => {
+        options.log.error({ id, difference, error: String(error) }, 'not closed');
+      });
+    };
+    this.#macChanges = new MacChanges({ ...options, close });
+  }
+
+  start(): void {
+    this.#watchHost();
+    this.#options.firewall.onRestored((found) => this.#repairs.toldFirewall(found));
+    this.#period.start();
+  }
+
+  #watchHost(): void {
+    this.#watch ??= this.#options.devices.watch({
+      onLink: (link, gone) => this.#noteLink(link, gone),
+      onAddressGone: (ifindex) => {
+        if (this.#bridges.has(ifindex)) this.nudge();
+      },
+      onOverrun: () => this.nudge(),
+    });
+  }
+
+  #stopWatching(): void {
+    this.#watch?.[Symbol.dispose]();
+    this.#watch = undefined;
+  }
+
+  get agreement(): Agreement {
+    return this.#agreement;
+  }
+
+  /** What could not be put right when it was tried last, by attachment. */
+  get unrepaired(): ReadonlyMap<string, string> {
+    return new Map([...this.#failures].map(([id, { reason }]) => [id, reason]));
+  }
+
+  /** Compares everything, soon. */
+  nudge(): void {
+    this.#all = true;
+    this.#gather();
+  }
+
+  /** What would be done now, for one attachment or all of the host; changes nothing. */
+  async preview(id: string | undefined, wanted: Wanted): Promise<Plan> {
+    const { journal, devices } = this.#options;
+    const records =
+      id === undefined ? journal.values() : [journal.get(id)].filter((one) => one !== undefined);
+    const observing = id === undefined ? devices.observe(records) : devices.lookUp(records);
+    const suspects = this.#suspects;
+    return (await compare(this.#options, records, { observing, suspects, wanted })).plan;
+  }
+
+  /** Resolves when nothing is being done any more. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#period.stop();
+    clearTimeout(this.#gathering);
+    clearTimeout(this.#again);
+    await this.#running;
+    this.#publishHeld();
+    this.#stopWatching();
+  }
+
+  /** Own changes are told, too: what agrees with its record is nothing to look at. */
+  #noteLink(link: SeenLink, gone: boolean): void {
+    if (this.#bridges.has(link.index) && (gone || !link.up)) this.nudge();
+    const id = taggedId(link.alias);
+    const record = id === undefined ? undefined : this.#options.journal.get(id);
+    if (record !== undefined && !gone) this.#macChanges.note(record, link);
+    if (record === undefined || (!gone && agrees(record, link))) return;
+    this.#noteDirty([record.id]);
+  }
+
+  /** Looks at these attachments alone, soon. */
+  #noteDirty(ids: readonly string[]): void {
+    for (const id of ids) this.#dirty.add(id);
+    if (ids.length > 0) this.#gather();
+  }
+
+  #gather(): void {
+    if (this.#stopping.signal.aborted) return;
+    this.#gathering ??= setTimeout(() => {
+      this.#running = this.#running.then(async () => {
+        this.#gathering = undefined;
+        try {
+          await this.#pass();
+        } catch (error) {
+          if (this.#stopping.signal.aborted) return;
+          this.#options.log.error({ error: String(error) }, 'reconcile: the host cannot be read');
+        }
+      });
+    }, GATHER_MS);
+  }
+
+  async #pass(): Promise<void> {
+    const { journal, devices, log } = this.#options;
+    const wanted = { signal: this.#stopping.signal };
+    const suspects = this.#suspects;
+    const all = this.#all;
+    const dirty = [...this.#dirty];
+    this.#all = false;
+    this.#dirty.clear();
+    if (!all) {
+      const records = dirty.map((id) => journal.get(id)).filter((one) => one !== undefined);
+      const observing = devices.lookUp(records);
+      const part = await compare(this.#options, records, { observing, suspects, wanted });
+      this.#noteDirty(part.changed);
+      // When it was seen first has to be noted with the rest.
+      if (part.plan.suspects.size > 0) this.nudge();
+      await this.#apply(part.plan.actions);
+      this.#lookAgain();
+      return;
+    }
+    // Before the leases: of what changes from here on nothing is said.
+    const records = journal.values();
+    const leases = await this.#leases();
+    this.#restoreFirewall();
+    const observing = devices.observe(records);
+    const known = { observing, leases, suspects, wanted };
+    const { plan: whole, observed, changed } = await compare(this.#options, records, known);
+    this.#noteDirty(changed);
+    this.#suspects = whole.suspects;
+    this.#bridges = new Set(
+      records.flatMap(({ attachment }) => {
+        const name = attachment?.device?.bridge;
+        return (name === undefined ? undefined : observed.names.get(name)?.index) ?? [];
+      }),
+    );
+    const differs = whole.actions.length + whole.suspects.size > 0;
+    const agreement = differs ? 'differs' : leases === undefined ? 'alone' : 'agrees';
+    if (agreement !== this.#agreement) {
+      log.info({ agreement, attachments: records.length }, 'the host compared with its records');
+    }
+    this.#agreement = agreement;
+    const concerned = new Set(whole.actions.map(({ id }) => id));
+    for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
+    if (whole.actions.length > MANY_ACTIONS) {
+      // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
+      this.#stopWatching();
+      this.#held ??= this.#options.events.holdRepairs();
+    } else {
+      this.#publishHeld();
+    }
+    const done = await this.#apply(whole.actions, this.#done);
+    this.#done = done;
+    this.#watchHost();
+    // Whether it helped.
+    if (done.size > 0) this.nudge();
+    this.#lookAgain();
+  }
+
+  #publishHeld(): void {
+    this.#held?.[Symbol.dispose]();
+    this.#held = undefined;
+  }
+
+  /** When the first grace, or the pause after a failure, is over. */
+  #lookAgain(): void {
+    clearTimeout(this.#again);
+    const now = performance.now();
+    const times = [
+      ...[...this.#suspects.values()].map((since) => since + GRACE_MS),
+      ...[...this.#failures.values()].map(({ until }) => until),
+    ];
+    const next = Math.min(...times.filter((at) => at > now));
+    if (this.#stopping.signal.aborted || next === Infinity) return;
+    this.#again = setTimeout(() => this.nudge(), next - now);
+  }
+
+  async #leases(): Promise<PlanOptions['leases']> {
+    const { session, hostLeases, log } = this.#options;
+    if (!session().status.open) return undefined;
+    try {
+      return await hostLeases.listed();
+    } catch (error) {
+      log.warn({ error: String(error) }, 'leases cannot be compared now');
+      return undefined;
+    }
+  }
+
+  #restoreFirewall(): void {
+    const { firewall, log } = this.#options;
+    try {
+      firewall.restore();
+    } catch (error) {
+      log.error({ error: String(error) }, 'nftables cannot be restored');
+    }
+  }
+
+  /** Answers what was done, as kind and id. What was done `before` and is to be done again has not helped. */
+  async #apply(
+    actions: readonly Action[],
+    before: ReadonlySet<string> = new Set(),
+  ): Promise<Set<string>> {
+    const done = new Set<string>();
+    let tried = 0;
+    for (const action of actions) {
+      if (this.#stopping.signal.aborted) return done;
+      const failure = this.#failures.get(action.id);
+      if (failure !== undefined && performance.now() < failure.until) continue;
+      const key = `${action.kind} ${action.id}`;
+      try {
+        await this.#repairs.repair(action, this.#suspects);
+        done.add(key);
+        const again = action.kind === 'remake' && this.#remakes.note(action.id, performance.now());
+        if (before.has(key) || again) this.#noteFailure(action, 'it differs again');
+        else this.#failures.delete(action.id);
+      } catch (error) {
+        this.#noteFailure(action, error);
+      }
+      tried += 1;
+      if (tried % ACTIONS_PER_TURN === 0) await nextTurn();
+    }
+    return done;
+  }
+
+  #noteFailure({ id, kind, differences }: Action, error: unknown): void {
+    const before = this.#failures.get(id)?.waitMs;
+    const waitMs = before === undefined ? BACKOFF_FIRST_MS : Math.min(before * 2, BACKOFF_MOST_MS);
+    const reason = error instanceof Error ? error.message : String(error);
+    this.#failures.set(id, { waitMs, until: performance.now() + waitMs, reason });
+    const { log } = this.#options;
+    log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
+  }
+}

@@ -1,0 +1,239 @@
+import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { Steps } from '#native/steps.ts';
+import type { Config } from '../../config.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import { taggedId } from '../networks/network-type.ts';
+import { bridgeDifferences, isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
+import type { Observed, SeenLink } from './observe.ts';
+import { isStray } from './strays.ts';
+
+/** One thing to do, and why. */
+export type Action =
+  /** The device is there and not as it should be: it is set in place. */
+  | { readonly kind: 'mend'; readonly id: string; readonly differences: readonly Difference[] }
+  /** The device is gone: it is made again under the same name, with the same addresses. */
+  | { readonly kind: 'remake'; readonly id: string; readonly differences: readonly Difference[] }
+  /** Another holds the addresses of a fenced attachment: its port is closed again. */
+  | { readonly kind: 'close'; readonly id: string; readonly differences: readonly Difference[] }
+  /** The workload is gone: the attachment ends. */
+  | {
+      readonly kind: 'detach';
+      readonly id: string;
+      readonly reason: 'namespace-gone' | 'reboot';
+      readonly differences: readonly Difference[];
+    }
+  /** A device of ours that is nobody's, or another one than its attachment has. */
+  | {
+      readonly kind: 'remove';
+      readonly id: string;
+      readonly link: SeenLink;
+      readonly differences: readonly Difference[];
+    }
+  /** A lease of this host of which there is neither record nor device. */
+  | {
+      readonly kind: 'release';
+      readonly id: string;
+      readonly lease: Lease;
+      readonly differences: readonly Difference[];
+    }
+  /** The ledger has no lease of what stands here: it is told of it, and says whose it is. */
+  | { readonly kind: 'reassert'; readonly id: string; readonly differences: readonly Difference[] };
+
+export interface PlanOptions {
+  readonly records: readonly AttachmentRecord[];
+  readonly observed: Observed;
+  /** All leases of this host by id, read after the records; undefined where the ledger was not asked. */
+  readonly leases?: ReadonlyMap<string, Lease> | undefined;
+  /** Since when (`now`'s clock) something has been seen that is acted upon when it stays. */
+  readonly suspects: ReadonlyMap<string, number>;
+  /**
+   * Whether an attachment has the record, or the lack of one, that it had when `records` were read. Of one whose record
+   * has changed since then nothing is said: what was observed may be of before or after.
+   */
+  readonly isAsRead?: ((id: string) => boolean) | undefined;
+  readonly now: number;
+  /**
+   * False while the host may be another machine's, of which this one is a copy, records and all: what those say of an
+   * earlier boot may stand there.
+   */
+  readonly isOwn?: boolean | undefined;
+  readonly bootId: string;
+  readonly onReboot: Config['onReboot'];
+}
+
+export interface Plan {
+  readonly actions: readonly Action[];
+  /** For the next plan of all records: what has to be seen again before anything is done. */
+  readonly suspects: ReadonlyMap<string, number>;
+}
+
+/** So long apart two observations must agree before anything is ended or removed. */
+export const GRACE_MS = 10_000;
+
+/**
+ * What has to be done so that the host is what the records say. Names nothing that is not tagged as ours; what lies
+ * inside a workload's own namespace is left alone.
+ */
+export function* plan(options: PlanOptions): Steps<Plan> {
+  const { records, observed, now, isAsRead = () => true } = options;
+  const suspects = new Map<string, number>();
+  /** True when it was seen a grace ago, too. */
+  const stays = (key: string): boolean => {
+    const since = options.suspects.get(key) ?? now;
+    suspects.set(key, since);
+    return now - since >= GRACE_MS;
+  };
+  const actions: Action[] = [];
+  const bridges = new Set<string>();
+  for (const record of records) {
+    yield;
+    if (!isAsRead(record.id)) continue;
+    const action = actionFor(record, options, stays);
+    if (action !== undefined) actions.push(action);
+    const bridge = record.attachment?.device?.bridge;
+    if (bridge === undefined || record.state !== 'attached' || bridges.has(bridge)) continue;
+    bridges.add(bridge);
+    const differences = action === undefined ? bridgeDifferences(record, observed) : [];
+    if (differences.length > 0) actions.push({ kind: 'mend', id: record.id, differences });
+  }
+  if (!observed.whole) return { actions, suspects };
+  const others = [yield* strays(options, stays), yield* leaseless(options, stays)];
+  return { actions: [...actions, ...others.flat()], suspects };
+}
+
+function actionFor(
+  record: AttachmentRecord,
+  { observed, isOwn = true, bootId, onReboot }: PlanOptions,
+  stays: (key: string) => boolean,
+): Action | undefined {
+  const { id, attachment, state } = record;
+  if (attachment === undefined) return undefined;
+  if (state === 'fenced') {
+    const link = linkOf(attachment, observed);
+    if (link === undefined || !isOnHost(attachment) || isClosed(attachment, link)) return undefined;
+    const { bridge = null } = attachment.device;
+    const differences = link.up
+      ? [{ id, what: 'device.up', expected: false, observed: true }]
+      : [{ id, what: 'device.bridge', expected: null, observed: bridge }];
+    return { kind: 'close', id, differences };
+  }
+  if (state !== 'attached') return undefined;
+  const boot: Difference = { id, what: 'boot', expected: bootId, observed: record.bootId };
+  const rebooted = record.bootId !== bootId;
+  if (rebooted && !isOwn) return undefined;
+  if (rebooted && (attachment.kind === 'container' || onReboot === 'release')) {
+    return { kind: 'detach', id, reason: 'reboot', differences: [boot] };
+  }
+  const gone = namespaceGone(record, attachment, observed);
+  if (gone !== undefined) {
+    if (!stays(`namespace ${id}`)) return undefined;
+    return { kind: 'detach', id, reason: 'namespace-gone', differences: [gone] };
+  }
+  const again = rebooted ? [boot] : [];
+  if (!isOnHost(attachment)) return remakeInside(record, attachment, observed, again);
+  const link = linkOf(attachment, observed);
+  if (link === undefined) {
+    const missing = { id, what: 'device', expected: attachment.device.name, observed: null };
+    return { kind: 'remake', id, differences: [...again, missing] };
+  }
+  const differences = [...again, ...linkDifferences(record, attachment, link, observed)];
+  return differences.length === 0 ? undefined : { kind: 'mend', id, differences };
+}
+
+/** Of a VM's namespace that was made for it, and goes with a reboot or by somebody's hand, or the TAP inside. */
+function remakeInside(
+  { namespaceIdentity: identity }: AttachmentRecord,
+  { id, kind, netns, device }: Attachment,
+  observed: Observed,
+  again: readonly Difference[],
+): Action | undefined {
+  if (kind !== 'vm' || netns === undefined) return undefined;
+  const missing = (what: string, expected: string | null): Action => ({
+    kind: 'remake',
+    id,
+    differences: [...again, { id, what, expected, observed: null }],
+  });
+  const found = observed.namespaces.get(netns);
+  if (found === null) return undefined;
+  if (found === undefined) return missing('netns', netns);
+  // Somebody else's, under the path of the one that was named.
+  if (identity !== undefined && identity !== found) return undefined;
+  return observed.inside.get(id) === null ? missing('device', device?.name ?? null) : undefined;
+}
+
+/** Without a path, a pair goes with whatever namespace its other end was moved to. */
+function namespaceGone(
+  record: AttachmentRecord,
+  attachment: Attachment,
+  observed: Observed,
+): Difference | undefined {
+  const { id, kind, netns } = attachment;
+  if (kind !== 'container') return undefined;
+  if (netns === undefined) {
+    if (attachment.device?.type !== 'veth' || linkOf(attachment, observed)) return undefined;
+    return { id, what: 'device', expected: attachment.device.name, observed: null };
+  }
+  const found = observed.namespaces.get(netns);
+  if (found === null) return undefined;
+  const identity = found ?? null;
+  const expected = record.namespaceIdentity ?? identity ?? netns;
+  if (identity === expected) return undefined;
+  return { id, what: 'netns', expected, observed: identity };
+}
+
+function* strays(
+  { records, observed, isAsRead = () => true }: PlanOptions,
+  stays: (key: string) => boolean,
+): Steps<Action[]> {
+  const known = new Map(records.map((record) => [record.id, record]));
+  const names = new Set(records.map(({ deviceName }) => deviceName));
+  const actions: Action[] = [];
+  for (const link of observed.links.values()) {
+    yield;
+    const tagged = taggedId(link.alias);
+    const record = tagged === undefined ? undefined : known.get(tagged);
+    if (!isStray(link, record, names.has(link.name))) continue;
+    const id = tagged ?? link.name;
+    if (!isAsRead(id)) continue;
+    if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) continue;
+    const what = record === undefined ? 'record' : 'device';
+    const expected = record === undefined ? null : record.deviceName;
+    const differences = [{ id, what, expected, observed: link.name }];
+    actions.push({ kind: 'remove', id, link, differences });
+  }
+  return actions;
+}
+
+/** Leases without a record, and records without their lease. */
+function* leaseless(
+  { records, observed, leases, bootId, onReboot, isAsRead = () => true }: PlanOptions,
+  stays: (key: string) => boolean,
+): Steps<Action[]> {
+  if (leases === undefined) return [];
+  const actions: Action[] = [];
+  const known = new Set<string>();
+  for (const { id, state, attachment } of records) {
+    yield;
+    known.add(id);
+    if (state !== 'attached' || attachment === undefined || !isAsRead(id)) continue;
+    const { generation } = attachment;
+    const observedGeneration = leases.get(id)?.generation ?? null;
+    if (observedGeneration === generation || !stays(`record ${id} ${generation}`)) continue;
+    const difference = { id, what: 'lease', expected: generation, observed: observedGeneration };
+    actions.push({ kind: 'reassert', id, differences: [difference] });
+  }
+  const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id) && isAsRead(id));
+  if (unrecorded.length === 0) return actions;
+  // Where a device stands, the record was lost and the workload may live.
+  const devices = new Set([...observed.links.values()].map(({ alias }) => taggedId(alias)));
+  for (const lease of unrecorded) {
+    yield;
+    const { id, generation, kind } = lease;
+    const kept = lease.bootId !== bootId && kind === 'vm' && onReboot === 'recreate';
+    if (kept || devices.has(id) || !stays(`lease ${id} ${generation}`)) continue;
+    const difference = { id, what: 'record', expected: null, observed: { generation } };
+    actions.push({ kind: 'release', id, lease, differences: [difference] });
+  }
+  return actions;
+}

@@ -1,0 +1,75 @@
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
+import { namespaceIdentity } from '#native/namespace.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { NetworkType } from '../networks/network-type.ts';
+
+/**
+ * Makes the device of a record again, under its name and with its addresses; the lease stays, and nobody is asked. The
+ * record has the new device when this resolves; when it rejects, nothing was made.
+ */
+export async function remake(
+  { journal, bootId }: { readonly journal: Journal; readonly bootId: string },
+  type: NetworkType,
+  record: AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment' | 'network'>>,
+  {
+    leftover,
+  }: {
+    /** A device of this attachment stands under the name, made by an agent that died. */ readonly leftover: boolean;
+  },
+): Promise<Attachment> {
+  const { attachment, network, deviceName } = record;
+  const request = requestOf(record.request, attachment);
+  // What was beside the device is found by the old one; a namespace that stands is made use of.
+  const { netns } = request;
+  const inside = attachment.type === 'isolated' && netns !== undefined;
+  const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';
+  if (leftover || (beside && !inside)) await type.detach(record).removed;
+  using checked = type.check(request, network, { deviceName });
+  checked.prepare();
+  using undo = new DisposableStack();
+  const made = checked.attach(leaseOf(attachment, record), undo);
+  const place = made.netns === undefined ? {} : { netns: made.netns };
+  const remade = { ...attachment, device: made.device, ...place };
+  // What an update has let through.
+  if (attachment.filterAddresses !== undefined) type.resume(remade, network);
+  journal.put({ ...record, bootId, attachment: remade });
+  undo.move();
+  return remade;
+}
+
+/** What was asked for, with what updates have made of it, and in the namespace that was made for it if that stands. */
+function requestOf(request: AttachRequest, attachment: Attachment): AttachRequest {
+  const { ports: _ports, bandwidth: _bandwidth, ...rest } = request;
+  const { ports, bandwidth, device, netns } = attachment;
+  const stands = netns !== undefined && namespaceIdentity(netns) !== undefined;
+  return {
+    ...rest,
+    ...(attachment.type === 'isolated' && stands && { netns }),
+    ...(ports.length > 0 && { ports }),
+    ...(Object.keys(bandwidth).length > 0 && { bandwidth }),
+    ...(device !== null && { mtu: device.mtu }),
+  };
+}
+
+/** The lease that a record tells of. */
+export function leaseOf(
+  attachment: Attachment,
+  { request, bootId }: Pick<AttachmentRecord, 'request' | 'bootId'>,
+): Lease {
+  const { id, generation, network, workload, kind, host, mac, addresses, lease } = attachment;
+  return {
+    id,
+    generation,
+    network,
+    workload,
+    kind,
+    host,
+    bootId,
+    ...(request.hostname !== undefined && { hostname: request.hostname }),
+    mac,
+    addresses: addresses.map(({ address }) => address),
+    grantedAt: lease.grantedAt,
+    ...(lease.expiresAt !== undefined && { expiresAt: lease.expiresAt }),
+  };
+}

@@ -1,0 +1,187 @@
+import type { Difference } from '#protocol/attachment.ts';
+import type { Ledger } from '#ipam-store/ledger.ts';
+import { atOnce } from '#native/steps.ts';
+import { announce } from '../../storage/announce.ts';
+import type { Config } from '../../config.ts';
+import type { Detaches } from '../../attachments/detaches.ts';
+import type { EventLog } from '../../storage/events.ts';
+import type { HostLeases } from '../../attachments/host-leases.ts';
+import type { Journal } from '../../storage/journal.ts';
+import type { Log } from '../../log.ts';
+import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network-type.ts';
+import type { Session } from '../../fleet/session.ts';
+import type { IdLocks } from '../../schedule/id-lock.ts';
+import type { TableDifference } from '../firewall/firewall.ts';
+import type { HostDevices } from './host-devices.ts';
+import { type Action, plan, type Plan } from './plan.ts';
+import { remake } from './remake.ts';
+import { isStray } from './strays.ts';
+
+export interface RepairsOptions {
+  readonly host: string;
+  readonly bootId: string;
+  readonly onReboot: Config['onReboot'];
+  readonly journal: Journal;
+  readonly ledger: Ledger;
+  readonly events: EventLog;
+  readonly networkTypes: NetworkTypes;
+  readonly devices: HostDevices;
+  readonly locks: IdLocks;
+  readonly detaches: Detaches;
+  readonly hostLeases: Pick<HostLeases, 'release'>;
+  /** The ledger is asked while the session is open, and only then. */
+  readonly session: () => Pick<Session, 'status' | 'reassert'>;
+  readonly log: Log;
+}
+
+/** Does what a plan says, each in the turn of its attachment, so that it races no request. */
+export class Repairs {
+  readonly #options: RepairsOptions;
+
+  constructor(options: RepairsOptions) {
+    this.#options = options;
+  }
+
+  /** Rejects where it could not be done. `suspects` are those of the plan. */
+  async repair(action: Action, suspects: Plan['suspects']): Promise<void> {
+    // It takes the turn itself.
+    if (action.kind === 'release') await this.#release(action);
+    else {
+      const { locks } = this.#options;
+      await locks.take(action.id, Infinity, () => this.#inTurn(action, suspects));
+    }
+  }
+
+  /** Looks again, since requests may have changed what was planned, and does what is to be done now. */
+  async #inTurn(planned: Action, suspects: Plan['suspects']): Promise<void> {
+    const { journal, devices, detaches, networkTypes, log } = this.#options;
+    const { id } = planned;
+    const record = journal.get(id);
+    if (planned.kind === 'remove') {
+      const { link } = planned;
+      const tagged = journal.get(taggedId(link.alias) ?? '');
+      if (isStray(link, tagged, journal.namesDevice(link.name))) await this.#removeStray(planned);
+      return;
+    }
+    if (record === undefined) return;
+    if (planned.kind === 'reassert') {
+      if (record.state === 'attached') await this.#reassert(planned);
+      return;
+    }
+    const observed = atOnce(devices.lookUp([record]));
+    const { bootId, onReboot } = this.#options;
+    const now = performance.now();
+    const anew = plan({ records: [record], observed, suspects, bootId, onReboot, now });
+    const [action] = atOnce(anew).actions;
+    if (action === undefined) return;
+    const { kind, differences } = action;
+    const type = networkTypes[record.networkType];
+    const { attachment, network } = record;
+    if (type === undefined || attachment === undefined) return;
+    if (kind === 'close') {
+      type.setDown(record);
+      log.warn({ id, differences }, 'a fenced device was up, and is down again');
+    } else if (kind === 'detach') {
+      log.warn({ id, reason: action.reason, differences }, 'its workload is gone: detached');
+      detaches.begin(record, {
+        reason: action.reason,
+        requestId: `${action.reason}-${id}-${attachment.generation}`,
+        startedAt: new Date().toISOString(),
+      });
+    } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
+      announce(this.#options, id);
+      const { announce: _, ...announced } = record;
+      if (kind === 'remake') {
+        const named = observed.names.get(record.deviceName);
+        const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
+        const leftover = untagged || taggedId(named?.alias) === id;
+        await remake(this.#options, type, { ...announced, attachment, network }, { leftover });
+      } else {
+        type.mend(attachment, network);
+        if (record.bootId !== bootId) journal.put({ ...announced, bootId });
+      }
+      this.#told(id, kind, differences);
+    }
+  }
+
+  /**
+   * Sets a device down for good, since its holder does again and again what harms others. It stays like that until it is
+   * detached or attached anew.
+   */
+  async close(id: string, difference: Difference): Promise<void> {
+    const { journal, networkTypes, locks, log } = this.#options;
+    await locks.take(id, Infinity, async () => {
+      const record = journal.get(id);
+      if (record?.state !== 'attached') return;
+      networkTypes[record.networkType]?.setDown(record);
+      announce(this.#options, id);
+      journal.putAnyway({ ...(journal.get(id) ?? record), state: 'fenced', closed: difference });
+      log.error(
+        { id, difference },
+        'its MAC was changed again and again: closed until it is detached',
+      );
+      this.#told(id, 'close', [difference]);
+    });
+  }
+
+  /** The nftables of the host, which are nobody's alone. */
+  toldFirewall(found: readonly TableDifference[]): void {
+    const { events, host } = this.#options;
+    const differences = found.map(({ what, ...counts }) => ({
+      id: host,
+      what: `nftables ${what}`,
+      ...counts,
+    }));
+    events.add({
+      type: 'repaired',
+      network: '-',
+      subject: host,
+      operation: 'repair',
+      requestId: `repaired-${host}-${Date.now()}`,
+      trace: {},
+      body: { host, differences, action: 'firewall' },
+    });
+  }
+
+  /** What is another's by now is fenced. */
+  async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
+    const { session, log } = this.#options;
+    await session().reassert(id);
+    log.warn({ id, differences }, 'the ledger had no lease of this: told');
+  }
+
+  async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {
+    const { hostLeases, log } = this.#options;
+    if (!(await hostLeases.release(lease))) return;
+    log.warn({ id, generation: lease.generation }, 'a lease of nothing on this host was released');
+  }
+
+  /** With a lease and no record, the record was lost and the workload may live: then it is left alone. */
+  async #removeStray({ id, link }: Action & { kind: 'remove' }): Promise<void> {
+    const { ledger, devices, journal, host, log } = this.#options;
+    const tagged = taggedId(link.alias) !== undefined;
+    if (tagged && journal.get(id) === undefined && (await ledger.getLease(id))?.host === host) {
+      log.error({ id, device: link.name }, 'a device and a lease without a record: left alone');
+      return;
+    }
+    await devices.remove(link);
+    log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
+  }
+
+  #told(id: string, action: 'mend' | 'remake' | 'close', differences: readonly Difference[]): void {
+    const { journal, events, host, log } = this.#options;
+    const attachment = journal.get(id)?.attachment;
+    if (attachment === undefined) return;
+    const { generation, workload, network, device } = attachment;
+    log.warn({ id, action, differences }, 'repaired');
+    events.add({
+      type: 'repaired',
+      network,
+      subject: id,
+      operation: 'repair',
+      requestId: `repaired-${id}-${generation}-${Date.now()}`,
+      trace: {},
+      body: { id, generation, workload, network, host, device, action, differences },
+    });
+  }
+}

@@ -1,0 +1,74 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { VoltError } from '#protocol/errors.ts';
+
+/** So many may wait for one id: whoever sends more does not listen to answers. */
+const MOST_WAITING = 64;
+
+/** Work for one id runs one after the other, in the order it came; different ids side by side. */
+export class IdLocks {
+  /** The last work of each id that has some under way. */
+  readonly #last = new Map<string, Promise<void>>();
+  /** How many of each id wait. */
+  readonly #waiting = new Map<string, number>();
+
+  /**
+   * Waits for its turn, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. OVERLOADED where too many wait
+   * already; the agent's own work, which has no deadline, always may.
+   */
+  async take<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
+    if (deadline !== Infinity && (this.#waiting.get(id) ?? 0) >= MOST_WAITING) {
+      throw new VoltError('OVERLOADED', `${MOST_WAITING} requests for ${id} wait already`);
+    }
+    const previous = this.#last.get(id);
+    const { promise: done, resolve } = Promise.withResolvers<void>();
+    const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
+    this.#last.set(id, turn);
+    // Not before those in front have ended: of one that gives up, the next must not overtake them.
+    void turn.then(() => {
+      if (this.#last.get(id) === turn) this.#last.delete(id);
+    });
+    try {
+      if (previous !== undefined) {
+        this.#waits(id, 1);
+        await withDeadline(previous, deadline, () => {
+          return new VoltError('DEADLINE_EXCEEDED', `other requests for ${id} are under way`);
+        }).finally(() => this.#waits(id, -1));
+      }
+      return await work();
+    } finally {
+      resolve();
+    }
+  }
+
+  #waits(id: string, change: 1 | -1): void {
+    const waiting = (this.#waiting.get(id) ?? 0) + change;
+    if (waiting === 0) this.#waiting.delete(id);
+    else this.#waiting.set(id, waiting);
+  }
+
+  /** Resolves when all that is under way now has ended. */
+  async idle(): Promise<void> {
+    await Promise.all(this.#last.values());
+  }
+}
+
+/** Waits for `work` until `deadline` (`performance.now()` time), then throws what `late` makes. */
+export async function withDeadline(
+  work: Promise<unknown>,
+  deadline: number,
+  late: () => VoltError,
+): Promise<void> {
+  if (deadline === Infinity) {
+    await work;
+    return;
+  }
+  const timer = new AbortController();
+  const timeout = sleep(Math.max(0, deadline - performance.now()), 'late', {
+    signal: timer.signal,
+  }).catch(() => 'cancelled');
+  try {
+    if ((await Promise.race([work, timeout])) === 'late') throw late();
+  } finally {
+    timer.abort();
+  }
+}

@@ -1,0 +1,255 @@
+import {
+  closeSync,
+  fdatasync,
+  fsync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import type { Log } from '../log.ts';
+
+/** Where an entry's body lies. */
+export interface Place {
+  readonly segment: number;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** What an entry says of itself, in the line before its body: small, and read at each start. */
+export type Header = Readonly<Record<string, unknown>>;
+
+const VERSION = 1;
+const NEWLINE = 0x0a;
+const MAX_SEGMENT_BYTES = 8 * 1024 * 1024;
+const SEGMENT_NAME = /^\d{12}\.log$/;
+const dataSync = promisify(fdatasync);
+const fileSync = promisify(fsync);
+
+/**
+ * A log on disk: entries of a header (one line of JSON) and a body, appended to segment files in one folder. An
+ * entry is there once `append` returns, for the next process too; a power failure keeps it once `sync` has
+ * resolved. A process never writes to a segment of another: what was cut short stays at the end of its file, and is
+ * passed over.
+ */
+export class AppendLog {
+  readonly #folder: string;
+  readonly #log: Log;
+  #segment = 0;
+  #fd: number | undefined;
+  #length = 0;
+  /** Segments that were written to since the last sync began, by their descriptors. */
+  #unsynced = new Set<number>();
+  /** Those that are being synced. */
+  #inSync: ReadonlySet<number> = new Set();
+  /** Closed for writing, and still to be synced. */
+  readonly #retired = new Set<number>();
+  #syncing: Promise<void> | undefined;
+  #next: Promise<void> | undefined;
+
+  constructor({ folder, log }: { folder: string; log: Log }) {
+    this.#folder = folder;
+    this.#log = log;
+  }
+
+  /** Shows all entries, in the order in which they were appended. What cannot be read is reported and passed over. */
+  load(visit: (header: Header, place: Place) => void): void {
+    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+    for (const name of readdirSync(this.#folder).toSorted()) {
+      if (!SEGMENT_NAME.test(name)) continue;
+      const segment = Number(name.slice(0, 12));
+      this.#segment = Math.max(this.#segment, segment);
+      const bytes = readFileSync(join(this.#folder, name));
+      const end = eachEntry(bytes, (header, offset, length) => {
+        visit(header, { segment, offset, bytes: length });
+      });
+      if (end === bytes.length) continue;
+      const rest = bytes.length - end;
+      this.#log.warn({ file: name, at: end, bytes: rest }, 'the end of a log cannot be read');
+      if (bytes.indexOf(NEWLINE, end) === -1) continue;
+      // More than a line that was cut short: somebody may want to look at it.
+      renameSync(join(this.#folder, name), join(this.#folder, `${name}.corrupt`));
+      writeWhole(join(this.#folder, name), bytes.subarray(0, end));
+    }
+  }
+
+  /** Throws what the disk refuses with; then nothing of the entry is there. */
+  append(header: Header, body = ''): Place {
+    const bytes = Buffer.byteLength(body);
+    const line = `${JSON.stringify({ v: VERSION, bytes, ...header })}\n`;
+    const entry = Buffer.from(`${line}${body}\n`);
+    if (this.#length + entry.length > MAX_SEGMENT_BYTES) this.#retire();
+    const fd = this.#open();
+    const start = this.#length;
+    const written = writeSync(fd, entry, 0, entry.length, start);
+    if (written < entry.length) {
+      // A full disk takes a part; the next entry overwrites it.
+      throw new Error(`${written} of ${entry.length} bytes written`);
+    }
+    this.#length += entry.length;
+    this.#unsynced.add(fd);
+    return { segment: this.#segment, offset: start + Buffer.byteLength(line), bytes };
+  }
+
+  /** The body of an entry. Throws where its segment is gone. */
+  read({ segment, offset, bytes }: Place): string {
+    const fd = openSync(this.#path(segment), 'r');
+    try {
+      const body = Buffer.alloc(bytes);
+      const got = readSync(fd, body, 0, bytes, offset);
+      if (got < bytes) throw new Error(`${this.#path(segment)} ends early`);
+      return body.toString('utf8');
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  /** Resolves when all that was appended before outlives a power failure. Callers share the wait. */
+  sync(): Promise<void> {
+    if (this.#next !== undefined) return this.#next;
+    if (this.#syncing === undefined) return this.#beginSync();
+    // The one that runs may have begun before the caller's entry was there.
+    const begin = (): Promise<void> => this.#beginSync();
+    this.#next = this.#syncing.then(begin, begin);
+    return this.#next;
+  }
+
+  #beginSync(): Promise<void> {
+    this.#next = undefined;
+    const syncing = this.#sync();
+    this.#syncing = syncing;
+    const end = (): void => {
+      if (this.#syncing === syncing) this.#syncing = undefined;
+    };
+    syncing.then(end, end);
+    return syncing;
+  }
+
+  /** The segment that is written to; those before take no more entries. */
+  get current(): number {
+    return this.#segment;
+  }
+
+  get currentBytes(): number {
+    return this.#length;
+  }
+
+  /** Begins another segment, so that `drop` can take the one before. */
+  rotate(): void {
+    if (this.#fd !== undefined) this.#retire();
+  }
+
+  /** Removes a segment with all its entries. */
+  drop(segment: number): void {
+    if (segment === this.#segment) this.rotate();
+    rmSync(this.#path(segment), { force: true });
+  }
+
+  close(): void {
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    for (const fd of this.#retired) closeSync(fd);
+    this.#fd = undefined;
+    this.#retired.clear();
+    this.#unsynced.clear();
+  }
+
+  async #sync(): Promise<void> {
+    const written = this.#unsynced;
+    this.#unsynced = new Set();
+    this.#inSync = written;
+    try {
+      for (const fd of written) await dataSync(fd);
+    } catch (error) {
+      for (const fd of written) this.#unsynced.add(fd);
+      throw error;
+    } finally {
+      this.#inSync = new Set();
+    }
+    for (const fd of written) {
+      // One that was written to meanwhile waits for the next.
+      if (!this.#unsynced.has(fd) && this.#retired.delete(fd)) closeSync(fd);
+    }
+    await syncFolder(this.#folder);
+  }
+
+  #open(): number {
+    if (this.#fd !== undefined) return this.#fd;
+    this.#segment += 1;
+    this.#fd = openSync(this.#path(this.#segment), 'w', 0o600);
+    this.#length = 0;
+    return this.#fd;
+  }
+
+  #retire(): void {
+    const fd = this.#fd;
+    this.#fd = undefined;
+    this.#length = 0;
+    if (fd === undefined) return;
+    if (this.#unsynced.has(fd) || this.#inSync.has(fd)) this.#retired.add(fd);
+    else closeSync(fd);
+  }
+
+  #path(segment: number): string {
+    return join(this.#folder, `${String(segment).padStart(12, '0')}.log`);
+  }
+}
+
+/** Answers where the last whole entry ends. */
+function eachEntry(
+  bytes: Buffer,
+  visit: (header: Header, offset: number, length: number) => void,
+): number {
+  let at = 0;
+  for (;;) {
+    const lineEnd = bytes.indexOf(NEWLINE, at);
+    if (lineEnd === -1) return at;
+    const header = headerOf(bytes.toString('utf8', at, lineEnd));
+    if (header === null) return at;
+    const offset = lineEnd + 1;
+    const end = offset + header.bytes;
+    if (bytes[end] !== NEWLINE) return at;
+    visit(header, offset, header.bytes);
+    at = end + 1;
+  }
+}
+
+function headerOf(line: string): (Header & { readonly bytes: number }) | null {
+  try {
+    const value: unknown = JSON.parse(line);
+    if (typeof value !== 'object' || value === null || !('v' in value && 'bytes' in value)) {
+      return null;
+    }
+    const { v, bytes } = value;
+    if (v !== VERSION || typeof bytes !== 'number' || bytes < 0) return null;
+    return { ...value, bytes };
+  } catch {
+    return null;
+  }
+}
+
+function writeWhole(path: string, bytes: Buffer): void {
+  const fd = openSync(path, 'w', 0o600);
+  try {
+    writeSync(fd, bytes);
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** A new file is found after a power failure only once its folder was synced. */
+async function syncFolder(folder: string): Promise<void> {
+  const fd = openSync(folder, 'r');
+  try {
+    await fileSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}

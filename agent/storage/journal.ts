@@ -1,0 +1,331 @@
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import {
+  type Attachment,
+  type AttachRequest,
+  attachmentSchema,
+  STATES as ATTACHMENT_STATES,
+  attachRequestSchema,
+  type Difference,
+} from '#protocol/attachment.ts';
+import { parseRequest } from '#protocol/parse.ts';
+import { type Network, parseNetwork } from '#protocol/network.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { Log } from '../log.ts';
+import { OrderedIds } from './ordered-ids.ts';
+import type { StoredPosition } from '../attachments/request-log.ts';
+
+const RECORD_VERSION = 1;
+
+/**
+ * What this host knows of one attachment: the intent before the first side effect, the result after the
+ * last. The record is there as long as anything of the attachment may be: device, lease, or both.
+ */
+export interface AttachmentRecord {
+  readonly id: string;
+  /** `fenced`: its lease is another's by now, or it is `closed`, and its device is down. */
+  readonly state: Attachment['state'];
+  /** Why the agent has set its device down for good: what its holder did to it again and again. */
+  readonly closed?: Difference;
+  readonly networkType: Network['type'];
+  readonly request: AttachRequest;
+  /** Equal for requests of the same content (contract of `attach`). */
+  readonly contentKey: string;
+  /** The same of what an update made of it. */
+  readonly updatedKey?: string;
+  readonly createdAt: string;
+  /** The boot (/proc/sys/kernel/random/boot_id) in which devices were made. */
+  readonly bootId: string;
+  /** The name that the host's end has or is about to get; reserved from the intent on. */
+  readonly deviceName: string;
+  /** The lease's generation as soon as it is known. */
+  readonly generation?: number;
+  /** Device and inode of the network namespace that holds the workload's end. */
+  readonly namespaceIdentity?: string;
+  /** The network as it was when the device was made or changed last, without its addresses to give out. */
+  readonly network?: Network;
+  /** Its revision then; of records of an earlier release it is not known. */
+  readonly revision?: number;
+  /** What the network type found and has to put back (`CheckedAttach.before`). */
+  readonly before?: Readonly<Record<string, unknown>>;
+  readonly attachment?: Attachment;
+  /** The highest generation that the host had seen before it asked for a lease: what it got is of before, or later. */
+  readonly seenGeneration?: number;
+  /** The lease that the id had before (of a VM, from before a reboot), in an attach that failed. */
+  readonly kept?: Lease;
+  /**
+   * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in
+   * between leaves it to the next.
+   */
+  readonly announce?: Announcement;
+  /** Why and for whom it is being detached; the event that ends it is made from this. */
+  readonly detach?: DetachIntent;
+}
+
+export interface Announcement {
+  readonly requestId: string;
+  readonly position?: StoredPosition;
+  readonly durationMs: Readonly<Record<string, number>>;
+  /** The request, where it is not the record's own but a later one that found what it asked for. */
+  readonly repeat?: AttachRequest;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+}
+
+export interface DetachIntent {
+  readonly reason:
+    'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted' | 'namespace-gone' | 'reboot';
+  readonly requestId: string;
+  /** As the request named it. */
+  readonly generation?: number;
+  readonly position?: StoredPosition;
+  readonly startedAt: string;
+  readonly traceparent?: string;
+  readonly tracestate?: string;
+}
+
+/**
+ * The records of this host: a map in memory, one readable JSON file per attachment behind it, replaced by
+ * rename so that a reader and a crash see the old or the new one. The folder is on tmpfs: no fsync.
+ *
+ * The runtime folder goes with a reboot; a VM's record has a copy in the state folder, from which the next boot makes
+ * its device again, written anew when what it needs is another. A copy that a power cut or a full disk has cost leaves
+ * the lease, which waits for the next attach.
+ */
+export class Journal {
+  readonly #folder: string;
+  readonly #copies: string;
+  readonly #bootId: string;
+  readonly #log: Log;
+  readonly #records = new Map<string, AttachmentRecord>();
+  readonly #ids = new OrderedIds();
+  /** What the copy of a record says, for those that have one. */
+  readonly #copied = new Map<string, AttachmentRecord>();
+  readonly #deviceNames = new Set<string>();
+  /** Ids by the workload's MAC, which is unique in a network alone. */
+  readonly #macs = new Map<string, ReadonlySet<string>>();
+  /** Ids of the VMs that were attached before a reboot, as `load` found them. */
+  ofEarlierBoot: readonly string[] = [];
+
+  constructor(options: { runtimeDir: string; stateDir: string; bootId: string; log: Log }) {
+    this.#folder = join(options.runtimeDir, 'attachments');
+    this.#copies = join(options.stateDir, 'attachments');
+    this.#bootId = options.bootId;
+    this.#log = options.log;
+  }
+
+  /**
+   * Reads the folders. Files that cannot be read as records are set aside under `corrupt/`, those of a newer release
+   * under `newer/`, and reported; the release that can read them takes them back.
+   */
+  load(): void {
+    for (const record of this.#readAll(this.#folder)) this.#keep(record);
+    for (const record of this.#readAll(this.#copies)) {
+      this.#copied.set(record.id, record);
+      if (this.#records.has(record.id)) continue;
+      if (record.bootId === this.#bootId) this.#removeCopy(record.id);
+      else this.put(record);
+    }
+    for (const record of this.values()) this.#copy(record);
+    this.ofEarlierBoot = this.values()
+      .filter(({ state, request, bootId }) => {
+        return state === 'attached' && request.kind === 'vm' && bootId !== this.#bootId;
+      })
+      .map(({ id }) => id);
+  }
+
+  get(id: string): AttachmentRecord | undefined {
+    return this.#records.get(id);
+  }
+
+  values(): AttachmentRecord[] {
+    return [...this.#records.values()];
+  }
+
+  /** The record that comes next by id, whatever has come and gone since the one before; the first after none. */
+  after(id = ''): AttachmentRecord | undefined {
+    return this.#records.get(this.#ids.after(id) ?? '');
+  }
+
+  /** True when a record has or reserves this device name. */
+  namesDevice(name: string): boolean {
+    return this.#deviceNames.has(name);
+  }
+
+  /** Records of workloads with this MAC. */
+  ofMac(mac: string): AttachmentRecord[] {
+    return [...(this.#macs.get(mac) ?? [])].flatMap((id) => this.#records.get(id) ?? []);
+  }
+
+  /** Throws what the disk says (ENOSPC), and then nothing has changed. */
+  put(record: AttachmentRecord): void {
+    write(this.#folder, record);
+    this.#keep(record);
+    this.#copy(record);
+  }
+
+  /** The same of what is to be done also where the disk refuses it: an agent that dies then begins it again. */
+  putAnyway(record: AttachmentRecord): void {
+    try {
+      this.put(record);
+    } catch (error) {
+      this.#log.error({ id: record.id, error: String(error) }, 'a record cannot be written');
+      this.#keep(record);
+    }
+  }
+
+  remove(id: string): void {
+    this.#removeCopy(id);
+    rmSync(join(this.#folder, `${id}.json`), { force: true });
+    this.#forget(id);
+    this.#ids.delete(id);
+  }
+
+  #readAll(folder: string): AttachmentRecord[] {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    takeBack(folder);
+    const records: AttachmentRecord[] = [];
+    for (const name of readdirSync(folder)) {
+      const path = join(folder, name);
+      if (name.endsWith('.tmp')) {
+        rmSync(path, { force: true });
+      } else if (name.endsWith('.json')) {
+        try {
+          const record = parseRecord(readFileSync(path, 'utf8'));
+          if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
+          records.push(record);
+        } catch (error) {
+          const aside = error instanceof OfNewerRelease ? 'newer' : 'corrupt';
+          setAside(folder, name, aside);
+          this.#log.error(
+            { file: path, aside, error: String(error) },
+            'record set aside: it cannot be read',
+          );
+        }
+      }
+    }
+    return records;
+  }
+
+  #keep(record: AttachmentRecord): void {
+    this.#forget(record.id);
+    this.#records.set(record.id, record);
+    this.#ids.add(record.id);
+    this.#deviceNames.add(record.deviceName);
+    const mac = record.attachment?.mac;
+    if (mac !== undefined) this.#macs.set(mac, new Set(this.#macs.get(mac)).add(record.id));
+  }
+
+  #forget(id: string): void {
+    const record = this.#records.get(id);
+    if (record !== undefined) this.#deviceNames.delete(record.deviceName);
+    this.#records.delete(id);
+    const mac = record?.attachment?.mac ?? '';
+    const others = new Set(this.#macs.get(mac));
+    others.delete(id);
+    if (others.size > 0) this.#macs.set(mac, others);
+    else this.#macs.delete(mac);
+  }
+
+  /** An attach that has not come to its end has nothing to be made again. */
+  #copy(record: AttachmentRecord): void {
+    if (record.request.kind !== 'vm' || record.state === 'attaching') return;
+    const copied = this.#copied.get(record.id);
+    if (copied !== undefined && isSameForNextBoot(copied, record)) return;
+    this.#copied.delete(record.id);
+    try {
+      write(this.#copies, record);
+      this.#copied.set(record.id, record);
+    } catch (error) {
+      this.#log.error({ id: record.id, error: String(error) }, 'no copy of a record for a reboot');
+    }
+  }
+
+  #removeCopy(id: string): void {
+    this.#copied.delete(id);
+    rmSync(join(this.#copies, `${id}.json`), { force: true });
+  }
+}
+
+/** Whether records differ at most in what is of one boot: which device it is, and what waits to be told. */
+function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): boolean {
+  const [lasts, also] = [one, other].map(({ bootId: _boot, announce: _untold, ...record }) => {
+    const { attachment } = record;
+    if (!attachment?.device) return record;
+    const { ifindex: _index, ...device } = attachment.device;
+    return { ...record, attachment: { ...attachment, device } };
+  });
+  return isDeepStrictEqual(lasts, also);
+}
+
+function write(folder: string, record: AttachmentRecord): void {
+  const path = join(folder, `${record.id}.json`);
+  const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
+  try {
+    writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
+    renameSync(`${path}.tmp`, path);
+  } catch (error) {
+    rmSync(`${path}.tmp`, { force: true });
+    throw error;
+  }
+}
+
+function setAside(folder: string, name: string, aside: 'corrupt' | 'newer'): void {
+  const place = join(folder, aside);
+  mkdirSync(place, { recursive: true, mode: 0o700 });
+  renameSync(join(folder, name), join(place, name));
+}
+
+/** What an older release has set aside, where nothing has come in its place. */
+function takeBack(folder: string): void {
+  const newer = join(folder, 'newer');
+  if (!existsSync(newer)) return;
+  for (const name of readdirSync(newer)) {
+    if (!existsSync(join(folder, name))) renameSync(join(newer, name), join(folder, name));
+  }
+}
+
+class OfNewerRelease extends Error {}
+
+const STATES: ReadonlySet<unknown> = new Set(ATTACHMENT_STATES);
+
+function parseRecord(text: string): AttachmentRecord {
+  const record: unknown = JSON.parse(text);
+  const version = versionOf(record);
+  if (version > RECORD_VERSION) throw new OfNewerRelease(`is of version ${version}`);
+  if (!isRecord(record)) throw new Error('is no record');
+  const { version: _version, ...fields } = record;
+  const { network } = fields;
+  return {
+    ...fields,
+    request: parseRequest(attachRequestSchema, record.request),
+    ...(network !== undefined && { network: parseNetwork(network) }),
+  };
+}
+
+function versionOf(value: unknown): number {
+  const known = typeof value === 'object' && value !== null && 'version' in value;
+  return known && typeof value.version === 'number' ? value.version : 0;
+}
+
+/** The fields on which anything here depends; the request in it is parsed like any other. */
+function isRecord(value: unknown): value is AttachmentRecord & { version: number } {
+  if (typeof value !== 'object' || value === null) return false;
+  const field = (key: string): unknown => Object.getOwnPropertyDescriptor(value, key)?.value;
+  const texts = ['id', 'networkType', 'contentKey', 'createdAt', 'bootId', 'deviceName'];
+  return (
+    field('version') === RECORD_VERSION &&
+    STATES.has(field('state')) &&
+    texts.every((key) => typeof field(key) === 'string') &&
+    (field('state') !== 'attached' || attachmentSchema.safeParse(field('attachment')).success)
+  );
+}

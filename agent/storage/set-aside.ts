@@ -1,0 +1,130 @@
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Log } from '../log.ts';
+import { parseEvent, type PendingEvent, PublishError } from './pending-event.ts';
+import { jittered } from '../schedule/rhythm.ts';
+
+export interface SetAsideOptions {
+  readonly folder: string;
+  /** Throws PublishError. */
+  readonly publish: (event: PendingEvent) => Promise<void>;
+  readonly log: Log;
+}
+
+const RETRY_EVERY_MS = 60_000;
+/** Tried in one round, so that a full folder is no flood. */
+const MAX_TRIES = 64;
+/** Past it the oldest are removed: some 10 MB. */
+const MAX_KEPT = 10_000;
+
+/**
+ * Events that the stream refuses for what they are, too large for it as a rule: a file each. Limits are raised, so they are
+ * tried again, when NATS was connected to anew and once a minute.
+ */
+export class SetAside {
+  readonly #options: SetAsideOptions;
+  /** Names of files, those that are to be tried next first. */
+  #names: string[] = [];
+  #trying = false;
+  #timer: NodeJS.Timeout | undefined;
+  #stopped = false;
+
+  constructor(options: SetAsideOptions) {
+    this.#options = options;
+  }
+
+  get count(): number {
+    return this.#names.length;
+  }
+
+  start(): void {
+    const { folder, log } = this.#options;
+    try {
+      this.#names = readdirSync(folder).filter((name) => name.endsWith('.json'));
+    } catch (error) {
+      if (!isMissing(error)) log.error({ folder, error: String(error) }, 'cannot be listed');
+    }
+    this.#schedule();
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+  }
+
+  /** Keeps an event; `number` names one that cannot be read any more. When the disk refuses it, the log alone has it. */
+  put(number: string, event: PendingEvent | undefined, reason: string): void {
+    const { folder, log } = this.#options;
+    const name = `${event?.id ?? number}.json`;
+    const file = join(folder, name);
+    log.error({ file, reason }, 'the event stream refuses an event: set aside');
+    try {
+      mkdirSync(folder, { recursive: true, mode: 0o700 });
+      writeFileSync(file, JSON.stringify({ reason, event }), { mode: 0o600 });
+    } catch (error) {
+      log.error({ file, event, error: String(error) }, 'cannot set an event aside');
+      return;
+    }
+    if (!this.#names.includes(name)) this.#names.push(name);
+    const surplus = this.#names.length > MAX_KEPT ? this.#names.shift() : undefined;
+    if (surplus !== undefined) {
+      log.error({ file: surplus }, `more than ${MAX_KEPT} events set aside: the oldest is removed`);
+      rmSync(join(folder, surplus), { force: true });
+    }
+    this.#schedule();
+  }
+
+  /** The server may be another, with other limits. */
+  nudge(): void {
+    if (this.#trying) return;
+    this.#trying = true;
+    void this.#tryAgain().finally(() => {
+      this.#trying = false;
+      this.#schedule();
+    });
+  }
+
+  #schedule(): void {
+    clearTimeout(this.#timer);
+    if (this.#stopped || this.#names.length === 0) return;
+    this.#timer = setTimeout(() => this.nudge(), jittered(RETRY_EVERY_MS)).unref();
+  }
+
+  async #tryAgain(): Promise<void> {
+    const { folder, publish, log } = this.#options;
+    for (const name of this.#names.slice(0, MAX_TRIES)) {
+      if (this.#stopped) return;
+      const file = join(folder, name);
+      const event = this.#read(file);
+      try {
+        if (event !== undefined) {
+          await publish(event);
+          rmSync(file, { force: true });
+          log.info({ event: event.id }, 'an event that was set aside is published');
+        }
+        this.#names = this.#names.filter((one) => one !== name);
+      } catch (error) {
+        if (!(error instanceof PublishError) || error.why !== 'never') return;
+        // Its turn comes again after all others'.
+        this.#names = [...this.#names.filter((one) => one !== name), name];
+      }
+    }
+  }
+
+  /** Undefined for what is no event, which is put out of the way. */
+  #read(file: string): PendingEvent | undefined {
+    try {
+      const kept: unknown = JSON.parse(readFileSync(file, 'utf8'));
+      const event: unknown =
+        typeof kept === 'object' && kept !== null && 'event' in kept ? kept.event : undefined;
+      return parseEvent(JSON.stringify(event));
+    } catch (error) {
+      this.#options.log.warn({ file, error: String(error) }, 'no event: left as it is');
+      if (!isMissing(error)) renameSync(file, `${file}.corrupt`);
+      return undefined;
+    }
+  }
+}
+
+const isMissing = (error: unknown): boolean =>
+  error instanceof Error && 'code' in error && error.code === 'ENOENT';

@@ -1,0 +1,126 @@
+import { execFileSync, spawnSync } from 'node:child_process';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { diagnose, observeHost } from '#agent/host/doctor.ts';
+import { addNamespace } from '../../support/kernel.ts';
+import { startStack, type Stack } from '../../support/stack.ts';
+import { requireTool } from '../../support/tools.ts';
+
+// A host whose own rules drop what is forwarded: found, and mended by exactly what is printed.
+
+let stack: Stack;
+
+const run = (command: string): void => {
+  execFileSync('sh', ['-c', command], { stdio: 'pipe' });
+};
+
+const load = (ruleset: string): void => {
+  execFileSync(requireTool('nft'), ['-f', '-'], { input: ruleset });
+};
+
+const reaches = (): boolean =>
+  spawnSync('ip', ['netns', 'exec', 'box', 'ping', '-c', '1', '-W', '1', '192.0.2.2']).status === 0;
+
+const problems = () =>
+  diagnose(observeHost('volt')).filter(({ severity }) => severity === 'problem');
+
+beforeAll(async () => {
+  stack = await startStack({
+    networks: [
+      { network: 'doc0', type: 'host-only', subnet: '10.57.0.0/24', gateway: '10.57.0.1' } as {
+        network: string;
+      },
+    ],
+  });
+  for (const name of ['outside', 'box']) addNamespace(name);
+  for (const command of [
+    'ip link add up0 type veth peer name eth0 netns outside',
+    'ip addr add 192.0.2.1/24 dev up0',
+    'ip link set up0 up',
+    'ip -n outside addr add 192.0.2.2/24 dev eth0',
+    'ip -n outside link set eth0 up',
+  ]) {
+    run(command);
+  }
+  await stack.client.attach(stack.host, {
+    id: 'box',
+    workload: 'container-box',
+    kind: 'container',
+    network: 'doc0',
+    netns: '/run/netns/box',
+  });
+});
+afterAll(() => stack[Symbol.asyncDispose]());
+
+test('a host without rules of others has no problem', () => {
+  expect(reaches()).toBe(true);
+  expect(problems()).toEqual([]);
+});
+
+test('a policy of drop is found, and the printed rules mend it', () => {
+  load('table inet own { chain forward { type filter hook forward priority 0; policy drop; }; }');
+  expect(reaches()).toBe(false);
+  const [found, ...more] = problems();
+  expect(more).toEqual([]);
+  expect(found).toMatchObject({ subject: 'bridge doc0' });
+  for (const command of found?.commands ?? []) run(command);
+  expect(reaches()).toBe(true);
+  expect(problems()).toEqual([]);
+  run('nft delete table inet own');
+});
+
+test.each([
+  [
+    'Docker',
+    'table ip filter { chain DOCKER-USER { return; }; chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }; }',
+    [
+      'iptables -I DOCKER-USER -i doc0 -j ACCEPT',
+      'iptables -I DOCKER-USER -o doc0 -m conntrack --ctstate ESTABLISHED,RELATED,DNAT -j ACCEPT',
+    ],
+  ],
+  [
+    'ufw',
+    'table ip filter { chain ufw-user-forward { }; chain FORWARD { type filter hook forward priority 0; policy drop; jump ufw-user-forward; }; }',
+    ['ufw route allow in on doc0', 'ufw route allow out on doc0'],
+  ],
+  [
+    'firewalld',
+    'table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; policy accept; reject with icmpx admin-prohibited; }; }',
+    ['firewall-cmd --permanent --zone=trusted --add-interface=doc0', 'firewall-cmd --reload'],
+  ],
+])('%s is found, and told in its own words', (_who, ruleset, commands) => {
+  load(ruleset);
+  expect(reaches()).toBe(false);
+  expect(problems().map((one) => one.commands)).toEqual([commands]);
+  const { status, stdout } = spawnSync('deploy/bin/voltnet', ['doctor'], { encoding: 'utf8' });
+  expect(status).toBe(8);
+  for (const command of commands) expect(stdout).toContain(`    ${command}\n`);
+  run(`nft delete table ${ruleset.split(' ').slice(1, 3).join(' ')}`);
+});
+
+test('a rule that lets the bridge through counts, also by the beginning of its name', () => {
+  load(`table inet own { chain forward { type filter hook forward priority 0; policy drop;
+    iifname "doc*" accept
+    oifname "doc0" ct state established,related accept
+  }; }`);
+  expect(reaches()).toBe(true);
+  expect(problems()).toEqual([]);
+  run('nft delete table inet own');
+});
+
+test('what cannot be seen or used is said', () => {
+  const observed = {
+    ...observeHost('volt'),
+    kernel: '6.1.0',
+    legacyTables: ['filter'],
+    tun: false,
+  };
+  const subjects = diagnose({ ...observed, nftables: 'missing', ipForward: false });
+  expect(subjects.map(({ severity, subject }) => `${severity} ${subject}`)).toEqual([
+    'problem nftables',
+    'advice kernel',
+    'problem tun',
+    'problem forwarding',
+    'advice iptables-legacy',
+    'ok bridge doc0',
+  ]);
+});

@@ -1,0 +1,142 @@
+import { execFileSync } from 'node:child_process';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { MacAddress } from '#protocol/address.ts';
+import { Firewall } from '#agent/host/firewall/firewall.ts';
+import { isolatedFacts } from '#agent/host/firewall/host-nat.ts';
+import {
+  bridgePortFacts,
+  guardFacts,
+  hostLocalFacts,
+  trustedFacts,
+} from '#agent/host/firewall/port-filter.ts';
+import { createLog } from '#agent/log.ts';
+import { until } from '../../support/agent.ts';
+import { ip, nftElements, only } from '../../support/kernel.ts';
+import { requireTool } from '../../support/tools.ts';
+
+// Tables that others may change, as on kernels before 6.9: what they do to them is put right, by itself.
+
+const nft = (...words: string[]): string =>
+  execFileSync(requireTool('nft'), words, { encoding: 'utf8', stdio: 'pipe' });
+
+const mac = '02:00:00:00:00:01';
+const log = createLog('silent', 'h1');
+let firewall: Firewall;
+
+/** Our sets, and chains with their rules, in some order of their own; counters at zero, no elements. */
+function blocks(): string[] {
+  return ['bridge', 'netdev', 'inet'].flatMap((family) =>
+    nft('-s', '-t', 'list', 'table', family, 'open')
+      .replace(/^table .*\n/, '')
+      .replace(/\}\n$/, '')
+      .split('\n\n')
+      .map((block) => `${family} ${block.trim()}`),
+  );
+}
+
+/** All that there is of ours; `nothing` where a table is missing. */
+function listed(): string {
+  try {
+    return [...blocks().toSorted(), ...nftElements()].join('\n');
+  } catch {
+    return 'nothing';
+  }
+}
+
+beforeAll(() => {
+  execFileSync('ip', 'link add br0 type bridge'.split(' '));
+  firewall = new Firewall({ log, table: 'open', exclusive: false });
+  firewall.start();
+  const { ifindex } = only(ip('link', 'show', 'br0'));
+  firewall.put('bridge', [
+    ...guardFacts({ name: 'br0', index: Number(ifindex) }),
+    ...hostLocalFacts(MacAddress.parse(mac)),
+    ...isolatedFacts({ bridge: 'br0' }),
+    ...trustedFacts('up0'),
+  ]);
+  const addresses = ['10.0.0.2/24', 'fd00::2/64'];
+  firewall.put('port', bridgePortFacts({ device: 'tap0', mac, addresses, linkLocal: 'any' }));
+});
+afterAll(() => firewall[Symbol.dispose]());
+
+describe('tables that are open to others', () => {
+  test.each([
+    ['flush ruleset'],
+    ['delete table bridge open'],
+    ['flush table inet open'],
+    ['flush chain bridge open forward'],
+    ['flush chain netdev open guard'],
+    ['flush set bridge open mac'],
+    ['flush set bridge open trusted'],
+    ['delete element bridge open ports { "tap0" }'],
+    ['add element bridge open trusted { "tap0" }'],
+    ['add rule bridge open prerouting accept'],
+    ['insert rule bridge open port accept'],
+    ['delete chain netdev open bridge_INDEX'],
+    ['flush chain netdev open bridge_INDEX'],
+  ])('are as before after: nft %s', async (command) => {
+    const before = listed();
+    expect(firewall.isIntact()).toBe(true);
+    const index = String(only(ip('link', 'show', 'br0'))['ifindex']);
+    const told: string[] = [];
+    firewall.onRestored((found) => told.push(...found.map(({ what }) => what)));
+    const [, , family = '', , name = ''] = command.replace('INDEX', index).split(' ');
+    nft(...command.replace('INDEX', index).split(' '));
+    expect(listed()).not.toBe(before);
+    await until('it is put right', () => listed() === before, 5_000);
+    expect(firewall.isIntact()).toBe(true);
+    // It says which chain or set it was.
+    expect(told.some((what) => what.startsWith(family) && what.endsWith(name))).toBe(true);
+  });
+
+  test('are loaded again by the next change, when somebody took them away just now', () => {
+    const before = listed();
+    nft('flush', 'ruleset');
+    firewall.put('other', trustedFacts('up1'));
+    expect(firewall.isIntact()).toBe(true);
+    firewall.remove('other');
+    expect(listed()).toBe(before);
+  });
+
+  test('do not grow and are not loaded again by what happens beside them', async () => {
+    const before = listed();
+    // Rules that are loaded again have other handles.
+    const generation = (): string => nft('-a', 'list', 'chain', 'bridge', 'open', 'port');
+    nft('add', 'table', 'inet', 'theirs');
+    nft('delete', 'table', 'inet', 'theirs');
+    const after = generation();
+    // Longer than a look takes to come.
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    expect(generation()).toBe(after);
+    expect(listed()).toBe(before);
+  });
+
+  test('have each fact once, whoever holds it, until the last lets go', () => {
+    firewall.put('one', trustedFacts('shared'));
+    firewall.put('two', trustedFacts('shared'));
+    const has = (): boolean => nftElements().includes('bridge open trusted "shared"');
+    expect(has()).toBe(true);
+    firewall.remove('one');
+    expect(has()).toBe(true);
+    firewall.remove('two');
+    expect(has()).toBe(false);
+    firewall.remove('two');
+    expect(firewall.isIntact()).toBe(true);
+  });
+});
+
+test('a second start finds tables and elements of an earlier process, and makes them its own', () => {
+  const own = { log, table: 'earlier', exclusive: false };
+  {
+    using earlier = new Firewall(own);
+    earlier.start();
+    earlier.put('gone', trustedFacts('gone0'));
+    earlier.put('kept', trustedFacts('kept0'));
+  }
+  using later = new Firewall(own);
+  later.put('kept', trustedFacts('kept0'));
+  later.start();
+  expect(later.isIntact()).toBe(true);
+  const trusted = nftElements().filter((element) => element.startsWith('bridge earlier trusted'));
+  expect(trusted).toEqual(['bridge earlier trusted "kept0"']);
+});
