@@ -42,6 +42,7 @@ import {
   networkOutcomeOf,
   type NetworkRecord,
   type NetworkUsage,
+  putDefinitionOf,
   recordOf,
   usageOf,
 } from './network.ts';
@@ -198,7 +199,8 @@ export class Ledger {
   }
 
   /**
-   * Makes a network, or replaces the one of that `revision`. The same content again changes nothing.
+   * Makes a network, or replaces the one of that `revision`. The same content again changes nothing. What the operator
+   * leaves to the default is stored with it (`withGatewayMode`).
    * NETWORK_CONFLICT: other content without its revision, or a subnet of another network; NETWORK_IN_USE: a
    * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing; HOST_CONFLICT: `by` is
    * not the machine that the ledger knows under that host id.
@@ -209,7 +211,7 @@ export class Ledger {
     by?: Identity,
   ): Promise<NetworkRecord & { readonly created: boolean }> {
     allow({ revision }, 'revision');
-    const { network: text, ...rest } = definitionOf(network);
+    const { network: text, ...rest } = putDefinitionOf(network);
     const asked = JSON.stringify({ ...rest, revision, ...byOf(by) });
     // Its text by itself: within JSON, the server would have to read each character of it.
     const put = (): Promise<Fields> => this.#run('network_put', [asked, text]);
@@ -224,7 +226,7 @@ export class Ledger {
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
       ? recordOf(answer)
-      : { network: parseNetwork(network), revision: answer.number('revision') };
+      : { network: parseNetwork(JSON.parse(text)), revision: answer.number('revision') };
     return { ...record, created: answer.flag('created') };
   }
 

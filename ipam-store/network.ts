@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { VoltError } from '#protocol/errors.ts';
-import { type Network, parseNetwork } from '#protocol/network.ts';
+import { type Network, parseNetwork, withGatewayMode } from '#protocol/network.ts';
 import { fixedOf } from '#protocol/network-edits.ts';
 import { withAddress } from './errors.ts';
 import type { Fields } from './fields.ts';
@@ -32,7 +32,7 @@ export interface NetworkRecord {
 const MAX_NETWORK_BYTES = 262_144;
 
 /** A network as the ledger's functions take it. */
-interface Definition {
+export interface Definition {
   readonly name: string;
   readonly type: string;
   /** JSON. */
@@ -42,6 +42,19 @@ interface Definition {
   readonly delayMs: number;
   readonly reclaimMs?: number;
   readonly families: Readonly<Record<string, FamilyRules>>;
+}
+
+/**
+ * The definition that a put stores: it says the gateway mode also where the operator did not. `plainDigest` is then that
+ * of the network as the operator gave it: an earlier version has stored it so, and the same content changes nothing.
+ */
+export function putDefinitionOf(given: Network): Definition & { readonly plainDigest?: string } {
+  const plain = definitionOf(given);
+  const network = parseNetwork(given);
+  const stored = withGatewayMode(network);
+  return stored.gatewayMode === network.gatewayMode
+    ? plain
+    : { ...definitionOf(stored), plainDigest: plain.digest };
 }
 
 /**

@@ -15,6 +15,7 @@ export const NETWORK_EDITS: Readonly<Record<NetworkPath, Edit>> = {
   // What a workload has configured, or its guest has.
   subnet: 'fixed',
   gateway: 'fixed',
+  gatewayMode: 'fixed',
   'ipv6.subnet': 'fixed',
   'ipv6.gateway': 'fixed',
   mtu: 'fixed',

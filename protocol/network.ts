@@ -12,6 +12,7 @@ import { parseRequest } from './parse.ts';
 
 export const NETWORK_TYPES = ['bridged', 'isolated', 'host-only', 'macvtap', 'sriov'] as const;
 export const MACVTAP_MODES = ['bridge', 'vepa', 'private', 'passthru'] as const;
+export const GATEWAY_MODES = ['router', 'anycast'] as const;
 
 const address = z.string().max(45);
 const prefix = z.string().max(49);
@@ -51,6 +52,7 @@ const networkSchema = z.strictObject({
   type: z.enum(NETWORK_TYPES).default('bridged'),
   subnet: prefix.optional(),
   ...familyKeys,
+  gatewayMode: z.enum(GATEWAY_MODES).optional(),
   ipv6: ipv6Keys.optional(),
   exclude: z.array(prefix).max(1_024).optional(),
   bridge: z.string().max(15).optional(),
@@ -97,6 +99,7 @@ export type Network = NetworkKeys & { readonly bridge: string };
 const BRIDGE_TYPES: readonly NetworkType[] = ['bridged', 'host-only'];
 /** Keys that would do nothing in other types than these; there they are refused, not ignored. */
 const TYPES_WITH = {
+  gatewayMode: ['bridged'],
   uplink: BRIDGE_TYPES,
   parent: ['macvtap', 'sriov'],
   mode: ['macvtap'],
@@ -117,6 +120,7 @@ export function parseNetwork(value: unknown): Network {
   checkType(keys);
   const bridge = keys.bridge ?? keys.network;
   checkBridge(keys, bridge);
+  checkGatewayMode(keys);
   const { ipv6 } = keys;
   if (ipv6 !== undefined && keys.mtu !== undefined && keys.mtu < IPV6_LEAST_MTU) {
     refuse('mtu', `${keys.mtu} is too small for IPv6, which needs ${IPV6_LEAST_MTU}`);
@@ -135,6 +139,40 @@ export function parseNetwork(value: unknown): Network {
     ? checked
     : { ...checked, routes: checkedRoutes(keys.routes, subnetsOf(checked)) };
 }
+
+/** Who has the gateway's address of a network: see `gatewayHolder`. */
+export type GatewayHolder = 'bridge' | 'anycast' | 'segment' | 'undecided';
+
+type GatewayKeys = Pick<NetworkKeys, 'type' | 'uplink' | 'gateway' | 'gatewayMode'> & {
+  readonly ipv6?: { readonly gateway?: string | undefined } | undefined;
+};
+
+/**
+ * Who has the gateway's address, of both families.
+ * `bridge`: the host, on its bridge, which no other host reaches (bridged without uplink, host-only).
+ * `anycast`: each host, on its bridge, with the same MAC on all of them.
+ * `segment`: a machine on the segment, never the host.
+ * `undecided`: bridged with uplink, and put by a version that did not know `gatewayMode`: a host that has the address on
+ * its bridge already keeps it; a host that does not, does not take it.
+ */
+export function gatewayHolder({ type, uplink, gatewayMode }: GatewayKeys): GatewayHolder {
+  if (!BRIDGE_TYPES.includes(type)) return 'segment';
+  if (type === 'host-only' || uplink === undefined) return 'bridge';
+  if (gatewayMode === undefined) return 'undecided';
+  return gatewayMode === 'anycast' ? 'anycast' : 'segment';
+}
+
+/**
+ * A network as it is stored when somebody puts it: with `gatewayMode` where that has a meaning. So a record without the
+ * key is known to be of an earlier version.
+ */
+export const withGatewayMode = (network: Network): Network =>
+  hasGatewayMode(network) ? { ...network, gatewayMode: network.gatewayMode ?? 'router' } : network;
+
+const hasGatewayMode = ({ type, uplink, gateway, ipv6 }: GatewayKeys): boolean =>
+  type === 'bridged' &&
+  uplink !== undefined &&
+  (gateway !== undefined || ipv6?.gateway !== undefined);
 
 /** What a network came to be in a record of the fleet: its keys, loosely, since a newer agent may have more. */
 const recorded = z.custom<Network>(
@@ -212,6 +250,15 @@ function checkBridge({ type, network }: NetworkKeys, bridge: string): void {
   }
   if (!isDeviceName(bridge)) refuse('bridge', `"${bridge}" cannot name a device`);
   if (isNetworkdName(bridge)) refuse('bridge', `systemd-networkd claims the name "${bridge}"`);
+}
+
+function checkGatewayMode(keys: NetworkKeys): void {
+  if (keys.gatewayMode === undefined || hasGatewayMode(keys)) return;
+  const why =
+    keys.uplink === undefined
+      ? 'needs an uplink: without one the host is the gateway'
+      : 'needs a gateway';
+  refuse('gatewayMode', why);
 }
 
 const checkedExclude = (text: string, index: number): string =>

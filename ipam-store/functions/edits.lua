@@ -60,7 +60,9 @@ local function fixed_path(was, ask)
     end
   end
   table.sort(differing)
-  return differing[1]
+  -- The operator did not say the mode: where anything else differs, that is what has to be named.
+  local is_supposed = ask.plainDigest and differing[1] == 'gatewayMode'
+  return is_supposed and differing[2] or differing[1]
 end
 
 -- The refusal of a change of a network of whose definition something has vanished: what the change opens nobody knows
@@ -89,4 +91,17 @@ local function refuse_fixed(root, ask, was)
   end
   return refuse('NETWORK_IN_USE', path .. ' cannot change while network ' .. ask.name .. ' has leases, ' .. id
     .. ' for one', { network = ask.name, id = id, path = path })
+end
+
+-- The refusal of a put that does not say who has the gateway's address, of a network that an earlier version has put:
+-- there every host has it, and the leases are from then. To suppose a router would take their way out away.
+local function refuse_supposed_mode(root, ask, before)
+  local was = ask.plainDigest and decoded(before)
+  local id = was and was.gatewayMode == nil and ids_in(root, ask.name, 1)[1]
+  if not id then
+    return nil
+  end
+  return refuse('NETWORK_IN_USE', 'gatewayMode has to be said, router or anycast, while network ' .. ask.name
+    .. ' has leases, ' .. id .. ' for one: hosts have the address of the gateway on their bridges',
+    { network = ask.name, id = id, path = 'gatewayMode' })
 end

@@ -233,11 +233,12 @@ local function incomplete(root, name)
   return nil
 end
 
--- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, delayMs, reclaimMs?,
+-- put {by?: {host, machineId}, name, type, revision?, network (JSON text), digest, plainDigest?, delayMs, reclaimMs?,
 --      fixed?: JSON text (edits.lua),
 --      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
--- The text of the network is an argument of its own, if it is not in the JSON.
+-- The text of the network is an argument of its own, if it is not in the JSON. plainDigest: the operator did not say the
+-- gateway mode, and the agent did; this is the digest without it.
 -- -> {network?, revision, created, more}; network: where it is of another text than that argument; more: something of
 -- the change is unfinished
 local function put_network(keys, args)
@@ -263,7 +264,7 @@ local function put_network(keys, args)
   end
   local held = redis.call('HMGET', key, 'revision', 'digest', 'network', 'type', 'fixed')
   local revision = tonumber(held[1])
-  if revision and held[2] == ask.digest then
+  if revision and (held[2] == ask.digest or held[2] == ask.plainDigest) then
     if held[3] ~= ask.network and not (held[3] and decoded(held[3])) then
       redis.call('HSET', key, 'network', ask.network)
       held[3] = ask.network
@@ -286,6 +287,7 @@ local function put_network(keys, args)
   end
   local refusal = vanished_definition(root, ask.name) or obstacle_to(root, ask, held[4])
     or revision and refuse_fixed(root, ask, { network = held[3] or '', fixed = held[5] or nil })
+    or revision and refuse_supposed_mode(root, ask, held[3] or '')
   if refusal then
     return reply_of(refusal)
   end

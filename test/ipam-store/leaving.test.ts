@@ -275,6 +275,7 @@ describe('while there are leases', () => {
     ['mtu', BRIDGED, { mtu: 1400 }],
     ['uplink', BRIDGED, { uplink: { device: 'eth1' } }],
     ['uplink', { ...BRIDGED, uplink: { device: 'eth1' } }, { uplink: { device: 'eth2' } }],
+    ['gatewayMode', { ...BRIDGED, uplink: { device: 'eth1' } }, { gatewayMode: 'anycast' }],
     ['dhcp', BRIDGED, { dhcp: true }],
     ['parent', MACVTAP, { parent: 'eth1' }],
     ['mode', MACVTAP, { mode: 'vepa' }],

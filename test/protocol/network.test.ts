@@ -2,7 +2,7 @@ import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { IpAddress, IpPrefix } from '#protocol/address.ts';
 import { decode, encode } from '#protocol/envelope.ts';
-import { overlapOf, parseNetwork } from '#protocol/network.ts';
+import { gatewayHolder, overlapOf, parseNetwork, withGatewayMode } from '#protocol/network.ts';
 import { VOLT0 } from './samples.ts';
 import { thrownBy } from './thrown.ts';
 
@@ -49,6 +49,7 @@ describe('what is taken', () => {
         reservations: { 'vm-web': 'fd00::10' },
       },
       uplink: { device: 'eth1', allowDefaultRoute: true },
+      gatewayMode: 'anycast',
       dhcp: { leaseSeconds: 3_600 },
       dns: { servers: ['10.42.0.1', 'fd00::1'], search: ['example.org'], domain: 'example.org' },
       routes: [
@@ -154,6 +155,38 @@ describe('what is taken', () => {
         expect(parseNetwork(decode(encode(network)))).toEqual(network);
       }),
     );
+  });
+});
+
+describe('who has the gateway’s address', () => {
+  const uplink = { device: 'eth1' };
+  const IPV6 = { network: 'v6', ipv6: { subnet: 'fd00::/64', gateway: 'fd00::1' } };
+
+  test.for([
+    ['a bridged network', VOLT0, 'bridge'],
+    ['a host-only network', { ...VOLT0, type: 'host-only' }, 'bridge'],
+    ['a host-only network with uplink', { ...VOLT0, type: 'host-only', uplink }, 'bridge'],
+    ['with uplink and no mode', { ...VOLT0, uplink }, 'undecided'],
+    ['with uplink and a router', { ...VOLT0, uplink, gatewayMode: 'router' }, 'segment'],
+    ['with uplink and anycast', { ...VOLT0, uplink, gatewayMode: 'anycast' }, 'anycast'],
+    ['of IPv6 alone', { ...IPV6, uplink, gatewayMode: 'anycast' }, 'anycast'],
+    ['macvtap', { ...VOLT0, type: 'macvtap', parent: 'eth1' }, 'segment'],
+    ['sriov', { ...VOLT0, type: 'sriov', parent: 'eth1' }, 'segment'],
+  ] as const)('%s', ([, keys, holder]) => {
+    expect(gatewayHolder(parseNetwork(keys))).toBe(holder);
+  });
+
+  test.for([
+    ['a network with uplink and gateway', { ...VOLT0, uplink }, 'router'],
+    ['the same of IPv6 alone', { ...IPV6, uplink }, 'router'],
+    ['anycast stays', { ...VOLT0, uplink, gatewayMode: 'anycast' }, 'anycast'],
+    ['without uplink there is no mode', VOLT0, undefined],
+    ['without gateway there is no mode', { ...VOLT0, gateway: undefined, uplink }, undefined],
+    ['nor on a host-only network', { ...VOLT0, type: 'host-only', uplink }, undefined],
+  ] as const)('as it is put: %s', ([, keys, mode]) => {
+    const network = withGatewayMode(parseNetwork(keys));
+    expect(network.gatewayMode).toBe(mode);
+    expect(parseNetwork(network)).toEqual(network);
   });
 });
 
@@ -280,6 +313,31 @@ describe('what is refused, with the path of the key', () => {
     ['a network with a name of networkd', { network: 'host0' }, 'bridge', 'systemd-networkd'],
     ['an uplink that is no device', { uplink: { device: 'a/b' } }, 'uplink.device', 'device name'],
 
+    ['a gateway mode without uplink', { gatewayMode: 'router' }, 'gatewayMode', 'needs an uplink'],
+    [
+      'a gateway mode without gateway',
+      { uplink: { device: 'eth1' }, gateway: undefined, gatewayMode: 'router' },
+      'gatewayMode',
+      'needs a gateway',
+    ],
+    [
+      'a gateway mode on a host-only network',
+      { type: 'host-only', uplink: { device: 'eth1' }, gatewayMode: 'anycast' },
+      'gatewayMode',
+      'is for bridged networks',
+    ],
+    [
+      'a gateway mode on macvtap',
+      { type: 'macvtap', parent: 'eth1', gatewayMode: 'router' },
+      'gatewayMode',
+      'is for bridged networks',
+    ],
+    [
+      'a gateway mode that is none',
+      { uplink: { device: 'eth1' }, gatewayMode: 'bridge' },
+      'gatewayMode',
+      'expected one of',
+    ],
     ['nat on a bridged network', { nat: true }, 'nat', 'is for host-only networks'],
     ['a mode on a bridged network', { mode: 'vepa' }, 'mode', 'is for macvtap networks'],
     ['a parent on a bridged network', { parent: 'eth1' }, 'parent', 'macvtap and sriov'],
