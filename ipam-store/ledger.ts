@@ -201,7 +201,7 @@ export class Ledger {
   /**
    * Makes a network, or replaces the one of that `revision`. The same content again changes nothing. What the operator
    * leaves to the default is stored with it (`withGatewayMode`).
-   * NETWORK_CONFLICT: other content without its revision, or a subnet of another network; NETWORK_IN_USE: a
+   * NETWORK_CONFLICT: other content without its revision, or a subnet or the bridge of another network; NETWORK_IN_USE: a
    * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing; HOST_CONFLICT: `by` is
    * not the machine that the ledger knows under that host id.
    */

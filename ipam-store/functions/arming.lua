@@ -32,6 +32,7 @@
 --   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
 --   counted     field of <root>:leases -> what is counted there of held addresses
 --   applied     host -> the revision that it has said last to have applied
+--   bridges     bridge -> network -> true of networks that have it, or have had it (edits.lua); nil before the first put
 --   logged      the second number of the last id of a log's entry, but for grants
 --   batches     text -> what requests of leases share, taken apart; batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it

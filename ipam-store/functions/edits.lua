@@ -44,6 +44,57 @@ local function fixed_values(fixed, definition, paths)
   return values
 end
 
+local HAS_BRIDGE = { bridged = true, ['host-only'] = true }
+local BRIDGE = { bridge = true }
+
+-- The bridge that a network's hosts have for it, nil for a type without one. `kept`: type, `fixed` and definition.
+local function bridge_of(kept)
+  return HAS_BRIDGE[kept.type] and fixed_values(kept.fixed, kept.network, BRIDGE).bridge or nil
+end
+
+local function kept_bridge(root, name)
+  local kept = redis.call('HMGET', network_key(root, name), 'type', 'fixed')
+  local network = HAS_BRIDGE[kept[1]] and not kept[2] and redis.call('HGET', network_key(root, name), 'network')
+  return bridge_of({ type = kept[1], fixed = kept[2] or nil, network = network or '' })
+end
+
+local function note_bridge(bridges, bridge, name)
+  bridges[bridge] = bridges[bridge] or {}
+  bridges[bridge][name] = true
+end
+
+-- Which networks have a bridge of a name, as this memory knows: read once from all networks, then with each definition
+-- that is stored. One that has it no more may be among them.
+local function bridges_of(root)
+  local memory = memory_of(root)
+  if not memory.bridges then
+    memory.bridges = {}
+    for _, name in ipairs(redis.call('ZRANGE', root .. ':networks', 0, -1)) do
+      local bridge = kept_bridge(root, name)
+      if bridge then
+        note_bridge(memory.bridges, bridge, name)
+      end
+    end
+  end
+  return memory.bridges
+end
+
+-- The refusal of a put that wants the bridge of another network. Not where the network has it already: networks that an
+-- earlier version has put may share one.
+local function refuse_shared_bridge(root, ask, was)
+  local bridge = bridge_of(ask)
+  if not bridge or was and bridge_of(was) == bridge then
+    return nil
+  end
+  for name in pairs(bridges_of(root)[bridge] or {}) do
+    if name ~= ask.name and redis.call('ZSCORE', root .. ':networks', name) and kept_bridge(root, name) == bridge then
+      return refuse('NETWORK_CONFLICT', 'bridge: network ' .. name .. ' has bridge ' .. bridge,
+        { network = name, path = 'bridge', bridge = bridge })
+    end
+  end
+  return nil
+end
+
 -- The first path, by name, at which a put differs from what a network with leases is.
 local function fixed_path(was, ask)
   if was.fixed and was.fixed == ask.fixed then

@@ -149,7 +149,8 @@ local function has_remains(root, name)
 end
 
 -- What of a definition is in fields of its own.
-local function store_definition(key, ask)
+local function store_definition(root, ask)
+  local key = network_key(root, ask.name)
   redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest,
     'type', ask.type, 'delayMs', digits(ask.delayMs))
   if ask.fixed then
@@ -161,6 +162,10 @@ local function store_definition(key, ask)
     redis.call('HSET', key, 'reclaimMs', digits(ask.reclaimMs))
   else
     redis.call('HDEL', key, 'reclaimMs')
+  end
+  local bridges, bridge = memory_of(root).bridges, bridge_of(ask)
+  if bridges and bridge then
+    note_bridge(bridges, bridge, ask.name)
   end
 end
 
@@ -181,7 +186,7 @@ local function store_network(root, ask, revision)
     begin_hosts(root, ask.name)
   end
   redis.call('HSET', key, 'revision', digits(revision))
-  store_definition(key, ask)
+  store_definition(root, ask)
   note_revised(root, ask.name, revision)
   append(root, ask.name, now, EDITED, digits(revision))
 end
@@ -285,8 +290,10 @@ local function put_network(keys, args)
     return reply_of(refuse('UNKNOWN_NETWORK', 'there is no network ' .. ask.name .. ' to replace',
       { network = ask.name }))
   end
+  local was = revision and { type = held[4], network = held[3] or '', fixed = held[5] or nil }
   local refusal = vanished_definition(root, ask.name) or obstacle_to(root, ask, held[4])
-    or revision and refuse_fixed(root, ask, { network = held[3] or '', fixed = held[5] or nil })
+    or refuse_shared_bridge(root, ask, was)
+    or revision and refuse_fixed(root, ask, was)
     or revision and refuse_supposed_mode(root, ask, held[3] or '')
   if refusal then
     return reply_of(refusal)

@@ -172,7 +172,7 @@ REPAIRS['network differs'] = function(root, ask)
   if not ask.definition or tonumber(redis.call('HGET', key, 'revision') or nil) ~= ask.revision then
     return false
   end
-  store_definition(key, ask.definition)
+  store_definition(root, ask.definition)
   for _, family in ipairs(FAMILIES) do
     local rules = ask.definition.families[family]
     if rules then
