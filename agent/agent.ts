@@ -137,7 +137,6 @@ export class Agent {
       self,
       ledger,
       watermark,
-      whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
       journal,
       events,
       networkTypes,
@@ -257,6 +256,7 @@ export class Agent {
         this.#reconcile.nudge();
       },
     });
+    ledger.beatWith(() => this.#session.beat());
     const endpoints = createEndpoints({
       self,
       subjectPrefix,
@@ -282,7 +282,6 @@ export class Agent {
       }),
       ledger,
       watermark,
-      whileRecovering: (deadline, work) => this.#session.whileRecovering(deadline, work),
       events,
       standing: this.#standing,
       answerBytes: mostOfAnswer,

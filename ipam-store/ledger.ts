@@ -33,6 +33,7 @@ import {
   macOf,
   storedLease,
 } from './lease.ts';
+import { RecoveryWait, type Wait } from './recovery-wait.ts';
 import { type LogPage, logPageOf, type SnapshotPage, snapshotPageOf } from './log.ts';
 import {
   changesOf,
@@ -47,6 +48,7 @@ import {
   usageOf,
 } from './network.ts';
 
+export type { Wait } from './recovery-wait.ts';
 export {
   type AuditPage,
   type AuditPosition,
@@ -161,6 +163,7 @@ export class Ledger {
   readonly #connection: Connection;
   readonly #root: string;
   readonly #batches: Batches;
+  readonly #recovery = new RecoveryWait();
   readonly #listeners = new Set<(news: NetworkNews) => void>();
 
   /** Throws for options that cannot be meant. */
@@ -188,6 +191,14 @@ export class Ledger {
     this.#listeners.add(listener);
   }
 
+  /**
+   * How a heartbeat is sent before its time. With it, what the ledger refuses as RECOVERING is tried again after the
+   * heartbeat's answer, for three seconds and not beyond the call's deadline; without it, it is refused at once.
+   */
+  beatWith(beat: () => Promise<void>): void {
+    this.#recovery.beatWith(beat);
+  }
+
   #tell(change: NetworkNews['change'], networks: Iterable<string>): void {
     for (const network of new Set(networks)) {
       for (const listener of this.#listeners) listener({ network, change });
@@ -209,6 +220,7 @@ export class Ledger {
     network: Network,
     revision?: number,
     by?: Identity,
+    wait?: Wait,
   ): Promise<NetworkRecord & { readonly created: boolean }> {
     allow({ revision }, 'revision');
     const { network: text, ...rest } = putDefinitionOf(network);
@@ -221,8 +233,8 @@ export class Ledger {
       await this.#finish(other);
       return put().catch(afterOthers);
     };
-    const answer = await put().catch(afterOthers);
-    if (answer.flag('more')) await this.#finish(rest.name);
+    const answer = await this.#recovery.retry(wait, () => put().catch(afterOthers));
+    if (answer.flag('more')) await this.#recovery.retry(wait, () => this.#finish(rest.name));
     this.#tell('definition', [network.network]);
     const record = answer.has('network')
       ? recordOf(answer)
@@ -235,9 +247,14 @@ export class Ledger {
     while ((await this.#call('network_finish', { name })).flag('more'));
   }
 
-  async getNetwork(name: string): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
+  async getNetwork(
+    name: string,
+    wait?: Wait,
+  ): Promise<(NetworkRecord & { usage: NetworkUsage }) | null> {
     need({ network: name }, 'network');
-    const answer = await this.#find('network_get', [JSON.stringify({ name })]);
+    const answer = await this.#recovery.retry(wait, () =>
+      this.#find('network_get', [JSON.stringify({ name })]),
+    );
     return answer && { ...recordOf(answer), usage: usageOf(answer) };
   }
 
@@ -266,12 +283,13 @@ export class Ledger {
   }
 
   /** NETWORK_IN_USE while a lease exists; `details.ids` names the first sixteen. HOST_CONFLICT as of `putNetwork`. */
-  async deleteNetwork(name: string, by?: Identity): Promise<{ deleted: boolean }> {
+  async deleteNetwork(name: string, by?: Identity, wait?: Wait): Promise<{ deleted: boolean }> {
     need({ network: name }, 'network');
-    const answer = await this.#call('network_delete', { name, ...byOf(by) });
+    const asked = { name, ...byOf(by) };
+    const answer = await this.#recovery.retry(wait, () => this.#call('network_delete', asked));
     const deleted = answer.flag('deleted');
     if (deleted) this.#tell('definition', [name]);
-    if (answer.flag('more')) await this.#finish(name);
+    if (answer.flag('more')) await this.#recovery.retry(wait, () => this.#finish(name));
     return { deleted };
   }
 
@@ -280,9 +298,9 @@ export class Ledger {
    * expiry it then extends. Order of sources: asked for, the workload's reservation, never used, least
    * recently used. Throws RevisionChanged where the network is not of the revision given any more.
    */
-  async acquire(request: LeaseRequest): Promise<Acquired> {
+  async acquire(request: LeaseRequest, wait?: Wait): Promise<Acquired> {
     const ask = askOf(request);
-    return this.#withMac(ask, async (mac) => {
+    return this.#granting(ask, wait, async (mac) => {
       const own = acquireArgs(ask, mac);
       const { text, stored } = await this.#batches.add('acquire', ask.shared, own);
       const acquired = acquiredOf(ask, mac, text);
@@ -290,6 +308,10 @@ export class Ledger {
       await stored;
       return acquired;
     });
+  }
+
+  #granting<T>(ask: Ask, wait: Wait | undefined, work: (mac: string) => Promise<T>): Promise<T> {
+    return this.#recovery.retry(wait, () => this.#withMac(ask, work));
   }
 
   /** A derived MAC that somebody has asked for before is derived anew. */
@@ -305,9 +327,9 @@ export class Ledger {
   }
 
   /** The lease that `acquire` would answer now, or its error; a moment later it may be another. Changes nothing. */
-  async preview(request: LeaseRequest): Promise<Acquired> {
+  async preview(request: LeaseRequest, wait?: Wait): Promise<Acquired> {
     const ask = askOf(request);
-    return this.#withMac(ask, async (mac) => {
+    return this.#granting(ask, wait, async (mac) => {
       this.#batches.flush();
       const { text } = await this.#send('preview', [ask.shared, ...acquireArgs(ask, mac)]);
       return acquiredOf(ask, mac, text);
@@ -375,6 +397,17 @@ export class Ledger {
    * of it. HOST_CONFLICT while another machine says so under the same name, or holds leases under it.
    */
   async heartbeat(beat: Beat): Promise<Pulse> {
+    let isOpen = false;
+    try {
+      const pulse = await this.#heartbeat(beat);
+      isOpen = pulse.mayAcquire;
+      return pulse;
+    } finally {
+      this.#recovery.note(isOpen);
+    }
+  }
+
+  async #heartbeat(beat: Beat): Promise<Pulse> {
     need(beat, 'host', 'machineId', 'bootId', 'suspectAfterSeconds', 'recoveryWindowSeconds');
     need(beat, 'seen', 'newFleet');
     allow(beat, 'agentId', 'heartbeatSeconds');

@@ -32,7 +32,6 @@ import type {
 } from '../host/networks/network-type.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
 import type { NamedNamespace } from '../host/networks/workload.ts';
-import type { Session } from '../fleet/session.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from '../trace.ts';
@@ -49,8 +48,6 @@ export interface AttachmentsOptions {
   readonly self: Self;
   readonly ledger: Ledger;
   readonly watermark: LedgerWatermark;
-  /** Tries again for a while what the ledger refuses as RECOVERING. */
-  readonly whileRecovering: Session['whileRecovering'];
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
@@ -134,7 +131,7 @@ export class Attachments {
       this.#options.detaches.begin(fenced, { ...this.#ending(request, call), reason: 'fenced' });
     }
     await this.#options.detaches.finished(request.id, call.deadline);
-    return this.#ofLastRevision(request.network, async () => {
+    return this.#ofLastRevision(request.network, call.deadline, async () => {
       using named = await this.#named(request);
       const { identity, key } = identified(request, named);
       const held = this.#options.journal.get(request.id);
@@ -172,10 +169,10 @@ export class Attachments {
   async dryRun(request: AttachRequest, call: Call): Promise<DryRunAnswer> {
     // Others wait in its lane, whatever this one waits for.
     const deadline = Math.min(call.deadline, performance.now() + MAX_DRY_RUN_MS);
-    const { locks, detaches, journal, ledger, whileRecovering } = this.#options;
+    const { locks, detaches, journal, ledger } = this.#options;
     return locks.take(request.id, deadline, async () => {
       await detaches.finished(request.id, deadline);
-      return this.#ofLastRevision(request.network, async () => {
+      return this.#ofLastRevision(request.network, deadline, async () => {
         using named = await this.#named(request);
         const held = journal.get(request.id);
         const attachment = held && this.#attachedAs(held, identified(request, named).key);
@@ -191,7 +188,7 @@ export class Attachments {
         using checked = this.#networkType(network.type).check(request, network, known);
         checked.prepare();
         const ask = this.#askFor(request, revised);
-        const { lease } = await whileRecovering(deadline, () => ledger.preview(ask));
+        const { lease } = await ledger.preview(ask, { deadline });
         const madeNamespace = checked.before?.['madeNamespace'];
         const order = {
           request,
@@ -217,26 +214,27 @@ export class Attachments {
   }
 
   /** Again, with the network read anew, where it has changed since it was read. */
-  async #ofLastRevision<T>(network: string, work: () => Promise<T>): Promise<T> {
+  async #ofLastRevision<T>(network: string, deadline: number, work: () => Promise<T>): Promise<T> {
     for (let tries = 1; ; tries += 1) {
       try {
         return await work();
       } catch (error) {
         if (tries === REVISION_TRIES) throw error;
-        if (!(error instanceof RevisionChanged) && !(await this.#isRefusedByOld(network, error))) {
-          throw error;
-        }
+        const isOld =
+          error instanceof RevisionChanged ||
+          (await this.#isRefusedByOld(network, deadline, error));
+        if (!isOld) throw error;
         this.#networks.delete(network);
       }
     }
   }
 
   /** Whether a request was held to a definition that has changed since it was read. */
-  async #isRefusedByOld(network: string, error: unknown): Promise<boolean> {
+  async #isRefusedByOld(network: string, deadline: number, error: unknown): Promise<boolean> {
     const cached = this.#networks.get(network);
     const refused = error instanceof VoltError && REFUSED_BY_NETWORK.has(error.code);
     if (cached === undefined || !refused) return false;
-    const now = await this.#options.ledger.getNetwork(network).catch(() => null);
+    const now = await this.#options.ledger.getNetwork(network, { deadline }).catch(() => null);
     return now !== null && now.revision !== cached.revision;
   }
 
@@ -380,9 +378,9 @@ export class Attachments {
   }
 
   async #acquire(request: AttachRequest, revised: Revised, deadline: number): Promise<Lease> {
-    const { ledger, watermark, whileRecovering } = this.#options;
+    const { ledger, watermark } = this.#options;
     const ask = this.#askFor(request, revised);
-    const { lease } = await whileRecovering(deadline, () => ledger.acquire(ask));
+    const { lease } = await ledger.acquire(ask, { deadline });
     watermark.noteGeneration(lease.generation);
     return lease;
   }
@@ -413,8 +411,7 @@ export class Attachments {
   async #network(name: string, deadline: number): Promise<Revised> {
     const cached = this.#networks.get(name);
     if (cached !== undefined) return cached;
-    const { ledger, whileRecovering } = this.#options;
-    const found = await whileRecovering(deadline, () => ledger.getNetwork(name));
+    const found = await this.#options.ledger.getNetwork(name, { deadline });
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${name}`);
     const revised = { network: found.network, revision: found.revision };
     this.#networks.set(name, revised);

@@ -41,7 +41,6 @@ import type { FleetList } from '../fleet/fleet-list.ts';
 import type { Queries } from '../attachments/queries.ts';
 import type { Log } from '../log.ts';
 import type { Requests } from '../attachments/requests.ts';
-import type { Session } from '../fleet/session.ts';
 import type { Slices } from '../schedule/slices.ts';
 import type { Standing } from '../fleet/standing.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
@@ -58,8 +57,6 @@ export interface ServiceOptions {
   readonly fleetList: FleetList;
   readonly ledger: Ledger;
   readonly watermark: LedgerWatermark;
-  /** Tries again for a while what the ledger refuses as RECOVERING. */
-  readonly whileRecovering: Session['whileRecovering'];
   readonly events: EventLog;
   readonly standing: Standing;
   /** The most that an answer may have now. */
@@ -185,7 +182,6 @@ const networkOperations = ({
   slices,
   answerBytes,
   watermark,
-  whileRecovering,
   events,
   self,
 }: ServiceOptions): Operation<NetworkOperation>[] => [
@@ -195,9 +191,7 @@ const networkOperations = ({
     networkPutRequestSchema,
     async ({ revision, ...keys }, { trace, deadline }) => {
       const network = parseNetwork(keys);
-      const answer = await whileRecovering(deadline, () =>
-        ledger.putNetwork(network, revision, self),
-      );
+      const answer = await ledger.putNetwork(network, revision, self, { deadline });
       watermark.noteNetwork(answer);
       events.add({
         type: 'network-changed',
@@ -212,7 +206,7 @@ const networkOperations = ({
     },
   ),
   operation('get', 'read', networkGetRequestSchema, async ({ network }, { deadline }) => {
-    const found = await whileRecovering(deadline, () => ledger.getNetwork(network));
+    const found = await ledger.getNetwork(network, { deadline });
     if (found === null) throw new VoltError('UNKNOWN_NETWORK', `there is no network ${network}`);
     return found;
   }),
@@ -227,7 +221,7 @@ const networkOperations = ({
     'change',
     networkDeleteRequestSchema,
     async ({ network }, { trace, deadline }) => {
-      const answer = await whileRecovering(deadline, () => ledger.deleteNetwork(network, self));
+      const answer = await ledger.deleteNetwork(network, self, { deadline });
       if (!answer.deleted) return answer;
       events.add({
         type: 'network-changed',

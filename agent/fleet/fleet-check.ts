@@ -85,7 +85,7 @@ export class FleetCheck {
     return this.#slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
-  /** HeartbeatAnswers where it stopped, if not at the end. */
+  /** Answers where it stopped, if not at the end. */
   async #compareLedger(
     found: Found,
     { repair, from }: { repair: boolean; from: AuditPosition },
@@ -158,7 +158,7 @@ export class FleetCheck {
 
   /**
    * Ends leases of which their host has neither record nor device, also when it is asked again, of this very
-   * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. HeartbeatAnswers what it ended.
+   * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it ended.
    */
   async #release(
     { host, machineId, agentId, bootId }: HostRecord,

@@ -1,6 +1,5 @@
 import { VoltError } from '#protocol/errors.ts';
 import type { Lease, Ledger, LedgerState, Pulse, Self } from '#ipam-store/ledger.ts';
-import { HeartbeatAnswers } from './heartbeat-answers.ts';
 import type { Clocks } from '../health/clocks.ts';
 import type { EventLog } from '../storage/events.ts';
 import { type Arrival, FleetEvents } from './fleet-events.ts';
@@ -70,10 +69,6 @@ export class Session {
   readonly #rhythm: Rhythm;
   readonly #fleetEvents: FleetEvents;
   readonly #hostList: HostList;
-  readonly #answers = new HeartbeatAnswers({
-    beat: () => void this.beat(),
-    isOpen: () => this.#status.open,
-  });
   #beating: Promise<void> | undefined;
   #status: SessionStatus = { state: 'unknown', open: false, awaiting: [] };
   /** Of the last heartbeat. */
@@ -120,15 +115,9 @@ export class Session {
   beat(): Promise<void> {
     this.#beating ??= this.#beat().then((how) => {
       this.#beating = undefined;
-      this.#answers.note();
       this.#rhythm.ended(how);
     });
     return this.#beating;
-  }
-
-  /** `HeartbeatAnswers.whileRecovering`: does what the ledger may refuse as RECOVERING. */
-  whileRecovering<T>(deadline: number, work: () => Promise<T>): Promise<T> {
-    return this.#answers.whileRecovering(deadline, work);
   }
 
   async #beat(): Promise<Beaten> {
@@ -222,12 +211,11 @@ export class Session {
     }
     const opened = mayAcquire && !this.#status.open;
     this.#status = { state, open: mayAcquire, awaiting };
-    this.#answers.note();
     if (opened) this.#options.onOpen();
     return pulse;
   }
 
-  /** HeartbeatAnswers whether another heartbeat has something to say. */
+  /** Answers whether another heartbeat has something to say. */
   async #take(pulse: Pulse): Promise<boolean> {
     if (pulse.before !== 'live' || pulse.rebooted) this.#arrival ??= pulse;
     this.#fleetEvents.tell(pulse);

@@ -9,6 +9,7 @@ import type {
   Pulse,
 } from '#ipam-store/ledger.ts';
 import { RevisionChanged } from '#ipam-store/ledger.ts';
+import { RecoveryWait } from '#ipam-store/recovery-wait.ts';
 import { deriveMac } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
@@ -73,21 +74,25 @@ export class ModelLedger {
     const status = (): Ledger['status'] =>
       this.lines.away.has(place) ? { state: 'connecting', reason: 'away' } : { state: 'ready' };
     const call = this.lines.connect(place, life);
+    const recovery = new RecoveryWait();
     const face: Partial<Pick<Ledger, keyof Ledger>> = {
       start: () => {
         this.#clock.after(5, life, () => listeners.forEach((tell) => tell(status())));
       },
       onChange: () => {},
+      beatWith: (beat) => recovery.beatWith(beat),
       onStatus: (listener) => void listeners.push(listener),
       close: () => Promise.resolve(),
-      getNetwork: () =>
-        call(() => ({
-          ...this.#defined(),
-          usage: { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 },
-        })),
+      getNetwork: (_name, wait) =>
+        recovery.retry(wait, () =>
+          call(() => ({
+            ...this.#defined(),
+            usage: { size: 0, used: 0, free: 0, reserved: 0, cooling: 0, suspect: 0 },
+          })),
+        ),
       listNetworks: () => call(() => ({ networks: [this.#defined()] })),
       networkChanges: (since) => call(() => this.#changesSince(since)),
-      acquire: (request) => call(() => this.#acquire(request)),
+      acquire: (request, wait) => recovery.retry(wait, () => call(() => this.#acquire(request))),
       release: (release) => call(() => this.#release(release)),
       getLease: (id) => call(() => this.leases.get(id) ?? null),
       listLeases: ({ host: of }) =>
@@ -96,7 +101,16 @@ export class ModelLedger {
             .filter((lease) => lease.host === of)
             .map((lease) => ({ ...lease, state: 'held' as const })),
         })),
-      heartbeat: (beat) => call(() => this.#heartbeat(beat)),
+      heartbeat: async (beat) => {
+        let isOpen = false;
+        try {
+          const pulse = await call(() => this.#heartbeat(beat));
+          isOpen = pulse.mayAcquire;
+          return pulse;
+        } finally {
+          recovery.note(isOpen);
+        }
+      },
       reassert: (session, hostLeases) => call(() => this.#reassert(session, hostLeases)),
     };
     Object.defineProperty(face, 'status', { get: status });

@@ -3,7 +3,7 @@ import { type Mistakes, simulate } from './simulation.ts';
 
 const HISTORIES = 200;
 /** In so few histories a mistake is found. */
-const FEW = 120;
+const FEW = 250;
 const MISTAKES: readonly Mistakes[] = [
   { ledger: 'no-owner' },
   { ledger: 'address-twice' },
