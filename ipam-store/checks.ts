@@ -45,6 +45,11 @@ const addressText: Check = (value) =>
     ? undefined
     : 'must be an address as text';
 
+const addressTexts: Check = (value) =>
+  Array.isArray(value) && value.every((one) => addressText(one) === undefined)
+    ? undefined
+    : 'must be a list of addresses as text';
+
 const flag: Check = (value) => (typeof value === 'boolean' ? undefined : 'must be true or false');
 
 const checkedLists = new WeakSet<object>();
@@ -71,10 +76,8 @@ export const CHECKS = {
   agentId: matching(TOKEN_PATTERN, 'an agent id'),
   bootId: matching(TOKEN_PATTERN, 'a boot id'),
   mac: addressText,
-  addresses: (value) =>
-    Array.isArray(value) && value.every((one) => addressText(one) === undefined)
-      ? undefined
-      : 'must be a list of addresses as text',
+  addresses: addressTexts,
+  avoid: addressTexts,
   hostname: matching(HOSTNAME_PATTERN, 'an RFC 1123 host name'),
   ttlSeconds: positive(MAX_TTL_SECONDS),
   heartbeatSeconds: positive(MAX_TTL_SECONDS),

@@ -54,6 +54,11 @@ export interface LeaseRequest {
   readonly addresses?: readonly string[];
   readonly hostname?: string;
   readonly ttlSeconds?: number;
+  /**
+   * Addresses that the host itself has, without prefix lengths: none of them is granted. At most 64 in the network's
+   * subnets.
+   */
+  readonly avoid?: readonly string[];
 }
 
 /** A lease as the functions keep it. */
@@ -161,16 +166,39 @@ export const bootOf = (by: {
 }): string =>
   by.agentId === undefined || by.bootId === undefined ? '' : ` ${by.agentId} ${by.bootId}`;
 
+const MAX_AVOIDED = 64;
+
+/**
+ * " agent boot" of a request, and after them the addresses to avoid, as hex: nothing where there are none, so that such a
+ * request costs what it did. Addresses that the network never gives out need not be avoided.
+ */
+function endOf(request: LeaseRequest, { pools }: Site): string {
+  const { avoid = [] } = request;
+  if (avoid.length === 0) return bootOf(request);
+  const own = avoid
+    .map((text, index) => parsed(`avoid.${index}`, () => IpAddress.parse(text)))
+    .filter((address) => pools.some((pool) => pool.mayGive(address)));
+  const hex = [...new Set(own.map(toHex))].toSorted();
+  if (hex.length === 0) return bootOf(request);
+  if (hex.length > MAX_AVOIDED) {
+    refuseField(
+      'avoid',
+      `more than ${MAX_AVOIDED} addresses of network ${request.network.network}`,
+    );
+  }
+  return `${bootOf(request) || ` ${NONE} ${NONE}`} ${hex.join(',')}`;
+}
+
 /** Throws where a name or an address cannot be, or is not for this workload. */
 export function askOf(request: LeaseRequest): Ask {
   need(request, 'id', 'workload', 'kind', 'revision', 'host', 'machineId', 'bootId');
-  allow(request, 'agentId', 'mac', 'addresses', 'hostname', 'ttlSeconds');
+  allow(request, 'agentId', 'mac', 'addresses', 'hostname', 'ttlSeconds', 'avoid');
   const { network, revision, host, machineId } = request;
   const site = siteOf(network);
   return {
     request,
     site,
-    shared: `${host} ${machineId} ${network.network} ${revision} ${site.families}${bootOf(request)}`,
+    shared: `${host} ${machineId} ${network.network} ${revision} ${site.families}${endOf(request, site)}`,
     ...wantedOf(request, site),
   };
 }

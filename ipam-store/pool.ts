@@ -121,6 +121,11 @@ export class FamilyPool {
     return value === undefined ? undefined : hexOf(this.subnet.family, value);
   }
 
+  /** False for an address of elsewhere, and for the gateway: these are granted to nobody. */
+  mayGive(address: IpAddress): boolean {
+    return this.subnet.contains(address) && this.#gateway?.equals(address) !== true;
+  }
+
   /** Throws where an asked-for address is none that this workload may be given; it may lie outside the pool. */
   check(asked: IpAddress, workload: string): void {
     const text = asked.toString();

@@ -55,6 +55,8 @@ export interface AttachmentsOptions {
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
   readonly detaches: Detaches;
+  /** The addresses in a network's subnets that this host has itself: the ledger grants none of them. Default: none. */
+  readonly ownAddresses?: (network: Network) => readonly string[];
   readonly log: Log;
 }
 
@@ -386,7 +388,8 @@ export class Attachments {
   }
 
   #askFor(request: AttachRequest, { network, revision }: Revised): LeaseRequest {
-    const { self } = this.#options;
+    const { self, ownAddresses } = this.#options;
+    const avoid = ownAddresses?.(network) ?? [];
     const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
     return {
       id,
@@ -399,6 +402,7 @@ export class Attachments {
       ...(addresses !== undefined && { addresses }),
       ...(hostname !== undefined && { hostname }),
       ...(leaseTtlSeconds !== undefined && { ttlSeconds: leaseTtlSeconds }),
+      ...(avoid.length > 0 && { avoid }),
     };
   }
 

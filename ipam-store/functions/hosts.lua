@@ -76,7 +76,7 @@ local function list_hosts(keys, args)
   return '{"hosts":' .. hosts .. ',"cursor":' .. cursor .. ',"state":"' .. state .. '"}'
 end
 
-local VERSION = '1.7'
+local VERSION = '1.8'
 
 redis.register_function({ function_name = 'volt1_forget', callback = readable(forget_host), flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_hosts', callback = readable(list_hosts), flags = { 'no-writes' } })

@@ -168,14 +168,26 @@ local function grant(batch, ask)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- What the requests of a batch share, by its text: "host machine network revision families", and agents since 1.7
--- " agent boot".
+-- The addresses of "address,address…" as a set, and how many they are; nil for none.
+local function avoided_in(text)
+  local avoided, count = nil, 0
+  for address in string.gmatch(text, '%x+') do
+    avoided = avoided or {}
+    avoided[address] = true
+    count = count + 1
+  end
+  return avoided, count
+end
+
+-- What the requests of a batch share, by its text: "host machine network revision families", agents since 1.7 " agent
+-- boot", and where there are any " address,address…": those that the host has itself, and nobody is granted.
 local function open_batch(root, text)
   local memory = memory_of(root)
   local batch = memory.batches[text]
   if not batch then
-    local host, machine, name, revision, families, agent, boot =
-      string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*) ?(%S*)$')
+    local host, machine, name, revision, families, agent, boot, own =
+      string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*) ?(%S*) ?(%S*)$')
+    local avoided, avoided_count = avoided_in(own)
     batch = {
       root = root,
       host = host,
@@ -183,6 +195,8 @@ local function open_batch(root, text)
       name = name,
       revision = revision,
       families = FAMILIES_OF[families],
+      avoided = avoided,
+      avoided_count = avoided_count,
       key = network_key(root, name),
       leases = root .. ':leases',
       log = log_key(root, name),
@@ -219,7 +233,7 @@ local function ask_at(args, at)
   }
 end
 
--- acquire: ARGV "host machine network revision families agent boot", where families is 4, 6, 46 or -; then eight for each
+-- acquire: ARGV "host machine network revision families agent boot avoided" (open_batch), where families is 4, 6, 46 or -; then eight for each
 -- request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
 -- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
 -- without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?, "mac", "lengths":

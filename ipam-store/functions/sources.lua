@@ -102,6 +102,10 @@ end
 
 -- An address that is to be this one and no other.
 local function pick_named(batch, ask, family, address)
+  if batch.avoided and batch.avoided[address] then
+    return refuse('ADDRESS_OUT_OF_RANGE', 'host ' .. batch.host .. ' itself has {address}',
+      { address = address, host = batch.host })
+  end
   local id = entry_of(batch.key .. ':' .. family .. ':held', address)
   if id then
     return refuse('ADDRESS_IN_USE', '{address} is held by ' .. id, { address = address, id = id })
@@ -135,8 +139,38 @@ local function pick_own(batch, ask, family)
   local by = batch.key .. ':' .. family .. ':by'
   for _, entry in ipairs(redis.call('ZRANGEBYLEX', by, from, to, 'LIMIT', '0', '16')) do
     local address = string.sub(entry, #ask.workload + 2)
-    if redis.call('ZSCORE', batch.key .. ':' .. family .. ':free', address) then
+    local is_own = batch.avoided and batch.avoided[address]
+    if not is_own and redis.call('ZSCORE', batch.key .. ':' .. family .. ':free', address) then
       return address
+    end
+  end
+  return nil
+end
+
+-- The first address of the fresh ranges that the host does not have itself, where it has the first of them; nil for none.
+local function pick_beyond_own(batch, family, range)
+  local fresh = batch.key .. ':' .. family .. ':fresh'
+  for index = 0, batch.avoided_count do
+    local first, last = bounds_of(range)
+    while batch.avoided[first] and first ~= last do
+      first = hex_step(first, 1)
+    end
+    if not batch.avoided[first] then
+      return first
+    end
+    range = redis.call('ZRANGE', fresh, index, index)[1]
+    if not range then
+      return nil
+    end
+  end
+end
+
+-- Of the free addresses that the host does not have itself, the one that was released first, and when.
+local function oldest_free(batch, family)
+  local free = redis.call('ZRANGE', batch.key .. ':' .. family .. ':free', '0', batch.avoided_count, 'WITHSCORES')
+  for index = 1, #free, 2 do
+    if not (batch.avoided and batch.avoided[free[index]]) then
+      return free[index], tonumber(free[index + 1])
     end
   end
   return nil
@@ -144,11 +178,10 @@ end
 
 -- The least recently used address that has cooled down.
 local function pick_used(batch, ask, family)
-  local free = batch.key .. ':' .. family .. ':free'
-  local oldest = redis.call('ZRANGE', free, '0', '0', 'WITHSCORES')
-  local wait = oldest[1] and tonumber(oldest[2]) + batch.delay_ms - batch.now
+  local oldest, released_at = oldest_free(batch, family)
+  local wait = oldest and released_at + batch.delay_ms - batch.now
   if wait and wait <= 0 then
-    return contradicted(batch, family, oldest[1], 'free'), oldest[1]
+    return contradicted(batch, family, oldest, 'free'), oldest
   end
   if wait and wait > UNTIL_LET_GO / 2 then
     wait = LET_GO_RETRY_MS
@@ -159,7 +192,8 @@ local function pick_used(batch, ask, family)
   end
   return refuse('POOL_EXHAUSTED',
     'network ' .. batch.name .. ' has no IPv' .. family .. ' address left'
-      .. (wait and ' that has cooled down' or ''),
+      .. (wait and ' that has cooled down' or batch.avoided and ' that host ' .. batch.host .. ' does not have itself'
+        or ''),
     { network = batch.name, family = tonumber(family) }, wait or nil)
 end
 
@@ -167,8 +201,9 @@ end
 local function pick(batch, ask, family)
   local wanted = ask[family]
   local range = batch.network[NEXT[family]]
+  local is_own = batch.avoided and range and batch.avoided[string.match(range, '^%x+')]
   -- What this server has left of a range after a grant is as free as it was, whatever `held` says: the way of most.
-  if wanted == '-' and range and range == batch.memory.fresh[batch.held_keys[family]] then
+  if wanted == '-' and range and not is_own and range == batch.memory.fresh[batch.held_keys[family]] then
     return nil
   end
   local incomplete = incomplete_held(batch, family)
@@ -186,8 +221,12 @@ local function pick(batch, ask, family)
       return pick_named(batch, ask, family, reserved)
     end
   end
-  if range then
+  if range and not is_own then
     return held_in_next(batch, family, range)
+  end
+  local address = is_own and pick_beyond_own(batch, family, range)
+  if address then
+    return contradicted(batch, family, address, 'fresh'), address
   end
   return pick_used(batch, ask, family)
 end
