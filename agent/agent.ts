@@ -119,6 +119,7 @@ export class Agent {
       host,
       subjectPrefix,
       stateDir,
+      journal,
       log,
       maxPayload,
       publish: (event) => {

@@ -21,7 +21,6 @@ import { endedLease, type EventLog } from '../storage/events.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
-import { announce } from '../storage/announce.ts';
 import type { Detaches } from './detaches.ts';
 import { type Position, storedPosition } from './request-log.ts';
 import type {
@@ -82,8 +81,6 @@ const REFUSED_BY_NETWORK: ReadonlySet<string> = new Set([
 ]);
 /** Longer than a dry run takes where nothing is amiss. */
 const MAX_DRY_RUN_MS = 5_000;
-/** For so long events gather, so that storing and publishing one does not hold up the request that comes next. */
-const ANNOUNCE_AFTER_MS = 20;
 
 /**
  * The attachments of this host: from request to lease, device, record and event, and back. Requests for
@@ -92,8 +89,6 @@ const ANNOUNCE_AFTER_MS = 20;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
-  /** Ids whose `attached` event is still to be stored. */
-  readonly #untold: string[] = [];
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -102,7 +97,6 @@ export class Attachments {
   /** Takes up what an earlier agent of this host left half done: it is detached. */
   resume(): void {
     for (const record of this.#options.journal.values()) {
-      announce(this.#options, record.id);
       if (record.state === 'attached' || record.state === 'fenced') continue;
       this.#options.detaches.begin(
         record,
@@ -120,7 +114,6 @@ export class Attachments {
     const idle = this.#options.locks.idle().then(() => this.#options.detaches.idle());
     await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]);
     this.#options.detaches.stop();
-    for (const { id } of this.#options.journal.values()) announce(this.#options, id);
   }
 
   /**
@@ -332,20 +325,17 @@ export class Attachments {
         made,
         record,
       });
-      journal.put({
-        ...record,
-        state: 'attached',
-        generation: lease.generation,
-        attachment,
-        announce: {
+      const { generation } = lease;
+      this.#options.events.putAttached(
+        { ...record, state: 'attached', generation, attachment },
+        {
           requestId: request.requestId,
           ...storedPosition(call.position),
           durationMs: { ipam: leased - started, kernel: kernelDone - leased },
           ...traceOf(call.trace),
         },
-      });
+      );
       undo.move();
-      this.#announceSoon(record.id);
       return { attachment, replayed: false };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
@@ -358,25 +348,14 @@ export class Attachments {
     }
   }
 
-  /** Each job has an event of its own, also one that finds what it asks for: to be told as soon as it is remembered. */
+  /** Each job has an `attached` event of its own, also one that finds attached what it asks for. */
   #announceRepeat(request: Making['request'], { position, trace }: Call): void {
-    const { journal } = this.#options;
-    announce(this.#options, request.id);
+    const { journal, events } = this.#options;
     const held = journal.get(request.id);
     if (held === undefined) return;
     const { requestId, ...repeat } = request;
     const untold = { requestId, ...storedPosition(position), durationMs: {}, ...traceOf(trace) };
-    journal.put({ ...held, announce: { ...untold, repeat } });
-  }
-
-  /** After the answer: nobody waits for the event. */
-  #announceSoon(id: string): void {
-    const first = this.#untold.length === 0;
-    this.#untold.push(id);
-    if (!first) return;
-    setTimeout(() => {
-      for (const one of this.#untold.splice(0)) announce(this.#options, one);
-    }, ANNOUNCE_AFTER_MS);
+    events.putAttached(held, { ...untold, repeat });
   }
 
   async #acquire(request: AttachRequest, revised: Revised, deadline: number): Promise<Lease> {

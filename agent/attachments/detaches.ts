@@ -1,7 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
-import { announce } from '../storage/announce.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import { endedLease, type EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
@@ -38,9 +37,7 @@ export class Detaches {
 
   begin(record: AttachmentRecord, detach: DetachIntent): void {
     const { journal, networkTypes } = this.#options;
-    announce(this.#options, record.id);
-    const { announce: _, ...rest } = record;
-    const detaching: AttachmentRecord = { ...rest, state: 'detaching', detach };
+    const detaching: AttachmentRecord = { ...record, state: 'detaching', detach };
     journal.putAnyway(detaching);
     const type = networkTypes[record.networkType];
     const remove = (): Promise<void> => type?.detach(detaching).removed ?? Promise.resolve();

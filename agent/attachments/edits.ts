@@ -2,7 +2,6 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Attachment } from '#protocol/attachment.ts';
 import type { Network } from '#protocol/network.ts';
 import type { LetGo, NetworkRecord } from '#ipam-store/ledger.ts';
-import { announce } from '../storage/announce.ts';
 import { withoutAddresses } from './attachments.ts';
 import type { EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
@@ -68,8 +67,7 @@ export class Edits {
       type?.mend(after, now);
       changeRoutes(record, before, { was, now });
     }
-    announce(this.#options, id);
-    journal.put({ ...(journal.get(id) ?? record), attachment: after, network: now, revision });
+    journal.put({ ...record, attachment: after, network: now, revision });
     if (isDeepStrictEqual(before, after)) return;
     log.info({ id, revision }, 'changed as its network');
     this.#options.events.add({

@@ -1,7 +1,6 @@
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease, LeaseOutcome, Self } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
-import { announce } from '../storage/announce.ts';
 import type { Config } from '../config.ts';
 import type { Detaches } from './detaches.ts';
 import { endedLease, type EventLog } from '../storage/events.ts';
@@ -99,8 +98,7 @@ export class HostLeases {
       const record = journal.get(id);
       if (record?.state !== 'attached' || record.generation !== generation) return;
       networkTypes[record.networkType]?.setDown(record);
-      announce(this.#options, id);
-      journal.putAnyway({ ...(journal.get(id) ?? record), state: 'fenced' });
+      journal.putAnyway({ ...record, state: 'fenced' });
       const by = holder === undefined ? '' : `: ${holder.id} on host ${holder.host} has it now`;
       const error = new VoltError('STALE_GENERATION', `${id} is fenced${by}`, {
         details: { id, generation, ...(holder !== undefined && { holder: { ...holder } }) },
@@ -165,7 +163,7 @@ export class HostLeases {
       const ending = { ...self, id, generation, cool: true };
       return (await ledger.release(ending)) === 'released';
     });
-    if (ended) this.announceEnd(lease, lease.bootId === self.bootId ? 'interrupted' : 'reboot');
+    if (ended) this.tellEnd(lease, lease.bootId === self.bootId ? 'interrupted' : 'reboot');
     return ended;
   }
 
@@ -185,7 +183,7 @@ export class HostLeases {
   }
 
   /** The `detached` event of a lease that ended without an attachment of this host. */
-  announceEnd(lease: Lease, reason: 'reboot' | 'interrupted' | 'reclaimed'): void {
+  tellEnd(lease: Lease, reason: 'reboot' | 'interrupted' | 'reclaimed'): void {
     const { id, generation, network } = lease;
     this.#options.events.add({
       type: 'detached',

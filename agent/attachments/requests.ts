@@ -13,7 +13,6 @@ import {
   type UpdateRequest,
 } from '#protocol/attachment.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
-import { announce } from '../storage/announce.ts';
 import type { Attachments, Call } from './attachments.ts';
 import type { Detaches } from './detaches.ts';
 import { toVoltError } from '../errors.ts';
@@ -77,11 +76,13 @@ export class Requests {
    */
   resume(): void {
     const { journal, requestLog } = this.#options;
-    for (const { id, request, attachment, announce: untold, detach } of journal.values()) {
-      if (untold !== undefined && attachment !== undefined) {
-        const { requestId: _, ...content } = untold.repeat ?? request;
-        const answer = { attachment, replayed: untold.repeat !== undefined };
-        keepFirst(requestLog, { operation: 'attach', id, content, ...untold }, answer);
+    for (const { id, request, detach } of journal.values()) {
+      const untold = journal.untold(id);
+      if (untold !== undefined) {
+        const { announcement, attachment } = untold;
+        const { requestId: _, ...content } = announcement.repeat ?? request;
+        const answer = { attachment, replayed: announcement.repeat !== undefined };
+        keepFirst(requestLog, { operation: 'attach', id, content, ...announcement }, answer);
       }
       if (detach?.reason === 'requested') {
         const { generation } = detach;
@@ -145,7 +146,7 @@ export class Requests {
     call: Call,
   ): Promise<void> {
     const { events, journal, host, detaches } = this.#options;
-    announce(this.#options, id);
+    events.announce(id);
     if (operation !== 'detach') return;
     const record = journal.get(id);
     await detaches.finished(id, call.deadline);
@@ -249,7 +250,6 @@ export class Requests {
     // by us, and its sender hears the end of it alone.
     const final = !error.retryable || ('isLast' in call && call.isLast(error));
     if (!final && 'isLast' in call) return;
-    announce(this.#options, id);
     events.add({
       type: 'failed',
       network: request.network ?? journal.get(id)?.request.network ?? '-',

@@ -8,7 +8,6 @@ import {
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
-import { announce } from '../storage/announce.ts';
 import { type Call, refuseOtherGeneration } from './attachments.ts';
 import type { EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
@@ -52,8 +51,7 @@ export class Updates {
     const started = performance.now();
     using undo = new DisposableStack();
     tracedStepSync('kernel', () => type.update({ before, after, network }, undo));
-    announce(this.#options, record.id);
-    journal.put(updatedRecord(journal.get(record.id) ?? record, after));
+    journal.put(updatedRecord(record, after));
     undo.move();
     events.add({
       type: 'updated',

@@ -8,7 +8,7 @@ export type Arrival = Pick<Pulse, 'before' | 'rebooted' | 'nowMs'>;
 export interface FleetEventsOptions {
   readonly self: Self;
   readonly events: Pick<EventLog, 'add'>;
-  readonly hostLeases: Pick<HostLeases, 'announceEnd'>;
+  readonly hostLeases: Pick<HostLeases, 'tellEnd'>;
 }
 
 /** Tells the fleet what a heartbeat of this host has brought about. */
@@ -23,7 +23,7 @@ export class FleetEvents {
     if (began) this.#add('recovering', 'ledger', epoch, { epoch, awaiting });
     if (ended) this.#add('recovered', 'ledger', epoch, { epoch, missed });
     for (const host of fallen) this.#add('suspect', host, `${host}-${nowMs}`, { host });
-    for (const lease of reclaimed) this.#options.hostLeases.announceEnd(lease, 'reclaimed');
+    for (const lease of reclaimed) this.#options.hostLeases.tellEnd(lease, 'reclaimed');
   }
 
   tellArrival({ before, rebooted, nowMs }: Arrival, settled: Settled): void {
@@ -39,7 +39,7 @@ export class FleetEvents {
     body: Readonly<Record<string, unknown>>,
   ): void {
     const requestId = `${type}-${which}`;
-    const outcome = { type, network: '-', subject, operation: type, requestId, trace: {}, body };
-    this.#options.events.add(outcome);
+    const draft = { type, network: '-', subject, operation: type, requestId, trace: {}, body };
+    this.#options.events.add(draft);
   }
 }

@@ -22,7 +22,7 @@ export interface SessionOptions {
   readonly watermark: LedgerWatermark;
   readonly hostLeases: Pick<
     HostLeases,
-    'leases' | 'lease' | 'expire' | 'fence' | 'settle' | 'announceEnd'
+    'leases' | 'lease' | 'expire' | 'fence' | 'settle' | 'tellEnd'
   >;
   /** What this host knows of networks. */
   readonly revisions: Pick<NetworkRevisions, 'follow' | 'applied' | 'bridged'>;

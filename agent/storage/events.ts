@@ -5,23 +5,24 @@ import { subjects } from '#protocol/subjects.ts';
 import { parseTraceContext } from '#protocol/trace-context.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from '../log.ts';
+import type { Announcement, AttachmentRecord, Journal } from './journal.ts';
 import { Outbox } from './outbox.ts';
 import { type PendingEvent, PublishError } from './pending-event.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
 
-/** What happened, for the event stream. */
-export interface Outcome {
+/** The content of a new event, before it has an id and a time. */
+export interface EventDraft {
   readonly type: EventType;
-  /** The network it concerns; `-` where there is none. */
+  /** The network that the event concerns; `-` where there is none. */
   readonly network: string;
-  /** The attachment, network or host that it is about. */
+  /** The attachment, network or host that the event is about. */
   readonly subject: string;
   readonly operation: string;
-  /** With host and operation it makes the event's id: the same outcome is the same event. */
+  /** Host, operation and request id make the event's id: what is added twice is one event. */
   readonly requestId: string;
-  /** False for what is no outcome yet (a retryable failure): an event of its own each time. */
+  /** False for a retryable failure, which may happen again: each is an event of its own. */
   readonly final?: boolean;
-  /** Of the request that caused it. */
+  /** The trace of the request that caused the event. */
   readonly trace: { readonly traceparent?: string; readonly tracestate?: string };
   readonly body: Readonly<Record<string, unknown>>;
   /** By phase: `ipam`, `kernel`; `publish` is added when the event goes out. */
@@ -32,6 +33,8 @@ export interface EventsOptions {
   readonly host: string;
   readonly subjectPrefix: string;
   readonly stateDir: string;
+  /** The records, each with the announcement that is still to be told. */
+  readonly journal: Pick<Journal, 'put' | 'untold' | 'untoldIds' | 'noteTold'>;
   readonly log: Log;
   /** The largest message that NATS takes now, headers included. */
   readonly maxPayload: () => number;
@@ -44,6 +47,8 @@ export interface EventsOptions {
   }) => Promise<void>;
 }
 
+/** For so long announcements gather, so that storing and publishing one does not hold up the next request. */
+const ANNOUNCE_AFTER_MS = 20;
 /** For `durationMs`, which is complete when the event goes out. */
 const DURATIONS_BYTES = 1_024;
 const SHORT_TEXT = 256;
@@ -51,10 +56,16 @@ const SHORT_MAP_BYTES = 4_096;
 /** `NATS/1.0`, the name of the header with the event's id, and what the client adds. */
 const HEADERS_BYTES = 256;
 
-/** The events of this host: kept until the event stream has them, CloudEvents on the wire. */
+/**
+ * The events of this host: kept until the event stream has them, CloudEvents on the wire.
+ *
+ * The events of one subject are in order. The `attached` event of an attachment is stored some milliseconds after the
+ * answer; every other event of that attachment first stores the `attached` event, if that still waits.
+ */
 export class EventLog {
   readonly #options: EventsOptions;
   readonly #outbox: Outbox;
+  #announcing: NodeJS.Timeout | undefined;
 
   constructor(options: EventsOptions) {
     this.#options = options;
@@ -74,12 +85,12 @@ export class EventLog {
     return this.#outbox.oldest;
   }
 
-  /** How many the stream refuses for what they are: they are tried again, for as long as it does. */
+  /** The number of events that the stream refuses for their size or form; they are tried again and again. */
   get setAside(): number {
     return this.#outbox.setAside;
   }
 
-  /** So many events wait that nothing should be begun that makes further ones. */
+  /** True while so many events wait that nothing should be begun that makes more of them. */
   get full(): boolean {
     return this.#outbox.full;
   }
@@ -89,19 +100,64 @@ export class EventLog {
     return this.#outbox.sync();
   }
 
+  /** Stores what an earlier agent of this host has left to announce, and begins to publish. */
   start(): void {
     this.#outbox.start();
+    this.#announceAll();
   }
 
-  /** Publishes no `repaired` event until disposed; all others as always. */
+  /** Publishes no `repaired` event until disposed; all others are published as always. */
   holdRepairs(): Disposable {
     return this.#outbox.hold();
   }
 
-  add(outcome: Outcome): void {
+  /** Stores the event, after the `attached` event of its subject where that is not stored yet. */
+  add(draft: EventDraft): void {
+    this.announce(draft.subject);
+    this.#store(draft);
+  }
+
+  /**
+   * Writes the record of an attachment whose `attached` event is stored soon, and before any other event of the
+   * attachment. Throws the error of the disk (ENOSPC): then neither record nor event is there.
+   */
+  putAttached(record: AttachmentRecord, announcement: Announcement): void {
+    this.announce(record.id);
+    this.#options.journal.put(record, announcement);
+    this.#announcing ??= setTimeout(() => {
+      this.#announcing = undefined;
+      this.#announceAll();
+    }, ANNOUNCE_AFTER_MS);
+  }
+
+  /** Stores the `attached` event of this attachment now, if it is not stored yet. */
+  announce(id: string): void {
+    const { journal } = this.#options;
+    const untold = journal.untold(id);
+    if (untold === undefined) return;
+    const { announcement, attachment } = untold;
+    this.#store({
+      type: 'attached',
+      network: attachment.network,
+      subject: id,
+      operation: 'attach',
+      requestId: announcement.requestId,
+      trace: announcement,
+      body: attachment,
+      durationMs: announcement.durationMs,
+    });
+    // Only now: an agent that dies in between stores the event again, under the same id.
+    journal.noteTold(id);
+  }
+
+  #announceAll(): void {
+    for (const id of this.#options.journal.untoldIds()) this.announce(id);
+  }
+
+  #store(draft: EventDraft): void {
     const { host } = this.#options;
-    const { type, network, subject, operation, requestId, trace, body, durationMs } = outcome;
-    const attempt = outcome.final === false ? `${operation} ${randomUUID()}` : operation;
+    const { type, network, subject, operation, requestId, trace, body, durationMs } = draft;
+    const attempt = draft.final === false ? `${operation} ${randomUUID()}` : operation;
     const { traceparent, tracestate } = trace;
     this.#outbox.add({
       id: eventId({ host, operation: attempt, requestId }),
@@ -116,12 +172,15 @@ export class EventLog {
     });
   }
 
-  /** The bus is back: what waits for a retry is tried at once. */
+  /** The bus is back: events that wait for their next try are tried now. */
   nudge(): void {
     this.#outbox.nudge();
   }
 
+  /** Stores what is left to announce, and publishes for `timeoutMs` at most. */
   stop(timeoutMs: number): Promise<void> {
+    clearTimeout(this.#announcing);
+    this.#announceAll();
     return this.#outbox.stop(timeoutMs);
   }
 
@@ -131,7 +190,7 @@ export class EventLog {
     await tracedRequest(trace, () => publish(message));
   }
 
-  /** Throws PublishError for what is no event: an agent of another version may have stored it. */
+  /** Throws PublishError for an entry that is no event: an agent of another version may have stored it. */
   #messageOf(event: PendingEvent): {
     message: Parameters<EventsOptions['publish']>[0];
     trace: RequestTrace;
@@ -152,7 +211,7 @@ export class EventLog {
         // The request's own context, not that of this publication: a reader joins the request.
         ...(traceparent !== undefined && { traceparent }),
       });
-      // It was stored for any server; this one may take less.
+      // The event was stored for any server; this server may take smaller messages only.
       const most = serverTakes - sizeOf(headers) - HEADERS_BYTES;
       const payload = encode({ ...fitting(body, most), durationMs });
       const message = { subject, id, headers, payload };
@@ -170,11 +229,11 @@ export class EventLog {
   }
 }
 
-type Body = Outcome['body'];
+type Body = EventDraft['body'];
 
 /**
- * A body that an event of at most `most` bytes has room for. What is too large for it is shortened, the largest first: of a map its short
- * values stay, the first 4 KiB, of a text its beginning, of a list nothing. `truncated` names what was.
+ * A body that fits an event of at most `most` bytes. While the body is too large, its largest field is shortened: a map
+ * keeps its short values, 4 KiB at most, a text its beginning, a list nothing. `truncated` names the shortened fields.
  */
 export function fitting(body: Body, most = MAX_PAYLOAD_BYTES): Body {
   const room = Math.min(MAX_PAYLOAD_BYTES, most) - DURATIONS_BYTES;
@@ -190,7 +249,7 @@ export function fitting(body: Body, most = MAX_PAYLOAD_BYTES): Body {
   return fit;
 }
 
-/** In bytes; infinite for what cannot be encoded. */
+/** In bytes; infinite for a value that cannot be encoded. */
 function sizeOf(value: unknown): number {
   try {
     return encodeAnswer(value).byteLength;
@@ -216,7 +275,7 @@ function shortened(value: unknown): unknown {
 }
 
 /** The body of the `detached` event of a lease that ended without an attachment of this host. */
-export function endedLease(lease: Lease, reason: string): Outcome['body'] {
+export function endedLease(lease: Lease, reason: string): EventDraft['body'] {
   const { id, generation, network, workload, kind, host, mac, addresses } = lease;
   return {
     id,

@@ -62,15 +62,14 @@ export interface AttachmentRecord {
   readonly seenGeneration?: number;
   /** The lease that the id had before (of a VM, from before a reboot), in an attach that failed. */
   readonly kept?: Lease;
-  /**
-   * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in
-   * between leaves it to the next.
-   */
-  readonly announce?: Announcement;
   /** Why and for whom it is being detached; the event that ends it is made from this. */
   readonly detach?: DetachIntent;
 }
 
+/**
+ * The `attached` event that is still to be stored. The answer does not wait for it; an agent that dies in between
+ * leaves it to the next, as `announce` in the record's file.
+ */
 export interface Announcement {
   readonly requestId: string;
   readonly position?: StoredPosition;
@@ -79,6 +78,12 @@ export interface Announcement {
   readonly repeat?: AttachRequest;
   readonly traceparent?: string;
   readonly tracestate?: string;
+}
+
+/** An announcement, and the attachment as it was when the announcement was made. */
+export interface Untold {
+  readonly announcement: Announcement;
+  readonly attachment: Attachment;
 }
 
 export interface DetachIntent {
@@ -110,6 +115,8 @@ export class Journal {
   readonly #ids = new OrderedIds();
   /** What the copy of a record says, for those that have one. */
   readonly #copied = new Map<string, AttachmentRecord>();
+  /** Announcements whose event is still to be stored, by id. */
+  readonly #untold = new Map<string, Untold>();
   readonly #deviceNames = new Set<string>();
   /** Ids by the workload's MAC, which is unique in a network alone. */
   readonly #macs = new Map<string, ReadonlySet<string>>();
@@ -128,12 +135,14 @@ export class Journal {
    * under `newer/`, and reported; the release that can read them takes them back.
    */
   load(): void {
-    for (const record of this.#readAll(this.#folder)) this.#keep(record);
-    for (const record of this.#readAll(this.#copies)) {
+    for (const { record, announcement } of this.#readAll(this.#folder)) {
+      this.#keep(record, announcement);
+    }
+    for (const { record, announcement } of this.#readAll(this.#copies)) {
       this.#copied.set(record.id, record);
       if (this.#records.has(record.id)) continue;
       if (record.bootId === this.#bootId) this.#removeCopy(record.id);
-      else this.put(record);
+      else this.put(record, announcement);
     }
     for (const record of this.values()) this.#copy(record);
     this.ofEarlierBoot = this.values()
@@ -166,21 +175,41 @@ export class Journal {
     return [...(this.#macs.get(mac) ?? [])].flatMap((id) => this.#records.get(id) ?? []);
   }
 
-  /** Throws what the disk says (ENOSPC), and then nothing has changed. */
-  put(record: AttachmentRecord): void {
-    write(this.#folder, record);
-    this.#keep(record);
-    this.#copy(record);
+  /** What is still to be announced of this attachment. */
+  untold(id: string): Untold | undefined {
+    return this.#untold.get(id);
   }
 
-  /** The same of what is to be done also where the disk refuses it: an agent that dies then begins it again. */
+  /** The ids of which something is still to be announced. */
+  untoldIds(): string[] {
+    return [...this.#untold.keys()];
+  }
+
+  /**
+   * Throws the error of the disk (ENOSPC), and then nothing has changed. An announcement stays with the record until
+   * `noteTold`, whatever is put meanwhile; only the event log puts one (`EventLog.putAttached`).
+   */
+  put(record: AttachmentRecord, announcement = this.#untold.get(record.id)?.announcement): void {
+    write(this.#folder, record, announcement);
+    this.#keep(record, announcement);
+    this.#copy(record, announcement);
+  }
+
+  /** As `put`, for what is done even if the disk refuses the record: an agent that dies then begins it again. */
   putAnyway(record: AttachmentRecord): void {
     try {
       this.put(record);
     } catch (error) {
-      this.#log.error({ id: record.id, error: String(error) }, 'a record cannot be written');
-      this.#keep(record);
+      this.#log.error({ id: record.id, error: String(error) }, 'record not written to disk');
+      this.#keep(record, this.#untold.get(record.id)?.announcement);
     }
+  }
+
+  /** The event of the record's announcement is stored. */
+  noteTold(id: string): void {
+    this.#untold.delete(id);
+    const record = this.#records.get(id);
+    if (record !== undefined) this.putAnyway(record);
   }
 
   remove(id: string): void {
@@ -188,21 +217,23 @@ export class Journal {
     rmSync(join(this.#folder, `${id}.json`), { force: true });
     this.#forget(id);
     this.#ids.delete(id);
+    this.#untold.delete(id);
   }
 
-  #readAll(folder: string): AttachmentRecord[] {
+  #readAll(folder: string): Stored[] {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     takeBack(folder);
-    const records: AttachmentRecord[] = [];
+    const records: Stored[] = [];
     for (const name of readdirSync(folder)) {
       const path = join(folder, name);
       if (name.endsWith('.tmp')) {
         rmSync(path, { force: true });
       } else if (name.endsWith('.json')) {
         try {
-          const record = parseRecord(readFileSync(path, 'utf8'));
-          if (`${record.id}.json` !== name) throw new Error(`is of attachment ${record.id}`);
-          records.push(record);
+          const stored = parseRecord(readFileSync(path, 'utf8'));
+          const { id } = stored.record;
+          if (`${id}.json` !== name) throw new Error(`is of attachment ${id}`);
+          records.push(stored);
         } catch (error) {
           const aside = error instanceof OfNewerRelease ? 'newer' : 'corrupt';
           setAside(folder, name, aside);
@@ -216,13 +247,18 @@ export class Journal {
     return records;
   }
 
-  #keep(record: AttachmentRecord): void {
-    this.#forget(record.id);
-    this.#records.set(record.id, record);
-    this.#ids.add(record.id);
+  #keep(record: AttachmentRecord, announcement: Announcement | undefined): void {
+    const { id, attachment } = record;
+    this.#forget(id);
+    this.#records.set(id, record);
+    this.#ids.add(id);
     this.#deviceNames.add(record.deviceName);
-    const mac = record.attachment?.mac;
-    if (mac !== undefined) this.#macs.set(mac, new Set(this.#macs.get(mac)).add(record.id));
+    const isNew = announcement !== this.#untold.get(id)?.announcement;
+    if (isNew && announcement !== undefined && attachment !== undefined) {
+      this.#untold.set(id, { announcement, attachment });
+    }
+    const mac = attachment?.mac;
+    if (mac !== undefined) this.#macs.set(mac, new Set(this.#macs.get(mac)).add(id));
   }
 
   #forget(id: string): void {
@@ -237,13 +273,13 @@ export class Journal {
   }
 
   /** An attach that has not come to its end has nothing to be made again. */
-  #copy(record: AttachmentRecord): void {
+  #copy(record: AttachmentRecord, announcement?: Announcement): void {
     if (record.request.kind !== 'vm' || record.state === 'attaching') return;
     const copied = this.#copied.get(record.id);
     if (copied !== undefined && isSameForNextBoot(copied, record)) return;
     this.#copied.delete(record.id);
     try {
-      write(this.#copies, record);
+      write(this.#copies, record, announcement);
       this.#copied.set(record.id, record);
     } catch (error) {
       this.#log.error({ id: record.id, error: String(error) }, 'no copy of a record for a reboot');
@@ -256,9 +292,9 @@ export class Journal {
   }
 }
 
-/** Whether records differ at most in what is of one boot: which device it is, and what waits to be told. */
+/** Whether records differ at most in the boot and in the index of the device. */
 function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): boolean {
-  const [lasts, also] = [one, other].map(({ bootId: _boot, announce: _untold, ...record }) => {
+  const [lasts, also] = [one, other].map(({ bootId: _boot, ...record }) => {
     const { attachment } = record;
     if (!attachment?.device) return record;
     const { ifindex: _index, ...device } = attachment.device;
@@ -267,9 +303,9 @@ function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): bool
   return isDeepStrictEqual(lasts, also);
 }
 
-function write(folder: string, record: AttachmentRecord): void {
+function write(folder: string, record: AttachmentRecord, announce: Announcement | undefined): void {
   const path = join(folder, `${record.id}.json`);
-  const text = JSON.stringify({ version: RECORD_VERSION, ...record }, null, 2);
+  const text = JSON.stringify({ version: RECORD_VERSION, ...record, announce }, null, 2);
   try {
     writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
     renameSync(`${path}.tmp`, path);
@@ -298,18 +334,25 @@ class OfNewerRelease extends Error {}
 
 const STATES: ReadonlySet<unknown> = new Set(ATTACHMENT_STATES);
 
-function parseRecord(text: string): AttachmentRecord {
+/** A record's file: the record, and its announcement where the event may not be stored yet. */
+interface Stored {
+  readonly record: AttachmentRecord;
+  readonly announcement: Announcement | undefined;
+}
+
+function parseRecord(text: string): Stored {
   const record: unknown = JSON.parse(text);
   const version = versionOf(record);
   if (version > RECORD_VERSION) throw new OfNewerRelease(`is of version ${version}`);
   if (!isRecord(record)) throw new Error('is no record');
-  const { version: _version, ...fields } = record;
+  const { version: _version, announce, ...fields } = record;
   const { network } = fields;
-  return {
+  const parsed = {
     ...fields,
     request: parseRequest(attachRequestSchema, record.request),
     ...(network !== undefined && { network: parseNetwork(network) }),
   };
+  return { record: parsed, announcement: announce };
 }
 
 function versionOf(value: unknown): number {
@@ -318,7 +361,9 @@ function versionOf(value: unknown): number {
 }
 
 /** The fields on which anything here depends; the request in it is parsed like any other. */
-function isRecord(value: unknown): value is AttachmentRecord & { version: number } {
+function isRecord(
+  value: unknown,
+): value is AttachmentRecord & { version: number; announce?: Announcement } {
   if (typeof value !== 'object' || value === null) return false;
   const field = (key: string): unknown => Object.getOwnPropertyDescriptor(value, key)?.value;
   const texts = ['id', 'networkType', 'contentKey', 'createdAt', 'bootId', 'deviceName'];

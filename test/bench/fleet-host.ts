@@ -81,7 +81,7 @@ export class SimulatedHost {
           return Promise.resolve();
         },
         settle: () => this.#settle(),
-        announceEnd: () => {
+        tellEnd: () => {
           this.reclaimed += 1;
         },
       },

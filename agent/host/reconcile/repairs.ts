@@ -1,7 +1,6 @@
 import type { Difference } from '#protocol/attachment.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { atOnce } from '#native/steps.ts';
-import { announce } from '../../storage/announce.ts';
 import type { Config } from '../../config.ts';
 import type { Detaches } from '../../attachments/detaches.ts';
 import type { EventLog } from '../../storage/events.ts';
@@ -89,16 +88,14 @@ export class Repairs {
         startedAt: new Date().toISOString(),
       });
     } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
-      announce(this.#options, id);
-      const { announce: _, ...announced } = record;
       if (kind === 'remake') {
         const named = observed.names.get(record.deviceName);
         const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
         const leftover = untagged || taggedId(named?.alias) === id;
-        await remake(this.#options, type, { ...announced, attachment, network }, { leftover });
+        await remake(this.#options, type, { ...record, attachment, network }, { leftover });
       } else {
         type.mend(attachment, network);
-        if (record.bootId !== bootId) journal.put({ ...announced, bootId });
+        if (record.bootId !== bootId) journal.put({ ...record, bootId });
       }
       this.#told(id, kind, differences);
     }
@@ -114,8 +111,7 @@ export class Repairs {
       const record = journal.get(id);
       if (record?.state !== 'attached') return;
       networkTypes[record.networkType]?.setDown(record);
-      announce(this.#options, id);
-      journal.putAnyway({ ...(journal.get(id) ?? record), state: 'fenced', closed: difference });
+      journal.putAnyway({ ...record, state: 'fenced', closed: difference });
       log.error(
         { id, difference },
         'its MAC was changed again and again: closed until it is detached',

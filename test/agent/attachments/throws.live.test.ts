@@ -15,7 +15,7 @@ const FILES = [
   ...['schedule/slices', 'schedule/shared-run', 'errors'],
   ...['attachments/queries', 'attachments/requests', 'attachments/request-log'],
   'schedule/id-lock',
-  ...['storage/events', 'storage/outbox', 'storage/announce', 'storage/append-log'],
+  ...['storage/events', 'storage/outbox', 'storage/append-log'],
 ].map((name) => `agent/${name}.ts`);
 const PROTOCOL = ['envelope', 'parse', 'errors', 'events', 'trace-context'].map(
   (name) => `protocol/${name}.ts`,

@@ -62,7 +62,7 @@ async function sessionOf(
       expire: () => Promise.resolve(),
       fence: () => Promise.resolve(),
       settle: () => Promise.resolve({ kept: [], released: [] }),
-      announceEnd: () => {},
+      tellEnd: () => {},
     },
     events: { add: () => {} },
     isNewFleet,
