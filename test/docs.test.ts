@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { EXIT } from '#agent/cli/exit-codes.ts';
 import { loadConfig } from '#agent/config.ts';
@@ -16,9 +16,15 @@ const read = (name: string): string => readFileSync(join(ROOT, name), 'utf8');
 const pages = [
   'README.md',
   'CHANGELOG.md',
+  'CONTRIBUTING.md',
   'SECURITY.md',
-  ...readdirSync(join(ROOT, 'docs')).map((name) => `docs/${name}`),
+  'test/README.md',
+  ...readdirSync(join(ROOT, 'docs'), { recursive: true }).map((name) => `docs/${String(name)}`),
 ].filter((name) => name.endsWith('.md'));
+
+/** A file as pages name it, also without its extension; not a folder of a host (`/etc/nats/…`), nor an example. */
+const NAMED = /(?<![\w/.#-])(?:agent|deploy|docs|ipam-store|native|protocol|test)\/[\w./-]*\w/g;
+const NO_FILES = new Set(['agent/host/networks/toy.ts', 'native/netlink']);
 
 describe.each(pages)('%s', (name) => {
   const text = read(name);
@@ -29,15 +35,45 @@ describe.each(pages)('%s', (name) => {
     expect(missing).toEqual([]);
   });
 
-  test('names npm scripts and files of deploy/ that are there', () => {
+  test('names npm scripts and files that are there', () => {
     const scripts = [...text.matchAll(/npm run (?:-s )?([a-z:]+)/g)].map(
       ([, script = '']) => script,
     );
     expect(scripts.filter((script) => !Object.hasOwn(packageJson.scripts, script))).toEqual([]);
-    const files = [...text.matchAll(/(?<![\w/.])deploy\/[\w./-]*\w/g)].map(([file]) => file);
-    expect(files.filter((file) => !existsSync(join(ROOT, file)))).toEqual([]);
+    const files = [...text.matchAll(NAMED)]
+      .map(([file]) => file)
+      .filter((file) => !NO_FILES.has(file));
+    const there = (file: string): boolean =>
+      ['', '.ts', '.md'].some((ending) => existsSync(join(ROOT, `${file}${ending}`)));
+    expect(files.filter((file) => !there(file))).toEqual([]);
   });
 });
+
+test('the rooms of docs/architecture.md have the files that it names, and none is left out', () => {
+  const page = read('docs/architecture.md');
+  const rows = page
+    .slice(page.indexOf('\n| room |'))
+    .matchAll(/^\| `([a-z/]+)\/`[^|]*\|[^|]*\| (`[^|]*) \|$/gm);
+  const rooms = new Map(
+    [...rows].map(([, room = '', files = '']) => [room.replace(/^agent$/, '.'), names(files)]),
+  );
+  const missing = [...rooms].flatMap(([room, files]) =>
+    files
+      .map((file) => join('agent', room, file))
+      .filter((file) => !existsSync(join(ROOT, file)) && !existsSync(join(ROOT, `${file}.ts`))),
+  );
+  expect(missing).toEqual([]);
+  const folders = readdirSync(join(ROOT, 'agent'), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && entry.name.endsWith('.ts'))
+    .map((entry) => relative(join(ROOT, 'agent'), entry.parentPath) || '.');
+  // A folder that has no row of its own belongs to the room that it lies in.
+  const known = (folder: string): boolean =>
+    rooms.has(folder) || ['host', 'cli/commands'].includes(folder);
+  expect(new Set(folders.filter((folder) => !known(folder)))).toEqual(new Set());
+});
+
+const names = (cell: string): string[] =>
+  [...cell.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name);
 
 describe('docs/operating.md', () => {
   const page = read('docs/operating.md');

@@ -13,7 +13,7 @@ export interface Terminal {
 /**
  * The one way from a command to the terminal. Whatever of it came over the bus, or from anywhere else, is text: with
  * `--json` it is escaped within the JSON, else by the line. Nothing else of the command line writes
- * (test/cli/raw-writes.test.ts).
+ * (test/agent/cli/raw-writes.test.ts).
  */
 export class Printer {
   readonly #terminal: Terminal;

@@ -25,7 +25,7 @@ export interface HostOptions {
 }
 
 /**
- * What of an agent the ledger meets: session and witness are the agent's own, with a state folder on disk; of records
+ * What of an agent the ledger meets: session and ledger watermark are the agent's own, with a state folder on disk; of records
  * there is a list of leases. No kernel, no requests.
  */
 export class SimulatedHost {

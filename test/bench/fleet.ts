@@ -5,7 +5,7 @@ import { recovery, surveys, together } from './fleet-storms.ts';
 const SIZES = [10, 1_000, 3_000, 10_000] as const;
 
 /**
- * The ledger of a fleet: hosts that are played by the agent's own session and witness, before a real Redis. Each host has
+ * The ledger of a fleet: hosts that are played by the agent's own session and ledger watermark, before a real Redis. Each host has
  * a connection of its own where it is started, as agents have; where only what a call costs is measured, some share.
  */
 export async function benchFleet(sizes: readonly number[]): Promise<void> {

@@ -4,12 +4,12 @@ import { connect } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { encode } from '#protocol/envelope.ts';
-import { actsOnTerminals } from '../support/hostile-text.ts';
-import { type Server, startNats } from '../support/servers.ts';
+import { actsOnTerminals } from '../../support/hostile-text.ts';
+import { type Server, startNats } from '../../support/servers.ts';
 
 // Whoever may publish on the subject of events chooses what the terminals of all who watch have to show.
 
-const VOLTNET = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 const HOSTILE = '\x1b]0;mine\x07\x1b[2J\x9b31m\x7f\u202e\u2028\u200b';
 
 let nats: Server;

@@ -4,10 +4,10 @@ import type { Descriptor } from '#native/descriptor.ts';
 import { MAX_PACKET_BYTES, sendPacket } from '#native/packet.ts';
 import { firstPacket, requestSeqpacket } from '#native/unix.ts';
 import { connectTo, openSocket, SOCK_NONBLOCK, SOCK_SEQPACKET } from '#native/unix-socket.ts';
-import { until } from '../support/agent.ts';
-import { addNamespace, deviceNames } from '../support/kernel.ts';
-import { startStack, type Stack } from '../support/stack.ts';
-import { type Ended, runVoltnet } from '../support/voltnet.ts';
+import { until } from '../../support/agent.ts';
+import { addNamespace, deviceNames } from '../../support/kernel.ts';
+import { startStack, type Stack } from '../../support/stack.ts';
+import { type Ended, runVoltnet } from '../../support/voltnet.ts';
 
 // One host whose NATS, and then its Redis, goes: what root can still do there.
 

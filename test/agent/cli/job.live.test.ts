@@ -6,13 +6,13 @@ import { fileURLToPath } from 'node:url';
 import { connect, headers } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { until } from '../support/agent.ts';
-import { type Hosts, startHosts } from '../support/hosts.ts';
-import { type Server, startNats, startRedis } from '../support/servers.ts';
+import { until } from '../../support/agent.ts';
+import { type Hosts, startHosts } from '../../support/hosts.ts';
+import { type Server, startNats, startRedis } from '../../support/servers.ts';
 
 // `voltnet job`, as installed: what waits in the job stream of a real nats-server.
 
-const VOLTNET = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 const DAY_MS = 86_400_000;
 
 interface Ended {

@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 // What comes over the bus reaches a terminal through the printer and by no other way: nothing else of the command line
 // writes, or makes a sequence that a terminal acts upon. What else of the project writes to it is known by file.
 
-const ROOT = new URL('../..', import.meta.url).pathname;
+const ROOT = new URL('../../..', import.meta.url).pathname;
 
 /** Ways to standard output and standard error, and to the terminal itself. */
 const RAW: readonly RegExp[] = [

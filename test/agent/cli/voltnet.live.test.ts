@@ -6,11 +6,11 @@ import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { attachmentSchema } from '#protocol/attachment.ts';
-import { startStack, type Stack } from '../support/stack.ts';
+import { startStack, type Stack } from '../../support/stack.ts';
 
 // The command line as installed, against a real agent.
 
-const VOLTNET = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 
 let stack: Stack;
 beforeAll(async () => {

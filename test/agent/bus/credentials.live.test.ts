@@ -3,10 +3,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { nkeys } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type RunningAgent, startAgent } from '../support/agent.ts';
-import { createOperator } from '../support/nats-operator.ts';
-import { type Server, startNats, startRedis } from '../support/servers.ts';
-import { runVoltnet } from '../support/voltnet.ts';
+import { type RunningAgent, startAgent } from '../../support/agent.ts';
+import { createOperator } from '../../support/nats-operator.ts';
+import { type Server, startNats, startRedis } from '../../support/servers.ts';
+import { runVoltnet } from '../../support/voltnet.ts';
 
 // Every way to say as whom to connect, with servers that let in nobody else.
 

@@ -4,15 +4,15 @@ import { fileURLToPath } from 'node:url';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Ledger } from '#ipam-store/ledger.ts';
-import { until } from '../support/agent.ts';
-import { type Hosts, startHosts } from '../support/hosts.ts';
-import { type Server, startRedis } from '../support/servers.ts';
-import { VOLT0 } from '../support/stack.ts';
-import { askFor, openLedger } from '../ipam-store/fixture.ts';
+import { until } from '../../support/agent.ts';
+import { type Hosts, startHosts } from '../../support/hosts.ts';
+import { type Server, startRedis } from '../../support/servers.ts';
+import { VOLT0 } from '../../support/stack.ts';
+import { askFor, openLedger } from '../../ipam-store/fixture.ts';
 
 // The commands that look at the whole fleet, as installed, against two agents.
 
-const VOLTNET = fileURLToPath(new URL('../../deploy/bin/voltnet', import.meta.url));
+const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 const ROOT = 'volt:{ledger}';
 
 let redis: Server;

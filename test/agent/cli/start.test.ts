@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 
-const START = fileURLToPath(new URL('../../agent/cli/start.js', import.meta.url));
+const START = fileURLToPath(new URL('../../../agent/cli/start.js', import.meta.url));
 
 // Writes every module that is resolved to standard error.
 const HOOK = `data:text/javascript,

@@ -6,9 +6,9 @@ import { createServer, type Socket as Connection } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Authority, createAuthority } from '../support/certificates.ts';
-import { freePort, type Server, startNats } from '../support/servers.ts';
-import { type Ended, runVoltnet } from '../support/voltnet.ts';
+import { type Authority, createAuthority } from '../../support/certificates.ts';
+import { freePort, type Server, startNats } from '../../support/servers.ts';
+import { type Ended, runVoltnet } from '../../support/voltnet.ts';
 
 // NATS cannot be used: each command says why, without secrets, and ends with its exit code.
 

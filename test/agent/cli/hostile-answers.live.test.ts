@@ -36,8 +36,8 @@ import {
   networkPutAnswerSchema,
 } from '#protocol/network.ts';
 import type { IS_ANSWER } from '#protocol/outlines.ts';
-import { actsOnTerminals, hostileText, hostileValue } from '../support/hostile-text.ts';
-import { type Server, startNats } from '../support/servers.ts';
+import { actsOnTerminals, hostileText, hostileValue } from '../../support/hostile-text.ts';
+import { type Server, startNats } from '../../support/servers.ts';
 
 // Every command, against a peer that fills each field of its answers with what a terminal acts upon. The fields are
 // those of the protocol's schemas: one that is new there is in here by itself.
