@@ -305,15 +305,15 @@ export class Agent {
       listen: options.listen,
       log,
     });
-    const doorbell = new NetworkNotices({
+    const notices = new NetworkNotices({
       subjectPrefix,
-      publish: (subject) => this.#bus.ring(subject),
+      publish: (subject) => this.#bus.notify(subject),
       concerns: (names) =>
         journal.values().some(({ attachment }) => names.has(attachment?.network ?? '')),
       onDefinition: () => void this.#session.beat(),
       onChange: (names) => followers.nudge(names),
     });
-    ledger.onChange((news) => doorbell.ring(news));
+    ledger.onChange((news) => notices.add(news));
     this.#bus = options.makeBus({
       config: config.nats,
       host,
@@ -331,7 +331,7 @@ export class Agent {
       }),
       endpoints: [...endpoints.ofHost, ...endpoints.ofFleet],
       subjectPrefix,
-      doorbell: { subject: doorbell.subject, hear: (subject) => doorbell.hear(subject) },
+      notices: { subject: notices.subject, hear: (subject) => notices.hear(subject) },
       takeJob: (delivery) => jobs.take(delivery),
       log,
       onState: (state) => {

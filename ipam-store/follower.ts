@@ -20,7 +20,7 @@ const LAST_RETRY_MS = 5_000;
 
 /**
  * The leases of a network, as they are now and from now on. It begins with a snapshot and goes on with the network's log.
- * `nudge` says that something may have happened, as a doorbell does, or a heartbeat that names the network as moved; as
+ * `nudge` says that something may have happened, as a notice does, or a heartbeat that names the network as moved; as
  * often as it likes: a lost one leaves the follower behind and never wrong, and the next makes up for it. While the ledger
  * cannot be asked, or has lost something, the leases stay as they were, and `problem` says why.
  */

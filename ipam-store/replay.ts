@@ -127,7 +127,7 @@ export class Replay {
   #rest(): void {
     this.#wanted = undefined;
     this.#isWhole = true;
-    // The answer may be from before the doorbell.
+    // The answer may be from before the notice.
     if (this.#nudged) this.nudge();
   }
 }

@@ -102,7 +102,7 @@ function addressRequest(
 /** An address from the body of an RTM_NEWADDR message; null when it holds none. */
 export function parseAddress({ body }: Received): AssignedAddress | null {
   const { header, attributes } = addressMessage.read(body);
-  // Of a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL is ours wherever it is given.
+  // On a point-to-point link IFA_ADDRESS is the other end. IFA_LOCAL, if it is given, is always our address.
   const address = attributes.IFA_LOCAL ?? attributes.IFA_ADDRESS;
   if (address === undefined || header.ifa_prefixlen > address.toBytes().length * 8) return null;
   return {

@@ -4,12 +4,12 @@ import { NotANamespaceError, openNamespaceFile } from './namespace-file.ts';
 import { receivePacket, sendPacket } from './packet.ts';
 import { watchReadable } from './poll.ts';
 
-// The other end of aside.ts: one errand after the other, until whoever started this process is gone. An errand may
-// hang; then this process is killed.
+// The other end of aside.ts: does one errand after the other, until the process that started this one is gone. An
+// errand may hang; then this process is killed.
 
 const SOCKET = 3;
 
-/** What came with `keep`, for the errand that follows it. */
+/** The descriptors that came with `keep`, for the errand that follows. */
 const kept: Descriptor[] = [];
 
 watchReadable(SOCKET, () => {

@@ -8,14 +8,15 @@ import { type Packet, sendPacket } from './packet.ts';
 import { firstPacket } from './unix.ts';
 import { socketPair } from './unix-socket.ts';
 
-// System calls that take as long as somebody else likes: opening a file on a file system that does not answer, closing
-// a socket that lingers. A thread that such a call holds can neither be stopped nor joined: it would keep this process,
-// and every lock that it has, from ending. So they are made by processes, which can be given up.
+// System calls that take as long as somebody else likes: to open a file on a file system that does not answer, to
+// close a socket that lingers. A thread in such a call can neither be stopped nor joined, and would keep this
+// process, with every lock that it has, from ending. So other processes make these calls, since a process can be
+// given up.
 
-/** How many such processes there may be, those included that were killed and have not ended yet. */
+/** How many such processes there may be, including those that were killed and have not ended yet. */
 const MAX_PROCESSES = 4;
 const START_WITHIN_MS = 20_000;
-/** Starting one takes some 150 ms, so one that has nothing to do waits a while. */
+/** To start one takes some 150 ms, so an idle one waits a while. */
 const IDLE_MS = 10_000;
 const ENTRY = fileURLToPath(new URL('./aside-process.ts', import.meta.url));
 const ECHILD = 10;
@@ -26,12 +27,12 @@ const FD_CLOEXEC = 1;
 const STDERR = 2;
 
 export interface Errand {
-  /** What is asked of the process; aside-process.ts knows what there is. */
+  /** The errand for the process; aside-process.ts knows them all. */
   readonly request: Readonly<Record<string, unknown>>;
-  /** Descriptors that become the process's: closed here once it has its copies. */
+  /** Descriptors that move to the process: closed here once it has its copies. */
   readonly given?: readonly Descriptor[];
   readonly timeoutMs: number;
-  /** Errands of one key that hang are not tried again before the process that hangs has ended. */
+  /** While a process hangs in an errand of a key, no other errand of that key is tried. */
   readonly key: string;
 }
 
@@ -41,7 +42,7 @@ interface Helper {
   idle?: NodeJS.Timeout;
 }
 
-/** Somebody who waits for a process: one that is free, or is being started. */
+/** Somebody who waits for a process: a free one, or one that is being started. */
 type Waiting = (helper: Helper | Promise<Helper>) => void;
 
 const idle: Helper[] = [];
@@ -50,9 +51,9 @@ const hanging = new Set<string>();
 let processes = 0;
 
 /**
- * Has a process of its own do an errand; resolves with its answer, whose descriptors are the caller's. KernelError
- * ETIMEDOUT when no process is free in time, or it takes longer than that; ECHILD when the process ended. It is killed
- * then, and forgotten.
+ * Has a process of its own do an errand. Resolves with its answer, whose descriptors are the caller's. KernelError
+ * ETIMEDOUT if no process is free in time, or if the errand takes longer than allowed; ECHILD if the process ended.
+ * After a time-out the process is killed and forgotten.
  */
 export async function runAside(errand: Errand): Promise<Packet> {
   const { request, given = [], timeoutMs, key } = errand;
@@ -72,19 +73,19 @@ export async function runAside(errand: Errand): Promise<Packet> {
   }
 }
 
-/** The process closes nothing of these before the errand follows: whoever closes last is the one who waits. */
+/** The process keeps these open until the errand follows: whoever closes a file last has to wait for it. */
 function handOver(socket: Descriptor, given: readonly Descriptor[]): void {
   const fds = given.map(({ fd }) => fd);
   sendPacket(socket.fd, Buffer.from('{"keep":true}'), fds);
   for (const descriptor of given) descriptor.close();
 }
 
-/** Resolves when the process says that it has started: what its errands may take is counted from then on. */
+/** Resolves when the process says that it has started: the time of its errands is counted from then on. */
 async function start(): Promise<Helper> {
   const [socket, theirs] = socketPair();
   using _theirs = theirs;
   closeOnExec();
-  // Without this process's environment, and in no folder that somebody might want to unmount.
+  // Without this process's environment, and in a folder that nobody wants to unmount.
   const child = spawn(process.execPath, [ENTRY], {
     cwd: '/',
     env: {},
@@ -123,8 +124,8 @@ function retire(helper: Helper): void {
 const retired = new WeakSet<Helper>();
 
 /**
- * Libraries open descriptors that a child would inherit (libnftables its socket, which owns our tables): it may outlive
- * this process, and would keep what has to go with it.
+ * Libraries open descriptors that a child would inherit, such as libnftables its socket, which owns our tables. The
+ * child may outlive this process, and would keep the tables that have to go with the socket.
  */
 function closeOnExec(): void {
   for (const name of readdirSync('/proc/self/fd')) {
@@ -149,7 +150,10 @@ function next(key: string, timeoutMs: number): Promise<Helper> {
   return promise;
 }
 
-/** Somebody who waits gets the process that has become free, or one that is started in the place of one that ended. */
+/**
+ * The next one who waits gets the process that has become free, or one that is started in place of one that has
+ * ended.
+ */
 function handOn(): void {
   const [first] = waiting;
   if (first === undefined) return;
@@ -171,7 +175,7 @@ function release(helper: Helper): void {
 function abandon({ socket, child }: Helper, key: string): void {
   socket.close();
   if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
-  // SIGKILL ends the waits that a signal can end; what it cannot end is waited for by nobody.
+  // SIGKILL ends a wait that a signal can end; nobody waits for the others.
   hanging.add(key);
   child.once('exit', () => hanging.delete(key));
   child.kill('SIGKILL');

@@ -1,10 +1,10 @@
 import { IpAddress, MacAddress } from '#protocol/address.ts';
 import { aligned, CodecError, NLA_HEADER_BYTES, type Writer } from './writer.ts';
 
-// Wire formats of netlink (man 7 netlink, linux/netlink.h), declared as tables: a table names each attribute
-// as the kernel does and says of what kind it is; encoder, decoder and TypeScript type follow from it.
-// Integers are in the host's byte order, which is little-endian on every machine we run on, but for those
-// that a declaration calls be16 or be32.
+// Wire formats of netlink (man 7 netlink, linux/netlink.h), declared as tables. A table names each attribute as the
+// kernel does and says of what kind it is; encoder, decoder and TypeScript type follow from the table. Integers are
+// in the host's byte order, which is little-endian on every machine that we run on, except those declared as be16 or
+// be32.
 
 const NLA_F_NESTED = 0x8000;
 const NLA_TYPE_MASK = 0x3fff;
@@ -15,14 +15,14 @@ export interface Attribute<Value> {
   /** True: NLA_F_NESTED is set in the type. */
   readonly flagged?: boolean;
   write(writer: Writer, value: Value): void;
-  /** Undefined when the payload is not of this kind: the attribute is skipped then. */
+  /** Undefined if the payload is not of this kind: the attribute is skipped then. */
   read(payload: Buffer): Value | undefined;
 }
 
 /** Attributes by the kernel's names. */
 export type Table = Readonly<Record<string, Attribute<unknown>>>;
 
-/** What a table's attributes hold; every one may be absent. */
+/** The values of a table's attributes; each may be absent. */
 export type Values<T extends Table> = {
   -readonly [Name in keyof T]?: T[Name] extends Attribute<infer Value> ? Value | undefined : never;
 };
@@ -292,7 +292,7 @@ function namesOf(table: Table): Map<number, string> {
   return names;
 }
 
-/** Reads attributes; those that the table does not know, or that are not of their kind, are skipped. */
+/** Reads attributes. Attributes that the table does not know, or that are not of their declared kind, are skipped. */
 export function readAttributes<T extends Table>(table: T, payload: Buffer): Values<T> {
   const names = namesOf(table);
   const values: Record<string, unknown> = {};
@@ -306,8 +306,8 @@ export function readAttributes<T extends Table>(table: T, payload: Buffer): Valu
 }
 
 /**
- * Walks attributes: their types, and where in the payload their bodies are. CodecError for a header that claims
- * more than there is.
+ * Walks attributes: their types, and where in the payload their bodies are. CodecError for a header that claims more
+ * bytes than there are.
  */
 export function eachAttribute(
   payload: Buffer,

@@ -6,8 +6,8 @@ import { NetlinkSocket, type Request } from './netlink.ts';
 import { NETLINK_NETFILTER } from './netlink-descriptor.ts';
 import { AF_INET, AF_INET6 } from './rtnetlink.ts';
 
-// Connection tracking (linux/netfilter/nfnetlink_conntrack.h). IPv4 and IPv6 addresses have attributes of their
-// own; a tuple is what a packet of one direction looks like.
+// Connection tracking (linux/netfilter/nfnetlink_conntrack.h). IPv4 and IPv6 addresses have different attributes; a
+// tuple describes a packet of one direction.
 
 const NFNL_SUBSYS_CTNETLINK = 1;
 const IPCTNL_MSG_CT_GET = (NFNL_SUBSYS_CTNETLINK << 8) | 1;
@@ -46,7 +46,7 @@ const conntrackMessage = family({ nfgen_family: 'u8', version: 'u8', res_id: 'be
 /** A tracked flow, as its first packet looked. */
 export interface Flow {
   readonly destination: IpAddress;
-  /** Where replies come from: another address than `destination` after DNAT. */
+  /** Where replies come from; after DNAT this differs from `destination`. */
   readonly replySource: IpAddress;
 }
 
@@ -62,8 +62,8 @@ export class Conntrack implements Disposable {
   }
 
   /**
-   * Forgets the UDP flows to a port that `isStale` picks; answers how many there were. UDP has no beginning that
-   * would look a port map up again: a flow that goes on keeps the destination it once got.
+   * Forgets the UDP flows to a port that `isStale` picks; answers how many. UDP has no connection set-up that would
+   * look a port map up again: a flow that goes on keeps the destination that it once got.
    */
   forgetUdp(port: number, isStale: (flow: Flow) => boolean): number {
     let forgotten = 0;
@@ -96,7 +96,7 @@ export class Conntrack implements Disposable {
     return rows.flatMap((attributes) => {
       const { CTA_TUPLE_ORIG: original, CTA_TUPLE_REPLY: reply } = attributes;
       const proto = original?.CTA_TUPLE_PROTO;
-      // Kernels before 5.8 know no filter and list all.
+      // Kernels before 5.8 know no filter, and list all flows.
       if (proto?.CTA_PROTO_NUM !== IPPROTO_UDP || proto.CTA_PROTO_DST_PORT !== port) return [];
       const destination = destinationOf(original?.CTA_TUPLE_IP);
       const replySource = sourceOf(reply?.CTA_TUPLE_IP);

@@ -5,11 +5,11 @@ import { errno as lastErrno, strerror } from './libc.ts';
 export interface KernelErrorFields {
   /** The call: a syscall, an ioctl or a netlink message type: `RTM_NEWLINK`, `TUNSETIFF`, `setns`. */
   readonly operation: string;
-  /** What it was done to: a device name, a path, an address. */
+  /** The object of the call: a device name, a path, an address. */
   readonly subject: string;
   /** The positive errno: 17 for EEXIST. */
   readonly errno: number;
-  /** The kernel's own words (netlink extended acknowledgement, NLMSGERR_ATTR_MSG), where it gave any. */
+  /** The kernel's own words (netlink extended acknowledgement, NLMSGERR_ATTR_MSG), if it gave any. */
   readonly kernelText?: string;
   readonly cause?: unknown;
 }

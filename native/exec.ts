@@ -13,16 +13,16 @@ const SIG_SETMASK = 2;
 const EMPTY_SET = new Uint8Array(128);
 
 /**
- * Replaces this process by a command found as execvp(3) finds it: same process id, same environment, the
- * standard streams and `keep` open, every other descriptor of Node closed. Throws KernelError with the
- * reason (ENOENT, EACCES, ...) when there is no such command or it cannot be executed. `process.execve`
- * is no alternative: it aborts the process there.
+ * Replaces this process by a command found as execvp(3) finds it: same process id, same environment, the standard
+ * streams and `keep` open, every other descriptor of Node closed. Throws KernelError with the reason (ENOENT, EACCES,
+ * ...) if there is no such command or it cannot be executed. `process.execve` is no alternative: it aborts the
+ * process in that case.
  *
- * What Node changed for itself and the command would inherit is undone. SIGPIPE and SIGXFSZ, which Node
- * ignores, get their default back: a command that ignores SIGPIPE never ends on a closed pipe. The signal
- * mask is emptied. Standard streams are blocking again: Node makes pipes non-blocking as soon as anybody
- * looks at `process.stdout`, and `import 'node:process'` does. The limit of open files stays where Node
- * raised it to: the hard one.
+ * What Node has changed in this process, and the command would inherit, is undone. SIGPIPE and SIGXFSZ, which Node
+ * ignores, get their default back: a command that ignores SIGPIPE never ends on a closed pipe. The signal mask is
+ * emptied. Standard streams are blocking again: Node makes pipes non-blocking as soon as anybody looks at
+ * `process.stdout`, and `import 'node:process'` does. The limit of open files stays where Node has raised it to, the
+ * hard one.
  */
 export function replaceProcess(options: {
   readonly file: string;

@@ -27,8 +27,8 @@ export interface HostPort {
 
 /**
  * Asks the kernel, by binding for a moment, whether a process of this namespace holds a port: `free`, `held`, or
- * `absent` when the host has no such address. Where it cannot be asked (no such protocol, a privileged port
- * without the capability), nobody is known to hold it: `free`.
+ * `absent` if the host has no such address. `free` also if the kernel cannot be asked (no such protocol, a privileged
+ * port without the capability): then nobody is known to hold the port.
  */
 export function probePort({
   protocol,
@@ -78,7 +78,7 @@ export interface PortHolder {
   readonly command: string;
 }
 
-/** The process that holds a port, as far as /proc tells; null when it does not. Reads every process: slow. */
+/** The process that holds a port, as far as /proc tells; null if it does not. Reads every process: slow. */
 export function portHolder({ protocol, port }: HostPort): PortHolder | null {
   const inodes = new Set([protocol, `${protocol}6`].flatMap((table) => socketsOn(table, port)));
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
@@ -88,7 +88,7 @@ export function portHolder({ protocol, port }: HostPort): PortHolder | null {
   return null;
 }
 
-/** Inodes of sockets that are bound to a port, of listeners first of all (man 5 proc_pid_net). */
+/** Inodes of the sockets that are bound to a port, listeners first (man 5 proc_pid_net). */
 function socketsOn(table: string, port: number): string[] {
   const hex = port.toString(16).toUpperCase().padStart(4, '0');
   const TCP_LISTEN = '0A';

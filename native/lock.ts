@@ -15,14 +15,17 @@ const O_CLOEXEC = 0o2000000;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 const MAX_TRIES = 10;
-/** flock(2) needs no right but that to open the file: whoever can read a lock can hold it. */
+/** flock(2) needs only the right to open the file: whoever can read a lock file can hold the lock. */
 const OWN_ALONE = 0o600;
 
 /** Somebody else holds the lock. */
 export class LockedError extends Error {
   readonly code = 'LOCKED';
   readonly path: string;
-  /** Who holds it, as the kernel says; undefined where it does not say, or the holder is in another PID namespace. */
+  /**
+   * The process that holds it, as the kernel says; undefined if it does not say, or if the holder is in another PID
+   * namespace.
+   */
   readonly holderPid: number | undefined;
 
   constructor(path: string, holderPid: number | undefined, options: { cause: unknown }) {
@@ -35,9 +38,9 @@ export class LockedError extends Error {
 }
 
 /**
- * Takes an exclusive flock(2) on a file, made if need be, which nobody but its owner can open, and writes this
- * process's id into it. The kernel releases it with the descriptor, however the process ends; the file stays, since
- * removing it would let two processes lock two files of one name. Throws LockedError, or KernelError when the file
+ * Takes an exclusive flock(2) on a file and writes this process's id into it. A missing file is made; only its owner
+ * can open it. The kernel releases the lock with the descriptor, however the process ends. The file stays, since
+ * removing it would let two processes lock two files of one name. Throws LockedError, or KernelError if the file
  * cannot be opened.
  */
 export function lockFile(path: string): Descriptor {
@@ -48,7 +51,7 @@ export function lockFile(path: string): Descriptor {
       writeSync(descriptor.fd, `${process.pid}\n`, 0);
       return descriptor;
     }
-    // Somebody removed or replaced the file between open and flock: ours is a lock that nobody meets.
+    // Somebody removed or replaced the file between open and flock: nobody else would meet our lock.
     descriptor.close();
   }
   throw new Error(`${path}: replaced ${MAX_TRIES} times while it was being locked`);
@@ -58,7 +61,7 @@ function lockOnce(path: string): Descriptor {
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | O_CLOEXEC;
   const descriptor = new Descriptor(checked(open(path, flags, OWN_ALONE), 'open', path));
   try {
-    // One that an earlier version made was open to all. Who has it open already keeps what he holds.
+    // An earlier version made the file open to all. Whoever has it open already keeps what he holds.
     fchmodSync(descriptor.fd, OWN_ALONE);
     checked(flock(descriptor.fd, LOCK_EX | LOCK_NB), 'flock', path);
     return descriptor;
@@ -75,8 +78,8 @@ function isStill(path: string, fd: number): boolean {
 }
 
 /**
- * What the file says is what its last holder wrote; who holds it now stands in /proc/locks (proc_locks(5)):
- * `1: FLOCK  ADVISORY  WRITE 4711 00:1b:1234 0 EOF`, device numbers in hexadecimal.
+ * The file names its last holder. The present one stands in /proc/locks (proc_locks(5)): `1: FLOCK  ADVISORY  WRITE
+ * 4711 00:1b:1234 0 EOF`, device numbers in hexadecimal.
  */
 function holderOf(fd: number): number | undefined {
   const { dev, ino } = fstatSync(fd);

@@ -31,9 +31,9 @@ export interface Macvtap {
 }
 
 /**
- * An ifindex for a new macvtap. All network namespaces share one /dev, which names the character devices by
- * ifindex, and of two that want one name the kernel serves only the first: so it is drawn at random from the
- * upper half of what there is, where the kernel's own counting does not come.
+ * An ifindex for a new macvtap. All network namespaces share one /dev, which names the character devices by ifindex;
+ * of two macvtaps that want one name the kernel serves only the first. So the ifindex is drawn at random from the
+ * upper half of all numbers, which the kernel's own counting does not reach.
  */
 export function randomIndex(): number {
   let index: number;
@@ -43,9 +43,9 @@ export function randomIndex(): number {
 }
 
 /**
- * Path of a macvtap's character device. Where /dev is the kernel's devtmpfs it is there already; elsewhere, in a
- * container, it is made, in /dev all the same: other mounts, /run for one, are usually `nodev`. EEXIST when the
- * path is that of something else. Needs a /sys of this network namespace.
+ * Path of a macvtap's character device. If /dev is the kernel's devtmpfs, the device is there already. Elsewhere, in
+ * a container, it is made, also in /dev: other mounts, such as /run, are usually `nodev`. EEXIST if something else
+ * has the path. Needs a /sys of this network namespace.
  */
 export function characterDevice(macvtap: Macvtap): string {
   const path = pathOf(macvtap.index);
@@ -60,15 +60,15 @@ export function characterDevice(macvtap: Macvtap): string {
   return path;
 }
 
-/** Removes what `characterDevice` made, once the macvtap is gone; the kernel's own goes with the macvtap. */
+/** Removes the file that `characterDevice` made, once the macvtap is gone; the kernel's own goes with the macvtap. */
 export const removeCharacterDevice = (index: number): void =>
   rmSync(pathOf(index), { force: true });
 
 /**
- * Opens all queues of a macvtap, as `openTap` does those of a TAP. The kernel refuses no second holder, so each
- * descriptor carries a shared flock(2), which goes with its last copy, whoever has that: EBUSY while there is
- * one. Who opens the path without that is not seen. `mac` is the device's own: EINVAL when what was opened has
- * another one.
+ * Opens all queues of a macvtap, as `openTap` does those of a TAP. The kernel does not refuse a second holder. So
+ * each descriptor carries a shared flock(2), which goes with the last copy of the descriptor, whoever has that: EBUSY
+ * while there is one. A process that opens the path without the lock is not seen. `mac` is the device's own: EINVAL
+ * if the opened device has another one.
  */
 export function openMacvtap(
   shape: TapShape & { readonly index: number; readonly mac: MacAddress },
@@ -110,9 +110,9 @@ const minorOf = (device: number): number =>
   (device % 0x100) + Math.floor(device / 0x10_0000) * 0x100;
 
 /**
- * Whether a lock is held on a file, by /proc/locks (man 5 proc_locks): asking by flock would take opening it, and
- * that makes a queue, to which the kernel hands some of the frames of a guest that runs. It does not show locks
- * taken in other process namespaces; the lock itself tells then.
+ * Whether a lock is held on a file, by /proc/locks (man 5 proc_locks). To ask by flock would mean to open the file,
+ * and that makes a queue, to which the kernel hands some of the frames of a running guest. Locks of other process
+ * namespaces are not shown; the lock itself tells of those.
  */
 function isLocked(path: string): boolean {
   const { dev, ino } = lstatSync(path);

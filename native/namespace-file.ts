@@ -3,10 +3,10 @@ import { Descriptor } from './descriptor.ts';
 import { checked, isKernelError } from './errors.ts';
 import * as libc from './libc.ts';
 
-// Opening the file of a network namespace under a path that somebody else has chosen. Looking a path up asks the file
-// systems that it leads through, and one of those may not answer (FUSE, NFS); opening what is there for reading has
-// effects of its own (a FIFO's writer goes on, a device starts). So the path is looked up first (O_PATH), what it leads
-// to is looked at, and only a file of nsfs, which answers at once and does nothing else, is opened.
+// Opens the file of a network namespace under a path that somebody else has chosen. To look a path up asks the file
+// systems on the way, and one of them may not answer (FUSE, NFS). To open a file for reading has effects of its own
+// (the writer of a FIFO goes on, a device starts). So the path is looked up first (O_PATH), then the file is looked
+// at, and only a file of nsfs is opened: it answers at once and does nothing else.
 
 const O_RDONLY = 0;
 const O_CLOEXEC = 0o2000000;
@@ -14,7 +14,9 @@ const O_NOFOLLOW = 0o400000;
 const O_PATH = 0o10000000;
 const AT_FDCWD = -100;
 const AT_EMPTY_PATH = 0x1000;
-/** statx answers from what the kernel knows: fstat(2) and fstatfs(2) ask the file system, which may not answer. */
+/**
+ * statx answers from what the kernel knows; fstat(2) and fstatfs(2) would ask the file system, which may not answer.
+ */
 const AT_STATX_DONT_SYNC = 0x4000;
 const STATX_TYPE = 0x1;
 const STATX_INO = 0x100;
@@ -27,17 +29,17 @@ const S_IFLNK = 0o120000;
 const SYS_OPENAT2 = 437;
 const OPEN_HOW_BYTES = 24;
 /**
- * The path is looked up in the kernel's cache alone: EAGAIN where a file system would have to be asked (Linux 5.12). NFS
- * and 9p are asked all the same where the path ends at their very mount point (d_weak_revalidate).
+ * The path is looked up only in the kernel's cache: EAGAIN if a file system would have to be asked (Linux 5.12). NFS
+ * and 9p are asked all the same if the path ends at their very mount point (d_weak_revalidate).
  */
 const RESOLVE_CACHED = 0x20n;
 /** _IO(0xb7, 3) of linux/nsfs.h: which CLONE_NEW… the namespace is. */
 const NS_GET_NSTYPE = 0xb703;
 const CLONE_NEWNET = 0x40000000;
 
-/** /proc is the kernel's, and these links lead where they do without a look-up: to a namespace, or a file of our own. */
+/** /proc is the kernel's, and these links need no look-up: they lead to a namespace, or to a file of our own. */
 const IN_PROC = /^\/proc\/(?:(?:\d+|self|thread-self)(?:\/task\/\d+)?\/ns\/[a-z_]+|self\/fd\/\d+)$/;
-/** A name in root's own folder: what is mounted there, or linked from there, root has put there. */
+/** A name in root's own folder: only root can mount something there, or link from there. */
 const IN_RUN = /^(?:\/var)?\/run\/netns\/[^/]+$/;
 const OWN_PATH = '/proc/thread-self/ns/net';
 
@@ -64,9 +66,9 @@ export class UnansweredError extends Error {
 }
 
 /**
- * Opens a network namespace's file, and nothing else. `at once` never waits for a file system: UnansweredError where
- * it would have to. KernelError (ENOENT, EACCES, ELOOP, …) when the path leads nowhere, NotANamespaceError when it
- * leads to something else.
+ * Opens the file of a network namespace, and no other file. `at once` never waits for a file system: UnansweredError
+ * if it would have to. KernelError (ENOENT, EACCES, ELOOP, …) if the path leads nowhere, NotANamespaceError if it
+ * leads to another file.
  */
 export function openNamespaceFile(
   path: string,
@@ -87,7 +89,7 @@ export function openNamespaceFile(
   throw new NotANamespaceError(path);
 }
 
-/** `device:inode` of what a path leads to, where that is a namespace, of whatever kind. Throws as opening it does. */
+/** `device:inode` of the file that a path leads to, if that is a namespace of any kind. Throws as opening it does. */
 export function identityAtOnce(path: string): string | undefined {
   using found = lookUpAtOnce(path);
   return identityIn(found);
@@ -114,7 +116,7 @@ function openCached(path: string): Descriptor {
   try {
     return new Descriptor(checked(result, 'openat2', path));
   } catch (error) {
-    // Beside EAGAIN: a kernel, or a filter of system calls, that does not know the call.
+    // Beside EAGAIN: a kernel, or a filter of system calls, may not know the call.
     if (isKernelError(error, 'EAGAIN', 'ENOSYS', 'EINVAL', 'EPERM'))
       throw new UnansweredError(path, { cause: error });
     throw error;
@@ -124,7 +126,7 @@ function openCached(path: string): Descriptor {
 const isLink = (file: Descriptor): boolean =>
   (look(file).readUInt16LE(STX_MODE_OFFSET) & S_IFMT) === S_IFLNK;
 
-/** There is one nsfs, and so one device that all of its files are on. undefined for a file of another. */
+/** There is one nsfs, so all of its files are on one device. undefined for a file of another file system. */
 function identityIn(file: Descriptor): string | undefined {
   nsfs ??= lookAtNsfs();
   const seen = look(file);
@@ -132,7 +134,7 @@ function identityIn(file: Descriptor): string | undefined {
   return `${nsfs.dev}:${seen.readBigUInt64LE(STX_INO_OFFSET)}`;
 }
 
-/** Major and minor number side by side, and as fstat(2) has them in one. */
+/** Major and minor number beside each other, and in one number as fstat(2) has them. */
 let nsfs: { readonly device: bigint; readonly dev: number } | undefined;
 
 function lookAtNsfs(): NonNullable<typeof nsfs> {
@@ -149,7 +151,7 @@ function look({ fd }: Descriptor): Buffer {
   return looked;
 }
 
-/** CLONE_NEW… of a namespace file; undefined for another file. Any other error than that says nothing of the file. */
+/** CLONE_NEW… of a namespace file; undefined for another file. Any other error says nothing about the file. */
 function typeOf(fd: number, path: string): number | undefined {
   try {
     return checked(libc.ioctl(fd, NS_GET_NSTYPE, null), 'NS_GET_NSTYPE', path);

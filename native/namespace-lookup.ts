@@ -4,14 +4,17 @@ import { checked, isKernelError, KernelError } from './errors.ts';
 import { fcntl } from './libc.ts';
 import { NotANamespaceError, UnansweredError } from './namespace-file.ts';
 
-// Namespaces under paths whose file systems have to be asked: looked up by a process of its own.
+// Namespaces under paths whose file systems have to be asked: a process of its own looks them up.
 
 const F_DUPFD_CLOEXEC = 1030;
 const ANSWER_WITHIN_MS = 2_000;
-/** For whoever has to open it without waiting: kept so long, and no longer, since it keeps the namespace alive. */
+/**
+ * How long a namespace that was found is kept for a caller who has to open it without waiting. No longer, since that
+ * keeps the namespace alive.
+ */
 const KEPT_MS = 5_000;
 
-/** What a path led to: a namespace, or the reason why not. */
+/** The end of a path: a namespace, or the reason why there is none. */
 type Outcome = { readonly descriptor: Descriptor } | { readonly error: Error };
 
 const recent = new Map<string, Outcome>();
@@ -22,7 +25,10 @@ export async function lookUpAside(path: string): Promise<Descriptor> {
   return taken(await (asked.get(path) ?? ask(path)));
 }
 
-/** What was found a moment ago, or is thrown; undefined where nothing was, and now it is asked for. */
+/**
+ * The namespace that was found a moment ago, or its error thrown; undefined if nothing was, and then it is asked for
+ * now.
+ */
 export function recentlyFound(path: string): Descriptor | undefined {
   const known = recent.get(path);
   if (known !== undefined) return taken(known);

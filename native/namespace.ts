@@ -33,7 +33,7 @@ const OWN_PATH = '/proc/thread-self/ns/net';
 export { NotANamespaceError, UnansweredError } from './namespace-file.ts';
 
 /**
- * A network namespace, held open. Held open it outlives its last process, so hold it no longer than needed:
+ * A network namespace, held open. While it is held it outlives its last process, so hold it no longer than needed:
  * `using`.
  */
 export class Namespace implements Disposable {
@@ -50,9 +50,8 @@ export class Namespace implements Disposable {
 
   /**
    * Opens `/run/netns/NAME`, `/proc/PID/ns/net` or another file of a namespace, without waiting for a file system:
-   * UnansweredError where one has to be asked. It is asked then, and the same call may succeed a little later.
-   * KernelError (ENOENT, EACCES, ELOOP, …) when the path leads nowhere, NotANamespaceError when it leads to something
-   * else.
+   * UnansweredError if one has to be asked. It is asked then, and the same call may succeed a little later.
+   * KernelError (ENOENT, EACCES, ELOOP, …) if the path leads nowhere, NotANamespaceError if it leads to another file.
    */
   static open(path: string): Namespace {
     try {
@@ -75,7 +74,7 @@ export class Namespace implements Disposable {
     return new Namespace(await lookUpAside(path), path);
   }
 
-  /** The namespace that a socket lies in, whichever that of its process is by now. */
+  /** The namespace of a socket, in whichever namespace its process is by now. */
   static ofSocket(fd: number): Namespace {
     const subject = `socket ${fd}`;
     const own = checked(libc.ioctl(fd, SIOCGSKNS, null), 'SIOCGSKNS', subject);
@@ -112,7 +111,7 @@ export class Namespace implements Disposable {
     });
   }
 
-  /** Makes a namespace that goes with the last descriptor of it: nobody finds it by a path. */
+  /** Makes a namespace without a path, which goes with its last descriptor. */
   static createUnnamed(): Namespace {
     return traced('unshare', 'unnamed', () => {
       const before = here();
@@ -128,7 +127,8 @@ export class Namespace implements Disposable {
   /** Unbinds a path that `create` or `ip netns add` made. Success when it is gone. */
   static remove(path: string): void {
     traced('umount', path, () => {
-      // Asked first: who may not unmount gets EPERM also for what is not there, and would try for ever.
+      // Asked first: a process without the right to unmount gets EPERM also if nothing is mounted there, and would
+      // try for ever.
       if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return;
       try {
         checked(libc.umount2(path, MNT_DETACH), 'umount', path);
@@ -147,7 +147,7 @@ export class Namespace implements Disposable {
   /**
    * Runs `work` with this thread inside the namespace, and comes back to where it was. `work` must not be async: a
    * promise would finish in some other namespace, and file calls on the thread pool never enter this one. If the way
-   * back fails the process ends: nothing it does afterwards could be trusted.
+   * back fails, the process ends: nothing that it did afterwards could be trusted.
    */
   run<T>(work: () => T): T {
     const before = here();
@@ -170,7 +170,7 @@ export class Namespace implements Disposable {
   }
 }
 
-/** `device:inode` of a namespace's file, following links; undefined when the path leads to none. Throws as `open`. */
+/** `device:inode` of a namespace's file, following links; undefined if the path leads to none. Throws as `open`. */
 export function namespaceIdentity(path: string): string | undefined {
   try {
     return identityAtOnce(path);
@@ -191,15 +191,15 @@ function identityAsked(path: string): string | undefined {
   }
 }
 
-/** True for what opening throws where a path leads to no network namespace; another error leaves that open. */
+/** True for the errors of opening a path that leads to no network namespace; any other error leaves that open. */
 export const isAbsence = (error: unknown): boolean =>
   error instanceof NotANamespaceError ||
   isKernelError(error, 'ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'ENXIO', 'ENODEV');
 
 const identityOf = ({ dev, ino }: { dev: number; ino: number }): string => `${dev}:${ino}`;
 
-// Where the way back leads. Only `create` and `run` move the thread, and they bring it back, so it is opened
-// once; a program that moves its thread for good (a test's sandbox) does so before.
+// The namespace to come back to. Only `create` and `run` move the thread, and they bring it back, so it is opened
+// once. A program that moves its thread for good (a test's sandbox) does so before.
 let home: Namespace | undefined;
 
 /** Where the thread is now, if `run` has brought it elsewhere. */
@@ -210,7 +210,7 @@ export function isAtHome(): boolean {
   return home === undefined || namespaceIdentity(OWN_PATH) === home.identity;
 }
 
-/** For a thread that ends: closes what `create` and `run` have kept open of it. */
+/** For a thread that ends: closes the descriptors that `create` and `run` have kept open for it. */
 export function closeHome(): void {
   home?.[Symbol.dispose]();
   home = undefined;
@@ -235,7 +235,7 @@ function note(namespace: Namespace): void {
 
 /** A folder whose mounts are seen in mount namespaces made later, as `ip netns` prepares /run/netns. */
 function prepareFolder(folder: string): void {
-  // Whatever the umask of this process: those who join namespaces have to come in.
+  // Whatever the umask of this process is: others have to be able to enter namespaces.
   if (mkdirSync(folder, { recursive: true }) !== undefined) chmodSync(folder, 0o755);
   if (isMountPoint(folder)) return;
   checked(libc.mount(folder, folder, 'none', MS_BIND | MS_REC, null), 'mount', folder);

@@ -18,13 +18,13 @@ const NETLINK_ADD_MEMBERSHIP = 1;
 const MSG_DONTWAIT = 0x40;
 const EVENT_BYTES = 64 * 1024;
 const EVENT_BUFFER_BYTES = 4 * 1024 * 1024;
-/** Events taken in one turn of the event loop: a flood must not keep everything else waiting. */
+/** Events that are taken in one turn of the event loop: a flood must not keep everything else waiting. */
 const MAX_PER_WAKEUP = 256;
 
-/** Where a change of the kernel's tables is told. */
+/** Receives the changes of the kernel's tables. */
 export interface EventHandlers {
   readonly onMessage: (message: Framed) => void;
-  /** Events were lost (ENOBUFS), or could not be read (ENOMEM, CodecError): what was known has to be read anew. */
+  /** Events were lost (ENOBUFS), or could not be read (ENOMEM, CodecError): the tables have to be read again. */
   readonly onOverrun: () => void;
 }
 
@@ -72,7 +72,7 @@ function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): bool
     const lost = isKernelError(error, 'ENOBUFS', 'ENOMEM') || error instanceof CodecError;
     if (!lost) throw error;
     handlers.onOverrun();
-    // What there was no memory for is still there, and comes when there is.
+    // Events for which there was no memory are still there, and come when there is.
     if (isKernelError(error, 'ENOMEM')) return false;
   }
   return true;

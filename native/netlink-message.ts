@@ -20,7 +20,7 @@ export interface Received {
 export interface Framed extends Received {
   readonly flags: number;
   readonly sequence: number;
-  /** Of the socket that asked; in events, of the one that made the change. */
+  /** The port of the socket that asked; in events, of the socket that made the change. */
   readonly port: number;
 }
 
@@ -51,7 +51,7 @@ export interface Outcome {
   readonly kernelText?: string;
 }
 
-/** What an acknowledgement (NLMSG_ERROR), or the end of a dump (NLMSG_DONE), says. */
+/** The content of an acknowledgement (NLMSG_ERROR), or of the end of a dump (NLMSG_DONE). */
 export function outcomeOf({ flags, body }: Framed): Outcome {
   const errno = body.length >= ERRNO_BYTES ? Math.abs(body.readInt32LE(0)) : 0;
   if (errno === 0 || (flags & NLM_F_ACK_TLVS) === 0) return { errno };
@@ -60,8 +60,8 @@ export function outcomeOf({ flags, body }: Framed): Outcome {
 }
 
 function extendedText(flags: number, body: Buffer): string | undefined {
-  // An acknowledgement repeats the request's header behind the error number (CAPPED: not the rest of it); the
-  // end of a dump does not.
+  // An acknowledgement repeats the request's header after the error number (CAPPED: without the rest of it); the end
+  // of a dump does not.
   const start = (flags & NLM_F_CAPPED) === 0 ? ERRNO_BYTES : ERRNO_BYTES + NLMSG_HEADER_BYTES;
   try {
     return readAttributes(EXTENDED_ACK, body.subarray(start)).NLMSGERR_ATTR_MSG;

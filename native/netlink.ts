@@ -43,11 +43,11 @@ const EINTR = 4;
 const EIO = 5;
 const ENODEV = 19;
 
-/** The kernel fills dumps up to 32 KiB a message where the reader offers that much. */
+/** The kernel fills dumps up to 32 KiB a message if the reader offers that much. */
 const RECEIVE_BYTES = 64 * 1024;
-/** The kernel answers within the call that sends; this bound only keeps a fault from stopping the process. */
+/** The kernel answers within the call that sends; this limit only keeps a fault from stopping the process. */
 const ANSWER_TIMEOUT_SECONDS = 10n;
-/** Requests in one send: the answers to some 250 fill a socket's buffer, and those beyond are lost. */
+/** Requests in one send: the answers to some 250 fill a socket's buffer, and further ones are lost. */
 const MAX_BATCH = 64;
 const DUMP_TRIES = 10;
 
@@ -57,21 +57,21 @@ export interface Request {
   readonly type: number;
   /** `RTM_NEWLINK`: for errors and traces. */
   readonly operation: string;
-  /** What it is done to: `tap-web`, `10.42.0.5/24`. */
+  /** The object of the request: `tap-web`, `10.42.0.5/24`. */
   readonly subject: string;
   /** NLM_F_CREATE, NLM_F_EXCL and the like; REQUEST and ACK are set for all. */
   readonly flags?: number;
-  /** An errno that counts as success: what was to be done is done already. */
+  /** An errno that counts as success: the work is done already. */
   readonly accept?: 'EEXIST';
   /** Writes header and attributes of the message's family. */
   readonly write: (writer: Writer) => void;
 }
 
 /**
- * A netlink socket, of NETLINK_ROUTE by default, of one network namespace, with strict checking and extended acknowledgements.
- * Requests are synchronous: the kernel does them within `send` and the answer lies ready, so they cost some
- * tens of microseconds and an attach is one undisturbed stretch. Errors are KernelError with the kernel's
- * own text. An error of any kind leaves the socket usable.
+ * A netlink socket, of NETLINK_ROUTE by default, of one network namespace, with strict checking and extended
+ * acknowledgements. Requests are synchronous: the kernel does them within `send`, and the answer is there when it
+ * returns. So a request costs some tens of microseconds, and an attach is one undisturbed stretch. Errors are
+ * KernelError with the kernel's own text. After an error of any kind the socket can still be used.
  */
 export class NetlinkSocket implements Disposable {
   readonly #descriptor: Descriptor;
@@ -98,8 +98,8 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Asks for one object; null when the kernel answers with the errno that means there is none, which is no
-   * failure, and no failed operation in a trace.
+   * Asks for one object. Null if the kernel answers with the errno for "there is none": that is no failure, and no
+   * failed operation in a trace.
    */
   find<T>(request: Request, absent: string, parse: (message: Received) => T): T | null {
     return traced(request.operation, request.subject, () => {
@@ -116,11 +116,11 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * The index of the device of that name, null when there is none: SIOCGIFINDEX (man 7 netdevice), which takes
-   * a microsecond and no lock, where RTM_GETLINK describes the whole device.
+   * The index of the device of that name, null if there is none. SIOCGIFINDEX (man 7 netdevice) takes a microsecond
+   * and no lock; RTM_GETLINK would describe the whole device.
    */
   deviceIndex(name: string): number | null {
-    // The kernel would look for the first 15 bytes.
+    // The kernel would look up the first 15 bytes only.
     if (Buffer.byteLength(name) >= IFNAME_BYTES) return null;
     const ifreq = Buffer.alloc(IFREQ_BYTES);
     ifreq.write(name, 'utf8');
@@ -145,7 +145,7 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Does several requests, 64 in one send. The kernel tries each whatever becomes of those before; the first
+   * Does several requests, 64 in one send. The kernel tries each, whatever became of the earlier ones. The first
    * error is thrown once all are answered.
    */
   batch(requests: readonly Request[]): void {
@@ -166,8 +166,8 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Does one request on koffi's thread pool: for deletions, for which the kernel waits many milliseconds.
-   * The socket takes nothing else until the promise settles.
+   * Does one request on koffi's thread pool: for deletions, for which the kernel waits many milliseconds. The socket
+   * takes no other request until the promise settles.
    */
   async requestAsync(request: Request): Promise<void> {
     const first = this.#compose([request], NLM_F_ACK);
@@ -182,16 +182,17 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Reads a whole table. A dump that the kernel marks as interrupted (the table changed meanwhile, and
-   * entries may be missing) or that it had no memory for is read again, ten times; then the error is EINTR.
+   * Reads a whole table. A dump is read again, ten times at most, if the kernel had no memory for it or marks it as
+   * interrupted (the table changed meanwhile, and entries may be missing); after that the error is EINTR.
    */
   dump<T>(request: Request, parse: (message: Received) => T): T[] {
     return traced(request.operation, request.subject, () => atOnce(this.dumpSteps(request, parse)));
   }
 
   /**
-   * The same with a pause after each message of the kernel, which holds some twenty devices and takes a third of a
-   * millisecond; in no trace. Until it is done the socket takes nothing else: given up midway, it can only be closed.
+   * As `dump`, with a pause after each message of the kernel, which holds some twenty devices and takes a third of a
+   * millisecond; in no trace. Until it is done the socket takes no other request; if it is given up midway, the
+   * socket can only be closed.
    */
   *dumpSteps<T>(request: Request, parse: (message: Received) => T): Steps<T[]> {
     for (let tries = 0; tries < DUMP_TRIES; tries += 1) {
@@ -263,7 +264,7 @@ export class NetlinkSocket implements Disposable {
     return this.#received.subarray(0, length);
   }
 
-  /** Reads until every request has its acknowledgement, also past an error; throws the first then. */
+  /** Reads until every request has its acknowledgement, also after an error; then throws the first error. */
   #collect(
     requests: readonly Request[],
     first: number,
@@ -288,8 +289,8 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Reads one dump to its end, also past an error: the kernel refuses the next dump of a socket (EBUSY) while
-   * one is unread. False when it is not the whole table.
+   * Reads one dump to its end, also after an error: while a dump is unread, the kernel refuses the next one on the
+   * same socket (EBUSY). False if it is not the whole table.
    */
   *#readDump(
     request: Request,
@@ -326,11 +327,11 @@ export class NetlinkSocket implements Disposable {
   }
 }
 
-/** Errors of an exchange that is read to its end all the same. */
+/** The errors of an exchange, which is read to its end all the same. */
 class Failures {
   readonly #seen: unknown[] = [];
 
-  /** Notes what the kernel answered, if it is an error. */
+  /** Notes the kernel's answer, if it is an error. */
   note(request: Request, message: Framed): void {
     const outcome = outcomeOf(message);
     if (outcome.errno === 0 || errnoName(outcome.errno) === request.accept) return;
@@ -367,7 +368,7 @@ function prepare(fd: number): void {
 
 function sendAsync(fd: number, bytes: Buffer, request: Request): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  // Within this callback errno is that of the pool thread's call, and in no later one.
+  // Only within this callback errno is that of the pool thread's call.
   libc.send.async(fd, bytes, bytes.length, 0, (failed: unknown, sent: number) => {
     if (failed !== null) reject(failed);
     else if (sent < 0) reject(errorOf(request, { errno: libc.errno() }));

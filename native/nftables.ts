@@ -41,7 +41,7 @@ const NFNLGRP_NFTABLES = 7;
 const MAX_ELEMENTS = 256;
 /** NF_NETDEV_… of linux/netfilter.h. */
 const HOOKS = { ingress: 0, egress: 1 } as const;
-/** Before everybody else's: what is dropped, nobody else need look at. */
+/** Before everybody else's hooks: nobody needs to look at what is dropped here. */
 const DEVICE_HOOK_PRIORITY = -300;
 const NF_ACCEPT = 1;
 const NFT_REG_VERDICT = 0;
@@ -88,7 +88,7 @@ const SO_SNDBUFFORCE = 32;
 const MIN_SEND_BUFFER = 256 * 1024;
 /** struct sockaddr_nl: family u16, padding, port u32, groups u32. */
 const SOCKADDR_BYTES = 12;
-/** An answer may repeat the message that it is about, and that may be the largest. */
+/** An answer may repeat the message that it is about, which may be the largest one. */
 const RECEIVE_BYTES = 128 * 1024;
 const MSG_DONTWAIT = 0x40;
 const EIO = 5;
@@ -100,8 +100,8 @@ export interface NftTable {
 }
 
 /**
- * A base chain on a single device, of a table of the netdev family, whose frames all go on in another chain.
- * Such a hook names its device, so it cannot be among rules that are the same everywhere.
+ * A base chain of the netdev family on a single device, whose frames all go on to another chain. Such a hook names
+ * its device, so it cannot be among rules that are the same everywhere.
  */
 export type DeviceChainChange = {
   readonly table: NftTable;
@@ -116,7 +116,7 @@ export type DeviceChainChange = {
   | { readonly action: 'delete' }
 );
 
-/** Elements to put into a set or a map, or to take out of it; `flush` takes out all that it had. */
+/** Elements to add to a set or map, or to delete from it; `flush` deletes all that it had. */
 export interface ElementChange {
   readonly action: 'add' | 'delete' | 'flush';
   readonly table: NftTable;
@@ -148,13 +148,13 @@ export class NftablesUnavailable extends Error {
 }
 
 /**
- * libnftables (man 3 libnftables), one context for the life of the object: what it does counts for the network
- * namespace in which it was opened. Calls are synchronous, 0.1 to 0.2 ms for a few elements.
+ * libnftables (man 3 libnftables): one context for the life of the object. It acts on the network namespace in which
+ * it was opened. Calls are synchronous, 0.1 to 0.2 ms for a few elements.
  */
 export class Nftables implements Disposable {
   readonly #library: Library;
   readonly #context: unknown;
-  /** Of the socket inside the context; tables that we own belong to it. */
+  /** The port of the socket inside the context; the tables that we own belong to it. */
   readonly #fd: number;
   readonly #received = Buffer.alloc(RECEIVE_BYTES);
   #listing: unknown;
@@ -168,10 +168,10 @@ export class Nftables implements Disposable {
     this.#fd = fd;
   }
 
-  /** NftablesUnavailable where there is no library, no CAP_NET_ADMIN or no nf_tables. */
+  /** NftablesUnavailable if there is no library, no CAP_NET_ADMIN or no nf_tables. */
   static open(): Nftables {
     const library = loadLibrary();
-    // The library ends the process where it gets no socket: whether there is one is asked before.
+    // The library ends the process if it gets no socket. So this asks first whether there is one.
     try {
       openNetlink(undefined, () => {}, NETLINK_NETFILTER).close();
     } catch (error) {
@@ -188,17 +188,17 @@ export class Nftables implements Disposable {
     return new Nftables(library, context, fd);
   }
 
-  /** Does commands of the language of `nft` (man 8 nft) as one transaction: all of them, or NftablesError. */
+  /** Runs commands in the language of `nft` (man 8 nft) as one transaction: all of them, or NftablesError. */
   run(commands: string, subject = excerpt(commands)): void {
     traced('nft', subject, () => this.#run(this.#context, commands));
   }
 
   /**
-   * What a `list` command says, as JSON (man 5 libnftables-json): the elements of its `nftables` array. Null when
-   * what is to be listed is not there.
+   * The answer to a `list` command as JSON (man 5 libnftables-json): the elements of its `nftables` array. Null if
+   * the listed object does not exist.
    */
   list(command: string): Readonly<Record<string, unknown>>[] | null {
-    // A context of its own: one that is used for text and for JSON crashes (libnftables 1.0.6).
+    // A context of its own: libnftables 1.0.6 crashes when one context is used for text and for JSON.
     this.#listing ??= this.#newListing();
     let output: string;
     try {
@@ -214,9 +214,9 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Makes tables that are not there. Where the kernel can (6.9 and later) they become ours alone, unless
-   * `exclusive` is false: nobody else changes or flushes them, they stay when this process ends, and the next one
-   * takes them over. True then.
+   * Makes tables that are missing. From kernel 6.9 on they are ours alone, unless `exclusive` is false: nobody else
+   * changes or flushes them, they stay when this process ends, and the next agent takes them over. Answers whether
+   * they are ours alone.
    */
   makeTables(tables: readonly NftTable[], { exclusive = true } = {}): boolean {
     if (exclusive) {
@@ -232,9 +232,9 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Changes elements and chains of devices, in this order, all in one transaction. An element that is to be added
-   * and is there already counts as added; KernelError ENOENT for what is to be deleted and is not there, for a set
-   * or, on kernels before 6.16, a device that is not.
+   * Changes elements and chains of devices, in this order, all in one transaction. An element that is there already
+   * counts as added. KernelError ENOENT for an element to delete that is not there, for a missing set or, on kernels
+   * before 6.16, for a missing device.
    */
   change(changes: readonly (ElementChange | DeviceChainChange)[]): void {
     const messages = changes.flatMap((change) =>
@@ -243,7 +243,7 @@ export class Nftables implements Disposable {
     if (messages.length > 0) this.#transaction('nft transaction', messages);
   }
 
-  /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */
+  /** Calls back after each transaction of somebody else, until disposed. Keeps the process alive. */
   onForeignChange(callback: () => void): Disposable {
     const address = Buffer.alloc(SOCKADDR_BYTES);
     checked(libc.getsockname(this.#fd, address, [address.length]), 'getsockname', 'nftables');
@@ -295,8 +295,8 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Messages of ours, over the library's own socket: its port is what makes somebody the owner of a table, for
-   * which libnftables 1.0.6 has no words. All or none: the first error is thrown.
+   * Sends messages of ours over the library's own socket: a table's owner is known by the port of its socket, and
+   * libnftables 1.0.6 has no words for owners. All or none: the first error is thrown.
    */
   #transaction(operation: string, messages: readonly Message[]): void {
     const [head] = messages;
@@ -306,14 +306,15 @@ export class Nftables implements Disposable {
       const asked = new Map<number, Message>();
       const first = this.#frame(writer, { type: NFNL_MSG_BATCH_BEGIN, flags: 0, ...edge });
       for (const [index, message] of messages.entries()) {
-        // The last answer says that all went well; a refusal is answered whatever the flags.
+        // The last answer says that all went well; a refusal is answered whatever the flags are.
         const flags = message.flags | (index === messages.length - 1 ? NLM_F_ACK : 0);
         const family = FAMILIES[message.family];
         const frame = { type: message.type, flags, family, resource: 0, write: message.write };
         asked.set(this.#frame(writer, frame), message);
       }
       this.#frame(writer, { type: NFNL_MSG_BATCH_END, flags: 0, ...edge });
-      // A transaction is one datagram; the socket takes no larger one than its buffer, which passes wmem_max.
+      // A transaction is one datagram. The socket takes none that is larger than its buffer, which may exceed
+      // wmem_max.
       this.#growSendBuffer(writer.length * 2);
       retryInterrupted(() =>
         checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
@@ -353,8 +354,8 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Reads all answers, also past an error: the library reads the same socket. `first` is the first message of the
-   * transaction; what answers earlier ones was left behind.
+   * Reads all answers, also after an error, since the library reads the same socket. `first` is the first message of
+   * the transaction; answers to earlier messages were left behind.
    */
   #collect(operation: string, first: number, asked: ReadonlyMap<number, Message>): void {
     const failures: KernelError[] = [];
@@ -374,7 +375,7 @@ export class Nftables implements Disposable {
     if (!answered) throw new Unanswered({ operation, subject: 'no answer', errno: EIO });
   }
 
-  /** The kernel answers within the call that sends: what is there is all. 0: nothing more. */
+  /** The kernel answers within the call that sends, so no further answer comes later. 0: nothing more. */
   #receive(operation: string): number {
     return retryInterrupted(() => {
       const length = libc.recv(this.#fd, this.#received, RECEIVE_BYTES, MSG_DONTWAIT);
@@ -386,7 +387,7 @@ export class Nftables implements Disposable {
   }
 }
 
-/** A transaction whose outcome could not be read: it was done, or it was not. */
+/** A transaction whose answer could not be read: it may have been done or not. */
 export class Unanswered extends KernelError {}
 
 interface Message {
@@ -399,7 +400,7 @@ interface Message {
 
 function elementMessages(change: ElementChange): Message[] {
   const { action, table, set, declaration, elements } = change;
-  // A message without elements is about all of them.
+  // A message without elements is about all elements of the set.
   const parts = action === 'flush' ? [[]] : chunks(elements, MAX_ELEMENTS);
   return parts.map((some) => ({
     type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
@@ -486,7 +487,7 @@ interface Library {
 
 let loaded: Library | undefined;
 
-/** On first use, so that what needs no firewall runs without the library. */
+/** On first use, so that programs without a firewall run without the library. */
 function loadLibrary(): Library {
   if (loaded !== undefined) return loaded;
   let library: ReturnType<typeof koffi.load>;
@@ -509,8 +510,8 @@ function loadLibrary(): Library {
 }
 
 /**
- * Descriptors of this process that are sockets of NETLINK_NETFILTER in the network namespace of the calling thread. In
- * others other threads open and close theirs meanwhile.
+ * Descriptors of this process that are NETLINK_NETFILTER sockets in the network namespace of the calling thread.
+ * Other threads open and close theirs, in other namespaces, meanwhile.
  */
 function netfilterSockets(): number[] {
   return readdirSync('/proc/self/fd')
@@ -538,9 +539,9 @@ function isOfThisNamespace(fd: number): boolean {
     using namespace = Namespace.ofSocket(fd);
     return namespace.identity === namespaceIdentity('/proc/thread-self/ns/net');
   } catch (error) {
-    // Another thread's: it may be another file by now.
+    // It is another thread's: by now it may be another file.
     if (isKernelError(error, 'EBADF', 'ENOTTY')) return false;
-    // Without CAP_NET_ADMIN nothing can be done anyway, and what is tried first says so.
+    // Without CAP_NET_ADMIN nothing works anyway, and the first attempt says so.
     if (isKernelError(error, 'EPERM')) return true;
     throw error;
   }

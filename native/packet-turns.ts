@@ -1,25 +1,28 @@
-// Whose packet is read next, where anybody may send as many as he likes.
+// Whose packet is read next, on a socket to which anybody may send as many as he likes.
 
-/** So long packets are read in a turn of the event loop, and the one longer in which that time ends. */
+/**
+ * How long packets are read in one turn of the event loop; the packet during which that time ends is read to its end.
+ */
 const TURN_MS = 2;
 
 export interface Sender {
   /** Whose turn it is. */
   readonly uid: number;
-  /** Reads one packet, if there still is one, and deals with it. */
+  /** Reads one packet, if there still is one, and handles it. */
   take(): void;
 }
 
 /**
- * Packets of all connections of a socket: one account after the other, of each one connection after the other, a packet
- * at a time, and not for longer in a turn of the event loop than everything else can wait.
+ * Packets of all connections of a socket, taken in turns: one account after the other, within an account one
+ * connection after the other, one packet at a time. It stops after a while in each turn of the event loop, so that
+ * everything else goes on.
  */
 export class PacketTurns {
-  /** First the account whose turn is longest ago, and of it that connection. */
+  /** The account whose turn is longest ago comes first, and of that account the connection. */
   readonly #waiting = new Map<number, Set<Sender>>();
   #scheduled = false;
 
-  /** Notes that a connection has something to read. Harmless when that is known. */
+  /** Notes that a connection has something to read; again is harmless. */
   add(sender: Sender): void {
     const { uid } = sender;
     const own = this.#waiting.get(uid);

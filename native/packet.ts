@@ -24,8 +24,8 @@ export const MAX_PACKET_BYTES = 64 * 1024;
 export const MAX_DESCRIPTORS = 253;
 
 /**
- * Cuts what may be longer than a packet: all packets but the last are full, so that whoever reads knows the last by its
- * length. Bytes that fill their last packet cannot be told from others that go on: add a byte to them.
+ * Cuts bytes that may be longer than a packet. All packets but the last are full, so that the reader knows the last
+ * one by its length. Add a byte to bytes that would fill their last packet: the reader would wait for another one.
  */
 export function* inPackets(bytes: Uint8Array): Generator<Uint8Array> {
   for (let at = 0; at < bytes.length; at += MAX_PACKET_BYTES) {
@@ -62,9 +62,9 @@ const received = Buffer.alloc(MAX_PACKET_BYTES);
 const receivedControl = Buffer.alloc(CMSG_HEADER_BYTES + aligned(MAX_DESCRIPTORS * 4));
 
 /**
- * Takes the next packet, without waiting: undefined when there is none. KernelError: ECONNRESET when the
- * peer went without reading what it was sent, EMSGSIZE when the packet was longer than the limit, EMFILE
- * when this process could not take all its descriptors. Of a packet that is refused nothing stays open.
+ * Takes the next packet, without waiting; undefined if there is none. KernelError: ECONNRESET if the peer went
+ * without reading what it was sent, EMSGSIZE if the packet was longer than the limit, EMFILE if this process could
+ * not take all its descriptors. Nothing of a refused packet stays open.
  */
 export function receivePacket(fd: number): Packet | undefined {
   const message = messageOf(received, receivedControl);
@@ -91,17 +91,17 @@ export type Plain =
 const NO_CONTROL = Buffer.alloc(0);
 
 /**
- * Takes the next packet, without waiting, and never a descriptor. With `look`, for sockets that their peers can send
- * descriptors to, a packet that has some is not taken: the last reference to a file that is dropped with a packet is
- * closed by whoever reads it, for as long as that file likes (a TCP socket with SO_LINGER). KernelError: ECONNRESET,
- * EMSGSIZE as of `receivePacket`.
+ * Takes the next packet, without waiting, and never a descriptor. With `look`, for sockets whose peers can send
+ * descriptors, a packet with descriptors is left where it is. Otherwise this process might drop the last reference to
+ * a file and would have to close it, for as long as that file likes (a TCP socket with SO_LINGER). KernelError:
+ * ECONNRESET, EMSGSIZE as of `receivePacket`.
  */
 export function receivePlain(fd: number, { look }: { look: boolean }): Plain {
   if (look) {
-    // Peeking takes references of its own to the files and drops those; the packet keeps them alive meanwhile.
+    // Peeking takes references of its own to the files and drops them; the packet keeps the files alive meanwhile.
     const peeked = messageOf(received.subarray(0, 1), NO_CONTROL);
     const seen = uninterrupted(() => libc.recvmsg(fd, peeked, MSG_DONTWAIT | MSG_PEEK));
-    // Nothing yet, and what comes before the next call has not been looked at.
+    // Nothing is there yet, and a packet that comes before the next call has not been looked at.
     if (seen < 0 && libc.errno() === EAGAIN) return { kind: 'none' };
     checked(seen, 'recvmsg', 'packet');
     if ((peeked.msg_flags & MSG_CTRUNC) !== 0) return { kind: 'descriptors' };

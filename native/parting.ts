@@ -5,8 +5,8 @@ import type { Descriptor } from './descriptor.ts';
 import { shutdown } from './libc.ts';
 import { MAX_DESCRIPTORS } from './packet.ts';
 
-// Closing unix sockets whose peers may have sent descriptors that nobody took. They are closed with the socket, by
-// whoever closes that, and some files let him wait: a TCP socket with SO_LINGER for as long as its sender chose.
+// Closes unix sockets whose peers may have sent descriptors that nobody took. These are closed with the socket, by
+// whoever closes it, and some files make him wait: a TCP socket with SO_LINGER for as long as its sender chose.
 
 const SHUT_RDWR = 2;
 const CLOSED_WITHIN_MS = 1_000;
@@ -16,8 +16,8 @@ const left: { readonly socket: Descriptor; readonly gone: () => void }[] = [];
 let closing: Promise<void> | undefined;
 
 /**
- * Closes a socket of which the caller is the only owner, without waiting for any file that lies in it. undefined: it
- * is closed; otherwise resolves when it is, by another process.
+ * Closes a socket of which the caller is the only owner, without waiting for a file that lies in it. undefined: it is
+ * closed. A promise: another process closes it, and the promise resolves then.
  */
 export function part(socket: Descriptor): Promise<void> | undefined {
   // From here on nobody puts anything into it.
@@ -41,7 +41,7 @@ function descriptorsIn({ fd }: Descriptor): number | undefined {
   return count === undefined ? undefined : Number(count);
 }
 
-/** One batch after the other: at most one process is busy with it, however many sockets there are. */
+/** One batch after the other: at most one process is busy with this, however many sockets there are. */
 async function closeLeft(): Promise<void> {
   while (left.length > 0) {
     const batch = left.slice(0, MAX_DESCRIPTORS);

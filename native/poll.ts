@@ -7,13 +7,13 @@ const F_GETFD = 1;
 const watched = new Set<number>();
 
 /**
- * Calls back whenever a descriptor can be read, has failed or has lost its peer, until disposed. The
- * callback reads until EAGAIN, or is called again; it also has to read errors off, or it is called forever.
- * What it throws is an uncaught exception of the process.
+ * Calls back whenever a descriptor can be read, has failed or has lost its peer, until disposed. The callback reads
+ * until EAGAIN, or is called again. It also has to read errors off the descriptor, or it is called for ever. An
+ * exception of the callback is an uncaught exception of the process.
  *
- * The watch keeps the process alive. Dispose of it before the descriptor is closed: the number may be
- * somebody else's at once. Throws when the descriptor is closed, watched already, or a file that poll(2)
- * has no use for. The descriptor becomes non-blocking.
+ * The watch keeps the process alive. Dispose of it before the descriptor is closed: the number may be somebody else's
+ * at once. Throws if the descriptor is closed, watched already, or a file that poll(2) cannot watch. The descriptor
+ * becomes non-blocking.
  *
  * koffi's interface to libuv may change between versions, so this is its only user.
  */
@@ -31,13 +31,13 @@ export function watchReadable(fd: number, onReadable: () => void): Disposable {
     try {
       onReadable();
     } catch (error) {
-      // Thrown from here it would stay pending in koffi and surface in whatever runs next.
+      // An exception from here would stay pending in koffi, and surface in whatever runs next.
       setImmediate(() => {
         throw error;
       });
     }
-    // libuv gives a descriptor up that has an error pending: a netlink socket that overran, a unix socket
-    // whose peer left packets unread. The callback has read the error; what comes later must be heard.
+    // libuv gives up a descriptor that has an error pending: a netlink socket that overran, a unix socket whose peer
+    // left packets unread. The callback has read the error off; later events must still be heard.
     const stopped = typeof status === 'number' && status < 0;
     if (stopped && !disposed && fcntl(fd, F_GETFD, 0) >= 0) {
       handle.start({ readable: true }, onEvent);

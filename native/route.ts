@@ -56,8 +56,8 @@ export class Routes {
   }
 
   /**
-   * Removes a route that `add` or an operator made (RTPROT_STATIC), with any metric unless one is given; ESRCH
-   * when there is none, also where the kernel or a daemon made one like it.
+   * Removes a route that `add` or an operator made (RTPROT_STATIC), with any metric unless one is given. ESRCH if
+   * there is none, even if the kernel or a daemon made a similar one.
    */
   remove(route: Route): void {
     this.#socket.request(routeRequest(RTM_DELROUTE, 'RTM_DELROUTE', route));
@@ -116,7 +116,7 @@ function subjectOf({ to, via, ifindex }: Route): string {
   return parts.join(' ');
 }
 
-/** A route from the body of an RTM_NEWROUTE message; null for other than unicast of IPv4 and IPv6. */
+/** A route from the body of an RTM_NEWROUTE message; null for anything but unicast of IPv4 and IPv6. */
 export function parseRoute({ body }: Received): Route | null {
   const { header, attributes } = routeMessage.read(body);
   const ipFamily = ipFamilyOf(header.rtm_family);

@@ -6,15 +6,15 @@ import type { PacketTurns } from './packet-turns.ts';
 import type { PeerCredentials } from './peer.ts';
 import { watchReadable } from './poll.ts';
 
-/** How long a peer that does not read is left alone before more is sent to it. */
+/** How long to wait before more is sent to a peer that does not read. */
 const FULL_MS = 5;
 
 const EBADF = 9;
 const ETIMEDOUT = 110;
 
 /**
- * One accepted connection. It closes itself when the peer goes, when it sends a packet over the limit or descriptors,
- * and when it sends nothing for `idleMs`.
+ * One accepted connection. It closes itself when the peer goes, sends a packet over the limit or descriptors, or
+ * sends nothing for `idleMs`.
  */
 export class SeqpacketConnection {
   readonly peer: PeerCredentials;
@@ -42,8 +42,8 @@ export class SeqpacketConnection {
   }
 
   /**
-   * Calls back for every packet. While a promise of the callback is pending, the connection is not read and not idle. It
-   * must not reject.
+   * Calls back for every packet. While a promise of the callback is pending, the connection is not read and does not
+   * count as idle. The promise must not reject.
    */
   onPacket(callback: (bytes: Buffer) => Promise<void> | void): void {
     const take = (): void => {
@@ -96,8 +96,9 @@ export class SeqpacketConnection {
   }
 
   /**
-   * Sends bytes of any length, in packets that are full but for the last (`inPackets`), as fast as the peer reads.
-   * KernelError as of `sendPacket`, ETIMEDOUT when the peer has not taken all in time, EBADF when it is closed meanwhile.
+   * Sends bytes of any length, in packets that are all full but the last (`inPackets`), as fast as the peer reads.
+   * KernelError as of `sendPacket`, ETIMEDOUT if the peer has not taken all in time, EBADF if the connection is
+   * closed meanwhile.
    */
   async sendAll(bytes: Uint8Array, { timeoutMs }: { timeoutMs: number }): Promise<void> {
     const end = performance.now() + timeoutMs;

@@ -37,20 +37,20 @@ export interface ListenOptions {
 }
 
 /**
- * Listens on a path. A socket file that nobody listens on any more is replaced. KernelError EADDRINUSE when
- * somebody does, or the path is no socket; also where two start at the same time on a stale file one may
- * unlink the other's: hold a lock.
+ * Listens on a path. A socket file on which nobody listens any more is replaced. KernelError EADDRINUSE if somebody
+ * does, or if the path is no socket. Hold a lock: of two that start at the same time on a stale file, one may unlink
+ * the other's.
  */
 export function listenSeqpacket(options: ListenOptions): SeqpacketServer {
   const { path, mode, refuseDescriptors = true } = options;
   removeStale(path);
   const listener = openSocket(SOCK_SEQPACKET | SOCK_NONBLOCK);
   try {
-    // Accepted sockets have it from the listening one; their peers get EPERM for what they send.
+    // Accepted sockets inherit it from the listening one; a peer that sends descriptors gets EPERM.
     const mayBringDescriptors = !refuseDescriptors || !refuseRights(listener);
     bindTo(listener, path);
     try {
-      // Nobody connects before listen(2), so nobody sees another mode than this.
+      // Nobody can connect before listen(2), so nobody sees another mode than this.
       chmodSync(path, mode);
       checked(libc.listen(listener.fd, BACKLOG), 'listen', path);
       return new SeqpacketServer(listener, { ...options, mayBringDescriptors });
@@ -97,7 +97,7 @@ export class SeqpacketServer implements Disposable {
     this.#listen();
   }
 
-  /** Closes the connections and removes the socket file, unless it is another server's by now. */
+  /** Closes the connections and removes the socket file, unless another server has it by now. */
   close(): void {
     if (this.#listener.closed) return;
     clearTimeout(this.#pause);
@@ -131,9 +131,10 @@ export class SeqpacketServer implements Disposable {
       );
     } catch (error) {
       if (!isKernelError(error)) throw error;
-      // Gone again before it was accepted, or a signal: there may be others.
+      // The connection was gone before it was accepted, or a signal came: there may be others.
       if (['ECONNABORTED', 'EINTR'].includes(error.code)) return true;
-      // EMFILE, ENFILE, ENOMEM: whoever waits stays readable, which would turn the loop at full speed.
+      // EMFILE, ENFILE, ENOMEM: the waiting connection keeps the socket readable, and the loop would turn at full
+      // speed.
       if (error.code !== 'EAGAIN') this.#rest();
       return false;
     }
@@ -160,7 +161,7 @@ export class SeqpacketServer implements Disposable {
     this.#options.onConnection(connection);
   }
 
-  /** Until it is closed it counts as its account's. */
+  /** Until it is closed it counts for its account. */
   #part(socket: Descriptor, connection: SeqpacketConnection): void {
     const closing = this.#close(socket);
     if (closing === undefined) this.#connections.delete(connection);
@@ -179,7 +180,7 @@ export class SeqpacketServer implements Disposable {
   }
 }
 
-// connect(2) refuses on a file that is no socket just as on a socket that nobody listens on.
+// connect(2) refuses a file that is no socket in the same way as a socket on which nobody listens.
 function removeStale(path: string): void {
   const stat = lstatSync(path, { throwIfNoEntry: false });
   if (stat === undefined) return;
@@ -190,7 +191,7 @@ function removeStale(path: string): void {
     connectTo(probe, path);
   } catch (error) {
     if (isKernelError(error, 'ENOENT')) return;
-    // EAGAIN: so many wait there that one more would have to.
+    // EAGAIN: the queue of the server is full.
     if (!isKernelError(error, 'ECONNREFUSED')) throw taken;
     rmSync(path, { force: true });
     return;

@@ -1,20 +1,20 @@
-// Who may have a connection, where anybody may ask for one: no account keeps another from getting in.
+// Who may have a connection to a socket that anybody may connect to: no account keeps another one out.
 
-/** Connections in all, root's aside: one more is admitted in the place of another's. */
+/** Connections in all, not counting root's. Above this, one is admitted only in place of another. */
 export const MAX_CONNECTIONS = 512;
 export const MAX_CONNECTIONS_PER_UID = 64;
 const ROOT = 0;
 
 export interface Held {
   readonly peer: { readonly uid: number };
-  /** On its way out: it still counts, and nobody is helped by closing it. */
+  /** It is being closed: it still counts, and to close it helps nobody. */
   readonly closed: boolean;
   readonly heardAt: number;
 }
 
 /**
- * Whether a newcomer is admitted. Where the server is full, somebody has to go for it: of the account that has most,
- * the connection that was silent for longest, and only if the newcomer's account has fewer.
+ * Whether a newcomer is admitted. If the server is full, a connection has to be closed for it: of the account that
+ * has most, the one that was silent for longest, and only if the newcomer's account has fewer.
  */
 export function placeFor<T extends Held>(
   uid: number,
@@ -27,7 +27,7 @@ export function placeFor<T extends Held>(
   if (own >= MAX_CONNECTIONS_PER_UID) return { admitted: false };
   const all = [...byUid.values()].reduce((sum, { length }) => sum + length, 0);
   if (all < MAX_CONNECTIONS) return { admitted: true };
-  // Whom others were admitted for, and who is not closed yet.
+  // Connections in whose place others were admitted, and that are not closed yet.
   if (all >= 2 * MAX_CONNECTIONS) return { admitted: false };
   const instead = [...byUid.values()]
     .filter(({ length }) => length > own)

@@ -12,7 +12,7 @@ import { basename, join } from 'node:path';
 import { KernelError } from './errors.ts';
 import { traced } from './trace.ts';
 
-// Virtual functions as sysfs has them (Documentation/ABI/testing/sysfs-bus-pci): by PCI address, which is all that
+// Virtual functions as sysfs shows them (Documentation/ABI/testing/sysfs-bus-pci). They go by PCI address: only that
 // stays the same when a function changes its driver, its namespace or its name.
 
 const NET = '/sys/class/net';
@@ -25,7 +25,7 @@ export interface VirtualFunction {
   readonly pciAddress: string;
 }
 
-/** The virtual functions of a physical one, by number; none where it has none, or is no such device. */
+/** The virtual functions of a physical one, by number; none if it has none, or if there is no such device. */
 export function virtualFunctions(physical: string): VirtualFunction[] {
   const folder = join(NET, physical, 'device');
   if (!existsSync(folder)) return [];
@@ -55,8 +55,8 @@ export function iommuGroupOf(pciAddress: string): string | undefined {
 }
 
 /**
- * Binds a function to a driver, in place of the one that it has; the driver's module has to be there. KernelError:
- * ENODEV when the driver does not take it, EBUSY and the like.
+ * Binds a function to a driver, in place of its present one; the driver's module has to be loaded. KernelError:
+ * ENODEV if the driver does not take it, EBUSY and the like.
  */
 export function bindDriver(pciAddress: string, driver: string): void {
   traced('bind', `${pciAddress} ${driver}`, () => {
@@ -71,7 +71,7 @@ export function bindDriver(pciAddress: string, driver: string): void {
 }
 
 /**
- * The way back, to the driver that the kernel chooses by itself. Off the main thread: while a process holds the
+ * Gives the function back to the driver that the kernel chooses. Off the main thread: while a process holds the
  * device by vfio, the kernel waits for it to let go.
  */
 export async function unbindDriver(pciAddress: string): Promise<void> {
@@ -85,7 +85,7 @@ export async function unbindDriver(pciAddress: string): Promise<void> {
 }
 
 const ENODEV = 19;
-/** Attributes that cannot be read are not opened for reading, by root either; none is made by writing it. */
+/** Some attributes can only be written, and are not opened for reading, even by root. Writing never makes a new one. */
 const WRITE_ONLY = constants.O_WRONLY;
 
 function linkTarget(path: string): string | undefined {

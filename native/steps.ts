@@ -1,6 +1,6 @@
 /**
- * Work that can pause wherever it yields, written once for those who need it at once and for those whose event loop
- * has others to serve meanwhile. What is read between two pauses is of one moment, all of it is not.
+ * Work that can pause wherever it yields: written once for callers who need it at once, and for callers whose event
+ * loop has to serve others meanwhile. Everything read between two pauses is of one moment; the whole is not.
  */
 export type Steps<T> = Generator<void, T, void>;
 

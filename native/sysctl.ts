@@ -2,24 +2,24 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { KernelError } from './errors.ts';
 import { traced } from './trace.ts';
 
-// A setting is a path of components, so that a device name with a dot is one component. What lies below
-// `net` belongs to the network namespace of the calling thread, so calls are synchronous: the thread pool
-// never enters another.
+// A setting is a path of components, so that a device name with a dot is one component. Settings below `net` belong
+// to the network namespace of the calling thread. So calls are synchronous: the thread pool never enters another
+// namespace.
 
 const SEPARATOR_OR_END = /[/\0]/;
 
 /**
- * `readSysctl(['net', 'ipv4', 'ip_forward'])` → `"0"`. KernelError: ENOENT when there is no such setting,
- * EACCES. A component that is none (empty, `..`, with a slash) is a TypeError.
+ * `readSysctl(['net', 'ipv4', 'ip_forward'])` → `"0"`. KernelError: ENOENT if there is no such setting, EACCES.
+ * TypeError for an impossible component (empty, `..`, with a slash).
  */
 export function readSysctl(path: readonly string[]): string {
   return asKernelError('read', path, (file) => readFileSync(file, 'utf8').trim());
 }
 
-/** Sets it for the running kernel. KernelError: ENOENT, EACCES, EINVAL for a value that it refuses. */
+/** Sets it for the running kernel. KernelError: ENOENT, EACCES, EINVAL for a value that the kernel refuses. */
 export function writeSysctl(path: readonly string[], value: string): void {
   traced('sysctl', `${path.join('/')}=${value}`, () => {
-    // Opened as it is: the usual O_CREAT makes EACCES of a setting that is not there.
+    // Without O_CREAT: it would make EACCES of a missing setting.
     asKernelError('write', path, (file) => writeFileSync(file, value, { flag: 'r+' }));
   });
 }

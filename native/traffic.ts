@@ -7,8 +7,9 @@ import { NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE } from './rtnetlink
 import type { Steps } from './steps.ts';
 import type { Writer } from './writer.ts';
 
-// Traffic control (man 8 tc; linux/rtnetlink.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h): a token bucket on
-// what leaves a device, and what comes in by one handed to another, where it leaves and can have one, too.
+// Traffic control (man 8 tc; linux/rtnetlink.h, pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h): a token bucket for the
+// frames that leave a device. Frames that come in by a device can be handed to another device; they leave there, and
+// can have a bucket there.
 
 const RTM_NEWQDISC = 36;
 const RTM_DELQDISC = 37;
@@ -55,7 +56,7 @@ const TBF = {
     buffer: 'u32',
     mtu: 'u32',
   }),
-  /** In place of the rate in TCA_TBF_PARMS, where that has too few bits. */
+  /** In place of the rate in TCA_TBF_PARMS, if that has too few bits. */
   TCA_TBF_RATE64: u64(4),
   /** In bytes, where TCA_TBF_PARMS wants ticks. */
   TCA_TBF_BURST: u32(6),
@@ -109,7 +110,7 @@ export class Traffic {
     this.#socket = socket;
   }
 
-  /** Limits what leaves a device. A limit that is there is changed in place: what waits goes on waiting. */
+  /** Limits what leaves a device. An existing limit is changed in place: frames that wait go on waiting. */
   limit(link: LinkReference, { bitsPerSecond, burstBytes, queueBytes }: TokenBucket): void {
     const rate = Math.ceil(bitsPerSecond / BITS_PER_BYTE);
     this.#socket.request(
@@ -135,7 +136,7 @@ export class Traffic {
     );
   }
 
-  /** The rate in bits a second that `limit` set on a device; null when there is none. */
+  /** The rate in bits a second that `limit` set on a device; null if there is none. */
   limitOf(link: LinkReference): number | null {
     const found = this.#socket.find(
       requestOf(GET_QDISC, link, (writer, header) =>
@@ -176,14 +177,14 @@ export class Traffic {
     return found.find((ifindex) => ifindex !== undefined) ?? null;
   }
 
-  /** Ends `limit`; what waits is dropped. Success when there is none. */
+  /** Ends `limit`; waiting frames are dropped. Success if there is no limit. */
   unlimit(link: LinkReference): void {
     this.#remove(link, { tcm_parent: TC_H_ROOT });
   }
 
   /**
-   * Hands every frame that comes in by a device to another, as if it left there. An IFB gives it back to where it
-   * came from once it has passed its queue.
+   * Hands every frame that comes in by a device to another device, as if it left there. An IFB gives it back to where
+   * it came from once it has passed the IFB's queue.
    */
   redirectIngress(link: LinkReference, target: number): void {
     const flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -280,7 +281,7 @@ interface Header {
 }
 
 const NEW_QDISC = { type: RTM_NEWQDISC, operation: 'RTM_NEWQDISC' };
-// Without the flag the kernel tells everybody but the one who asked.
+// Without the flag the kernel tells everybody except the one who asked.
 const GET_QDISC = { type: RTM_GETQDISC, operation: 'RTM_GETQDISC', flags: NLM_F_ECHO };
 const LIST_QDISCS = { type: RTM_GETQDISC, operation: 'RTM_GETQDISC' };
 const LIST_FILTERS = { type: RTM_GETTFILTER, operation: 'RTM_GETTFILTER' };

@@ -35,15 +35,15 @@ export interface TapShape {
   readonly vnetHdr: boolean;
 }
 
-/** A TAP just made, which goes with its descriptor until it is made persistent. */
+/** A new TAP, which goes with its descriptor until it is made persistent. */
 export interface NewTap extends Disposable {
-  /** From here on the device stays when nobody holds it. */
+  /** From here on the device stays even if nobody holds it. */
   persist(): void;
 }
 
 /**
- * Makes a TAP. EBUSY when a device of that name exists, also one that the caller might open. With neither
- * owner nor group the device is root's: an owner that nobody has keeps those out who may open /dev/net/tun.
+ * Makes a TAP. EBUSY if a device of that name exists, also one that the caller might open. Without owner and group
+ * the device is root's: if neither were set, the kernel would let in everybody who may open /dev/net/tun.
  */
 export function createTap(
   shape: TapShape & { readonly ownerUid?: number; readonly ownerGid?: number },
@@ -51,7 +51,7 @@ export function createTap(
   const { name, ownerUid, ownerGid } = shape;
   const tap = openQueue(TUN_DEVICE, shape, IFF_TUN_EXCL);
   try {
-    // The kernel lets anybody in where neither is set, and wants both to match where both are.
+    // The kernel lets anybody in if neither is set; if both are set, both have to match.
     if (ownerUid !== undefined || ownerGid === undefined) {
       setInteger(tap, TUNSETOWNER, 'TUNSETOWNER', name, ownerUid ?? 0);
     }
@@ -111,8 +111,8 @@ export function openQueue(path: string, shape: TapShape, extraFlags = 0): Descri
 }
 
 /**
- * Offloads off and, with `vnetHdr`, a header of VNET_HDR_SIZE bytes. EINVAL when the descriptor is of another
- * device, or of other flags, than the shape says.
+ * Turns offloads off and, with `vnetHdr`, sets a header of VNET_HDR_SIZE bytes. EINVAL if the descriptor is of
+ * another device, or has other flags, than the shape says.
  */
 export function resetQueue(descriptor: Descriptor, shape: TapShape): void {
   const { name, vnetHdr } = shape;

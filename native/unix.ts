@@ -14,7 +14,7 @@ const SO_SNDTIMEO = 21;
 const MSG_NOSIGNAL = 0x4000;
 
 const DATAGRAM_TIMEOUT_SECONDS = 1n;
-/** How long a client waits before it knocks again where too many wait already. */
+/** How long a client waits before it tries again to connect to a server with a full queue. */
 const KNOCK_MS = 20;
 /** What an answer may have in all its packets. */
 const MAX_ANSWER_BYTES = 4 * 1024 * 1024;
@@ -26,9 +26,10 @@ const ETIMEDOUT = 110;
 
 /**
  * Connects, sends one packet, waits for its answer, and closes. An answer is one packet, or several, of which all but
- * the last are full. The descriptors that come with it are the caller's, and close on exec. KernelError: ENOENT or ECONNREFUSED when nobody listens, EAGAIN when for all
- * that time too many wait already, ECONNRESET when the connection is closed unanswered, ETIMEDOUT when no
- * answer comes in time, EMSGSIZE for one of more than 4 MiB, EMSGSIZE and EMFILE as of `receivePacket`.
+ * the last are full. The descriptors that come with it are the caller's, and close on exec. KernelError: ENOENT or
+ * ECONNREFUSED if nobody listens, EAGAIN if the server's queue was full all the time, ECONNRESET if the connection is
+ * closed without an answer, ETIMEDOUT if no answer comes in time, EMSGSIZE for an answer of more than 4 MiB, EMSGSIZE
+ * and EMFILE as of `receivePacket`.
  */
 export async function requestSeqpacket(
   path: string,
@@ -60,7 +61,7 @@ export async function requestSeqpacket(
 const recvError = (path: string, errno: number): KernelError =>
   new KernelError({ operation: 'recvmsg', subject: path, errno });
 
-/** Whoever floods a server with connections holds others up for as long as they wait in its queue, and no longer. */
+/** A client that floods a server with connections holds others up only for as long as they wait in its queue. */
 async function connected(socket: Descriptor, path: string, end: number): Promise<void> {
   for (;;) {
     try {
@@ -83,7 +84,7 @@ export async function firstPacket(fd: number, path: string, timeoutMs: number): 
     try {
       const packet = receivePacket(fd);
       if (packet === undefined) return;
-      // Nothing more is read, so that no descriptor is taken that nobody waits for.
+      // Nothing more is read, so that no descriptor comes that nobody waits for.
       watch[Symbol.dispose]();
       clearTimeout(timer);
       resolve(packet);
@@ -100,9 +101,9 @@ export async function firstPacket(fd: number, path: string, timeoutMs: number): 
 }
 
 /**
- * Sends one datagram, as sd_notify(3) does: to a path or, with a leading "@", an abstract name. Waits for a
- * receiver whose queue is full, for a second at most. KernelError: ENOENT or ECONNREFUSED when nobody
- * receives, EAGAIN after that second, EAFNOSUPPORT for what is neither.
+ * Sends one datagram, as sd_notify(3) does: to a path or, with a leading "@", an abstract name. Waits a second at
+ * most for a receiver whose queue is full. KernelError: ENOENT or ECONNREFUSED if nobody receives, EAGAIN after that
+ * second, EAFNOSUPPORT for a name that is neither.
  */
 export function sendDatagram(path: string, message: string): void {
   if (!path.startsWith('/') && !path.startsWith('@')) {

@@ -6,7 +6,7 @@ const FIRST_CAPACITY = 4_096;
 /** Where the next attribute or message starts after so many bytes. */
 export const aligned = (bytes: number): number => (bytes + 3) & ~3;
 
-/** Bytes that are no message of the declared form, or a value that no message of that form can hold. */
+/** Bytes that are no message of the declared form, or a value that does not fit into such a message. */
 export class CodecError extends Error {
   readonly code = 'MALFORMED_MESSAGE';
 }
@@ -20,7 +20,7 @@ export class Writer {
     return this.#length;
   }
 
-  /** The whole buffer, of which the first `length` bytes are written; another one after it grew. */
+  /** The whole buffer, of which the first `length` bytes are written. Growing makes another buffer. */
   get buffer(): Buffer {
     return this.#buffer;
   }
@@ -37,7 +37,7 @@ export class Writer {
   /** Takes `count` zeroed bytes and gives their offset. */
   reserve(count: number): number {
     const offset = this.#take(count);
-    // A buffer that is used again holds what was written before.
+    // A reused buffer still holds the earlier bytes.
     for (let at = offset; at < this.#length; at += 1) this.#buffer[at] = 0;
     return offset;
   }
@@ -78,7 +78,7 @@ export class Writer {
     this.#buffer.set(bytes, offset);
   }
 
-  /** Without a terminating zero. CodecError for text that holds one: the kernel would see less of it. */
+  /** Without a terminating zero. CodecError for text with a zero in it: the kernel would see only a part. */
   utf8(value: string): void {
     if (value.includes('\0')) throw new CodecError('text with a zero byte');
     const bytes = Buffer.byteLength(value, 'utf8');
@@ -94,7 +94,7 @@ export class Writer {
     this.#buffer.writeUInt32LE(value, offset);
   }
 
-  /** One attribute around what `body` writes, padded to four bytes. */
+  /** Writes one attribute around what `body` writes, padded to four bytes. */
   attribute(type: number, body: () => void): void {
     const start = this.reserve(NLA_HEADER_BYTES);
     body();
@@ -105,7 +105,7 @@ export class Writer {
     this.reserve(aligned(length) - length);
   }
 
-  /** Takes `count` bytes, of any content. It may move the buffer: take first, write then. */
+  /** Takes `count` bytes, of any content. The buffer may move: take first, write then. */
   #take(count: number): number {
     const offset = this.#length;
     const end = offset + count;

@@ -77,7 +77,7 @@ export interface Subjects {
   job(host: string, operation: JobOperation): string;
   network(operation: NetworkOperation): string;
   ledger(operation: LedgerOperation): string;
-  /** The doorbell of a network. `*` in place of its name: of all. */
+  /** Where notices of changes of a network are published; `*` in place of its name: of all networks. */
   changed(network: string, change: NetworkChange): string;
   event(host: string, network: string, type: string): string;
   /** A filter on events; what is left out matches all. */

@@ -1,15 +1,15 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 
-/** Requests that begin in one turn of the event loop; what one does at once takes a millisecond or two. */
+/** So many requests begin in one turn of the event loop. The synchronous part of one takes a millisecond or two. */
 const PER_TURN = 16;
-/** So many of them may be reads also while more changes wait than begin. */
+/** So many of these may be reads, even while more changes wait than begin. */
 const READS_PER_TURN = 4;
 
 interface Bounds {
-  /** Requests that wait or are under way; past it whoever has more than an equal share of them is refused. */
+  /** Requests that wait or are under way. Above this, a caller with more than an equal share of them is refused. */
   readonly shared: number;
-  /** Past it everybody is: callers who pass themselves off as very many have no share that could be told. */
+  /** Above this, everybody is refused: a caller who uses very many names has no share by which to refuse him. */
   readonly most: number;
   /** So many are under way at a time. */
   readonly atOnce: number;
@@ -19,20 +19,20 @@ const CHEAP: Bounds = { shared: 1_024, most: 2_048, atOnce: Infinity };
 const EXPENSIVE: Bounds = { shared: 128, most: 256, atOnce: 1 };
 
 /**
- * What requests are told apart by: their price, which nobody can choose, while who sends them is a name that he chose
- * himself. Each lane has bounds of its own, so that very many of one kind leave the others their place.
+ * Requests are told apart by their price: nobody can choose a price, while everybody can choose the name by which he
+ * calls. Each lane has limits of its own, so that very many requests of one kind leave room for the others.
  */
 const LANES = {
-  /** Attach, detach, update, jobs, and whatever else changes something: before all others. */
+  /** Attach, detach, update, jobs, and every other change: before all other lanes. */
   change: CHEAP,
-  /** What is answered from memory, or by one command of Redis. */
+  /** Requests that are answered from memory, or by one command of Redis. */
   read: CHEAP,
   list: EXPENSIVE,
   checkOne: { ...EXPENSIVE, atOnce: 4 },
   // Those who ask for these share one answer (`SharedRun`).
   check: { ...EXPENSIVE, atOnce: Infinity },
   fleetCheck: { ...EXPENSIVE, atOnce: Infinity },
-  // The thread that does it takes one at a time; some may be looked at beforehand meanwhile.
+  // The thread of dry runs takes one at a time; meanwhile the next ones may be checked.
   'dry-run': { ...EXPENSIVE, atOnce: 4 },
   leases: EXPENSIVE,
   hosts: EXPENSIVE,
@@ -43,12 +43,12 @@ export type LaneName = keyof typeof LANES;
 
 export const isExpensive = (lane: LaneName): boolean => lane !== 'change' && lane !== 'read';
 
-/** Of a request that has turned out dearer than it looked: to wait anew, in that lane. */
+/** Thrown by a request that has turned out dearer than it looked: it waits again, in that lane. */
 export type Move = (lane: LaneName) => Promise<void>;
 
 /**
- * Lets requests in: changes before cheap reads before expensive ones, of which one begins in a turn of the event loop.
- * Within a lane callers take turns, and requests of one caller keep their order.
+ * Lets requests in: changes before cheap reads, cheap reads before expensive ones; of the last one begins in each
+ * turn of the event loop. Within a lane callers take turns, and the requests of one caller keep their order.
  */
 export class Admission {
   readonly #lanes: ReadonlyMap<string, Lane> = new Map(
@@ -76,7 +76,7 @@ export class Admission {
 
   /**
    * Does the work in the caller's turn, which comes before `deadline` (`performance.now()` time) or not at all
-   * (DEADLINE_EXCEEDED). OVERLOADED where too many are in its lane.
+   * (DEADLINE_EXCEEDED). OVERLOADED if too many requests are in its lane.
    */
   async passIn<T>(
     lane: LaneName,
@@ -119,7 +119,7 @@ export class Admission {
     await place.lane.wait(place);
   }
 
-  /** Begins what may begin, a turn of the event loop later. */
+  /** Begins the requests that may begin, in the next turn of the event loop. */
   #schedule(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;
@@ -165,17 +165,20 @@ interface Place {
   begun: boolean;
 }
 
-// Made once: where very many are refused, a stack for each would be much of what the refusal costs.
+// Made once: while very many requests are refused, a stack for each would be much of the cost of a refusal.
 const TOO_MANY_OF_CALLER = new VoltError(
   'OVERLOADED',
   'too many such requests of this caller wait',
 );
 const TOO_MANY = new VoltError('OVERLOADED', 'too many such requests wait on this host');
 
-/** Requests of one kind, within bounds, callers in turn. */
+/** Requests of one kind, within limits; callers take turns. */
 class Lane {
   readonly #bounds: Bounds;
-  /** Of each caller, the requests that wait to begin, first come first; first the caller whose turn is longest ago. */
+  /**
+   * For each caller the requests that wait to begin, first come first; the caller whose turn is longest ago comes
+   * first.
+   */
   readonly #queues = new Map<string, { readonly place: Place; readonly resolve: () => void }[]>();
   /** How many of each caller are here, waiting or under way. */
   readonly #here = new Map<string, number>();

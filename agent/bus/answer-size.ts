@@ -4,16 +4,16 @@ import type { Slices } from '../schedule/slices.ts';
 
 /** Of an answer to a list. */
 export const LIST_LIMIT = 1_000;
-/** For the headers of an answer that is an error, which count as part of the message. */
+/** For the headers of an answer with an error: they count as part of the message. */
 const HEADER_BYTES = 256;
-/** For the map around the elements of a page, and its cursor. */
+/** For the map around the elements of a page, and for its cursor. */
 const AROUND_BYTES = 1_024;
-/** What the answer to a change may have beyond its request. */
+/** For the parts of an answer to a change that its request does not have. */
 const CHANGE_BYTES = 4_096;
-/** A smaller page than the ratio says: elements differ in size. */
+/** Elements differ in size, so the next page is smaller than the ratio says. */
 const MARGIN = 0.8;
 
-/** The most that an answer may have where the server takes messages of `maxPayload` bytes. */
+/** The largest answer if the server takes messages of `maxPayload` bytes. */
 export const answerBytes = (maxPayload: number): number =>
   Math.min(MAX_ANSWER_BYTES, maxPayload - HEADER_BYTES);
 
@@ -28,13 +28,13 @@ const tooLarge = (
     { details: { bytes, limit, ...details } },
   );
 
-/** Refuses a change before it is done where its answer, which repeats what is asked for, may not fit. */
+/** Refuses a change, before it is done, whose answer may not fit: the answer repeats the request. */
 export function refuseLargeChange({ byteLength: bytes }: Uint8Array, mostOfAnswer: number): void {
   const limit = mostOfAnswer - CHANGE_BYTES;
   if (bytes > limit) throw tooLarge('the request', { bytes, limit });
 }
 
-/** Throws TOO_LARGE; `done`: although it was done. */
+/** Throws TOO_LARGE. `done`: the change was done all the same, and the message says so. */
 export function refuseLargeAnswer(
   name: string,
   { byteLength: bytes }: Uint8Array,
@@ -52,7 +52,10 @@ export class AnswerPage {
   readonly #elements: Uint8Array[] = [];
   #bytes = 0;
 
-  /** At most `limit` elements; the whole answer has at most `bytes`, of which `reserved` are for what is beside them. */
+  /**
+   * At most `limit` elements. The whole answer has at most `bytes`, of which `reserved` are for the parts beside
+   * them.
+   */
   constructor({ limit, bytes, reserved = 0 }: { limit: number; bytes: number; reserved?: number }) {
     this.#limit = limit;
     this.#room = bytes - AROUND_BYTES - reserved;
@@ -63,7 +66,7 @@ export class AnswerPage {
     return this.#limit - this.#elements.length;
   }
 
-  /** False where there is no room for it. Throws TOO_LARGE where it does not fit on a page of its own. */
+  /** False if there is no room for the element. Throws TOO_LARGE if it does not even fit on a page of its own. */
   add(id: string, element: object): boolean {
     if (this.left === 0) return false;
     const encoded = encodeAnswer(element);
@@ -83,8 +86,8 @@ export class AnswerPage {
 }
 
 /**
- * A page that the ledger cuts, as an answer of at most `bytes`: where it is larger, the ledger is asked for fewer
- * elements. One element that is too large comes out as it is.
+ * A page that the ledger cuts, as an answer of at most `bytes`. If it is larger, the ledger is asked for fewer
+ * elements. A single element that is too large is answered as it is.
  */
 export async function ledgerPage(
   { limit, bytes, slices }: { limit: number | undefined; bytes: number; slices: Slices },

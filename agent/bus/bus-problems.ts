@@ -1,19 +1,22 @@
 import { ErrorCode, NatsError } from 'nats';
 
 /**
- * What can be wrong between the agent and NATS, by names that stay:
- * - `bus-away`: there is no connection to any server. Nothing is served, taken or published.
- * - `credentials-refused`: there is none, since no server lets this user in, or what it proves itself by cannot be read.
- * - `subscription-refused`: the user may not listen on `subject`: what is asked of the host there is not heard. Tried again
- *   until it may.
- * - `fleet-unheard`: the same of any other subject: what all agents are asked or told, and answers to what this one asks.
- * - `publish-refused`: the user may not publish on `subject`: what is said there is lost, or waits.
- * - `jetstream-away`: JetStream is off, does not answer, has no leader, or stores nothing: no jobs come, or events wait on the
- *   host's disk.
- * - `stream-missing`: the stream `subject` is not there, and the agent cannot make it.
- * - `stream-unfit`: the stream `subject` was made by somebody in a way in which it cannot serve; it is not used.
- * - `consumer-missing`, `consumer-unfit`: the same of this host's consumer `subject`.
- * - `jobs-not-taken`: this host's jobs wait in the stream, whatever the reason, which is named beside where it is one of these.
+ * What can be wrong between the agent and NATS. The names never change:
+ * - `bus-away`: there is no connection to any server. No request is served, no job taken, no event published.
+ * - `credentials-refused`: there is no connection, since no server lets this user in, or the credentials cannot be
+ *   read.
+ * - `subscription-refused`: the user may not listen on `subject`: requests to the host are not heard there. Tried
+ *   again until it may.
+ * - `fleet-unheard`: the user may not listen on any other subject: questions and notices to all agents, or answers to
+ *   this agent's own questions.
+ * - `publish-refused`: the user may not publish on `subject`: messages there are lost, or wait.
+ * - `jetstream-away`: JetStream is off, does not answer, has no leader, or stores nothing: no jobs come, or events
+ *   wait on the host's disk.
+ * - `stream-missing`: the stream `subject` is missing, and the agent cannot make it.
+ * - `stream-unfit`: somebody made the stream `subject` in a way in which it cannot serve; it is not used.
+ * - `consumer-missing`, `consumer-unfit`: the same for this host's consumer `subject`.
+ * - `jobs-not-taken`: this host's jobs wait in the stream. If the reason is one of these problems, it is listed
+ *   beside.
  */
 export const BUS_PROBLEMS = [
   'bus-away',
@@ -33,9 +36,9 @@ export type BusProblemName = (typeof BUS_PROBLEMS)[number];
 
 export interface BusProblem {
   readonly name: BusProblemName;
-  /** In words, for an operator. May hold a secret of an address: `Bus.problems` takes it out. */
+  /** In words, for an operator. It may hold a secret from an address: `Bus.problems` takes it out. */
   readonly reason: string;
-  /** The subject, stream or consumer that it is about. */
+  /** The subject, stream or consumer that the problem is about. */
   readonly subject?: string;
 }
 
@@ -63,18 +66,18 @@ export const JETSTREAM = {
 export const isApiError = (error: unknown, code: number): boolean =>
   error instanceof NatsError && error.api_error?.err_code === code;
 
-/** Whether it is this error of the library, whose type for codes is text. */
+/** True for this error of the library, whose type for codes is text. */
 export function hasCode(error: unknown, code: ErrorCode): boolean {
   const text: string = code;
   return error instanceof NatsError && error.code === text;
 }
 
-/** The user may not ask this, or the streams are in another account, of which JetStream here knows nothing. */
+/** The user may not ask this, or the streams are in another account, and JetStream knows nothing of them here. */
 export const cannotBeAsked = (error: unknown): boolean =>
   isApiError(error, JETSTREAM.notEnabledForAccount) ||
   hasCode(error, ErrorCode.PermissionsViolation);
 
-/** What an error of JetStream means, where it is about no stream or consumer in particular. */
+/** What an error of JetStream means that is about no stream or consumer in particular. */
 export function jetStreamProblem(error: unknown): BusProblem {
   if (error instanceof BusProblemError) return error.problem;
   return { name: 'jetstream-away', reason: jetStreamReason(error) };
@@ -83,7 +86,7 @@ export function jetStreamProblem(error: unknown): BusProblem {
 export function jetStreamReason(error: unknown): string {
   if (!(error instanceof NatsError)) return textOf(error);
   const { api_error: said } = error;
-  // The message of such an error may be its number alone.
+  // The message of such an error may be only its number.
   if (said !== undefined) {
     return JETSTREAM_WORDS.get(said.err_code ?? 0) ?? `JetStream: ${said.description}`;
   }
@@ -106,14 +109,14 @@ const JETSTREAM_WORDS: ReadonlyMap<number, string> = new Map([
   [JETSTREAM.notEnabled, 'JetStream is off on this server: add jetstream {} to its configuration'],
 ]);
 
-/** Why a server was not connected to, in the words of `server: reason`. */
+/** Why a connection to a server failed, as `server: reason`. */
 export function connectProblem(server: string, error: unknown): BusProblem {
   const code = error instanceof Error && 'code' in error ? String(error.code) : '';
   const credentials = CREDENTIAL_WORDS.get(code);
   if (credentials !== undefined) {
     return { name: 'credentials-refused', reason: `${server}: ${credentials}` };
   }
-  // Of the authenticator, which reads files: it names the setting.
+  // The authenticator reads files; its errors name the setting.
   const isOurs = code === '' && textOf(error).startsWith('nats.');
   const name = isOurs ? 'credentials-refused' : 'bus-away';
   return { name, reason: `${server}: ${CONNECT_WORDS.get(code) ?? textOf(error)}` };

@@ -27,16 +27,16 @@ export interface BusOptions {
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly subjectPrefix: string;
-  /** Told the subject of each message on `subject`, and on those of `listen`. */
-  readonly doorbell: { readonly subject: string; readonly hear: (subject: string) => void };
-  /** Deals with one delivery of a job; throws nothing. */
+  /** `hear` is told the subject of each message on `subject`, and on the subjects of `listen`. */
+  readonly notices: { readonly subject: string; readonly hear: (subject: string) => void };
+  /** Handles one delivery of a job; throws nothing. */
   readonly takeJob: (delivery: Delivery) => Promise<void>;
   readonly log: Log;
   /** Called with every change of state. */
   readonly onState: (state: BusState) => void;
 }
 
-/** What keeps the agent from acting as its host; undefined where nothing does. */
+/** The reason why the agent may not act as its host; undefined if it may. */
 export type Refusal = { readonly code: string; readonly message: string } | undefined;
 
 export type BusState = 'connecting' | 'connected' | 'closed';
@@ -44,13 +44,13 @@ export type BusState = 'connecting' | 'connected' | 'closed';
 const DRAIN_TIMEOUT_MS = 1_000;
 /** Of nats-server, https://docs.nats.io/running-a-nats-service/configuration. */
 const MAX_PAYLOAD_BY_DEFAULT = 1 << 20;
-/** The first release line in which the advisories against 2.9 and 2.10 are mended. */
+/** The first release line in which the advisories against 2.9 and 2.10 are fixed. */
 const FIXED_SERVER = '2.10.27';
 const DROPS_TOLD_EVERY_MS = 1_000;
 
 /**
- * The one adapter to NATS. It connects in the background and stays at it for ever: NATS being away is a
- * state, never an error of `start`. What is meant for the host is served, and its jobs are taken, from `act(undefined)` on.
+ * The one adapter to NATS. It connects in the background and never gives up: that NATS is away is a state, and never
+ * an error of `start`. From `act(undefined)` on it serves the requests to the host and takes the host's jobs.
  */
 export class Bus {
   readonly #options: BusOptions;
@@ -70,7 +70,7 @@ export class Bus {
 
   constructor(options: BusOptions) {
     this.#options = options;
-    const { config, host, version, subjectPrefix: prefix, takeJob, doorbell, log } = options;
+    const { config, host, version, subjectPrefix: prefix, takeJob, notices, log } = options;
     this.#subscriptions = new Subscriptions(log);
     this.#refusals = new Refusals(prefix, log);
     this.#link = new NatsLink({
@@ -89,14 +89,17 @@ export class Bus {
       send: (subject, payload, headers) => this.#link.send(subject, payload, headers),
       log,
     });
-    this.listen(doorbell.subject);
+    this.listen(notices.subject);
     const { streams } = config;
     this.#events = new EventStream({ prefix, host, settings: streams }, log);
     this.#jobs = new JobQueue({ host, subjectPrefix: prefix, streams, take: takeJob, log });
     this.#jobs.act(reasonOf(this.#refusal));
   }
 
-  /** Acts as the host from now on, or not any more: subjects and jobs of the host are then somebody else's. */
+  /**
+   * Acts as the host from now on, or, with a refusal, stops doing so: the host's subjects and jobs then belong to
+   * another machine.
+   */
   act(refusal: Refusal): void {
     this.#refusal = refusal;
     this.#jobs.act(reasonOf(refusal));
@@ -107,7 +110,7 @@ export class Bus {
     });
   }
 
-  /** Why what is meant for the host is not served; undefined when it is. */
+  /** Why requests to the host are not served; undefined when they are. */
   get requestProblem(): string | undefined {
     if (this.#refusal !== undefined) return reasonOf(this.#refusal);
     if (this.#state !== 'connected') return this.#awayReason();
@@ -122,11 +125,11 @@ export class Bus {
     return this.#state === 'connected' ? this.#jobs.problem?.reason : this.#awayReason();
   }
 
-  /** Whatever is wrong between this agent and NATS now, in words, without secrets. */
+  /** All problems between this agent and NATS now, in words, without secrets. */
   problems(): readonly BusProblem[] {
     const away = this.#link.problem;
     const found = away === undefined ? this.#problemsConnected() : [away];
-    // What is told of the connection, or of the session, is why else no jobs are taken.
+    // A problem of the connection or of the session is listed already: it is the reason why no jobs are taken.
     const reason = (this.#refusal ?? away) ? undefined : this.jobProblem;
     if (reason !== undefined) found.push({ name: 'jobs-not-taken', reason });
     return found.map((problem) => ({ ...problem, reason: redacted(problem.reason) }));
@@ -166,7 +169,7 @@ export class Bus {
     return this.#link.connection?.info?.max_payload ?? MAX_PAYLOAD_BY_DEFAULT;
   }
 
-  /** Host and port of the server that it is connected to. */
+  /** Host and port of the server that the agent is connected to. */
   get server(): string | undefined {
     return this.#link.connection?.getServer();
   }
@@ -176,7 +179,7 @@ export class Bus {
     this.#link.start();
   }
 
-  /** Stores one event in the event stream; resolves once JetStream acknowledged it. Throws PublishError. */
+  /** Stores one event in the event stream. Resolves once JetStream has acknowledged it. Throws PublishError. */
   async publishEvent(event: PublishedEvent): Promise<void> {
     const { connection } = this.#link;
     if (connection === undefined) throw new PublishError('away', 'NATS is away');
@@ -184,15 +187,15 @@ export class Bus {
     this.#refusals.notePublished(event.subject);
   }
 
-  /** Publishes a message without content, if that is possible now: nobody relies on it. */
-  ring(subject: string): void {
-    if (this.#refusals.isMuted) return;
+  /** Publishes a message without content, if that is possible now. Nobody relies on it. */
+  notify(subject: string): void {
+    if (this.#refusals.refusesNotices) return;
     this.#link.connection?.publish(subject);
   }
 
-  /** Hears the doorbell of a subject, too, on this and later connections, until what it answers is called. */
+  /** Also hears the notices on this subject, on this and later connections, until the returned function is called. */
   listen(subject: string): () => void {
-    const { hear } = this.#options.doorbell;
+    const { hear } = this.#options.notices;
     const held: Held = this.#subscriptions.add({
       subject,
       hear: (message) => hear(message.subject),
@@ -205,13 +208,13 @@ export class Bus {
     const { connection } = this.#link;
     if (connection === undefined) return null;
     const { config, subjectPrefix } = this.#options;
-    // Agents of before the name had the prefix answer to the other one alone.
+    // Agents of an earlier release, whose service name has no prefix, answer to the other name alone.
     const services = [...new Set([serviceNameOf(subjectPrefix), SERVICE_NAME])];
     const found = await surveyPeers(connection, { services, inboxPrefix: config.inboxPrefix });
     return found.filter(({ fleet }) => fleet === subjectPrefix);
   }
 
-  /** The answer of whoever serves the subject. Rejects when nobody does, or not in time. */
+  /** The answer of whoever serves the subject. Rejects if nobody does, or not in time. */
   async request(subject: string, payload: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
     const { connection } = this.#link;
     if (connection === undefined) throw new Error('NATS is away');
@@ -219,7 +222,7 @@ export class Bus {
     return askPeer(connection, { subject, payload, timeoutMs, inboxPrefix });
   }
 
-  /** Stops taking requests; those under way go on, and their answers are still sent. */
+  /** Takes no more requests. Requests under way go on, and their answers are still sent. */
   async stopTaking(): Promise<void> {
     this.#jobs.stop();
     // Without a connection nothing can come, and a drain would wait for one.
@@ -270,7 +273,7 @@ export class Bus {
     });
   }
 
-  /** Told at most once a second: whoever sends such messages may send very many. */
+  /** Logged at most once a second: whoever sends such messages may send very many. */
   #noteDropped(dropped: { subject: string; reason: string }): void {
     this.#dropped += 1;
     if (performance.now() < this.#dropsQuietUntil) return;
@@ -294,7 +297,10 @@ export class Bus {
     try {
       onState(state);
     } catch (error) {
-      log.error({ state, error: String(error) }, 'NATS: a change of state was not dealt with');
+      log.error(
+        { state, error: String(error) },
+        'NATS: the agent failed to handle a change of state',
+      );
     }
   }
 }
@@ -302,7 +308,7 @@ export class Bus {
 const reasonOf = (refusal: Refusal): string | undefined =>
   refusal && `${refusal.code}: ${refusal.message}`;
 
-/** `2.9.10` before `2.10.27`; a version that cannot be read is not older. */
+/** `2.9.10` before `2.10.27`. A version that cannot be read counts as not older. */
 function isOlder(version: string, than: string): boolean {
   const [own = [], other = []] = [version, than].map((text) => text.split('.').map(Number));
   for (const [index, number] of other.entries()) {

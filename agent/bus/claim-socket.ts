@@ -47,16 +47,16 @@ interface Answer extends Disposable {
 
 const ROOT = 0;
 const PRIVILEGED_GROUP = 'volt';
-/** Answers that wait for their readers: past so much no further request is taken. */
+/** Answers that wait for their readers: above this no further request is taken. */
 const MOST_UNSENT_BYTES = 8 * 1024 * 1024;
 /** How long a reader may take for an answer. */
 const SEND_TIMEOUT_MS = 10_000;
 
 /**
- * The local socket: one packet of JSON in, an answer out. `claim` hands over the descriptors of a TAP to the
- * process that is to run the VM; `health` says how the agent stands; for root alone, `request` does what the bus does, while
- * that is away, and `settle` decides that this machine is the host. Whoever may connect (anybody) is judged by its
- * credentials as the kernel reports them.
+ * The local socket: one packet of JSON in, an answer out. `claim` hands the descriptors of a TAP to the process that
+ * runs the VM. `health` says how the agent is. For root alone, `request` does the same as a request on the bus, also
+ * while the bus is away, and `settle` decides that this machine is the host. Anybody may connect; what he may do
+ * depends on his credentials, as the kernel reports them.
  */
 export class ClaimSocket {
   readonly #options: ClaimSocketOptions;
@@ -109,14 +109,17 @@ export class ClaimSocket {
     try {
       connection.send(payload, fds);
     } catch (error) {
-      // Its descriptors are closed here and it may ask again.
+      // The descriptors are closed here, and the caller may ask again.
       this.#giveUp(connection, error);
     }
   }
 
   /** The peer went away, or does not read. */
   #giveUp(connection: SeqpacketConnection, error: unknown): void {
-    this.#options.log.debug({ error: String(error) }, 'local socket: answer not taken');
+    this.#options.log.debug(
+      { error: String(error) },
+      'local socket: the caller did not take its answer',
+    );
     connection.close();
   }
 
@@ -135,7 +138,7 @@ export class ClaimSocket {
     }
   }
 
-  /** Goes the way of what comes over the bus: the same bounds, checks and answers. */
+  /** Handled like a request from the bus: the same limits, checks and answers. */
   async #answerTo({ operation, host, body, headers }: Request, { uid, pid }: PeerCredentials) {
     const { endpoints, slices, log, host: own } = this.#options;
     if (uid !== ROOT) {
@@ -212,7 +215,7 @@ function mayClaim(
   return privileged !== undefined && groups.has(privileged);
 }
 
-/** Read at each claim, so that a group made after the agent started counts. */
+/** Read at each claim, so that a group counts that was made after the agent started. */
 function privilegedGid(): number | undefined {
   const entry = readFileSync('/etc/group', 'utf8')
     .split('\n')

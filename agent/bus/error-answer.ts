@@ -5,7 +5,10 @@ import { toVoltError } from '../errors.ts';
 
 const MAX_BARE_MESSAGE = 1_024;
 
-/** The answer that an error is. Throws nothing: one that cannot be encoded, or has more than `most` bytes, loses its details. */
+/**
+ * The answer for an error. Throws nothing: an error that cannot be encoded, or has more than `most` bytes, loses its
+ * details.
+ */
 export function errorAnswer(cause: unknown, most = Number.POSITIVE_INFINITY): BusAnswer {
   const error = toVoltError(cause);
   const { status, code } = error;

@@ -11,7 +11,7 @@ import { PublishError } from '../storage/pending-event.ts';
 import { jittered } from '../schedule/rhythm.ts';
 import { ensureEventStream, type Fleet, whyNotStored } from './streams.ts';
 
-/** An event as it is published. `id` makes a repeat harmless within ten minutes. */
+/** An event as it is published. A repeat with the same `id` within ten minutes is ignored by the stream. */
 export interface PublishedEvent {
   readonly subject: string;
   readonly id: string;
@@ -20,15 +20,15 @@ export interface PublishedEvent {
 }
 
 const ACK_TIMEOUT_MS = 5_000;
-/** So often the stream is looked at, where it may be. */
+/** How often the agent looks at the stream, if it may. */
 const LOOK_MS = 8_000;
 const LOOK_TIMEOUT_MS = 5_000;
-/** Whoever has failed to publish does not ask more often than this what is wrong. */
+/** After a failure to publish, the agent asks for the reason no more often than this. */
 const ASKED_AGAIN_MS = 1_000;
 
 /**
- * This host's end of the event stream, which is made whenever it is missing. One that somebody made in a way in which it
- * would lose events gets none: they wait on the disk, and `problem` says why.
+ * This host's end of the event stream. The stream is made whenever it is missing. A stream that somebody made in such
+ * a way that it would lose events gets none: they wait on the disk, and `problem` says why.
  */
 export class EventStream {
   readonly #fleet: Fleet;
@@ -39,7 +39,7 @@ export class EventStream {
   /** Why the last publication failed, if it did. */
   #unpublished: BusProblem | undefined;
   #told: string | undefined;
-  /** JetStream says nothing of the stream to this user: events are published all the same. */
+  /** JetStream tells this user nothing about the stream: events are published all the same. */
   #isUnseen = false;
   #looking: Promise<void> | undefined;
   #lookedMs = Number.NEGATIVE_INFINITY;
@@ -52,7 +52,7 @@ export class EventStream {
     this.#log = log;
   }
 
-  /** What is wrong with it, as of the last look or publication. */
+  /** What is wrong with the stream, as of the last look or publication. */
   get problem(): BusProblem | undefined {
     return this.#found ?? this.#unpublished;
   }
@@ -69,7 +69,7 @@ export class EventStream {
     if (connection !== undefined) this.#lookSoon(0);
   }
 
-  /** Resolves once JetStream acknowledged it. Throws PublishError. */
+  /** Resolves once JetStream has acknowledged the event. Throws PublishError. */
   async publish(connection: NatsConnection, event: PublishedEvent): Promise<void> {
     const isDue = performance.now() - this.#lookedMs > ASKED_AGAIN_MS;
     if (this.#isStale && isDue) await this.#look(connection);
@@ -90,14 +90,14 @@ export class EventStream {
       throw new PublishError(whyNotStored(cause), jetStreamReason(cause), { cause });
     }
     if (connection !== this.#connection) return;
-    // Another stream may take these subjects, too: it says nothing of the one that is missing.
+    // Another stream may take these subjects, too. Its answer says nothing about the one that is missing.
     const isOther = this.#found?.name === 'stream-missing' && this.#found.subject !== stored.stream;
     if (!isOther) this.#found = undefined;
     this.#unpublished = undefined;
     this.#tell();
   }
 
-  /** The stream may be gone, or have no leader: the next one looks first. */
+  /** The stream may be gone, or have no leader: before the next publication the agent looks. */
   #noteFailure(connection: NatsConnection, cause: unknown): void {
     if (connection !== this.#connection || connection.isClosed()) return;
     if (whyNotStored(cause) === 'never') return;
@@ -152,10 +152,13 @@ export class EventStream {
       const { name, outcome, differences } = await ensureEventStream(manager, this.#fleet);
       const [first = ''] = differences;
       if (outcome === 'unfit') return { name: 'stream-unfit', subject: name, reason: first };
-      if (outcome === 'made') this.#log.info({ stream: name }, 'the event stream is made');
+      if (outcome === 'made') this.#log.info({ stream: name }, 'event stream made: it was missing');
       if (outcome === 'differs' && this.#toldDifferences !== first) {
         this.#toldDifferences = first;
-        this.#log.warn({ name, differences }, 'JetStream: configured otherwise');
+        this.#log.warn(
+          { name, differences },
+          'JetStream: the stream or consumer is configured otherwise than asked for, and used as it is',
+        );
       }
       return undefined;
     } catch (error) {

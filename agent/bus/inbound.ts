@@ -8,24 +8,24 @@ import {
 import { VoltError } from '#protocol/errors.ts';
 import { parseTraceContext, type TraceContext } from '#protocol/trace-context.ts';
 
-// What anybody may send arrives here first: headers that are none, and reply subjects that would make the agent speak
-// where its sender may not. Nothing that is thrown while a message is looked at reaches the reader of the connection,
-// which would stop reading.
+// Messages that anybody may have sent arrive here first. They may have malformed headers, or reply subjects on which
+// the agent may speak and the sender may not. No exception while a message is handled reaches the reader of the
+// connection, which would stop reading.
 
-/** More is no header of anybody's: the library's way to read them takes a minute for a megabyte of short lines. */
+/** No honest client sends more: the library takes a minute to read a megabyte of short header lines. */
 const MAX_HEADER_BYTES = 64 * 1024;
 const MAX_HEADER_LINES = 64;
 const STATUS = /^NATS\/1\.0[ \t]*(\d{3})?(.*)$/s;
 /** Printable ASCII without the colon (RFC 5322, 2.2), as nats-server's clients agree. */
 const NAME = /^[!-9;-~]+$/;
 
-/** Why headers cannot be read, by the object that holds those that could be. */
+/** Why headers cannot be read, by the object that holds those that could be read. */
 const flaws = new WeakMap<object, string>();
 const text = new TextDecoder();
 
 /**
- * Reads headers. The library reads them lazily, also those of its own protocol, and throws at the first that is
- * malformed, wherever that happens to be; so it is given this instead.
+ * Reads headers. The library reads them lazily, also the headers of its own protocol, and throws at the first
+ * malformed one, wherever that happens to be. So the library is given this reader instead.
  */
 MsgHdrsImpl.decode = (bytes: Uint8Array): MsgHdrsImpl => {
   if (bytes.byteLength > MAX_HEADER_BYTES) {
@@ -45,7 +45,10 @@ MsgHdrsImpl.decode = (bytes: Uint8Array): MsgHdrsImpl => {
   return headers;
 };
 
-/** The library's own `append` looks at the name letter by letter and at all others: most of what 64 headers cost. */
+/**
+ * The library's own `append` checks the name letter by letter, and against all others: most of the cost of 64
+ * headers.
+ */
 function add({ headers }: MsgHdrsImpl, name: string, value: string): void {
   const values = headers.get(name);
   if (values === undefined) headers.set(name, [value]);
@@ -62,11 +65,11 @@ export interface Headers {
   readonly trace: TraceContext;
   /** How long the caller waits (`volt-timeout-ms`). */
   readonly timeoutMs?: number;
-  /** Some header is malformed, or there are too many: the message is to be refused. */
+  /** Some header is malformed, or there are too many: the message has to be refused. */
   readonly flaw?: VoltError;
 }
 
-/** Throws nothing: headers that cannot be read have a flaw. */
+/** Throws nothing: headers that cannot be read get a flaw. */
 export function headersOf(message: { readonly headers?: MsgHdrs | undefined }): Headers {
   try {
     const { headers } = message;
@@ -95,9 +98,9 @@ const flawOf = (reason: string): VoltError =>
   new VoltError('INVALID_REQUEST', `the headers: ${reason}`, { details: { path: 'headers' } });
 
 export interface InboundOptions {
-  /** Replies go to subjects that begin with one of these. */
+  /** Replies go only to subjects that begin with one of these. */
   readonly replyPrefixes: readonly string[];
-  /** What begins so is the connection's own inbox, where replies and deliveries come. */
+  /** The connection's own inbox, where replies and deliveries come, begins with this. */
   readonly inboxPrefix: string;
   /** A message was dropped. */
   readonly onDropped: (message: { subject: string; reason: string }) => void;
@@ -106,10 +109,11 @@ export interface InboundOptions {
 }
 
 /**
- * Puts a boundary around whatever takes messages from this connection, the library's own services and consumers too:
- * - A request whose reply subject is no inbox is dropped. Whoever may ask an agent may name any subject as that of the
- *   reply, one on which only the agent may speak, too: another host's jobs, or events.
- * - What a callback throws ends there.
+ * Puts a boundary around every callback that takes messages from this connection, including the library's own
+ * services and consumers:
+ * - A request whose reply subject is no inbox is dropped. A caller may name any reply subject, also one on which only
+ *   the agent may speak: another host's jobs, or events.
+ * - An exception of a callback ends there.
  */
 export function guardInbound(connection: NatsConnection, options: InboundOptions): void {
   const { replyPrefixes, inboxPrefix, onDropped, onThrown } = options;

@@ -20,18 +20,18 @@ import { cannotBeAsked, isApiError, JETSTREAM } from './bus-problems.ts';
 import { consumerFlaw } from './stream-flaws.ts';
 import { comparison, type Ensured, JOBS_PER_SUBJECT, made } from './streams.ts';
 
-/** How long a job may be under way without a word of it. */
+/** After this time without a word the server delivers a job again. */
 const JOB_ACK_WAIT_MS = 10_000;
-/** So often a job that is still under way says so. */
+/** How often the agent says that a job is still under way. */
 export const JOB_WORKING_MS = 3_000;
-/** Jobs of one host under way at once. The agent counts these itself. */
+/** How many jobs of one host are under way at once. The agent counts these itself. */
 export const MAX_JOBS_UNDER_WAY = 256;
 /**
- * Jobs of one host that were delivered and are not done. Those that wait for their next try count, too: with a smaller
- * number, so many jobs that cannot be done yet (a network without a free address) held up all others.
+ * How many jobs of one host are delivered and not done. Jobs that wait for their next try count, too: with a smaller
+ * number, that many jobs that could not be done yet (a network without a free address) held up all others.
  */
 const MAX_JOBS_UNDONE = 3 * JOBS_PER_SUBJECT;
-/** Beyond an `ack_wait`, and beyond a minute's pause as well. */
+/** Longer than `ack_wait`, and than a minute's pause. */
 const STALLED_AFTER_MS = 15_000;
 const UNREPEATED_AFTER_MS = 90_000;
 
@@ -41,7 +41,10 @@ export interface JobPlace {
   readonly consumer: string;
 }
 
-/** Where the jobs of a host may be: a fleet with a prefix of its own may have its streams from before names had it. */
+/**
+ * Where the jobs of a host may be: a fleet with its own prefix may have streams from a time before names had the
+ * prefix.
+ */
 export const jobPlaces = (prefix: string, host: string): readonly JobPlace[] => [
   { stream: jobStreamOf(prefix), consumer: jobConsumer(host, prefix) },
   ...(prefix === DEFAULT_PREFIX ? [] : [{ stream: JOB_STREAM, consumer: jobConsumer(host) }]),
@@ -53,7 +56,7 @@ const consumerOf = (prefix: string, host: string, name: string): Partial<Consume
   ack_policy: AckPolicy.Explicit,
   ack_wait: nanos(JOB_ACK_WAIT_MS),
   max_ack_pending: MAX_JOBS_UNDONE,
-  // The agent counts, and says why it gives a job up; the server would only go silent.
+  // The agent counts deliveries, and says why it gives a job up; the server would only stop delivering.
   max_deliver: -1,
 });
 
@@ -80,8 +83,8 @@ export const consumerIn = (
 ): string => jobConsumer(host, stream === jobStreamOf(prefix) ? prefix : DEFAULT_PREFIX);
 
 /**
- * The consumer at this place. Where the streams are in another account than the agents, as in deploy/nats/, JetStream
- * answers nothing about it, and it is used unseen. Throws NatsError where it is not there.
+ * The consumer at this place. If the streams are in another account than the agents, as in deploy/nats/, JetStream
+ * answers nothing about it, and it is used unseen. Throws NatsError if it is missing.
  */
 export async function findJobConsumer(
   connection: NatsConnection,
@@ -96,7 +99,7 @@ export async function findJobConsumer(
   return { consumer: consumers.getPullConsumerFor(unseenConsumer(place)), seen: false };
 }
 
-/** What the library wants to be told of a consumer; it uses both names and the lack of a subject to deliver to. */
+/** The part of a consumer's description that the library uses: both names, and no subject to deliver to. */
 function unseenConsumer({ stream, consumer }: JobPlace): ConsumerInfo {
   const none = { consumer_seq: 0, stream_seq: 0, last_active: 0 };
   return {
@@ -122,14 +125,14 @@ function unseenConsumer({ stream, consumer }: JobPlace): ConsumerInfo {
 
 export interface JobCounts {
   readonly stored: number;
-  /** What the consumer is still to deliver for the first time. */
+  /** The number of jobs that the consumer has yet to deliver for the first time. */
   readonly pending: number;
   /** What it has delivered, and waits to hear of. */
   readonly unacknowledged: number;
   readonly delivered: number;
 }
 
-/** What the stream has of a host's jobs beside what its consumer makes of them. Throws NatsError. */
+/** How many jobs of a host the stream has, and what its consumer says of them. Throws NatsError. */
 export async function countJobs(
   manager: JetStreamManager,
   { prefix, host, place }: { prefix: string; host: string; place: JobPlace },
@@ -149,9 +152,9 @@ export async function countJobs(
 }
 
 /**
- * Whether jobs that are stored are not going to come by themselves, when nothing was delivered for `quietMs` to an agent
- * that asks and has none under way: the consumer expects none of them, or has some that it could deliver at once, or
- * has not repeated any although the longest pause between two tries is over.
+ * Whether stored jobs are not going to come by themselves, after nothing was delivered for `quietMs` to an agent that
+ * asks and has none under way. That is so if the consumer expects no jobs, or could deliver some at once, or has
+ * repeated none although the longest pause between two tries is over.
  */
 export function areLeftBehind(
   { stored, pending, unacknowledged }: JobCounts,

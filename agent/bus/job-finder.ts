@@ -14,7 +14,7 @@ export interface JobFinderOptions {
 /** Finds the jobs of one host in JetStream, under the names that they have or may have. */
 export class JobFinder {
   readonly #options: JobFinderOptions;
-  /** Which of the places is tried where JetStream says nothing of any. */
+  /** Which of the places is tried if JetStream tells nothing about any. */
   #guess = 0;
   /** Differences that were logged. */
   readonly #told = new Set<string>();
@@ -23,14 +23,15 @@ export class JobFinder {
     this.#options = options;
   }
 
-  /** What was found was of no use: where it was a guess, the next time another is tried. */
+  /** The place was of no use: if it was a guess, the next time another one is tried. */
   guessAgain(): void {
     this.#guess += 1;
   }
 
   /**
-   * Where the host's jobs are: what is missing is made. Of what the agent may not ask JetStream, an administrator has seen to
-   * it, or what follows says what lacks. Throws BusProblemError for what is there and cannot serve.
+   * Where the host's jobs are; a missing stream or consumer is made. If the agent may not ask JetStream, an
+   * administrator has made them, or taking jobs will say what is missing. Throws BusProblemError for a stream or
+   * consumer that cannot serve.
    */
   async find(manager: JetStreamManager): Promise<JobPlace> {
     const { host, subjectPrefix: prefix, streams: settings } = this.#options;
@@ -44,7 +45,7 @@ export class JobFinder {
     return { stream, consumer: consumerIn(stream, { prefix, host }) };
   }
 
-  /** Undefined where JetStream says nothing of it to this user. */
+  /** Undefined if JetStream tells this user nothing about it. */
   async #found(
     unfit: 'stream-unfit' | 'consumer-unfit',
     ensure: () => Promise<Ensured>,
@@ -64,7 +65,10 @@ export class JobFinder {
     }
     if (outcome === 'differs' && !this.#told.has(first)) {
       this.#told.add(first);
-      log.warn({ name, differences }, 'JetStream: configured otherwise');
+      log.warn(
+        { name, differences },
+        'JetStream: the stream or consumer is configured otherwise than asked for, and used as it is',
+      );
     }
     return ensured;
   }

@@ -36,35 +36,35 @@ export interface JobQueueOptions {
   readonly log: Log;
 }
 
-/** Asked for in advance; the rest of what may be under way waits in the server. */
+/** So many jobs are asked for in advance; the others wait in the server. */
 const PREFETCH = 64;
 const LEFT_CHECK_MS = 5_000;
 const ACK_TIMEOUT_MS = 5_000;
 const RETRY_FIRST_MS = 500;
-/** So late at most jobs are taken after what was in the way is gone. */
+/** Jobs are taken again at most this long after the obstacle is gone. */
 const RETRY_MOST_MS = 8_000;
 /** How long one question for jobs lasts, and how often the server says meanwhile that the consumer is there. */
 const ASKED_MS = 20_000;
 const HEARTBEAT_MS = 4_000;
 const FAILED_RETRY_MS = 1_000;
-/** When no job has come for so long, none was there. */
+/** After this time without a job, none was there. */
 const QUIET_MS = 1_000;
 
 /**
- * This host's end of the job stream: asks for jobs as long as there is a connection, and for the stream and its
- * consumer where they are missing. That they cannot be had is a reported state.
+ * This host's end of the job stream. While there is a connection it asks for jobs, and looks for the stream and its
+ * consumer if they are missing. That no jobs can be had is a state that is reported.
  */
 export class JobQueue {
   readonly #options: JobQueueOptions;
   #messages: ConsumerMessages | undefined;
   #problem: BusProblem | undefined = { name: 'jobs-not-taken', reason: 'not connected yet' };
   readonly #finder: JobFinder;
-  /** Why the jobs of this host are not this agent's to take. */
+  /** Why this agent may not take the jobs of this host. */
   #refusal: string | undefined;
   #acting = Promise.withResolvers<void>();
   #stopped = false;
   #underWay = 0;
-  /** Since when jobs are asked for, and none has come. */
+  /** Since when jobs are asked for without one having come. */
   #quietSinceMs = 0;
   #slot = Promise.withResolvers<void>();
 
@@ -79,8 +79,8 @@ export class JobQueue {
   }
 
   /**
-   * Takes jobs where there is no `refusal`, and else leaves stream and consumer alone: the consumer is the host's, and
-   * another machine takes from it. What was fetched and not begun goes back.
+   * Takes jobs if there is no `refusal`. Otherwise it leaves stream and consumer alone, since another machine takes
+   * from the host's consumer; jobs that were fetched and not begun go back.
    */
   act(refusal: string | undefined): void {
     if (refusal === undefined) {
@@ -126,7 +126,10 @@ export class JobQueue {
     }
   }
 
-  /** The server does not let this user publish there: where it is the question for jobs, no answer comes. */
+  /**
+   * The server does not let this user publish there. If that is the subject on which jobs are asked for, no answer
+   * comes.
+   */
   noteRefused(subject: string): void {
     if (!subject.includes('.CONSUMER.MSG.NEXT.')) return;
     const reason = `NATS refuses to publish on ${subject}`;
@@ -149,7 +152,7 @@ export class JobQueue {
     const place = await this.#finder.find(manager);
     const { consumer, seen } = await findJobConsumer(connection, place);
     const messages = await consumer.consume({
-      // One by one where it is a guess that may be another fleet's.
+      // One by one if the consumer is a guess and may be another fleet's.
       max_messages: seen || place.stream === jobStreamOf(subjectPrefix) ? PREFETCH : 1,
       expires: ASKED_MS,
       idle_heartbeat: HEARTBEAT_MS,
@@ -157,22 +160,25 @@ export class JobQueue {
     // The library leaves them waiting.
     void connection.closed().then(() => messages.stop());
     void this.#watch(messages).catch((error: unknown) => {
-      log.warn({ error: String(error) }, 'the state of the job consumer is not watched any more');
+      log.warn(
+        { error: String(error) },
+        'job consumer: its state cannot be watched on this connection any more',
+      );
     });
     if (!seen) return messages;
     void this.#deliverLeft(manager, { messages, place }).catch((error: unknown) => {
       log.warn(
         { error: String(error) },
-        'jobs left behind by the server are not looked for any more',
+        'jobs that the server left behind cannot be looked for on this connection any more',
       );
     });
     return messages;
   }
 
   /**
-   * A server that was killed may remember that a job was acknowledged and not that it went, or have lost jobs that its
-   * consumer has counted, or stop delivering altogether (seen with 2.9.10). Jobs that are stored and that nobody is going
-   * to deliver come through a consumer made anew: what has been done is known here.
+   * A server that was killed may remember that a job was acknowledged and forget that it is gone, or have lost jobs
+   * that its consumer has counted, or stop delivering altogether (seen with 2.9.10). Jobs that are stored and that
+   * nobody is going to deliver come through a new consumer. The agent knows which of them it has done.
    */
   async #deliverLeft(
     manager: JetStreamManager,
@@ -189,7 +195,10 @@ export class JobQueue {
         counts = await countJobs(manager, { prefix, host, place });
       } catch (error) {
         if (cannotBeAsked(error)) return;
-        log.debug({ error: String(error) }, 'cannot look for jobs left behind: again soon');
+        log.debug(
+          { error: String(error) },
+          'cannot look for jobs that the server left behind: trying again soon',
+        );
         continue;
       }
       if (counts.stored === 0) return;
@@ -198,13 +207,16 @@ export class JobQueue {
       before = counts.delivered;
       if (!areLeftBehind(counts, quietMs)) continue;
       if (this.#messages !== messages) return;
-      log.warn({ ...counts }, 'jobs left behind by the server: delivered again');
+      log.warn(
+        { ...counts },
+        'jobs found that the server had left behind: consumer made again, so that it delivers them',
+      );
       await manager.consumers.delete(place.stream, place.consumer);
       return messages.stop();
     }
   }
 
-  /** Ends the taking when the server says that there is nothing to take from any more, or nothing at all. */
+  /** Ends the taking when the server says that the consumer or the stream is gone, or says nothing at all. */
   async #watch(messages: ConsumerMessages): Promise<void> {
     for await (const { type } of await messages.status()) {
       const reason = GONE.get(type);
@@ -231,7 +243,7 @@ export class JobQueue {
     }
   }
 
-  /** Whether it was stored just now: the server had nothing left to deliver, and has nothing behind it. */
+  /** Whether the job was stored just now: the server had nothing left to deliver, and has nothing behind it. */
   #isPrompt({ info }: JsMsg): boolean {
     const quietMs = performance.now() - this.#quietSinceMs;
     return (
@@ -239,7 +251,7 @@ export class JobQueue {
     );
   }
 
-  /** What one job throws ends here: its neighbours do not wait, and it comes again. Rejects never. */
+  /** An exception of one job ends here: other jobs do not wait, and the job comes again. Never rejects. */
   async #takeOne(message: JsMsg, prompt: boolean): Promise<void> {
     const { take, log } = this.#options;
     if (this.#isRefused()) {
@@ -269,7 +281,7 @@ export class JobQueue {
   }
 }
 
-/** What the library says of a consumer that does not answer as one that is there. */
+/** The words of the library for a consumer that does not answer as one that is there. */
 const GONE: ReadonlyMap<string, string> = new Map([
   [ConsumerEvents.ConsumerDeleted, 'the consumer of this host was deleted'],
   [ConsumerEvents.ConsumerNotFound, 'the consumer of this host is gone'],
@@ -284,7 +296,7 @@ const GONE: ReadonlyMap<string, string> = new Map([
   ],
 ]);
 
-/** Whoever takes from another's consumer takes that one's jobs: they go back. */
+/** Whoever takes from another host's consumer takes that host's jobs: they go back. */
 const foreign = ({ subject, info }: JsMsg): BusProblemError =>
   new BusProblemError({
     name: 'consumer-unfit',
@@ -315,6 +327,9 @@ function quietly(log: Log, say: () => void): void {
   try {
     say();
   } catch (error) {
-    log.debug({ error: String(error) }, 'NATS is not told of a job');
+    log.debug(
+      { error: String(error) },
+      'job: its acknowledgement could not be sent; the server delivers it again',
+    );
   }
 }

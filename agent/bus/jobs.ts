@@ -21,7 +21,7 @@ import type { Standing } from '../fleet/standing.ts';
 import { JOB_WORKING_MS } from './job-consumer.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
 
-/** One delivery of a job, as the bus hands it over, and what can be said of it. */
+/** One delivery of a job, as the bus hands it over. */
 export interface Delivery {
   readonly subject: string;
   readonly payload: Uint8Array;
@@ -29,9 +29,9 @@ export interface Delivery {
   readonly position: Position;
   /** Counted by the server, this one too. */
   readonly deliveries: number;
-  /** It came as soon as it was stored: nothing else was under way, and it was waited for. */
+  /** True if it came as soon as it was stored: nothing else was under way, and the agent waited for a job. */
   readonly prompt: boolean;
-  /** It is done, and goes. Resolves when the server has said so. */
+  /** The job is done and can go. Resolves when the server has confirmed that. */
   done(): Promise<void>;
   /** To be delivered again, after so long. */
   again(delayMs: number): void;
@@ -52,23 +52,24 @@ export interface JobsOptions {
   readonly log: Log;
 }
 
-/** All jobs are one caller beside those that wait for an answer. */
+/** All jobs together count as one caller beside those that wait for an answer. */
 const CALLER = 'jobs';
-/** One attempt; what is longer under way is tried again. */
+/** The time for one attempt; an attempt that takes longer is repeated. */
 const ATTEMPT_MS = 60_000;
 const RETRY_FIRST_MS = 250;
 const RETRY_MOST_MS = 60_000;
-/** So often what is refused as retryable is tried: for some twenty minutes. */
+/** How often a retryable refusal is tried again: for some twenty minutes. */
 const MAX_ATTEMPTS = 30;
-/** What waits for the ledger alone is tried for longer: until the stream forgets the job. */
+/** A job that waits only for the ledger is tried for longer: until the stream forgets it. */
 const MAX_ATTEMPTS_AWAY = 1_000;
-/** Nothing is wrong with a job that is refused so. */
+/** Nothing is wrong with a job that is refused for these. */
 const AWAY = new Set(['STORE_UNAVAILABLE', 'RECOVERING', 'SHUTTING_DOWN', 'OVERLOADED']);
 
 /**
- * Jobs out of the stream. The stream is a doorbell that rings until it is answered, sometimes twice and out of order;
- * what has been done is known from records and outcomes. A job goes once its outcome and event are safe on disk; one
- * that cannot be done yet comes again, later each time; one that is hopeless ends with a `failed` event.
+ * Jobs out of the stream. The stream delivers a job until it is acknowledged, sometimes twice and out of order;
+ * records and the request log know what has been done. A job is acknowledged once its outcome and its event are safe
+ * on disk. A job that cannot be done yet comes again, later each time. A job that can never be done ends with a
+ * `failed` event.
  */
 export class Jobs {
   readonly #options: JobsOptions;
@@ -77,7 +78,7 @@ export class Jobs {
     this.#options = options;
   }
 
-  /** Resolves when the delivery has been dealt with. Throws nothing. */
+  /** Resolves when the delivery has been handled. Throws nothing. */
   async take(delivery: Delivery): Promise<void> {
     const { log, clocks } = this.#options;
     clocks.noteStored({ storedNs: delivery.position.storedNs, prompt: delivery.prompt });
@@ -85,8 +86,11 @@ export class Jobs {
     try {
       await this.#take(delivery);
     } catch (error) {
-      // What is not safe on disk, or not acknowledged, comes again, and is known then.
-      log.info({ subject: delivery.subject, error: String(error) }, 'a job is not finished yet');
+      // A job that is not safe on disk, or not acknowledged, comes again, and the request log knows it then.
+      log.info(
+        { subject: delivery.subject, error: String(error) },
+        'job not finished yet: it comes again',
+      );
       delivery.again(retryMs(delivery.deliveries));
     } finally {
       clearInterval(working);
@@ -114,7 +118,7 @@ export class Jobs {
       // Of what was done, another delivery tells.
       if (progress.succeeded) throw cause;
       const error = toVoltError(cause);
-      // It is a job of the other machine under this host id: nothing is told of it, and it goes back.
+      // The job is for the other machine under this host id: no event tells of it, and it goes back.
       if (error.code === 'HOST_CONFLICT') {
         delivery.again(retryMs(delivery.deliveries));
         return;
@@ -153,7 +157,7 @@ export class Jobs {
     await requests.told(work.operation, work.request, answer, call);
   }
 
-  /** What the job asks for. Throws INVALID_REQUEST or TOO_LARGE for what is no job. */
+  /** Parses a job. Throws INVALID_REQUEST or TOO_LARGE for a payload that is no job. */
   #parsed(
     operation: JobOperation | undefined,
     { subject, payload, headers, position }: Delivery,
@@ -192,7 +196,7 @@ export class Jobs {
     return { operation, request, run: (call) => requests.update(request, call) };
   }
 
-  /** The event of a job that failed before it was a request: nobody else tells. */
+  /** The event of a job that failed before it became a request: nobody else tells of it. */
   #tellFailure(
     operation: JobOperation | undefined,
     { payload, position }: Delivery,
@@ -227,7 +231,7 @@ const isLast = ({ code }: VoltError, { deliveries }: Delivery): boolean =>
 const retryMs = (deliveries: number): number =>
   Math.min(RETRY_FIRST_MS * 2 ** Math.min(deliveries - 1, 16), RETRY_MOST_MS);
 
-/** What a payload that is no request says of whom it is, so that its sender finds the answer. */
+/** The ids in a payload that is no request, so that its sender finds the `failed` event. */
 function textsOf(payload: Uint8Array): { readonly id?: string; readonly requestId?: string } {
   let body: unknown;
   try {

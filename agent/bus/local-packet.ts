@@ -4,7 +4,7 @@ import { parseTraceContext } from '#protocol/trace-context.ts';
 import { MAX_PACKET_BYTES } from '#native/packet.ts';
 import type { Headers } from './inbound.ts';
 
-// What is said on the local socket: JSON, checked key by key.
+// The packets of the local socket: JSON, checked key by key.
 
 export interface Claim {
   readonly op: 'claim';
@@ -15,7 +15,7 @@ export interface Claim {
 export interface Request {
   readonly op: 'request';
   readonly operation: string;
-  /** Whom it is meant for, where its sender says so. */
+  /** The host that the packet is meant for, if its sender says so. */
   readonly host?: string;
   readonly body: unknown;
   readonly headers: Headers;
@@ -89,7 +89,7 @@ export function encodedBody(body: unknown): Uint8Array {
 export const wrong = (path: string, problem: string): VoltError =>
   new VoltError('INVALID_REQUEST', `${path}: ${problem}`, { details: { path } });
 
-/** An answer as it is sent. Packets that are full are followed by others, so the last one must not be. */
+/** An answer as it is sent. A full packet is followed by another one, so the last one must not be full. */
 export function jsonOf(body: unknown): Buffer {
   const bytes = Buffer.from(JSON.stringify(body));
   return bytes.length % MAX_PACKET_BYTES === 0 ? Buffer.concat([bytes, Buffer.from('\n')]) : bytes;

@@ -11,7 +11,7 @@ import {
 import { keptSecret, secretIn } from '#protocol/secrets.ts';
 import { parseNatsUrl } from './nats-url.ts';
 
-/** Where NATS is, and as whom one connects: the `nats` section of agent.json. */
+/** Where NATS is, and as whom to connect: the `nats` section of agent.json. */
 export interface NatsAccess {
   readonly url: string;
   readonly username?: string | null;
@@ -30,9 +30,9 @@ export interface TlsFiles {
 }
 
 /**
- * What the library needs to connect. Files of passwords, tokens and keys are read at each connection, also when the library
- * connects again by itself, so that changed ones are taken up; an Error then names the setting and the file. Throws Error
- * for a URL that is none.
+ * The options for the library to connect. Files with passwords, tokens and keys are read at each connection, also
+ * when the library connects again by itself, so that changed files are taken up; an Error then names the setting and
+ * the file. Throws Error for a malformed URL.
  */
 export function connectionOptionsOf(access: NatsAccess): ConnectionOptions {
   const { url, inboxPrefix = null, tls = null } = access;
@@ -45,9 +45,12 @@ export function connectionOptionsOf(access: NatsAccess): ConnectionOptions {
   };
 }
 
-/** Reads what a connection would read now. Throws Error where it would fail, naming the setting and the file. */
+/**
+ * Reads every file that a connection would read now. Throws the Error that the connection would, which names the
+ * setting and the file.
+ */
 export function checkAccess(access: NatsAccess): void {
-  // Any nonce: what matters is that files are there and hold what they should.
+  // Any nonce will do: the check is whether the files are there and hold what they should.
   authenticatorOf(access)?.('nonce');
 }
 
@@ -67,7 +70,7 @@ function authenticatorOf(access: NatsAccess): Authenticator | undefined {
   return user === undefined ? undefined : usernamePasswordAuthenticator(user, password);
 }
 
-/** Reads the file for each connection. What it holds is in no message. */
+/** Reads the file for each connection. No message quotes its content. */
 function fromFile(
   key: string,
   file: string,
@@ -98,7 +101,7 @@ function credentials(text: string): Authenticator {
   for (const line of text.split('\n').map((one) => one.trim())) {
     if (line !== '' && !line.startsWith('-') && !line.includes(' ')) keptSecret(line);
   }
-  // The library wants a line feed behind each of the lines of dashes, and nothing else there.
+  // The library wants a line feed after each of the lines of dashes, and nothing else there.
   return credsAuthenticator(bytesOf(`${text.replaceAll('\r', '')}\n`));
 }
 

@@ -35,7 +35,7 @@ export interface NatsLinkOptions {
   readonly config: Config['nats'];
   /** What the server calls the connection. */
   readonly name: string;
-  /** There is a connection, the first or another one. It counts as open when this resolves. */
+  /** There is a connection, the first one or a new one. It counts as open when this resolves. */
   readonly onOpen: (connection: NatsConnection) => Promise<void>;
   /** It is open, or not any more. */
   readonly onState: (isOpen: boolean) => void;
@@ -44,17 +44,17 @@ export interface NatsLinkOptions {
 }
 
 const RETRY_MS = 250;
-/** At random beside: a server that comes back is not met by all at once. */
+/** Plus a random part, so that a server that comes back does not meet all clients at once. */
 const RETRY_JITTER_MS = 500;
-/** A server that says nothing is left after three of these periods at most, and two at least. */
+/** A silent server is left after two to three of these periods. */
 const PING_INTERVAL_MS = 2_500;
 const MAX_PINGS_UNANSWERED = 2;
-/** Of one server, from the first packet to its answer to who we are. */
+/** How long one server may take, from the first packet to its answer to the credentials. */
 const CONNECT_TIMEOUT_MS = 2_000;
-/** Of one that has taken longer, and does say something: many may be coming back to it at once. */
+/** For a server that has taken longer and does answer: many clients may be coming back to it at once. */
 const PATIENT_TIMEOUT_MS = 8_000;
 const DRAIN_TIMEOUT_MS = 1_000;
-/** What is said while there is no connection waits so long for one: callers wait no longer, as a rule. */
+/** A message waits so long for a connection; most callers wait no longer either. */
 const HELD_MS = 10_000;
 const MAX_HELD = 1_024;
 
@@ -66,15 +66,15 @@ interface HeldMessage {
 }
 
 /**
- * The connection to NATS, which is made again for ever. The library would connect again by itself, but keeps silent servers
- * for long, and their sockets for good. So each loss is followed by a new connection here: to the next server of the list,
- * with names looked up and files of credentials read anew.
+ * The connection to NATS, which is made again for ever. The library could connect again by itself, but it keeps
+ * silent servers for long, and their sockets for good. So after each loss this class makes a new connection: to the
+ * next server of the list, with names looked up and credentials read again.
  */
 export class NatsLink {
   readonly #options: NatsLinkOptions;
-  /** Configured, in the order in which they are tried: the one that was left comes last. */
+  /** The configured servers, in the order in which they are tried: the one that was left comes last. */
   #servers: readonly NatsServer[];
-  /** What the last one said of its cluster: tried after those. */
+  /** Servers of the cluster, as the last server named them: tried after the configured ones. */
   #learned: readonly NatsServer[] = [];
   readonly #addresses = new Addresses();
   /** Places that have said nothing in time. */
@@ -107,7 +107,7 @@ export class NatsLink {
     return this.#isOpen ? undefined : this.#problem;
   }
 
-  /** Publishes now, or, for some seconds, as soon as there is a connection. Throws where the message cannot be sent. */
+  /** Publishes now or, for some seconds, as soon as there is a connection. Throws if the message cannot be sent. */
   send(subject: string, payload: Uint8Array, headers?: MsgHdrs): void {
     if (this.#connection?.isClosed() === false) {
       this.#connection.publish(subject, payload, headers === undefined ? {} : { headers });
@@ -123,7 +123,7 @@ export class NatsLink {
     this.#closing = true;
     const connection = this.#connection;
     if (connection === undefined || connection.isClosed()) return;
-    // A drain flushes the answers; it waits for ever where the server is away.
+    // A drain flushes the answers; while the server is away it would wait for ever.
     await Promise.race([connection.drain().catch(() => {}), sleep(DRAIN_TIMEOUT_MS)]);
     if (!connection.isClosed()) await connection.close().catch(() => {});
   }
@@ -159,7 +159,10 @@ export class NatsLink {
         this.#setOpen(true);
       }
     } catch (error) {
-      log.warn({ server, error: String(error) }, 'a connection to NATS cannot be used');
+      log.warn(
+        { server, error: String(error) },
+        'NATS: a new connection could not be used, and is closed',
+      );
       await connection.close();
     }
     const cause = await connection.closed();
@@ -178,7 +181,7 @@ export class NatsLink {
     for await (const { type, data, permissionContext } of connection.status()) {
       if (type === DebugEvents.StaleConnection) {
         onSilent();
-        // The library would first wait until what it has written has left.
+        // The library would first wait until everything that it has written has left.
         void connection.close();
       } else if (type === Events.Update && this.#server !== undefined) {
         this.#learn(this.#server, connection);
@@ -190,7 +193,7 @@ export class NatsLink {
     }
   }
 
-  /** Tries each server once. Undefined where none lets us in: `problem` says why. */
+  /** Tries each server once. Undefined if none lets us in: `problem` says why. */
   async #connect(): Promise<NatsConnection | undefined> {
     const problems: BusProblem[] = [];
     for (const server of [...this.#servers, ...this.#learned]) {
@@ -199,7 +202,7 @@ export class NatsLink {
       if (this.#closing) return undefined;
     }
     this.#problem = together(problems);
-    // Told once for each reason: it is tried some times a second.
+    // Logged once for each reason: connecting is tried some times a second.
     if (this.#problem.reason !== this.#told) {
       this.#told = this.#problem.reason;
       this.#options.log.warn({ error: this.#told }, 'cannot connect to NATS');
@@ -207,7 +210,7 @@ export class NatsLink {
     return undefined;
   }
 
-  /** Tries all addresses of one server, those that were silent last. */
+  /** Tries all addresses of one server, the silent ones last. */
   async #tryServer(
     server: NatsServer,
     problems: BusProblem[],
@@ -244,7 +247,7 @@ export class NatsLink {
     return undefined;
   }
 
-  /** What it says of its cluster comes after those that are configured. */
+  /** The servers of its cluster come after the configured ones. */
   #learn(server: NatsServer, { info }: NatsConnection): void {
     const known = new Set(this.#servers.map(placeName));
     this.#learned = (info?.connect_urls ?? [])
@@ -255,7 +258,8 @@ export class NatsLink {
   async #dial(server: NatsServer, address: string): Promise<NatsConnection> {
     const { config, name } = this.#options;
     const place = placeOf({ ...server, address });
-    // The library never closes the socket of a server that says nothing: so it is asked for a word first.
+    // The library never closes the socket of a server that says nothing. So the server has to greet before the
+    // library connects.
     const wasSilent = this.#silent.has(place);
     const where = { address, port: server.port };
     if (wasSilent && !(await saysSomething(where, CONNECT_TIMEOUT_MS))) {
@@ -278,7 +282,7 @@ export class NatsLink {
     try {
       return await dial(given.tls ?? undefined);
     } catch (error) {
-      // A server that speaks TLS unasked has shown the certificate of its name.
+      // A server that speaks TLS unasked has shown the certificate for its name.
       const isNamed = codeOf(error) === 'ERR_TLS_CERT_ALTNAME_INVALID' && servername !== undefined;
       if (!isNamed || given.tls !== undefined) throw error;
       return dial({});
@@ -292,7 +296,10 @@ export class NatsLink {
       try {
         connection.publish(subject, payload, headers === undefined ? {} : { headers });
       } catch (error) {
-        this.#options.log.warn({ subject, error: String(error) }, 'an answer cannot be sent');
+        this.#options.log.warn(
+          { subject, error: String(error) },
+          'NATS: an answer could not be sent',
+        );
       }
     }
   }
@@ -304,7 +311,7 @@ export class NatsLink {
   }
 }
 
-/** What the servers' problems are together: the credentials, where any server has looked at them. */
+/** The problems of all servers as one: the credentials, if any server has looked at them. */
 function together(problems: readonly BusProblem[]): BusProblem {
   const refused = problems.some(({ name }) => name === 'credentials-refused');
   const reasons = new Set(problems.map(({ reason }) => reason));

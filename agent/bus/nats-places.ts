@@ -6,7 +6,7 @@ import type { ServerAddress } from './nats-url.ts';
 
 const LOOKUP_TIMEOUT_MS = 2_000;
 
-/** One of the list. `certifiedAs`: what its certificate says, where it is called by its address. */
+/** One server of the list. `certifiedAs`: the name in its certificate, if it is called by its address. */
 export interface NatsServer extends ServerAddress {
   readonly certifiedAs?: string | undefined;
 }
@@ -14,10 +14,10 @@ export interface NatsServer extends ServerAddress {
 /** Addresses of names, as the system knows them. */
 export class Addresses {
   readonly #known = new Map<string, readonly string[]>();
-  /** One question a name: those that hang would take all of the threads that files are read by, too. */
+  /** One question for each name at a time: questions that hang would take all threads that also read files. */
   readonly #asked = new Map<string, Promise<readonly string[]>>();
 
-  /** Looks the name up. Where no answer comes in time, the last one counts; throws where there is none. */
+  /** Looks the name up. If no answer comes in time, the last answer counts; throws if there is none. */
   async of(name: string): Promise<readonly string[]> {
     if (isIP(name) !== 0) return [name];
     const asked = this.#asked.get(name) ?? this.#ask(name);
@@ -76,14 +76,14 @@ export const placeName = ({ name, port }: ServerAddress): string => `${name}:${p
 export const certifiedAs = (server: NatsServer): string | undefined =>
   server.certifiedAs ?? (isIP(server.name) === 0 ? server.name : undefined);
 
-/** Which name the certificate is to have; the library passes it on, and does not know it. */
+/** The name that the certificate must have. The library passes it on, and its types do not know it. */
 export const called = (tls: TlsOptions, servername: string | undefined): TlsOptions => {
   const named: TlsOptions & { servername?: string } = { ...tls };
   if (servername !== undefined) named.servername = servername;
   return named;
 };
 
-/** At random, so that hosts spread over the servers. */
+/** In random order, so that hosts spread over the servers. */
 export const shuffled = <T>(values: readonly T[]): readonly T[] =>
   values
     .map((value) => ({ value, key: Math.random() }))

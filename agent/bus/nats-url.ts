@@ -1,4 +1,4 @@
-/** Addresses of NATS servers, and who connects, where the addresses say it. */
+/** Addresses of NATS servers, and as whom to connect, if the addresses say it. */
 export interface NatsUrl {
   /** Without user and password. */
   readonly servers: readonly string[];
@@ -16,10 +16,10 @@ export const CREDENTIAL_KEYS = [
   'credentialsFile',
 ] as const;
 
-/** A subject without wildcards, below which nothing else is sent. */
+/** A subject without wildcards, below which only the fleet's own messages are sent. */
 export const SUBJECT = /^[^\s.*>]+(\.[^\s.*>]+)*$/;
 
-/** What is wrong with these settings taken together. */
+/** What is wrong with these settings taken together; undefined if nothing is. */
 export function problemOfUser(
   settings: Readonly<Partial<Record<(typeof CREDENTIAL_KEYS)[number], string | null>>>,
 ): string | undefined {
@@ -81,7 +81,7 @@ export function addressOf(server: string): ServerAddress {
   const [, bracketed, port] = /^\[([^\]]+)\](?::(\d+))?$/.exec(address) ?? [];
   if (bracketed !== undefined) return { name: bracketed, port: Number(port ?? DEFAULT_PORT) };
   const [name = '', ...rest] = address.split(':');
-  // Colons without brackets: an IPv6 address, and no port.
+  // Colons without brackets: an IPv6 address without a port.
   if (rest.length > 1) return { name: address, port: DEFAULT_PORT };
   return { name, port: Number(rest[0] ?? DEFAULT_PORT) };
 }

@@ -1,7 +1,7 @@
 import { type Subjects, subjects } from '#protocol/subjects.ts';
 import type { NetworkNews } from '#ipam-store/ledger.ts';
 
-/** What rings within this time rings once. */
+/** Notices of the same subject within this time become one. */
 const GATHER_MS = 20;
 
 export interface NetworkNoticesOptions {
@@ -10,16 +10,16 @@ export interface NetworkNoticesOptions {
   readonly publish: (subject: string) => void;
   /** Whether this host has anything in one of these networks. */
   readonly concerns: (networks: ReadonlySet<string>) => boolean;
-  /** The definition of one of them may be another. */
+  /** The definition of one of these networks may have changed. */
   readonly onDefinition: () => void;
   /** Something of these networks may be another. */
   readonly onChange: (networks: ReadonlySet<string>) => void;
 }
 
 /**
- * Says on NATS which networks this agent has changed something of, so that those whom it concerns look at once, and hears
- * it of others. Nothing relies on it: who misses it finds out with his next heartbeat, and who rings for nothing costs a
- * heartbeat.
+ * Publishes notices on NATS of the networks that this agent has changed, so that other hosts look at once, and hears
+ * the notices of others. Nobody relies on them: a host that misses one learns of the change with its next heartbeat,
+ * and a needless notice costs one heartbeat.
  */
 export class NetworkNotices {
   readonly #options: NetworkNoticesOptions;
@@ -33,17 +33,17 @@ export class NetworkNotices {
     this.#subjects = subjects(options.subjectPrefix);
   }
 
-  /** What is always to be heard; doorbells of leases where a network is followed. */
+  /** The subject that every agent listens on. Notices of leases are heard only while a network is followed. */
   get subject(): string {
     return this.#subjects.changed('*', 'definition');
   }
 
-  ring({ network, change }: NetworkNews): void {
-    if (this.#gathered.size === 0) setTimeout(() => this.#ring(), GATHER_MS).unref();
+  add({ network, change }: NetworkNews): void {
+    if (this.#gathered.size === 0) setTimeout(() => this.#publish(), GATHER_MS).unref();
     this.#gathered.add(this.#subjects.changed(network, change));
   }
 
-  #ring(): void {
+  #publish(): void {
     const gathered = [...this.#gathered];
     this.#gathered.clear();
     for (const subject of gathered) this.#options.publish(subject);

@@ -2,18 +2,18 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { NatsConnection } from 'nats';
 import { requestOnce, unguessableInbox } from '#protocol/inbox.ts';
 
-// What an agent asks other agents. Whoever is asked learns the subject of the reply, and may speak there: so it is one of its
-// own for each question, apart from the inbox where the server delivers jobs and confirms events, which no other agent may
-// speak on (`_INBOX.*.peer.*` in the accounts of deploy/nats/).
+// Questions to other agents. Whoever is asked learns the reply subject and may speak there. So each question has a
+// reply subject of its own, apart from the inbox on which the server delivers jobs and confirms events: on that inbox
+// no other agent may speak (`_INBOX.*.peer.*` in the accounts of deploy/nats/).
 
-/** How long the first answer to `$SRV.INFO` is waited for, the next one after each, and all together. */
+/** How long to wait for the first answer to `$SRV.INFO`, for the next one after each, and for all together. */
 const SURVEY_FIRST_MS = 1_000;
 const SURVEY_GAP_MS = 250;
 const SURVEY_MS = 10_000;
 
 const peerInbox = (inboxPrefix: string): string => unguessableInbox(`${inboxPrefix}.peer`);
 
-/** The answer of whoever serves the subject. Rejects when nobody does, or not in time. */
+/** The answer of whoever serves the subject. Rejects if nobody does, or not in time. */
 export async function askPeer(
   connection: NatsConnection,
   question: { subject: string; payload: Uint8Array; timeoutMs: number; inboxPrefix: string },
@@ -54,7 +54,7 @@ export async function surveyPeers(
 
 const SURVEY_STEP_MS = 25;
 
-/** What an answer to `$SRV.INFO` says in `metadata`; null for what is no such answer. */
+/** The `metadata` of an answer to `$SRV.INFO`; null for a payload that is no such answer. */
 function metadataIn(payload: Uint8Array): Record<string, string> | null {
   try {
     const info: unknown = JSON.parse(new TextDecoder().decode(payload));

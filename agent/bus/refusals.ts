@@ -3,14 +3,14 @@ import type { BusProblem } from './bus-problems.ts';
 import type { Log } from '../log.ts';
 import type { Refused } from './nats-connection.ts';
 
-/** A refusal that is not repeated for so long is over: whatever is refused is tried again sooner. */
+/** A refusal that is not repeated within this time is over: a subject that is still refused is tried sooner. */
 const REFUSAL_MS = 10_000;
-/** The key of doorbells: one that is refused is as good as all. */
-const MUTED = 'doorbells';
+/** The key of notices: if one is refused, all are. */
+const NOTICES = 'notices';
 /** The key of answers: each goes to a subject of its own, which its caller has chosen. */
 const ANSWERS = 'answers';
 
-/** What the server has lately refused beside the subscriptions that stay: publications, and inboxes. */
+/** The publications and inboxes that the server has refused lately. Lasting subscriptions are not among them. */
 export class Refusals {
   readonly #prefix: string;
   readonly #log: Log;
@@ -24,31 +24,34 @@ export class Refusals {
   note({ operation, subject: exact }: Refused): void {
     const isPublication = operation === 'publish';
     if (isPublication && isQuestion(exact)) {
-      this.#log.debug({ subject: exact }, 'NATS refuses a question, which is done without');
+      this.#log.debug(
+        { subject: exact },
+        'NATS refuses a question of the agent, which does without the answer',
+      );
       return;
     }
     const kind = subjects(this.#prefix).match(exact)?.kind;
     const isAnswer = isPublication && kind === undefined && !exact.startsWith('$');
-    const isRing = isPublication && kind === 'changed';
+    const isNotice = isPublication && kind === 'changed';
     const subject = isPublication && !isAnswer ? exact : inboxesOf(exact);
-    const key = isRing ? MUTED : isAnswer ? ANSWERS : `${operation} ${subject}`;
+    const key = isNotice ? NOTICES : isAnswer ? ANSWERS : `${operation} ${subject}`;
     const known = this.#refused.get(key);
     if (known === undefined) {
-      this.#log.warn({ operation, subject }, 'NATS refuses a subject to this user');
+      this.#log.warn({ operation, subject }, 'NATS refuses this user a subject');
     }
     const untilMs = performance.now() + REFUSAL_MS;
     this.#refused.set(key, { operation, subject: known?.subject ?? subject, untilMs });
   }
 
-  /** A publication there was stored. */
+  /** A message on this subject was stored. */
   notePublished(subject: string): void {
     this.#refused.delete(`publish ${subject}`);
   }
 
-  /** The server does not let us ring. */
-  get isMuted(): boolean {
+  /** The server refuses our notices. */
+  get refusesNotices(): boolean {
     this.#forgetOld();
-    return this.#refused.has(MUTED);
+    return this.#refused.has(NOTICES);
   }
 
   problems(): BusProblem[] {
@@ -87,10 +90,13 @@ const publishRefused = (subject: string): BusProblem => ({
   reason: `NATS does not let this user publish on ${subject}`,
 });
 
-/** What an agent without the right to ask does without: all that is JetStream's but the jobs, and the name of before. */
+/**
+ * Questions that an agent without the right to ask does without: everything of JetStream except its jobs, and the
+ * earlier service name.
+ */
 const isQuestion = (subject: string): boolean =>
   (subject.startsWith('$JS.API.') && !subject.includes('.MSG.NEXT.')) ||
   subject === `$SRV.INFO.${SERVICE_NAME}`;
 
-/** What is asked for with a random end, once. */
+/** Subjects with a random end, each used once. */
 const inboxesOf = (subject: string): string => `${subject.split('.').slice(0, 2).join('.')}.>`;

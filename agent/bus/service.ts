@@ -74,15 +74,15 @@ interface Operation<Name extends string> {
 }
 
 interface PricedCall extends Call {
-  /** For a request that is dearer than its name tells. */
+  /** For a request that turns out dearer than its name tells. */
   readonly move: Move;
 }
 
 /** The queue of what any one agent answers. */
 const ANY_AGENT = 'agents';
 /**
- * What a machine answers, too, whose host id is another's: what is in the ledger, and the end of a host that is gone,
- * by which an operator ends the conflict where no other agent is left.
+ * Answered also by a machine whose host id belongs to another one: the content of the ledger, and the end of a host
+ * that is gone. With these an operator ends the conflict when no other agent is left.
  */
 const OF_ANYBODY: ReadonlySet<string> = new Set([
   'network-get',
@@ -96,13 +96,13 @@ const MAX_TIMEOUT_MS = 120_000;
 const OVERLOADS_TOLD_AFTER_MS = 1_000;
 
 export interface Endpoints {
-  /** What is asked of this host. The local socket answers it, too. */
+  /** Operations of this host. The local socket answers them, too. */
   readonly ofHost: readonly BusEndpoint[];
   /** What any one agent answers. */
   readonly ofFleet: readonly BusEndpoint[];
 }
 
-/** The table of what this agent answers: bytes in, a checked request, its use case, bytes out. */
+/** The table of all operations that this agent answers: bytes in, a checked request, its use case, bytes out. */
 export function createEndpoints(options: ServiceOptions): Endpoints {
   const { subjectPrefix } = options;
   const { host } = options.self;
@@ -166,7 +166,7 @@ const hostOperations = ({
   operation('get', 'read', getRequestSchema, ({ id }) => ({ attachment: queries.get(id) })),
   operation('list', 'list', listRequestSchema, async (request, { deadline, move }) => {
     if (request.allHosts !== true) return queries.list(request, deadline);
-    // It may have to wait for the ledger, and lists of this host shall not wait for it.
+    // It may have to wait for the ledger; lists of this host must not wait for that.
     await move('leases');
     return fleetList.list(request, deadline);
   }),
@@ -282,10 +282,10 @@ const ledgerOperations = ({
   ),
 ];
 
-/** What every request goes through: bounds, decoding, trace, and an answer whatever happens. */
+/** The way of every request: limits, decoding, trace, and an answer whatever happens. */
 class Gate {
   readonly #options: ServiceOptions;
-  /** How many of each operation were refused since it was told last. */
+  /** How many requests of each operation were refused since the last log line. */
   readonly #overloads = new Map<string, number>();
   #telling: NodeJS.Timeout | undefined;
 
@@ -316,7 +316,7 @@ class Gate {
       if (lane === 'change') refuseLargeChange(payload, answerBytes());
       const answered = await admission.passIn(lane, { caller, deadline }, (move) =>
         tracedRequest(trace, async () => {
-          // What was on its way, or has waited, when another machine was found to have the host id.
+          // The request was on its way, or has waited, when the ledger knew another machine as the host.
           if (asHost) standing.check();
           const answer = await run(decode(payload), { trace, deadline, move });
           const encoded = await encodedIn(answer, isExpensive(lane) ? slices : undefined);
@@ -338,7 +338,7 @@ class Gate {
     }
   }
 
-  /** Where very many are refused, a line for each would be the next flood. */
+  /** While very many are refused, a line for each would be the next flood. */
   #noteOverload(name: string): void {
     this.#overloads.set(name, (this.#overloads.get(name) ?? 0) + 1);
     if (this.#telling !== undefined) return;

@@ -8,13 +8,13 @@ import type { Held, Subscriptions } from './subscriptions.ts';
 /** A request as it came. */
 export interface BusRequest {
   readonly subject: string;
-  /** Who asks, as far as NATS tells: the same for all requests of one connection of its client libraries. */
+  /** Who asks, as far as NATS tells: the same for all requests of one connection of the client libraries. */
   readonly caller: string;
   readonly payload: Uint8Array;
   readonly headers: Headers;
 }
 
-/** What goes back. An error travels in the payload and, by number and text, in the NATS service headers. */
+/** The reply. An error travels in the payload and, as number and text, in the NATS service headers. */
 export interface BusAnswer {
   readonly payload: Uint8Array;
   readonly error?: { readonly status: number; readonly code: string };
@@ -25,7 +25,10 @@ export interface BusEndpoint {
   readonly subject: string;
   /** Endpoints of several agents with the same queue share the requests: each goes to one of them. */
   readonly queue: string;
-  /** Served only while the agent acts as its host; another agent, or the machine whose host id is the same, may serve it. */
+  /**
+   * Served only while the agent acts as its host. Another agent, or the machine that has the host id, may serve it
+   * otherwise.
+   */
   readonly asHost: boolean;
   readonly answer: (request: BusRequest) => Promise<BusAnswer>;
 }
@@ -36,14 +39,14 @@ export interface ServingOptions {
   readonly metadata: () => Readonly<Record<string, string>>;
   readonly endpoints: readonly BusEndpoint[];
   readonly subscriptions: Subscriptions;
-  /** Sends an answer on whatever connection there is. Throws where it cannot. */
+  /** Sends an answer on whatever connection there is. Throws if it cannot. */
   readonly send: (subject: string, payload: Uint8Array, headers?: MsgHdrs) => void;
   readonly log: Log;
 }
 
 const DESCRIPTION = 'Network of virtual machines and containers on this host';
 
-/** What is counted of an endpoint since its start. */
+/** Counters of an endpoint since its start. */
 interface Counts {
   requests: number;
   errors: number;
@@ -52,9 +55,9 @@ interface Counts {
 }
 
 /**
- * The agent as a NATS service: its endpoints, and `$SRV.PING`, `.INFO` and `.STATS` (the micro protocol of NATS's client
- * libraries, ADR-32). The library's own service ends with the first subscription that is refused, and cannot give up one
- * endpoint; here each subject is for itself.
+ * The agent as a NATS service: its endpoints, and `$SRV.PING`, `.INFO` and `.STATS` (the micro protocol of NATS's
+ * client libraries, ADR-32). The library's own service ends with the first subscription that is refused, and cannot
+ * give up a single endpoint; here each subject stands by itself.
  */
 export class Serving {
   readonly #options: ServingOptions;
@@ -87,7 +90,7 @@ export class Serving {
     this.act(asHost);
   }
 
-  /** Serves what is the host's, or not any more; what is any agent's is served all the time. */
+  /** Serves the host's endpoints, or stops doing so. Endpoints of any agent are served all the time. */
   act(asHost: boolean): void {
     if (this.#isStopped) return;
     this.#asHost = asHost;
@@ -104,7 +107,7 @@ export class Serving {
     }
   }
 
-  /** Subjects of the host that the server does not let the agent serve; null where it does not act as the host. */
+  /** Subjects of the host that the server does not let the agent serve; null if the agent does not act as the host. */
   get refusedOfHost(): readonly string[] | null {
     if (!this.#asHost) return null;
     return [...this.#served]
@@ -112,7 +115,7 @@ export class Serving {
       .map(([{ subject }]) => subject);
   }
 
-  /** Takes nothing new; what has come is answered. */
+  /** Takes no new requests; those that have come are answered. */
   async stop(): Promise<void> {
     this.#isStopped = true;
     const held = [...this.#served.values(), ...this.#control];
@@ -120,15 +123,18 @@ export class Serving {
     await Promise.all(held.map((one) => one.end()));
   }
 
-  /** What dealt with a message threw: whoever asked hears of it, as long as there is a connection. */
+  /** An exception while a message was handled: the caller gets it as an answer, as long as there is a connection. */
   answerFailure(message: Pick<Msg, 'subject' | 'reply'>, cause: unknown): void {
     const { log } = this.#options;
     const { subject } = message;
-    log.error({ subject, error: messageOf(cause) }, 'a message failed outside its operation');
+    log.error(
+      { subject, error: messageOf(cause) },
+      'request failed outside its operation: please report it',
+    );
     try {
       this.#send(message, errorAnswer(cause));
     } catch (error) {
-      log.warn({ subject, error: messageOf(error) }, 'a request cannot be answered');
+      log.warn({ subject, error: messageOf(error) }, 'answer to a request could not be sent');
     }
   }
 
@@ -226,7 +232,7 @@ const requestOf = (message: Msg): BusRequest => ({
   headers: headersOf(message),
 });
 
-/** Client libraries have one inbox a connection, `_INBOX.x`, and below it one subject a request. */
+/** Client libraries have one inbox for each connection, `_INBOX.x`, and below it one subject for each request. */
 const inboxOf = (reply = ''): string => reply.slice(0, reply.lastIndexOf('.') + 1);
 
 const messageOf = (error: unknown): string =>

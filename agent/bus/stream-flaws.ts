@@ -1,9 +1,9 @@
 import { AckPolicy, type ConsumerConfig, RetentionPolicy, type StreamConfig } from 'nats';
 
-// What makes a stream or a consumer that somebody else has made useless for ours, in words; undefined where it can serve.
-// Pure: whoever looks decides what becomes of it.
+// Why a stream or consumer that somebody else has made cannot serve, in words; undefined if it can. Pure: the caller
+// decides what follows.
 
-/** Of a stream in which `needed` should be stored. */
+/** For a stream in which messages on `needed` should be stored. */
 function streamFlaw(found: StreamConfig, needed: string): string | undefined {
   const { name } = found;
   if (found.mirror !== undefined)
@@ -31,7 +31,7 @@ export function jobStreamFlaw(found: StreamConfig, needed: string): string | und
   return `stream ${found.name} has retention ${found.retention}, not workqueue, and ${what}`;
 }
 
-/** Of the consumer that is to deliver the jobs on `filter`. */
+/** For the consumer that should deliver the jobs on `filter`. */
 export function consumerFlaw(found: ConsumerConfig, filter: string): string | undefined {
   const name = found.durable_name ?? found.name ?? '';
   if (found.deliver_subject) return `consumer ${name} is a push consumer: jobs are asked for`;
@@ -49,7 +49,7 @@ export function consumerFlaw(found: ConsumerConfig, filter: string): string | un
   return undefined;
 }
 
-/** Whether one of the stream's subjects takes all that `needed` matches. */
+/** Whether one of the stream's subjects takes every subject that `needed` matches. */
 export const areCovered = ({ subjects }: Pick<StreamConfig, 'subjects'>, needed: string): boolean =>
   (subjects ?? []).some((subject) => covers(subject.split('.'), needed.split('.')));
 

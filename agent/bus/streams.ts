@@ -46,10 +46,10 @@ export const DEFAULT_STREAMS: StreamSettings = {
   jobBytes: 1 << 30,
 };
 
-// An event is published again when its acknowledgement was lost: within one reconnect, as a rule.
+// An event is published again if its acknowledgement was lost: usually within one reconnect.
 const DUPLICATE_WINDOW_MS = 10 * 60_000;
 export const JOBS_PER_SUBJECT = 100_000;
-/** Errors of the library that name the message, and not the connection. */
+/** Errors of the library about the message, and not about the connection. */
 const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
   ErrorCode.MaxPayloadExceeded,
   ErrorCode.BadHeader,
@@ -58,16 +58,20 @@ const OF_THE_MESSAGE: ReadonlySet<string> = new Set([
   ErrorCode.InvalidPayload,
 ]);
 /**
- * Of JetStream's answers: the message is larger than the stream takes, or its headers are (nats-server, errors.json). Its
- * number is no help: 400 stands as well for an account that is full (10002), or a stream that is sealed (10109).
+ * Answers of JetStream: the message, or its headers, are larger than the stream takes (nats-server, errors.json). The
+ * code of the error is no help: 400 also stands for an account that is full (10002), or a stream that is sealed
+ * (10109).
  */
 const TOO_LARGE_FOR_STREAM: ReadonlySet<number> = new Set([10_054, 10_097]);
 
-/** What was made, changed, was there as it should be, or is there in another way, which is left to whoever made it. */
+/**
+ * How a stream or consumer was found: `made` now; `updated` now; `there` as it should be; it `differs`, and is left
+ * as its maker wants it; `unfit` to serve. `voltnet setup` shows this.
+ */
 export interface Ensured {
   readonly name: string;
   readonly outcome: 'made' | 'updated' | 'there' | 'differs' | 'unfit';
-  /** `max_age: 3600000000000, not 43200000000000`; of one that is unfit why it is not used. */
+  /** `max_age: 3600000000000, not 43200000000000`; of an `unfit` one the reason. */
   readonly differences: readonly string[];
 }
 
@@ -75,9 +79,9 @@ export interface Ensured {
 export interface Fleet {
   readonly prefix: string;
   readonly settings: StreamSettings;
-  /** Whose part of their subjects is needed at least; without, all. */
+  /** The host whose subjects the streams must take at least; without it, those of all hosts. */
   readonly host?: string;
-  /** In what a stream that is there is to be as the settings say, too. In everything else its maker has decided. */
+  /** The settings that an existing stream is changed to. Everything else stays as its maker decided. */
   readonly given?: readonly (keyof StreamSettings)[];
 }
 
@@ -107,7 +111,7 @@ const eventStream = ({ prefix, settings }: Fleet): Wanted => ({
   duplicate_window: nanos(Math.min(DUPLICATE_WINDOW_MS, settings.eventAgeSeconds * 1_000)),
 });
 
-/** A full queue refuses new jobs: their senders hear it, while those that were taken stay. */
+/** A full queue refuses new jobs: their senders learn of it, and jobs that were taken stay. */
 const jobStream = ({ prefix, settings }: Fleet): Wanted => ({
   name: jobStreamOf(prefix),
   subjects: [subjects(prefix).allJobs()],
@@ -125,7 +129,7 @@ const jobStream = ({ prefix, settings }: Fleet): Wanted => ({
 const storageOf = ({ storage }: StreamSettings): StorageType =>
   storage === 'file' ? StorageType.File : StorageType.Memory;
 
-/** Finds the event stream, or makes it. Throws NatsError, or BusProblemError where it is missing and cannot be made. */
+/** Finds the event stream, or makes it. Throws NatsError, or BusProblemError if it is missing and cannot be made. */
 export function ensureEventStream(manager: JetStreamManager, fleet: Fleet): Promise<Ensured> {
   const { prefix, host } = fleet;
   const needed = subjects(prefix).events(host === undefined ? {} : { host });
@@ -149,17 +153,19 @@ export function ensureJobStream(manager: JetStreamManager, fleet: Fleet): Promis
   });
 }
 
-/** By the error with which the publication of an event has ended. */
+/** By the error with which the publication of an event ended. */
 export function whyNotStored(error: unknown): WhyNotPublished {
   if (!(error instanceof NatsError)) return 'later';
   if (OF_THE_MESSAGE.has(error.code)) return 'never';
   return TOO_LARGE_FOR_STREAM.has(error.api_error?.err_code ?? 0) ? 'never' : 'later';
 }
 
-/** What JetStream changes of a stream that is there, and an administrator would. */
+/** The parts of an existing stream that JetStream can change, and an administrator would. */
 const CHANGEABLE = ['num_replicas', 'max_age', 'max_bytes'] as const;
 
-/** Of what is wanted the part in which a stream that is there should not differ, and in which it may be changed. */
+/**
+ * The part of the wanted configuration in which an existing stream should not differ, and what of it may be changed.
+ */
 function comparedOf(
   wanted: Wanted,
   settings: Readonly<Record<string, keyof StreamSettings>>,
@@ -175,13 +181,13 @@ interface StreamNeed {
   readonly wanted: Wanted;
   readonly compared: Wanted;
   readonly changeable: ReadonlySet<string>;
-  /** What it was called before names had the prefix. */
+  /** Its name in releases in which names had no prefix. */
   readonly earlier: string;
   readonly needed: string;
   readonly flawOf: (found: StreamConfig) => string | undefined;
 }
 
-/** Makes a stream that is not there; one that is there is changed in what is given, where JetStream allows it. */
+/** Makes a missing stream. An existing one is changed in `changeable`, where JetStream allows it. */
 async function ensureStream(manager: JetStreamManager, need: StreamNeed): Promise<Ensured> {
   const { wanted, earlier, needed } = need;
   const { name } = wanted;
@@ -228,7 +234,7 @@ async function configOf(
   }
 }
 
-/** What is missing is made, or told as missing, with what keeps it from being made. */
+/** Makes what is missing. Throws BusProblemError with the reason why it cannot be made. */
 export async function made(
   problem: BusProblemName,
   name: string,

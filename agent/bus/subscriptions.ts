@@ -9,11 +9,11 @@ export interface Wanted {
   readonly hear: (message: Msg) => void;
 }
 
-/** One subscription of `Subscriptions`, as whoever wants it holds it. */
+/** A subscription of `Subscriptions`, as its user holds it. */
 export interface Held {
-  /** Why nothing is heard there; undefined where it is, and while there is no connection. */
+  /** Why nothing is heard there; undefined if it is heard, or if there is no connection. */
   readonly isRefused: boolean;
-  /** Hears nothing more, but deals with what has come. */
+  /** Hears no more messages; those that have come are handled. */
   end(): Promise<void>;
 }
 
@@ -25,12 +25,12 @@ interface Entry extends Wanted {
 }
 
 const RETRY_FIRST_MS = 500;
-/** So late at most a right that was given is taken up. */
+/** A right that was given is used at most this long after. */
 const RETRY_MOST_MS = 8_000;
 
 /**
- * Subscriptions that stay: made anew with each connection, and tried again where the server refuses them, each for itself,
- * until it takes them. What is refused keeps no other from being heard.
+ * Lasting subscriptions: made again with each connection, and tried again, each by itself, if the server refuses
+ * them. A refused one keeps no other from being heard.
  */
 export class Subscriptions {
   readonly #log: Log;
@@ -42,7 +42,7 @@ export class Subscriptions {
     this.#log = log;
   }
 
-  /** From now on these are on this connection; those on the one before ended with it. */
+  /** Moves all subscriptions to this connection; those of the one before ended with it. */
   useConnection(connection: NatsConnection | undefined): void {
     this.#connection = connection;
     for (const entry of this.#entries) {
@@ -82,14 +82,14 @@ export class Subscriptions {
     return [...new Set(subjects.map(({ subject }) => subject))];
   }
 
-  /** The server has said so of a subject. False where it is none of these. */
+  /** The server has refused a subject. False if it is none of these subscriptions. */
   noteRefused(subject: string): boolean {
     const entries = [...this.#entries].filter((entry) => entry.subject === subject);
     for (const entry of entries) this.#refuse(entry);
     return entries.length > 0;
   }
 
-  /** Resolves when the server has taken or refused all that was asked of it before, or is gone. */
+  /** Resolves when the server has taken or refused every subscription that was sent before, or is gone. */
   settled(): Promise<void> {
     return this.#asked;
   }
@@ -111,11 +111,11 @@ export class Subscriptions {
     this.#asked = Promise.all([this.#asked, this.#confirm(connection, entry)]).then(() => {});
   }
 
-  /** The answer to a ping comes after the refusals of all that was sent before it. */
+  /** The answer to a ping comes after the refusals of everything that was sent before it. */
   async #confirm(connection: NatsConnection, entry: Entry): Promise<void> {
     const { subscription } = entry;
     await Promise.race([connection.flush().catch(() => {}), connection.closed()]);
-    // Where the library did not find whose the refusal is, it comes in turns of this loop that are still queued.
+    // If the library cannot find whose a refusal is, it comes in a later turn of this loop.
     await new Promise((resolve) => setImmediate(resolve));
     if (connection.isClosed() || subscription === undefined) return;
     if (entry.subscription !== subscription) return;

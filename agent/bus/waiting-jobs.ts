@@ -5,11 +5,11 @@ import { JOB_STREAM, jobStreamOf, subjects } from '#protocol/subjects.ts';
 import { consumerIn } from './job-consumer.ts';
 import { areCovered } from './stream-flaws.ts';
 
-/** Jobs of one host that the stream keeps, since nobody has done them yet. */
+/** Jobs of one host that the stream keeps because nobody has done them yet. */
 export interface WaitingJobs {
   readonly host: string;
   readonly jobs: number;
-  /** When the oldest of them was stored; absent where JetStream does not say. */
+  /** When the oldest of them was stored; absent if JetStream does not say. */
   readonly since?: string;
   /** Whether an agent of the host, or `voltnet setup`, has ever made a consumer for it. */
   readonly consumer: boolean;
@@ -22,8 +22,8 @@ const NOT_ENABLED: ReadonlySet<number> = new Set([10_039, 10_076]);
 const NO_RESPONDERS = '503';
 
 /**
- * The jobs that wait, by host: of all hosts that have some, or of one. `maxAgeSeconds`: so long the stream keeps a job, 0
- * for ever. Throws VoltError: NOT_FOUND without the stream, UNAUTHORIZED where the user may not ask.
+ * The waiting jobs by host: of one host, or of all hosts that have some. `maxAgeSeconds`: how long the stream keeps a
+ * job, 0 for ever. Throws VoltError: NOT_FOUND without the stream, UNAUTHORIZED if the user may not ask.
  */
 export async function listWaitingJobs(
   manager: JetStreamManager,
@@ -39,7 +39,7 @@ export async function listWaitingJobs(
   const counts = new Map<string, number>(host === undefined ? [] : [[host, 0]]);
   for (const [subject, jobs] of Object.entries<number>(state.subjects ?? {})) {
     const [, one = ''] = subject.slice(prefix.length + 1).split('.');
-    // Whoever publishes past the protocol can have anything stored.
+    // A sender that ignores the protocol can have anything stored.
     const name = HOST_PATTERN.test(one) ? one : undefined;
     if (name !== undefined) counts.set(name, (counts.get(name) ?? 0) + jobs);
   }
@@ -52,7 +52,9 @@ export async function listWaitingJobs(
   return { hosts, maxAgeSeconds: config.max_age / 1e9 };
 }
 
-/** Takes all jobs of a host out of the stream, undone; answers how many. Throws as `listWaitingJobs`. */
+/**
+ * Takes all jobs of a host out of the stream without doing them; answers how many. Throws as `listWaitingJobs` does.
+ */
 export async function deleteWaitingJobs(
   manager: JetStreamManager,
   prefix: string,
@@ -64,7 +66,7 @@ export async function deleteWaitingJobs(
   return purged;
 }
 
-/** The fleet's stream of jobs, which may be from before its name had the prefix. */
+/** The fleet's stream of jobs, which may be from a time before its name had the prefix. */
 async function jobStreamIn(manager: JetStreamManager, prefix: string): Promise<string> {
   const name = jobStreamOf(prefix);
   if (name === JOB_STREAM) return name;
@@ -84,12 +86,12 @@ async function oldestOf(
   stream: string,
   subject: string,
 ): Promise<string | undefined> {
-  // The API takes it (nats-server 2.9 on); the type of the library leaves it out.
+  // The API accepts this (nats-server 2.9 on); the library's type leaves it out.
   const first = { seq: 1, next_by_subj: subject };
   try {
     return (await manager.streams.getMessage(stream, first)).time.toISOString();
   } catch {
-    // It has just been done, or the user may not look at messages.
+    // The job has just been done, or the user may not look at messages.
     return undefined;
   }
 }

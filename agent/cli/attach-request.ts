@@ -33,9 +33,9 @@ export interface AttachFlags {
 }
 
 /**
- * The request that the flags and the file say, keys of the wire, flags over the file. Only what a flag's
- * own form demands is checked here (numbers, ports, units): the agent checks the request, so that both
- * never disagree about what is valid.
+ * The request from the flags and the file, under the keys of the wire; flags win over the file. Only the form of a
+ * flag is checked here (numbers, ports, units). The agent checks the request, so that the two never disagree about
+ * what is valid.
  */
 export function attachRequest(flags: AttachFlags): AttachRequest {
   const given = flags.file === undefined ? {} : readJsonObject(flags.file);
@@ -109,7 +109,7 @@ export function labelsOf(labels: readonly string[] = []): Record<string, string>
   );
 }
 
-/** A nested object of the file with the flags' keys over it; undefined where neither has any. */
+/** A nested object of the file, with the keys of the flags over it; undefined if neither has any. */
 function merged(given: unknown, flags: Record<string, unknown>): unknown {
   if (Object.keys(flags).length === 0) return given;
   return isRecord(given) ? { ...given, ...flags } : flags;
@@ -117,7 +117,7 @@ function merged(given: unknown, flags: Record<string, unknown>): unknown {
 
 const REQUIRED = ['id', 'workload', 'kind', 'network'] as const;
 
-// Looks at the required keys alone, which the agent would name one at a time. The schema of the rest is the
-// agent's: loading it here would double the time that a command takes.
+// Looks only at the required keys, which the agent would name one at a time. The rest is checked by the agent's
+// schema: to load it here would double the time that a command takes.
 const isAttachRequest = (request: Record<string, unknown>): request is AttachRequest =>
   REQUIRED.every((key) => request[key] !== undefined);

@@ -7,22 +7,22 @@ import { UsageError } from './errors.ts';
 import { ofJetStream, unconnected } from './nats-words.ts';
 import type { Settings } from './settings.ts';
 
-/** A server that has fallen silent is left after so many pings. */
+/** A silent server is left after so many pings. */
 const PING_INTERVAL_MS = 4_000;
 const MAX_PINGS_UNANSWERED = 2;
 
-/** A question to JetStream that had no answer for so long is taken for lost where it may be asked again. */
+/** A question to JetStream without an answer for this long is taken for lost, and asked again where that is allowed. */
 const QUESTION_TIMEOUT_MS = 5_000;
 
 export interface Connected {
   readonly client: VoltNetworkClient;
   readonly settings: Settings;
-  /** Resolves when the server has all that was sent: a subscription made before is active then. */
+  /** Resolves when the server has everything that was sent: a subscription that was made before is active then. */
   readonly flush: () => Promise<void>;
   /**
-   * Lends the manager of JetStream. Its errors come out as VoltError. With `repeated`, work that had no answer to
-   * a question within some seconds is begun again until the command's time is over: a cluster whose leader
-   * changes drops questions. Only for work that may be done twice.
+   * Lends the manager of JetStream. Its errors come out as VoltError. With `repeated`, work that got no answer to a
+   * question within some seconds is begun again, until the command's time is over: a cluster whose leader changes
+   * drops questions. Only for work that may be done twice.
    */
   readonly jetStream: <T>(
     work: (manager: JetStreamManager) => Promise<T>,
@@ -31,9 +31,10 @@ export interface Connected {
 }
 
 /**
- * Connects, lends the client to `work`, and closes whatever came of it. A server that cannot be reached within
- * `timeoutMs` is AGENT_UNAVAILABLE, one that refuses the user is UNAUTHORIZED (`Unasked`), both at once: whoever runs a command wants to know, not to wait. A connection that is lost
- * later is made again with `stay`, for work that has no end of its own.
+ * Connects, lends the client to `work`, and closes the connection afterwards. A server that cannot be reached within
+ * `timeoutMs` is AGENT_UNAVAILABLE, one that refuses the user is UNAUTHORIZED (`Unasked`); both at once, since
+ * whoever runs a command wants to know, and not to wait. With `stay`, for work without an end of its own, a
+ * connection that is lost is made again.
  */
 export async function withClient<T>(
   settings: Settings,
@@ -85,7 +86,7 @@ async function open(settings: Settings, stay: boolean): ReturnType<typeof connec
   const connecting = connect({
     ...connectionOptionsOf(nats),
     name: 'voltnet',
-    // Of each server: all of them are tried in this time.
+    // For each server: all of them are tried within this time.
     timeout: Math.ceil(timeoutMs / servers.length),
     reconnect: stay,
     maxReconnectAttempts: -1,
@@ -102,7 +103,7 @@ async function open(settings: Settings, stay: boolean): ReturnType<typeof connec
 
 const serversOf = ({ nats }: Settings): readonly string[] => parseNatsUrl(nats.url).servers;
 
-/** What takes longer is over: NATS's library has no bound for a look-up in DNS, or an answer to a ping. */
+/** Ends work that takes longer: NATS's library has no limit for a look-up in DNS, or for an answer to a ping. */
 async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
   const { promise: late, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => reject(NatsError.errorForCode(ErrorCode.Timeout)), timeoutMs);

@@ -1,11 +1,11 @@
 import { EXIT } from './exit-codes.ts';
 
-/** The command line, or a file that it names, cannot be used. Nothing was sent. */
+/** The command line, or a file that it names, cannot be used. No request was sent. */
 export class UsageError extends Error {
   readonly code = 'USAGE';
 }
 
-/** `exec` could not start its command; `exitCode` is what a shell exits with for the same reason. */
+/** `exec` could not start its command; `exitCode` is the code with which a shell exits for the same reason. */
 export class ExecError extends Error {
   readonly code = 'EXEC';
   readonly exitCode: typeof EXIT.cannotExecute | typeof EXIT.commandNotFound;

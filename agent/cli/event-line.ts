@@ -2,7 +2,7 @@ import type { VoltEvent } from '#protocol/client.ts';
 import { type Line, marked, type Span } from './page.ts';
 import { isRecord } from './settings.ts';
 
-/** One event on one line: time, type, host, network, what it is about, and how long it took. */
+/** One event on one line: time, type, host, network, subject, and how long the operation took. */
 export function eventLine(event: VoltEvent): Line {
   const { type, host, network, time, body } = event;
   const grave = type === 'failed' || type === 'host-down';

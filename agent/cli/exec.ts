@@ -15,7 +15,9 @@ export interface ExecOptions {
   readonly words: readonly string[];
 }
 
-/** Claims the attachment's descriptors and becomes the command: this returns only by throwing. */
+/**
+ * Claims the attachment's descriptors, and replaces this process by the command. Only a failure returns, by throwing.
+ */
 export async function execClaimed(options: ExecOptions): Promise<never> {
   const { runtimeDir, timeoutMs, id, generation, words } = options;
   const request = { op: 'claim', id, ...(generation !== undefined && { generation }) };

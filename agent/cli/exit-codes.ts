@@ -1,26 +1,29 @@
 import type { VoltError } from '#protocol/errors.ts';
 
 /**
- * What `voltnet` exits with. Stable: scripts branch on these. After `voltnet exec` has started its command
- * the code is the command's own.
+ * The exit codes of `voltnet`. They never change: scripts branch on them. Once `voltnet exec` has started its
+ * command, the code is the command's own.
  */
 export const EXIT = {
   ok: 0,
-  /** The agent answered an error that has no code of its own here. */
+  /** The agent answered with an error that has no code of its own here. */
   failed: 1,
-  /** The command line, a file it names or the request itself is wrong: repeating it cannot help. */
+  /** The command line, a file that it names, or the request itself is wrong: a repeat cannot help. */
   usage: 2,
   /** No agent answered: NATS or JetStream is away, no agent serves this host, or its local socket is not there. */
   unreachable: 3,
   /** What the request names does not exist. */
   notFound: 4,
-  /** Somebody else has it, or it is there with other content. */
+  /** Somebody else has it, or it is attached with other content. */
   conflict: 5,
-  /** The same request may succeed later: retryable errors, and a deadline that passed. */
+  /** The same request may succeed later: a retryable error, or a deadline that has passed. */
   retry: 6,
   /** The agent, or NATS, refuses this caller. */
   denied: 7,
-  /** `check` found differences or could not compare all; `status` found an agent that cannot serve now; `doctor` found a problem. */
+  /**
+   * `check` found differences or could not compare everything; `status` found an agent that cannot serve now;
+   * `doctor` found a problem.
+   */
   differs: 8,
   /** `exec`: the command is there and cannot be executed. */
   cannotExecute: 126,
@@ -54,7 +57,7 @@ const BY_ERROR_CODE: Readonly<Record<string, ExitCode>> = {
   UNAUTHORIZED: EXIT.denied,
 };
 
-/** Unreachable comes first: it is retryable too, and tells a script where to look. */
+/** Unreachable comes first: it is retryable, too, and tells a script where to look. */
 export function exitCodeOf(error: Pick<VoltError, 'code' | 'retryable'>): ExitCode {
   const known = BY_ERROR_CODE[error.code];
   if (known === EXIT.unreachable) return known;

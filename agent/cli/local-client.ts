@@ -5,7 +5,7 @@ import type { HostOperation } from '#protocol/subjects.ts';
 import { askAgent } from './local-socket.ts';
 import type { Settings } from './settings.ts';
 
-/** What one host can be asked, over NATS or its agent's socket. */
+/** Requests to one host, over NATS or over its agent's socket. */
 export type HostClient = Pick<
   VoltNetworkClient,
   'attach' | 'dryRun' | 'detach' | 'update' | 'get' | 'check' | 'list' | 'listAll' | 'listFleet'
@@ -13,7 +13,7 @@ export type HostClient = Pick<
 
 type Method<Name extends keyof HostClient> = HostClient[Name];
 
-/** Asks the agent of this host over its socket, as root: answers and errors are those of the bus. */
+/** Asks the agent of this host over its socket, as root. Answers and errors are the same as on the bus. */
 export class LocalClient implements HostClient {
   readonly #settings: Settings;
 

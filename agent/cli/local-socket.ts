@@ -5,16 +5,16 @@ import { MAX_PACKET_BYTES } from '#native/packet.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { isRecord, socketIn } from './settings.ts';
 
-/** What the agent answered. Whoever disposes of it closes the descriptors that were not taken. */
+/** An answer of the agent. Disposing of it closes the descriptors that were not taken. */
 export interface Reply extends Disposable {
   readonly body: Readonly<Record<string, unknown>>;
   readonly descriptors: readonly Descriptor[];
 }
 
 /**
- * One packet to the agent of this host and its answer. Throws VoltError: what the agent answered,
- * AGENT_UNAVAILABLE where nobody listens, or the answer does not come in time; of a request that was sent nobody knows
- * then whether it was done: DEADLINE_EXCEEDED.
+ * Sends one packet to the agent of this host, and returns its answer. Throws VoltError: the agent's own;
+ * AGENT_UNAVAILABLE if nobody listens, or if a packet that asks for nothing has no answer in time; DEADLINE_EXCEEDED
+ * if a request was sent and has no answer in time, since nobody knows then whether it was done.
  */
 export async function askAgent(options: {
   readonly runtimeDir: string;
@@ -49,7 +49,7 @@ function parse(bytes: Uint8Array, path: string): Readonly<Record<string, unknown
     const value: unknown = JSON.parse(Buffer.from(bytes).toString('utf8'));
     if (isRecord(value)) return value;
   } catch {
-    // Said below, as for any other answer that is none.
+    // An answer that is no object is reported below.
   }
   throw new VoltError('INTERNAL', `${path} answered what is no JSON object`);
 }

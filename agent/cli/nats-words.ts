@@ -1,7 +1,7 @@
 import { type ErrorCode, VoltError } from '#protocol/errors.ts';
 import { fromNatsError } from '#protocol/nats-errors.ts';
 
-// Why NATS cannot be used, as an operator would say it.
+// Why NATS cannot be used, in an operator's words.
 
 /** Codes of the package `nats`, of Node's sockets, of its resolver, and of OpenSSL. */
 const WORDS: readonly (readonly [codes: RegExp, words: string])[] = [
@@ -24,7 +24,7 @@ const TLS = /^(TLS|EPROTO|ERR_(SSL|TLS|OSSL)_|CERT_)/;
 /** JetStream's answers: not enabled for the account, not enabled at all. */
 const NO_JETSTREAM: ReadonlySet<unknown> = new Set([10_039, 10_076]);
 
-/** NATS did not take the question: nobody was asked anything. */
+/** NATS did not take the question: no agent was asked. */
 export class Unasked extends VoltError {}
 
 /** Why there is no connection. */
@@ -39,7 +39,7 @@ export function unconnected(
   return unasked(errorCode, `cannot connect to NATS at ${servers.join(', ')}: ${words}`, cause);
 }
 
-/** Why a question did not reach anybody, where NATS itself says so; undefined for all other errors. */
+/** Why a question did not reach anybody, if NATS itself says so; undefined for all other errors. */
 export function whyUnasked(error: unknown): VoltError | undefined {
   if (error instanceof Unasked) return error;
   return error instanceof VoltError && codeOf(error.cause) === NO_RESPONDERS ? error : undefined;

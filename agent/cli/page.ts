@@ -1,14 +1,14 @@
 import { printable } from '#protocol/printable.ts';
 
-/** How a part of a line is set off where the terminal can. */
+/** How a part of a line is set off on a terminal that can do so. */
 export type Mark = 'strong' | 'faint' | 'bad' | 'good';
 
-/** A piece of text within a line, and all of it is text: the printer escapes what a terminal would act upon. */
+/** A piece of text within a line. The printer escapes everything in it that a terminal would act upon. */
 export type Span = string | { readonly mark: Mark; readonly text: string };
 
 export type Line = Span | readonly Span[];
 
-/** What a command shows to people. No view makes more than this: line feeds and colours are the printer's. */
+/** The output of a command for people. A view makes only this; line feeds and colours are the printer's. */
 export type Page = readonly Line[];
 
 export const marked = (mark: Mark, text: string): Span => ({ mark, text });
@@ -16,8 +16,8 @@ export const marked = (mark: Mark, text: string): Span => ({ mark, text });
 type Value = string | number | undefined;
 
 /**
- * Columns as wide as their widest cell, two spaces apart, no spaces at the end of a line. A cell of `-`
- * stands for what is absent, so that every row has every column and `awk` can count on it.
+ * Columns as wide as their widest cell, two spaces apart, without spaces at the end of a line. An absent value is the
+ * cell `-`, so that every row has every column and `awk` can count on it.
  */
 export function table(header: readonly string[], rows: readonly (readonly Value[])[]): Page {
   const cells = rows.map((row) => header.map((_, column) => cell(row[column])));
@@ -32,7 +32,7 @@ export function table(header: readonly string[], rows: readonly (readonly Value[
   return [marked('strong', line(header)), ...cells.map(line)];
 }
 
-/** One thing, a line per property; properties that are undefined are left out. */
+/** One object, a line for each property; undefined properties are left out. */
 export function details(properties: readonly (readonly [name: string, value: Value])[]): Page {
   const present = properties
     .filter(([, value]) => value !== undefined)

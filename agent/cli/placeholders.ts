@@ -8,7 +8,7 @@ export interface ClaimValues {
   readonly ifname: string;
 }
 
-/** One word of the command with its placeholders replaced. Other braces are the command's own. */
+/** One word of the command with its placeholders replaced. Other braces belong to the command. */
 export function filledIn(word: string, { fds, mac, mtu, ifname }: ClaimValues): string {
   return word.replace(/\{(fd|fds|mac|mtu|ifname)\}/g, (_, name: string) => {
     switch (name) {

@@ -11,8 +11,8 @@ export interface Terminal {
 }
 
 /**
- * The one way from a command to the terminal. Whatever of it came over the bus, or from anywhere else, is text: with
- * `--json` it is escaped within the JSON, else by the line. Nothing else of the command line writes
+ * The one way from a command to the terminal. Everything that came over the bus, or from anywhere else, is text: with
+ * `--json` it is escaped within the JSON, otherwise line by line. No other file of the command line writes
  * (test/agent/cli/raw-writes.test.ts).
  */
 export class Printer {
@@ -41,28 +41,28 @@ export class Printer {
     this.#terminal.write(this.#json ? jsonText(value) : this.#text([forPeople()]));
   }
 
-  /** For people alone, beside the results: standard error, and nothing with `--json`. */
+  /** For people alone, beside the results: on standard error, and not with `--json`. */
   note(line: Line): void {
     if (!this.#json) this.#terminal.writeError(render([line]));
   }
 
-  /** Beside the results, what scripts should know as well: standard error, a line of JSON with `--json`. */
+  /** For people and scripts, beside the results: on standard error, with `--json` as a line of JSON. */
   notice(value: unknown, line: Line): void {
     const text = this.#json ? jsonText(value) : render([line]);
     this.#terminal.writeError(redacted(text));
   }
 
-  /** What went wrong, on standard error: the body of the error with `--json`, else the page. */
+  /** An error, on standard error: with `--json` its body, otherwise the page. */
   complaint(body: unknown, forPeople: () => Page): void {
     this.#terminal.writeError(this.#json ? jsonText(body) : render(forPeople()));
   }
 
-  /** Lines for people whatever `--json` says: help. */
+  /** Lines for people, with `--json` too: help. */
   prose(text: string): void {
     this.#terminal.write(render(linesOf(text)));
   }
 
-  /** The same on standard error: what is wrong with the command line, without the secrets that it may hold. */
+  /** Lines for people on standard error: what is wrong with the command line, without the secrets that it may hold. */
   proseOfError(text: string): void {
     this.#terminal.writeError(render(linesOf(redacted(text))));
   }
@@ -92,7 +92,7 @@ export const hasColours = (
   env: Readonly<Record<string, string | undefined>>,
 ): boolean => isTTY && (env['NO_COLOR'] ?? '') === '' && env['TERM'] !== 'dumb';
 
-// JSON.stringify escapes C0 and lone surrogates, and nothing else that a terminal acts upon.
+// JSON.stringify escapes C0 and lone surrogates, and no other character that a terminal acts upon.
 const jsonText = (value: unknown, indent?: number): string =>
   `${printableLines(JSON.stringify(value, null, indent))}\n`;
 
@@ -103,7 +103,7 @@ export const STANDARD: Terminal = {
   isTTY: () => process.stdout.isTTY,
 };
 
-/** Resolves when all that was written there has been taken. */
+/** Resolves when everything that was written has been taken. */
 export const drained = (): Promise<unknown> =>
   Promise.all(
     [process.stdout, process.stderr].map(

@@ -5,8 +5,8 @@ import { parseSeconds } from './units.ts';
 
 type AddCommands = (program: Command, shell: Shell) => void;
 
-// In the order of the help. Each family of commands is a file, loaded when one of its names is among the
-// words, which takes a third less time than loading all.
+// In the order of the help. Each family of commands is a file that is loaded when one of its names is among the
+// words: a third less time than to load all of them.
 const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promise<AddCommands> }[] =
   [
     {
@@ -46,8 +46,8 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
   ];
 
 /**
- * The command line as far as `words` can need it: the commands whose names occur there, or all of them when
- * none does, and for help.
+ * The command line as far as `words` can need it: the commands whose names occur there; for help, or if none occurs,
+ * all of them.
  */
 export async function createProgram(options: {
   readonly shell: Shell;

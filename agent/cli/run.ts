@@ -8,7 +8,7 @@ import type { Page } from './page.ts';
 import { createProgram } from './program.ts';
 import type { Shell } from './shell.ts';
 
-/** Runs one command line to its end; answers what the process exits with. */
+/** Runs one command line to its end; answers the exit code of the process. */
 export async function run(shell: Shell, words: readonly string[]): Promise<ExitCode> {
   try {
     const program = await createProgram({ shell, version: packageJson.version, words });
@@ -19,9 +19,9 @@ export async function run(shell: Shell, words: readonly string[]): Promise<ExitC
   }
 }
 
-/** Says what went wrong, on standard error, and answers which exit code that is. */
+/** Prints an error on standard error, and answers its exit code. */
 function report(shell: Shell, error: unknown): ExitCode {
-  // Commander has said it already; asking for help or for the version is no error.
+  // Commander has printed it already; a request for help or for the version is no error.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   const known =
     error instanceof UsageError ? new VoltError('INVALID_REQUEST', error.message) : error;
@@ -35,7 +35,7 @@ function complaint(error: unknown): Page {
   const message = error instanceof Error ? error.message : String(error);
   const lines = redacted(message).split('\n');
   const code = error instanceof VoltError ? ` (${error.code})` : '';
-  // A line of somebody else's message does not look like one of ours.
+  // A line of a foreign message must not look like one of ours.
   const indent = error instanceof UsageError ? '' : '  ';
   const page = lines.map((line, n) => (n === 0 ? `voltnet: ${line}` : `${indent}${line}`));
   return [...page.slice(0, -1), `${page.at(-1) ?? ''}${code}`];

@@ -7,18 +7,18 @@ import type { NatsAccess, TlsFiles } from '../bus/nats-access.ts';
 import { CREDENTIAL_KEYS, parseNatsUrl, problemOfUser, SUBJECT } from '../bus/nats-url.ts';
 import { UsageError } from './errors.ts';
 
-/** Where the agent is and how to reach it, from `agent.json`, the environment and flags. */
+/** Where the agent is and how it is reached: from `agent.json`, the environment and flags. */
 export interface Settings {
   /** The host that requests go to. */
   readonly host: string;
-  /** True when a flag or variable named the host; `watch` shows all hosts otherwise. */
+  /** True if a flag or variable named the host; otherwise `watch` shows all hosts. */
   readonly hostGiven: boolean;
-  /** Whether it is the host that the agent of this machine goes by. */
+  /** True if this is the host id of the agent of this machine. */
   readonly isThisHost: boolean;
   /** Over the agent's local socket, and not over NATS. */
   readonly local: boolean;
   readonly nats: NatsAccess & { readonly inboxPrefix: string };
-  /** What variables and agent.json say of `nats.streams`, unchecked. */
+  /** The values of `nats.streams` in variables and agent.json, unchecked. */
   readonly streams: Readonly<Record<string, unknown>>;
   readonly runtimeDir: string;
   readonly subjectPrefix: string;
@@ -42,10 +42,9 @@ const DEFAULT_NATS_URL = 'nats://127.0.0.1:4222';
 const DEFAULT_TIMEOUT_S = 10;
 
 /**
- * Flags win over variables, variables over the file, the file over the defaults of the agent. The file is
- * the agent's own, so that on its host nothing needs to be said twice. It is read without the agent's
- * schema, which would cost more time than the rest of a command: keys that are not used here are not
- * looked at, and the agent refuses to start with wrong ones.
+ * Flags win over variables, variables over the file, the file over the agent's defaults. The file is the agent's own,
+ * so that nothing has to be said twice on its host. It is read without the agent's schema, which would cost more time
+ * than the rest of a command. So unused keys are not looked at here; the agent refuses to start with wrong ones.
  */
 export function loadSettings(
   flags: CommonFlags,
@@ -77,8 +76,8 @@ export function loadSettings(
 }
 
 /**
- * Whoever is named here, by variable or in the address, is not who agent.json names: its credentials and its inbox are the
- * agent's then, and none of them is used.
+ * If a variable or the address names a user, that user is not the one of agent.json. The credentials and the inbox of
+ * agent.json are the agent's then, and none of them is used.
  */
 function natsAccess(
   flags: CommonFlags,
@@ -172,7 +171,7 @@ function tlsFiles(tls: Record<string, unknown>): TlsFiles | null {
 /** The local socket of the agent of this host. */
 export const socketIn = (runtimeDir: string): string => join(runtimeDir, 'agent.sock');
 
-/** What the agent that ran here last goes by, whatever the host's name has become since. */
+/** The host id of the agent that ran here last, whatever the machine is called now. */
 function recordedHost(runtimeDir: string): string | undefined {
   try {
     return readFileSync(join(runtimeDir, 'host'), 'utf8').trim();
@@ -183,7 +182,7 @@ function recordedHost(runtimeDir: string): string | undefined {
 
 const defaultHost = (): string => hostname().replace(/[^A-Za-z0-9_-]/g, '_');
 
-// A dot or a wildcard in the host would address other subjects than the one meant.
+// With a dot or a wildcard, the host would address other subjects than the one that is meant.
 function checkedHost(host: string): string {
   if (/^[A-Za-z0-9_-]{1,64}$/.test(host)) return host;
   throw new UsageError(`"${host}" is no host id: letters, digits, "-" and "_", 64 at most`);
@@ -202,7 +201,7 @@ function readConfig(file: string | undefined): Record<string, unknown> {
   return parseJsonObject(content, name);
 }
 
-/** Throws UsageError, naming `origin`, for what is not one JSON object. */
+/** Throws UsageError, naming `origin`, if the text is not one JSON object. */
 export function parseJsonObject(content: string, origin: string): Record<string, unknown> {
   let value: unknown;
   try {

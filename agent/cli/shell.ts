@@ -14,7 +14,7 @@ export interface Surroundings {
   readonly terminal: Terminal;
 }
 
-/** What every command works with: settings, output, a connection when it asks for one, the exit code. */
+/** What every command works with: settings, output, a connection if it asks for one, the exit code. */
 export class Shell {
   readonly #surroundings: Surroundings;
   #flags: CommonFlags = {};
@@ -33,13 +33,13 @@ export class Shell {
     return loadSettings(this.#flags, this.#surroundings.env);
   }
 
-  /** Results, notes and errors. What is wrong with the command line itself is said in words, also with `--json`. */
+  /** Results, notes and errors. Errors of the command line itself are words, also with `--json`. */
   output(): Printer {
     const { terminal, env } = this.#surroundings;
     return new Printer({ terminal, env, json: this.#flags.json === true });
   }
 
-  /** NATS and the client are loaded here, by the commands that talk to an agent and by no other. */
+  /** NATS and the client are loaded here, and only by commands that talk to an agent. */
   async withClient<T>(
     work: (connected: Connected) => Promise<T>,
     options: { stay?: boolean } = {},
@@ -51,8 +51,8 @@ export class Shell {
   }
 
   /**
-   * The same for what one host is asked: over NATS or, with `--local` and where NATS did not take the question, over the
-   * socket of the agent here. `work` may begin twice, and has asked nobody anything the first time.
+   * As `connected`, for requests to one host: over NATS or, with `--local` or if NATS did not take the question, over
+   * the socket of the agent here. `work` may begin twice; the first time it has asked nobody anything.
    */
   async withHost<T>(
     work: (asked: { readonly client: HostClient; readonly settings: Settings }) => Promise<T>,

@@ -3,7 +3,7 @@ import { UsageError } from './errors.ts';
 const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3_600, d: 86_400 };
 const FACTORS: Readonly<Record<string, number>> = { k: 1e3, M: 1e6, G: 1e9 };
 
-/** The value of a flag that takes a whole number; undefined where the flag is not given. */
+/** The value of a flag that takes a whole number; undefined if the flag is not given. */
 export function wholeNumber(flag: string, text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const number = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN;
@@ -41,7 +41,7 @@ export function age(since: string, now: number): string {
   return `${Math.floor(seconds / 86_400)}d`;
 }
 
-/** The value of a flag that has few; what does not exist is refused by name. */
+/** The value of a flag with few possible values; any other value is refused by name. */
 export function oneOf<Value extends string>(
   flag: string,
   value: string | undefined,

@@ -49,7 +49,7 @@ export const fleetTable = (
     ]),
   );
 
-/** Why a network is shown as it was, and since when. */
+/** Why a network is shown in an earlier state, and of when that is. */
 export const behindLine = (
   { network, asOf, code, message }: FleetListAnswer['behind'][number],
   now: number = Date.now(),
@@ -153,7 +153,7 @@ export const jobTable = (
     ]),
   );
 
-/** What `ledger check` found, one difference a row. */
+/** The findings of `ledger check`, one difference a row. */
 export const ledgerDifferenceTable = (differences: readonly LedgerDifference[]): Page =>
   table(
     ['ID', 'HOST', 'WHAT', 'EXPECTED', 'OBSERVED', 'REPAIRED'],
@@ -187,7 +187,7 @@ export const notComparedLine = ({
 }: NonNullable<CheckAnswer['notCompared']>[number]): Line =>
   `not compared with the ${what}: ${code}: ${message}`;
 
-/** What the agent is about to do about it, one action a row; nothing without actions. */
+/** What the agent is about to do about the differences, one action a row; nothing without actions. */
 export const planTable = (plan: NonNullable<CheckAnswer['plan']> = []): Page =>
   plan.length === 0
     ? []

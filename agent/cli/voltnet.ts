@@ -5,6 +5,6 @@ import { Shell } from './shell.ts';
 const shell = new Shell({ env: process.env, terminal: STANDARD });
 const exitCode = await run(shell, process.argv.slice(2));
 await drained();
-// By itself the process would wait for what a library has left open: a socket to a server that has never said a word, or
-// the look-up of a name.
+// Without this the process would wait for things that a library leaves open: a socket to a silent server, or the
+// look-up of a name.
 process.exit(exitCode);

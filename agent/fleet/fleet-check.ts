@@ -20,18 +20,20 @@ import type { Bus } from '../bus/bus.ts';
 import { SharedRun } from '../schedule/shared-run.ts';
 import { nobodyWaits, type Slices } from '../schedule/slices.ts';
 
-// The rest is for hosts of the last page, and for the cursor.
+// The rest of an answer is for hosts of the last page, and for the cursor.
 const FOUND_SHARE = 1 / 2;
 const HOSTS_AT_ONCE = 16;
-/** Of one answer: whoever asks goes on from there, if he still wants to, and hears meanwhile how far it is. */
+/**
+ * The time for one answer. Whoever asks goes on from its cursor if he still wants to, and hears how far the check is.
+ */
 const RUN_MS = 3_000;
-/** Less than who asks waits by default; a host with very many attachments and much to do takes some seconds. */
+/** Less than a caller waits by default. A host with very many attachments and much to do takes some seconds. */
 const HOST_TIMEOUT_MS = 8_000;
 
 /**
- * Compares the ledger with itself, and with the records and the kernel of every host that lives. Repairs nothing
- * but what is proven: what a lease or the lack of one shows, and leases of which their own host says twice that it
- * has neither record nor device. Whoever asks for the same while one is under way shares the next answer.
+ * Compares the ledger with itself, and with the records and the kernel of every host that lives. Repairs only what is
+ * proven: by a lease, by the lack of one, or by a host that says twice that it has neither record nor device of a
+ * lease of its own. Whoever asks for the same check while one is under way shares the next answer.
  */
 export class FleetCheck {
   readonly #ledger: Ledger;
@@ -44,7 +46,7 @@ export class FleetCheck {
     this.#check(askOf(key), signal),
   );
 
-  /** `runMs`: after so long it answers how far it is. */
+  /** `runMs`: after this time the check answers how far it is. */
   constructor(options: {
     ledger: Ledger;
     bus: () => Pick<Bus, 'request'>;
@@ -63,8 +65,8 @@ export class FleetCheck {
   }
 
   /**
-   * A `LedgerCheckAnswer`, with a cursor where there is more to check than a run may take; DEADLINE_EXCEEDED where there
-   * is none by then (`performance.now()` time). INVALID_REQUEST for a cursor that none has answered.
+   * A `LedgerCheckAnswer`, with a cursor if there is more to check than one run may take. DEADLINE_EXCEEDED if there
+   * is no answer by `deadline` (`performance.now()` time). INVALID_REQUEST for a cursor that no answer had.
    */
   async check(
     { repair = false, cursor }: { repair?: boolean | undefined; cursor?: string | undefined },
@@ -85,7 +87,7 @@ export class FleetCheck {
     return this.#slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
-  /** Answers where it stopped, if not at the end. */
+  /** Answers where it stopped; undefined at the end. */
   async #compareLedger(
     found: Found,
     { repair, from }: { repair: boolean; from: AuditPosition },
@@ -110,7 +112,7 @@ export class FleetCheck {
     return undefined;
   }
 
-  /** The same of every host that lives, some at once, by name. */
+  /** Checks every host that lives, some at once, in the order of their names. */
   async #compareHosts(
     found: Found,
     { repair, from }: { repair: boolean; from: string },
@@ -143,13 +145,13 @@ export class FleetCheck {
     return undefined;
   }
 
-  /** What a host finds different; null when it does not answer. */
+  /** The differences that a host finds; null if the host does not answer. */
   async #ask(host: string): Promise<CheckAnswer | null> {
     const subject = subjects(this.#subjectPrefix).host(host, 'check');
     try {
       const reply = await this.#bus().request(subject, encode({}), HOST_TIMEOUT_MS);
       const answer = decodeAnswer(reply);
-      // One that could not ask the ledger has compared nothing with it.
+      // A host that could not ask the ledger has not compared anything with it.
       return IS_ANSWER.check(answer) && answer.notCompared === undefined ? answer : null;
     } catch {
       return null;
@@ -157,8 +159,9 @@ export class FleetCheck {
   }
 
   /**
-   * Ends leases of which their host has neither record nor device, also when it is asked again, of this very
-   * generation. One of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it ended.
+   * Ends leases of which their host has neither record nor device, if the host says so again, and of this very
+   * generation. A lease of an earlier boot is kept on purpose (`onReboot`): only its owner knows. Answers what it
+   * ended.
    */
   async #release(
     { host, machineId, agentId, bootId }: HostRecord,
@@ -179,7 +182,7 @@ export class FleetCheck {
       if (generation === undefined || again.get(id) !== generation) continue;
       const lease = await this.#ledger.getLease(id).catch(() => null);
       if (lease?.generation !== generation || lease.bootId !== bootId) continue;
-      // In the name of the machine that was asked: another may have the host id by now.
+      // In the name of the machine that was asked: meanwhile another machine may have the host id.
       const releasing = this.#ledger.release({
         ...{ id, generation, host, machineId, agentId, bootId },
         cool: true,
@@ -197,7 +200,7 @@ interface Ask {
   readonly from: LedgerCheckPosition;
 }
 
-/** Out of what those share who ask for the same: `look`, or `repair`, and the cursor after a space. */
+/** Parses the key that callers of the same check share: `look` or `repair`, and the cursor after a space. */
 function askOf(key: string): Ask {
   const [what, cursor = ''] = key.split(/ (.*)/s);
   return { repair: what === 'repair', from: cursor === '' ? START : positionOf(cursor) };
@@ -212,7 +215,7 @@ function positionOf(cursor: string): LedgerCheckPosition {
   }
 }
 
-/** What the answer of a check that goes on says beside what it found. */
+/** What the answer of an unfinished check says beside what it found. */
 function partOf(
   next: LedgerCheckPosition,
 ): Pick<LedgerCheckAnswer, 'inSync' | 'cursor' | 'progress'> {
@@ -232,7 +235,7 @@ function generationOfLeaked({ what, observed }: Difference): number | undefined 
   return typeof observed.generation === 'number' ? observed.generation : undefined;
 }
 
-/** What the ledger refuses is not repaired; all that was found is answered none the less. */
+/** If the ledger refuses a repair, the check still answers all that it found. */
 const done = (repairing: Promise<boolean>): Promise<boolean> =>
   repairing.catch((error: unknown) => {
     if (error instanceof VoltError) return false;
@@ -242,7 +245,7 @@ const done = (repairing: Promise<boolean>): Promise<boolean> =>
 /** As many differences and names of hosts as an answer holds. */
 class Found {
   readonly #differences: LedgerDifference[] = [];
-  /** Whose records and kernels were compared, and whose not. */
+  /** The hosts whose records and kernels were compared, and those whose were not. */
   readonly #hosts: Record<'checked' | 'silent', string[]> = { checked: [], silent: [] };
   readonly #answerBytes: number;
   #bytes = 0;
@@ -265,7 +268,7 @@ class Found {
     else this.#truncated = true;
   }
 
-  /** No more is to be looked at before this is answered. */
+  /** True when nothing more may be checked before this is answered. */
   get isFull(): boolean {
     return this.#bytes > (this.#answerBytes * FOUND_SHARE) / 2;
   }
@@ -276,7 +279,7 @@ class Found {
     this.#truncated = true;
   }
 
-  /** What a host has found, with a pause after each. */
+  /** The differences that a host has found, with a pause after each. */
   *addOf(
     host: string,
     differences: readonly Difference[],

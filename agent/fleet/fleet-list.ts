@@ -11,7 +11,7 @@ import type { Followers } from './followers.ts';
 import { nobodyWaits, type Slices } from '../schedule/slices.ts';
 import type { LedgerWatermark } from './ledger-watermark.ts';
 
-/** A page ends after so long, that its caller has an answer while networks are read for the first time. */
+/** A page ends after this time, so that its caller has an answer while networks are read for the first time. */
 const PAGE_MS = 1_000;
 /** What of a deadline is left for the answer. */
 const ANSWER_MS = 250;
@@ -33,9 +33,9 @@ export interface FleetListOptions {
 type Behind = FleetListAnswer['behind'][number];
 
 /**
- * Whatever is attached in the fleet, by network and id, out of followers. What it shows is at most a heartbeat's period old,
- * or `behind` says since when it is, and why. It leaves out no network: where nothing is known of one, the list fails as
- * the ledger does.
+ * Everything that is attached in the fleet, in the order of networks and ids, read from followers. What it shows is
+ * at most a heartbeat's period old; otherwise `behind` says since when, and why. It leaves out no network: if nothing
+ * is known of one, the list fails with the error of the ledger.
  */
 export class FleetList {
   readonly #options: FleetListOptions;
@@ -66,7 +66,7 @@ export class FleetList {
     return page.encoded();
   }
 
-  /** Their names in order, for a first page as the ledger has them now. */
+  /** The names of the networks in order; for a first page as the ledger has them now. */
   async #networks(
     { network, cursor }: FleetListRequest,
     deadline: number,
@@ -87,7 +87,10 @@ export class FleetList {
     return watermark.networks.map((one) => one.network.network).toSorted();
   }
 
-  /** Until it shows what is true now; else why it does not, or throws that where it knows nothing. */
+  /**
+   * Resolves when the follower shows what is true now, or with the reason why it does not. Throws that reason if the
+   * follower knows nothing.
+   */
   async #bring(follower: Follower, deadline: number): Promise<Behind | undefined> {
     const { network, asOf = -Infinity } = follower;
     const isFresh = performance.now() - asOf < this.#options.heartbeatSeconds * 1_000;
@@ -165,12 +168,12 @@ interface Wanted extends Pick<FleetListRequest, 'workload' | 'kind'> {
   readonly most: number;
 }
 
-/** The first ones by id, with a pause after each that is looked at: a network may have very many. */
+/** The first attachments in the order of their ids, with a pause after each: a network may have very many. */
 function* firstOf(
   leases: ReadonlyMap<string, Lease>,
   { after, workload, kind, most }: Wanted,
 ): Steps<readonly Lease[]> {
-  // By id: one that is replaced meanwhile may come again.
+  // By id: an attachment that is replaced meanwhile may come again.
   let found = new Map<string, Lease>();
   let last: string | undefined;
   const cut = (): Lease[] => {

@@ -5,13 +5,16 @@ import { type Followed, Follower } from '#ipam-store/follower.ts';
 export interface FollowersOptions {
   readonly ledger: Followed;
   readonly subjectPrefix: string;
-  /** Has doorbells of a subject heard, and so `nudge` called, until what it answers is called. */
+  /** Listens to the notices of a subject, and calls `nudge` for each, until the returned function is called. */
   readonly listen: (subject: string) => () => void;
 }
 
-/** Nobody has asked for it for so long: it is followed no more. */
+/** A network that nobody has asked for during this time is followed no more. */
 const IDLE_MS = 5 * 60_000;
-/** Networks that are followed at a time, and leases in them: beyond, the one asked for longest ago goes. */
+/**
+ * How many networks are followed at a time, and how many leases in them. Above that the network that was asked for
+ * longest ago is dropped.
+ */
 const MAX_FOLLOWED = 32;
 const MAX_LEASES = 100_000;
 /** Of one heartbeat. */
@@ -25,12 +28,12 @@ interface Entry {
 }
 
 /**
- * Followers of the networks that somebody has asked for in the last minutes. They hear doorbells, and what heartbeats say of
- * doorbells that were lost.
+ * Followers of the networks that somebody has asked for in the last minutes. They hear notices of changes; heartbeats
+ * tell of changes whose notice was lost.
  */
 export class Followers {
   readonly #options: FollowersOptions;
-  /** By network; first the one asked for longest ago. */
+  /** By network; the one that was asked for longest ago comes first. */
   readonly #entries = new Map<string, Entry>();
   /** What the heartbeat under way names. */
   #named: { readonly at: number; readonly positions: ReadonlyMap<string, string> } | undefined;
@@ -39,7 +42,7 @@ export class Followers {
     this.#options = options;
   }
 
-  /** The follower of a network, from now on if there was none. */
+  /** The follower of a network; it begins now if there was none. */
   of(network: string): Follower {
     const entry = this.#entries.get(network) ?? this.#begin(network);
     this.#entries.delete(network);
@@ -81,7 +84,7 @@ export class Followers {
     for (const network of networks) this.#entries.get(network)?.follower.nudge();
   }
 
-  /** What the next heartbeat says of them: those named longest ago. */
+  /** The networks that the next heartbeat names: those that were named longest ago. */
   follows(): { readonly follows?: Readonly<Record<string, string>> } {
     this.#endSome();
     const next = [...this.#entries.values()]

@@ -10,14 +10,14 @@ export interface HostListOptions {
   readonly log: Log;
 }
 
-/** Keeps the list of hosts that this host has seen as the ledger has it, and tells it to one that has lost it. */
+/** Keeps the list of hosts as the ledger has it, and tells it to a ledger that has lost it. */
 export class HostList {
   readonly #options: HostListOptions;
   constructor(options: HostListOptions) {
     this.#options = options;
   }
 
-  /** The list as this answer tells it, or as it was read: the ledger says whose turn that is. */
+  /** Applies the list of a heartbeat's answer, or reads it: the ledger says whose turn to read it is. */
   async note({ seen, list, some, behind }: Pulse): Promise<void> {
     const { watermark, ledger, log } = this.#options;
     const news = list && listAfter(watermark.seen, list);
@@ -26,13 +26,19 @@ export class HostList {
     try {
       await watermark.note(watermark.seen, await ledger.readHosts(watermark.seen));
     } catch (error) {
-      log.warn({ error: String(error) }, 'the list of hosts is not read yet');
+      log.warn(
+        { error: String(error) },
+        'the list of hosts could not be read from the ledger: trying again',
+      );
     }
   }
 
   async tell(): Promise<void> {
     const { self, suspectAfterSeconds, ledger, watermark, log } = this.#options;
     await ledger.tellHosts({ ...self, suspectAfterSeconds }, watermark.seen);
-    log.info({ hosts: watermark.seen.hosts.length }, 'the list of hosts was told');
+    log.info(
+      { hosts: watermark.seen.hosts.length },
+      'the ledger was told the list of hosts that it had lost',
+    );
   }
 }

@@ -27,24 +27,24 @@ const identitySchema = z.object({
 
 /** Whose a state folder is. */
 export interface Identity {
-  /** Made at the first start: two machines of one image are told apart by it, unless it is in the image. */
+  /** Made at the first start. It tells two machines of one image apart, unless it is in the image. */
   readonly agentId: string;
   /** /etc/machine-id as it was then. */
   readonly machineId: string;
-  /** The host id that leases and records are under. */
+  /** The host id under which leases and records are kept. */
   readonly host: string;
-  /** What the last HOST_CONFLICT said that this agent has to yield to, as long as it is refused. */
+  /** The machine that this agent has to yield to, as the last HOST_CONFLICT named it, for as long as it is refused. */
   readonly yieldsTo?: string | undefined;
-  /** What `voltnet host rename` has begun and not ended. */
+  /** The new host id of a `voltnet host rename` that has begun and not ended. */
   readonly renamingTo?: string | undefined;
 }
 
-/** The state folder is another's, or of another host. The message says what an operator has to do. */
+/** The state folder belongs to another machine or another host. The message says what an operator has to do. */
 export class IdentityError extends Error {
   override readonly name = 'IdentityError';
 }
 
-/** Undefined where the folder has none, or is not there. IdentityError where it cannot be read. */
+/** Undefined if the folder has no identity, or is not there. IdentityError if the identity cannot be read. */
 export function readIdentity(stateDir: string): Identity | undefined {
   const path = join(stateDir, IDENTITY_FILE);
   try {
@@ -62,7 +62,7 @@ export function readIdentity(stateDir: string): Identity | undefined {
   }
 }
 
-/** Outlives a crash of the machine: written, synced, renamed. */
+/** Survives a crash of the machine: written, synced, renamed. */
 export function writeIdentity(stateDir: string, identity: Identity): void {
   const path = join(stateDir, IDENTITY_FILE);
   const text = `${JSON.stringify({ version: VERSION, ...identity })}\n`;
@@ -81,8 +81,9 @@ function syncFolder(path: string): void {
 }
 
 /**
- * The configuration with the host id that this machine is recorded under, in place of a default that has changed with the
- * host name. IdentityError where `host` was given and is another: leases and records are renamed on purpose alone.
+ * The configuration, with the host id that this machine is recorded under in place of a default that has changed with
+ * the machine's name. IdentityError if `host` was given and is another: leases and records are renamed only on
+ * purpose.
  */
 export function asRecorded(config: Config): Config {
   const recorded = readIdentity(config.stateDir);
@@ -111,8 +112,8 @@ function withHost(config: Config, host: string): Config {
 }
 
 /**
- * Whose the state folder is, for an agent that holds the lock: made where it is missing. IdentityError where it is of
- * another machine, or has records of another host; nothing was made or changed then.
+ * Whose the state folder is, for an agent that holds the lock; made if it is missing. IdentityError if the folder is
+ * of another machine, or has records of another host; then nothing was made or changed.
  */
 export function keepIdentity(config: Config, { machineId }: { machineId: string }): Identity {
   const { host, runtimeDir, stateDir } = config;
@@ -137,7 +138,7 @@ function refuseCopy(stateDir: string, { machineId, host }: Identity, own: string
   );
 }
 
-/** What an agent before 1.7 has left says whose it is by its records alone. */
+/** Agents before 1.7 have left no identity: their records alone say whose the folder is. */
 function refuseRecords(folder: string, host: string): void {
   for (const name of namesIn(folder)) {
     const other = hostOfRecord(join(folder, name));
@@ -159,7 +160,7 @@ function namesIn(folder: string): string[] {
 
 const recordSchema = z.object({ attachment: z.object({ host: z.string() }) });
 
-/** Undefined for a record of an attach that did not come to its end, and what is no record. */
+/** Undefined for a record of an unfinished attach, and for a file that is no record. */
 function hostOfRecord(path: string): string | undefined {
   try {
     return recordSchema.safeParse(JSON.parse(readFileSync(path, 'utf8'))).data?.attachment.host;
@@ -168,7 +169,7 @@ function hostOfRecord(path: string): string | undefined {
   }
 }
 
-/** For the command line, also of users who cannot read the state folder. */
+/** For the command line, whose users may not be able to read the state folder. */
 export function noteHost(runtimeDir: string, host: string): void {
   writeFileSync(join(runtimeDir, HOST_FILE), `${host}\n`, { mode: 0o644 });
 }

@@ -15,7 +15,9 @@ import type { Log } from '../log.ts';
 const VERSION = 1;
 const LEDGER_FILE = 'ledger.json';
 const NETWORKS_FILE = 'networks.json';
-/** Counters that only grow are stored this rarely: records hold the generations of what lives. */
+/**
+ * Counters that only grow are stored no more often than this: records hold the generations of everything that lives.
+ */
 const COUNTERS_MS = 60_000;
 /** A generation is epoch · 2³² + n. */
 const EPOCH_UNIT = 2 ** 32;
@@ -31,14 +33,14 @@ const ledgerSchema = z.object({
 const networksSchema = z.object({
   version: z.literal(VERSION),
   revision: counter,
-  // Of an earlier release there is none, and all are read again.
+  // An earlier release stored none; then all networks are read again.
   epoch: z.string().optional(),
   networks: z.array(z.object({ revision: counter, network: z.unknown() })),
 });
 
 /**
  * What this host has seen of the ledger, in the state folder: the newest counters and list of hosts that an answer
- * held, and every network. By it a Redis that came back empty or older is found out, and filled again.
+ * held, and every network. With it the hosts notice that a Redis has come back empty or older, and fill it again.
  */
 export class LedgerWatermark {
   readonly #folder: string;
@@ -56,7 +58,7 @@ export class LedgerWatermark {
     this.#log = options.log;
   }
 
-  /** Reads the state folder. What cannot be read is set aside and reported, and has not been seen. */
+  /** Reads the state folder. A file that cannot be read is set aside and reported, and counts as never seen. */
   load(): void {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
     this.#read(LEDGER_FILE, (value) => {
@@ -89,19 +91,23 @@ export class LedgerWatermark {
     return this.#networksRevision;
   }
 
-  /** The epoch of the ledger in which they were read. */
+  /** The epoch of the ledger in which the networks were read. */
   get networksEpoch(): string | undefined {
     return this.#networksEpoch;
   }
 
-  /** A generation that was granted to this host. It reaches the disk with its record, and one day with the counters. */
+  /**
+   * Notes a generation that was granted to this host. It reaches the disk with its record, and later with the
+   * counters.
+   */
   noteGeneration(generation: number): void {
     if (generation > this.#seen.generation) this.#seen = { ...this.#seen, generation };
   }
 
   /**
-   * What an answer held. Resolves when a new list of hosts, or epoch, is on disk: only then is a list told to have been
-   * seen, since others rely on it. Where the disk refuses, that is logged, and the list has not been seen.
+   * Notes what an answer held. Resolves when a new list of hosts, or a new epoch, is on disk: only then does this
+   * host say that it has seen the list, since others rely on that. If the disk refuses, that is logged, and the list
+   * counts as not seen.
    */
   async note({ generation, revision }: Pulse['seen'], list?: HostList): Promise<void> {
     this.noteGeneration(generation);
@@ -111,7 +117,7 @@ export class LedgerWatermark {
     if (list !== undefined || isNewEpoch || (isOld && this.#hasNews())) await this.#store(list);
   }
 
-  /** Before the agent ends: what was not worth a write of its own. */
+  /** Before the agent ends: stores what was not worth a write of its own. */
   async close(): Promise<void> {
     if (this.#hasNews()) await this.#store();
   }
@@ -135,7 +141,7 @@ export class LedgerWatermark {
     readonly epoch: string;
     readonly networks: readonly NetworkRecord[];
   }): Promise<void> {
-    // One that was put, or used, while these were read is newer than they are.
+    // A network that was put or used while these were read is newer than they are.
     const named = new Set(read.networks.map(({ network }) => network.network));
     const newer = this.#networks.filter(
       ({ network, revision }) => revision > read.revision && !named.has(network.network),
@@ -146,13 +152,13 @@ export class LedgerWatermark {
     await this.#write(NETWORKS_FILE, { ...read, networks: this.#networks });
   }
 
-  /** One network that this host has put, or is about to use. */
+  /** Notes one network that this host has put, or is about to use. */
   noteNetwork({ network, revision }: NetworkRecord): void {
     const name = network.network;
     const known = this.#networks.find((one) => one.network.network === name);
     if ((known?.revision ?? 0) >= revision) return;
     const others = this.#networks.filter((one) => one !== known);
-    // What is read after the next heartbeat, and has this in it, is what reaches the disk.
+    // It reaches the disk when it is read after the next heartbeat.
     this.#networks = [...others, { network, revision }];
     this.#noteRevision(revision);
   }
@@ -168,11 +174,14 @@ export class LedgerWatermark {
     } catch (error) {
       if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return;
       renameSync(path, `${path}.corrupt`);
-      this.#log.error({ file: path, error: String(error) }, 'set aside: it cannot be read');
+      this.#log.error(
+        { file: path, error: String(error) },
+        'watermark file set aside: it cannot be read',
+      );
     }
   }
 
-  /** Outlives a crash of the machine: written, synced, renamed. False where the disk refuses. */
+  /** Survives a crash of the machine: written, synced, renamed. False if the disk refuses. */
   async #write(name: string, value: object): Promise<boolean> {
     const path = join(this.#folder, name);
     try {
@@ -186,7 +195,7 @@ export class LedgerWatermark {
       await rename(`${path}.tmp`, path);
       return true;
     } catch (error) {
-      this.#log.error({ file: path, error: String(error) }, 'cannot be written');
+      this.#log.error({ file: path, error: String(error) }, 'watermark file not written to disk');
       return false;
     }
   }

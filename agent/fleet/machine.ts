@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 
 const MACHINE_ID_FILE = '/etc/machine-id';
 const BOOT_ID_FILE = '/proc/sys/kernel/random/boot_id';
-/** What an image has until its first boot (machine-id(5)), and what no machine has. */
+/** The content of the file in an image before its first boot (machine-id(5)), and a value that no machine has. */
 const NOBODY = /^(uninitialized|0+)$/;
 /** What the ledger takes for a machine id. */
 const TOKEN = /^[\x21-\x7e]{1,128}$/;
@@ -12,7 +12,7 @@ export class MachineError extends Error {
   override readonly name = 'MachineError';
 }
 
-/** Which machine this is, and which of its boots. MachineError where /etc/machine-id does not say. */
+/** Which machine this is, and which of its boots. MachineError if /etc/machine-id does not say. */
 export function readMachine(): { readonly machineId: string; readonly bootId: string } {
   const machineId = wordIn(MACHINE_ID_FILE);
   if (machineId === '') refuse('is empty');

@@ -8,22 +8,22 @@ export interface NetworkRevisionsOptions {
   readonly host: string;
   readonly ledger: Ledger;
   readonly watermark: LedgerWatermark;
-  /** Makes of what is there what the networks say. */
+  /** Changes the attachments and bridges of this host as the networks say now. */
   readonly apply: Edits['apply'];
-  /** The networks of whose bridges this host has one. */
+  /** The networks whose bridge is on this host. */
   readonly bridged: () => readonly string[];
   readonly log: Log;
 }
 
-/** What an answer of the ledger says: of which revision the networks are, and in which epoch. */
+/** From an answer of the ledger: the revision of its last change of a network, and its epoch. */
 export interface Told {
   readonly revision: number;
   readonly epoch: string;
 }
 
 /**
- * Keeps what this host knows of networks, and what it has made of them, as the ledger has it: reads what has changed,
- * and applies it to the attachments and bridges that are there.
+ * Keeps the networks that this host knows up to date with the ledger: reads what has changed, and applies it to the
+ * attachments and bridges of this host.
  */
 export class NetworkRevisions {
   readonly #options: NetworkRevisionsOptions;
@@ -34,20 +34,20 @@ export class NetworkRevisions {
     this.#options = options;
   }
 
-  /** The revision up to which all that has changed is applied; undefined before anything was read. */
+  /** The revision up to which all changes are applied; undefined before anything was read. */
   get applied(): number | undefined {
     return this.#applied;
   }
 
-  /** The networks of which this host has something without attachments. */
+  /** The networks that have something on this host, and no attachments here. */
   get bridged(): readonly string[] {
     return this.#options.bridged();
   }
 
   /**
-   * Reads what has changed since this host has read last: changes alone, or all networks where the ledger has begun
-   * another epoch. A recovery may bring back what was gone, under revisions of before. Resolves when it is read; it is
-   * applied after that, and where that fails, again with the next heartbeat.
+   * Reads what has changed since the last time: only the changes, or all networks if the ledger has begun another
+   * epoch, since a recovery may bring back networks under older revisions. Resolves when it is read. It is applied
+   * after that; if that fails, it is applied again with the next heartbeat.
    */
   async follow(told: Told): Promise<void> {
     const { watermark } = this.#options;
@@ -110,14 +110,17 @@ export class NetworkRevisions {
     return (await ledger.networkChanges(revision, host)).letGo;
   }
 
-  /** Rejects never: what could not be applied is tried again, and `check` tells of it. */
+  /** Never rejects: what could not be applied is tried again, and `check` reports it. */
   async #apply(revision: number, letGo: readonly LetGo[]): Promise<void> {
     const { watermark, apply, log } = this.#options;
     try {
       await apply(watermark.networks, letGo);
       this.#applied = revision;
     } catch (error) {
-      log.error({ revision, error: String(error) }, 'a change of networks is not applied yet');
+      log.error(
+        { revision, error: String(error) },
+        'changed networks could not be applied on this host: trying again',
+      );
     }
   }
 }

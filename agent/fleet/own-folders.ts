@@ -1,8 +1,8 @@
 import { chmodSync, mkdirSync, realpathSync, type Stats, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 
-// The runtime folder has the lock and the socket, the state folder what this host knows of the ledger. Whoever else
-// can write there can start a second agent beside the first, or tell the next one lies.
+// The runtime folder has the lock and the socket, the state folder what this host knows of the ledger. Somebody else
+// who can write there can start a second agent beside the first, or leave false records for the next one.
 
 const ROOT = 0;
 const OTHERS_WRITE = 0o022;
@@ -17,8 +17,8 @@ export class FolderError extends Error {
 }
 
 /**
- * Makes a folder that is not there, with exactly this mode, and looks at one that is: FolderError where somebody else
- * owns it or can write to it, or can put another one in its place.
+ * Makes a missing folder with exactly this mode, and checks one that is there: FolderError if somebody else owns it,
+ * can write to it, or can put another folder in its place.
  */
 export function ownFolder(key: string, path: string, mode: number): void {
   // What mkdir makes is subject to the umask.
@@ -33,7 +33,7 @@ export function ownFolder(key: string, path: string, mode: number): void {
   for (let above = dirname(real), below = real; above !== below;) {
     const stat = statSync(above);
     const foreign = stat.uid !== uid && stat.uid !== ROOT;
-    // Below a sticky folder, /tmp, nobody can rename what is another's.
+    // Below a sticky folder such as /tmp nobody can rename folders of others.
     const open = (stat.mode & OTHERS_WRITE) !== 0 && (stat.mode & STICKY) === 0;
     const why = foreign ? `belongs to uid ${stat.uid}` : `has mode ${modeOf(stat)}`;
     if (foreign || open) refuse(key, real, `can be replaced by others: ${above} ${why}`);

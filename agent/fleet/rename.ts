@@ -13,7 +13,7 @@ import { ownFolder } from './own-folders.ts';
 export interface Renamed {
   readonly from: string;
   readonly to: string;
-  /** Leases that have moved in the ledger; null where it has none of this machine under the old id. */
+  /** The leases that have moved in the ledger; null if it has none of this machine under the old id. */
   readonly moved: number | null;
   /** Records that have been written anew. */
   readonly records: number;
@@ -31,10 +31,11 @@ const READY_TIMEOUT_MS = 10_000;
 const POLL_MS = 50;
 
 /**
- * Gives this host, whose agent must not run, another id: in the ledger, in its records, in its state folder. What was cut
- * short goes on with the next call, and until then no agent starts here. The id may be the one it has, where the machine
- * has another (/etc/machine-id). IdentityError where there is nothing to rename; VoltError HOST_ALIVE while an agent runs or
- * the ledger hears the host, HOST_CONFLICT where the new id is taken: nothing is changed then.
+ * Gives this host another id: in the ledger, in its records, in its state folder. Its agent must not run. A renaming
+ * that was cut short goes on with the next call, and until then no agent starts here. The id may be the present one,
+ * if the machine has another /etc/machine-id. Nothing is changed when this throws: IdentityError if there is nothing
+ * to rename, VoltError HOST_ALIVE while an agent runs or the ledger hears the host, HOST_CONFLICT if the new id is
+ * taken.
  */
 export async function renameHost(options: RenameOptions): Promise<Renamed> {
   const { config, machineId, to } = options;
@@ -43,16 +44,16 @@ export async function renameHost(options: RenameOptions): Promise<Renamed> {
   using _lock = exclusive(runtimeDir);
   const identity = identityOf(stateDir, to);
   await using ledger = await openLedger(config);
-  // From here on it has to come to its end: what of it the ledger has done is not known before it answers.
+  // From here on the renaming has to end: until the ledger answers, nobody knows what it has done.
   writeIdentity(stateDir, { ...identity, renamingTo: to });
   const isRefused = identity.yieldsTo !== undefined;
-  // What the ledger has under the old id is another machine's then.
+  // The leases that the ledger has under the old id are another machine's then.
   const moved = isRefused ? null : await moveLeases(ledger.ledger, identity, options);
   let records = 0;
   for (const folder of [runtimeDir, stateDir]) {
     records += rewriteRecords(join(folder, 'attachments'), identity.host, to);
   }
-  // The machine that it was copied from has the agent id, too.
+  // The machine that this one was copied from has the agent id, too.
   const agentId = isRefused ? randomUUID() : identity.agentId;
   writeIdentity(stateDir, { agentId, machineId, host: to });
   noteHost(runtimeDir, to);
@@ -101,7 +102,7 @@ async function openLedger(config: Config): Promise<AsyncDisposable & { ledger: L
   return { ledger, [Symbol.asyncDispose]: () => ledger.close() };
 }
 
-/** A host that was stopped just now is waited for until the ledger takes it for silent. */
+/** If the host was stopped just now, waits until the ledger takes it for silent. */
 async function moveLeases(
   ledger: Ledger,
   identity: Identity,
@@ -123,7 +124,7 @@ async function moveLeases(
         await sleep(wait);
         continue;
       }
-      // The ledger has said that it has changed nothing.
+      // The ledger has said that it changed nothing.
       const isRefused = code === 'HOST_ALIVE' || code === 'HOST_CONFLICT';
       if (isRefused) writeIdentity(stateDir, identity);
       throw error;
@@ -136,7 +137,7 @@ const recordSchema = z.looseObject({
   kept: z.looseObject({ host: z.string() }).optional(),
 });
 
-/** What the host of a record is, in all of its places. What cannot be read the agent sets aside, as ever. */
+/** Changes the host of a record, in all places. The agent sets a record aside that cannot be read. */
 function rewriteRecords(folder: string, from: string, to: string): number {
   let written = 0;
   for (const name of recordsIn(folder)) {

@@ -26,7 +26,7 @@ export interface SessionOptions {
   >;
   /** What this host knows of networks. */
   readonly revisions: Pick<NetworkRevisions, 'follow' | 'applied' | 'bridged'>;
-  /** Named in heartbeats, and told what has moved. */
+  /** Networks that are followed: named in heartbeats, whose answers say which have changed. */
   readonly followers: Pick<Followers, 'follows' | 'note'>;
   /** Told with each heartbeat whose this host is. */
   readonly standing: Standing;
@@ -35,11 +35,11 @@ export interface SessionOptions {
   readonly events: Pick<EventLog, 'add'>;
   readonly log: Log;
   /**
-   * True when no other agent has seen anything of the ledger; false also while nobody can be asked. The ledger lets one
+   * True when no other agent has seen anything of the ledger; false while nobody can be asked. The ledger lets one
    * host at a time ask.
    */
   readonly isNewFleet: () => Promise<boolean>;
-  /** The ledger grants, or grants again: what it must have can be put into it. */
+  /** The ledger grants, or grants again: whatever it must have can be put into it. */
   readonly onOpen: () => void;
 }
 
@@ -54,15 +54,15 @@ export interface SessionStatus {
   readonly reason?: string;
 }
 
-/** A turn brings the next one at once while there is news; this many at most. */
+/** While there is news, the next heartbeat follows at once, this many times at most. */
 const MAX_TURNS = 8;
 /** Expired leases of one answer, as the ledger names them. */
 const MAX_DUE = 500;
 
 /**
- * This host's session in the ledger. One heartbeat a period says that the host lives and what it has seen,
- * whatever it holds; the answer says what to do: re-assert what the host holds, end what has expired, tell the
- * fleet what has happened.
+ * The session of this host in the ledger. One heartbeat a period says that the host lives and what it has seen,
+ * however much the host holds. The answer says what to do: re-assert what the host holds, end what has expired, tell
+ * the fleet what has happened.
  */
 export class Session {
   readonly #options: SessionOptions;
@@ -73,7 +73,7 @@ export class Session {
   #status: SessionStatus = { state: 'unknown', open: false, awaiting: [] };
   /** Of the last heartbeat. */
   #epoch: string | undefined;
-  /** What has not been told of this host's arrival. */
+  /** The news of this host's arrival that has not been told yet. */
   #arrival: Arrival | undefined;
   /** What of a refusal the log has. */
   #told: 'waits' | 'refused' | undefined;
@@ -81,7 +81,7 @@ export class Session {
   #waiting: NodeJS.Timeout | undefined;
   /** The epoch for which leases without a record have been looked for. */
   #settled: string | undefined;
-  /** Heartbeats sent since the last that had an answer. */
+  /** How many heartbeats were sent since the last answer. */
   #late = 0;
 
   constructor(options: SessionOptions) {
@@ -109,8 +109,8 @@ export class Session {
   }
 
   /**
-   * Resolves when a heartbeat, and what its answer asked for, is done; refusals are in the status. While one is under
-   * way there is no second one.
+   * Resolves when a heartbeat, and the work that its answer asked for, is done; the status names a refusal. While one
+   * heartbeat is under way, no second one is sent.
    */
   beat(): Promise<void> {
     this.#beating ??= this.#beat().then((how) => {
@@ -138,7 +138,8 @@ export class Session {
         if (refused) this.#refused(error);
         else {
           this.#options.standing.noteAway();
-          if (this.#status.reason !== reason) log.warn({ error: reason }, 'heartbeat not taken');
+          if (this.#status.reason !== reason)
+            log.warn({ error: reason }, 'the ledger did not take the heartbeat: trying again');
         }
         const state = refused ? 'refused' : 'unknown';
         this.#status = { state, open: false, awaiting: [], reason };
@@ -148,7 +149,7 @@ export class Session {
     return 'calm';
   }
 
-  /** Told once: the heartbeats go on, and one day one of them is taken. */
+  /** Logged once: the heartbeats go on, and one day the ledger takes one. */
   #refused(refusal: VoltError): void {
     const { self, standing, log } = this.#options;
     const { retryAfterMs } = refusal;
@@ -180,7 +181,8 @@ export class Session {
       ...self,
       yieldsTo: this.#options.standing.yieldsTo,
       ...this.#options.followers.follows(),
-      // One that is answered late waits as long as half of suspectAfterSeconds: silent for no longer, it has not ended.
+      // A heartbeat that is answered late waits for half of suspectAfterSeconds at most: a host that is silent for no
+      // longer than that has not ended.
       heartbeatSeconds: Math.max(
         heartbeatSeconds,
         (heartbeatSeconds + suspectAfterSeconds / 2) / 2,
@@ -201,7 +203,7 @@ export class Session {
     const { state, mayAcquire, awaiting, nowMs } = pulse;
     const { standing, clocks, log } = this.#options;
     clocks.noteLedger({ nowMs, sentAtMs, receivedAtMs: performance.now() });
-    if (standing.state === 'refused') log.info({}, 'this host is known as this machine');
+    if (standing.state === 'refused') log.info({}, 'the ledger knows this host as this machine');
     this.#told = undefined;
     standing.noteOwn();
     this.#options.followers.note(pulse);
@@ -222,8 +224,9 @@ export class Session {
     await this.#hostList.note(pulse);
     if (pulse.tell) await this.#hostList.tell();
     if (pulse.reassert) {
-      // First what has been deleted meanwhile, or this host would bring it back; but for what a recovery without this
-      // host has lost, and a ledger that lacks some of its networks: they hear of them from those that re-assert.
+      // Deletions come first, or this host would bring a deleted network back. Two things are no deletions: a network
+      // that a recovery without this host has lost, and one that the ledger lacks. The hosts that re-assert tell the
+      // ledger of those.
       const { revisions, watermark } = this.#options;
       if (pulse.state === 'armed' && pulse.epoch === watermark.networksEpoch) {
         await revisions.follow({ ...pulse.seen, epoch: pulse.epoch }).catch(ignoreRecovering);
@@ -239,23 +242,23 @@ export class Session {
     return pulse.vouch;
   }
 
-  /** Where more have expired than one answer names, the next is asked for as soon as these are gone. */
+  /** If more leases have expired than one answer names, the next answer is asked for as soon as these are gone. */
   #expire({ due, nowMs }: Pulse): void {
     const ends = due.map(({ id }) => this.#options.hostLeases.expire({ id, nowMs }));
-    for (const end of ends) this.#aside(end, 'an expired lease is still there');
+    for (const end of ends) this.#aside(end, 'expired lease not ended yet: trying again');
     if (due.length < MAX_DUE) return;
     const done = Promise.all(ends).then(() => this.beat());
-    this.#aside(done, 'expired leases are still there');
+    this.#aside(done, 'expired leases not ended yet: trying again');
   }
 
-  /** Tells the ledger of a lease, from its record; if somebody else holds it by now, it is set down. */
+  /** Tells the ledger of a lease, from its record. If somebody else holds the lease now, the attachment is fenced. */
   async reassert(id: string): Promise<void> {
     const lease = this.#options.hostLeases.lease(id);
     if (this.#epoch === undefined || lease === undefined) return;
     await this.#assert(this.#epoch, { networks: [], leases: [lease], some: true });
   }
 
-  /** The same of all that this host holds, and of the networks that it knows. */
+  /** Tells the ledger of all leases that this host holds, and of the networks that it knows. */
   async #reassertAll(epoch: string): Promise<void> {
     const { watermark, hostLeases, revisions } = this.#options;
     await this.#assert(epoch, {
@@ -272,11 +275,14 @@ export class Session {
     const restored = leases.filter(({ outcome }) => outcome === 'restored').length;
     log.info({ epoch, leases: leases.length, restored }, 're-asserted');
     for (const network of networks) {
-      if (network.outcome === 'refused') log.error({ ...network }, 'a network was not restored');
+      if (network.outcome === 'refused')
+        log.error({ ...network }, 'the ledger refuses a network that this host re-asserts');
     }
     for (const lease of leases) {
-      if (lease.outcome === 'misplaced') log.error({ ...lease }, 'a lease was not restored');
-      if (lease.outcome === 'fenced') this.#aside(hostLeases.fence(lease), 'not fenced yet');
+      if (lease.outcome === 'misplaced')
+        log.error({ ...lease }, 'the ledger refuses a lease that this host re-asserts');
+      if (lease.outcome === 'fenced')
+        this.#aside(hostLeases.fence(lease), 'attachment not fenced yet: trying again');
     }
   }
 
@@ -295,10 +301,10 @@ export class Session {
         throw error;
       },
     );
-    this.#aside(settling, 'leases without a record are still there');
+    this.#aside(settling, 'leases without a record not ended yet: trying again');
   }
 
-  /** What may have to wait for requests under way; a heartbeat does not. */
+  /** Work that may have to wait for requests under way; a heartbeat does not wait for it. */
   #aside(work: Promise<void>, failed: string): void {
     work.catch((error: unknown) => this.#options.log.warn({ error: String(error) }, failed));
   }
@@ -307,7 +313,7 @@ export class Session {
 const isAway = (error: unknown): boolean =>
   error instanceof VoltError && error.code === 'STORE_UNAVAILABLE';
 
-/** What a host holds, each looked at when it is taken. */
+/** The leases that a host holds; each is looked up when it is taken. */
 function* stillHeld(hostLeases: SessionOptions['hostLeases']): Generator<Lease, void, undefined> {
   for (const { id } of hostLeases.leases()) {
     const lease = hostLeases.lease(id);

@@ -1,15 +1,18 @@
 import { VoltError } from '#protocol/errors.ts';
 
-/** `unknown`: the ledger has not said yet. `alone`: it cannot be asked. `refused`: the host id is another machine's. */
+/**
+ * `unknown`: the ledger has not said yet. `alone`: the ledger cannot be asked. `refused`: another machine has the
+ * host id.
+ */
 export type StandingState = 'unknown' | 'alone' | 'own' | 'refused';
 
 type Listener = (refusal: VoltError | undefined) => void;
 
 /**
- * Whether this agent may act as its host: take what is meant for the host, end leases, publish in its name. Two machines
- * under one host id are told apart by the ledger alone, so an agent acts once the ledger has known it as the host, and
- * stops when it is known as another. While the ledger is away an agent acts that was not refused before: nothing that
- * is somebody else's can be ended without the ledger, and a workload of its own must be able to go.
+ * Whether this agent may act as its host: take requests and jobs, end leases, publish in its name. Only the ledger
+ * can tell two machines under one host id apart. So an agent acts once the ledger has known it as the host, and stops
+ * when the ledger knows another. While the ledger is away, an agent that was not refused before acts: without the
+ * ledger nothing of another machine's can be ended, and the host's own workloads must be able to go.
  */
 export class Standing {
   #state: StandingState;
@@ -19,8 +22,8 @@ export class Standing {
   readonly #listeners: Listener[] = [];
 
   /**
-   * `yieldsTo`: the agent that ran here before was refused, and nothing has told that this is over. `keep` is told what
-   * the next one has to know of that.
+   * `yieldsTo`: the agent that ran here before was refused, and nothing has said that this is over. `keep` stores
+   * that for the next agent.
    */
   constructor(yieldsTo?: string, keep: (yieldsTo: string | undefined) => void = () => {}) {
     this.#yieldsTo = yieldsTo;
@@ -39,17 +42,17 @@ export class Standing {
     return this.#state;
   }
 
-  /** Why this agent must not act as its host; undefined where it may. */
+  /** Why this agent must not act as its host; undefined if it may. */
   get refusal(): VoltError | undefined {
     return this.#refusal;
   }
 
-  /** Whom the ledger knows as the host, where it is another; undefined while that may still be found out by waiting. */
+  /** The machine that the ledger knows as the host, if it is another; undefined while waiting may still decide that. */
   get yieldsTo(): string | undefined {
     return this.#yieldsTo;
   }
 
-  /** Throws what keeps this agent from acting as its host. */
+  /** Throws the reason why this agent may not act as its host. */
   check(): void {
     if (this.#refusal !== undefined) throw this.#refusal;
   }
@@ -64,12 +67,15 @@ export class Standing {
     this.#set('own', undefined, undefined);
   }
 
-  /** The ledger cannot be asked; what it has said before stands. */
+  /** The ledger cannot be asked; what it said before stands. */
   noteAway(): void {
     if (this.#state === 'unknown') this.#set('alone', undefined, undefined);
   }
 
-  /** The ledger knows the host as another machine, or another boot of this one: a refusal with `retryAfterMs`. */
+  /**
+   * The ledger knows the host as another machine, or as another boot of this one: then the refusal has a
+   * `retryAfterMs`.
+   */
   noteRefused(refusal: VoltError): void {
     // A library before 1.7 says the machine alone.
     const { machineId, yieldsTo = machineId } = refusal.details ?? {};

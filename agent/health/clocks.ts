@@ -1,6 +1,6 @@
 import type { Found } from './conditions.ts';
 
-/** Past it the clocks of two machines differ by more than a fleet with NTP has. */
+/** More than this two clocks of a fleet with NTP do not differ. */
 const WARN_MS = 500;
 const STAMPS_KEPT_MS = 10 * 60_000;
 const MAX_STAMPS = 64;
@@ -13,11 +13,12 @@ interface Stamp {
 }
 
 /**
- * The clocks of the ledger and of the job stream beside this host's, from what they send anyway. Offsets are kept against
- * the time since this process began (`performance.now()`), so that a host whose clock is set meanwhile is no worse off.
+ * Compares the clocks of the ledger and of the job stream with this host's, by the times in the messages that they
+ * send anyway. Offsets are relative to the start of this process (`performance.now()`), so that setting this host's
+ * clock does not disturb them.
  */
 export class Clocks {
-  /** Of the ledger's clock, and by how much it may be wrong. */
+  /** The offset of the ledger's clock, and how wrong it may be. */
   #ledger: { readonly offsetMs: number; readonly errorMs: number } | undefined;
   #stamps: readonly Stamp[] = [];
 
@@ -29,21 +30,21 @@ export class Clocks {
   }
 
   /**
-   * A message came that the stream has stored at `storedNs` of its clock; `prompt`: it came as soon as it was stored. No
-   * message comes before it is stored, so each says that the stream's clock is at least so far ahead.
+   * A message came that the stream stored at `storedNs` of its clock. `prompt`: it came as soon as it was stored. No
+   * message comes before it is stored, so each one shows that the stream's clock is at least so far ahead.
    */
   noteStored({ storedNs, prompt }: { storedNs: bigint; prompt: boolean }): void {
     const atMs = performance.now();
     const offsetMs = Number(storedNs / BigInt(NS_PER_MS)) - atMs;
     const kept = this.#stamps.filter((one) => atMs - one.atMs < STAMPS_KEPT_MS);
-    // A burst does not drive out the few that came promptly.
+    // A burst of late messages must not drive out the few prompt ones.
     const others = prompt ? kept : kept.filter((one) => one.prompt);
     this.#stamps = [...others.slice(1 - MAX_STAMPS), { atMs, offsetMs, prompt }];
   }
 
   /**
-   * What the stream's clock says now, in nanoseconds since 1970. Where no message has told it, the ledger's clock stands
-   * for it, and else this host's.
+   * The time of the stream's clock now, in nanoseconds since 1970. Before any message the ledger's clock stands for
+   * it, and without that this host's.
    */
   streamNowNs(): bigint {
     const known = this.#streamOffsetMs ?? this.#ledger?.offsetMs ?? hostOffsetMs();
@@ -51,7 +52,7 @@ export class Clocks {
     return BigInt(Math.round((performance.now() + least) * NS_PER_MS));
   }
 
-  /** By how much this host's clock is ahead, in ms; undefined where nothing has told it, or not lately. */
+  /** How far this host's clock is ahead, in ms; undefined if no message has shown it lately. */
   get aheadMs(): { readonly ledger: number | undefined; readonly stream: number | undefined } {
     return {
       ledger: aheadOf(this.#ledger?.offsetMs),
@@ -59,7 +60,7 @@ export class Clocks {
     };
   }
 
-  /** Clocks that differ by more than half a second. */
+  /** Pairs of clocks that differ by more than half a second. */
   get problems(): readonly Found[] {
     const { ledger, stream } = this.aheadMs;
     const pairs: readonly [string, number | undefined, number][] = [
@@ -85,7 +86,7 @@ export class Clocks {
     return this.#stamps.some(({ atMs, prompt }) => prompt && now - atMs < STAMPS_KEPT_MS);
   }
 
-  /** The least delay counts; undefined unless some message came promptly. */
+  /** The message with the least delay counts; undefined unless some message came promptly. */
   get #streamOffsetMs(): number | undefined {
     if (!this.#stamps.some(({ prompt }) => prompt)) return undefined;
     return Math.max(...this.#stamps.map(({ offsetMs }) => offsetMs));

@@ -2,7 +2,7 @@ import { type Condition, type ConditionName, CONDITIONS } from '#protocol/condit
 import { redacted } from '#protocol/secrets.ts';
 import type { Log } from '../log.ts';
 
-/** What a part of the agent says of itself when it is asked. */
+/** A condition, as the part of the agent that it concerns reports it. */
 export interface Found {
   readonly name: ConditionName;
   readonly reason: string;
@@ -11,9 +11,12 @@ export interface Found {
 export type Probe = () => readonly Found[];
 
 const LOOK_EVERY_MS = 1_000;
-/** Of one condition; more than that nobody reads, and all of them go into one packet of the local socket. */
+/**
+ * So many reasons of one condition are told: nobody reads more, and all of them have to fit into one packet of the
+ * local socket.
+ */
 const MAX_REASON_LENGTH = 1_000;
-/** A reason that changes is told again, and not more often than this: some name what changes all the time. */
+/** A reason that changes is logged again, no more often than this: some reasons change all the time. */
 const REASON_TOLD_EVERY_MS = 60_000;
 
 interface Known extends Condition {
@@ -23,9 +26,9 @@ interface Known extends Condition {
 }
 
 /**
- * What is wrong with this agent, in one table: whoever shows how the agent stands (`health`, the service's metadata, the
- * log) reads it here. Parts are asked once a second and whenever somebody wants to know; each condition is logged when
- * it begins and when it is over.
+ * What is wrong with this agent, in one table for all who show it (`health`, the service's metadata, the log). Each
+ * part is asked once a second and whenever somebody wants to know. Each condition is logged when it begins and when
+ * it is over.
  */
 export class Conditions {
   readonly #probes: readonly Probe[];
@@ -46,7 +49,7 @@ export class Conditions {
     clearInterval(this.#timer);
   }
 
-  /** What is wrong now; what blocks attaches comes first. */
+  /** What is wrong now; conditions that block attaches come first. */
   look(): readonly Condition[] {
     const now = Date.now();
     const before = this.#known;
@@ -66,7 +69,7 @@ export class Conditions {
       .toSorted((a, b) => Number(b.blocks) - Number(a.blocks));
   }
 
-  /** Several reasons of one condition are told in one, as far as there is room. */
+  /** Several reasons of one condition become one text, as far as there is room. */
   #found(): Map<ConditionName, string> {
     const found = new Map<ConditionName, string[]>();
     for (const probe of this.#probes) {

@@ -3,8 +3,8 @@ import type { Probe } from './conditions.ts';
 import type { SessionStatus } from '../fleet/session.ts';
 import type { StandingState } from '../fleet/standing.ts';
 
-// What each part of the agent says of itself, as conditions. A part answers in its own terms; which condition that is, is
-// said here and nowhere else.
+// What each part of the agent reports, as conditions. A part answers in its own terms; only this file says which
+// condition that is.
 
 /** Events that wait for less are on their way. */
 const EVENTS_LATE_MS = 5_000;
@@ -14,7 +14,7 @@ export interface Parts {
   readonly events: {
     readonly full: boolean;
     readonly setAside: number;
-    /** The event that waits longest, and why it was not taken. */
+    /** The event that has waited longest, and why it was not published. */
     readonly oldest: { readonly time: string; readonly reason: string | undefined } | undefined;
   };
   readonly ledger: { readonly status: LedgerStatus };
@@ -24,7 +24,7 @@ export interface Parts {
   readonly reconcile: { readonly unrepaired: ReadonlyMap<string, string> };
   readonly clocks: { readonly problems: ReturnType<Probe> };
   readonly disk: { readonly problems: readonly string[] };
-  /** The host's name, where the host is recorded under another. */
+  /** The name of the machine, if the host is recorded under another name. */
   readonly otherName: () => { readonly host: string; readonly hostName: string } | undefined;
 }
 
@@ -75,14 +75,14 @@ function ledgerConditions({ state, reason }: LedgerStatus): ReturnType<Probe> {
   return reason === undefined ? [] : [{ name: 'ledger-warning', reason }];
 }
 
-/** While the ledger is away there is nothing more to say of the session. */
+/** While the ledger is away, the session adds nothing to that. */
 function sessionConditions(
   { state, open, awaiting, reason }: SessionStatus,
   ledger: LedgerStatus,
 ): ReturnType<Probe> {
   if (state === 'refused') return [{ name: 'session-refused', reason: reason ?? state }];
   if (open || ledger.state !== 'ready') return [];
-  // A server that has fallen silent, or refuses commands, is connected.
+  // A server may be connected and yet silent, or refuse commands.
   if (state === 'unknown') return [{ name: 'ledger-away', reason: reason ?? 'not asked yet' }];
   const waits = awaiting.length === 0 ? '' : `, and waits for ${awaiting.join(', ')}`;
   return [{ name: 'recovering', reason: `the ledger is ${state}${waits}` }];

@@ -1,19 +1,21 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 
-/** So many may wait for one id: whoever sends more does not listen to answers. */
+/** So many requests may wait for one id: whoever sends more does not wait for answers. */
 const MOST_WAITING = 64;
 
-/** Work for one id runs one after the other, in the order it came; different ids side by side. */
+/**
+ * Work for one id runs one after the other, in the order in which it came; work for different ids runs side by side.
+ */
 export class IdLocks {
-  /** The last work of each id that has some under way. */
+  /** For each id with work under way: the last work. */
   readonly #last = new Map<string, Promise<void>>();
   /** How many of each id wait. */
   readonly #waiting = new Map<string, number>();
 
   /**
-   * Waits for its turn, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. OVERLOADED where too many wait
-   * already; the agent's own work, which has no deadline, always may.
+   * Waits for its turn, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. OVERLOADED if too many wait
+   * already. The agent's own work has no deadline and is always let in.
    */
   async take<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
     if (deadline !== Infinity && (this.#waiting.get(id) ?? 0) >= MOST_WAITING) {
@@ -23,7 +25,7 @@ export class IdLocks {
     const { promise: done, resolve } = Promise.withResolvers<void>();
     const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
     this.#last.set(id, turn);
-    // Not before those in front have ended: of one that gives up, the next must not overtake them.
+    // Not before the work in front has ended: when a waiting request gives up, the next one must not overtake.
     void turn.then(() => {
       if (this.#last.get(id) === turn) this.#last.delete(id);
     });
@@ -52,7 +54,7 @@ export class IdLocks {
   }
 }
 
-/** Waits for `work` until `deadline` (`performance.now()` time), then throws what `late` makes. */
+/** Waits for `work` until `deadline` (`performance.now()` time), then throws the error that `late` makes. */
 export async function withDeadline(
   work: Promise<unknown>,
   deadline: number,

@@ -1,19 +1,19 @@
-/** How the last run ended: as it should, to be repeated soon, with more to do at once, or without an answer in time. */
+/** How the last run ended: as it should, with more to do at once, or without an answer in time. */
 export type Beaten = 'calm' | 'soon' | 'busy' | 'late';
 
-/** The longest pause after it; otherwise it is a period. */
+/** The longest pause after a run without an answer; by default one period. */
 const PAUSES_MS: Partial<Record<Beaten, number>> = { soon: 1_000, busy: 60 };
-/** So much of a period may be missing: what begins at once on many hosts does not stay together. */
+/** The part of a period by which a pause may be shorter, so that hosts that begin together do not stay together. */
 const CALM_SHARE = 0.2;
 const LATE_SHARE = 0.5;
 
-/** A time between what is left of `ms` without `share` of it, and `ms`. */
+/** A random time between `ms` less its `share`, and `ms`. */
 export const jittered = (ms: number, share = CALM_SHARE): number =>
   ms * (1 - share * Math.random());
 
 /**
- * Says when a repeated thing is due next: after a period, never more; after one that was not answered later and later,
- * so that a server that is slow gets less to do, but not less often than `longestMs`.
+ * Says when the next run is due. It is due after a period at most. After runs without an answer the pauses grow up to
+ * `longestMs`, so that a slow server gets less to do and yet hears of this host.
  */
 export class Rhythm {
   readonly #periodMs: number;
@@ -40,7 +40,7 @@ export class Rhythm {
     clearTimeout(this.#timer);
   }
 
-  /** A run has ended. Without this there is no next one, so two are never under way. */
+  /** A run has ended. Only this starts the next one, so there are never two at once. */
   ended(how: Beaten): void {
     if (this.#stopped) return;
     this.#late = how === 'late' ? this.#late + 1 : 0;

@@ -3,15 +3,15 @@ import { nobodyWaits } from './slices.ts';
 
 interface Run<Answer> {
   readonly answer: Promise<Answer>;
-  /** Once nobody waits for the answer of a run that is under way. */
+  /** The error for a run whose answer nobody waits for any more. */
   readonly over: AbortController;
   waiting: number;
 }
 
 /**
- * Work whose answer is the same for all who ask for the same. One run at a time; whoever asks while it is under way gets
- * the answer of the next, which begins after he asked, together with all others who ask until then. A run goes on only
- * while somebody waits for it.
+ * Work with one answer for all who ask the same question. One run at a time. Whoever asks during a run gets the
+ * answer of the next run, which begins after he asked, together with all others who ask until then. A run goes on
+ * only while somebody waits for it.
  */
 export class SharedRun<Key, Answer> {
   readonly #work: (key: Key, signal: AbortSignal) => Promise<Answer>;
@@ -23,7 +23,7 @@ export class SharedRun<Key, Answer> {
     this.#work = work;
   }
 
-  /** DEADLINE_EXCEEDED where there is no answer by then (`performance.now()` time). */
+  /** DEADLINE_EXCEEDED if there is no answer by `deadline` (`performance.now()` time). */
   async ask(key: Key, deadline: number): Promise<Answer> {
     const run = this.#next.get(key) ?? this.#plan(key);
     run.waiting += 1;

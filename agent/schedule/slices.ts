@@ -2,35 +2,38 @@ import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promi
 import { VoltError } from '#protocol/errors.ts';
 import type { Steps } from '#native/steps.ts';
 
-/** So long a slice holds the event loop, and the one step longer in which that time ends. */
+/** How long a slice holds the event loop; the step during which that time ends is finished. */
 const SLICE_MS = 5;
-/** Between two slices while something comes first: a third of the time is enough not to stand still. */
+/**
+ * The pause between two slices while something else comes first. A third of the time is left, so that the work does
+ * not stand still.
+ */
 const PAUSE_MS = 10;
 
-/** Until when somebody waits for the work: a deadline (`performance.now()` time), or a signal when nobody does. */
+/** Until when somebody waits for the work: a deadline (`performance.now()` time), or a signal that nobody does. */
 export interface Wanted {
   readonly deadline?: number;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Long work on the main thread, a slice at a time: one slice in each turn of the event loop, whoever's it is, so that
- * requests and the answers of Redis and NATS are dealt with in between.
+ * Long work on the main thread, cut into slices: one slice in each turn of the event loop, whichever work it is of,
+ * so that requests and the answers of Redis and NATS are dealt with in between.
  */
 export class Slices {
   readonly #sliceMs: number;
   readonly #comesFirst: () => boolean;
-  /** Who waits for a slice, first come first. As many as there are runs, which admission bounds. */
+  /** Runs that wait for a slice, first come first. There are only as many as admission lets in. */
   readonly #waiting: (() => void)[] = [];
   #scheduled = false;
 
-  /** `comesFirst`: whether something is under way that is to be done sooner. With `sliceMs` 0 every step is a slice. */
+  /** `comesFirst`: whether more urgent work is under way. With `sliceMs` 0 every step is a slice of its own. */
   constructor(options: { sliceMs?: number; comesFirst?: () => boolean } = {}) {
     this.#sliceMs = options.sliceMs ?? SLICE_MS;
     this.#comesFirst = options.comesFirst ?? (() => false);
   }
 
-  /** Does the work; DEADLINE_EXCEEDED, and no more is done, once nobody waits for it. */
+  /** Does the work. DEADLINE_EXCEEDED once nobody waits for it; then the rest is not done. */
   async run<T>(steps: Steps<T>, wanted: Wanted = {}): Promise<T> {
     for (;;) {
       await this.#slice();
@@ -47,7 +50,7 @@ export class Slices {
     }
   }
 
-  /** A piece of work that cannot be cut, in a slice of its own. */
+  /** Does work that cannot be cut, in a slice of its own. */
   async once<T>(work: () => T): Promise<T> {
     await this.#slice();
     return work();
@@ -78,6 +81,6 @@ export class Slices {
 const isWanted = ({ deadline = Infinity, signal }: Wanted): boolean =>
   signal?.aborted !== true && performance.now() <= deadline;
 
-/** What becomes of work that nobody waits for any more. */
+/** The error for work that nobody waits for any more. */
 export const nobodyWaits = (): VoltError =>
   new VoltError('DEADLINE_EXCEEDED', 'it took longer than its caller waits');

@@ -23,7 +23,7 @@ export interface Place {
   readonly bytes: number;
 }
 
-/** What an entry says of itself, in the line before its body: small, and read at each start. */
+/** The line before the body of an entry: small, since every start reads it. */
 export type Header = Readonly<Record<string, unknown>>;
 
 const VERSION = 1;
@@ -34,10 +34,10 @@ const dataSync = promisify(fdatasync);
 const fileSync = promisify(fsync);
 
 /**
- * A log on disk: entries of a header (one line of JSON) and a body, appended to segment files in one folder. An
- * entry is there once `append` returns, for the next process too; a power failure keeps it once `sync` has
- * resolved. A process never writes to a segment of another: what was cut short stays at the end of its file, and is
- * passed over.
+ * A log on disk. Each entry has a header (one line of JSON) and a body, and is appended to a segment file in one
+ * folder. Once `append` returns, the next process finds the entry; once `sync` has resolved, the entry survives a
+ * power failure. A process never writes to a segment of another process: an entry that was cut short stays at the end
+ * of its file and is skipped.
  */
 export class AppendLog {
   readonly #folder: string;
@@ -59,7 +59,9 @@ export class AppendLog {
     this.#log = log;
   }
 
-  /** Shows all entries, in the order in which they were appended. What cannot be read is reported and passed over. */
+  /**
+   * Shows all entries in the order in which they were appended. Entries that cannot be read are reported and skipped.
+   */
   load(visit: (header: Header, place: Place) => void): void {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
     for (const name of readdirSync(this.#folder).toSorted()) {
@@ -72,15 +74,18 @@ export class AppendLog {
       });
       if (end === bytes.length) continue;
       const rest = bytes.length - end;
-      this.#log.warn({ file: name, at: end, bytes: rest }, 'the end of a log cannot be read');
+      this.#log.warn(
+        { file: name, at: end, bytes: rest },
+        'the end of a log file cannot be read: set aside',
+      );
       if (bytes.indexOf(NEWLINE, end) === -1) continue;
-      // More than a line that was cut short: somebody may want to look at it.
+      // More is there than a line that was cut short: somebody may want to look at it.
       renameSync(join(this.#folder, name), join(this.#folder, `${name}.corrupt`));
       writeWhole(join(this.#folder, name), bytes.subarray(0, end));
     }
   }
 
-  /** Throws what the disk refuses with; then nothing of the entry is there. */
+  /** Throws the error of the disk; then nothing of the entry is there. */
   append(header: Header, body = ''): Place {
     const bytes = Buffer.byteLength(body);
     const line = `${JSON.stringify({ v: VERSION, bytes, ...header })}\n`;
@@ -90,7 +95,7 @@ export class AppendLog {
     const start = this.#length;
     const written = writeSync(fd, entry, 0, entry.length, start);
     if (written < entry.length) {
-      // A full disk takes a part; the next entry overwrites it.
+      // A full disk takes a part of the entry; the next entry overwrites that part.
       throw new Error(`${written} of ${entry.length} bytes written`);
     }
     this.#length += entry.length;
@@ -111,11 +116,11 @@ export class AppendLog {
     }
   }
 
-  /** Resolves when all that was appended before outlives a power failure. Callers share the wait. */
+  /** Resolves when all entries that were appended before survive a power failure. Callers share the wait. */
   sync(): Promise<void> {
     if (this.#next !== undefined) return this.#next;
     if (this.#syncing === undefined) return this.#beginSync();
-    // The one that runs may have begun before the caller's entry was there.
+    // The sync that runs may have begun before the caller's entry was there.
     const begin = (): Promise<void> => this.#beginSync();
     this.#next = this.#syncing.then(begin, begin);
     return this.#next;
@@ -132,7 +137,7 @@ export class AppendLog {
     return syncing;
   }
 
-  /** The segment that is written to; those before take no more entries. */
+  /** The segment that is written to; older segments take no more entries. */
   get current(): number {
     return this.#segment;
   }
@@ -173,7 +178,7 @@ export class AppendLog {
       this.#inSync = new Set();
     }
     for (const fd of written) {
-      // One that was written to meanwhile waits for the next.
+      // A segment that was written to meanwhile waits for the next sync.
       if (!this.#unsynced.has(fd) && this.#retired.delete(fd)) closeSync(fd);
     }
     await syncFolder(this.#folder);
@@ -244,7 +249,7 @@ function writeWhole(path: string, bytes: Buffer): void {
   }
 }
 
-/** A new file is found after a power failure only once its folder was synced. */
+/** After a power failure a new file is found only if its folder was synced. */
 async function syncFolder(folder: string): Promise<void> {
   const fd = openSync(folder, 'r');
   try {

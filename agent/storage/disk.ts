@@ -2,12 +2,12 @@ import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 const TRY_EVERY_MS = 5_000;
-/** A block of every usual file system: what is smaller may find room in an inode. */
+/** A block of every usual file system. Less than a block may find room in an inode on a full disk. */
 const BLOCK = Buffer.alloc(4_096, 1);
 
 /**
- * Tries every five seconds whether the folders of the agent can be written to, as a record has to be: by writing a block
- * and removing it again.
+ * Tries every five seconds whether the agent can write a record to its folders: it writes a block and removes it
+ * again.
  */
 export class Disk {
   readonly #folders: readonly string[];
@@ -18,7 +18,7 @@ export class Disk {
     this.#folders = folders;
   }
 
-  /** Why what has to be stored is not, with the folder; empty when all of it is. */
+  /** Why the folders cannot be written to, each with its reason; empty when all can. */
   get problems(): readonly string[] {
     return this.#problems;
   }

@@ -27,42 +27,45 @@ import type { StoredPosition } from '../attachments/request-log.ts';
 const RECORD_VERSION = 1;
 
 /**
- * What this host knows of one attachment: the intent before the first side effect, the result after the
- * last. The record is there as long as anything of the attachment may be: device, lease, or both.
+ * All that this host knows of one attachment: the intent before the first side effect, the result after the last. The
+ * record stays as long as anything of the attachment may be left: device, lease, or both.
  */
 export interface AttachmentRecord {
   readonly id: string;
-  /** `fenced`: its lease is another's by now, or it is `closed`, and its device is down. */
+  /** `fenced`: another host or attachment has its lease, or the agent has `closed` it; its device is down. */
   readonly state: Attachment['state'];
-  /** Why the agent has set its device down for good: what its holder did to it again and again. */
+  /** Why the agent has closed its device for good: the change that the device's holder made again and again. */
   readonly closed?: Difference;
   readonly networkType: Network['type'];
   readonly request: AttachRequest;
-  /** Equal for requests of the same content (contract of `attach`). */
+  /** Equal for requests with the same content (contract of `attach`). */
   readonly contentKey: string;
   /** The same of what an update made of it. */
   readonly updatedKey?: string;
   readonly createdAt: string;
   /** The boot (/proc/sys/kernel/random/boot_id) in which devices were made. */
   readonly bootId: string;
-  /** The name that the host's end has or is about to get; reserved from the intent on. */
+  /** The name that the host's end has, or is about to get; reserved from the intent on. */
   readonly deviceName: string;
   /** The lease's generation as soon as it is known. */
   readonly generation?: number;
   /** Device and inode of the network namespace that holds the workload's end. */
   readonly namespaceIdentity?: string;
-  /** The network as it was when the device was made or changed last, without its addresses to give out. */
+  /** The network when the device was made or last changed, without its pool, reservations and exclusions. */
   readonly network?: Network;
-  /** Its revision then; of records of an earlier release it is not known. */
+  /** The revision of that network; unknown in records of an earlier release. */
   readonly revision?: number;
   /** What the network type found and has to put back (`CheckedAttach.before`). */
   readonly before?: Readonly<Record<string, unknown>>;
   readonly attachment?: Attachment;
-  /** The highest generation that the host had seen before it asked for a lease: what it got is of before, or later. */
+  /**
+   * The highest generation that the host had seen before it asked for a lease. A lease with this generation or a
+   * lower one is an old lease of the id.
+   */
   readonly seenGeneration?: number;
-  /** The lease that the id had before (of a VM, from before a reboot), in an attach that failed. */
+  /** The lease that the id had before (a VM's, from before a reboot), in an attach that failed. */
   readonly kept?: Lease;
-  /** Why and for whom it is being detached; the event that ends it is made from this. */
+  /** Why and for whom it is being detached; the `detached` event is made from this. */
   readonly detach?: DetachIntent;
 }
 
@@ -74,7 +77,7 @@ export interface Announcement {
   readonly requestId: string;
   readonly position?: StoredPosition;
   readonly durationMs: Readonly<Record<string, number>>;
-  /** The request, where it is not the record's own but a later one that found what it asked for. */
+  /** The request, if it is not the record's own but a later one that found the attachment there. */
   readonly repeat?: AttachRequest;
   readonly traceparent?: string;
   readonly tracestate?: string;
@@ -99,12 +102,12 @@ export interface DetachIntent {
 }
 
 /**
- * The records of this host: a map in memory, one readable JSON file per attachment behind it, replaced by
- * rename so that a reader and a crash see the old or the new one. The folder is on tmpfs: no fsync.
+ * The records of this host: a map in memory, and behind it one readable JSON file for each attachment, replaced by
+ * rename, so that a reader and a crash see the old file or the new one. The folder is on tmpfs: no fsync.
  *
- * The runtime folder goes with a reboot; a VM's record has a copy in the state folder, from which the next boot makes
- * its device again, written anew when what it needs is another. A copy that a power cut or a full disk has cost leaves
- * the lease, which waits for the next attach.
+ * A reboot empties the runtime folder. So the record of a VM has a copy in the state folder, from which the next boot
+ * makes the VM's device again. The copy is written again when the next boot would need something else. If a power cut
+ * or a full disk costs the copy, the lease is left, and waits for the next attach.
  */
 export class Journal {
   readonly #folder: string;
@@ -113,14 +116,14 @@ export class Journal {
   readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
   readonly #ids = new OrderedIds();
-  /** What the copy of a record says, for those that have one. */
+  /** For each record that has a copy: the record as the copy has it. */
   readonly #copied = new Map<string, AttachmentRecord>();
   /** Announcements whose event is still to be stored, by id. */
   readonly #untold = new Map<string, Untold>();
   readonly #deviceNames = new Set<string>();
-  /** Ids by the workload's MAC, which is unique in a network alone. */
+  /** Ids by the workload's MAC, which is unique only within a network. */
   readonly #macs = new Map<string, ReadonlySet<string>>();
-  /** Ids of the VMs that were attached before a reboot, as `load` found them. */
+  /** Ids of the VMs that were attached before the reboot, as `load` found them. */
   ofEarlierBoot: readonly string[] = [];
 
   constructor(options: { runtimeDir: string; stateDir: string; bootId: string; log: Log }) {
@@ -131,8 +134,8 @@ export class Journal {
   }
 
   /**
-   * Reads the folders. Files that cannot be read as records are set aside under `corrupt/`, those of a newer release
-   * under `newer/`, and reported; the release that can read them takes them back.
+   * Reads the folders. Files that are no records are set aside under `corrupt/`, records of a newer release under
+   * `newer/`; both are reported. The release that can read the newer ones takes them back.
    */
   load(): void {
     for (const { record, announcement } of this.#readAll(this.#folder)) {
@@ -160,7 +163,10 @@ export class Journal {
     return [...this.#records.values()];
   }
 
-  /** The record that comes next by id, whatever has come and gone since the one before; the first after none. */
+  /**
+   * The record with the next higher id, whatever has come and gone since the one before; the first record if `id` is
+   * empty.
+   */
   after(id = ''): AttachmentRecord | undefined {
     return this.#records.get(this.#ids.after(id) ?? '');
   }
@@ -272,7 +278,7 @@ export class Journal {
     else this.#macs.delete(mac);
   }
 
-  /** An attach that has not come to its end has nothing to be made again. */
+  /** An unfinished attach has nothing that the next boot could make again. */
   #copy(record: AttachmentRecord, announcement?: Announcement): void {
     if (record.request.kind !== 'vm' || record.state === 'attaching') return;
     const copied = this.#copied.get(record.id);
@@ -282,7 +288,10 @@ export class Journal {
       write(this.#copies, record, announcement);
       this.#copied.set(record.id, record);
     } catch (error) {
-      this.#log.error({ id: record.id, error: String(error) }, 'no copy of a record for a reboot');
+      this.#log.error(
+        { id: record.id, error: String(error) },
+        'copy of a record not written: a reboot would lose the device of this VM',
+      );
     }
   }
 
@@ -321,7 +330,7 @@ function setAside(folder: string, name: string, aside: 'corrupt' | 'newer'): voi
   renameSync(join(folder, name), join(place, name));
 }
 
-/** What an older release has set aside, where nothing has come in its place. */
+/** Records that an older release has set aside, unless another record has taken their place. */
 function takeBack(folder: string): void {
   const newer = join(folder, 'newer');
   if (!existsSync(newer)) return;
@@ -360,7 +369,7 @@ function versionOf(value: unknown): number {
   return known && typeof value.version === 'number' ? value.version : 0;
 }
 
-/** The fields on which anything here depends; the request in it is parsed like any other. */
+/** The fields that the agent relies on; the request in the record is parsed like any other. */
 function isRecord(
   value: unknown,
 ): value is AttachmentRecord & { version: number; announce?: Announcement } {

@@ -1,4 +1,4 @@
-/** Ids in their order, in which whoever pages through them finds his place again whatever has come and gone since. */
+/** Ids in order. Whoever pages through them finds his place again, whatever has come and gone meanwhile. */
 export class OrderedIds {
   readonly #ids: string[] = [];
 
@@ -12,7 +12,7 @@ export class OrderedIds {
     if (this.#ids[place] === id) this.#ids.splice(place, 1);
   }
 
-  /** The next one, whether `id` is there itself or not; the first after an empty one. */
+  /** The next id after `id`, whether `id` itself is there or not; the first one after an empty `id`. */
   after(id: string): string | undefined {
     const place = this.#placeOf(id);
     return this.#ids[this.#ids[place] === id ? place + 1 : place];

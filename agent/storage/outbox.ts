@@ -14,26 +14,26 @@ import { SetAside } from './set-aside.ts';
 
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
-/** So many subjects, one after the other, have failed: it is the stream, and not their events. */
+/** When so many subjects in a row have failed, the cause is the stream, and not their events. */
 const FAILING_IN_A_ROW = 8;
-/** The subject of an event that is about nothing in particular: such events have no order. */
+/** The subject of events about nothing in particular: such events have no order. */
 const NO_SUBJECT = '-';
-/** Events on their way at once, each about another subject. */
+/** Events that are being published at once, each about another subject. */
 const MAX_IN_FLIGHT = 64;
-/** Events that are kept in memory too; the others are read when their turn comes. */
+/** Events that are also kept in memory; the others are read from disk when their turn comes. */
 const MAX_IN_MEMORY = 1_024;
 /** Types of which nobody waits. */
 const HELD: ReadonlySet<string> = new Set(['repaired']);
-/** Of events that wait on disk. Past it nothing new is begun that would make more. */
+/** The limit for events that wait on disk. Above it nothing is begun that would make more of them. */
 const MAX_WAITING_BYTES = 512 * 1024 * 1024;
-/** A log that is emptied at each lull would be made anew for each event. */
+/** Smaller logs are kept: one that is emptied at each lull would be made again for each event. */
 const MIN_DROPPED_BYTES = 1024 * 1024;
 
 interface Waiting {
   readonly number: number;
-  /** Its place is in the queue of this name: its subject, where it has one. */
+  /** The name of its queue: its subject, if it has one. */
   readonly subject: string;
-  /** Undefined where the disk refused it: then memory alone has it. */
+  /** Undefined if the disk refused it: then only memory has it. */
   readonly place: Place | undefined;
   event: PendingEvent | undefined;
   tries: number;
@@ -42,33 +42,33 @@ interface Waiting {
 }
 
 /**
- * Events on their way out: stored in the state folder before anybody relies on them, published in the order in which
- * they were made as far as they are about the same subject, and done with once the stream has acknowledged them. An
- * agent that was killed, or that finds NATS away, publishes them later; one whose acknowledgement was lost is
- * published again under the same id.
+ * Events on their way to the event stream. An event is stored in the state folder before anybody relies on it. Events
+ * about the same subject are published in the order in which they were made. An event is removed once the stream has
+ * acknowledged it. An agent that was killed, or finds NATS away, publishes its events later; an event whose
+ * acknowledgement was lost is published again under the same id.
  */
 export class Outbox {
   readonly #folder: string;
   readonly #entries: AppendLog;
   readonly #publish: (event: PendingEvent) => Promise<void>;
   readonly #log: Log;
-  /** By subject, in order. The first of a subject that is under way stays here until it is done. */
+  /** By subject, in order. The first event of a subject stays here while it is being published. */
   readonly #queues = new Map<string, Waiting[]>();
   /** Subjects of which nothing is under way. */
   readonly #ready = new Set<string>();
-  /** Subjects whose first event failed, until it is tried again: those of others go on. */
+  /** Subjects whose first event failed and waits for its next try. Events of other subjects go on. */
   readonly #deferred = new Map<string, NodeJS.Timeout>();
   /** Subjects that have failed since the last event was published. */
   readonly #failing = new Set<string>();
   /** Subjects whose one event waits for the end of `hold`. */
   readonly #held = new Set<string>();
   #holding = false;
-  /** How many events of a segment are still waiting; in order, and dropped in order. */
+  /** How many events of each segment still wait. Segments are in order, and dropped in order. */
   readonly #segments = new Map<number, number>();
-  /** All that wait, in the order in which they were made. */
+  /** All events that wait, in the order in which they were made. */
   readonly #waiting = new Map<number, Waiting>();
   readonly #setAside: SetAside;
-  /** Why an event was not taken, since the last that was. */
+  /** Why the last event was not published; undefined since one was. */
   #reason: string | undefined;
   #number = 0;
   #inMemory = 0;
@@ -98,22 +98,22 @@ export class Outbox {
     return this.#waiting.size;
   }
 
-  /** The event that has waited longest: when it was made, and why it was not taken. */
+  /** The event that has waited longest: when it was made, and why it was not published. */
   get oldest(): { readonly time: string; readonly reason: string | undefined } | undefined {
     const [first] = this.#waiting.values();
     if (first === undefined) return undefined;
-    // It stays the oldest for as long as it cannot be published: it is read once.
+    // It stays the oldest for as long as it cannot be published, so it is read only once.
     first.event ??= this.#keptInMemory(this.#read(first));
     const reason = first.reason ?? this.#reason;
     return first.event === undefined ? undefined : { time: first.event.time, reason };
   }
 
-  /** Those that the stream refuses for what they are. */
+  /** The number of events that the stream refuses for their size or form. */
   get setAside(): number {
     return this.#setAside.count;
   }
 
-  /** So much waits that nothing should be begun that makes further events. */
+  /** True while so much waits that nothing should be begun that makes further events. */
   get full(): boolean {
     return this.#waitingBytes > MAX_WAITING_BYTES;
   }
@@ -143,7 +143,7 @@ export class Outbox {
     this.#pump();
   }
 
-  /** Events of an agent that kept a file for each. */
+  /** Earlier releases kept a file for each event. */
   #takeOverFiles(): void {
     for (const name of readdirSync(this.#folder).toSorted()) {
       if (!/^\d{16}\.json$/.test(name)) continue;
@@ -153,12 +153,12 @@ export class Outbox {
         rmSync(file);
       } catch (error) {
         renameSync(file, `${file}.corrupt`);
-        this.#log.error({ file, error: String(error) }, 'event set aside: it cannot be read');
+        this.#log.error({ file, error: String(error) }, 'event file set aside: it cannot be read');
       }
     }
   }
 
-  /** Keeps the event. When the disk refuses it, it is kept in memory and the refusal is logged. */
+  /** Keeps the event. If the disk refuses it, the event is kept in memory and the refusal is logged. */
   add(event: PendingEvent): void {
     this.#number += 1;
     const number = this.#number;
@@ -167,7 +167,10 @@ export class Outbox {
     try {
       place = this.#entries.append({ event: number, subject }, JSON.stringify(event));
     } catch (error) {
-      this.#log.error({ event: event.id, error: String(error) }, 'cannot store an event');
+      this.#log.error(
+        { event: event.id, error: String(error) },
+        'event not written to disk: kept in memory',
+      );
     }
     const keep = place === undefined || this.#inMemory < MAX_IN_MEMORY;
     const waiting = {
@@ -182,8 +185,8 @@ export class Outbox {
   }
 
   /**
-   * Until disposed, what tells of repairs is stored and not published, but where something else follows it: what has to
-   * be repaired comes first, where it is much.
+   * Until disposed, `repaired` events are stored and not published, unless another event of their subject follows.
+   * While very much has to be repaired, the repairs come first.
    */
   hold(): Disposable {
     this.#holding = true;
@@ -197,12 +200,12 @@ export class Outbox {
     };
   }
 
-  /** Resolves when all events that were added before outlive a power failure. */
+  /** Resolves when all events that were added before survive a power failure. */
   sync(): Promise<void> {
     return this.#entries.sync();
   }
 
-  /** Tries again at once what waits for a retry: NATS is back. */
+  /** NATS is back: events that wait for their next try are tried now. */
   nudge(): void {
     for (const [subject, timer] of this.#deferred) {
       clearTimeout(timer);
@@ -219,7 +222,7 @@ export class Outbox {
     this.#pump();
   }
 
-  /** Waits until all is published, `timeoutMs` at most; what is left stays on disk. */
+  /** Waits until all events are published, `timeoutMs` at most; the others stay on disk. */
   async stop(timeoutMs: number): Promise<void> {
     const end = Date.now() + timeoutMs;
     while (this.pending > 0 && Date.now() < end) await sleep(10);
@@ -285,25 +288,28 @@ export class Outbox {
       }
     }
     this.#inFlight -= 1;
-    // After `stop` the next agent publishes it, again if need be.
+    // After `stop` the next agent publishes the event, a second time if need be.
     if (this.#stopped) return;
     try {
       if (failure === undefined || failure.why === 'never') this.#done(waiting);
       else this.#wait(waiting, failure);
     } catch (error) {
-      // Then it is published again, under the same id.
-      this.#log.error({ error: String(error) }, 'an event that was published is still kept');
+      // The event is published again then, under the same id.
+      this.#log.error(
+        { error: String(error) },
+        'published event not removed: it is published again under the same id',
+      );
       this.#ready.add(waiting.subject);
     }
     this.#pump();
   }
 
-  /** One that failed is tried again alone; where all fail, or nobody is there, all wait. */
+  /** An event that failed is tried again by itself. If all fail, or there is no connection, all wait. */
   #wait(waiting: Waiting, failure: { why: WhyNotPublished; reason: string }): void {
     const { subject } = waiting;
     waiting.reason = failure.reason;
     this.#reason = failure.reason;
-    this.#log.debug({ subject, ...failure }, 'event not published yet');
+    this.#log.debug({ subject, ...failure }, 'event not published: trying again');
     this.#failing.add(subject);
     if (failure.why === 'away' || this.#failing.size >= FAILING_IN_A_ROW) {
       this.#ready.add(subject);
@@ -335,14 +341,17 @@ export class Outbox {
     try {
       this.#entries.append({ done: number });
     } catch (error) {
-      // Then it is published again one day, under the same id.
-      this.#log.debug({ error: String(error) }, 'cannot note that an event was published');
+      // The next start publishes the event again then, under the same id.
+      this.#log.debug(
+        { error: String(error) },
+        'end of an event not written to disk: the next start publishes it again',
+      );
     }
   }
 
   /**
-   * Removes segments of which nothing waits, oldest first, since what later ones say of its events is needed for as
-   * long as it is there. True when nothing is left at all.
+   * Removes segments whose events have all been published, oldest first: a later segment says which events of an
+   * earlier one are done, so it has to stay as long as the earlier one. True when nothing is left at all.
    */
   #dropFinished(): boolean {
     for (const [segment, waiting] of this.#segments) {
@@ -361,7 +370,10 @@ export class Outbox {
       if (waiting.place === undefined) return undefined;
       return parseEvent(this.#entries.read(waiting.place));
     } catch (error) {
-      this.#log.error({ subject: waiting.subject, error: String(error) }, 'an event is lost');
+      this.#log.error(
+        { subject: waiting.subject, error: String(error) },
+        'event lost: it cannot be read from disk',
+      );
       return undefined;
     }
   }

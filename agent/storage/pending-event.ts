@@ -1,6 +1,6 @@
-/** An event that has to reach the event stream, as it is kept on disk until it did. */
+/** An event as it is kept on disk until the event stream has it. */
 export interface PendingEvent {
-  /** Function of what it reports: the same outcome is the same event. */
+  /** Made from what the event reports: whatever is reported twice is one event. */
   readonly id: string;
   readonly type: string;
   readonly network: string;
@@ -14,9 +14,9 @@ export interface PendingEvent {
 }
 
 /**
- * What keeps an event from the event stream:
- * - `never`: the event itself. It is malformed, or larger than server or stream take.
- * - `later`: it was sent, and not stored; it may be another time.
+ * Why an event is not in the event stream:
+ * - `never`: because of the event itself. It is malformed, or larger than the server or the stream takes.
+ * - `later`: it was sent, and not stored. A later try may succeed.
  * - `away`: there is no connection.
  */
 export type WhyNotPublished = 'never' | 'later' | 'away';
@@ -31,7 +31,7 @@ export class PublishError extends Error {
   }
 }
 
-/** An event as `add` wrote it. What was cut short, or is another's, is refused. */
+/** Parses an event as `add` wrote it. Throws for an entry that was cut short or is no event. */
 export function parseEvent(text: string): PendingEvent {
   const event: unknown = JSON.parse(text);
   if (isEvent(event)) return event;

@@ -12,18 +12,18 @@ export interface SetAsideOptions {
 }
 
 const RETRY_EVERY_MS = 60_000;
-/** Tried in one round, so that a full folder is no flood. */
+/** So many are tried in one round, so that a full folder is no flood. */
 const MAX_TRIES = 64;
 /** Past it the oldest are removed: some 10 MB. */
 const MAX_KEPT = 10_000;
 
 /**
- * Events that the stream refuses for what they are, too large for it as a rule: a file each. Limits are raised, so they are
- * tried again, when NATS was connected to anew and once a minute.
+ * Events that the stream refuses, as a rule since they are too large for it: a file each. A limit may be raised, so
+ * they are tried again with each new connection to NATS, and once a minute.
  */
 export class SetAside {
   readonly #options: SetAsideOptions;
-  /** Names of files, those that are to be tried next first. */
+  /** Names of files; the one that is to be tried next comes first. */
   #names: string[] = [];
   #trying = false;
   #timer: NodeJS.Timeout | undefined;
@@ -42,7 +42,8 @@ export class SetAside {
     try {
       this.#names = readdirSync(folder).filter((name) => name.endsWith('.json'));
     } catch (error) {
-      if (!isMissing(error)) log.error({ folder, error: String(error) }, 'cannot be listed');
+      if (!isMissing(error))
+        log.error({ folder, error: String(error) }, 'folder of refused events cannot be listed');
     }
     this.#schedule();
   }
@@ -52,7 +53,10 @@ export class SetAside {
     clearTimeout(this.#timer);
   }
 
-  /** Keeps an event; `number` names one that cannot be read any more. When the disk refuses it, the log alone has it. */
+  /**
+   * Keeps an event. `number` names an event that cannot be read any more. If the disk refuses it, only the log has
+   * it.
+   */
   put(number: string, event: PendingEvent | undefined, reason: string): void {
     const { folder, log } = this.#options;
     const name = `${event?.id ?? number}.json`;
@@ -62,7 +66,10 @@ export class SetAside {
       mkdirSync(folder, { recursive: true, mode: 0o700 });
       writeFileSync(file, JSON.stringify({ reason, event }), { mode: 0o600 });
     } catch (error) {
-      log.error({ file, event, error: String(error) }, 'cannot set an event aside');
+      log.error(
+        { file, event, error: String(error) },
+        'refused event not written to disk: it is lost',
+      );
       return;
     }
     if (!this.#names.includes(name)) this.#names.push(name);
@@ -74,7 +81,7 @@ export class SetAside {
     this.#schedule();
   }
 
-  /** The server may be another, with other limits. */
+  /** The next server may have other limits. */
   nudge(): void {
     if (this.#trying) return;
     this.#trying = true;
@@ -100,7 +107,7 @@ export class SetAside {
         if (event !== undefined) {
           await publish(event);
           rmSync(file, { force: true });
-          log.info({ event: event.id }, 'an event that was set aside is published');
+          log.info({ event: event.id }, 'event published that had been set aside');
         }
         this.#names = this.#names.filter((one) => one !== name);
       } catch (error) {
@@ -111,7 +118,7 @@ export class SetAside {
     }
   }
 
-  /** Undefined for what is no event, which is put out of the way. */
+  /** Undefined for a file that is no event: it is renamed, so that it is not read again. */
   #read(file: string): PendingEvent | undefined {
     try {
       const kept: unknown = JSON.parse(readFileSync(file, 'utf8'));
@@ -119,7 +126,7 @@ export class SetAside {
         typeof kept === 'object' && kept !== null && 'event' in kept ? kept.event : undefined;
       return parseEvent(JSON.stringify(event));
     } catch (error) {
-      this.#options.log.warn({ file, error: String(error) }, 'no event: left as it is');
+      this.#options.log.warn({ file, error: String(error) }, 'file is no event: left as it is');
       if (!isMissing(error)) renameSync(file, `${file}.corrupt`);
       return undefined;
     }

@@ -81,7 +81,7 @@ test('a network without a log, as an earlier library leaves it, is followed from
 test('what is told while the ledger answers is read, too', async () => {
   const record = await put(store.ledger, VOLT0);
   const differences: string[] = [];
-  // The answer is on its way while a lease is granted, and the doorbell rings.
+  // The answer is on its way while a lease is granted, and the notice comes.
   const ledger = {
     snapshot: (network: string, cursor?: string) => store.ledger.snapshot(network, cursor),
     readLog: async (network: string, after: string) => {

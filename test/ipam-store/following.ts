@@ -254,7 +254,7 @@ class World {
     }
   }
 
-  /** A period later, with doorbells lost. */
+  /** A period later, with notices lost. */
   async end(): Promise<void> {
     await this.#beats();
     for (const seat of this.#seats) {

@@ -152,7 +152,7 @@ describe('a server that was emptied', () => {
       Math.max(...leases.map(({ generation }) => generation)),
     );
     expect(next.generation).toBeGreaterThan(2 ** 33);
-    // NetworkRevisions are not given again either.
+    // Revisions are not given again either.
     const other = await put(store.ledger, { network: 'other', subnet: '10.43.0.0/24' });
     expect(other.revision).toBeGreaterThan(record.revision);
   });

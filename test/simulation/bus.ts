@@ -80,7 +80,7 @@ export class ModelBus {
         member.taking = false;
       },
       close: () => Promise.resolve(),
-      ring: () => {},
+      notify: () => {},
       listen: () => () => {},
       survey: () => Promise.resolve([]),
       problems: () => [],

@@ -56,7 +56,7 @@ export function startBus({
     metadata: () => ({ host, fleet: prefix, generation: '7' }),
     endpoints: [endpoint('get'), endpoint('list')],
     subjectPrefix: prefix,
-    doorbell: { subject: ours.changed('*', 'definition'), hear: () => {} },
+    notices: { subject: ours.changed('*', 'definition'), hear: () => {} },
     takeJob: async (delivery: Delivery) => {
       jobs.push(delivery.subject);
       await delivery.done().catch(() => {});

@@ -173,7 +173,7 @@ async function wholeFleet(
   return { attachments, behind: [...behind.values()] };
 }
 
-/** The filters as the wire has them. A kind or state that does not exist is refused here by name. */
+/** The filters under the keys of the wire. A kind or state that does not exist is refused here by name. */
 export function listRequest(flags: ListFlags): ListRequest {
   const { network, workload, cursor } = flags;
   const kind = oneOf('--kind', flags.kind, ['vm', 'container']);

@@ -3,7 +3,7 @@ import { EXIT } from '../exit-codes.ts';
 import { marked, type Page } from '../page.ts';
 import type { Shell } from '../shell.ts';
 
-/** `doctor`: what of this host stands in the way of workloads' traffic, and the commands that mend it. */
+/** `doctor`: what on this host stops the traffic of workloads, and the commands that mend it. */
 export function addDoctorCommand(program: Command, shell: Shell): void {
   program
     .command('doctor')

@@ -5,7 +5,10 @@ import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
 import type { Shell } from '../shell.ts';
 import { hostTable } from '../views.ts';
 
-/** `host list`, `host forget`: the hosts that the ledger knows. `host settle`: whose a host is; `host rename`: another id. */
+/**
+ * `host list` and `host forget`: the hosts that the ledger knows. `host settle` decides whose a host id is; `host
+ * rename` gives this host another id.
+ */
 export function addHostCommands(program: Command, shell: Shell): void {
   const host = program
     .command('host')

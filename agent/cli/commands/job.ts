@@ -8,7 +8,10 @@ import { jobTable } from '../views.ts';
 
 type HostState = LedgerHostsAnswer['hosts'][number]['state'];
 
-/** `job list`: what waits in the job stream; `job delete` takes the jobs of a host away. Both ask JetStream, and no agent. */
+/**
+ * `job list` shows the jobs that wait in the job stream; `job delete` takes the jobs of a host away. Both ask
+ * JetStream, and no agent.
+ */
 export function addJobCommands(program: Command, shell: Shell): void {
   const job = program
     .command('job')
@@ -69,7 +72,7 @@ and drops it.`,
     )
     .action(async (_flags: unknown, command: Command) => {
       const { host, yes } = command.optsWithGlobals<{ host?: string; yes?: boolean }>();
-      // Never the host that happens to be configured.
+      // Never the configured host: it has to be named.
       if (host === undefined) throw new UsageError('name the host: --host h9');
       if (yes !== true) throw new UsageError(`this deletes all jobs of ${host}: add --yes`);
       const { deleteWaitingJobs } = await import('../../bus/waiting-jobs.ts');

@@ -6,7 +6,7 @@ import { leaseTable } from '../views.ts';
 
 interface ListFlags {
   readonly network?: string;
-  /** The global flag: any agent answers, so it is a filter here. */
+  /** The global flag is a filter here, since any agent answers. */
   readonly host?: string;
   readonly state?: string;
 }

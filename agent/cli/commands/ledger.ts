@@ -13,7 +13,7 @@ interface InstallFlags {
 }
 
 /**
- * `ledger check`, which an agent does, and `ledger install`: the one command that talks to Redis itself, as an
+ * `ledger check`, which an agent does, and `ledger install`, the only command that talks to Redis itself, as an
  * administrator.
  */
 export function addLedgerCommands(program: Command, shell: Shell): void {

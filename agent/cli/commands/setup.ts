@@ -74,7 +74,7 @@ what was asked for, or is nothing that agents can use.`,
 const NUMBERS = ['replicas', 'eventAgeSeconds', 'eventBytes', 'jobAgeSeconds', 'jobBytes'] as const;
 const KEYS = [...NUMBERS, 'storage'] as const;
 
-/** What was given, of flags, variables and file. Throws UsageError. */
+/** The values of flags, variables and file. Throws UsageError. */
 function streamSettings(given: Readonly<Record<string, unknown>>): Partial<StreamSettings> {
   const { storage } = given;
   if (storage !== undefined && storage !== 'file' && storage !== 'memory') {

@@ -6,7 +6,7 @@ import type { Shell } from '../shell.ts';
 import { age } from '../units.ts';
 import { valueText } from '../views.ts';
 
-/** `status`: how the agent of this host stands, asked over its local socket. */
+/** `status`: the state of the agent of this host, asked over its local socket. */
 export function addStatusCommand(program: Command, shell: Shell): void {
   program
     .command('status')
@@ -36,7 +36,7 @@ agent. What is wrong is listed with since when, why, and what to do about it.`,
     });
 }
 
-/** Of a condition, apart from what stands above it. */
+/** The lines of a condition, set apart from the lines above. */
 function lines(condition: Readonly<Record<string, unknown>>): Page {
   const { name, since, reason, remedy, blocks } = condition;
   const text = `${valueText(name)} for ${age(String(since), Date.now())}`;
@@ -54,7 +54,7 @@ const flatten = (health: Readonly<Record<string, unknown>>): [string, string][] 
     isRecord(value) ? Object.values(value).flatMap(parts).join(': ') : valueText(value),
   ]);
 
-/** What people want to read of a property of a property: words and names. */
+/** The words and names in a property of a property. */
 const parts = (value: unknown): string[] => {
   if (Array.isArray(value)) return value.length === 0 ? [] : [`awaiting ${value.join(', ')}`];
   return typeof value === 'string' ? [value] : [];

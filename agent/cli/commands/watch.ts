@@ -33,7 +33,7 @@ export function addWatchCommand(program: Command, shell: Shell): void {
           ...(flags.network !== undefined && { network: flags.network }),
           ...(types !== undefined && { types }),
         });
-        // The first call subscribes. Whoever reads "watching" may rely on seeing what happens from then on.
+        // The first call subscribes. After "watching" every event from then on is shown.
         let next = events.next();
         await flush();
         output.note('watching; press Ctrl-C to end');

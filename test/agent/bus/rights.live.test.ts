@@ -95,13 +95,13 @@ test('rights that are taken and given back leave the agent as it was, and each r
   }
 });
 
-test('a doorbell that is not heard is told apart from requests that are not', async () => {
+test('a notice that is not heard is told apart from requests that are not', async () => {
   await using bus = agent();
   await until('it is served', () => answers('get'));
   allow({ denySubscribe: '"volt.net.v1.changed.>"' });
-  const doorbell = 'volt.net.v1.changed.*.definition';
-  await until('it is told', () => bus.problems().includes(`fleet-unheard ${doorbell}`));
-  expect(bus.problems()).toEqual([`fleet-unheard ${doorbell}`]);
+  const notices = 'volt.net.v1.changed.*.definition';
+  await until('it is told', () => bus.problems().includes(`fleet-unheard ${notices}`));
+  expect(bus.problems()).toEqual([`fleet-unheard ${notices}`]);
   expect(await answers('get')).toBe(true);
   allow();
   await until('nothing is wrong', () => bus.problems().length === 0);

@@ -13,7 +13,7 @@ import { type Server, startNats, startRedis } from '../../support/servers.ts';
 import { VOLT0 } from '../../support/stack.ts';
 
 // What the agents of other hosts know of what h1 does. h1 and `deaf` send heartbeats once a second; `hears` sends one in
-// minutes, so that it knows by doorbells what it knows at once; `deaf` may not hear doorbells.
+// minutes, so that it knows by notices what it knows at once; `deaf` may not hear notices.
 
 const VOLTNET = new URL('../../../deploy/bin/voltnet', import.meta.url).pathname;
 const ACCOUNTS = `
@@ -80,7 +80,7 @@ const untilListed = (at: string, expected: readonly string[], network?: string):
     return true;
   });
 
-test('what another host attaches and detaches is listed at once, by the doorbell', async () => {
+test('what another host attaches and detaches is listed at once, by the notice', async () => {
   expect(await listed('hears', 'volt0')).toEqual([]);
   const { attachment } = await attach('a');
   await untilListed('hears', ['volt0/a on h1'], 'volt0');
@@ -96,7 +96,7 @@ test('what another host attaches and detaches is listed at once, by the doorbell
   await untilListed('hears', [], 'volt0');
 });
 
-test('an agent that hears no doorbells lists it within a period', async () => {
+test('an agent that hears no notices lists it within a period', async () => {
   expect(await listed('deaf', 'volt0')).toEqual([]);
   await attach('b');
   await untilListed('deaf', ['volt0/b on h1'], 'volt0');
