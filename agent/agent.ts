@@ -200,6 +200,7 @@ export class Agent {
       events,
       networkTypes,
       devices: this.#hostNetwork.devices,
+      bridges: this.#hostNetwork.bridges,
       firewall: this.#hostNetwork.firewall,
       locks,
       detaches,
@@ -216,7 +217,7 @@ export class Agent {
       ledger,
       watermark,
       apply: (networks, letGo) => edits.apply(networks, letGo),
-      bridged: () => bridges.networks(),
+      bridged: () => bridges.names,
       log,
     });
     const queries = new Queries({

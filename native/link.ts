@@ -24,6 +24,10 @@ import {
 
 /** IFNAMSIZ without the terminating zero. */
 const MAX_NAME_BYTES = 15;
+/** linux/if_arp.h. */
+const ARPHRD_ETHER = 1;
+/** Of USER_HZ, in which the kernel tells times of bridges. */
+const MS_PER_JIFFY = 10;
 
 // Places in the arrays that describe a device's settings (enum in linux/ip.h, less one, and in linux/ipv6.h).
 const SETTINGS = {
@@ -72,6 +76,10 @@ export interface Link {
     /** Queues held by a process; of a single-queue device 1 when it has a carrier. */
     readonly queues: number;
   };
+  /** Ethernet (ARPHRD_ETHER): what a bridge takes as a port. Loopback and tunnels of IP packets are not. */
+  readonly ethernet: boolean;
+  /** Of a bridge with spanning tree: for so long a new port passes nothing, twice. */
+  readonly forwardDelayMs?: number;
   /** Of a macvlan or macvtap: 1 private, 2 vepa, 4 bridge, 8 passthru. */
   readonly macvlanMode?: number;
   /** Settings below `/proc/sys/net`: those of `SETTINGS` that the device has. */
@@ -384,6 +392,7 @@ export function parseLink({ body }: Received): Link {
     mtu: attributes.IFLA_MTU ?? 0,
     up: (header.ifi_flags & IFF_UP) !== 0,
     carrier,
+    ethernet: header.ifi_type === ARPHRD_ETHER,
     group: attributes.IFLA_GROUP ?? 0,
     ...(info !== undefined && info.kind !== 'none' && { kind: kindName(info) }),
     ...(attributes.IFLA_ADDRESS !== undefined && { mac: attributes.IFLA_ADDRESS }),
@@ -427,7 +436,11 @@ const kindName = (info: LinkInfo): string => (info.kind === 'other' ? info.name 
 function kindFields(
   info: LinkInfo | undefined,
   carrier: boolean,
-): Pick<Link, 'tun' | 'macvlanMode'> {
+): Pick<Link, 'tun' | 'macvlanMode' | 'forwardDelayMs'> {
+  if (info?.kind === 'bridge') {
+    const { IFLA_BR_STP_STATE: stp = 0, IFLA_BR_FORWARD_DELAY: delay = 0 } = info.data ?? {};
+    return stp === 0 ? {} : { forwardDelayMs: delay * MS_PER_JIFFY };
+  }
   if (info?.kind === 'tun') {
     const { data = {} } = info;
     const multiQueue = data.IFLA_TUN_MULTI_QUEUE === 1;

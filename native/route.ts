@@ -30,9 +30,14 @@ export interface Route {
   readonly metric?: number;
   /** RTN_LOCAL: packets to `to` are for this host. */
   readonly local?: boolean;
+  /** Read only. Indices of the devices of a route with several next hops, which has no `ifindex` of its own. */
+  readonly nexthops?: readonly number[];
 }
 
 const MAX_TABLE_BYTE = 255;
+const NEXTHOP_BYTES = 8;
+const NEXTHOP_INDEX_OFFSET = 4;
+const NEXTHOP_PADDING = 4;
 
 /** Unicast routes of one network namespace. */
 export class Routes {
@@ -63,8 +68,8 @@ export class Routes {
     this.#socket.request(routeRequest(RTM_DELROUTE, 'RTM_DELROUTE', route));
   }
 
-  /** All unicast routes, of every table unless one is given. */
-  list({ table }: { table?: number } = {}): Route[] {
+  /** All unicast routes, or those of type local, of every table unless one is given. */
+  list({ table, local = false }: { table?: number; local?: boolean } = {}): Route[] {
     const rows = this.#socket.dump(
       {
         type: RTM_GETROUTE,
@@ -72,7 +77,7 @@ export class Routes {
         subject: 'routes',
         write: (writer) => routeMessage.write(writer, { rtm_family: AF_UNSPEC }, {}),
       },
-      parseRoute,
+      (message) => parseRoute(message, local),
     );
     return rows
       .filter((row) => row !== null)
@@ -116,12 +121,16 @@ function subjectOf({ to, via, ifindex }: Route): string {
   return parts.join(' ');
 }
 
-/** A route from the body of an RTM_NEWROUTE message; null for anything but unicast of IPv4 and IPv6. */
-export function parseRoute({ body }: Received): Route | null {
+/**
+ * A route from the body of an RTM_NEWROUTE message; null for other than unicast of IPv4 and IPv6, or with `local` for
+ * other than such of type local.
+ */
+export function parseRoute({ body }: Received, local = false): Route | null {
   const { header, attributes } = routeMessage.read(body);
   const ipFamily = ipFamilyOf(header.rtm_family);
-  if (header.rtm_type !== RTN_UNICAST || ipFamily === undefined) return null;
-  const { RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE } = attributes;
+  if (header.rtm_type !== (local ? RTN_LOCAL : RTN_UNICAST)) return null;
+  if (ipFamily === undefined) return null;
+  const { RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_MULTIPATH } = attributes;
   if (header.rtm_dst_len > bitsOf(RTA_DST?.family ?? ipFamily)) return null;
   const to =
     RTA_DST === undefined
@@ -129,11 +138,26 @@ export function parseRoute({ body }: Received): Route | null {
       : IpPrefix.around(RTA_DST, header.rtm_dst_len);
   return {
     ...(to !== undefined && { to }),
+    ...(local && { local }),
     ...(RTA_GATEWAY !== undefined && { via: RTA_GATEWAY }),
     ...(RTA_OIF !== undefined && { ifindex: RTA_OIF }),
     table: RTA_TABLE ?? header.rtm_table,
     ...(RTA_PRIORITY !== undefined && { metric: RTA_PRIORITY }),
+    ...(RTA_MULTIPATH !== undefined && { nexthops: nexthopDevices(RTA_MULTIPATH) }),
   };
+}
+
+/** `struct rtnexthop` (linux/rtnetlink.h): length, flags and hops, index; then attributes, padded to four bytes. */
+function nexthopDevices(bytes: Uint8Array): number[] {
+  const view = Buffer.from(bytes);
+  const devices: number[] = [];
+  for (let at = 0; at + NEXTHOP_BYTES <= view.length;) {
+    const length = view.readUInt16LE(at);
+    if (length < NEXTHOP_BYTES) break;
+    devices.push(view.readInt32LE(at + NEXTHOP_INDEX_OFFSET));
+    at += Math.ceil(length / NEXTHOP_PADDING) * NEXTHOP_PADDING;
+  }
+  return devices;
 }
 
 function ipFamilyOf(addressFamily: number): 4 | 6 | undefined {

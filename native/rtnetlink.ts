@@ -330,6 +330,8 @@ export const ROUTE = {
   RTA_GATEWAY: ip(5),
   RTA_PRIORITY: u32(6),
   RTA_PREFSRC: ip(7),
+  /** Read only: `struct rtnexthop` and its attributes, one after the other. */
+  RTA_MULTIPATH: bytes(9),
   RTA_TABLE: u32(15),
 } as const;
 

@@ -102,6 +102,7 @@ export class Queries {
       differences.push(...this.#revisionDifferences(record, told.current));
     }
     const planned = await plan(id, { deadline });
+    differences.push(...(planned.ofNetworks ?? []));
     return atOnce(answerOf({ differences, plan: planned, away, mostBytes: answerBytes() }));
   }
 
@@ -136,6 +137,7 @@ export class Queries {
       differences.push(...(await slices.run(again, { signal })));
     }
     const planned = await plan(undefined, { signal });
+    differences.push(...(planned.ofNetworks ?? []));
     const away = first.away ?? second.away;
     const answering = answerOf({ differences, plan: planned, away, mostBytes: answerBytes() });
     const answer = await slices.run(answering, { signal });

@@ -76,7 +76,6 @@ export class ModelKernel {
         inside: new Map(),
         limits: new Map(),
         redirects: new Map(),
-        settings: new Map(),
         forwarding: new Set(
           [...seen.values()].map(({ index, mac = '' }) => forwardingKey({ ifindex: index, mac })),
         ),
@@ -84,7 +83,14 @@ export class ModelKernel {
     };
     return {
       networkTypes: { bridged: this.#networkType(life) },
-      bridges: { networks: () => [], revise: () => {} },
+      bridges: {
+        names: [],
+        revise: () => {},
+        compare: () => [],
+        repair: () => {},
+        disturbedBy: () => [],
+        networksOn: () => [],
+      },
       dryRuns: { dryRun: async () => [], close: async () => {} },
       namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {

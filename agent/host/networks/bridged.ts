@@ -11,7 +11,7 @@ import { bridgePortFacts, hairpinFacts, trustedFacts } from '../firewall/port-fi
 import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
-import type { Log } from '../../log.ts';
+import type { Bridges, NeedsOfType } from '../bridges/bridges.ts';
 import { ifbOf, limitBandwidth, observeBandwidth } from './bandwidth.ts';
 import { NetworkBridge } from './bridge.ts';
 import { mendPort, setNewPort } from './bridge-port.ts';
@@ -48,7 +48,7 @@ export interface BridgedOptions {
   readonly removal: Removal;
   readonly journal: Pick<Journal, 'namesDevice'>;
   readonly firewall: Firewall;
-  readonly log: Log;
+  readonly bridges: Bridges;
 }
 
 /** Whose facts in the firewall are those of an attachment's port. */
@@ -67,21 +67,20 @@ export class Bridged implements NetworkType {
       ['ports', (request.ports?.length ?? 0) > 0],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
-    return this.checkPort(request, network, bridgedFacts, known);
+    return this.checkPort(request, network, known);
   }
 
-  /** `check` of what is the same for all networks with a bridge; `facts` are the firewall's for the bridge. */
+  /** `check` of what is the same for all networks with a bridge. */
   checkPort(
     request: AttachRequest,
     network: Network,
-    facts: (network: Network) => readonly Fact[],
     { deviceName, named }: KnownOfAttach = {},
   ): CheckedAttach {
     const { kernel, journal, firewall } = this.#options;
     firewall.ready();
     const taken = (name: string): boolean =>
       journal.namesDevice(name) || kernel.links.indexOf(name) !== null;
-    const bridge = new NetworkBridge(network, { ...this.#options, facts });
+    const bridge = new NetworkBridge(network, this.#options);
     if (request.kind === 'vm') {
       return this.#checkedTap(request, network, bridge, deviceName ?? tapName(request, taken));
     }
@@ -220,20 +219,9 @@ export class Bridged implements NetworkType {
   }
 
   resume(attachment: Attachment, network: Network): void {
-    this.resumePort(attachment, network, bridgedFacts);
-  }
-
-  /** `resume` of what is the same for all networks with a bridge. */
-  resumePort(
-    attachment: Attachment,
-    network: Network,
-    facts: (network: Network) => readonly Fact[],
-  ): void {
-    const { kernel, firewall } = this.#options;
+    const { bridges, firewall } = this.#options;
     this.#putFacts(attachment, network);
-    if (firewall.has(`bridge:${network.bridge}`)) return;
-    const link = kernel.links.get(network.bridge);
-    if (link !== null) new NetworkBridge(network, { ...this.#options, facts }).protect(link);
+    if (!firewall.has(`bridge:${network.bridge}`)) bridges.resume(network);
   }
 
   detach(record: AttachmentRecord): RemovingDevice {
@@ -266,20 +254,10 @@ export class Bridged implements NetworkType {
   }
 
   mend(attachment: Attachment, network: Network): void {
-    this.mendPort(attachment, network, bridgedFacts);
-  }
-
-  /** `mend` of what is the same for all networks with a bridge. The port is up last. */
-  mendPort(
-    attachment: Attachment,
-    network: Network,
-    facts: (network: Network) => readonly Fact[],
-  ): void {
-    const { kernel } = this.#options;
+    const { kernel, bridges } = this.#options;
     const { device, mac, bandwidth, ports } = attachment;
     if (device === null) return;
-    const bridge = new NetworkBridge(network, { ...this.#options, facts });
-    mendLink(kernel, attachment, bridge.repair());
+    mendLink(kernel, attachment, { master: bridges.standing(network).index });
     const link = { index: device.ifindex, name: device.name };
     closeToIpv6(device.name);
     this.#putFacts(attachment, network);
@@ -318,9 +296,13 @@ const attached = (network: Network, device: Device): AttachedDevice => ({
   filter: network.filter ? 'full' : 'none',
 });
 
-/** Of a bridge whose network has nothing to do with the host's addresses. */
-const bridgedFacts = (network: Network): Fact[] =>
-  network.portIsolation === true ? isolatedFacts(network) : [];
+/** A bridge whose network has nothing to do with the host's addresses. */
+export const bridgedNeeds = (network: Network): NeedsOfType => ({
+  bridgeSettings: {},
+  hostSettings: {},
+  localRoutes: [],
+  facts: network.portIsolation === true ? isolatedFacts(network) : [],
+});
 
 function portFacts(
   { filter, linkLocal }: Network,

@@ -1,15 +1,11 @@
-import { IpPrefix } from '#protocol/address.ts';
 import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
-import { isKernelError } from '#native/errors.ts';
-import { readSysctl, writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { hostOnlyFacts, isolatedFacts } from '../firewall/host-nat.ts';
-import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
-import type { Kernel } from '../kernel.ts';
-import type { Log } from '../../log.ts';
+import type { NeedsOfType } from '../bridges/bridges.ts';
+import { IPV4_FORWARDING, IPV6_FORWARDING } from '../bridges/settings.ts';
 import type { Bridged } from './bridged.ts';
 import {
   type KnownOfAttach,
@@ -22,25 +18,9 @@ import {
 } from './network-type.ts';
 import type { PortMaps } from './port-maps.ts';
 
-/** The routing table of the host's own addresses; unicast routes of ours come after the kernel's. */
-const LOCAL_TABLE = 255;
-const LOCAL_METRIC = 10;
-
-/** Settings of the whole host that such a network needs, by their paths below `/proc/sys`. */
-export const hostSettings = ({ ipv6 }: Pick<Network, 'ipv6'>): readonly (readonly string[])[] => [
-  IPV4_FORWARDING,
-  ...(ipv6 === undefined ? [] : [IPV6_FORWARDING]),
-];
-export const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
-export const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
-/** Of the bridge of such a network. */
-export const BRIDGE_SETTINGS = { 'ipv4.route_localnet': 1 } as const;
-
 export interface HostOnlyOptions {
-  readonly kernel: Kernel;
   readonly bridged: Bridged;
   readonly portMaps: PortMaps;
-  readonly log: Log;
 }
 
 /**
@@ -49,8 +29,6 @@ export interface HostOnlyOptions {
  */
 export class HostOnly implements NetworkType {
   readonly #options: HostOnlyOptions;
-  /** Bridges that the host's routing was prepared for. */
-  readonly #prepared = new Set<string>();
 
   constructor(options: HostOnlyOptions) {
     this.#options = options;
@@ -60,7 +38,7 @@ export class HostOnly implements NetworkType {
     refuseUnsupported(network, [['network.dhcp', network.dhcp !== undefined]]);
     const { bridged, portMaps } = this.#options;
     const { id, ports = [] } = request;
-    const port = bridged.checkPort(request, network, factsOf, known);
+    const port = bridged.checkPort(request, network, known);
     return {
       deviceName: port.deviceName,
       prepare: () => {
@@ -69,9 +47,6 @@ export class HostOnly implements NetworkType {
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const attached = port.attach(lease, undo);
-        // A bridge that is made again has none of the settings of before.
-        if (known?.deviceName !== undefined) this.#prepared.delete(network.bridge);
-        this.#prepareHost(network);
         if (ports.length === 0) return attached;
         undo.defer(() => portMaps.remove(id));
         portMaps.put(
@@ -98,16 +73,14 @@ export class HostOnly implements NetworkType {
   resume(attachment: Attachment, network: Network): void {
     const { bridged, portMaps } = this.#options;
     const { id, ports, addresses } = attachment;
-    bridged.resumePort(attachment, network, factsOf);
+    bridged.resume(attachment, network);
     if (ports.length > 0) portMaps.put(id, ports, addresses);
   }
 
   mend(attachment: Attachment, network: Network): void {
     const { bridged, portMaps } = this.#options;
     const { id, ports, addresses } = attachment;
-    bridged.mendPort(attachment, network, factsOf);
-    this.#prepared.delete(network.bridge);
-    this.#prepareHost(network);
+    bridged.mend(attachment, network);
     if (ports.length > 0) portMaps.put(id, ports, addresses);
   }
 
@@ -128,64 +101,21 @@ export class HostOnly implements NetworkType {
   claim(attachment: Attachment): Descriptor[] {
     return this.#options.bridged.claim(attachment);
   }
-
-  /**
-   * What the host needs for a bridge beside the firewall: forwarding, and a way for what was mapped from
-   * loopback addresses. Each setting that this changes is logged.
-   */
-  #prepareHost({ bridge, ipv6 }: Network): void {
-    if (this.#prepared.has(bridge)) return;
-    this.#set(['net', 'ipv4', 'conf', bridge, 'route_localnet'], '1');
-    this.#set(IPV4_FORWARDING, '1');
-    if (ipv6 !== undefined) {
-      this.#keepRouterAdvertisements();
-      this.#set(IPV6_FORWARDING, '1');
-      this.#routeLoopback(bridge);
-    }
-    this.#prepared.add(bridge);
-  }
-
-  #set(path: readonly string[], value: string): void {
-    if (readSysctl(path) === value) return;
-    writeSysctl(path, value);
-    this.#options.log.warn({ sysctl: path.join('.'), value }, 'set for host-only networks');
-  }
-
-  /** A host that forwards ignores router advertisements, and loses the routes that it has from them. */
-  #keepRouterAdvertisements(): void {
-    const { kernel } = this.#options;
-    if (readSysctl(IPV6_FORWARDING) === '1') return;
-    for (const { name } of kernel.links.list()) {
-      const path = ['net', 'ipv6', 'conf', name, 'accept_ra'];
-      if (readIfThere(path) === '1') this.#set(path, '2');
-    }
-  }
-
-  /** Replies to what was mapped from ::1 come in by the bridge, where ::1 is nobody's address otherwise. */
-  #routeLoopback(bridge: string): void {
-    const { kernel } = this.#options;
-    const ifindex = kernel.links.indexOf(bridge);
-    if (ifindex === null) return;
-    const to = IpPrefix.parse('::1/128');
-    try {
-      kernel.routes.add({ to, ifindex, local: true, table: LOCAL_TABLE, metric: LOCAL_METRIC });
-    } catch (error) {
-      if (!isKernelError(error, 'EEXIST')) throw error;
-    }
-  }
 }
 
-const factsOf = (network: Network): Fact[] => [
-  ...hostOnlyFacts(network),
-  ...(network.portIsolation === true ? isolatedFacts(network) : []),
-];
-
-/** A device, or a kernel, may have no IPv6 at all. */
-export function readIfThere(path: readonly string[]): string | undefined {
-  try {
-    return readSysctl(path);
-  } catch (error) {
-    if (isKernelError(error, 'ENOENT')) return undefined;
-    throw error;
-  }
-}
+/**
+ * What such a network needs around its bridge: forwarding, and a way for replies to what was mapped from ::1 and
+ * 127.0.0.1, which come in by the bridge.
+ */
+export const hostOnlyNeeds = (network: Network): NeedsOfType => ({
+  bridgeSettings: { 'ipv4.route_localnet': 1 },
+  hostSettings: {
+    [IPV4_FORWARDING]: '1',
+    ...(network.ipv6 !== undefined && { [IPV6_FORWARDING]: '1' }),
+  },
+  localRoutes: network.ipv6 === undefined ? [] : ['::1/128'],
+  facts: [
+    ...hostOnlyFacts(network),
+    ...(network.portIsolation === true ? isolatedFacts(network) : []),
+  ],
+});

@@ -6,11 +6,15 @@ import { isKernelError, type KernelError } from '#native/errors.ts';
 import type { Link, LinkChange } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
 import type { Kernel } from '../kernel.ts';
+import { conflictOf, overlapWithHost } from '../own-addresses.ts';
 import { DEVICE_GROUP } from './network-type.ts';
 import { refuseGatewayMac, refuseHostAddresses } from './taken.ts';
 
 /** MACVLAN_MODE_… of linux/if_link.h. */
 const MODES = { private: 1, vepa: 2, bridge: 4, passthru: 8 } as const;
+
+/** Definitions whose subnets were found to be nobody's else on this host. */
+const looked = new WeakSet<Network>();
 
 /** What of a request concerns the parent. */
 type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
@@ -30,7 +34,8 @@ export class MacvlanParent {
 
   /**
    * Looks without touching. PARENT_NOT_FOUND: there is no such device. UNSUPPORTED: it is no Ethernet device.
-   * INVALID_REQUEST: a larger MTU than the parent has. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: what is the gateway's, or the
+   * NETWORK_CONFLICT: the host has something in the network's subnets beside the parent. INVALID_REQUEST: a larger MTU
+   * than the parent has. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: what is the gateway's, or the
    * host's on the parent.
    */
   look({ mtu: askedMtu, mac, addresses = [] }: Asked): void {
@@ -40,6 +45,7 @@ export class MacvlanParent {
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
     }
+    this.#refuseOverlap(link);
     if (mac !== undefined) refuseGatewayMac(this.#kernel, mac, this.#network, link);
     refuseHostAddresses(this.#kernel, link, addresses, 'addresses');
     const mtu = askedMtu ?? Math.min(ownMtu ?? link.mtu, link.mtu);
@@ -88,6 +94,21 @@ export class MacvlanParent {
       if (!isKernelError(error, 'EADDRINUSE')) throw error;
       throw this.#error('MAC_IN_USE', `another device on it has ${mac.toString()}`, error);
     }
+  }
+
+  /** What the host has on the parent, or on devices that stand on it, is on the network's own segment. */
+  #refuseOverlap(parent: Link): void {
+    if (looked.has(this.#network)) return;
+    const meant = new Set([parent.index]);
+    for (;;) {
+      const overlap = overlapWithHost(this.#kernel, this.#network, meant);
+      if (overlap === undefined) break;
+      if (this.#kernel.links.get(overlap.ifindex)?.linkIndex !== parent.index) {
+        throw conflictOf(this.#network, overlap);
+      }
+      meant.add(overlap.ifindex);
+    }
+    looked.add(this.#network);
   }
 
   #refusal(error: KernelError, kind: string): Error {

@@ -1,5 +1,4 @@
 import type { Network } from '#protocol/network.ts';
-import type { LetGo } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import type { KernelOperation } from '#native/trace.ts';
 import { Firewall } from '../firewall/firewall.ts';
@@ -8,9 +7,10 @@ import type { Journal } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
 import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
-import { Bridged } from './bridged.ts';
-import { bridgedNetworks, reviseBridges } from './gateways.ts';
-import { HostOnly } from './host-only.ts';
+import { Applied } from '../bridges/applied.ts';
+import { Bridges, type NeedsOfType } from '../bridges/bridges.ts';
+import { Bridged, bridgedNeeds } from './bridged.ts';
+import { HostOnly, hostOnlyNeeds } from './host-only.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
 import type { NetworkTypes } from './network-type.ts';
@@ -43,33 +43,42 @@ export interface HostNetwork {
   };
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
-  readonly bridges: {
-    /** The networks of whose bridges this host has one. */
-    readonly networks: () => readonly string[];
-    /** Gives the bridges of ours what these networks say, and takes the rest from them (`reviseBridges`). */
-    readonly revise: (
-      networks: ReadonlyMap<string, Network>,
-      letGo: readonly LetGo[],
-      unknown: ReadonlySet<string>,
-    ) => void;
-  };
+  /** What networks have on this host beside their workloads' devices. */
+  readonly bridges: Pick<
+    Bridges,
+    'names' | 'revise' | 'compare' | 'repair' | 'disturbedBy' | 'networksOn'
+  >;
 }
 
 /** The network types of this host, over one kernel and one firewall. */
 export function openHostNetwork(options: {
-  readonly config: Pick<Config, 'host' | 'nftablesTable'>;
+  readonly config: Pick<Config, 'host' | 'nftablesTable' | 'runtimeDir'>;
   readonly journal: Journal;
   readonly log: Log;
 }): HostNetwork {
   const { config, journal, log } = options;
-  const { host, nftablesTable } = config;
+  const { host, nftablesTable, runtimeDir } = config;
   const kernel = new Kernel();
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
   const dryRuns = new DryRuns({ settings: { host, nftablesTable }, log });
   const namespaces = new WorkloadNamespaces({ journal });
+  const applied = new Applied({ runtimeDir, log });
+  applied.load();
+  const inUse = (): ReadonlySet<string> =>
+    new Set(journal.values().map(({ request }) => request.network));
+  const bridges = new Bridges({ host, kernel, firewall, applied, needsOf, inUse, log });
   return {
-    networkTypes: networkTypesOver({ host, kernel, removal, journal, firewall, namespaces, log }),
+    networkTypes: networkTypesOver({
+      host,
+      kernel,
+      removal,
+      journal,
+      firewall,
+      bridges,
+      namespaces,
+      log,
+    }),
     firewall,
     namespaces,
     devices: openHostDevices(kernel, removal),
@@ -81,11 +90,14 @@ export function openHostNetwork(options: {
       close: () => dryRuns.close(),
     },
     taggedDevices,
-    bridges: {
-      networks: () => bridgedNetworks(kernel),
-      revise: (networks, letGo, unknown) => reviseBridges(kernel, networks, letGo, unknown),
-    },
+    bridges,
   };
+}
+
+/** What a network needs of the host around its bridge; undefined for types without one. */
+function needsOf(network: Network): NeedsOfType | undefined {
+  if (network.type === 'bridged') return bridgedNeeds(network);
+  return network.type === 'host-only' ? hostOnlyNeeds(network) : undefined;
 }
 
 /** The network types over one kernel and one firewall. */
@@ -95,18 +107,24 @@ export function networkTypesOver(parts: {
   readonly removal: Removal;
   readonly journal: Pick<Journal, 'namesDevice' | 'get' | 'values'>;
   readonly firewall: Firewall;
+  /** By default those of a namespace that nobody else sees. */
+  readonly bridges?: Bridges;
   /** Those that requests name; a dry run's are of its own. */
   readonly namespaces?: WorkloadNamespaces;
   readonly log: Log;
   readonly findDevice?: () => string;
 }): NetworkTypes {
-  const { kernel, journal, firewall, log } = parts;
+  const { host, kernel, journal, firewall, log } = parts;
   const namespaces = parts.namespaces ?? new WorkloadNamespaces(parts);
-  const bridged = new Bridged(parts);
+  const applied = new Applied({ runtimeDir: undefined, log });
+  const inUse = (): ReadonlySet<string> => new Set();
+  const bridges =
+    parts.bridges ?? new Bridges({ host, kernel, firewall, applied, needsOf, inUse, log });
+  const bridged = new Bridged({ ...parts, bridges });
   const portMaps = new PortMaps({ firewall, kernel });
   return {
     bridged,
-    'host-only': new HostOnly({ kernel, bridged, portMaps, log }),
+    'host-only': new HostOnly({ bridged, portMaps }),
     macvtap: new Macvtap(parts),
     isolated: new Isolated({ journal, namespaces }),
     sriov: new Sriov({ kernel, journal, log }),

@@ -1,11 +1,8 @@
 import type { Attachment, Difference } from '#protocol/attachment.ts';
-import type { Network } from '#protocol/network.ts';
 import type { LinkSettings } from '#native/link.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { ifbName, rateOf } from '../networks/bandwidth.ts';
-import { bridgeTagOf, gatewayAddresses } from '../networks/gateways.ts';
 import { portDifferences } from '../networks/bridge-port.ts';
-import { BRIDGE_SETTINGS, hostSettings } from '../networks/host-only.ts';
 import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
 import { DEVICE_GROUP, deviceTag } from '../networks/network-type.ts';
 import { CLOSED_TO_IPV6 } from '../networks/tap.ts';
@@ -126,55 +123,4 @@ function limitDifferences(attachment: OnHost, observed: Observed): Difference[] 
     if (limit === undefined || found === rateOf(limit)) return [];
     return [{ id, what, expected: rateOf(limit), observed: found ?? null }];
   });
-}
-
-/** Of the address and state of a bridge that this agent made, and of what the host has to do for its network. */
-export function bridgeDifferences(
-  { id, network }: AttachmentRecord,
-  observed: Observed,
-): Difference[] {
-  const bridge = network === undefined ? undefined : observed.names.get(network.bridge);
-  if (network === undefined || bridge === undefined) return [];
-  return [
-    ...ownBridgeDifferences(id, network, bridge, observed),
-    ...(network.type === 'host-only' ? routingDifferences(id, network, bridge, observed) : []),
-  ];
-}
-
-/** One that was there before is its owner's. */
-function ownBridgeDifferences(
-  id: string,
-  network: Network,
-  bridge: SeenLink,
-  observed: Observed,
-): Difference[] {
-  if (bridgeTagOf(bridge)?.network !== network.network) return [];
-  const held = observed.addresses.get(bridge.index) ?? new Set();
-  const lacking = gatewayAddresses(network)
-    .map(String)
-    .filter((address) => !held.has(address));
-  return [
-    ...(bridge.up ? [] : [{ id, what: 'bridge.up', expected: true, observed: false }]),
-    ...lacking.map((address) => ({
-      id,
-      what: 'bridge.address',
-      expected: address,
-      observed: null,
-    })),
-  ];
-}
-
-function routingDifferences(
-  id: string,
-  network: Network,
-  bridge: SeenLink,
-  { settings }: Observed,
-): Difference[] {
-  const off = hostSettings(network)
-    .map((path) => path.join('.'))
-    .filter((name) => settings.has(name) && settings.get(name) === '0');
-  return [
-    ...settingDifferences(id, 'bridge', BRIDGE_SETTINGS, bridge),
-    ...off.map((name) => ({ id, what: `sysctl ${name}`, expected: '1', observed: '0' })),
-  ];
 }

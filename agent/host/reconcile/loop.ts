@@ -6,6 +6,7 @@ import { taggedId } from '../networks/network-type.ts';
 import { Rhythm } from '../../schedule/rhythm.ts';
 import type { Slices, Wanted } from '../../schedule/slices.ts';
 import type { Standing } from '../../fleet/standing.ts';
+import type { NetworkDifferences } from '../bridges/bridges.ts';
 import { compare } from './comparison.ts';
 import { agrees } from './differences.ts';
 import { MacChanges } from './mac-changes.ts';
@@ -53,6 +54,7 @@ export class Reconcile {
   readonly #options: ReconcileOptions;
   readonly #repairs: Repairs;
   readonly #dirty = new Set<string>();
+  readonly #dirtyNetworks = new Set<string>();
   readonly #failures = new Map<string, Failure>();
   readonly #remakes = new Relapses(REMAKES);
   readonly #macChanges: MacChanges;
@@ -60,8 +62,6 @@ export class Reconcile {
   #agreement: Agreement = 'unknown';
   /** What was done when all was compared last, as kind and id. */
   #done: ReadonlySet<string> = new Set();
-  /** Indices of bridges that attachments are on. */
-  #bridges = new Set<number>();
   #watch: Disposable | undefined;
   /** While there is so much to repair that telling of it would hold it up. */
   #held: Disposable | undefined;
@@ -100,7 +100,7 @@ export class Reconcile {
     this.#watch ??= this.#options.devices.watch({
       onLink: (link, gone) => this.#noteLink(link, gone),
       onAddressGone: (ifindex) => {
-        if (this.#bridges.has(ifindex)) this.nudge();
+        this.#noteDirtyNetworks(this.#options.bridges.networksOn(ifindex));
       },
       onOverrun: () => this.nudge(),
     });
@@ -133,7 +133,14 @@ export class Reconcile {
       id === undefined ? journal.values() : [journal.get(id)].filter((one) => one !== undefined);
     const observing = id === undefined ? devices.observe(records) : devices.lookUp(records);
     const suspects = this.#suspects;
-    return (await compare(this.#options, records, { observing, suspects, wanted })).plan;
+    const { plan } = await compare(this.#options, records, { observing, suspects, wanted });
+    const named = id === undefined ? undefined : records.map(({ request }) => request.network);
+    const networks = this.#options.bridges.compare(named);
+    return {
+      ...plan,
+      actions: [...networkActions(networks), ...plan.actions],
+      ofNetworks: networks.flatMap(networkDifferences),
+    };
   }
 
   /** Resolves when nothing is being done any more. */
@@ -149,7 +156,7 @@ export class Reconcile {
 
   /** Own changes are told, too: what agrees with its record is nothing to look at. */
   #noteLink(link: SeenLink, gone: boolean): void {
-    if (this.#bridges.has(link.index) && (gone || !link.up)) this.nudge();
+    this.#noteDirtyNetworks(this.#options.bridges.disturbedBy(link, gone));
     const id = taggedId(link.alias);
     const record = id === undefined ? undefined : this.#options.journal.get(id);
     if (record !== undefined && !gone) this.#macChanges.note(record, link);
@@ -161,6 +168,11 @@ export class Reconcile {
   #noteDirty(ids: readonly string[]): void {
     for (const id of ids) this.#dirty.add(id);
     if (ids.length > 0) this.#gather();
+  }
+
+  #noteDirtyNetworks(names: readonly string[]): void {
+    for (const name of names) this.#dirtyNetworks.add(name);
+    if (names.length > 0) this.#gather();
   }
 
   #gather(): void {
@@ -184,9 +196,12 @@ export class Reconcile {
     const suspects = this.#suspects;
     const all = this.#all;
     const dirty = [...this.#dirty];
+    const dirtyNetworks = [...this.#dirtyNetworks];
     this.#all = false;
     this.#dirty.clear();
+    this.#dirtyNetworks.clear();
     if (!all) {
+      await this.#apply(networkActions(this.#options.bridges.compare(dirtyNetworks)));
       const records = dirty.map((id) => journal.get(id)).filter((one) => one !== undefined);
       const observing = devices.lookUp(records);
       const part = await compare(this.#options, records, { observing, suspects, wanted });
@@ -201,24 +216,20 @@ export class Reconcile {
     const records = journal.values();
     const leases = await this.#leases();
     this.#restoreFirewall();
+    const ofNetworks = networkActions(this.#options.bridges.compare());
     const observing = devices.observe(records);
     const known = { observing, leases, suspects, wanted };
-    const { plan: whole, observed, changed } = await compare(this.#options, records, known);
+    const { plan: whole, changed } = await compare(this.#options, records, known);
     this.#noteDirty(changed);
     this.#suspects = whole.suspects;
-    this.#bridges = new Set(
-      records.flatMap(({ attachment }) => {
-        const name = attachment?.device?.bridge;
-        return (name === undefined ? undefined : observed.names.get(name)?.index) ?? [];
-      }),
-    );
-    const differs = whole.actions.length + whole.suspects.size > 0;
+    const actions = [...ofNetworks, ...whole.actions];
+    const differs = actions.length + whole.suspects.size > 0;
     const agreement = differs ? 'differs' : leases === undefined ? 'alone' : 'agrees';
     if (agreement !== this.#agreement) {
       log.info({ agreement, attachments: records.length }, 'the host compared with its records');
     }
     this.#agreement = agreement;
-    const concerned = new Set(whole.actions.map(({ id }) => id));
+    const concerned = new Set(actions.map(subjectOf));
     for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
     if (whole.actions.length > MANY_ACTIONS) {
       // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
@@ -227,7 +238,7 @@ export class Reconcile {
     } else {
       this.#publishHeld();
     }
-    const done = await this.#apply(whole.actions, this.#done);
+    const done = await this.#apply(actions, this.#done);
     this.#done = done;
     this.#watchHost();
     // Whether it helped.
@@ -282,7 +293,7 @@ export class Reconcile {
     let tried = 0;
     for (const action of actions) {
       if (this.#stopping.signal.aborted) return done;
-      const failure = this.#failures.get(action.id);
+      const failure = this.#failures.get(subjectOf(action));
       if (failure !== undefined && performance.now() < failure.until) continue;
       const key = `${action.kind} ${action.id}`;
       try {
@@ -290,7 +301,7 @@ export class Reconcile {
         done.add(key);
         const again = action.kind === 'remake' && this.#remakes.note(action.id, performance.now());
         if (before.has(key) || again) this.#noteFailure(action, 'it differs again');
-        else this.#failures.delete(action.id);
+        else this.#failures.delete(subjectOf(action));
       } catch (error) {
         this.#noteFailure(action, error);
       }
@@ -300,12 +311,28 @@ export class Reconcile {
     return done;
   }
 
-  #noteFailure({ id, kind, differences }: Action, error: unknown): void {
-    const before = this.#failures.get(id)?.waitMs;
+  #noteFailure(action: Action, error: unknown): void {
+    const { id, kind, differences } = action;
+    const before = this.#failures.get(subjectOf(action))?.waitMs;
     const waitMs = before === undefined ? BACKOFF_FIRST_MS : Math.min(before * 2, BACKOFF_MOST_MS);
     const reason = error instanceof Error ? error.message : String(error);
-    this.#failures.set(id, { waitMs, until: performance.now() + waitMs, reason });
+    this.#failures.set(subjectOf(action), { waitMs, until: performance.now() + waitMs, reason });
     const { log } = this.#options;
     log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
   }
 }
+
+/** A network and an attachment may have the same name. */
+const subjectOf = ({ kind, id }: Action): string => (kind === 'network' ? `network ${id}` : id);
+
+/** What can be put right of networks, one action each. */
+const networkActions = (found: readonly NetworkDifferences[]): Action[] =>
+  found.flatMap((one) => {
+    const repairable = one.differences.filter((difference) => difference.repairable);
+    if (repairable.length === 0) return [];
+    const differences = networkDifferences({ ...one, differences: repairable });
+    return [{ kind: 'network', id: one.network, differences }];
+  });
+
+const networkDifferences = ({ network, differences }: NetworkDifferences): Difference[] =>
+  differences.map(({ what, expected, observed }) => ({ id: network, what, expected, observed }));

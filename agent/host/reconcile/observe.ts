@@ -4,11 +4,9 @@ import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import type { Steps } from '#native/steps.ts';
-import { readSysctl } from '#native/sysctl.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
-import { hostSettings } from '../networks/host-only.ts';
 import { deviceTag } from '../networks/network-type.ts';
 import { askForNamespaces, openIfThere } from '../networks/workload.ts';
 
@@ -46,8 +44,6 @@ export interface Observed {
   readonly redirects: ReadonlyMap<number, number>;
   /** Where bridges lead frames to for good, each as `forwardingKey` has it. */
   readonly forwarding: ReadonlySet<string>;
-  /** Settings of the whole host that somebody's network needs, by path: `net.ipv4.ip_forward`. */
-  readonly settings: ReadonlyMap<string, string>;
 }
 
 /**
@@ -162,12 +158,11 @@ const isLimited = ({ attachment }: Recorded): boolean =>
 function* beside(
   kernel: Kernel,
   records: readonly AttachmentRecord[],
-): Steps<Pick<Observed, 'namespaces' | 'inside' | 'redirects' | 'settings'>> {
+): Steps<Pick<Observed, 'namespaces' | 'inside' | 'redirects'>> {
   const namespaces = new Map<string, string | null>();
   const inside = new Map<string, SeenLink | null>();
   const redirects = new Map<number, number>();
-  const settings = new Map<string, string>();
-  for (const { id, attachment, network, state } of records) {
+  for (const { id, attachment, state } of records) {
     yield;
     const { device, netns } = attachment ?? {};
     const identity = netns === undefined ? undefined : knownOf(() => namespaceIdentity(netns));
@@ -182,13 +177,8 @@ function* beside(
       const target = kernel.traffic.redirectOf(device.ifindex);
       if (target !== null) redirects.set(device.ifindex, target);
     }
-    if (network?.type !== 'host-only') continue;
-    for (const path of hostSettings(network)) {
-      const name = path.join('.');
-      if (!settings.has(name)) settings.set(name, readSysctl(path));
-    }
   }
-  return { namespaces, inside, redirects, settings };
+  return { namespaces, inside, redirects };
 }
 
 /** One attachment's namespace that cannot be looked at is no reason not to look at the others. */

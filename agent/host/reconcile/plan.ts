@@ -4,7 +4,7 @@ import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { taggedId } from '../networks/network-type.ts';
-import { bridgeDifferences, isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
+import { isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
 import type { Observed, SeenLink } from './observe.ts';
 import { isStray } from './strays.ts';
 
@@ -37,6 +37,8 @@ export type Action =
       readonly lease: Lease;
       readonly differences: readonly Difference[];
     }
+  /** What a network has on the host is not as it should be: it is put right. `id` is the network's name. */
+  | { readonly kind: 'network'; readonly id: string; readonly differences: readonly Difference[] }
   /** The ledger has no lease of what stands here: it is told of it, and says whose it is. */
   | { readonly kind: 'reassert'; readonly id: string; readonly differences: readonly Difference[] };
 
@@ -64,6 +66,8 @@ export interface PlanOptions {
 
 export interface Plan {
   readonly actions: readonly Action[];
+  /** What of networks differs, whether the agent can put it right or not; the plan of a preview has it. */
+  readonly ofNetworks?: readonly Difference[];
   /** For the next plan of all records: what has to be seen again before anything is done. */
   readonly suspects: ReadonlyMap<string, number>;
 }
@@ -85,17 +89,11 @@ export function* plan(options: PlanOptions): Steps<Plan> {
     return now - since >= GRACE_MS;
   };
   const actions: Action[] = [];
-  const bridges = new Set<string>();
   for (const record of records) {
     yield;
     if (!isAsRead(record.id)) continue;
     const action = actionFor(record, options, stays);
     if (action !== undefined) actions.push(action);
-    const bridge = record.attachment?.device?.bridge;
-    if (bridge === undefined || record.state !== 'attached' || bridges.has(bridge)) continue;
-    bridges.add(bridge);
-    const differences = action === undefined ? bridgeDifferences(record, observed) : [];
-    if (differences.length > 0) actions.push({ kind: 'mend', id: record.id, differences });
   }
   if (!observed.whole) return { actions, suspects };
   const others = [yield* strays(options, stays), yield* leaseless(options, stays)];

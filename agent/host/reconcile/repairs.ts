@@ -8,6 +8,7 @@ import type { HostLeases } from '../../attachments/host-leases.ts';
 import type { Journal } from '../../storage/journal.ts';
 import type { Log } from '../../log.ts';
 import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network-type.ts';
+import type { HostNetwork } from '../networks/types.ts';
 import type { Session } from '../../fleet/session.ts';
 import type { IdLocks } from '../../schedule/id-lock.ts';
 import type { TableDifference } from '../firewall/firewall.ts';
@@ -25,6 +26,7 @@ export interface RepairsOptions {
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
   readonly devices: HostDevices;
+  readonly bridges: HostNetwork['bridges'];
   readonly locks: IdLocks;
   readonly detaches: Detaches;
   readonly hostLeases: Pick<HostLeases, 'release'>;
@@ -45,6 +47,7 @@ export class Repairs {
   async repair(action: Action, suspects: Plan['suspects']): Promise<void> {
     // It takes the turn itself.
     if (action.kind === 'release') await this.#release(action);
+    else if (action.kind === 'network') this.#repairNetwork(action);
     else {
       const { locks } = this.#options;
       await locks.take(action.id, Infinity, () => this.#inTurn(action, suspects));
@@ -136,6 +139,21 @@ export class Repairs {
       requestId: `repaired-${host}-${Date.now()}`,
       trace: {},
       body: { host, differences, action: 'firewall' },
+    });
+  }
+
+  #repairNetwork({ id: network, differences }: Action & { kind: 'network' }): void {
+    const { bridges, events, host, log } = this.#options;
+    bridges.repair(network);
+    log.warn({ network, differences }, 'what this network has on the host is put right');
+    events.add({
+      type: 'repaired',
+      network,
+      subject: network,
+      operation: 'repair',
+      requestId: `repaired-network-${network}-${Date.now()}`,
+      trace: {},
+      body: { host, network, action: 'network', differences },
     });
   }
 

@@ -1,13 +1,12 @@
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type Network, parseNetwork } from '#protocol/network.ts';
+import { createLog } from '#agent/log.ts';
+import { Applied } from '#agent/host/bridges/applied.ts';
+import { Bridges } from '#agent/host/bridges/bridges.ts';
+import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
-import {
-  bridgedNetworks,
-  bridgeTagOf,
-  giveGateways,
-  reviseBridges,
-} from '#agent/host/networks/gateways.ts';
-import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
+import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
+import { bridgeTag, bridgeTagOf } from '#agent/host/networks/gateways.ts';
 import { ip } from '../../support/kernel.ts';
 
 // What a bridge of ours has of gateways, and what its alias says of them, as its network changes.
@@ -20,15 +19,43 @@ const NET = parseNetwork({
 });
 const BOTH = ['10.1.0.1/24', 'fd01::1/64'];
 const kernel = new Kernel();
+const log = createLog('silent', 'h1');
+
+/** Networks with attachments here. */
+const inUse = new Set<string>();
+
+/** Another agent each time, which knows what the one before has written. */
+let applied: Applied;
+const agent = (): Bridges =>
+  new Bridges({
+    host: 'h1',
+    kernel,
+    firewall: new Firewall({ log, table: 'volt' }),
+    applied,
+    needsOf: bridgedNeeds,
+    inUse: () => inUse,
+    log,
+  });
 
 beforeEach(() => {
-  const link = kernel.links.createBridge({ name: 'br0', group: DEVICE_GROUP });
-  giveGateways(kernel, link, NET);
+  applied = new Applied({ runtimeDir: undefined, log });
+  inUse.clear();
+  attach(NET);
   kernel.links.createBridge({ name: 'foreign0' });
 });
 afterEach(() => {
-  for (const name of ['br0', 'foreign0']) ip('link', 'delete', name);
+  for (const { ifname } of ip('link')) {
+    if (/^(br0|br1|foreign0)$/.test(String(ifname))) ip('link', 'delete', String(ifname));
+  }
 });
+
+/** What an attach makes of a network. */
+function attach(network: Network): void {
+  const bridges = agent();
+  const seen = bridges.glance(network);
+  bridges.refuse(network, seen);
+  bridges.ensure(network, seen);
+}
 
 const link = (): NonNullable<ReturnType<typeof kernel.links.get>> => {
   const found = kernel.links.get('br0');
@@ -45,8 +72,7 @@ const held = (): string[] =>
     .toSorted();
 
 const revise = (networks: Network[], letGo: string[] = [], unknown: string[] = []): void =>
-  reviseBridges(
-    kernel,
+  agent().revise(
     new Map(networks.map((one) => [one.network, one])),
     letGo.map((address) => ({ network: 'br0', address })),
     new Set(unknown),
@@ -55,7 +81,7 @@ const revise = (networks: Network[], letGo: string[] = [], unknown: string[] = [
 test('it has them, and says so', () => {
   expect(held()).toEqual(BOTH);
   expect(bridgeTagOf(link())).toEqual({ network: 'br0', gateways: BOTH });
-  expect(bridgedNetworks(kernel)).toEqual(['br0']);
+  expect(agent().names).toEqual(['br0']);
   expect(
     kernel.links
       .bridges()
@@ -75,22 +101,26 @@ test('those of now take the place of those of before, whoever has forgotten them
 
 test('what was given before it was said is taken away too', () => {
   // An agent that ended between one step and the next.
-  giveGateways(kernel, link(), { ...NET, gateway: '10.1.0.9' });
-  ip('addr', 'del', '10.1.0.9/24', 'dev', 'br0');
-  expect(bridgeTagOf(link())?.gateways).toContain('10.1.0.9/24');
+  kernel.links.set(link(), { alias: bridgeTag('br0', [...BOTH, '10.1.0.9/24', '10.1.0.8/24']) });
+  ip('addr', 'add', '10.1.0.9/24', 'dev', 'br0');
   revise([NET]);
   expect(held()).toEqual(BOTH);
   expect(bridgeTagOf(link())?.gateways).toEqual(BOTH);
 });
 
-test('a network that is gone, or has another bridge, leaves none', () => {
+test('a network that is gone leaves nothing, and one that has another bridge leaves the old one', () => {
   revise([{ ...NET, bridge: 'br1' }]);
-  expect(held()).toEqual([]);
+  expect(kernel.links.get('br0')).toBeNull();
+  // Nobody is attached: the new one is made with the first attach.
+  expect(agent().names).toEqual([]);
+  attach({ ...NET, bridge: 'br1' });
+  inUse.add('br0');
   revise([NET]);
+  expect(kernel.links.get('br1')).toBeNull();
   expect(held()).toEqual(BOTH);
+  inUse.clear();
   revise([]);
-  expect(held()).toEqual([]);
-  expect(bridgeTagOf(link())).toEqual({ network: 'br0', gateways: [] });
+  expect(kernel.links.bridges().map(({ name }) => name)).toEqual(['foreign0']);
 });
 
 test('of an unknown one with attachments nothing goes but what has to', () => {
@@ -98,8 +128,6 @@ test('of an unknown one with attachments nothing goes but what has to', () => {
   expect(held()).toEqual(BOTH);
   revise([], ['10.1.0.1'], ['br0']);
   expect(held()).toEqual(['fd01::1/64']);
-  revise([]);
-  expect(held()).toEqual([]);
 });
 
 test("somebody else's addresses stay, and what the ledger names goes from a bridge of an earlier agent", () => {

@@ -116,7 +116,6 @@ function observedOf(
     limits: new Map(),
     redirects: new Map(),
     forwarding: new Set(links.map(({ index }) => forwardingKey({ ifindex: index, mac: MAC }))),
-    settings: new Map(),
     ...more,
   };
 }

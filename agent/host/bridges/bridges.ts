@@ -1,0 +1,610 @@
+import { isDeepStrictEqual } from 'node:util';
+import { InterfaceAddress, MacAddress } from '#protocol/address.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { isKernelError } from '#native/errors.ts';
+import type { Link } from '#native/link.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import type { LetGo } from '#ipam-store/ledger.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
+import type { Fact } from '../firewall/ruleset.ts';
+import type { Kernel } from '../kernel.ts';
+import { conflictOf, overlapWithHost, ownAddresses } from '../own-addresses.ts';
+import type { Log } from '../../log.ts';
+import type { SeenLink } from '../reconcile/observe.ts';
+import { bridgeTag, bridgeTagOf } from '../networks/gateways.ts';
+import { DEVICE_GROUP } from '../networks/network-type.ts';
+import type { Applied } from './applied.ts';
+import { type BridgeDifference, compareBridge, isOwnBridge } from './comparison.ts';
+import { type BridgeDescription, type BridgeNeeds, describeBridge } from './description.ts';
+import { addLocalRoute, removeLocalRoute } from './routes.ts';
+import { IPV6_FORWARDING, readIfThere } from './settings.ts';
+import { type BridgeSnapshot, glance, look } from './snapshot.ts';
+import { refuseAsUplink, wayOutMtu } from './uplink.ts';
+
+export interface BridgesOptions {
+  readonly host: string;
+  readonly kernel: Kernel;
+  readonly firewall: Firewall;
+  readonly applied: Applied;
+  /** What a network needs of the host around its bridge; undefined for a network that has none. */
+  readonly needsOf: (network: Network) => NeedsOfType | undefined;
+  /** The networks that workloads are attached to here. */
+  readonly inUse: () => ReadonlySet<string>;
+  readonly log: Log;
+}
+
+export interface NeedsOfType extends BridgeNeeds {
+  /** What the firewall has to hold for the bridge. */
+  readonly facts: readonly Fact[];
+}
+
+/** What of one network is not as described. */
+export interface NetworkDifferences {
+  readonly network: string;
+  readonly differences: readonly BridgeDifference[];
+}
+
+/**
+ * What networks have on this host beside their workloads' devices: bridge, gateways, uplink, routes, settings, rules. Each
+ * has one owner, its network. It is described (`description`), compared with what is there (`comparison`), and made,
+ * repaired and taken away here and nowhere else. A bridge that somebody else made is adopted: it gets ports, an uplink and
+ * rules, and its owner's addresses, MAC, MTU and state are left alone.
+ */
+export class Bridges {
+  readonly #options: BridgesOptions;
+  /** The definitions that were applied, by name. */
+  readonly #networks = new Map<string, Network>();
+  /** Networks whose bridge was an agent's when it was looked at last. */
+  readonly #own = new Set<string>();
+
+  constructor(options: BridgesOptions) {
+    this.#options = options;
+  }
+
+  /** The addresses of this host that are not for workloads; on a bridge of the agent's own there is the gateway alone. */
+  ownAddresses(network: Network): string[] {
+    const { kernel } = this.#options;
+    return this.#own.has(network.network) ? [] : ownAddresses(kernel, network);
+  }
+
+  /** Networks that have something on this host. */
+  get names(): string[] {
+    const { kernel, applied } = this.#options;
+    const tagged = kernel.links.bridges().flatMap((link) => bridgeTagOf(link)?.network ?? []);
+    return [...new Set([...applied.descriptions.map(({ network }) => network), ...tagged])];
+  }
+
+  /** What there is of a network, as far as one message tells; for `ensure`. */
+  glance(network: Network): BridgeSnapshot {
+    return glance(this.#options.kernel, this.#describe(network).description);
+  }
+
+  /** The MTU that the bridge has, or will have. */
+  mtuOf(network: Network, { link, uplink }: BridgeSnapshot): number {
+    return link?.mtu ?? network.mtu ?? uplink?.mtu ?? wayOutMtu(this.#options.kernel);
+  }
+
+  /**
+   * Throws where this network cannot have its bridge and uplink here. INTERFACE_EXISTS: the bridge is no bridge, or
+   * another network's. NETWORK_CONFLICT: the host itself has something in its subnets. PARENT_NOT_FOUND, UNSUPPORTED, DEVICE_BUSY: of the uplink (`refuseAsUplink`).
+   */
+  refuse(network: Network, seen: BridgeSnapshot): void {
+    const { kernel } = this.#options;
+    const { link, uplink } = seen;
+    if (link !== null) refuseOtherKind(link, network);
+    this.#refuseShared(network, link);
+    if (this.#networks.get(network.network) !== network) {
+      this.#refuseOverlap(network, seen);
+    }
+    if (network.uplink === undefined) return;
+    const { device, allowDefaultRoute = false } = network.uplink;
+    if (uplink === undefined || uplink === null) {
+      throw new VoltError('PARENT_NOT_FOUND', `uplink: there is no device ${device}`, {
+        details: { path: 'uplink.device', device },
+      });
+    }
+    const bridge = { name: network.bridge, index: link?.index };
+    refuseAsUplink(kernel, { device, allowDefaultRoute }, uplink, bridge);
+  }
+
+  /** Makes what is missing of a network, and repairs what a glance has shown to differ; answers the bridge. */
+  ensure(network: Network, seen: BridgeSnapshot): Link {
+    const { applied } = this.#options;
+    const { description, facts } = this.#describe(network);
+    const before = applied.descriptionOf(network.network);
+    if (this.#networks.get(network.network) === network && seen.link !== null) {
+      return this.#repair(description, facts, seen);
+    }
+    if (!isDeepStrictEqual(before, description)) {
+      if (before !== undefined) this.#takeAway(before, description);
+      applied.put(description);
+    }
+    const link = this.#apply(description, facts, seen.link);
+    this.#networks.set(network.network, network);
+    return link;
+  }
+
+  /** The bridge of a network that workloads are attached to here, as it was described last; made again when it is gone. */
+  standing(network: Network): Link {
+    const { kernel, applied } = this.#options;
+    const description = applied.descriptionOf(network.network);
+    const known = this.#networks.get(network.network) ?? network;
+    if (description === undefined) return this.ensure(network, this.glance(network));
+    const seen = glance(kernel, description);
+    const { facts } = this.#describe(known);
+    if (seen.link === null) return this.#apply(description, facts, null);
+    return this.#repair(description, facts, seen);
+  }
+
+  /** Before the firewall is loaded: notes what has to hold for a network that an earlier agent has brought here. */
+  resume(network: Network): void {
+    const { description, facts } = this.#describe(network);
+    const { link } = glance(this.#options.kernel, description);
+    this.#networks.set(network.network, network);
+    if (this.#options.applied.descriptionOf(network.network) === undefined) {
+      // Of an agent that kept no account.
+      this.#options.applied.put(description);
+    }
+    if (link !== null) this.#protect(description, facts, link);
+  }
+
+  /**
+   * Makes of all networks that have something here what the ledger says of them now. Those that it does not have any
+   * more go. Of `unknown` networks, of which there are attachments and no definition, only the addresses go that hosts
+   * have to let go of. Rejects after all were tried, with the first error.
+   */
+  revise(
+    networks: ReadonlyMap<string, Network>,
+    letGo: readonly LetGo[],
+    unknown: ReadonlySet<string>,
+  ): void {
+    const errors: unknown[] = [];
+    const changed = this.names.map((name) => [name, networks.get(name)] as const);
+    // First what frees names, addresses and uplinks for others.
+    for (const [name, network] of changed.toSorted(([, a], [, b]) => order(a) - order(b))) {
+      try {
+        const left = letGo.filter((one) => one.network === name).map(({ address }) => address);
+        if (network !== undefined && this.#options.needsOf(network) !== undefined) {
+          this.ensureAll(network, left);
+        } else if (unknown.has(name)) this.#letGo(name, left);
+        else this.remove(name);
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+
+  /** All of a network, whatever is there: of one without attachments, only where its bridge stands. */
+  ensureAll(network: Network, letGo: readonly string[] = []): void {
+    const { kernel, applied, inUse } = this.#options;
+    const { description, facts } = this.#describe(network);
+    const { link } = glance(kernel, description);
+    if (link === null && !inUse().has(network.network)) {
+      this.remove(network.network);
+      return;
+    }
+    const before = applied.descriptionOf(network.network);
+    if (!isDeepStrictEqual(before, description)) {
+      this.#takeAway(before ?? describedBefore(kernel, description), description);
+      applied.put(description);
+    }
+    this.#apply(description, facts, link);
+    this.#networks.set(network.network, network);
+    this.#letGo(network.network, letGo);
+  }
+
+  /** What of these networks, or of all that have something here, is not as described; reads only. */
+  compare(names: Iterable<string> = this.#applied()): NetworkDifferences[] {
+    const { kernel, applied } = this.#options;
+    const found: NetworkDifferences[] = [];
+    for (const network of names) {
+      const description = applied.descriptionOf(network);
+      if (description === undefined) continue;
+      const differences = compareBridge(description, look(kernel, description));
+      if (differences.length > 0) found.push({ network, differences });
+    }
+    return found;
+  }
+
+  /** Puts right what differs of a network now. Rejects where something of it cannot be done. */
+  repair(name: string): void {
+    const { kernel, applied, inUse } = this.#options;
+    const description = applied.descriptionOf(name);
+    if (description === undefined) return;
+    const network = this.#networks.get(name);
+    const seen = glance(kernel, description);
+    if (seen.link === null && !inUse().has(name)) {
+      this.remove(name);
+      return;
+    }
+    const facts = network === undefined ? undefined : this.#describe(network).facts;
+    this.#apply(description, facts, seen.link);
+  }
+
+  /** The networks whose bridge or uplink this device is, and is not as it should be. */
+  disturbedBy(link: SeenLink, gone: boolean): string[] {
+    return this.#options.applied.descriptions
+      .filter((description) => isDisturbed(description, link, gone))
+      .map(({ network }) => network);
+  }
+
+  /** The networks whose bridge has this index. */
+  networksOn(ifindex: number): string[] {
+    const name = this.#options.kernel.links.nameOf(ifindex);
+    return this.#options.applied.descriptions
+      .filter(({ bridge }) => bridge === name)
+      .map(({ network }) => network);
+  }
+
+  /** Takes away all that a network has on this host. What was there before is as it was found. */
+  remove(name: string): void {
+    const { kernel, applied, log } = this.#options;
+    const before = applied.descriptionOf(name);
+    if (before !== undefined) this.#takeAway(before, undefined);
+    for (const link of kernel.links.bridges()) {
+      if (bridgeTagOf(link)?.network === name) kernel.links.delete(link);
+    }
+    applied.remove(name);
+    this.#networks.delete(name);
+    log.info({ network: name }, 'nothing of this network is left on this host');
+  }
+
+  #applied(): string[] {
+    return this.#options.applied.descriptions.map(({ network }) => network);
+  }
+
+  #describe(network: Network): { description: BridgeDescription; facts: readonly Fact[] } {
+    const { host, needsOf } = this.#options;
+    const needs = needsOf(network);
+    if (needs === undefined) throw new Error(`network ${network.network} has no bridge`);
+    const { facts, ...rest } = needs;
+    return { description: describeBridge(network, { host, needs: rest }), facts };
+  }
+
+  /** One bridge carries one network: rules and addresses of two would hold for both. */
+  #refuseShared({ network, bridge }: Network, link: Link | null): void {
+    const { applied, inUse } = this.#options;
+    const tagged = link === null ? undefined : bridgeTagOf(link)?.network;
+    const others = applied.descriptions
+      .filter((one) => one.bridge === bridge)
+      .map((one) => one.network);
+    for (const other of new Set([...others, ...(tagged === undefined ? [] : [tagged])])) {
+      if (other === network) continue;
+      if (!inUse().has(other)) {
+        this.remove(other);
+        continue;
+      }
+      throw new VoltError(
+        'INTERFACE_EXISTS',
+        `network ${network} wants bridge ${bridge}, which is network ${other}'s on this host`,
+        { details: { name: bridge, kind: 'bridge', network: other } },
+      );
+    }
+  }
+
+  /**
+   * What the host has on the bridge itself, or on the NIC that is the bridge's uplink, is meant. What another network has
+   * left here, that has nobody attached, goes: the ledger lets no two networks overlap, so it is a network that was.
+   */
+  #refuseOverlap(network: Network, { link, uplink }: BridgeSnapshot): void {
+    const { kernel, inUse } = this.#options;
+    const meant = new Set([link, uplink].flatMap((one) => one?.index ?? []));
+    for (;;) {
+      const overlap = overlapWithHost(kernel, network, meant);
+      if (overlap === undefined) return;
+      const other = bridgeTagOf(kernel.links.get(overlap.ifindex) ?? {})?.network;
+      if (other === undefined || inUse().has(other)) throw conflictOf(network, overlap);
+      this.remove(other);
+    }
+  }
+
+  #apply(
+    description: BridgeDescription,
+    facts: readonly Fact[] | undefined,
+    found: Link | null,
+  ): Link {
+    const { kernel } = this.#options;
+    if (found === null) this.#make(description);
+    return this.#repair(description, facts, look(kernel, description));
+  }
+
+  #make(description: BridgeDescription): void {
+    const { kernel, log } = this.#options;
+    const { bridge: name, network, mac, uplink } = description;
+    try {
+      const link = kernel.links.createBridge({
+        name,
+        mac: MacAddress.parse(mac),
+        group: DEVICE_GROUP,
+      });
+      const nic = uplink === undefined ? null : kernel.links.get(uplink.device);
+      pinMtu(kernel, link, description.mtu ?? nic?.mtu ?? wayOutMtu(kernel));
+      log.info({ bridge: name, network }, 'bridge made');
+    } catch (error) {
+      // Somebody, networkd for one, made it between the look and the making.
+      if (!isKernelError(error, 'EEXIST')) throw error;
+    }
+  }
+
+  /** Puts right what a snapshot has shown to differ, in the order in which it is needed. */
+  #repair(
+    description: BridgeDescription,
+    facts: readonly Fact[] | undefined,
+    snapshot: BridgeSnapshot,
+  ): Link {
+    const { link } = snapshot;
+    if (link === null) {
+      throw new VoltError('NOT_FOUND', `bridge ${description.bridge} vanished while it was made`);
+    }
+    refuseOtherKind(link, description);
+    if (facts !== undefined) this.#protect(description, facts, link);
+    for (const one of compareBridge(description, snapshot)) {
+      if (one.repairable) this.#put(description, one, { link, uplink: snapshot.uplink ?? null });
+    }
+    // What it has been given before is gone by now.
+    const said = bridgeTagOf(link)?.gateways ?? [];
+    if (
+      snapshot.addresses !== undefined &&
+      said.some((one) => !description.gateways.includes(one))
+    ) {
+      const alias = bridgeTag(description.network, description.gateways);
+      this.#options.kernel.links.set(link, { alias });
+    }
+    return link;
+  }
+
+  /** What the firewall has to know of the bridge, before its first port. */
+  #protect(description: BridgeDescription, facts: readonly Fact[], link: Link): void {
+    const { firewall } = this.#options;
+    const { network, bridge, mac, uplink } = description;
+    const own = isOwnBridge(link, description);
+    if (own) this.#own.add(network);
+    else this.#own.delete(network);
+    const localMac = own ? MacAddress.parse(mac) : link.mac;
+    firewall.put(`bridge:${bridge}`, [
+      // Ports of others on a bridge that was there are none of our business.
+      ...(own ? guardFacts : arrivalFacts)(link),
+      ...(localMac === undefined ? [] : hostLocalFacts(localMac)),
+      ...(uplink === undefined ? [] : trustedFacts(uplink.device)),
+      ...facts,
+    ]);
+  }
+
+  #put(
+    description: BridgeDescription,
+    { what, expected, observed }: BridgeDifference,
+    { link, uplink }: { readonly link: Link; readonly uplink: Link | null },
+  ): void {
+    const { kernel } = this.#options;
+    const { network, bridge } = description;
+    const { links } = kernel;
+    switch (what) {
+      case 'bridge.alias': {
+        // Before the addresses: whoever comes next takes them away again when they are the network's no more.
+        const had = bridgeTagOf(link)?.gateways ?? [];
+        links.set(link, { alias: bridgeTag(network, [...had, ...description.gateways]) });
+        return;
+      }
+      case 'bridge.group':
+        links.set(link, { group: DEVICE_GROUP });
+        return;
+      case 'bridge.mac':
+        links.set(link, { mac: MacAddress.parse(description.mac) });
+        return;
+      case 'bridge.mtu':
+        links.set(link, { mtu: Number(expected) });
+        return;
+      case 'bridge.address':
+        if (expected === null) removeAddress(kernel, link, String(observed));
+        else addAddress(kernel, link, String(expected));
+        return;
+      case 'bridge.route':
+        addLocalRoute(kernel, String(expected), link.index);
+        return;
+      case 'bridge.up':
+        links.set(link, { up: true });
+        return;
+      case 'uplink.bridge':
+      case 'uplink.up':
+        if (uplink !== null) this.#takeUplink(description, uplink, link);
+        return;
+      default: {
+        const setting = what.startsWith('sysctl ')
+          ? what.slice('sysctl '.length).split('.')
+          : settingOf(bridge, what.slice('bridge.'.length));
+        this.#set(setting, String(expected));
+      }
+    }
+  }
+
+  /** Its addresses and routes are left alone. */
+  #takeUplink({ bridge, uplink }: BridgeDescription, nic: Link, link: Link): void {
+    const { kernel, applied, log } = this.#options;
+    if (uplink === undefined) return;
+    refuseAsUplink(kernel, uplink, nic, { name: bridge, index: link.index });
+    applied.noteUplink(nic.name, { up: nic.up });
+    kernel.links.set(nic, {
+      ...(nic.master !== link.index && { master: link.index }),
+      up: true,
+    });
+    if (nic.master !== link.index) {
+      log.info({ bridge, uplink: nic.name }, 'uplink taken into the bridge');
+    }
+  }
+
+  #set(path: readonly string[], value: string): void {
+    const { kernel, applied, log } = this.#options;
+    const found = readIfThere(path);
+    if (found === undefined || found === value) return;
+    // A host that forwards ignores router advertisements, and loses the routes that it has from them.
+    if (path.join('.') === IPV6_FORWARDING) {
+      for (const { name } of kernel.links.list()) {
+        const accepts = ['net', 'ipv6', 'conf', name, 'accept_ra'];
+        if (readIfThere(accepts) === '1') this.#set(accepts, '2');
+      }
+    }
+    applied.noteSetting(path.join('/'), { found, set: value });
+    writeSysctl(path, value);
+    log.warn({ sysctl: path.join('.'), value, found }, 'set for networks of this host');
+  }
+
+  /** Takes away what was described `before` and is not described `after`. */
+  #takeAway(before: BridgeDescription, after: BridgeDescription | undefined): void {
+    const { kernel, firewall, applied, log } = this.#options;
+    const link = kernel.links.get(before.bridge);
+    const leaves = after?.bridge !== before.bridge;
+    if (before.uplink !== undefined && (leaves || after.uplink?.device !== before.uplink.device)) {
+      this.#releaseUplink(before.uplink.device, link);
+    }
+    const unneeded = Object.keys(before.hostSettings).filter(
+      (name) => !this.#needed(name, before, after),
+    );
+    for (const name of unneeded) this.#restore(name.split('.'));
+    if (unneeded.includes(IPV6_FORWARDING)) {
+      const accepts = Object.keys(applied.settings).filter((path) => path.endsWith('/accept_ra'));
+      for (const path of accepts) this.#restore(path.split('/'));
+    }
+    if (!leaves) {
+      for (const to of before.localRoutes) {
+        if (link !== null && !after.localRoutes.includes(to))
+          removeLocalRoute(kernel, to, link.index);
+      }
+      return;
+    }
+    firewall.remove(`bridge:${before.bridge}`);
+    if (link === null || link.kind !== 'bridge') return;
+    if (isOwnBridge(link, before)) {
+      kernel.links.delete(link);
+      log.info({ bridge: link.name, network: before.network }, 'bridge removed');
+      return;
+    }
+    for (const to of before.localRoutes) removeLocalRoute(kernel, to, link.index);
+    for (const name of Object.keys(before.bridgeSettings)) {
+      this.#restore(settingOf(before.bridge, name));
+    }
+  }
+
+  /** Whether another network, or the same as it is described now, needs a setting of the host. */
+  #needed(name: string, before: BridgeDescription, after: BridgeDescription | undefined): boolean {
+    const others = this.#options.applied.descriptions.filter(
+      ({ network }) => network !== before.network,
+    );
+    return [...others, ...(after === undefined ? [] : [after])].some((one) =>
+      Object.hasOwn(one.hostSettings, name),
+    );
+  }
+
+  /** Gives a setting the value that was found, unless somebody has changed it since. */
+  #restore(path: readonly string[]): void {
+    const { applied, log } = this.#options;
+    const key = path.join('/');
+    const changed = applied.settings[key];
+    if (changed === undefined) return;
+    if (readIfThere(path) === changed.set) {
+      writeSysctl(path, changed.found);
+      log.info({ sysctl: path.join('.'), value: changed.found }, 'set back as it was found');
+    }
+    applied.forgetSetting(key);
+  }
+
+  #releaseUplink(device: string, bridge: Link | null): void {
+    const { kernel, applied, log } = this.#options;
+    const nic = kernel.links.get(device);
+    const found = applied.uplink(device);
+    if (nic !== null && bridge !== null && nic.master === bridge.index) {
+      kernel.links.set(nic, { master: null });
+      if (found?.up === false) kernel.links.set(nic, { up: false });
+      log.info({ bridge: bridge.name, uplink: device }, 'uplink taken out of the bridge');
+    }
+    applied.forgetUplink(device);
+  }
+
+  /** Takes addresses from the bridge of a network: others are given them now. */
+  #letGo(name: string, addresses: readonly string[]): void {
+    if (addresses.length === 0) return;
+    const { kernel, applied } = this.#options;
+    const kept = applied.descriptionOf(name)?.gateways ?? [];
+    for (const link of kernel.links.bridges()) {
+      if (bridgeTagOf(link)?.network !== name) continue;
+      for (const { ifindex, address } of kernel.addresses.list({ ifindex: link.index })) {
+        const text = address.toString();
+        if (ifindex !== link.index) continue;
+        const described = kept.includes(text) && this.#networks.has(name);
+        if (!described && addresses.includes(bare(text))) removeAddress(kernel, link, text);
+      }
+    }
+  }
+}
+
+/** As far as one message about one device tells. */
+function isDisturbed(
+  { bridge, uplink, mac, mtu }: BridgeDescription,
+  link: SeenLink,
+  gone: boolean,
+): boolean {
+  if (uplink?.device === link.name) return gone || !link.up || link.master === undefined;
+  if (bridge !== link.name) return false;
+  if (gone || !link.up) return true;
+  const tagged = bridgeTagOf(link) !== undefined;
+  if (link.group !== DEVICE_GROUP) return tagged;
+  return !tagged || link.mac !== mac || (mtu !== undefined && mtu !== link.mtu);
+}
+
+/** Those that go come first. */
+const order = (network: Network | undefined): number => Number(network !== undefined);
+
+const bare = (address: string): string => address.replace(/\/.*/, '');
+
+/** What an agent that kept no account has made of a network: its bridge alone is known. */
+const describedBefore = (kernel: Kernel, after: BridgeDescription): BridgeDescription => {
+  const other = kernel.links
+    .bridges()
+    .find((link) => bridgeTagOf(link)?.network === after.network && link.name !== after.bridge);
+  return { ...after, bridge: other?.name ?? after.bridge, hostSettings: {} };
+};
+
+/** `ipv4.route_localnet` of a bridge, as components below `/proc/sys`. */
+function settingOf(bridge: string, name: string): string[] {
+  const [family = '', key = ''] = name.split('.');
+  return ['net', family, 'conf', bridge, key];
+}
+
+// A bridge's MTU follows its lowest port until somebody has set it to another value than it had
+// (BROPT_MTU_SET_BY_USER); a value given at creation does not count.
+function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
+  kernel.links.set(link, { mtu: mtu - 1 });
+  kernel.links.set(link, { mtu });
+}
+
+function addAddress(kernel: Kernel, { index: ifindex }: Link, text: string): void {
+  try {
+    kernel.addresses.add({ ifindex, address: InterfaceAddress.parse(text), noDad: true });
+  } catch (error) {
+    if (!isKernelError(error, 'EEXIST')) throw error;
+  }
+}
+
+/** Without promotion the kernel takes other addresses of the same subnet away with the first of them. */
+function removeAddress(kernel: Kernel, { index: ifindex, name }: Link, text: string): void {
+  const address = InterfaceAddress.parse(text);
+  try {
+    if (address.address.family === 4) {
+      writeSysctl(['net', 'ipv4', 'conf', name, 'promote_secondaries'], '1');
+    }
+    kernel.addresses.remove({ ifindex, address });
+  } catch (error) {
+    if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
+  }
+}
+
+function refuseOtherKind(link: Link, { network }: { readonly network: string }): void {
+  if (link.kind === 'bridge') return;
+  throw new VoltError(
+    'INTERFACE_EXISTS',
+    `network ${network} wants bridge ${link.name}, which is a ${link.kind ?? 'device'}`,
+    { details: { name: link.name, kind: link.kind ?? null } },
+  );
+}

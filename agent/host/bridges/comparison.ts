@@ -1,0 +1,146 @@
+import type { Link } from '#native/link.ts';
+import { bridgeTagOf } from '../networks/gateways.ts';
+import { DEVICE_GROUP } from '../networks/network-type.ts';
+import type { BridgeDescription } from './description.ts';
+import type { BridgeSnapshot } from './snapshot.ts';
+
+/** One thing that is not as described: `what` names it, null stands for what is not there. */
+export interface BridgeDifference {
+  readonly what: string;
+  readonly expected: string | number | boolean | null;
+  readonly observed: string | number | boolean | null;
+  /** False for what belongs to somebody else, or cannot be put right from here: it is told, and left. */
+  readonly repairable: boolean;
+}
+
+/**
+ * True for a bridge that an agent made for this network, finished or not: it has two of the three marks that the agent
+ * gave it, alias, group and MAC. Every other bridge is adopted.
+ */
+export function isOwnBridge(
+  link: Pick<Link, 'alias' | 'group' | 'mac'>,
+  { network, mac }: Pick<BridgeDescription, 'network' | 'mac'>,
+): boolean {
+  const tag = bridgeTagOf(link);
+  if (tag !== undefined && tag.network !== network) return false;
+  const marks = [tag !== undefined, link.group === DEVICE_GROUP, link.mac?.toString() === mac];
+  return marks.filter(Boolean).length >= 2;
+}
+
+/** How what is there differs from what is described. Pure. */
+export function compareBridge(
+  description: BridgeDescription,
+  snapshot: BridgeSnapshot,
+): BridgeDifference[] {
+  const { link } = snapshot;
+  const beside = compareHostSettings(description, snapshot);
+  if (link === null) {
+    return [difference('bridge', description.bridge, null), ...beside];
+  }
+  const own = isOwnBridge(link, description)
+    ? compareOwn(description, snapshot, link)
+    : compareAdopted(description, snapshot, link);
+  return [
+    ...own,
+    ...compareBridgeSettings(description, link),
+    ...missing('bridge.route', description.localRoutes, snapshot.localRoutes),
+    ...compareUplink(description, snapshot, link),
+    ...beside,
+  ];
+}
+
+/** Of a bridge that an agent made. */
+function compareOwn(
+  { network, mac, mtu, gateways, linkLocal }: BridgeDescription,
+  { addresses }: BridgeSnapshot,
+  link: Link,
+): BridgeDifference[] {
+  const tag = bridgeTagOf(link);
+  const found = link.mac?.toString() ?? null;
+  const unsaid = gateways.filter((one) => tag?.gateways.includes(one) !== true);
+  return [
+    ...(tag === undefined || unsaid.length > 0
+      ? [difference('bridge.alias', [network, ...gateways].join(' '), link.alias ?? null)]
+      : []),
+    ...(link.group === DEVICE_GROUP ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
+    ...(found === mac ? [] : [difference('bridge.mac', mac, found)]),
+    ...(mtu === undefined || mtu === link.mtu ? [] : [difference('bridge.mtu', mtu, link.mtu)]),
+    ...missing('bridge.address', linkLocal === undefined ? [] : [linkLocal], addresses),
+    ...missing('bridge.address', gateways, addresses),
+    ...(tag?.gateways ?? [])
+      .filter((one) => !gateways.includes(one) && addresses?.includes(one) === true)
+      .map((one) => difference('bridge.address', null, one)),
+    ...(link.up ? [] : [difference('bridge.up', true, false)]),
+  ];
+}
+
+/** Of a bridge that is somebody else's: what keeps traffic from passing is told, and its owner's to change. */
+function compareAdopted(
+  { gateways }: BridgeDescription,
+  { addresses }: BridgeSnapshot,
+  link: Link,
+): BridgeDifference[] {
+  const told: BridgeDifference[] = [
+    ...(link.up ? [] : [difference('bridge.up', true, false)]),
+    ...missing('bridge.address', gateways, addresses),
+    ...(link.forwardDelayMs === undefined || link.forwardDelayMs === 0
+      ? []
+      : [difference('bridge.forwardDelayMs', 0, link.forwardDelayMs)]),
+  ];
+  return told.map((one) => ({ ...one, repairable: false }));
+}
+
+function compareBridgeSettings(
+  { bridgeSettings }: BridgeDescription,
+  { settings = {} }: Link,
+): BridgeDifference[] {
+  const found: Readonly<Record<string, number | undefined>> = settings;
+  return Object.entries(bridgeSettings).flatMap(([name, expected]) => {
+    const observed = found[name];
+    // A bridge that has none of a family, without IPv6 for one, lacks nothing.
+    if (observed === undefined || observed === expected) return [];
+    return [difference(`bridge.${name}`, expected, observed)];
+  });
+}
+
+function compareUplink(
+  { uplink, bridge }: BridgeDescription,
+  { uplink: found }: BridgeSnapshot,
+  link: Link,
+): BridgeDifference[] {
+  if (uplink === undefined || found === undefined) return [];
+  if (found === null) {
+    return [{ ...difference('uplink', uplink.device, null), repairable: false }];
+  }
+  return [
+    ...(found.master === link.index
+      ? []
+      : [difference('uplink.bridge', bridge, found.master ?? null)]),
+    ...(found.up ? [] : [difference('uplink.up', true, false)]),
+  ];
+}
+
+const compareHostSettings = (
+  { hostSettings }: BridgeDescription,
+  { settings }: BridgeSnapshot,
+): BridgeDifference[] =>
+  Object.entries(hostSettings).flatMap(([name, expected]) => {
+    const observed = settings?.get(name);
+    if (observed === undefined || Number(observed) >= Number(expected)) return [];
+    return [difference(`sysctl ${name}`, expected, observed)];
+  });
+
+const missing = (
+  what: string,
+  expected: readonly string[],
+  found: readonly string[] | undefined,
+): BridgeDifference[] =>
+  found === undefined
+    ? []
+    : expected.filter((one) => !found.includes(one)).map((one) => difference(what, one, null));
+
+const difference = (
+  what: string,
+  expected: BridgeDifference['expected'],
+  observed: BridgeDifference['observed'],
+): BridgeDifference => ({ what, expected, observed, repairable: true });

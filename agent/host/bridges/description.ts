@@ -1,0 +1,64 @@
+import { deriveMac, InterfaceAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
+import type { Network } from '#protocol/network.ts';
+import type { LinkSettings } from '#native/link.ts';
+
+// What a network is to have on a host that it has workloads on, beside the workloads' own devices. Pure, and plain data:
+// `comparison` holds it against what is there, `bridges` makes, repairs and removes it.
+
+/** What a type of network needs of the host around its bridge. */
+export interface BridgeNeeds {
+  /** Of the bridge itself, below `/proc/sys/net/<family>/conf/<bridge>/`. */
+  readonly bridgeSettings: LinkSettings;
+  /** Of the whole host: paths below `/proc/sys`, joined by dots, and the least value of each. */
+  readonly hostSettings: Readonly<Record<string, string>>;
+  /** Destinations that are this host's own when they come in by the bridge: `::1/128`. */
+  readonly localRoutes: readonly string[];
+}
+
+/** One network's objects on one host. */
+export interface BridgeDescription extends BridgeNeeds {
+  readonly network: string;
+  readonly bridge: string;
+  /** Of a bridge that the agent makes: fixed, so that it does not follow its lowest port. */
+  readonly mac: string;
+  /** Absent: that of the way out, when the bridge is made. */
+  readonly mtu?: number | undefined;
+  /** `10.42.0.1/24`: those of a bridge that the agent makes. */
+  readonly gateways: readonly string[];
+  /** `fe80::…/64`, of a bridge that the agent makes for a network with IPv6: there from the first packet on. */
+  readonly linkLocal?: string | undefined;
+  /** The NIC that is to be a port. */
+  readonly uplink?: { readonly device: string; readonly allowDefaultRoute: boolean } | undefined;
+}
+
+export function describeBridge(
+  network: Network,
+  { host, needs }: { readonly host: string; readonly needs: BridgeNeeds },
+): BridgeDescription {
+  const mac = bridgeMac(host, network);
+  const { uplink, mtu } = network;
+  return {
+    ...needs,
+    network: network.network,
+    bridge: network.bridge,
+    mac: mac.toString(),
+    ...(mtu !== undefined && { mtu }),
+    gateways: gatewayAddresses(network).map(String),
+    ...(network.ipv6 !== undefined && { linkLocal: `${mac.linkLocal().toString()}/64` }),
+    ...(uplink !== undefined && {
+      uplink: { device: uplink.device, allowDefaultRoute: uplink.allowDefaultRoute === true },
+    }),
+  };
+}
+
+/** The addresses that a bridge of ours has on this host. */
+export function gatewayAddresses(network: Network): InterfaceAddress[] {
+  return [network, network.ipv6].flatMap((family) => {
+    if (family?.gateway === undefined || family.subnet === undefined) return [];
+    return [InterfaceAddress.parse(`${family.gateway}/${IpPrefix.parse(family.subnet).length}`)];
+  });
+}
+
+/** Another one on each host, since uplinks may join the bridges of several. */
+export const bridgeMac = (host: string, { bridge }: Pick<Network, 'bridge'>): MacAddress =>
+  deriveMac(`bridge ${host} ${bridge}`);

@@ -1,0 +1,71 @@
+import { IpPrefix } from '#protocol/address.ts';
+import { VoltError } from '#protocol/errors.ts';
+import { type Network, subnetsOf } from '#protocol/network.ts';
+import type { Kernel } from './kernel.ts';
+
+// What this host itself has that a network could take from it: its addresses, and its ways to other hosts.
+
+/** The main table; others are for packets that rules choose. */
+const MAIN_TABLE = 254;
+/** Workloads reach nobody's loopback addresses, and fe80::/10 is each segment's own. */
+const NOBODYS = ['127.0.0.0/8', '::1/128', 'fe80::/10'].map((text) => IpPrefix.parse(text));
+
+/** Something of the host within a subnet: `192.168.50.5/24` on `eth0`, or a route out of it. */
+export interface Overlap {
+  readonly subnet: string;
+  readonly device: string;
+  readonly ifindex: number;
+  readonly has: string;
+}
+
+/**
+ * The first address or route of the host that lies in a subnet of this network or around it, on other devices than
+ * those of `meant`; a default route is around everything, and does not count.
+ */
+export function overlapWithHost(
+  kernel: Kernel,
+  network: Network,
+  meant: ReadonlySet<number>,
+): Overlap | undefined {
+  const subnets = subnetsOf(network);
+  const found = (prefix: IpPrefix, ifindex: number, has: string): Overlap | undefined => {
+    if (meant.has(ifindex) || NOBODYS.some((one) => one.contains(prefix))) return undefined;
+    const subnet = subnets.find((one) => one.family === prefix.family && one.overlaps(prefix));
+    if (subnet === undefined) return undefined;
+    const device = kernel.links.nameOf(ifindex) ?? `#${ifindex}`;
+    return { subnet: subnet.toString(), device, ifindex, has };
+  };
+  for (const { ifindex, address } of kernel.addresses.list()) {
+    const prefix = IpPrefix.around(address.address, address.prefixLength);
+    const overlap = found(prefix, ifindex, address.toString());
+    if (overlap !== undefined) return overlap;
+  }
+  for (const { to, ifindex, nexthops = [] } of kernel.routes.list({ table: MAIN_TABLE })) {
+    if (to === undefined || to.length === 0) continue;
+    for (const index of ifindex === undefined ? nexthops : [ifindex]) {
+      const overlap = found(to, index, `a route to ${to.toString()}`);
+      if (overlap !== undefined) return overlap;
+    }
+  }
+  return undefined;
+}
+
+/** NETWORK_CONFLICT: the host would lose the way to others, or others to it. */
+export const conflictOf = ({ network }: Network, { subnet, device, has }: Overlap): VoltError =>
+  new VoltError(
+    'NETWORK_CONFLICT',
+    `network ${network}: subnet ${subnet} overlaps what this host has on ${device}: ${has}`,
+    { details: { network, subnet, device, has } },
+  );
+
+/** The addresses of this host in the subnets of a network: nobody else may be given them. Without prefix lengths. */
+export function ownAddresses(kernel: Kernel, network: Network): string[] {
+  const subnets = subnetsOf(network);
+  const own = kernel.addresses
+    .list()
+    .map(({ address }) => address.address)
+    .filter((address) =>
+      subnets.some((one) => one.family === address.family && one.contains(address)),
+    );
+  return [...new Set(own.map(String))];
+}
