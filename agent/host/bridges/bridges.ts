@@ -76,9 +76,9 @@ export class Bridges {
     return [...new Set([...applied.descriptions.map(({ network }) => network), ...tagged])];
   }
 
-  /** What there is of a network, as far as one message tells; for `ensure`. */
-  glance(network: Network): BridgeSnapshot {
-    return glance(this.#options.kernel, this.#describe(network).description);
+  /** What a network is to have on this host. */
+  describe(network: Network): BridgeDescription {
+    return this.#describe(network).description;
   }
 
   /** The MTU that the bridge has, or will have. */
@@ -87,19 +87,24 @@ export class Bridges {
   }
 
   /**
-   * Throws where this network cannot have its bridge and uplink here. INTERFACE_EXISTS: the bridge is no bridge, or
-   * another network's. NETWORK_CONFLICT: the host itself has something in its subnets. PARENT_NOT_FOUND, UNSUPPORTED, DEVICE_BUSY: of the uplink (`refuseAsUplink`).
+   * What there is of a network, as far as one message tells; for `ensure`. Throws where the network cannot have its bridge
+   * and uplink here. INTERFACE_EXISTS: the bridge is no bridge, or another network's. NETWORK_CONFLICT: the host itself has
+   * something in its subnets. PARENT_NOT_FOUND, UNSUPPORTED, DEVICE_BUSY: of the uplink (`refuseAsUplink`).
    */
-  refuse(network: Network, seen: BridgeSnapshot): void {
+  look(network: Network): BridgeSnapshot {
     const { kernel } = this.#options;
-    const { link, uplink } = seen;
-    if (link !== null) refuseOtherKind(link, network);
-    this.#refuseShared(network, link);
+    const { description } = this.#describe(network);
+    let seen = glance(kernel, description);
+    if (seen.link !== null) refuseOtherKind(seen.link, network);
     if (this.#networks.get(network.network) !== network) {
+      this.#refuseShared(network, seen.link);
       this.#refuseOverlap(network, seen);
+      // What a network that was had here may have gone.
+      seen = glance(kernel, description);
     }
-    if (network.uplink === undefined) return;
+    if (network.uplink === undefined) return seen;
     const { device, allowDefaultRoute = false } = network.uplink;
+    const { link, uplink } = seen;
     if (uplink === undefined || uplink === null) {
       throw new VoltError('PARENT_NOT_FOUND', `uplink: there is no device ${device}`, {
         details: { path: 'uplink.device', device },
@@ -107,6 +112,7 @@ export class Bridges {
     }
     const bridge = { name: network.bridge, index: link?.index };
     refuseAsUplink(kernel, { device, allowDefaultRoute }, uplink, bridge);
+    return seen;
   }
 
   /** Makes what is missing of a network, and repairs what a glance has shown to differ; answers the bridge. */
@@ -131,7 +137,7 @@ export class Bridges {
     const { kernel, applied } = this.#options;
     const description = applied.descriptionOf(network.network);
     const known = this.#networks.get(network.network) ?? network;
-    if (description === undefined) return this.ensure(network, this.glance(network));
+    if (description === undefined) return this.ensure(network, this.look(network));
     const seen = glance(kernel, description);
     const { facts } = this.#describe(known);
     if (seen.link === null) return this.#apply(description, facts, null);

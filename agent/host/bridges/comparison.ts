@@ -43,7 +43,11 @@ export function compareBridge(
   return [
     ...own,
     ...compareBridgeSettings(description, link),
-    ...missing('bridge.route', description.localRoutes, snapshot.localRoutes),
+    ...missing('bridge.route', description.localRoutes, snapshot.localRoutes).map((one) => ({
+      ...one,
+      // A route needs its device up, and an adopted bridge is its owner's to set up.
+      repairable: link.up || isOwnBridge(link, description),
+    })),
     ...compareUplink(description, snapshot, link),
     ...beside,
   ];

@@ -32,15 +32,14 @@ export class NetworkBridge {
   }
 
   /**
-   * Looks without touching. Throws what `Bridges.refuse` does, and INVALID_REQUEST: the port is to have a larger MTU
+   * Looks without touching. Throws what `Bridges.look` does, and INVALID_REQUEST: the port is to have a larger MTU
    * than the bridge. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: it is to have what is the host's or the gateway's.
    */
   look({ mtu: askedMtu, mac, addresses = [] }: Asked): void {
     const { bridge, mtu } = this.#network;
     const { kernel, host, bridges } = this.#options;
-    const seen = bridges.glance(this.#network);
+    const seen = bridges.look(this.#network);
     this.#seen = seen;
-    bridges.refuse(this.#network, seen);
     if (mac !== undefined) {
       const toBe = { name: bridge, index: 0, mac: bridgeMac(host, this.#network) };
       refuseBridgeMac(kernel, mac, this.#network, seen.link ?? toBe);

@@ -52,9 +52,7 @@ afterEach(() => {
 /** What an attach makes of a network. */
 function attach(network: Network): void {
   const bridges = agent();
-  const seen = bridges.glance(network);
-  bridges.refuse(network, seen);
-  bridges.ensure(network, seen);
+  bridges.ensure(network, bridges.look(network));
 }
 
 const link = (): NonNullable<ReturnType<typeof kernel.links.get>> => {

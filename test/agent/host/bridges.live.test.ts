@@ -1,0 +1,267 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { type Network, parseNetwork } from '#protocol/network.ts';
+import { Applied } from '#agent/host/bridges/applied.ts';
+import { Bridges, type NeedsOfType } from '#agent/host/bridges/bridges.ts';
+import { Firewall } from '#agent/host/firewall/firewall.ts';
+import { Kernel } from '#agent/host/kernel.ts';
+import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
+import { hostOnlyNeeds } from '#agent/host/networks/host-only.ts';
+import { createLog } from '#agent/log.ts';
+import { ip } from '../../support/kernel.ts';
+
+// What networks have on a host, from its description: each object is broken in each way it can be, told, and put right;
+// and in the end all of it goes.
+
+const kernel = new Kernel();
+const log = createLog('silent', 'h1');
+const inUse = new Set<string>();
+
+const needsOf = (network: Network): NeedsOfType =>
+  network.type === 'bridged' ? bridgedNeeds(network) : hostOnlyNeeds(network);
+
+function agent(): Bridges {
+  const applied = new Applied({ runtimeDir: undefined, log });
+  const firewall = new Firewall({ log, table: 'volt' });
+  return new Bridges({ host: 'h1', kernel, firewall, applied, needsOf, inUse: () => inUse, log });
+}
+
+const run = (command: string): void => void execFileSync('ip', command.split(' '));
+
+const NETS = (['bridged', 'host-only'] as const).map((type) =>
+  parseNetwork({
+    network: 'br0',
+    type,
+    subnet: '10.1.0.0/24',
+    gateway: '10.1.0.1',
+    ipv6: { subnet: 'fd01::/64', gateway: 'fd01::1' },
+    mtu: 1400,
+    ...(type === 'bridged' && { uplink: { device: 'nic0' } }),
+  }),
+);
+
+/** All that iproute2 tells of the host's devices, addresses and routes, without what counts up by itself. */
+const host = (): unknown => [
+  ip('link')
+    .map(({ ifname, flags, mtu, master, group, address, ifalias }) =>
+      [ifname, flags.includes('UP'), mtu, master, group, address, ifalias].join(' '),
+    )
+    .toSorted(),
+  ip('addr')
+    .map(({ ifname, addr_info: all }) =>
+      [ifname, ...all.map(({ local, prefixlen }) => `${local}/${prefixlen}`).toSorted()].join(' '),
+    )
+    .toSorted(),
+  ['-4', '-6'].map((family) =>
+    ip(family, 'route', 'show', 'table', 'all')
+      // The kernel's own for multicast come with a carrier.
+      .filter(({ type }) => type !== 'multicast')
+      .map(({ type, dst, dev, table, metric }) => [type, dst, dev, table, metric].join(' '))
+      .toSorted(),
+  ),
+  ['ipv4/ip_forward', 'ipv6/conf/all/forwarding', 'ipv6/conf/nic0/accept_ra'].map((path) =>
+    readFileSync(`/proc/sys/net/${path}`, 'utf8'),
+  ),
+];
+
+beforeEach(() => {
+  inUse.clear();
+  run('link add nic0 mtu 1450 type veth peer name wire0');
+  // The kernel would give them link-local addresses of its own, sooner or later.
+  for (const nic of ['nic0', 'wire0']) {
+    writeFileSync(`/proc/sys/net/ipv6/conf/${nic}/disable_ipv6`, '1');
+  }
+  run('link set wire0 up');
+  for (const path of ['ipv4/ip_forward', 'ipv6/conf/all/forwarding']) {
+    writeFileSync(`/proc/sys/net/${path}`, '0');
+  }
+});
+afterEach(() => {
+  for (const { ifname } of ip('link')) {
+    if (/^(br0|nic0|other0)$/.test(String(ifname))) run(`link delete ${String(ifname)}`);
+  }
+});
+
+function attach(bridges: Bridges, network: Network): void {
+  inUse.add(network.network);
+  bridges.ensure(network, bridges.look(network));
+}
+
+describe.each(NETS)('a $type network', (network) => {
+  test('each of its objects is missed when it is broken, and put right', () => {
+    const bridges = agent();
+    attach(bridges, network);
+    expect(bridges.compare()).toEqual([]);
+    const before = host();
+    const description = bridges.describe(network);
+    const breaks: [what: string, how: string | (() => void)][] = [
+      ['bridge.up', 'link set br0 down'],
+      ['bridge.mac', 'link set br0 address 02:00:00:00:00:99'],
+      ['bridge.mtu', 'link set br0 mtu 1300'],
+      ['bridge.group', 'link set br0 group 0'],
+      ['bridge.alias', 'link set br0 alias other'],
+      ['bridge', 'link delete br0'],
+      ...[...description.gateways, description.linkLocal ?? ''].map(
+        (address): [string, string] => ['bridge.address', `addr delete ${address} dev br0`],
+      ),
+      ...description.localRoutes.map((to): [string, string] => [
+        'bridge.route',
+        `-6 route delete local ${to} dev br0 table local`,
+      ]),
+      ...Object.keys(description.bridgeSettings).map((name): [string, () => void] => {
+        const [family, key] = name.split('.');
+        const file = `/proc/sys/net/${family}/conf/br0/${key}`;
+        return [`bridge.${name}`, () => writeFileSync(file, '0')];
+      }),
+      ...Object.keys(description.hostSettings).map((name): [string, () => void] => [
+        `sysctl ${name}`,
+        () => writeFileSync(`/proc/sys/${name.replaceAll('.', '/')}`, '0'),
+      ]),
+      ...(description.uplink === undefined
+        ? []
+        : ([
+            ['uplink.bridge', 'link set nic0 nomaster'],
+            ['uplink.up', 'link set nic0 down'],
+          ] as [string, string][])),
+    ];
+    for (const [what, how] of breaks) {
+      if (typeof how === 'string') run(how);
+      else how();
+      const [found] = bridges.compare();
+      expect(found?.differences.map((one) => one.what), what).toContain(what);
+      expect(found?.differences.every(({ repairable }) => repairable), what).toBe(true);
+      bridges.repair('br0');
+      expect(bridges.compare(), what).toEqual([]);
+      expect(host(), what).toEqual(before);
+    }
+  });
+
+  test('all of it goes with the network, and the host is as it was', () => {
+    const before = host();
+    const bridges = agent();
+    attach(bridges, network);
+    expect(host()).not.toEqual(before);
+    inUse.clear();
+    bridges.revise(new Map(), [], new Set());
+    expect(host()).toEqual(before);
+    expect(bridges.names).toEqual([]);
+  });
+
+  test('on a bridge that was there, what was there stays as it was', () => {
+    run('link add br0 address 02:00:00:00:00:33 type bridge');
+    run('addr add 10.1.0.254/24 dev br0');
+    const before = host();
+    const bridges = agent();
+    attach(bridges, network);
+    const told = bridges.compare().flatMap(({ differences }) => differences);
+    expect(told.filter(({ repairable }) => repairable)).toEqual([]);
+    // It is down, and has not the gateway: its owner has to know.
+    expect(told.map(({ what }) => what)).toEqual(
+      expect.arrayContaining(['bridge.up', 'bridge.address']),
+    );
+    inUse.clear();
+    bridges.revise(new Map(), [], new Set());
+    expect(host()).toEqual(before);
+  });
+});
+
+test('a setting that somebody has changed since is left', () => {
+  const bridges = agent();
+  const [, network] = NETS;
+  if (network === undefined) throw new Error('no network');
+  writeFileSync('/proc/sys/net/ipv4/ip_forward', '1');
+  attach(bridges, network);
+  inUse.clear();
+  bridges.revise(new Map(), [], new Set());
+  expect(readFileSync('/proc/sys/net/ipv4/ip_forward', 'utf8').trim()).toBe('1');
+});
+
+describe('what the host has in the way', () => {
+  const [network] = NETS;
+  if (network === undefined) throw new Error('no network');
+  test.each([
+    ['an address of the subnet', 'addr add 10.1.0.7/24 dev wire0'],
+    ['an address whose segment is around it', 'addr add 10.1.7.7/16 dev wire0'],
+    ['an address of IPv6', 'addr add fd01::7/64 dev lo nodad'],
+    ['a route into it', 'route add 10.1.0.128/25 dev wire0'],
+    ['a route around it', 'route add 10.0.0.0/8 dev wire0'],
+  ])('%s keeps the network out, and is named', (_what, command) => {
+    run(command);
+    const before = host();
+    expect(() => attach(agent(), network)).toThrow(
+      expect.objectContaining({
+        code: 'NETWORK_CONFLICT',
+        details: expect.objectContaining({ device: command.includes('dev lo') ? 'lo' : 'wire0' }) as unknown,
+      }),
+    );
+    expect(host()).toEqual(before);
+    if (command.includes('dev lo')) run('addr del fd01::7/64 dev lo');
+  });
+
+  test('what it has on the uplink is meant', () => {
+    run('addr add 10.1.0.7/24 dev nic0');
+    const bridges = agent();
+    attach(bridges, network);
+    expect(bridges.ownAddresses(network)).toEqual([]);
+  });
+
+  test.each([
+    ['a default route', ['route add default via 192.0.2.2']],
+    [
+      'one next hop of several',
+      [
+        'link add other0 type veth peer name other1',
+        'link set other0 up',
+        'addr add 198.51.100.1/24 dev other0',
+        'route add default nexthop via 192.0.2.2 dev nic0 nexthop via 198.51.100.2 dev other0',
+      ],
+    ],
+    ['a route of another table', ['route add default via 192.0.2.2 table 77']],
+    ['a route to some', ['route add 203.0.113.0/24 via 192.0.2.2']],
+  ])('the uplink carries %s', (_what, commands) => {
+    run('link set nic0 up');
+    run('addr add 192.0.2.1/24 dev nic0');
+    for (const command of commands) run(command);
+    expect(() => attach(agent(), network)).toThrow(
+      expect.objectContaining({ code: 'UNSUPPORTED' }),
+    );
+    const allowed = { ...network, uplink: { device: 'nic0', allowDefaultRoute: true } };
+    attach(agent(), allowed);
+  });
+
+  test.each([
+    ['lo', 'is no Ethernet device'],
+    ['br1', 'is a bridge itself'],
+  ])('%s is no uplink', (device, reason) => {
+    if (device === 'br1') run('link add br1 type bridge');
+    const other = { ...network, uplink: { device } };
+    expect(() => attach(agent(), other)).toThrow(reason);
+    if (device === 'br1') run('link delete br1');
+  });
+
+  test('a bridge that another network has here is refused, and taken over when nobody needs it', () => {
+    const bridges = agent();
+    attach(bridges, network);
+    const other = parseNetwork({ network: 'net1', bridge: 'br0', subnet: '10.2.0.0/24' });
+    expect(() => attach(bridges, other)).toThrow(
+      expect.objectContaining({
+        code: 'INTERFACE_EXISTS',
+        details: expect.objectContaining({ network: 'br0' }) as unknown,
+      }),
+    );
+    inUse.clear();
+    attach(bridges, other);
+    expect(bridges.names).toEqual(['net1']);
+  });
+
+  test('a network of the same subnet finds nothing of one that was deleted in its way', () => {
+    const bridges = agent();
+    attach(bridges, network);
+    inUse.clear();
+    const { uplink: _, ...rest } = network;
+    attach(bridges, { ...rest, network: 'net1', bridge: 'other0' });
+    expect(bridges.names).toEqual(['net1']);
+    expect(kernel.links.get('br0')).toBeNull();
+  });
+});
