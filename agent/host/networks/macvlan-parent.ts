@@ -13,6 +13,9 @@ import { refuseGatewayMac, refuseHostAddresses } from './taken.ts';
 /** MACVLAN_MODE_… of linux/if_link.h. */
 const MODES = { private: 1, vepa: 2, bridge: 4, passthru: 8 } as const;
 
+/** Kinds of devices that are on the segment of the device that they stand on; a VLAN is another segment. */
+const ON_PARENT: ReadonlySet<string> = new Set(['macvlan', 'macvtap', 'ipvlan']);
+
 /** Definitions whose subnets were found to be nobody's else on this host. */
 const looked = new WeakSet<Network>();
 
@@ -103,9 +106,9 @@ export class MacvlanParent {
     for (;;) {
       const overlap = overlapWithHost(this.#kernel, this.#network, meant);
       if (overlap === undefined) break;
-      if (this.#kernel.links.get(overlap.ifindex)?.linkIndex !== parent.index) {
-        throw conflictOf(this.#network, overlap);
-      }
+      const link = this.#kernel.links.get(overlap.ifindex);
+      const standsOnIt = link?.linkIndex === parent.index && ON_PARENT.has(link.kind ?? '');
+      if (!standsOnIt) throw conflictOf(this.#network, overlap);
       meant.add(overlap.ifindex);
     }
     looked.add(this.#network);

@@ -103,6 +103,8 @@ const fixedOn = (name: string): string[] =>
 interface Drift {
   readonly name: string;
   readonly what: string;
+  /** The network whose object it is; by default it is the attachment that has it. */
+  readonly owner?: string;
   readonly asked: Partial<AttachRequest>;
   readonly broken: (device: { name: string; ifindex: number }) => void;
   /** How what was broken looks. */
@@ -123,12 +125,18 @@ const ofPort = (setting: string, value: string, what: string, asked = {}): Drift
   broken: ({ name }) => run('bridge', 'link', 'set', 'dev', name, setting, value),
   look: ({ name }) => portOf(name),
 });
-const ofSysctl = (path: (device: string) => string, value: string, what: string): Drift => ({
+const ofSysctl = (
+  path: (device: string) => string,
+  value: string,
+  what: string,
+  owner?: string,
+): Drift => ({
   name: `the setting ${path('DEVICE')}`,
   what,
   asked: { network: 'inner', ports: [{ protocol: 'tcp', hostPort: 8080, port: 80 }] },
   broken: ({ name }) => writeFileSync(sysctl(path(name)), value),
   look: ({ name }) => run('cat', sysctl(path(name))),
+  ...(owner !== undefined && { owner }),
 });
 
 const DRIFTS: readonly Drift[] = [
@@ -170,11 +178,11 @@ const DRIFTS: readonly Drift[] = [
     look: ({ name }) => fixedOn(name),
   },
   ofSysctl((name) => `ipv6/conf/${name}/disable_ipv6`, '0', 'device.ipv6.disable_ipv6'),
-  ofSysctl(() => 'ipv4/conf/inner/route_localnet', '0', 'bridge.ipv4.route_localnet'),
-  ofSysctl(() => 'ipv4/ip_forward', '0', 'sysctl net.ipv4.ip_forward'),
+  ofSysctl(() => 'ipv4/conf/inner/route_localnet', '0', 'bridge.ipv4.route_localnet', 'inner'),
+  ofSysctl(() => 'ipv4/ip_forward', '0', 'sysctl net.ipv4.ip_forward', 'inner'),
 ];
 
-for (const [place, { name, what, asked, broken, look }] of DRIFTS.entries()) {
+for (const [place, { name, what, asked, broken, look, owner }] of DRIFTS.entries()) {
   test(`${name} that somebody has changed is as before again, and an event tells of it`, async () => {
     const id = `d${place}`;
     const { device } = await attach(id, asked);
@@ -192,7 +200,7 @@ for (const [place, { name, what, asked, broken, look }] of DRIFTS.entries()) {
       expect(look(device)).toEqual(was);
       return true;
     });
-    await until('the event is there', async () => (await repaired(id)).includes(what));
+    await until('the event is there', async () => (await repaired(owner ?? id)).includes(what));
     // What was broken with it may be mended a moment later.
     await until('all agree', async () => {
       const { inSync, plan } = await stack.client.check(stack.host, {});
