@@ -142,6 +142,8 @@ export class Agent {
       events,
       networkTypes,
       dryRuns: this.#hostNetwork.dryRuns,
+      ownAddresses: this.#hostNetwork.ownAddresses,
+      warningsOf: (network) => this.#hostNetwork.bridges.warningsOf(network),
       namespaces: this.#hostNetwork.namespaces,
       locks,
       detaches,
@@ -301,6 +303,7 @@ export class Agent {
         await this.#session.beat();
         return { host, settled };
       },
+      clean: () => ({ host, networks: this.#hostNetwork.bridges.clean() }),
       endpoints: endpoints.ofHost,
       slices,
       listen: options.listen,
@@ -352,6 +355,7 @@ export class Agent {
         standing: this.#standing,
         firewall: this.#hostNetwork.firewall,
         reconcile: this.#reconcile,
+        bridges: this.#hostNetwork.bridges,
         disk: this.#disk,
         clocks: this.#clocks,
         otherName: () => {

@@ -285,6 +285,8 @@ export const attachAnswerSchema = z.object({
   attachment: attachmentSchema,
   /** True: the id was attached already with the same content, and nothing was done. */
   replayed: z.boolean(),
+  /** Why the workload may have no traffic: of a bridge that is somebody else's, as it is now. Absent without any. */
+  warnings: z.array(z.string()).optional(),
 });
 
 /** The answer to an attach with `dryRun`. */

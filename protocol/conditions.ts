@@ -138,6 +138,18 @@ export const CONDITIONS = {
     blocks: false,
     remedy: 'Run voltnet check: it says what differs and what is done about it.',
   },
+  'network-differs': {
+    area: 'reconcile',
+    blocks: false,
+    remedy:
+      'Change what the reason names: it belongs to the host, and the agent leaves it as it is. Workloads may have no traffic meanwhile.',
+  },
+  'gateway-undecided': {
+    area: 'reconcile',
+    blocks: false,
+    remedy:
+      'Put the network with "gatewayMode": "router", if the gateway is a machine on the segment, or "anycast", if each host is to have its address.',
+  },
   'disk-refuses': {
     area: 'disk',
     blocks: true,

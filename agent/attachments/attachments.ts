@@ -56,6 +56,8 @@ export interface AttachmentsOptions {
   readonly detaches: Detaches;
   /** The addresses in a network's subnets that this host has itself: the ledger grants none of them. Default: none. */
   readonly ownAddresses?: (network: Network) => readonly string[];
+  /** Why workloads of a network may have no traffic on this host. */
+  readonly warningsOf: (network: string) => readonly string[];
   readonly log: Log;
 }
 
@@ -336,7 +338,8 @@ export class Attachments {
         },
       );
       undo.move();
-      return { attachment, replayed: false };
+      const warnings = this.#options.warningsOf(request.network);
+      return { attachment, replayed: false, ...(warnings.length > 0 && { warnings: [...warnings] }) };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
       this.#options.detaches.begin(

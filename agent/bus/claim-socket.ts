@@ -33,6 +33,8 @@ export interface ClaimSocketOptions {
   readonly health: () => Readonly<Record<string, unknown>>;
   /** What `{"op":"settle"}` does and answers. */
   readonly settle: () => Promise<Readonly<Record<string, unknown>>>;
+  /** What `{"op":"clean"}` does and answers. */
+  readonly clean: () => Readonly<Record<string, unknown>>;
   /** What `{"op":"request"}` asks for, by name. */
   readonly endpoints: readonly BusEndpoint[];
   readonly slices: Slices;
@@ -55,7 +57,7 @@ const SEND_TIMEOUT_MS = 10_000;
 /**
  * The local socket: one packet of JSON in, an answer out. `claim` hands the descriptors of a TAP to the process that
  * runs the VM. `health` says how the agent is. For root alone, `request` does the same as a request on the bus, also
- * while the bus is away, and `settle` decides that this machine is the host. Anybody may connect; what he may do
+ * while the bus is away, `settle` decides that this machine is the host, and `clean` takes networks off it that nobody needs. Anybody may connect; what he may do
  * depends on his credentials, as the kernel reports them.
  */
 export class ClaimSocket {
@@ -92,6 +94,8 @@ export class ClaimSocket {
           return this.#request(packet, connection);
         case 'settle':
           return this.#settle(peer).then((settled) => this.#send(connection, settled));
+        case 'clean':
+          return this.#send(connection, this.#clean(peer));
         case 'health':
           return this.#send(connection, answer(this.#options.health()));
         case 'claim':
@@ -175,6 +179,14 @@ export class ClaimSocket {
     } catch (error) {
       return refusal(error);
     }
+  }
+
+  #clean({ uid, pid }: PeerCredentials): Answer {
+    const { clean, log } = this.#options;
+    if (uid !== ROOT) throw new VoltError('UNAUTHORIZED', `uid ${uid} may not clean this host`);
+    const cleaned = clean();
+    log.info({ ...cleaned, pid }, 'networks without workloads were taken off this host');
+    return answer(cleaned);
   }
 
   #claim({ id, generation }: Claim, peer: PeerCredentials): Answer {

@@ -21,9 +21,9 @@ export interface Request {
   readonly headers: Headers;
 }
 
-export type Packet = { readonly op: 'health' | 'settle' } | Claim | Request;
+export type Packet = { readonly op: 'health' | 'settle' | 'clean' } | Claim | Request;
 
-const OPS = '"claim", "health", "request" or "settle"';
+const OPS = '"claim", "clean", "health", "request" or "settle"';
 
 /** Throws INVALID_REQUEST. */
 export function parsePacket(bytes: Uint8Array): Packet {
@@ -37,7 +37,7 @@ export function parsePacket(bytes: Uint8Array): Packet {
     throw new VoltError('INVALID_REQUEST', `the packet must be {"op": ${OPS}, …}`);
   }
   const { op, ...keys } = value;
-  if (op === 'health' || op === 'settle') return { op };
+  if (op === 'health' || op === 'settle' || op === 'clean') return { op };
   if (op === 'claim') return claimOf(keys);
   if (op === 'request') return requestOf(keys);
   throw wrong('op', `must be ${OPS}`);

@@ -1,10 +1,14 @@
 import type { LedgerStatus } from '#ipam-store/ledger.ts';
+import type { BridgeProblem } from '../host/bridges/bridges.ts';
 import type { Probe } from './conditions.ts';
 import type { SessionStatus } from '../fleet/session.ts';
 import type { StandingState } from '../fleet/standing.ts';
 
 // What each part of the agent reports, as conditions. A part answers in its own terms; only this file says which
 // condition that is.
+
+/** By whose it is to change. */
+const NETWORK_CONDITIONS = { foreign: 'network-differs', undecided: 'gateway-undecided' } as const;
 
 /** Events that wait for less are on their way. */
 const EVENTS_LATE_MS = 5_000;
@@ -22,6 +26,7 @@ export interface Parts {
   readonly standing: { readonly state: StandingState };
   readonly firewall: { readonly problem: string | undefined };
   readonly reconcile: { readonly unrepaired: ReadonlyMap<string, string> };
+  readonly bridges: { readonly problems: readonly BridgeProblem[] };
   readonly clocks: { readonly problems: ReturnType<Probe> };
   readonly disk: { readonly problems: readonly string[] };
   /** The name of the machine, if the host is recorded under another name. */
@@ -38,6 +43,7 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
     return problem === undefined ? [] : [{ name: 'firewall-unusable', reason: problem }];
   },
   () => unrepairedConditions(parts.reconcile.unrepaired),
+  () => parts.bridges.problems.map(({ kind, reason }) => ({ name: NETWORK_CONDITIONS[kind], reason })),
   () => parts.clocks.problems,
   () => parts.disk.problems.map((reason) => ({ name: 'disk-refuses', reason })),
   () => {

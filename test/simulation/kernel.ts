@@ -85,17 +85,22 @@ export class ModelKernel {
       networkTypes: { bridged: this.#networkType(life) },
       bridges: {
         names: [],
+        problems: [],
+        warningsOf: () => [],
+        clean: () => [],
         revise: () => {},
         compare: () => [],
         repair: () => {},
         disturbedBy: () => [],
         networksOn: () => [],
       },
+      ownAddresses: () => [],
       dryRuns: { dryRun: async () => [], close: async () => {} },
       namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {
         start: () => {},
         restore: () => false,
+        unload: () => {},
         onRestored: () => {},
         problem: undefined,
         [Symbol.dispose]: () => {},
@@ -112,6 +117,7 @@ export class ModelKernel {
           if (!life.dead && this.links.get(index)?.alias === alias) this.links.delete(index);
         },
       },
+      links: () => [...links.values()],
       taggedDevices: function* () {
         yield;
         return new Map(

@@ -7,12 +7,12 @@ import { hostTable } from '../views.ts';
 
 /**
  * `host list` and `host forget`: the hosts that the ledger knows. `host settle` decides whose a host id is; `host
- * rename` gives this host another id.
+ * rename` gives this host another id; `host clean` takes off it what nobody needs.
  */
 export function addHostCommands(program: Command, shell: Shell): void {
   const host = program
     .command('host')
-    .description('hosts of the fleet: list, forget, settle, rename')
+    .description('hosts of the fleet: list, forget, settle, rename, clean')
     .addHelpText('after', '\nExamples:\n  $ voltnet host list\n  $ voltnet host forget h7');
   host
     .command('list')
@@ -93,6 +93,64 @@ its local socket.`,
         ]);
     });
   addRename(host, shell);
+  addClean(host, shell);
+}
+
+const addClean = (host: Command, shell: Shell): Command =>
+  host
+    .command('clean')
+    .description('take networks off this host that nobody is attached to, or everything')
+    .option('--all', 'everything, attachments too, of a host whose agent is stopped for good')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet host clean
+  $ systemctl disable --now volt-network-agent
+  $ voltnet host clean --all
+  $ voltnet host forget h7
+
+Run it as root. Bridges, addresses, routes, rules and settings of such networks go, and an uplink is
+let go; bridges and settings that were there before are as they were found. Without --all it asks
+the agent of this machine over its local socket, and the next attach makes anew what it needs. With
+--all workloads lose their devices; their leases stay in the ledger until the host is forgotten.`,
+    )
+    .action(async ({ all = false }: { all?: boolean }, command: Command) => {
+      const output = shell.output();
+      if (!all) {
+        const { runtimeDir, timeoutMs } = shell.settings();
+        const { askAgent } = await import('../local-socket.ts');
+        using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'clean' } });
+        const { networks } = reply.body;
+        output.result(reply.body, () => [`networks taken off this host: ${listed(networks)}`]);
+        return;
+      }
+      const { config: file } = command.optsWithGlobals<{ config?: string }>();
+      const cleaned = await cleanAll(file);
+      const { attachments, networks, devices } = cleaned;
+      output.result(cleaned, () => [
+        `${attachments} attachments and ${devices.length} other devices removed`,
+        `networks taken off this host: ${listed(networks)}`,
+      ]);
+    });
+
+const listed = (names: unknown): string =>
+  Array.isArray(names) && names.length > 0 ? names.join(', ') : 'none';
+
+async function cleanAll(file: string | undefined) {
+  const { ConfigError, loadConfig } = await import('../../config.ts');
+  const { MachineError } = await import('../../fleet/machine.ts');
+  const { cleanHost } = await import('../../host/clean.ts');
+  const { createLog } = await import('../../log.ts');
+  try {
+    const config = loadConfig({ ...(file !== undefined && { file }), env: process.env });
+    return await cleanHost(config, createLog('silent', config.host));
+  } catch (error) {
+    for (const problem of [ConfigError, MachineError]) {
+      if (error instanceof problem) throw new UsageError(error.message, { cause: error });
+    }
+    throw error;
+  }
 }
 
 const addRename = (host: Command, shell: Shell): Command =>

@@ -40,6 +40,12 @@ export interface NeedsOfType extends BridgeNeeds {
   readonly facts: readonly Fact[];
 }
 
+/** `foreign`: it is somebody else's to change. `undecided`: nobody has said whose the gateway's address is. */
+export interface BridgeProblem {
+  readonly kind: 'foreign' | 'undecided';
+  readonly reason: string;
+}
+
 /** What of one network is not as described. */
 export interface NetworkDifferences {
   readonly network: string;
@@ -58,6 +64,7 @@ export class Bridges {
   readonly #networks = new Map<string, Network>();
   /** Networks whose bridge was an agent's when it was looked at last. */
   readonly #own = new Set<string>();
+  readonly #problems = new Map<string, readonly BridgeProblem[]>();
 
   constructor(options: BridgesOptions) {
     this.#options = options;
@@ -129,6 +136,7 @@ export class Bridges {
     }
     const link = this.#apply(description, facts, seen.link);
     this.#networks.set(network.network, network);
+    this.compare([network.network]);
     return link;
   }
 
@@ -209,10 +217,22 @@ export class Bridges {
     for (const network of names) {
       const description = applied.descriptionOf(network);
       if (description === undefined) continue;
-      const differences = compareBridge(description, look(kernel, description));
+      const snapshot = look(kernel, description);
+      const differences = compareBridge(description, snapshot);
+      this.#note(description, snapshot, differences);
       if (differences.length > 0) found.push({ network, differences });
     }
     return found;
+  }
+
+  /** What only an operator can change, in words, by network: as it was when each was compared last. */
+  get problems(): readonly BridgeProblem[] {
+    return [...this.#problems.values()].flat();
+  }
+
+  /** Why a workload of this network may have no traffic; of an adopted bridge, for whoever attaches to it. */
+  warningsOf(network: string): string[] {
+    return (this.#problems.get(network) ?? []).map(({ reason }) => reason);
   }
 
   /** Puts right what differs of a network now. Rejects where something of it cannot be done. */
@@ -245,6 +265,14 @@ export class Bridges {
       .map(({ network }) => network);
   }
 
+  /** Takes networks off this host that nobody is attached to; answers which. */
+  clean(): string[] {
+    const used = this.#options.inUse();
+    const unused = this.names.filter((name) => !used.has(name));
+    for (const name of unused) this.remove(name);
+    return unused;
+  }
+
   /** Takes away all that a network has on this host. What was there before is as it was found. */
   remove(name: string): void {
     const { kernel, applied, log } = this.#options;
@@ -255,7 +283,27 @@ export class Bridges {
     }
     applied.remove(name);
     this.#networks.delete(name);
+    this.#own.delete(name);
+    this.#problems.delete(name);
     log.info({ network: name }, 'nothing of this network is left on this host');
+  }
+
+  #note(
+    { network, bridge, undecided }: BridgeDescription,
+    { addresses = [] }: BridgeSnapshot,
+    differences: readonly BridgeDifference[],
+  ): void {
+    const told = differences
+      .filter(({ repairable }) => !repairable)
+      .map((one) => ({ kind: 'foreign' as const, reason: reasonOf(bridge, one) }));
+    const old = undecided
+      .filter((one) => addresses.includes(one))
+      .map((one) => ({
+        kind: 'undecided' as const,
+        reason: `network ${network}: bridge ${bridge} has the gateway ${one}, as an earlier release gave it`,
+      }));
+    if (told.length + old.length === 0) this.#problems.delete(network);
+    else this.#problems.set(network, [...told, ...old]);
   }
 
   #applied(): string[] {
@@ -351,13 +399,11 @@ export class Bridges {
       if (one.repairable) this.#put(description, one, { link, uplink: snapshot.uplink ?? null });
     }
     // What it has been given before is gone by now.
+    const { gateways, undecided } = description;
     const said = bridgeTagOf(link)?.gateways ?? [];
-    if (
-      snapshot.addresses !== undefined &&
-      said.some((one) => !description.gateways.includes(one))
-    ) {
-      const alias = bridgeTag(description.network, description.gateways);
-      this.#options.kernel.links.set(link, { alias });
+    const kept = [...gateways, ...undecided.filter((one) => snapshot.addresses?.includes(one))];
+    if (snapshot.addresses !== undefined && said.some((one) => !kept.includes(one))) {
+      this.#options.kernel.links.set(link, { alias: bridgeTag(description.network, kept) });
     }
     return link;
   }
@@ -542,6 +588,22 @@ export class Bridges {
         if (!described && addresses.includes(bare(text))) removeAddress(kernel, link, text);
       }
     }
+  }
+}
+
+/** A difference that only an operator can end, in words. */
+function reasonOf(bridge: string, { what, expected, observed }: BridgeDifference): string {
+  switch (what) {
+    case 'bridge.up':
+      return `bridge ${bridge} is down`;
+    case 'bridge.address':
+      return `bridge ${bridge} has not the gateway ${String(expected)}`;
+    case 'bridge.forwardDelayMs':
+      return `bridge ${bridge} has spanning tree: for ${Number(observed) * 2} ms it passes nothing for a new port`;
+    case 'uplink':
+      return `uplink ${String(expected)} of bridge ${bridge} is not there`;
+    default:
+      return `bridge ${bridge}: ${what} is ${String(observed)}, not ${String(expected)}`;
   }
 }
 

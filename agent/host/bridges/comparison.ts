@@ -55,7 +55,7 @@ export function compareBridge(
 
 /** Of a bridge that an agent made. */
 function compareOwn(
-  { network, mac, mtu, gateways, linkLocal }: BridgeDescription,
+  { network, mac, mtu, gateways, undecided, linkLocal }: BridgeDescription,
   { addresses }: BridgeSnapshot,
   link: Link,
 ): BridgeDifference[] {
@@ -72,7 +72,8 @@ function compareOwn(
     ...missing('bridge.address', linkLocal === undefined ? [] : [linkLocal], addresses),
     ...missing('bridge.address', gateways, addresses),
     ...(tag?.gateways ?? [])
-      .filter((one) => !gateways.includes(one) && addresses?.includes(one) === true)
+      .filter((one) => !gateways.includes(one) && !undecided.includes(one))
+      .filter((one) => addresses?.includes(one) === true)
       .map((one) => difference('bridge.address', null, one)),
     ...(link.up ? [] : [difference('bridge.up', true, false)]),
   ];

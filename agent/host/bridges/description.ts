@@ -1,5 +1,5 @@
 import { deriveMac, InterfaceAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
-import type { Network } from '#protocol/network.ts';
+import { gatewayHolder, type Network, subnetsOf } from '#protocol/network.ts';
 import type { LinkSettings } from '#native/link.ts';
 
 // What a network is to have on a host that it has workloads on, beside the workloads' own devices. Pure, and plain data:
@@ -23,8 +23,12 @@ export interface BridgeDescription extends BridgeNeeds {
   readonly mac: string;
   /** Absent: that of the way out, when the bridge is made. */
   readonly mtu?: number | undefined;
-  /** `10.42.0.1/24`: those of a bridge that the agent makes. */
+  /** `10.42.0.0/24`. */
+  readonly subnets: readonly string[];
+  /** `10.42.0.1/24`: those that a bridge of the agent's own has. */
   readonly gateways: readonly string[];
+  /** Gateways that an earlier release gave the bridge: where they are they stay, until the network says whose they are. */
+  readonly undecided: readonly string[];
   /** `fe80::…/64`, of a bridge that the agent makes for a network with IPv6: there from the first packet on. */
   readonly linkLocal?: string | undefined;
   /** The NIC that is to be a port. */
@@ -37,13 +41,17 @@ export function describeBridge(
 ): BridgeDescription {
   const mac = bridgeMac(host, network);
   const { uplink, mtu } = network;
+  const holder = gatewayHolder(network);
+  const addresses = gatewayAddresses(network).map(String);
   return {
     ...needs,
     network: network.network,
     bridge: network.bridge,
     mac: mac.toString(),
     ...(mtu !== undefined && { mtu }),
-    gateways: gatewayAddresses(network).map(String),
+    subnets: subnetsOf(network).map(String),
+    gateways: holder === 'bridge' || holder === 'anycast' ? addresses : [],
+    undecided: holder === 'undecided' ? addresses : [],
     ...(network.ipv6 !== undefined && { linkLocal: `${mac.linkLocal().toString()}/64` }),
     ...(uplink !== undefined && {
       uplink: { device: uplink.device, allowDefaultRoute: uplink.allowDefaultRoute === true },
@@ -51,14 +59,19 @@ export function describeBridge(
   };
 }
 
-/** The addresses that a bridge of ours has on this host. */
-export function gatewayAddresses(network: Network): InterfaceAddress[] {
+/** The gateways with the prefix lengths of their subnets, whoever has them. */
+function gatewayAddresses(network: Network): InterfaceAddress[] {
   return [network, network.ipv6].flatMap((family) => {
     if (family?.gateway === undefined || family.subnet === undefined) return [];
     return [InterfaceAddress.parse(`${family.gateway}/${IpPrefix.parse(family.subnet).length}`)];
   });
 }
 
-/** Another one on each host, since uplinks may join the bridges of several. */
-export const bridgeMac = (host: string, { bridge }: Pick<Network, 'bridge'>): MacAddress =>
-  deriveMac(`bridge ${host} ${bridge}`);
+/**
+ * Another one on each host, since uplinks may join the bridges of several. A gateway that every host has is one to the
+ * workloads, wherever they are: the same on each host.
+ */
+export const bridgeMac = (host: string, network: Network): MacAddress =>
+  gatewayHolder(network) === 'anycast'
+    ? deriveMac(`gateway ${network.network}`)
+    : deriveMac(`bridge ${host} ${network.bridge}`);

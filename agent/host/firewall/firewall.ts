@@ -87,6 +87,16 @@ export class Firewall implements Disposable {
     }
   }
 
+  /** Takes rules and tables out of the kernel, after the last agent of a host. */
+  unload(): void {
+    const nftables = Nftables.open();
+    using _closed = nftables;
+    for (const { family, name } of RULESETS.map((ruleset) => this.#tableOf(ruleset))) {
+      if (nftables.list(`list table ${family} ${name}`) === null) continue;
+      nftables.run(`delete table ${family} ${name}`);
+    }
+  }
+
   /** Makes these the facts of an owner, in place of those that it has. Before `start` they are only noted. */
   put(owner: string, facts: readonly Fact[]): void {
     const before = this.#wanted.get(owner) ?? NO_FACTS;

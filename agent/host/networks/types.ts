@@ -5,6 +5,7 @@ import { Firewall } from '../firewall/firewall.ts';
 import type { Config } from '../../config.ts';
 import type { Journal } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
+import { ownAddresses } from '../own-addresses.ts';
 import type { Log } from '../../log.ts';
 import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
 import { Applied } from '../bridges/applied.ts';
@@ -17,6 +18,7 @@ import type { NetworkTypes } from './network-type.ts';
 import type { DryRunOrder } from './dry-run.ts';
 import { DryRuns } from './dry-runs.ts';
 import { taggedDevices } from './observe.ts';
+import { seen, type SeenLink } from '../reconcile/observe.ts';
 import { PortMaps } from './port-maps.ts';
 import { Removal } from './removal.ts';
 import { Sriov } from './sriov.ts';
@@ -27,7 +29,7 @@ export interface HostNetwork {
   readonly networkTypes: NetworkTypes;
   readonly firewall: Pick<
     Firewall,
-    'start' | 'restore' | 'onRestored' | 'problem' | typeof Symbol.dispose
+    'start' | 'restore' | 'unload' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
   /** Looks up what `netns` of a request leads to. */
   readonly namespaces: Pick<WorkloadNamespaces, 'find'>;
@@ -41,12 +43,16 @@ export interface HostNetwork {
     readonly dryRun: (order: DryRunOrder, deadline: number) => Promise<readonly KernelOperation[]>;
     readonly close: () => Promise<void>;
   };
+  /** All devices of the host, for whoever takes what agents have made off it. */
+  readonly links: () => SeenLink[];
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
+  /** The addresses of this host that nobody attached to the network may be given. */
+  readonly ownAddresses: (network: Network) => readonly string[];
   /** What networks have on this host beside their workloads' devices. */
   readonly bridges: Pick<
     Bridges,
-    'names' | 'revise' | 'compare' | 'repair' | 'disturbedBy' | 'networksOn'
+    'names' | 'revise' | 'compare' | 'repair' | 'clean' | 'disturbedBy' | 'networksOn' | 'problems' | 'warningsOf'
   >;
 }
 
@@ -89,7 +95,12 @@ export function openHostNetwork(options: {
       },
       close: () => dryRuns.close(),
     },
+    links: () => kernel.links.list().map(seen),
     taggedDevices,
+    ownAddresses: (network) => {
+      if (needsOf(network) !== undefined) return bridges.ownAddresses(network);
+      return network.parent === undefined ? [] : ownAddresses(kernel, network);
+    },
     bridges,
   };
 }

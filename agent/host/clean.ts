@@ -1,0 +1,62 @@
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { lockFile, LockedError } from '#native/lock.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Config } from '../config.ts';
+import { readMachine } from '../fleet/machine.ts';
+import type { Log } from '../log.ts';
+import { Journal } from '../storage/journal.ts';
+import { DEVICE_GROUP, taggedId } from './networks/network-type.ts';
+import { openHostNetwork } from './networks/types.ts';
+
+export interface Cleaned {
+  readonly attachments: number;
+  readonly networks: readonly string[];
+  /** Devices of the agent's that no record told of. */
+  readonly devices: readonly string[];
+}
+
+/**
+ * Takes everything that agents have made off a host whose agent is stopped: devices, bridges, rules, records; what they
+ * found and changed is as it was. Leases stay in the ledger until the host is forgotten there. HOST_ALIVE: an agent runs.
+ */
+export async function cleanHost(
+  config: Pick<Config, 'host' | 'nftablesTable' | 'runtimeDir' | 'stateDir'>,
+  log: Log,
+): Promise<Cleaned> {
+  const { runtimeDir, stateDir } = config;
+  using _lock = exclusive(runtimeDir);
+  const { bootId } = readMachine();
+  const journal = new Journal({ runtimeDir, stateDir, bootId, log });
+  journal.load();
+  const host = openHostNetwork({ config, journal, log });
+  const records = journal.values();
+  for (const record of records) {
+    await host.networkTypes[record.networkType]?.detach(record).removed;
+    journal.remove(record.id);
+  }
+  const networks = host.bridges.clean();
+  const devices: string[] = [];
+  for (const link of host.links()) {
+    const ours = link.group === DEVICE_GROUP || taggedId(link.alias) !== undefined;
+    // Hardware is nobody's to delete.
+    if (!ours || link.kind === undefined) continue;
+    await host.devices.remove(link);
+    devices.push(link.name);
+  }
+  host.firewall.unload();
+  await host.dryRuns.close();
+  rmSync(join(runtimeDir, 'networks.json'), { force: true });
+  return { attachments: records.length, networks, devices };
+}
+
+function exclusive(runtimeDir: string): Disposable {
+  try {
+    return lockFile(join(runtimeDir, 'agent.lock'));
+  } catch (error) {
+    if (!(error instanceof LockedError)) throw error;
+    throw new VoltError('HOST_ALIVE', 'the agent of this host runs: stop it first', {
+      cause: error,
+    });
+  }
+}
