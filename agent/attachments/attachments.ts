@@ -55,7 +55,7 @@ export interface AttachmentsOptions {
   readonly locks: IdLocks;
   readonly detaches: Detaches;
   /** The addresses in a network's subnets that this host has itself: the ledger grants none of them. Default: none. */
-  readonly ownAddresses?: (network: Network) => readonly string[];
+  readonly ownAddresses: HostNetwork['ownAddresses'];
   /** Why workloads of a network may have no traffic on this host. */
   readonly warningsOf: (network: string) => readonly string[];
   readonly log: Log;
@@ -339,7 +339,11 @@ export class Attachments {
       );
       undo.move();
       const warnings = this.#options.warningsOf(request.network);
-      return { attachment, replayed: false, ...(warnings.length > 0 && { warnings: [...warnings] }) };
+      return {
+        attachment,
+        replayed: false,
+        ...(warnings.length > 0 && { warnings: [...warnings] }),
+      };
     } catch (error) {
       // What the undo has not removed, the second half of a detach does, and it returns the lease.
       this.#options.detaches.begin(
@@ -363,15 +367,24 @@ export class Attachments {
 
   async #acquire(request: AttachRequest, revised: Revised, deadline: number): Promise<Lease> {
     const { ledger, watermark } = this.#options;
-    const ask = this.#askFor(request, revised);
-    const { lease } = await ledger.acquire(ask, { deadline });
-    watermark.noteGeneration(lease.generation);
-    return lease;
+    const own = this.#options.ownAddresses(revised.network);
+    const ask = this.#askFor(request, revised, own);
+    try {
+      const { lease } = await ledger.acquire(ask, { deadline });
+      watermark.noteGeneration(lease.generation);
+      return lease;
+    } catch (error) {
+      throw withDevice(error, own);
+    }
   }
 
-  #askFor(request: AttachRequest, { network, revision }: Revised): LeaseRequest {
-    const { self, ownAddresses } = this.#options;
-    const avoid = ownAddresses?.(network) ?? [];
+  #askFor(
+    request: AttachRequest,
+    { network, revision }: Revised,
+    own = this.#options.ownAddresses(network),
+  ): LeaseRequest {
+    const { self } = this.#options;
+    const avoid = [...own.keys()];
     const { id, workload, kind, mac, addresses, hostname, leaseTtlSeconds } = request;
     return {
       id,
@@ -493,6 +506,18 @@ function identified(
 } {
   const { identity } = named ?? {};
   return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
+}
+
+/** The ledger does not know which device of the host has an address. */
+function withDevice(error: unknown, own: ReadonlyMap<string, string>): unknown {
+  if (!(error instanceof VoltError) || error.code !== 'ADDRESS_OUT_OF_RANGE') return error;
+  const { address } = error.details ?? {};
+  const device = typeof address === 'string' ? own.get(address) : undefined;
+  if (device === undefined) return error;
+  return new VoltError(error.code, `${error.message}, on ${device}`, {
+    details: { ...error.details, device },
+    cause: error,
+  });
 }
 
 /** What a piece of work throws, for later; undefined when it succeeds. */

@@ -43,7 +43,8 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
     return problem === undefined ? [] : [{ name: 'firewall-unusable', reason: problem }];
   },
   () => unrepairedConditions(parts.reconcile.unrepaired),
-  () => parts.bridges.problems.map(({ kind, reason }) => ({ name: NETWORK_CONDITIONS[kind], reason })),
+  () =>
+    parts.bridges.problems.map(({ kind, reason }) => ({ name: NETWORK_CONDITIONS[kind], reason })),
   () => parts.clocks.problems,
   () => parts.disk.problems.map((reason) => ({ name: 'disk-refuses', reason })),
   () => {

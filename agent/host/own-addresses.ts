@@ -1,4 +1,4 @@
-import { IpPrefix } from '#protocol/address.ts';
+import { type IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
 import type { Kernel } from './kernel.ts';
@@ -58,14 +58,22 @@ export const conflictOf = ({ network }: Network, { subnet, device, has }: Overla
     { details: { network, subnet, device, has } },
   );
 
-/** The addresses of this host in the subnets of a network: nobody else may be given them. Without prefix lengths. */
-export function ownAddresses(kernel: Kernel, network: Network): string[] {
+/**
+ * The addresses of this host in the subnets of a network, without prefix lengths, each with the device that has it:
+ * nobody else may be given them.
+ */
+export function ownAddresses(kernel: Kernel, network: Network): ReadonlyMap<string, string> {
   const subnets = subnetsOf(network);
+  const isWithin = (address: IpAddress): boolean =>
+    subnets.some((one) => one.family === address.family && one.contains(address));
   const own = kernel.addresses
     .list()
-    .map(({ address }) => address.address)
-    .filter((address) =>
-      subnets.some((one) => one.family === address.family && one.contains(address)),
-    );
-  return [...new Set(own.map(String))];
+    .map(({ address: { address }, ifindex }) => ({ address, ifindex }))
+    .filter(({ address }) => isWithin(address));
+  return new Map(
+    own.map(({ address, ifindex }) => [
+      address.toString(),
+      kernel.links.nameOf(ifindex) ?? `#${ifindex}`,
+    ]),
+  );
 }

@@ -94,7 +94,7 @@ export class ModelKernel {
         disturbedBy: () => [],
         networksOn: () => [],
       },
-      ownAddresses: () => [],
+      ownAddresses: () => new Map(),
       dryRuns: { dryRun: async () => [], close: async () => {} },
       namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
       firewall: {

@@ -30,8 +30,10 @@ export interface BridgesOptions {
   readonly applied: Applied;
   /** What a network needs of the host around its bridge; undefined for a network that has none. */
   readonly needsOf: (network: Network) => NeedsOfType | undefined;
-  /** The networks that workloads are attached to here. */
+  /** The networks that workloads are attached to here, or are being attached or detached. */
   readonly inUse: () => ReadonlySet<string>;
+  /** Those that a workload has been attached to. */
+  readonly attached: () => ReadonlySet<string>;
   readonly log: Log;
 }
 
@@ -71,9 +73,9 @@ export class Bridges {
   }
 
   /** The addresses of this host that are not for workloads; on a bridge of the agent's own there is the gateway alone. */
-  ownAddresses(network: Network): string[] {
+  ownAddresses(network: Network): ReadonlyMap<string, string> {
     const { kernel } = this.#options;
-    return this.#own.has(network.network) ? [] : ownAddresses(kernel, network);
+    return this.#own.has(network.network) ? new Map() : ownAddresses(kernel, network);
   }
 
   /** Networks that have something on this host. */
@@ -208,6 +210,7 @@ export class Bridges {
     this.#apply(description, facts, link);
     this.#networks.set(network.network, network);
     this.#letGo(network.network, letGo);
+    this.compare([network.network]);
   }
 
   /** What of these networks, or of all that have something here, is not as described; reads only. */
@@ -237,13 +240,14 @@ export class Bridges {
 
   /** Puts right what differs of a network now. Rejects where something of it cannot be done. */
   repair(name: string): void {
-    const { kernel, applied, inUse } = this.#options;
+    const { kernel, applied, attached, inUse } = this.#options;
     const description = applied.descriptionOf(name);
     if (description === undefined) return;
     const network = this.#networks.get(name);
     const seen = glance(kernel, description);
-    if (seen.link === null && !inUse().has(name)) {
-      this.remove(name);
+    if (seen.link === null && !attached().has(name)) {
+      // Whoever is being attached makes it, if need be.
+      if (!inUse().has(name)) this.remove(name);
       return;
     }
     const facts = network === undefined ? undefined : this.#describe(network).facts;

@@ -47,12 +47,20 @@ export interface HostNetwork {
   readonly links: () => SeenLink[];
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
-  /** The addresses of this host that nobody attached to the network may be given. */
-  readonly ownAddresses: (network: Network) => readonly string[];
+  /** The addresses of this host that nobody attached to the network may be given, each with its device. */
+  readonly ownAddresses: (network: Network) => ReadonlyMap<string, string>;
   /** What networks have on this host beside their workloads' devices. */
   readonly bridges: Pick<
     Bridges,
-    'names' | 'revise' | 'compare' | 'repair' | 'clean' | 'disturbedBy' | 'networksOn' | 'problems' | 'warningsOf'
+    | 'names'
+    | 'revise'
+    | 'compare'
+    | 'repair'
+    | 'clean'
+    | 'disturbedBy'
+    | 'networksOn'
+    | 'problems'
+    | 'warningsOf'
   >;
 }
 
@@ -73,7 +81,12 @@ export function openHostNetwork(options: {
   applied.load();
   const inUse = (): ReadonlySet<string> =>
     new Set(journal.values().map(({ request }) => request.network));
-  const bridges = new Bridges({ host, kernel, firewall, applied, needsOf, inUse, log });
+  const attached = (): ReadonlySet<string> =>
+    new Set(journal.values().flatMap(({ attachment }) => attachment?.network ?? []));
+  const bridges = new Bridges({
+    ...{ host, kernel, firewall, applied, needsOf },
+    ...{ inUse, attached, log },
+  });
   return {
     networkTypes: networkTypesOver({
       host,
@@ -99,7 +112,7 @@ export function openHostNetwork(options: {
     taggedDevices,
     ownAddresses: (network) => {
       if (needsOf(network) !== undefined) return bridges.ownAddresses(network);
-      return network.parent === undefined ? [] : ownAddresses(kernel, network);
+      return network.parent === undefined ? new Map() : ownAddresses(kernel, network);
     },
     bridges,
   };
@@ -130,7 +143,10 @@ export function networkTypesOver(parts: {
   const applied = new Applied({ runtimeDir: undefined, log });
   const inUse = (): ReadonlySet<string> => new Set();
   const bridges =
-    parts.bridges ?? new Bridges({ host, kernel, firewall, applied, needsOf, inUse, log });
+    parts.bridges ?? new Bridges({
+      ...{ host, kernel, firewall, applied, needsOf },
+      ...{ inUse, attached: inUse, log },
+    });
   const bridged = new Bridged({ ...parts, bridges });
   const portMaps = new PortMaps({ firewall, kernel });
   return {

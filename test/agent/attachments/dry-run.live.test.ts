@@ -75,7 +75,11 @@ describe('the operations are those of the attach that follows', () => {
     const log = createLog('silent', 'h1');
     const dirs = { runtimeDir: folder, stateDir: folder };
     const journal = new Journal({ ...dirs, bootId: 'boot', log });
-    host = openHostNetwork({ config: { host: 'h1', nftablesTable: 'dryrun', runtimeDir: folder }, journal, log });
+    host = openHostNetwork({
+      config: { host: 'h1', nftablesTable: 'dryrun', runtimeDir: folder },
+      journal,
+      log,
+    });
     host.firewall.start();
   });
   afterAll(async () => {

@@ -34,6 +34,7 @@ const agent = (): Bridges =>
     applied,
     needsOf: bridgedNeeds,
     inUse: () => inUse,
+    attached: () => inUse,
     log,
   });
 

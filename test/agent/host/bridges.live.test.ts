@@ -24,7 +24,8 @@ const needsOf = (network: Network): NeedsOfType =>
 function agent(): Bridges {
   const applied = new Applied({ runtimeDir: undefined, log });
   const firewall = new Firewall({ log, table: 'volt' });
-  return new Bridges({ host: 'h1', kernel, firewall, applied, needsOf, inUse: () => inUse, log });
+  return new Bridges({ host: 'h1', kernel, firewall, applied, needsOf, inUse: () => inUse,
+    attached: () => inUse, log });
 }
 
 const run = (command: string): void => void execFileSync('ip', command.split(' '));
@@ -37,7 +38,7 @@ const NETS = (['bridged', 'host-only'] as const).map((type) =>
     gateway: '10.1.0.1',
     ipv6: { subnet: 'fd01::/64', gateway: 'fd01::1' },
     mtu: 1400,
-    ...(type === 'bridged' && { uplink: { device: 'nic0' } }),
+    ...(type === 'bridged' && { uplink: { device: 'nic0' }, gatewayMode: 'anycast' }),
   }),
 );
 
@@ -102,9 +103,10 @@ describe.each(NETS)('a $type network', (network) => {
       ['bridge.group', 'link set br0 group 0'],
       ['bridge.alias', 'link set br0 alias other'],
       ['bridge', 'link delete br0'],
-      ...[...description.gateways, description.linkLocal ?? ''].map(
-        (address): [string, string] => ['bridge.address', `addr delete ${address} dev br0`],
-      ),
+      ...[...description.gateways, description.linkLocal ?? ''].map((address): [string, string] => [
+        'bridge.address',
+        `addr delete ${address} dev br0`,
+      ]),
       ...description.localRoutes.map((to): [string, string] => [
         'bridge.route',
         `-6 route delete local ${to} dev br0 table local`,
@@ -129,8 +131,14 @@ describe.each(NETS)('a $type network', (network) => {
       if (typeof how === 'string') run(how);
       else how();
       const [found] = bridges.compare();
-      expect(found?.differences.map((one) => one.what), what).toContain(what);
-      expect(found?.differences.every(({ repairable }) => repairable), what).toBe(true);
+      expect(
+        found?.differences.map((one) => one.what),
+        what,
+      ).toContain(what);
+      expect(
+        found?.differences.every(({ repairable }) => repairable),
+        what,
+      ).toBe(true);
       bridges.repair('br0');
       expect(bridges.compare(), what).toEqual([]);
       expect(host(), what).toEqual(before);
@@ -192,18 +200,38 @@ describe('what the host has in the way', () => {
     expect(() => attach(agent(), network)).toThrow(
       expect.objectContaining({
         code: 'NETWORK_CONFLICT',
-        details: expect.objectContaining({ device: command.includes('dev lo') ? 'lo' : 'wire0' }) as unknown,
+        details: expect.objectContaining({
+          device: command.includes('dev lo') ? 'lo' : 'wire0',
+        }) as unknown,
       }),
     );
     expect(host()).toEqual(before);
     if (command.includes('dev lo')) run('addr del fd01::7/64 dev lo');
   });
 
+  test('a gateway on the segment is kept off the bridge, and an old one stays until it is decided', () => {
+    const bridges = agent();
+    const { gatewayMode: _, ...undecided } = network;
+    attach(bridges, network);
+    bridges.ensureAll(undecided);
+    expect(bridges.compare()).toEqual([]);
+    expect(bridges.problems.map(({ kind }) => kind)).toEqual(['undecided', 'undecided']);
+    bridges.ensureAll({ ...undecided, gatewayMode: 'router' });
+    expect(bridges.problems).toEqual([]);
+    expect(bridges.compare()).toEqual([]);
+    const held = ip('addr', 'show', 'br0').flatMap(({ addr_info: all }) => all);
+    expect(held.map(({ local }) => local).filter((one) => !one.startsWith('fe80'))).toEqual([]);
+    // A host that never had it does not get it.
+    bridges.remove('br0');
+    attach(bridges, undecided);
+    expect(bridges.problems).toEqual([]);
+  });
+
   test('what it has on the uplink is meant', () => {
     run('addr add 10.1.0.7/24 dev nic0');
     const bridges = agent();
     attach(bridges, network);
-    expect(bridges.ownAddresses(network)).toEqual([]);
+    expect(bridges.ownAddresses(network).size).toBe(0);
   });
 
   test.each([

@@ -169,6 +169,7 @@ test('an uplink that is taken out, or is gone and back, is a port again', async 
     return differences.some(({ what }) => what === 'uplink');
   });
   run('link add nic0 type veth peer name wire0');
+  run('link set wire0 up');
   await until('it is a port', () => only(ip('link', 'show', 'nic0'))['master'] === network);
   await until('all agree', inSync);
   await detach('one');
