@@ -21,7 +21,7 @@ describe('histories find the mistake, where the library', () => {
     ['gives what has not rested', ['if wait and wait <= 0 then', 'if wait then']],
     [
       'gives what was used last',
-      ["free, '0', '0', 'WITHSCORES')", "free, '-1', '-1', 'WITHSCORES')"],
+      ["'0', batch.avoided_count, 'WITHSCORES')", "'-1', '-1', 'WITHSCORES')"],
     ],
     ['waits a millisecond less', ['if wait and wait <= 0 then', 'if wait and wait <= 1 then']],
     ['makes every release one with cool-down', ['    if cool then\n', '    if true then\n']],
