@@ -6,7 +6,7 @@ import { Batches } from './batches.ts';
 import { allow, need, refuseField } from './checks.ts';
 import type { LedgerOptions } from './client.ts';
 import { Connection, type LedgerStatus, type Reply } from './connection.ts';
-import { refusalError, RevisionChanged } from './errors.ts';
+import { refusalError } from './errors.ts';
 import { Fields } from './fields.ts';
 import {
   type Beat,
@@ -131,8 +131,6 @@ export interface Release extends Identity {
 }
 
 const MAC_CANDIDATES = 8;
-/** Requests of one bulk that are under way at once: Redis answers all of them well within a command's time. */
-const BULK_LENGTH = 1_024;
 const PAGE_LENGTH = 500;
 /** Networks that one heartbeat asks about: each is looked up. */
 const MAX_FOLLOWS = 16;
@@ -336,13 +334,6 @@ export class Ledger {
     });
   }
 
-  /** Each as `acquire` does it, by itself: its lease or its error, at the place of its request. */
-  acquireMany(
-    requests: readonly LeaseRequest[],
-  ): Promise<(Acquired | VoltError | RevisionChanged)[]> {
-    return inBulk(requests, (request) => this.acquire(request));
-  }
-
   /**
    * Gives a lease back if it is still of this generation and host: else STALE_GENERATION, WRONG_HOST. HOST_CONFLICT
    * where the ledger knows the host as another machine. With `cool: false`, for one that no workload has used, its
@@ -360,13 +351,6 @@ export class Ledger {
     if (answer.has('network')) this.#tell('leases', [answer.text('network')]);
     await stored;
     return released ? 'released' : 'absent';
-  }
-
-  /** Each as `release` does it, by itself: its outcome or its error, at the place of its request. */
-  releaseMany(
-    leases: readonly Release[],
-  ): Promise<('released' | 'absent' | VoltError | RevisionChanged)[]> {
-    return inBulk(leases, (lease) => this.release(lease));
   }
 
   async getLease(id: string): Promise<Lease | null> {
@@ -705,24 +689,6 @@ function fieldsOf(name: string, text: string): Fields {
   const answer = Fields.parse(text, `volt1_${name}`);
   if (answer.has('error')) throw refusalError(answer.object('error'));
   return answer;
-}
-
-async function inBulk<Request, Result>(
-  requests: readonly Request[],
-  run: (request: Request) => Promise<Result>,
-): Promise<(Result | VoltError | RevisionChanged)[]> {
-  const results: (Result | VoltError | RevisionChanged)[] = [];
-  for (let from = 0; from < requests.length; from += BULK_LENGTH) {
-    const some = requests.slice(from, from + BULK_LENGTH);
-    results.push(...(await Promise.all(some.map((request) => run(request).catch(errorOf)))));
-  }
-  return results;
-}
-
-/** Anything else is a mistake of this program, and no result. */
-function errorOf(error: unknown): VoltError | RevisionChanged {
-  if (error instanceof VoltError || error instanceof RevisionChanged) return error;
-  throw error;
 }
 
 /** `items`, so many at a time; taken when they are due. */

@@ -8,7 +8,7 @@ import { Unfit } from './server.ts';
 /** The major version is part of every name: functions of the next major stand beside these. */
 export const LIBRARY = 'volt1';
 /** Every major from the next on has this function: where it is, this version must not touch the ledger. */
-export const NEXT_MAJOR = 'volt2_version';
+const NEXT_MAJOR = 'volt2_version';
 
 // In the order of use: a file sees the locals of those before it.
 const FILES = [

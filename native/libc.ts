@@ -5,9 +5,9 @@ import koffi from 'koffi';
 // Calls return -1 and set errno; `call` in errors.ts turns that into a KernelError.
 const libc = koffi.load('libc.so.6');
 
-export const iovec = koffi.struct('iovec', { iov_base: 'void *', iov_len: 'size_t' });
+koffi.struct('iovec', { iov_base: 'void *', iov_len: 'size_t' });
 
-export const msghdr = koffi.struct('msghdr', {
+koffi.struct('msghdr', {
   msg_name: 'void *',
   msg_namelen: 'uint32_t',
   msg_iov: 'iovec *',

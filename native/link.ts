@@ -227,15 +227,6 @@ export class Links {
     return this.#create(device, { IFLA_LINKINFO: { kind: 'other', name: 'ifb' } });
   }
 
-  /** A VXLAN device. */
-  createVxlan(
-    device: NewLink & { readonly data: Extract<LinkInfo, { kind: 'vxlan' }>['data'] },
-  ): Link {
-    const { data } = device;
-    const info: LinkInfo = data === undefined ? { kind: 'vxlan' } : { kind: 'vxlan', data };
-    return this.#create(device, { IFLA_LINKINFO: info });
-  }
-
   /** Changes a device, all in one message. */
   set(link: LinkReference, change: LinkChange): void {
     this.#socket.request(this.change(link, change));

@@ -52,11 +52,8 @@ export const NLM_F_CREATE = 0x400;
 export const NLM_F_APPEND = 0x800;
 
 export const RTNLGRP_LINK = 1;
-export const RTNLGRP_NEIGH = 3;
 export const RTNLGRP_IPV4_IFADDR = 5;
-export const RTNLGRP_IPV4_ROUTE = 7;
 export const RTNLGRP_IPV6_IFADDR = 9;
-export const RTNLGRP_IPV6_ROUTE = 11;
 
 export const AF_UNSPEC = 0;
 export const AF_INET = 2;
@@ -67,7 +64,6 @@ export const IFF_UP = 0x1;
 export const RTEXT_FILTER_VF = 0x1;
 export const RTEXT_FILTER_SKIP_STATS = 0x8;
 export const IFA_F_NODAD = 0x02;
-export const IFA_F_PERMANENT = 0x80;
 export const NUD_REACHABLE = 0x02;
 /** With NUD_REACHABLE: a static entry of a bridge, which does not age. */
 export const NUD_NOARP = 0x40;
@@ -77,7 +73,6 @@ export const NTF_MASTER = 0x04;
 /** Of a bridge's entry: frames that come in by another port do not move it there. */
 export const NTF_STICKY = 0x40;
 export const RT_TABLE_MAIN = 254;
-export const RT_TABLE_LOCAL = 255;
 export const RTPROT_STATIC = 4;
 export const RTN_UNICAST = 1;
 export const RTN_LOCAL = 2;

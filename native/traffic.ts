@@ -91,7 +91,7 @@ const U32 = {
 
 const TCA_KIND = text(1);
 export const qdiscMessage = family(TCMSG, { TCA_KIND });
-export const tbfMessage = family(TCMSG, { TCA_KIND, TCA_OPTIONS: nested(2, TBF) });
+const tbfMessage = family(TCMSG, { TCA_KIND, TCA_OPTIONS: nested(2, TBF) });
 export const u32Message = family(TCMSG, { TCA_KIND, TCA_OPTIONS: nested(2, U32) });
 
 export interface TokenBucket {

@@ -5,8 +5,8 @@ import { mtuSchema, NETWORK_TYPES } from './network.ts';
 
 export const KINDS = ['vm', 'container'] as const;
 export const STATES = ['attaching', 'attached', 'detaching', 'fenced'] as const;
-export const DEVICE_TYPES = ['tap', 'veth', 'macvtap', 'macvlan', 'vf'] as const;
-export const FILTERS = ['full', 'mac', 'none'] as const;
+const DEVICE_TYPES = ['tap', 'veth', 'macvtap', 'macvlan', 'vf'] as const;
+const FILTERS = ['full', 'mac', 'none'] as const;
 export const PORT_PROTOCOLS = ['tcp', 'udp', 'sctp'] as const;
 
 const id = z.string().regex(ID_PATTERN, 'must be an id: [A-Za-z0-9][A-Za-z0-9._:-]{0,63}');
@@ -340,7 +340,7 @@ export const listAnswerSchema = z.object({
 });
 
 /** What the ledger knows of an attachment, wherever it is. */
-export const fleetAttachmentSchema = z.object({
+const fleetAttachmentSchema = z.object({
   id: z.string(),
   generation: z.int(),
   host: z.string(),

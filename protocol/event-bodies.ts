@@ -67,5 +67,3 @@ export const eventBodySchemas = {
   'host-up': onHost,
   'host-down': onHost,
 } as const satisfies Record<EventType, z.ZodType>;
-
-export type EventBody<Type extends EventType> = z.infer<(typeof eventBodySchemas)[Type]>;

@@ -2,9 +2,9 @@ import { z } from 'zod';
 import { HOST_PATTERN, NETWORK_PATTERN } from './names.ts';
 
 /** Where a lease stands: `suspect` and `expired` ones are held all the same, until they are given back. */
-export const LEASE_STATES = ['held', 'suspect', 'expired'] as const;
+const LEASE_STATES = ['held', 'suspect', 'expired'] as const;
 export const HOST_STATES = ['live', 'joining', 'suspect', 'awaited'] as const;
-export const LEDGER_STATES = ['armed', 'arming', 'recovering', 'unclaimed'] as const;
+const LEDGER_STATES = ['armed', 'arming', 'recovering', 'unclaimed'] as const;
 
 const host = z.string().regex(HOST_PATTERN, 'must be a host id');
 /** What the page before ended with. */
@@ -45,10 +45,9 @@ export type LedgerCheckPosition = z.infer<typeof ledgerCheckPositionSchema>;
 
 export type LedgerLeasesRequest = z.infer<typeof ledgerLeasesRequestSchema>;
 export type LedgerHostsRequest = z.infer<typeof ledgerHostsRequestSchema>;
-export type LedgerForgetRequest = z.infer<typeof ledgerForgetRequestSchema>;
 export type LedgerCheckRequest = z.infer<typeof ledgerCheckRequestSchema>;
 
-export const ledgerLeaseSchema = z.object({
+const ledgerLeaseSchema = z.object({
   id: z.string(),
   generation: z.int(),
   network: z.string(),

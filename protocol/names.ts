@@ -11,7 +11,7 @@ export const HOSTNAME_PATTERN =
   /^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$/;
 
 /** IFNAMSIZ without the terminating zero (linux/if.h). */
-export const DEVICE_NAME_BYTES = 15;
+const DEVICE_NAME_BYTES = 15;
 
 /**
  * True for what the kernel takes as the name of a device (dev_valid_name) and shells need not quote. `all`

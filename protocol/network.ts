@@ -11,8 +11,8 @@ import { at, checkedFamily, refuse } from './network-family.ts';
 import { parseRequest } from './parse.ts';
 
 export const NETWORK_TYPES = ['bridged', 'isolated', 'host-only', 'macvtap', 'sriov'] as const;
-export const MACVTAP_MODES = ['bridge', 'vepa', 'private', 'passthru'] as const;
-export const GATEWAY_MODES = ['router', 'anycast'] as const;
+const MACVTAP_MODES = ['bridge', 'vepa', 'private', 'passthru'] as const;
+const GATEWAY_MODES = ['router', 'anycast'] as const;
 
 const address = z.string().max(45);
 const prefix = z.string().max(49);
@@ -112,8 +112,8 @@ const TYPES_WITH = {
 
 /**
  * A network from what an operator wrote, or from a network this function returned. Throws INVALID_REQUEST
- * with the key's path in `details.path`, and the corrected value in the message where there is one. Overlap
- * with other networks is for whoever knows the others: `overlapOf`.
+ * with the key's path in `details.path`, and the corrected value in the message where there is one. What
+ * other networks have, their subnets and bridges, is compared by the ledger.
  */
 export function parseNetwork(value: unknown): Network {
   const keys = parseRequest(networkSchema, value);
@@ -215,17 +215,6 @@ export type NetworkDeleteAnswer = z.infer<typeof networkDeleteAnswerSchema>;
 /** The subnets of a network, IPv4 first. */
 export const subnetsOf = ({ subnet, ipv6 }: Pick<Network, 'subnet' | 'ipv6'>): IpPrefix[] =>
   [subnet, ipv6?.subnet].filter((one) => one !== undefined).map((one) => IpPrefix.parse(one));
-
-/** The first pair of subnets that two networks share; null when they can live side by side. */
-export function overlapOf(
-  a: Pick<Network, 'subnet' | 'ipv6'>,
-  b: Pick<Network, 'subnet' | 'ipv6'>,
-): { a: IpPrefix; b: IpPrefix } | null {
-  for (const one of subnetsOf(a)) {
-    for (const other of subnetsOf(b)) if (one.overlaps(other)) return { a: one, b: other };
-  }
-  return null;
-}
 
 function checkType(keys: NetworkKeys): void {
   const { type } = keys;

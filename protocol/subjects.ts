@@ -22,7 +22,7 @@ export const EVENT_STREAM = 'VOLT_NET_EVENTS';
 export const JOB_STREAM = 'VOLT_NET_JOBS';
 export const SERVICE_NAME = 'volt-network-agent';
 /** In a subject where no network applies. */
-export const NO_NETWORK = '-';
+const NO_NETWORK = '-';
 
 /**
  * A prefix as part of a name, which JetStream and `$SRV` want without dots: `acme.net` is `acme-net`. What of the prefix is

@@ -9,6 +9,7 @@ import { Standing } from '#agent/fleet/standing.ts';
 import { LedgerWatermark } from '#agent/fleet/ledger-watermark.ts';
 import type { Ledger, Lease, NetworkRecord } from '#ipam-store/ledger.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { acquireMany } from '../ipam-store/bulk.ts';
 
 export const HEARTBEAT_SECONDS = 5;
 export const SUSPECT_AFTER_SECONDS = 20;
@@ -117,7 +118,7 @@ export class SimulatedHost {
     });
     // A repeat finds what was granted after it was given up.
     for (let open = requests; open.length > 0;) {
-      const results = await ledger.acquireMany(open);
+      const results = await acquireMany(ledger, open);
       for (const result of results) {
         if (!('lease' in result)) continue;
         this.leases.set(result.lease.id, result.lease);

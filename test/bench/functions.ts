@@ -4,6 +4,7 @@ import type { Ledger } from '#ipam-store/ledger.ts';
 import { askFor, beatOf, owned } from '../ipam-store/fixture.ts';
 import { hostName } from '../support/filled-ledger.ts';
 import { compareGrants, type Side, sideOf } from './functions-acquire.ts';
+import { acquireMany, releaseMany } from '../ipam-store/bulk.ts';
 
 // How long each function of the ledger holds Redis, by Redis's own clock, in a ledger as large as one is meant to be.
 
@@ -127,7 +128,8 @@ async function reserved(ledger: Ledger, raw: Redis, host: string): Promise<void>
     );
     const machineId = `machine-${host}`;
     const { epoch } = await ledger.heartbeat(beatOf(host));
-    const granted = await ledger.acquireMany(
+    const granted = await acquireMany(
+      ledger,
       Array.from({ length: 100 }, (_, n) =>
         askFor(record, `r-${count}-${n}`, {
           host,
@@ -172,9 +174,12 @@ async function worn(ledger: Ledger, raw: Redis): Promise<void> {
     const asks = Array.from({ length: 1_000 }, (_, n) =>
       askFor(record, `worn-${from}-${n}`, { host: 'first' }),
     );
-    const granted = await ledger.acquireMany(asks);
+    const granted = await acquireMany(ledger, asks);
     const leases = granted.flatMap((one) => ('lease' in one ? [one.lease] : []));
-    await ledger.releaseMany(leases.map((lease) => ({ ...owned(lease), cool: true })));
+    await releaseMany(
+      ledger,
+      leases.map((lease) => ({ ...owned(lease), cool: true })),
+    );
   }
   const pool = { start: '172.20.0.10', end: '172.20.200.0' };
   const smaller = await row(raw, 'put, a pool made smaller, 60,000 used', ASKED_FOR_MS, () =>

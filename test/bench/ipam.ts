@@ -5,6 +5,7 @@ import { settingsOf } from '#ipam-store/client.ts';
 import { beatOf, enrol, openLedger, optionsFor, owned } from '../ipam-store/fixture.ts';
 import { startRedis } from '../support/servers.ts';
 import { median } from './figures.ts';
+import { acquireMany } from '../ipam-store/bulk.ts';
 
 const BLOCKS = 9;
 const SEQUENTIAL = 300;
@@ -123,7 +124,7 @@ async function fill(
   count: number,
   host = HOST,
 ): Promise<void> {
-  const results = await ledger.acquireMany(requestsIn(record, host).next(count));
+  const results = await acquireMany(ledger, requestsIn(record, host).next(count));
   const failed = results.find((one) => one instanceof Error);
   if (failed instanceof Error) throw failed;
 }

@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
 import { VoltError } from '#protocol/errors.ts';
 import { askFor, put, useStore, VOLT0, owned } from './fixture.ts';
+import { acquireMany, releaseMany } from './bulk.ts';
 
 const store = useStore();
 
@@ -9,7 +10,7 @@ const codesOf = (results: readonly unknown[]): unknown[] =>
 
 test('each of a bulk has a result of its own, and sees what those before it did', async () => {
   const record = await put(store.ledger, VOLT0);
-  const results = await store.ledger.acquireMany([
+  const results = await acquireMany(store.ledger, [
     askFor(record, 'a', { addresses: ['10.42.0.50'] }),
     askFor(record, 'b', { addresses: ['10.42.0.50'] }),
     askFor(record, 'c', { addresses: ['192.0.2.1'] }),
@@ -30,7 +31,7 @@ test('each of a bulk has a result of its own, and sees what those before it did'
   expect(leases.map(({ id }) => id)).toEqual(['a', 'd']);
   const held = leases.map((lease) => ({ ...owned(lease), cool: true }));
   const late = held.map((one) => ({ ...one, generation: one.generation - 1 }));
-  expect(codesOf(await store.ledger.releaseMany([...late, ...held, ...held]))).toEqual([
+  expect(codesOf(await releaseMany(store.ledger, [...late, ...held, ...held]))).toEqual([
     'STALE_GENERATION',
     'STALE_GENERATION',
     'done',
@@ -47,7 +48,7 @@ test('a bulk of several batches, networks and hosts gives each address once', as
   const requests = Array.from({ length: 3_000 }, (_, n) =>
     askFor(n % 3 === 0 ? two : one, `id-${n}`, { host: `h${1 + (n % 2)}` }),
   );
-  const results = await store.ledger.acquireMany(requests);
+  const results = await acquireMany(store.ledger, requests);
   expect(new Set(codesOf(results))).toEqual(new Set(['done']));
   const leases = results.map((result) => ('lease' in result ? result.lease : undefined));
   expect(leases.map((lease) => lease?.id)).toEqual(requests.map(({ id }) => id));
@@ -63,7 +64,7 @@ test('of two families both are granted or neither, and the rest of the bulk goes
     ipv6: { subnet: 'fd00:9::/64', pool: { start: 'fd00:9::2', end: 'fd00:9::3' } },
   });
   const asking = ['a', 'b', 'c'].map((id) => askFor(record, id));
-  expect(codesOf(await store.ledger.acquireMany(asking))).toEqual([
+  expect(codesOf(await acquireMany(store.ledger, asking))).toEqual([
     'done',
     'done',
     'POOL_EXHAUSTED',
@@ -76,11 +77,11 @@ test('a request of which the ledger cannot read what it holds fails alone', asyn
   const { lease } = await store.ledger.acquire(askFor(record, 'broken'));
   await store.raw.hset('volt:{ledger}:leases', 'broken', 'no JSON');
   const asking = ['a', 'broken', 'b'].map((id) => askFor(record, id));
-  const results = await store.ledger.acquireMany(asking);
+  const results = await acquireMany(store.ledger, asking);
   expect(codesOf(results)).toEqual(['done', 'RECOVERING', 'done']);
   const addresses = results.flatMap((one) => ('lease' in one ? one.lease.addresses : []));
   expect(new Set([...addresses, ...lease.addresses]).size).toBe(3);
-  expect(codesOf(await store.ledger.releaseMany([{ ...owned(lease), cool: true }]))).toEqual([
+  expect(codesOf(await releaseMany(store.ledger, [{ ...owned(lease), cool: true }]))).toEqual([
     'RECOVERING',
   ]);
 });

@@ -16,6 +16,7 @@ import { askFor, openLedger, owned, put, ROOT, type Store } from './fixture.ts';
 import { type Happening, happening, HOSTS, NETWORKS } from './happenings.ts';
 import { fleetOf, forgetMemory, type Member, snapshotOf } from './member.ts';
 import { mutated, type Patch } from './mutants.ts';
+import { acquireMany } from './bulk.ts';
 
 // Followers of two networks, before one redis-server in which everything happens that may: each ends with what the ledger
 // has, whatever it has missed, in whatever order it hears of it.
@@ -161,7 +162,7 @@ class World {
     this.#named += 1;
     const ids = Array.from({ length: MANY }, (_, n) => `many${this.#named}-${n}`);
     const asked = ids.map((one) => askFor(record, one, { host: by }));
-    for (const outcome of await this.#ledger.acquireMany(asked)) {
+    for (const outcome of await acquireMany(this.#ledger, asked)) {
       if ('lease' in outcome) this.#holds(outcome.lease);
     }
   }

@@ -14,6 +14,7 @@ import {
   ROOT,
   useStore,
 } from './fixture.ts';
+import { acquireMany, releaseMany } from './bulk.ts';
 
 // A change of a network of which more was used than one call may look at: what its maker leaves half done, whoever
 // comes next finishes, and nothing is granted on the way that could not be granted at the end.
@@ -28,13 +29,16 @@ const SMALLER = { ...WORN, pool: { start: '10.60.4.0', end: '10.60.15.254' } };
 async function worn(): Promise<NetworkRecord> {
   const record = await put(store.ledger, WORN);
   const asks = Array.from({ length: USED }, (_, n) => askFor(record, `id${n}`));
-  const granted = await store.ledger.acquireMany(asks);
+  const granted = await acquireMany(store.ledger, asks);
   const leases = granted.map((one) => {
     assert('lease' in one, JSON.stringify(one));
     return one.lease;
   });
   const ended = leases.filter((_, n) => n % 10 !== 0 || n < 300);
-  await store.ledger.releaseMany(ended.map((lease) => ({ ...owned(lease), cool: true })));
+  await releaseMany(
+    store.ledger,
+    ended.map((lease) => ({ ...owned(lease), cool: true })),
+  );
   return record;
 }
 
@@ -127,7 +131,10 @@ test('leases come and go while a change is unfinished', async () => {
 async function emptied(): Promise<void> {
   await worn();
   const { leases } = await store.ledger.listLeases({ network: 'worn' });
-  await store.ledger.releaseMany(leases.map((lease) => ({ ...owned(lease), cool: true })));
+  await releaseMany(
+    store.ledger,
+    leases.map((lease) => ({ ...owned(lease), cool: true })),
+  );
 }
 
 test('a network whose deletion is cut is not there, and what rested in it rests on', async () => {
@@ -255,9 +262,12 @@ describe('a deletion that is cut', () => {
     await emptied();
     const second = await put(store.ledger, { ...WORN, network: 'second', subnet: '10.60.16.0/20' });
     const asks = Array.from({ length: USED }, (_, n) => askFor(second, `second${n}`));
-    const granted = await store.ledger.acquireMany(asks);
+    const granted = await acquireMany(store.ledger, asks);
     const leases = granted.flatMap((one) => ('lease' in one ? [one.lease] : []));
-    await store.ledger.releaseMany(leases.map((lease) => ({ ...owned(lease), cool: true })));
+    await releaseMany(
+      store.ledger,
+      leases.map((lease) => ({ ...owned(lease), cool: true })),
+    );
     for (const name of ['worn', 'second']) {
       expect(await once('volt1_network_delete', { name })).toBe(true);
     }

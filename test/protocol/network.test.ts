@@ -2,7 +2,7 @@ import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { IpAddress, IpPrefix } from '#protocol/address.ts';
 import { decode, encode } from '#protocol/envelope.ts';
-import { gatewayHolder, overlapOf, parseNetwork, withGatewayMode } from '#protocol/network.ts';
+import { gatewayHolder, parseNetwork, withGatewayMode } from '#protocol/network.ts';
 import { VOLT0 } from './samples.ts';
 import { thrownBy } from './thrown.ts';
 
@@ -11,11 +11,6 @@ const refusal = (value: unknown): { path: unknown; message: string } => {
   expect(error.code).toBe('INVALID_REQUEST');
   return { path: error.details?.['path'], message: error.message };
 };
-
-const withSubnets = (subnet?: string, ipv6?: string) => ({
-  subnet,
-  ...(ipv6 !== undefined && { ipv6: { subnet: ipv6 } }),
-});
 
 describe('what is taken', () => {
   test('the contract’s JSON, verbatim, and defaults filled in', () => {
@@ -395,21 +390,5 @@ describe('what is refused, with the path of the key', () => {
     const { path, message } = refusal({ ...VOLT0, mtu: 1, gatewy: 'x', filter: 'on' });
     expect(path).toBe('mtu');
     expect(message).toMatch(/mtu: .*filter: .*gatewy: unknown key/);
-  });
-});
-
-describe('overlapOf', () => {
-  test.for([
-    ['10.0.0.0/20', undefined, '10.0.1.0/24', undefined, '10.0.0.0/20 10.0.1.0/24'],
-    ['10.0.0.0/25', undefined, '10.0.0.128/25', undefined, null],
-    ['10.0.0.0/24', 'fd00::/64', '10.0.1.0/24', 'fd00::/48', 'fd00::/64 fd00::/48'],
-    ['10.0.0.0/24', undefined, undefined, 'fd00::/48', null],
-    [undefined, undefined, undefined, undefined, null],
-  ] as const)('%s %s and %s %s: %s, whoever is asked first', ([a, a6, b, b6, expected]) => {
-    const [one, other] = [withSubnets(a, a6), withSubnets(b, b6)];
-    const there = overlapOf(one, other);
-    const back = overlapOf(other, one);
-    expect(there && [there.a, there.b].join(' ')).toBe(expected);
-    expect(back && [back.b, back.a].join(' ')).toBe(expected);
   });
 });

@@ -12,6 +12,7 @@ import { LedgerWatermark } from '#agent/fleet/ledger-watermark.ts';
 import { Ledger, type Pulse } from '#ipam-store/ledger.ts';
 import { askFor, optionsFor, put, until, useStore, ROOT, VOLT0 } from '../../ipam-store/fixture.ts';
 import { forgetMemory, Member } from '../../ipam-store/member.ts';
+import { acquireMany } from '../../ipam-store/bulk.ts';
 
 const store = useStore();
 const log = createLog('silent', 'h1');
@@ -185,7 +186,7 @@ test('what silent hosts have left is given back by one that goes on with it at o
   await session.beat();
   await silent.turn();
   const asks = Array.from({ length: 1_500 }, (_, n) => askFor(record, `n${n}`, { host: 'h2' }));
-  await store.ledger.acquireMany(asks);
+  await acquireMany(store.ledger, asks);
   for (let fallen: readonly string[] = []; !fallen.includes('h2'); await sleep(20)) {
     ({ fallen } = await other.beat());
   }
