@@ -112,10 +112,10 @@ export function settingsOf(options: LedgerOptions): Settings {
     disconnectTimeout: DISCONNECT_TIMEOUT_MS,
     maxLoadingRetryTime: LOADING_RETRY_MS,
     commandTimeout: commandTimeoutMs,
-    // One that only is slow is waited for: to be connected to anew by all would make it slower.
+    // A slow server is waited for: if every agent connected anew, it would get slower.
     socketTimeout:
       commandTimeoutMs * (SILENCE.least + (SILENCE.most - SILENCE.least) * Math.random()),
-    // It would need the right to CLIENT, and with it to much else.
+    // It would need the right to run CLIENT, which allows much else.
     disableClientInfo: true,
     ...(username !== null && { username }),
     ...(passwordFile !== null && { password: readPassword('passwordFile', passwordFile) }),

@@ -145,7 +145,7 @@ export class Connection {
     const { mark } = silence;
     const reply = client.fcall(name, 1, root, ...args);
     const stored = durable ? replicas.acknowledged() : Promise.resolve();
-    // Whoever has no use for the outcome need not wait for it.
+    // A caller may ignore `stored`: its rejection must not go unhandled.
     stored.catch(() => {});
     try {
       const text = await reply;
@@ -219,7 +219,7 @@ export class Connection {
       const reason = await logProblem(link.client, rootKey(this.#options));
       if (link !== this.#link) return;
       this.#setStatus({ state: 'ready', ...(reason !== undefined && { reason }) });
-      // Of two agents that replace the library at once, the older may be the later: the newer looks again.
+      // Two agents may replace the library at once, and the older agent last: so the newer one looks again.
       again = before !== after;
       if (reason !== undefined) this.#verifyAfter(RIGHTS_RETRY_MS, link);
     } catch (error) {
@@ -227,7 +227,7 @@ export class Connection {
       this.#outdated = error instanceof VoltError && error.code === 'STORE_VERSION';
       const wrong = this.#outdated || error instanceof Unfit;
       if (wrong) this.#setStatus({ state: 'incompatible', reason: messageOf(error) });
-      // A server that only is slow is asked again: this connection ends by itself where nothing comes.
+      // A slow server is asked again on this connection, which ends by itself if nothing comes.
       else if (!isTimeout(error)) link.fail(error);
       again = wrong || isTimeout(error);
     }

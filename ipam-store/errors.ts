@@ -63,11 +63,11 @@ export function storeError(error: unknown): VoltError {
   if (error instanceof VoltError) return error;
   const reason = messageOf(error);
   if (isForbidden(error) || isMissingFunction(error)) return unavailable(reason, false, error);
-  // A key of the ledger's is of another type than any function makes: the audit names it.
+  // A key of the ledger has a type that no function gives it: the audit names the key.
   if (error instanceof ReplyError && reason.includes('WRONGTYPE'))
     return unavailable(reason, false, error);
   if (isFinal(error)) return new VoltError('INTERNAL', `Redis: ${reason}`, { cause: error });
-  // ioredis says this of what it never wrote.
+  // With these words ioredis refuses a command that it has not written.
   const kept = reason.includes('enableOfflineQueue');
   return unavailable(reason, !(error instanceof ReplyError) && !kept, error);
 }

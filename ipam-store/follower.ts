@@ -138,7 +138,7 @@ export class Follower implements Disposable {
       }
     }
     this.#isReading = false;
-    // What came when the last page had been read already.
+    // Something happened after the last page was read.
     if (this.#replay.isBehind && !signal.aborted) this.nudge();
   }
 

@@ -61,7 +61,7 @@ function changed(hosts: readonly string[], changes: readonly HostChange[]): read
   const come = [...lives].filter(([host, is]) => is && !known.has(host)).map(([host]) => host);
   if (gone.size + come.length === 0) return hosts;
   const after = [...(gone.size === 0 ? hosts : hosts.filter((host) => !gone.has(host))), ...come];
-  // Of a long list each change is few additions, not a digest of all.
+  // A change of a long list costs a few additions, not a digest of the whole list.
   const sum = (names: Iterable<string>): number =>
     Array.from(names, hashOf).reduce((all, one) => (all + one) % DIGEST_UNIT, 0);
   digests.set(after, (digestOf(hosts) + sum(come) - sum(gone) + DIGEST_UNIT) % DIGEST_UNIT);
@@ -85,7 +85,7 @@ export async function readList(
     }
     known = { roster: page.roster, hosts: changed(known.hosts, page.changes) };
     if (digestOf(known.hosts) === page.digest) return known;
-    // Another list than this host believed to have: all of it.
+    // The host's list is not the one that the changes were made for: the whole list is read.
     known = { roster: -1, hosts: [] };
   }
   return undefined;

@@ -36,11 +36,11 @@ export interface Beat {
   readonly seen: Seen;
   /** Networks whose logs the host follows, sixteen at most, and up to where it has read them. */
   readonly follows?: Readonly<Record<string, string>>;
-  /** Up to which revision it has applied what has changed of networks; undefined while it does not know. */
+  /** The revision up to which it has applied changes of networks; undefined while it does not know. */
   readonly applied?: number | undefined;
   /** An empty ledger is that of a new fleet: no other host has seen anything of it. */
   readonly newFleet: boolean;
-  /** Heartbeats sent since the last that was answered: the ledger was late, or the way to it. */
+  /** How many heartbeats were sent since the last that was answered. */
   readonly late?: number;
 }
 
@@ -87,9 +87,9 @@ export interface Pulse {
   readonly seen: Pick<Seen, 'generation' | 'revision'>;
   /** What the host does not know of the list of hosts; absent where that is nothing. */
   readonly list?: ListNews;
-  /** Of a host that has none: some of it, by way of whom the others are found. */
+  /** For a host without a list: some hosts that know the others. */
   readonly some: readonly string[];
-  /** It is more than an answer holds, and it is this host's turn to read it: `Ledger.readHosts`. */
+  /** The list has changed more than an answer can tell, and this host may read it now: `Ledger.readHosts`. */
   readonly behind: boolean;
 }
 

@@ -112,7 +112,7 @@ function msText(path: string, time: string): string {
 const SECOND_MS = 1_000;
 let second = { at: 0, text: '1970-01-01T00:00:00' };
 
-/** As `Date.toISOString` has it, which takes as long as all else of a lease: done once a second. */
+/** As `Date.toISOString`, which would take as long as the rest of a lease: called once for each second. */
 function timeText(ms: number): string {
   const fraction = ms % SECOND_MS;
   const at = ms - fraction;
@@ -120,7 +120,7 @@ function timeText(ms: number): string {
   return `${second.text}.${String(fraction).padStart(3, '0')}Z`;
 }
 
-/** Stands for what there is not, among texts with a space between. */
+/** Stands for a missing word in a text whose words are separated by spaces. */
 const NONE = '-';
 
 /** What a request's network means for each of its requests. */
@@ -159,7 +159,7 @@ export interface Ask {
   readonly ipv6: string;
 }
 
-/** " agent boot", as functions take them after the machine; nothing for who does not say which agent it is. */
+/** " agent boot", as functions take them after the machine; empty for a caller that says neither. */
 export const bootOf = (by: {
   agentId?: string | undefined;
   bootId?: string | undefined;
@@ -189,7 +189,7 @@ function endOf(request: LeaseRequest, { pools }: Site): string {
   return `${bootOf(request) || ` ${NONE} ${NONE}`} ${hex.join(',')}`;
 }
 
-/** Throws where a name or an address cannot be, or is not for this workload. */
+/** Checks a request. Throws where a name or an address is malformed, or the address is not for this workload. */
 export function askOf(request: LeaseRequest): Ask {
   need(request, 'id', 'workload', 'kind', 'revision', 'host', 'machineId', 'bootId');
   allow(request, 'agentId', 'mac', 'addresses', 'hostname', 'ttlSeconds', 'avoid');
@@ -230,7 +230,7 @@ function wantedOf(
   return { ipv4: wanted['4'], ipv6: wanted['6'] };
 }
 
-/** The MAC asked for, or one derived from the id: the n-th try derives another than those before. */
+/** The MAC asked for, or one derived from the id; each try derives another. */
 export function macOf({ request: { id, mac } }: Ask, tries: number): string {
   if (mac !== undefined) return unicast(mac).toString();
   return deriveMac(tries === 1 ? id : `${id} ${tries}`).toString();

@@ -149,7 +149,7 @@ const PASSING = new Set([
   'follow',
   'log',
 ]);
-/** Of one call, so that the server is not held up. */
+/** How many one call carries, so that it does not hold up the server. */
 const REASSERT_NAMES = 200;
 const REASSERT_LEASES = 50;
 
@@ -184,7 +184,7 @@ export class Ledger {
     this.#connection.onStatus(listener);
   }
 
-  /** Called for what each call has changed of networks, as far as its answer tells. */
+  /** Called for each network that a call has changed, as far as the call's answer tells. */
   onChange(listener: (news: NetworkNews) => void): void {
     this.#listeners.add(listener);
   }
@@ -210,9 +210,9 @@ export class Ledger {
   /**
    * Makes a network, or replaces the one of that `revision`. The same content again changes nothing. What the operator
    * leaves to the default is stored with it (`withGatewayMode`).
-   * NETWORK_CONFLICT: other content without its revision, or a subnet or the bridge of another network; NETWORK_IN_USE: a
-   * lease would be stranded, named in `details.id`; UNKNOWN_NETWORK: a revision of nothing; HOST_CONFLICT: `by` is
-   * not the machine that the ledger knows under that host id.
+   * NETWORK_CONFLICT: the network has other content and `revision` is not its revision, or another network has a subnet or
+   * the bridge of it. NETWORK_IN_USE: a lease is in the way, named in `details.id`. UNKNOWN_NETWORK: there is no network to
+   * replace. HOST_CONFLICT: `by` is not the machine that the ledger knows under that host id.
    */
   async putNetwork(
     network: Network,
@@ -263,15 +263,15 @@ export class Ledger {
   }
 
   /**
-   * What has become of networks since a revision, page by page: the next asks since the revision that this one tells
-   * up to. RECOVERING while the ledger is not armed.
+   * The networks that have changed or gone since a revision, page by page: the next page is asked for since the
+   * `revision` of this one. RECOVERING while the ledger is not armed.
    */
   async networkChanges(since: number, host?: string): Promise<NetworkChanges> {
     const asked = { since, limit: PAGE_LENGTH, ...(host !== undefined && { host }) };
     let answer = await this.#call('network_changes', asked);
     const changes = changesOf(answer);
     const letGo = [...changes.letGo];
-    // A change is applied by who was told of all that it opens.
+    // A host may say that it has applied a change only when it was told of every address that the change opens.
     while (!changes.more && answer.has('letGoTo')) {
       const after = { since: changes.revision, letGoAfter: answer.number('letGoTo') };
       answer = await this.#call('network_changes', { ...asked, ...after });
@@ -292,9 +292,9 @@ export class Ledger {
   }
 
   /**
-   * Grants what is asked, all families or none, or finds the lease that the id has (`created` false), whose
-   * expiry it then extends. Order of sources: asked for, the workload's reservation, never used, least
-   * recently used. Throws RevisionChanged where the network is not of the revision given any more.
+   * Grants an address of each family, or of none; or finds the lease that the id has (`created` false), and extends its
+   * expiry. An address is the one asked for, else the workload's reservation, else one that was never used, else the one
+   * that was released longest ago. Throws RevisionChanged where the network has another revision by now.
    */
   async acquire(request: LeaseRequest, wait?: Wait): Promise<Acquired> {
     const ask = askOf(request);
@@ -459,12 +459,11 @@ export class Ledger {
   }
 
   /**
-   * Says what a host holds, and which networks it knows; `holdings` may be repeated. What is there in a later
-   * version is left as it is. Leases are taken from `holdings` page by page as they are sent, so that one that is given
-   * back meanwhile does not return. After all of them the host may be granted leases, once the ledger is armed; `some`
-   * leaves open what else it holds. RECOVERING where the ledger has moved on since the heartbeat that asked for it,
-   * HOST_CONFLICT for another machine than the one that sent it. `bridges`: the networks of whose bridges it has one, with
-   * or without leases.
+   * Says what a host holds and which networks it knows; a repeat changes nothing. What the ledger has in a later version
+   * stays. Leases are taken from `holdings` page by page as they are sent, so that one that is given back meanwhile does
+   * not return. Afterwards the host may be granted leases, once the ledger is armed; not with `some`, which says that the
+   * host holds more than this. `bridges`: the networks of which the host has a bridge, with or without leases. RECOVERING
+   * where the epoch is not the ledger's any more; HOST_CONFLICT for another machine than the one that sent the heartbeat.
    */
   async reassert(
     session: Identity & { readonly epoch: string },
@@ -479,15 +478,14 @@ export class Ledger {
     allow(session, 'agentId', 'bootId');
     const { host, machineId, agentId, bootId, epoch } = session;
     const by = { host, machineId, agentId, bootId, epoch };
-    // Leases by themselves: each is stored as its text.
+    // Leases are arguments of their own, since the ledger stores their text as it comes.
     const say = (page: object, texts: readonly string[] = []): Promise<Fields> => {
       const asked = JSON.stringify({ ...by, networks: [], leases: [], last: false, ...page });
       return this.#run('reassert', [asked, ...texts]);
     };
     const networks: NetworkOutcome[] = [];
     const leases: LeaseOutcome[] = [];
-    // What is known of most networks is the same everywhere: their definitions are sent where they are missing alone.
-    // They come before the leases in them.
+    // The ledger knows most networks: only the definitions that it lacks are sent, and before the leases in them.
     for (const some of pagesOf(holdings.networks, REASSERT_NAMES)) {
       const known = some.map(({ network, revision }) => [network.network, revision]);
       const wanted = new Set((await say({ known })).texts('wanted'));
@@ -525,8 +523,8 @@ export class Ledger {
   }
 
   /**
-   * A page of the leases of a network, as those who follow it begin: the log has what happens from `position` on. The
-   * first page is the one without `cursor`. RECOVERING while the ledger is not armed.
+   * A page of the leases of a network, with which a follower begins; the log has what happens after `position`. The first
+   * page is asked for without `cursor`. RECOVERING while the ledger is not armed.
    */
   async snapshot(network: string, cursor?: string): Promise<SnapshotPage> {
     need({ network }, 'network');
@@ -535,7 +533,7 @@ export class Ledger {
     );
   }
 
-  /** What became of what has changed in a network after an entry of its log, a page of it. RECOVERING as of `snapshot`. */
+  /** A page of what has changed in a network after an entry of its log. RECOVERING as of `snapshot`. */
   async readLog(network: string, after: string): Promise<LogPage> {
     need({ network }, 'network');
     return logPageOf(await this.#call('log', { network, after }));
@@ -569,10 +567,10 @@ export class Ledger {
   }
 
   /**
-   * Gives a host another id, or its machine: its leases move, as they are. `was` is what the ledger knows it as. Answers how
-   * many moved; null where the ledger does not know the host, or as another machine or agent. Goes on where a call that was
-   * cut short has ended. HOST_ALIVE where it was heard within `suspectAfterSeconds`; HOST_CONFLICT where `to` is a host
-   * already, or two machines call themselves the host.
+   * Gives a host another id, or another machine; its leases move with it. `was` is how the ledger knows it. Answers how many
+   * leases moved; null where the ledger does not know the host, or knows it as another machine or agent. A call that was
+   * cut short is finished by the next. HOST_ALIVE where the host was heard within `suspectAfterSeconds`; HOST_CONFLICT
+   * where `to` is a host already, or two machines call themselves the host.
    */
   async renameHost(
     was: Identity & { readonly agentId: string },
@@ -595,9 +593,9 @@ export class Ledger {
   }
 
   /**
-   * Decides whose a host is that two machines with one machine id call themselves: the one that `by` names; what it holds
-   * stays. False for a host that the ledger does not know. HOST_CONFLICT where the host is a machine of another id,
-   * HOST_ALIVE where nobody disputes whose it is and that one lives.
+   * Decides which of two machines with one machine id is the host: the one that `by` names. The host's leases stay. False
+   * for a host that the ledger does not know. HOST_CONFLICT where the host has another machine id, HOST_ALIVE where only
+   * one machine calls itself the host, and it lives.
    */
   async settleHost(by: Self): Promise<boolean> {
     need(by, 'host', 'machineId', 'agentId', 'bootId');
@@ -606,9 +604,9 @@ export class Ledger {
   }
 
   /**
-   * Whether the ledger agrees with itself: every way by which an address, a MAC or an id is found, and the lease
-   * that it leads to; every network, and its definition. Reads all of it, a little at a time, while the ledger works: what comes and goes meanwhile
-   * may be among the differences, so `repair` looks again.
+   * Compares every index of addresses, MACs and ids with the leases, and every network with its definition. Reads the
+   * whole ledger, a little at a time, while it works: a change under way may look like a difference, so `repair` looks
+   * again.
    */
   async *audit(): AsyncGenerator<LedgerDifference, void, undefined> {
     for await (const { differences } of this.auditPages()) yield* differences;
@@ -655,7 +653,7 @@ export class Ledger {
   }
 
   async #find(name: string, args: readonly string[]): Promise<Fields | null> {
-    // What was asked for before is done before.
+    // Requests that wait in a batch were made before this call, and are sent before it.
     this.#batches.flush();
     const { text, stored } = await this.#send(name, args);
     if (text === 'null') return null;
@@ -670,7 +668,7 @@ export class Ledger {
   }
 }
 
-/** Only what the functions compare. */
+/** The fields of an identity that the functions compare. */
 function byOf(by: Identity | undefined): { by?: Identity } {
   if (by === undefined) return {};
   need(by, 'host', 'machineId');

@@ -10,7 +10,7 @@ export const LIBRARY = 'volt1';
 /** Every major from the next on has this function: where it is, this version must not touch the ledger. */
 const NEXT_MAJOR = 'volt2_version';
 
-// In the order of use: a file sees the locals of those before it.
+// In this order: a file sees the locals of the files before it.
 const FILES = [
   'common',
   'clock',
@@ -58,22 +58,22 @@ function putTogether(): string {
     readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
   );
   const words = parts.map((part) => new Set(codeOf(part).match(/\w+/g)));
-  // A local is seen by what follows it alone.
+  // Only later files can name a local.
   const enclosed = parts.map((part, n) =>
     enclose(part, (name) => words.slice(n + 1).some((some) => some.has(name))),
   );
   return `#!lua name=${LIBRARY}\n${enclosed.join('\n')}`;
 }
 
-/** Without comments, texts and names of fields: what these name needs no local. */
+/** The code of a file without comments, texts and names of fields, none of which name a local. */
 const codeOf = (part: string): string =>
   part.replaceAll(/'[^'\n]*'|--.*$/gm, ' ').replaceAll(/(?<!\.)\.\w+/g, ' ');
 
 const TOP_LEVEL = /^local (?:function )?(\w+)/gm;
 
 /**
- * A file of functions in a block of its own, since Lua has no more than two hundred locals at a time. Outside it are
- * those that later files name, too.
+ * Puts a file of functions into a block of its own, since Lua allows two hundred locals at a time. Locals that later files
+ * name are declared outside the block.
  */
 function enclose(part: string, isNamedLater: (name: string) => boolean): string {
   const own = [...part.matchAll(TOP_LEVEL)].map(([, name = '']) => name);

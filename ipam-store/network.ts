@@ -80,7 +80,7 @@ export function definitionOf(given: Network): Definition {
   };
 }
 
-/** Before its addresses are read, which takes a while: a definition of 10 MB has half a million. */
+/** Refuses a large definition before its addresses are parsed: 10 MB have half a million of them. */
 function refuseLarge(given: Network): void {
   const json = JSON.stringify(given, (_, value: unknown) =>
     typeof value === 'bigint' ? String(value) : value,
@@ -91,7 +91,7 @@ function refuseLarge(given: Network): void {
   throw new VoltError('TOO_LARGE', message, { details: { bytes, most: MAX_NETWORK_BYTES } });
 }
 
-/** The same for two definitions that differ in the order of their keys alone. */
+/** A digest that does not depend on the order of keys. */
 function digestOf(network: Network): string {
   const canonical = JSON.stringify(network, (_, value: unknown) =>
     typeof value === 'object' && value !== null && !Array.isArray(value)
@@ -133,7 +133,7 @@ export function usageOf(answer: Fields): NetworkUsage {
   };
 }
 
-/** What became of a network that a host knows. `refused`: its subnet or a lease is in the way of another's. */
+/** What became of a re-asserted network. `refused`: another network's subnet, or a lease, is in its way. */
 export interface NetworkOutcome {
   readonly network: string;
   readonly outcome: 'kept' | 'restored' | 'refused';
@@ -158,7 +158,7 @@ export function networkOutcomeOf(answer: Fields): NetworkOutcome {
 
 const NETWORK_OUTCOMES: readonly NetworkOutcome['outcome'][] = ['kept', 'restored', 'refused'];
 
-/** An address that a network kept closed, and does not any more. */
+/** An address that a network no longer keeps closed. */
 export interface LetGo {
   readonly network: string;
   readonly address: string;
@@ -172,9 +172,9 @@ export interface NetworkChanges {
   /** Up to which revision this tells. */
   readonly revision: number;
   readonly more: boolean;
-  /** What the host that asks may have on its bridges or in its port filter, and has not said yet to have let go of. */
+  /** Addresses that the asking host may have on bridges or in its port filter, until it says that it has let go of them. */
   readonly letGo: readonly LetGo[];
-  /** No change is told: the ledger does not know any more what has changed, and all networks have to be read. */
+  /** The ledger no longer knows all changes since that revision: it tells none, and all networks have to be read. */
   readonly whole: boolean;
 }
 

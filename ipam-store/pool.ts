@@ -121,12 +121,12 @@ export class FamilyPool {
     return value === undefined ? undefined : hexOf(this.subnet.family, value);
   }
 
-  /** False for an address of elsewhere, and for the gateway: these are granted to nobody. */
+  /** False for the gateway and for addresses outside the subnet, which are granted to nobody. */
   mayGive(address: IpAddress): boolean {
     return this.subnet.contains(address) && this.#gateway?.equals(address) !== true;
   }
 
-  /** Throws where an asked-for address is none that this workload may be given; it may lie outside the pool. */
+  /** Throws where this workload may not have an address that it asks for by name. It may lie outside the pool. */
   check(asked: IpAddress, workload: string): void {
     const text = asked.toString();
     const details = { address: text, network: this.#network };

@@ -142,7 +142,7 @@ export const detachRequestSchema = z.strictObject({
   requestId: requestId.optional(),
 });
 
-/** What is left out stays as it is; what is given takes the place of what was there. */
+/** An update: keys that are left out stay as they are, and keys that are given replace what was there. */
 export const updateRequestSchema = z.strictObject({
   id,
   generation: generation.optional(),
@@ -162,7 +162,7 @@ const limit = z.int().min(1).max(1_000);
 
 export const listRequestSchema = z
   .strictObject({
-    /** Not what is on the host, but what is attached in the fleet. */
+    /** Lists what is attached in the whole fleet, and not on this host alone. */
     allHosts: z.boolean().optional(),
     network: network.optional(),
     workload: id.optional(),
@@ -301,7 +301,7 @@ export const dryRunAnswerSchema = z.object({
 });
 
 export const detachAnswerSchema = z.object({
-  /** False: there was nothing to detach. */
+  /** False where there was nothing to detach. */
   detached: z.boolean(),
   /** True: the device is out of use; its deletion and the release of the lease follow. */
   releasing: z.boolean(),
@@ -325,7 +325,7 @@ export const checkAnswerSchema = z.object({
   differences: z.array(differenceSchema),
   /** What the agent would do now to put the host right; absent from agents that do not say. */
   plan: z.array(z.object({ id: z.string(), action: z.string(), reason: z.string() })).optional(),
-  /** What could not be asked (`ledger`), and why; nothing is in sync then. Absent where all was compared. */
+  /** What was not compared (`ledger`), and why; `inSync` is false then. Absent where everything was compared. */
   notCompared: z
     .array(z.object({ what: z.string(), code: z.string(), message: z.string() }))
     .optional(),
@@ -358,7 +358,7 @@ const fleetAttachmentSchema = z.object({
 /** The answer to a list with `allHosts`. */
 export const fleetListAnswerSchema = z.object({
   attachments: z.array(fleetAttachmentSchema),
-  /** Networks of which the ledger does not say now what has happened: what was known `asOf` is in `attachments`. */
+  /** Networks for which the ledger gives no news now: `attachments` has what was known at `asOf`. */
   behind: z.array(
     z.object({ network: z.string(), asOf: z.string(), code: z.string(), message: z.string() }),
   ),
@@ -381,7 +381,7 @@ export type ListAnswer = z.infer<typeof listAnswerSchema>;
 /**
  * Equal for requests of the same content: all of the request after defaults but `requestId`, `labels` and
  * `dryRun`; a namespace counts by what it is (`netns`: device and inode), not by its path. The MTU of the
- * network is no part of it, or a network that changes would change what was asked for.
+ * network is left out: otherwise a change of the network would look like another request.
  */
 export function contentKey(request: AttachRequest, identity: { netns?: string } = {}): string {
   const { requestId: _request, labels: _labels, dryRun: _dryRun, netns: path, ...rest } = request;

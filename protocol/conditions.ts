@@ -14,7 +14,7 @@ export type ConditionArea =
 
 interface ConditionKind {
   readonly area: ConditionArea;
-  /** Attaches that are asked for over NATS fail, or are not heard, while it lasts. */
+  /** While it lasts, attach requests over NATS fail or do not arrive. */
   readonly blocks: boolean;
   /** What an operator does about it. */
   readonly remedy: string;

@@ -51,7 +51,7 @@ export class EncodedAnswer {
   }
 }
 
-/** The answer `{ [key]: elements, ...rest }`, of elements that were encoded one by one (`encodeAnswer`), as `encodeAnswer`. */
+/** The bytes of the answer `{ [key]: elements, ...rest }`, whose elements were encoded one by one by `encodeAnswer`. */
 export function encodePage(
   key: string,
   elements: readonly Uint8Array[],
@@ -92,7 +92,7 @@ export const decode = (bytes: Uint8Array): unknown =>
 /** Decodes an answer or an event: as `decode`, within MAX_ANSWER_BYTES; nil stays, as null. */
 export const decodeAnswer = (bytes: Uint8Array): unknown => decodeAny(bytes, MAX_ANSWER_BYTES);
 
-/** Throws TOO_LARGE for what `decode` would not look at. */
+/** Throws TOO_LARGE for more bytes than `decode` takes. */
 export const refuseLargeRequest = (bytes: Uint8Array): void =>
   refuseLarger(bytes, MAX_PAYLOAD_BYTES);
 

@@ -26,7 +26,7 @@ export const eventId = (outcome: { host: string; operation: string; requestId: s
     .digest('hex')
     .slice(0, 32);
 
-/** Who says so, as `ce-source`: a reader takes an event of no other host than that of its subject. */
+/** The host that tells the event, as `ce-source`. A reader ignores an event whose subject names another host. */
 export const eventSource = (host: string): string => `/volt/network/${host}`;
 
 export interface EventAttributes {

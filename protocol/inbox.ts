@@ -8,8 +8,8 @@ const BYTES = 16;
 const NO_RESPONDERS = 503;
 
 /**
- * A subject for one answer. Client libraries count: whoever has seen some of their inboxes knows the next ones, and where
- * he may speak in inboxes, as every agent may, could answer a request that was sent to another.
+ * A random subject for one answer. Client libraries number their inboxes: whoever has seen some of them knows the next
+ * ones, and every agent may publish to inboxes, so it could answer a request that was sent to another.
  */
 export const unguessableInbox = (prefix: string): string =>
   `${prefix}.${randomBytes(BYTES).toString('base64url')}`;
@@ -25,9 +25,9 @@ class RequestError extends Error {
 }
 
 /**
- * Asks, and answers what comes first on `reply`, a subject that nothing else is sent to. Rejects with an error that has the
- * `code` of one of the library's, which itself, asked for a reply subject of its own, waits for ever when the connection is
- * closed and leaves a rejection behind when it cannot publish.
+ * Sends a request and resolves with the first answer on `reply`, a subject that nothing else is sent to. Rejects with an
+ * error that has the `code` of the library's own. The library's request is not used: with a given reply subject it waits
+ * for ever when the connection is closed, and leaves a rejection unhandled when it cannot publish.
  */
 export async function requestOnce(
   connection: NatsConnection,
@@ -55,7 +55,7 @@ export async function requestOnce(
       }
     },
   });
-  // By this the library finds whom to tell that a publication was not permitted.
+  // The library finds by this whom to tell when the server does not permit a publication.
   Object.assign(subscription, { requestSubject: subject });
   subscription.closed.then(() => reject(new RequestError('CONNECTION_CLOSED')), reject);
   const timer = setTimeout(() => reject(new RequestError('TIMEOUT')), timeoutMs);

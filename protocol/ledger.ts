@@ -28,7 +28,7 @@ export const ledgerCheckRequestSchema = z.strictObject({
   cursor: z.string().max(1_024).optional(),
 });
 
-/** What the cursor of a check says, which is the agent's affair: in which part of the ledger it is, or after which host. */
+/** The cursor of a check, which only agents read: a part of the ledger, or the host after which it goes on. */
 export const ledgerCheckPositionSchema = z.strictObject({
   ledger: z
     .strictObject({
@@ -110,12 +110,12 @@ export const ledgerCheckAnswerSchema = z.object({
       repaired: z.boolean(),
     }),
   ),
-  /** Whose kernels and records were compared, and who did not answer. */
+  /** Hosts whose kernels and records were compared, and hosts that did not answer. */
   checked: z.array(z.string()),
   silent: z.array(z.string()),
   /** There were more differences than an answer holds. */
   truncated: z.boolean(),
-  /** There is more to check, from here on, and nobody knows yet whether it is in sync. */
+  /** Where the check goes on: the rest is not checked yet. */
   cursor: z.string().optional(),
   /** With it, what is being looked at: `networks`, `hosts up to h12`. */
   progress: z.string().optional(),

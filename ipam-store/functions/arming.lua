@@ -104,15 +104,15 @@ local function is_part(known, said)
   return not known or known == '-' or said == '-' or known == said
 end
 
--- Whether two such texts can be one, as far as both say.
+-- Whether two such texts can be of one agent, by the parts that both of them say.
 local function is_same_who(known, said)
   local machine, agent, boot = string.match(known, '^(%S+) (%S+) (%S+)$')
   local its_machine, its_agent, its_boot = string.match(said, '^(%S+) (%S+) (%S+)$')
   return machine == its_machine and is_part(agent, its_agent) and is_part(boot, its_boot)
 end
 
--- The refusal of what another than the host's own agent, in its present boot, asks for in its name; nil for the host's
--- own, for one that the ledger does not know, and for an agent that does not say which machine it is on.
+-- The refusal where somebody else asks in a host's name: another machine, another agent, or an earlier boot. Nil for the
+-- host itself, for a host that the ledger does not know, and for an agent that does not say which machine it is on.
 local function foreign(root, host, who)
   if not who then
     return nil
@@ -135,14 +135,14 @@ local function foreign(root, host, who)
     { host = host, machineId = known[1] })
 end
 
--- The boot of a host that has followed another so soon that the other may live yet; nil once that is over.
+-- The boot of a host that began so shortly after the one before it that the earlier may live still; nil later.
 local function young_boot(root, host, now)
   local known = redis.call('HMGET', root .. ':host:' .. host, 'bootId', 'sureMs')
   local sure = known[2] and tonumber(known[2])
   return sure and sure > now and known[1] or nil
 end
 
--- Lets a host be granted leases that has said what it holds, and that is no newcomer whom nobody vouches for.
+-- Opens the session of a host that has said what it holds, and is no newcomer for whom nobody has vouched.
 local function open_session(root, host, who, epoch)
   local memory = memory_of(root)
   local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
@@ -165,7 +165,7 @@ local function await_no_longer(memory, host)
   end
 end
 
--- True while hosts have yet to tell their lists: there may have been any host.
+-- True while hosts have yet to tell their lists of hosts: until then any host may have existed.
 local function is_untold(root)
   return next(memory_of(root).untold) ~= nil
 end
@@ -180,8 +180,8 @@ local function ask_again(root, host)
   end
 end
 
--- The refusal of what a host may not be granted. Costs no command where it may. Nobody's session is opened when the
--- ledger arms, since that would be a walk of all hosts, but with what the host asks for next.
+-- Why a host may not be granted anything; nil where it may, which costs no command. When the ledger arms it opens no
+-- sessions, since that would walk all hosts: the session of a host opens with its next request.
 local function barred(root, host, who)
   local memory = memory_of(root)
   local session = memory.sessions[host]

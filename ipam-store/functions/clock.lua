@@ -3,18 +3,18 @@
 
 -- How much slower, of the time that passes, while there is an offset.
 local SLOWED = 0.1
--- A clock that is behind and jumps ahead by more than this was put right: what it makes good of the offset has not
--- passed. With heartbeats, nothing looks at the clock as rarely as this.
+-- A clock that jumps ahead by more than this was set right: the offset shrinks by the jump, which is no time that passed.
+-- The clock is looked at with each heartbeat, so no true interval is as long as this.
 local JUMP_MS = 60000
 local KEEP_MS = 1000
--- What JavaScript takes for a time.
+-- The last time that JavaScript can represent.
 local LAST_MS = 8640000000000000
 
 -- By root: `server`, the server's clock when it was looked at last, in ms; `offset`, what is added to it; `kept`, when
 -- the time was written to meta. It outlives the permission to grant.
 local clocks = {}
 
--- Where this library begins, another one has told time before: a server with another clock, perhaps.
+-- When this library starts, an earlier one may have told a later time, perhaps on a server with another clock.
 local function catch_up(root, clock)
   local told = tonumber(redis.call('HGET', root .. ':meta', 'clockMs') or nil)
   if told and told <= LAST_MS then
@@ -41,9 +41,8 @@ local function now_ms(root)
   return math.floor(server + clock.offset)
 end
 
--- Writes the time down once a second, for a server or a library that begins later. `now` is what now_ms has answered.
--- Answers the time, which is another where a server that was the master before has told time meanwhile; and whether a
--- second is over.
+-- Writes the time to meta once a second, for the next server or library. `now` is the answer of now_ms. Answers the time,
+-- which is later than `now` where the master before has told a later one; and whether a second is over.
 local function keep_time(root, now)
   local clock = clocks[root]
   if now < clock.kept + KEEP_MS then

@@ -1,4 +1,4 @@
--- What of a network cannot change while it has leases. An agent says with each put what that is: `fixed`, JSON of the
+-- Keys of a network that cannot change while it has leases. With each put the agent sends them as `fixed`: JSON of their
 -- values by path.
 
 local function is_same_value(one, other)
@@ -30,7 +30,7 @@ local function value_at(definition, path)
   return value
 end
 
--- The values of these paths, out of `fixed` or, of what an agent before 1.7 has put or puts, the definition itself.
+-- The values at these paths: out of `fixed`, or out of the definition where an agent before 1.7 has put it.
 local function fixed_values(fixed, definition, paths)
   local values = fixed and decoded(fixed)
   if values then
@@ -63,8 +63,8 @@ local function note_bridge(bridges, bridge, name)
   bridges[bridge][name] = true
 end
 
--- Which networks have a bridge of a name, as this memory knows: read once from all networks, then with each definition
--- that is stored. One that has it no more may be among them.
+-- Bridge -> the networks that have it. Read once from all networks, then kept up with each definition that is stored. A
+-- network that has changed its bridge, or is gone, stays among them: whoever finds one looks at it.
 local function bridges_of(root)
   local memory = memory_of(root)
   if not memory.bridges then
@@ -105,7 +105,7 @@ local function fixed_path(was, ask)
   local after = fixed_values(ask.fixed, ask.network, paths)
   local differing = {}
   for path in pairs(paths) do
-    -- Of another version, of which another one is fixed, there may be nothing to compare.
+    -- An agent of another version may fix other paths: these are not compared.
     if before[path] ~= nil and after[path] ~= nil and not is_same_value(before[path], after[path]) then
       table.insert(differing, path)
     end
@@ -116,8 +116,8 @@ local function fixed_path(was, ask)
   return is_supposed and differing[2] or differing[1]
 end
 
--- The refusal of a change of a network of whose definition something has vanished: what the change opens nobody knows
--- before the hosts have said what it was.
+-- The refusal of a change of a network whose definition has vanished in part. Which addresses the change would open is
+-- known only when the hosts have said what the definition was.
 local function vanished_definition(root, name)
   if missing_from(root, '#networks', root .. ':networks') > 0 then
     return contradiction('names of networks have vanished')
@@ -144,8 +144,8 @@ local function refuse_fixed(root, ask, was)
     .. ' for one', { network = ask.name, id = id, path = path })
 end
 
--- The refusal of a put that does not say who has the gateway's address, of a network that an earlier version has put:
--- there every host has it, and the leases are from then. To suppose a router would take their way out away.
+-- The refusal of a put that does not say the gateway mode, for a network with leases that an earlier version has put. There
+-- each host's bridge has the gateway's address: to suppose a router would take the way out from what is attached.
 local function refuse_supposed_mode(root, ask, before)
   local was = ask.plainDigest and decoded(before)
   local id = was and was.gatewayMode == nil and ids_in(root, ask.name, 1)[1]

@@ -1,9 +1,9 @@
--- What followers of a network read: a snapshot of its leases, and its log from there on. While the ledger is not armed
--- they read nothing, and keep what they have: what a server has lost did not end.
+-- What followers of a network read: a snapshot of its leases, then its log. While the ledger is not armed they read
+-- nothing and keep what they have: a lease that a server has lost has not ended.
 local SNAPSHOT_FIELDS = '100'
 local MAX_READ = 100
 
--- What keeps a caller from logs, of whose rights an earlier version knew nothing.
+-- Commands for logs that the caller may not run: users of an earlier version were not given the right.
 local function no_logs(reply)
   return 'no change logs (' .. reply.err .. '): the user lacks rights that docs/ledger.md lists'
 end
@@ -12,8 +12,8 @@ local function is_mistyped(reply)
   return reply.err and string.find(reply.err, 'WRONGTYPE', 1, true)
 end
 
--- Where a follower begins: a refusal, or nil and the last entry of the log. Where there is none, one begins: what happens
--- from now on is there.
+-- Where a follower begins: a refusal, or nil and the last entry of the log. A network without a log gets one, which has
+-- everything from now on.
 local function open_log(root, network)
   local position, unread = log_position(root, network)
   if position ~= '' then

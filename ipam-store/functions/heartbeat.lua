@@ -1,7 +1,7 @@
 -- One call a period says that a host lives, and answers what it has to do.
 
--- A list of an answer, as JSON of its name and of `most` of its entries. What says nothing is left out; an agent before
--- 1.7 expects `all`.
+-- JSON of a list in an answer: its name and `most` of its entries. An empty list is left out, except for agents before 1.7
+-- (`all`), which expect it.
 local function listed(name, list, all, most)
   if #list == 0 then
     return all and ',"' .. name .. '":[]' or ''
@@ -31,8 +31,8 @@ local function serve(root, ask, has_asserted, owes, now)
   return is_to_vouch, is_to_sweep, fallen, reclaimed
 end
 
--- What one does that is not armed: counts this host among those that were heard. Answers who is missing still, or nil
--- and who was missed; and whether the host is to tell its list.
+-- What a ledger that is not armed does with a heartbeat: it counts the host as heard. Answers who is still missing, or nil
+-- and who was given up; and whether the host is to tell its list.
 local function recover(root, ask, meta, has_asserted, owes, above, now)
   local memory = memory_of(root)
   local is_to_tell = meta.lost and not ask.seen.hosts and asks_for_list(root, ask, meta, owes, above, now)
@@ -80,19 +80,18 @@ end
 --     due?: [{id, generation (text)}…], tell?, vouch?, sweep?, seen: {generation (text), revision, roster,
 --     changes?: [[host, whether it lives]…], digest?, some?: [host…], behind?, hosts?: [host…]}},
 --     or of an unclaimed ledger {nowMs, state, asks}
--- What is false or empty is left out, but for agents before 1.7.
--- applied: up to which revision the host has applied what has changed of networks.
--- yieldsTo: what the last HOST_CONFLICT said so in its details. late: heartbeats without an answer since the last that
--- had one.
+-- Fields that are false or empty are left out, except for agents before 1.7.
+-- applied: the revision up to which the host has applied changes of networks. yieldsTo: from the details of the last
+-- HOST_CONFLICT. late: how many heartbeats have had no answer since the last one that had.
 -- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host
--- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun,
--- or ended, a recovery; missed: whom that did not wait for.
--- moved: those that the host follows and in which something has happened since. fallen: whom this call has made
--- suspect. tell: the host has to tell its list before it re-asserts. vouch: its next heartbeat is waited for. sweep: there are more
--- hosts that have fallen silent, or more of their leases: the next heartbeat goes on with them, and is welcome soon.
--- changes: of an armed ledger, what the host does not know of the list of hosts; with them its list is the one of that
--- digest. some: for one that has none, hosts of it that are no newcomers. behind: there are more, and this host may read them now (volt1_roster). hosts: all of it, for an agent before
--- 1.7.
+-- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun, or
+-- ended, a recovery; missed: hosts that the end did not wait for.
+-- moved: networks that the host follows and in which something has happened since. fallen: hosts that this call has made
+-- suspect. tell: the host has to tell its list before it re-asserts. vouch: newcomers wait for its next heartbeat. sweep:
+-- more hosts have fallen silent, or more of their leases are to be given back; the host should beat again soon.
+-- changes: how the list of hosts has changed since the host read it; with them its list has that digest. some: for a host
+-- without a list, some hosts that are no newcomers. behind: the changes are too many for an answer, and this host may read
+-- them now (volt1_roster). hosts: the whole list, for an agent before 1.7.
 -- Costs the same whatever the host holds, and however many hosts there are.
 local function heartbeat(keys, args)
   local root = keys[1]

@@ -1,8 +1,7 @@
--- Hosts as an operator sees them, and one that is gone for good.
+-- Hosts as an operator lists and forgets them.
 
 -- forget {host} -> {known, released, networks: [of what was released…], more}: ends its leases, MAX_ENDED at a time;
--- when none is left, the host is
--- unknown. HOST_ALIVE for one that lives.
+-- when none is left, the ledger forgets the host. HOST_ALIVE for one that lives.
 local function forget_host(keys, args)
   local root = keys[1]
   local host = cjson.decode(args[1]).host

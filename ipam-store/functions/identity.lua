@@ -1,9 +1,9 @@
--- Whose a host is: one machine, one agent of it (its state folder) and one boot at a time. A machine that is another, or
--- the same with another agent, is the second, and refused by itself. Machines of one image, copied with their state
--- folders, differ in nothing but their boots: a boot that is heard beside another is refused until that is silent, which a
--- reboot is soon. Where both go on, nobody can tell which of them is the host: both are refused until an operator decides.
+-- Whose a host id is: one machine's, one agent's on it (its state folder) and one boot's at a time. Another machine, or the
+-- same one with another agent, is refused. Machines that were copied with their state folders differ in their boots alone:
+-- a second boot is refused until the first is silent, which after a reboot it soon is. Where both go on, nobody can tell
+-- which of them is the host, and both are refused until an operator decides.
 local MAX_BOOTS = 8
--- Of the time in which a boot that has ended falls silent: for so long one is heard that goes on.
+-- The part of the time in which an ended boot falls silent: a boot that is heard for so long has not ended.
 local GOES_ON = 1 / 4
 
 local function words_in(text)
@@ -18,7 +18,7 @@ local function has_word(text, word)
   return text ~= nil and string.find(' ' .. text .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
 end
 
--- The words with one more at the end; of too many the first ones go.
+-- A list of words with one more at the end. Where the list gets too long, the first words go.
 local function with_word(text, word)
   local words = {}
   for _, one in ipairs(words_in(text)) do
@@ -57,7 +57,7 @@ local function is_agent(known, ask)
     and (not known.agentId or not ask.agentId or known.agentId == ask.agentId or known.bootId == ask.bootId)
 end
 
--- Another machine, or another agent, may have the name when the first is silent and holds nothing.
+-- Another machine, or another agent, may take over a host id whose host is silent and holds nothing.
 local function refuse_second(root, ask, other, yields_to, now)
   local deadline = redis.call('ZSCORE', root .. ':hosts', ask.host)
   local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation) or is_untold(root)
@@ -73,8 +73,7 @@ local function refuse_second(root, ask, other, yields_to, now)
     { host = ask.host, machineId = yields_to.machineId, yieldsTo = yields_to.word })
 end
 
--- Both are refused, and the host counts as one that lives: what it holds stays, and a ledger that has lost something
--- waits for it.
+-- Both boots are refused. The host counts as live all the same: its leases stay, and a recovery waits for it.
 local function refuse_clones(root, ask, known, now)
   local session = root .. ':host:' .. ask.host
   local memory = memory_of(root)
@@ -98,7 +97,7 @@ local function refuse_clones(root, ask, known, now)
       yieldsTo = ask.machineId })
 end
 
--- Notes that the host's own boot was heard beside others. Those that were not for long have been on their way.
+-- Notes that the host's own boot was heard while others were. Messages of a boot that was heard briefly were late ones.
 local function note_own(rivals, now, silence)
   for boot, rival in pairs(rivals) do
     if now - rival.last > 2 * silence then
@@ -132,8 +131,8 @@ local function note_rival(root, ask, now)
   return rival
 end
 
--- A boot does not come back: one of before that goes on is another machine's. One that was delayed on its way is heard
--- once, or at one time.
+-- A boot does not come back: an earlier boot that goes on sending is another machine's. Messages that were merely late come
+-- once, or all at one time.
 local function conflict_of_boots(root, ask, known, now)
   local silence = silence_of(ask)
   local is_older = has_word(known.bootIds, ask.bootId)
@@ -158,12 +157,12 @@ local function conflict_of_boots(root, ask, known, now)
     { host = ask.host, machineId = ask.machineId, bootId = known.bootId }, math.ceil(wait))
 end
 
--- Whether there was a host of which only others know; any, while hosts have yet to tell of whom they know.
+-- Whether other hosts know of a host that this server does not know: true of any, while hosts have yet to tell their lists.
 local function may_have_been(root, host)
   return redis.call('ZSCORE', root .. ':roster', host) or is_untold(root)
 end
 
--- Why the one that sends a heartbeat is not the host; nil where it is.
+-- Why the sender of a heartbeat is refused as the host; nil where it is the host.
 local function conflict_with(root, ask, known, now)
   if known.clones or not known.machineId and ask.yieldsTo == ask.machineId and may_have_been(root, ask.host) then
     return refuse_clones(root, ask, known, now)
@@ -198,8 +197,8 @@ local function conflict_with(root, ask, known, now)
   return nil
 end
 
--- Notes as whom a host is known from now on. A boot that has followed another ends none of its leases before it is sure
--- that the other is silent: `sureMs`.
+-- Notes which machine, agent and boot the host is from now on. A new boot may end no leases of the boot before it until
+-- that is certain to be silent: `sureMs`.
 local function note_identity(root, ask, known, now)
   local session = root .. ':host:' .. ask.host
   if known.machineId and not is_agent(known, ask) or known.machineId == nil then

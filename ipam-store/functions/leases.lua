@@ -3,7 +3,7 @@
 local MAX_BATCHES = 4096
 local FAMILIES_OF = { ['-'] = {}, ['4'] = { '4' }, ['6'] = { '6' }, ['46'] = FAMILIES }
 
--- One line of an answer: of a refusal its JSON. A request on which the library itself fails fails alone.
+-- One line of an answer; a refusal as JSON. Where the library itself fails on a request, the others still get answers.
 local function line_of(work, ...)
   local done, refusal, line = pcall(work, ...)
   if done then
@@ -28,7 +28,7 @@ local function note_due(batch, id, expires_at)
   end
 end
 
--- A new lease, and with it how many addresses are held.
+-- Stores a new lease and, in the same command, how many addresses are held now.
 local function add_lease(batch, id, json, generation)
   local counted, fields, families = batch.memory.counted, batch.count_fields, batch.families
   if #families == 1 then
@@ -100,7 +100,7 @@ local function renew(batch, ask, before)
   return nil, '{"lease":' .. json .. '}'
 end
 
--- What a request without a lease would be given: by family its address, or false for the next fresh one.
+-- What a request of an id without a lease would be granted: for each family an address, or false for the next fresh one.
 local function decide(batch, ask)
   local closed = not batch.network and closed_network(batch)
   if closed then
@@ -128,7 +128,7 @@ local function grant(batch, ask)
   if refusal then
     return refusal
   end
-  -- Changes nothing where the entry is there: its lease has vanished, and the host has it.
+  -- If the entry is there already, nothing is changed: the host has this lease, and the ledger has lost it.
   if redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id) == 0 then
     return contradiction('the lease of ' .. ask.id .. ' has vanished')
   end
@@ -151,7 +151,7 @@ local function grant(batch, ask)
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
-  -- At once, not with the batch: should a later request of it fail, no other may get these.
+  -- Written now, not at the end of the batch: if a later request fails, these must be taken all the same.
   redis.call('HSET', batch.key, unpack(changes))
   -- A generation is epoch * 2^32 + n, in one counter.
   batch.memory.generation = batch.memory.generation + 1
@@ -205,7 +205,7 @@ local function open_batch(root, text)
       held_keys = { ['4'] = pool_key(root, name, '4', 'held'), ['6'] = pool_key(root, name, '6', 'held') },
       count_fields = { ['4'] = held_field(name, '4'), ['6'] = held_field(name, '6') },
     }
-    -- Taken apart is soon taken apart again: no need to know which are in use.
+    -- Taking a text apart is cheap: all are forgotten, not the oldest.
     if memory.batch_count == MAX_BATCHES then
       memory.batches, memory.batch_count = {}, 0
     end
@@ -233,8 +233,8 @@ local function ask_at(args, at)
   }
 end
 
--- acquire: ARGV "host machine network revision families agent boot avoided" (open_batch), where families is 4, 6, 46 or -; then eight for each
--- request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
+-- acquire: ARGV "host machine network revision families agent boot avoided" (open_batch), where families is 4, 6, 46 or
+-- -; then eight for each request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
 -- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
 -- without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?, "mac", "lengths":
 -- {"4": 24}.
@@ -255,7 +255,7 @@ local function acquire(keys, args)
     if tonumber(held[2]) == batch.memory.generation then
       lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
     else
-      -- Emptied, or another's: not what this server has written.
+      -- The store is not as this server wrote it: it was emptied or exchanged.
       lines[#lines + 1] = reply_of(disarm(root))
     end
   end
@@ -389,7 +389,7 @@ local function list_leases(keys, args)
   end
   local limit = math.min(ask.limit, MAX_PAGE)
   local prefix = ask.network and ask.network .. ' ' or ''
-  -- An entry that leads to no lease counts too, or what follows it would be passed over.
+  -- An entry without a lease counts too: otherwise a full page of them would end the list.
   local items, bytes, count, last = {}, 0, 0, nil
   local function answer(cursor)
     return '{"leases":' .. json_list(items) .. ',"cursor":' .. cjson.encode(cursor or cjson.null)
@@ -405,7 +405,7 @@ local function list_leases(keys, args)
       'LIMIT', 0, limit - count + 1)
     for _, entry in ipairs(entries) do
       local lease, _, text = lease_at(root, host, entry)
-      -- As it stands: it was read, and is not written anew.
+      -- The stored text itself: decoding and encoding it would cost more.
       local item = lease and string.match(text, '^(.*)}%s*$') .. ',"suspect":' .. tostring(suspect) .. '}' or ''
       bytes = bytes + #item
       if count > 0 and (count == limit or bytes > MAX_PAGE_BYTES) then
@@ -423,7 +423,7 @@ end
 
 redis.register_function('volt1_acquire', acquire)
 redis.register_function({ function_name = 'volt1_preview', callback = preview, flags = { 'no-writes' } })
--- Allowed when memory has run out: it gives some back.
+-- May run when Redis is out of memory: it frees some.
 redis.register_function({ function_name = 'volt1_give_back', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_release', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_lease', callback = get_lease, flags = { 'no-writes' } })

@@ -1,10 +1,11 @@
--- Addresses that a network kept closed, its gateway for one, and does not any more: hosts may have them on
--- their bridges until they have heard of it. Each is in <root>:leaving:<f>, and in `last` of the network that has the
--- address now, released at a time that never comes; so nobody is given it. When every host that has something of the
--- network has applied the change, the address cools down like any other.
--- So many are told at once, and the rest of the last revision.
+-- Addresses that a network no longer keeps closed, such as its last gateway. Hosts have them on their bridges until they
+-- hear of the change. Each is in <root>:leaving:<f>, and in `last` of the network that has the address now, with a release
+-- in the far future, so that it is granted to nobody. When every host with something of the network has applied the
+-- change, the address cools down like any other.
+
+-- How many are told in one answer; more only where one revision opened them.
 local MAX_LET_GO = 1024
--- What one heartbeat does: addresses that it gives free, and revisions of which it looks whether it may.
+-- The most that one heartbeat does: addresses that it frees, and revisions that it looks at for that.
 local MAX_GIVEN_FREE = 128
 local MAX_REVISIONS = 256
 
@@ -12,12 +13,12 @@ local function leaving_key(root, family)
   return root .. ':leaving:' .. family
 end
 
--- No workload has a name that begins like that.
+-- Stands where a workload would; no workload's name begins with a dash.
 local function leaving_text(network)
   return digits(UNTIL_LET_GO) .. ' -' .. network
 end
 
--- Nobody has the network's own address, or the broadcast address.
+-- True for the network's and the broadcast address, which no bridge ever has.
 local function is_edge(rules, family, address)
   local wide = rules.last ~= hex_step(rules.first, 1) and rules.last ~= rules.first
   return wide and (address == rules.first or family == '4' and address == rules.last)
@@ -35,7 +36,7 @@ local function is_leaving(root, network)
   return false
 end
 
--- What a network has kept closed of a family, in order; of one that a library before 1.7 put, its single addresses.
+-- The ranges that a network keeps closed, in order; where a library before 1.7 put it, only those of a single address.
 local function closed_ranges(root, network, family, rules)
   if rules.closed then
     return pairs_of(redis.call('ZRANGE', pool_key(root, network, family, 'closed'), 0, -1))
@@ -48,8 +49,8 @@ local function closed_ranges(root, network, family, rules)
   return ranges
 end
 
--- The addresses of a family that new rules open one by one, and the gateway in any case. Of ranges that are opened no
--- host has anything but what its workloads' filters let through.
+-- The addresses that new rules open: single ones, and the gateway in any case. Of an opened prefix no bridge has an
+-- address; only filters of workloads may let one through.
 local function opened_by(root, network, family, rules)
   local text = redis.call('HGET', network_key(root, network), 'family:' .. family)
   local before = text and decoded(text)
@@ -66,7 +67,7 @@ local function opened_by(root, network, family, rules)
   return opened
 end
 
--- Notes what a change at a revision opens of what was closed.
+-- Notes the closed addresses that a change opens, by its revision.
 local function note_leaving(root, network, families, revision)
   if not redis.call('HGET', root .. ':leases', hosts_field(network)) then
     suppose_all_hosts(root, network)
@@ -82,7 +83,7 @@ local function note_leaving(root, network, families, revision)
   end
 end
 
--- Keeps what hosts may have of first to last from being given out by a network that has these addresses.
+-- Keeps a network from granting addresses of first to last that hosts may still have.
 local function keep_leaving(root, network, family, first, last)
   for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
     local address, owner = string.match(entry, '^(%x+) (%S+)$')
@@ -97,7 +98,7 @@ local function keep_leaving(root, network, family, first, last)
   end
 end
 
--- The entries "address ..." of addresses that no host has to let go of: of the others `last` says that they are leaving.
+-- Those entries "address ..." whose address no host has to let go of; for the others `last` has an entry of its own.
 local function not_leaving(root, family, entries)
   local leaving, rest = {}, {}
   for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
@@ -121,7 +122,7 @@ local function garbage_leaving(root, family)
   return nil
 end
 
--- The networks that are gone, and of which it is not known any more which hosts have yet to let go.
+-- Deleted networks for which the ledger has lost the list of hosts that have yet to let go.
 local function gone_without_hosts(root, family)
   local found, seen = {}, {}
   for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
@@ -143,7 +144,7 @@ local function network_at(root, family, address)
   return last and last >= address and network or nil
 end
 
--- Up to which revision every host of a network has applied what has changed. Hosts that were forgotten count no more.
+-- The revision up to which every host of a network has applied all changes. Forgotten hosts do not count.
 local function applied_by_all(root, network)
   local key = hosts_key(root, network)
   if not knows_hosts(root, network) then
@@ -160,7 +161,7 @@ local function applied_by_all(root, network)
     if known and applied <= tonumber(first[2]) then
       return tonumber(first[2])
     elseif known then
-      -- Was supposed to have something of it when it had applied what has changed.
+      -- The host was only supposed to have something of the network, and had applied the changes by then.
       redis.call('ZADD', key, digits(applied), first[1])
     else
       redis.call('ZREM', key, first[1])
@@ -200,9 +201,9 @@ local function give_free(root, family, entry, owners)
   end
 end
 
--- Gives free those of some entries, with their revisions, of which every host has let go; `most` at most. Answers how
--- many. `host` has applied changes up to `applied`. `known` is what one call
--- has read of the family: `applied` by owner, and `owners`, once there is something to give free.
+-- Frees those of `entries` (each followed by its revision) that every host has let go of, `most` at most. Answers how many.
+-- `host` has applied changes up to `applied`. `known` keeps what this call has read of the family: `applied` by owner, and
+-- `owners`, read when there is something to free.
 local function try_to_give_free(root, family, entries, most, known, host, applied)
   local freed = 0
   for index = 1, #entries, 2 do
@@ -233,7 +234,7 @@ local function forget_hosts_of_gone(root, known)
   end
 end
 
--- All of which every host has let go: where a host is waited for no more.
+-- Frees everything that every host has let go of. Called when a host is no longer waited for.
 local function give_free_what_is_let_go(root)
   for _, family in ipairs(FAMILIES) do
     local known = { applied = {} }
@@ -242,8 +243,9 @@ local function give_free_what_is_let_go(root)
   end
 end
 
--- What a host has not said yet that it has let go of, of changes after a revision: JSON of each {network, address}; and
--- up to which revision that is all, nil where it is all there is. A host has applied a change when it was told all of it.
+-- What a host has yet to let go of, of changes after a revision: JSON of each {network, address}; and the revision up to
+-- which the answer is complete, nil where nothing is left out. A host counts as having applied a change only when it was
+-- told all of it.
 local function to_let_go(root, host, after)
   local items, from, to = {}, '(' .. digits(after or applied_by(root, host)), '+inf'
   for _, family in ipairs(FAMILIES) do
@@ -260,7 +262,7 @@ local function to_let_go(root, host, after)
   return items, to ~= '+inf' and to or nil
 end
 
--- What a host has let go of, of the changes after one revision and up to another. Answers up to which it has come.
+-- Frees what a host has let go of by applying the changes after one revision and up to another. Answers how far it came.
 local function give_free_between(root, host, family, after, applied)
   local key, known, freed = leaving_key(root, family), { applied = {} }, 0
   for _ = 1, MAX_REVISIONS do
@@ -277,8 +279,8 @@ local function give_free_between(root, host, family, after, applied)
   return after
 end
 
--- A host says up to which revision it has applied all changes, and has let go of what they opened. Costs no command
--- where it has said so before.
+-- Notes the revision up to which a host has applied all changes, and let go of what they opened. Costs no command when the
+-- host says the same as before.
 local function note_applied(root, host, applied)
   local memory = memory_of(root)
   if not applied or memory.applied[host] == applied then
@@ -287,7 +289,7 @@ local function note_applied(root, host, applied)
   memory.applied[host] = applied
   local before = applied_by(root, host)
   if applied <= before then
-    -- Less than before, where revisions have begun anew.
+    -- A lower revision than before: the ledger was emptied, and revisions began anew.
     if applied < before then
       redis.call('HSET', root .. ':host:' .. host, 'applied', digits(applied))
     end

@@ -1,11 +1,11 @@
--- The log of a network: ids of attachments whose lease there is new, is another, or has ended, and revisions of the
--- network, each written in the step that did it. What became of an id its lease tells, or the lack of one; so an entry is
--- small, and whoever reads it late reads what is true now.
+-- The log of a network. An entry names an attachment whose lease was granted, changed or ended, or a revision of the
+-- network; the function that made the change writes it. What became of the lease is read from the lease itself, so entries
+-- are small, and a late reader reads what is true now.
 --
--- A log never has a gap: whoever cannot append deletes it. And no entry's id comes twice, not even in a server that was
--- emptied, or is an older one: it is "generation-microseconds", of the ledger's counter, which only grows, and the time, or
--- one more than the id before it has. So whoever finds there the last entry that he has read has missed nothing, and
--- whoever does not find it begins with a snapshot.
+-- A log never has a gap: where an entry cannot be appended, the log is deleted. No entry's id comes twice, not even on an
+-- emptied or older server: it is "generation-microseconds", the ledger's growing counter and the time, or one more than
+-- the id before. So a reader who finds the last entry that he read has missed nothing; one who does not find it begins
+-- with a snapshot.
 local MAX_LOG = '20000'
 -- What an entry is about, and its value.
 local CHANGED = 'id'

@@ -13,8 +13,8 @@ local function overlapping(root, family, name, first, last)
   return nil
 end
 
--- A lease on an address that is to be reserved for another workload: address, id, workload. What is reserved already
--- was looked at when it became so. Asks for each of what is reserved, in order, or walks what is held, if that is less.
+-- A lease on an address that the new definition reserves for another workload: address, id, workload. Reservations that
+-- were there before are not looked at again. Looks up each reservation, or walks what is held, whichever is less.
 local function stranded_by_reservation(root, name, family, reserved)
   local held, known = pool_key(root, name, family, 'held'), pool_key(root, name, family, 'reserved')
   local found
@@ -121,7 +121,7 @@ local function set_family(root, name, family, rules, now)
   end
 end
 
--- What forbids this definition: a neighbour, or a lease.
+-- Why a definition is refused: the subnet of another network, or a lease.
 local function obstacle_to(root, ask, type_before)
   for family, rules in pairs(ask.families) do
     local other = overlapping(root, family, ask.name, rules.first, rules.last)
@@ -198,7 +198,7 @@ local function remove_network(root, name)
   end
 end
 
--- A network that is being deleted, where it has the name or a subnet that another is to have.
+-- A network whose deletion is unfinished and that has the name, or a subnet, of the network that is put.
 local function deleting_for(root, ask)
   if is_deleting(root, ask.name) then
     return ask.name
@@ -212,9 +212,9 @@ local function deleting_for(root, ask)
   return nil
 end
 
--- Why nothing is changed of networks: what would tell whether a lease or another network is in the way has vanished.
+-- Why no network may be changed: an index has lost entries, so that a lease or network in the way might be overlooked.
 local function incomplete(root, name)
-  -- The next revision would be one that was there before.
+  -- Without it the next revision would repeat an earlier one.
   if not tonumber(redis.call('HGET', root .. ':meta', 'revision') or nil) then
     return disarm(root)
   end
@@ -228,7 +228,7 @@ local function incomplete(root, name)
     if missing_from(root, held_field(name, family), pool_key(root, name, family, 'held')) > 0 then
       return contradiction('held IPv' .. family .. ' addresses of network ' .. name .. ' have vanished')
     end
-    -- What a change opens of it, hosts have to let go of.
+    -- Without it nobody knows which addresses the change opens, and hosts have to let go of.
     local rules = decoded(redis.call('HGET', network_key(root, name), 'family:' .. family) or '')
     local closed = rules and tonumber(rules.closed)
     if closed and redis.call('ZCARD', pool_key(root, name, family, 'closed')) < closed then
@@ -244,8 +244,8 @@ end
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
 -- The text of the network is an argument of its own, if it is not in the JSON. plainDigest: the operator did not say the
 -- gateway mode, and the agent did; this is the digest without it.
--- -> {network?, revision, created, more}; network: where it is of another text than that argument; more: something of
--- the change is unfinished
+-- -> {network?, revision, created, more}; network: the stored text, where it differs from that argument; more: the change is
+-- unfinished
 local function put_network(keys, args)
   local root = keys[1]
   local ask = flat_definition(cjson.decode(args[1]))
@@ -261,7 +261,7 @@ local function put_network(keys, args)
   end
   local deleting = deleting_for(root, ask)
   if deleting and finish_some(root, deleting) then
-    -- One a call.
+    -- One deletion is gone on with in each call.
     deleting = deleting_for(root, ask)
   end
   if deleting then
@@ -311,7 +311,7 @@ local function put_network(keys, args)
   })
 end
 
--- From a revision on a network is not there any more.
+-- Deletes a network, as of a revision.
 local function begin_deletion(root, name, revision)
   note_leaving(root, name, {}, revision)
   if not is_leaving(root, name) then
@@ -321,7 +321,7 @@ local function begin_deletion(root, name, revision)
   note_revised(root, name, revision)
 end
 
--- delete {by?: {host, machineId}, name} -> {deleted, more}; more: it is not there any more, but something of it is
+-- delete {by?: {host, machineId}, name} -> {deleted, more}; more: the network is gone, and its remains are not all removed
 local function delete_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

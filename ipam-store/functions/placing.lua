@@ -1,8 +1,8 @@
--- What a definition names one by one, in zsets of their own: what is `closed`, `reserved` and `allowed`. A list that differs
--- much from the one that is there takes more than one call: it is kept in the network, as placing:<f>:<part>, and the
--- network is `unfinished` until all of it is there.
+-- The lists of a definition, each in a zset: `closed`, `reserved` and `allowed`. Where a new list differs much from the old
+-- one, exchanging it takes several calls: the new list is kept in the network's hash, as placing:<f>:<part>, and the
+-- network is `unfinished` until the zset has all of it.
 
--- Entries, of both lists together, that one call exchanges; and those that one exchanges that does nothing else.
+-- How many entries, of the old and the new list together, a put exchanges; and how many a call that does nothing else.
 local PLACED_AT_ONCE = 1000
 local MAX_PLACED = 500
 local PUT_OFF = { 'reserved', 'allowed' }
@@ -11,9 +11,9 @@ local function placing_field(family, part)
   return 'placing:' .. family .. ':' .. part
 end
 
--- Makes a list have these entries and no others, in order, each of which begins with another address. Answers what went
--- and what came; neither of a list that is put off. What was put off of the list before is not wanted any more: what of it
--- is there is changed like anything else.
+-- Gives a zset these entries and no others; they are in order, and each begins with another address. Answers which entries
+-- were removed and which were added, none where the exchange is put off. An earlier exchange that was put off is dropped:
+-- the entries that it has placed are exchanged like all others.
 local function place(root, network, family, part, entries, at_once)
   local hash, key = network_key(root, network), pool_key(root, network, family, part)
   local field = placing_field(family, part)
@@ -32,8 +32,8 @@ local function place(root, network, family, part, entries, at_once)
   return removed, added
 end
 
--- The first entries of a list that is put off, "address\nentry\nentry…": the address from which on they are to be placed,
--- the entries, the address before which they end, nil for none, and where in the text that is.
+-- The next entries of an exchange that was put off, "address\nentry\nentry…". Answers the address from which they are placed,
+-- the entries, the address before which they end (nil for the end of the list), and where in the text that is.
 local function first_placed(text)
   local from, at = string.match(text, '^(%x*)\n()')
   local entries = {}
@@ -89,7 +89,7 @@ local function place_some(root, network)
   return true
 end
 
--- All of it, for whoever cannot come back.
+-- Finishes all exchanges at once, for a caller that will not call again.
 local function place_all(root, network)
   while not place_some(root, network) do
   end
@@ -106,7 +106,7 @@ local function is_placing(root, network)
   return false
 end
 
--- Of a family that is not there any more.
+-- Removes the lists of a family that the network no longer has.
 local function place_none(root, network, family)
   redis.call('HDEL', network_key(root, network), placing_field(family, 'reserved'))
   redis.call('DEL', pool_key(root, network, family, 'closed'), pool_key(root, network, family, 'reserved'))

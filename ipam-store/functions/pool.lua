@@ -2,13 +2,13 @@
 local POOL_PARTS = { 'allowed', 'fresh', 'held', 'last', 'by', 'free', 'reserved', 'closed', 'unsorted' }
 
 local NEVER_MS = '315360000000'
--- Entries that one call forgets of networks that are gone.
+-- How many entries of deleted networks one call removes.
 local MAX_DROPPED = 1000
 
--- In `last`, of what hosts may still have: a time that never comes (2100).
+-- The release time, in the year 2100, that `last` has for an address that hosts may still have.
 local UNTIL_LET_GO = 4102444800000
 
--- Keeps how many entries a key has, beside its changes. One not counted before begins with what is there.
+-- Counts a change of a key's number of entries. A key that was not counted before starts with what it has.
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'
   memory_of(root).counted[field] = nil
@@ -154,7 +154,7 @@ local function take_known(root, network, family, address, id, known)
   if before then
     forget(root, network, family, address, before)
   else
-    -- Also where `last` has lost it: what is held is not free.
+    -- Removed also where `last` had lost the address: what is held is not free.
     redis.call('ZREM', pool_key(root, network, family, 'free'), address)
     first_range = take_fresh(root, network, family, address, known)
   end
@@ -177,7 +177,7 @@ end
 local function give_back(root, network, family, address, id, text)
   local held = pool_key(root, network, family, 'held')
   local removed = redis.call('ZREM', held, address .. ' ' .. id)
-  -- Also where it had vanished: it is not missing any more.
+  -- Counted down also where the entry had vanished: it is expected no more.
   local field = held_field(network, family)
   local counted = redis.call('HINCRBY', root .. ':leases', field, -1)
   if counted < 0 then
@@ -198,7 +198,7 @@ local function give_back(root, network, family, address, id, text)
   end
 end
 
--- Forgets the ends of networks when the last of what they left has rested; a part at a time.
+-- Removes what deleted networks have left in `gone` once all of it has cooled down; a part at a time.
 local function drop_gone(root, now)
   for _, family in ipairs(FAMILIES) do
     local gone = root .. ':gone:' .. family

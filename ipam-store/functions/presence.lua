@@ -1,5 +1,5 @@
--- Which hosts have something of a network: leases, or what stays behind on them, a bridge with the gateway's address. A
--- host is there from its first grant on, by the revision up to which it is known to have applied what has changed.
+-- Which hosts have something of a network: leases, or a bridge with the gateway's address that stayed behind. A host is
+-- entered with its first grant, by the revision up to which it is known to have applied changes.
 local HOSTS_PAGE = 500
 
 local function hosts_key(root, network)
@@ -10,13 +10,13 @@ local function hosts_field(network)
   return '#hosts:' .. network
 end
 
--- False where some may be missing: of a network from before they were kept, or where a part has vanished.
+-- False where hosts may be missing: the network is older than this list, or a part of the list has vanished.
 local function knows_hosts(root, network)
   local counted = tonumber(redis.call('HGET', root .. ':leases', hosts_field(network)) or nil)
   return counted and redis.call('ZCARD', hosts_key(root, network)) >= counted
 end
 
--- Nobody knows which hosts have something of a network: any of them may.
+-- Enters all hosts, where it is not known which of them have something of a network.
 local function suppose_all_hosts(root, network)
   local key = hosts_key(root, network)
   local from = '-'
@@ -35,7 +35,7 @@ local function suppose_all_hosts(root, network)
   redis.call('HSET', root .. ':leases', hosts_field(network), redis.call('ZCARD', key))
 end
 
--- The network is new: nobody has anything of it but those who have yet to let go of one of that name.
+-- Begins the list of a new network: it has only hosts that have yet to let go of an earlier network of that name.
 local function begin_hosts(root, network)
   if redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 0 then
     redis.call('HSET', root .. ':leases', hosts_field(network), redis.call('ZCARD', hosts_key(root, network)))
@@ -63,10 +63,10 @@ local function applied_by(root, host)
   return tonumber(redis.call('HGET', root .. ':host:' .. host, 'applied') or 0) or 0
 end
 
--- A host says of which networks it has bridges, as of what it has applied: it was forgotten, or the ledger has lost it.
+-- Enters a host for the networks of whose bridges it says that it has one: it was forgotten, or the list was lost.
 local function enter_bridges(root, host, networks)
   for _, network in ipairs(networks) do
-    -- Of one that is gone, and of which nobody has to let go, it hears with what has changed.
+    -- A deleted network that nobody has to let go of is left out: the host hears of it with the changes.
     if redis.call('ZSCORE', root .. ':networks', network)
       or redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 1 then
       enter_network(root, host, network, applied_by(root, host))
@@ -74,7 +74,7 @@ local function enter_bridges(root, host, networks)
   end
 end
 
--- Whether one of the hosts that have something of a network has not said what it knows since the last loss.
+-- Whether a host that has something of a network has yet to re-assert since the last loss.
 local function is_yet_to_say(root, network)
   local epoch = digits(epoch_of(memory_of(root).generation))
   local hosts = knows_hosts(root, network) and hosts_key(root, network) or root .. ':roster'

@@ -1,6 +1,6 @@
 -- Ranges "first-last" of addresses, in zsets and lists.
 
--- Arguments of one command, fewer than Lua can hand over.
+-- Arguments of one command; Lua's unpack cannot pass on many more.
 local MAX_ARGUMENTS = 2000
 
 -- Adds entries to a zset, as few commands as it can be.
@@ -64,7 +64,7 @@ local function bounds_of(range)
   return string.sub(range, 1, dash - 1), string.sub(range, dash + 1)
 end
 
--- How many addresses first to last are; of IPv6 as near as a number of Lua's is.
+-- How many addresses first to last are; for large IPv6 ranges only as exact as a number in Lua.
 local function size_of(first, last)
   local size = 0
   for at = 1, #first, 8 do
@@ -90,7 +90,7 @@ end
 -- Takes first to last out of a zset of ranges, whatever of it is there.
 local function cut(key, first, last)
   if first ~= last then
-    -- Those that begin within, but for the last of them, end there too.
+    -- Ranges that begin within first to last end within it, except perhaps the last.
     local within = redis.call('ZRANGEBYLEX', key, '[' .. first .. '-', '(' .. last .. '-g')
     within[#within] = nil
     remove_all(key, within)
@@ -134,8 +134,8 @@ local function join(key, first, last)
   redis.call('ZADD', key, '0', first .. '-' .. last)
 end
 
--- Puts ranges of which nothing is there, in order and none of which touches another, into a zset of ranges: neighbours
--- that were there can touch the first and the last alone.
+-- Adds ranges to a zset of ranges. They are in order, do not touch each other, and nothing of them is there; so only the
+-- first and the last can touch ranges that were there.
 local function join_all(key, ranges)
   local between = {}
   for index = 2, #ranges - 1 do

@@ -1,9 +1,9 @@
--- What hosts say they hold and know, from their own records, where this server may not know it any more.
+-- Hosts tell the ledger what they hold and know, out of their own records, after it may have lost it.
 local MAX_IN_THE_WAY = 1000
 
--- While an old server is being restored, what is in the way of a network gives way to it where it must have ended
--- since: a lease that nobody has re-asserted, or an overlapping network of a lower revision without any other.
--- Answers whether it did.
+-- While an old state is being restored, removes what is in the way of a re-asserted network and must have ended since: a
+-- lease that nobody has re-asserted, or an overlapping network of a lower revision without other leases. Answers whether
+-- it removed anything.
 local function makes_way(root, refusal, revision, now)
   local memory = memory_of(root)
   local details = refusal.error.details
@@ -46,8 +46,8 @@ local function makes_way(root, refusal, revision, now)
   return true
 end
 
--- True where a network is here in that revision or a later one; then it is found again by its name and its subnets,
--- where those have vanished.
+-- True where the ledger has a network in that revision or a later one. Its entries by name and by subnet are added again
+-- where they have vanished.
 local function is_known(root, name, revision)
   local held = redis.call('HMGET', network_key(root, name), 'revision', 'family:4', 'family:6', 'network')
   local is = tonumber(held[1] or nil)
@@ -96,7 +96,7 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   if redis.call('HEXISTS', network_key(root, ask.name), 'revision') == 1 then
-    -- An old server: hosts may have what it says still.
+    -- The state is an old one: hosts may still have what it says.
     note_leaving(root, ask.name, ask.families, ask.revision)
   end
   store_network(root, ask, ask.revision)

@@ -1,5 +1,5 @@
--- What a network's definition says about the addresses of one family: sent with each definition, kept beside it, and
--- asked for one address at a time, so that no call but a put walks what a definition names one by one.
+-- What a definition says about the addresses of one family. It is sent with the definition, kept beside it, and looked up
+-- by single addresses, so that no call but a put walks the lists of a definition.
 
 -- An agent of this version sends its lists flat: allowed ["first-last"…], reserved ["address workload"…] and forbidden
 -- ["first-last path"…], each in order. Makes that of what an earlier one sends, in place: pairs, and a map.
@@ -21,7 +21,7 @@ local function flat_rules(rules)
   table.sort(rules.reserved)
   table.sort(rules.forbidden)
   rules.flat = true
-  -- Nor does that agent finish what is put off.
+  -- Such an agent does not call again to finish what was put off.
   rules.at_once = true
   return rules
 end
@@ -33,7 +33,7 @@ local function flat_definition(definition)
   return definition
 end
 
--- The ranges of `forbidden` without what overlaps or touches, so that one look finds whether an address is in one.
+-- The ranges of `forbidden`, those that overlap or touch as one, so that one lookup tells whether an address is closed.
 local function closed_of(forbidden)
   local closed, first, last = {}, nil, nil
   for _, entry in ipairs(forbidden) do
@@ -51,7 +51,7 @@ end
 
 local function store_rules(root, name, family, rules)
   local closed = closed_of(rules.forbidden)
-  -- At once: what a later change opens of it hosts have to let go of. A definition closes a thousand at most.
+  -- Never put off, since a later change compares with it to find what it opens. A definition closes a thousand at most.
   place(root, name, family, 'closed', closed, true)
   place(root, name, family, 'reserved', rules.reserved, rules.at_once)
   redis.call('HSET', network_key(root, name), 'family:' .. family, string.format(

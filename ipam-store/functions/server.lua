@@ -1,5 +1,5 @@
--- What this server may have done to the ledger by itself, or is about to do. Looked at once a second, by what grants
--- and by heartbeats: an agent looks when it connects, and settings change later.
+-- What the server may do to the ledger by its settings: evict keys. Looked at once a second, by grants and heartbeats,
+-- since an agent looks only when it connects, and settings may change later.
 local LOOK_MS = 1000
 
 -- By root: `evicted`, keys that the server had evicted when it was looked at last; `promoted`, where in the stream of
@@ -19,7 +19,7 @@ local function await_unlisted(root, now)
   end
 end
 
--- What only the hosts can prove: they say again what they hold and know, as after any loss.
+-- Begins a recovery: only the hosts can prove what was lost, and re-assert it.
 local function begin_recovery(root, now)
   local meta = meta_of(root)
   if not meta.lost then
@@ -33,8 +33,8 @@ local function begin_recovery(root, now)
   memory_of(root).since = now
 end
 
--- Notes in the memory, as `unfit`, why nothing may be granted. A server that was a replica meanwhile has a memory of
--- what another master has changed since. What was evicted is a loss.
+-- Notes in the memory, as `unfit`, why nothing may be granted. A server that was a replica meanwhile is disarmed: its
+-- memory is older than its data. Evicted keys are a loss.
 local function look_at_server(root, now)
   local looked = memory_of(root).looked
   if looked and now < looked + LOOK_MS then

@@ -1,9 +1,9 @@
 -- Which address a request gets.
 
--- After which to ask again for what not every host has let go of.
+-- When to ask again for an address that a host has yet to let go of.
 local LET_GO_RETRY_MS = 1000
 
--- Where the first fresh range of a family is in what open_network reads.
+-- The place of a family's first fresh range in what open_network reads.
 local NEXT = { ['4'] = 3, ['6'] = 4 }
 
 -- The address that a request asks for by name, if any.
@@ -11,7 +11,7 @@ local function asked_of(wanted)
   return wanted ~= '-' and string.sub(wanted, 1, 1) ~= 'r' and wanted or nil
 end
 
--- What a batch knows of its network, which it reads once; next:<f> is kept up here and in Redis, together.
+-- Reads the fields of its network that a batch needs, once for the batch; next:<f> is then kept here and in Redis alike.
 local function open_network(batch)
   batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6', 'unchecked', 'unfinished')
   batch.delay_ms = tonumber(batch.network[2])
@@ -68,7 +68,7 @@ local function incomplete_held(batch, family)
   return nil
 end
 
--- An address that one index has for free: is it, by the others? Answers the refusal, if not.
+-- The refusal of an address that one index calls free and another does not; nil where they agree.
 local function contradicted(batch, family, address, index)
   local id = entry_of(batch.key .. ':' .. family .. ':held', address)
   local why = id and 'held by ' .. id
@@ -87,7 +87,7 @@ local function contradicted(batch, family, address, index)
   return refusal
 end
 
--- The refusal, if the first address of a fresh range is held. A range that nobody holds any of is not looked at again.
+-- The refusal, if the first address of a fresh range is held. A range with no held address is remembered as looked at.
 local function held_in_next(batch, family, range)
   local first, last = string.match(range, '^(%x+)%-(%x+)$')
   if not first then
@@ -100,7 +100,7 @@ local function held_in_next(batch, family, range)
   return nil
 end
 
--- An address that is to be this one and no other.
+-- The address that was asked for by name, or is reserved; or the refusal.
 local function pick_named(batch, ask, family, address)
   if batch.avoided and batch.avoided[address] then
     return refuse('ADDRESS_OUT_OF_RANGE', 'host ' .. batch.host .. ' itself has {address}',
@@ -197,12 +197,12 @@ local function pick_used(batch, ask, family)
     { network = batch.name, family = tonumber(family) }, wait or nil)
 end
 
--- Answers a refusal, or nil and the address; or neither: the next fresh one.
+-- Answers a refusal, or nil and an address, or nil alone for the next fresh address.
 local function pick(batch, ask, family)
   local wanted = ask[family]
   local range = batch.network[NEXT[family]]
   local is_own = batch.avoided and range and batch.avoided[string.match(range, '^%x+')]
-  -- What this server has left of a range after a grant is as free as it was, whatever `held` says: the way of most.
+  -- Most grants end here: the rest of a range that this memory has looked at is as free as it was then.
   if wanted == '-' and range and not is_own and range == batch.memory.fresh[batch.held_keys[family]] then
     return nil
   end
@@ -231,8 +231,8 @@ local function pick(batch, ask, family)
   return pick_used(batch, ask, family)
 end
 
--- Gives the next fresh address of a family to an id: the way of most. What it changes of the network it adds to
--- `changes`, fields and values.
+-- Gives the next fresh address of a family to an id, as most grants do. Adds the fields of the network that change, and
+-- their values, to `changes`.
 local function take_next(batch, family, id, changes)
   local place = NEXT[family]
   local range = batch.network[place]

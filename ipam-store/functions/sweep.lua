@@ -1,14 +1,14 @@
 -- Hosts that have fallen silent, what may be reclaimed of them, and leases that have expired.
 local MAX_DUE = 500
--- A sweep is so short that nobody waits for it; the next is soon after one that had enough to do.
+-- A sweep is short, so that no call waits for it. After one that reached its limits the next comes soon.
 local SWEEP_MS = 1000
 local BUSY_SWEEP_MS = 50
--- For so long one host alone is asked to beat soon; then, where it is silent, another.
+-- For so long one host alone is asked to beat soon; if it does not, another is asked.
 local SWEEPER_MS = 1000
 local MAX_FALLEN = 256
 local MAX_SWEPT = 256
 local MAX_ENDED = 100
--- Of the hosts, or of the heartbeats, where more than one in this many came late, the ledger itself was late.
+-- If more than one in so many hosts, or heartbeats, came late, the ledger itself was late.
 local LATE_SHARE = 20
 
 -- After how long what a suspect host holds in a network is given back; false for never. Read once a slice.
@@ -33,7 +33,7 @@ local function reclaim(root, host, since, now, known, reclaimed)
         from = '[' .. network .. '!'
         break
       end
-      -- One that leads to no lease of this host is for the audit to name.
+      -- An entry without a lease of this host is left for the audit.
       local lease, _, text = lease_at(root, host, entry)
       if lease then
         end_lease(root, lease, now, true)
@@ -67,7 +67,7 @@ local function reclaim_next(root, now)
   return reclaimed
 end
 
--- Whether a host is to send its next heartbeat soon, since there is more to do: one host at a time.
+-- Whether this host is to beat soon, since the sweep has more to do. One host at a time is asked.
 local function is_sweeper(memory, host, now)
   local sweeper = memory.sweeper
   if not memory.is_busy or sweeper and sweeper.host ~= host and now < sweeper.until_ms then
@@ -95,8 +95,8 @@ local function sweep(root, host, now)
   return fallen, reclaimed, is_sweeper(memory, host, now)
 end
 
--- While nobody was heard, or this server was not there, nobody's silence counts; nor where the ledger itself was late:
--- where several hosts, and more than a few of those that are heard, have waited in vain for an answer before this one.
+-- Silence does not count from a time in which nobody was heard, the server was away, or the ledger itself was late: several
+-- hosts, and more than a few of those that are heard, waited in vain for an answer.
 local function note_beat(root, now, ask)
   local memory = memory_of(root)
   local window = memory.window
@@ -117,7 +117,7 @@ local function note_beat(root, now, ask)
   memory.since = memory.since or now
 end
 
--- The generation stands in each lease once, whoever has written it; to take the lease apart costs more than all else.
+-- The generation is found in the lease's text, where it stands once: decoding the lease would cost more than all else.
 local function due_of(root, host, now)
   local due = {}
   local ids = redis.call('ZRANGEBYSCORE', due_key(root, host), '-inf', digits(now), 'LIMIT', 0, MAX_DUE)

@@ -1,6 +1,6 @@
--- A ledger that nobody has used: whether it is a new fleet's is asked by one host for all.
+-- An empty ledger: one host asks, for all, whether the fleet is new.
 
--- So long the others wait for the one that asks. Then somebody else may: that one may have nobody whom it can ask.
+-- How long the others wait for the host that asks. Then another may: the first may reach none of its peers.
 local ASK_MS = 2000
 
 -- Whether a host is to ask its peers what they have seen.

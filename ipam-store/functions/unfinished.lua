@@ -2,10 +2,10 @@
 -- network what is `unfinished` of it; nothing is granted there until that is done, by whoever asks for something of the
 -- network next. So a change that its maker left half done is finished, and no call holds up the server.
 
--- What one call does of a change: entries that it moves; a range counts as so many.
+-- How much of a change one call does: the entries that it moves. A range counts as several.
 local MAX_MOVED = 500
 local MOVED_A_RANGE = 8
--- The longest that a network may have (protocol/network.ts): of one that has lost how long its addresses rest.
+-- The longest reuseDelaySeconds (protocol/network.ts), for a network that has lost its own.
 local LONGEST_DELAY_MS = 31536000000
 
 -- Notes until when something of `gone` rests. An earlier library let it expire by the server's clock, which may be set.
@@ -18,8 +18,8 @@ local function prolong_gone(root, family, now, delay)
   end
 end
 
--- Moves released addresses of first to last, MAX_MOVED at most, from the network to `gone`, where those go on cooling
--- down that have not. Answers how many.
+-- Moves released addresses of first to last, MAX_MOVED at most, from the network to `gone`, where they go on cooling down.
+-- Answers how many.
 local function bury_some(root, network, family, first, last, now)
   local key = pool_key(root, network, family, 'last')
   local delay = tonumber(redis.call('HGET', network_key(root, network), 'delayMs') or nil) or LONGEST_DELAY_MS
@@ -30,7 +30,7 @@ local function bury_some(root, network, family, first, last, now)
     if address then
       by[#by + 1] = workload .. ' ' .. address
       free[#free + 1] = address
-      -- What hosts have to let go of is known without it.
+      -- An address that hosts have to let go of is in `leaving`, and need not be in `gone`.
       local rests = tonumber(at) < UNTIL_LET_GO and tonumber(at) + delay > now
       resting[#resting + 1] = rests and entry or nil
     end
@@ -43,7 +43,7 @@ local function bury_some(root, network, family, first, last, now)
   return #entries
 end
 
--- The reverse, for a network that now has these addresses. Where they belong in its pool is yet to be found.
+-- The reverse, for a network that now has these addresses. They are sorted into its pool later.
 local function unearth_some(root, network, family, first, last)
   local gone = root .. ':gone:' .. family
   local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
@@ -116,7 +116,7 @@ local function sort_released(root, network, family, released, open)
   end
 end
 
--- Finds out where in the pool the addresses from `first` on belong. Answers up to which it has, and how much that was.
+-- Sorts the addresses from `first` on into the pool. Answers how far it came, and how much that was.
 local function sort_between(root, network, family, first, last)
   local open, stop = allowed_between(root, network, family, first, last)
   local held, held_stop = entries_between(pool_key(root, network, family, 'held'), first, stop)
@@ -203,8 +203,7 @@ local function sort_on(root, network)
   return true
 end
 
--- Changes what the pool gives out, ranges "first-last" in order. What becomes of each address of the difference is
--- found out by finish_some.
+-- Changes which ranges "first-last" the pool gives out. finish_some sorts the addresses of the difference.
 local function set_allowed(root, network, family, ranges, at_once)
   local removed, added = place(root, network, family, 'allowed', ranges, at_once)
   if #removed + #added == 0 then
@@ -213,7 +212,7 @@ local function set_allowed(root, network, family, ranges, at_once)
   local held, last = pool_key(root, network, family, 'held'), pool_key(root, network, family, 'last')
   removed, added = pairs_of(removed), pairs_of(added)
   if #removed == 0 and #added == #ranges and redis.call('EXISTS', held, last) == 0 then
-    -- Nobody has had any of it.
+    -- The network is new: nobody has had any of its addresses.
     change_fresh(root, network, family, function(fresh)
       join_all(fresh, added)
     end)
@@ -229,7 +228,7 @@ local function set_allowed(root, network, family, ranges, at_once)
   redis.call('HSET', network_key(root, network), 'unfinished', 'sorting')
 end
 
--- From here on the network is not there, but for its subnets, which nobody may have before what rests there is buried.
+-- Begins a removal: the network is gone from here on. Its subnets stay taken until its released addresses are in `gone`.
 local function begin_removal(root, name)
   local key = network_key(root, name)
   redis.call('HSET', key, 'unfinished', 'deleting')
@@ -280,8 +279,8 @@ local function may_be_held(root, name)
   return false
 end
 
--- Also where the network does not say so any more: it has nothing of a definition, is not listed, and nobody holds
--- anything of it.
+-- True also where the network has lost the field that says so: it has no definition, is not listed, and nobody holds any
+-- of its addresses.
 local function is_deleting(root, name)
   local key = network_key(root, name)
   if redis.call('HGET', key, 'unfinished') == 'deleting' then
@@ -292,7 +291,7 @@ local function is_deleting(root, name)
     and not redis.call('ZSCORE', root .. ':networks', name) and not may_be_held(root, name)
 end
 
--- Goes on with what is unfinished of a network. Answers whether nothing is.
+-- Goes on with an unfinished change of a network. Answers whether it is finished.
 local function finish_some(root, name)
   if is_deleting(root, name) then
     return remove_on(root, name)
@@ -304,7 +303,7 @@ local function finish_some(root, name)
   return false
 end
 
--- Puts the subnets of networks that are being deleted where they were: nobody may have them yet.
+-- Enters the subnets of networks that are being deleted again: nobody may have them yet.
 local function list_deletions(root, family)
   for _, name in ipairs(redis.call('ZRANGE', root .. ':revised', 0, -1)) do
     if not redis.call('ZSCORE', root .. ':networks', name) and is_deleting(root, name) then

@@ -1,9 +1,9 @@
 -- Networks as those who ask see them, and what is used of them.
 
--- To ask for one entry costs so many times as much as to read one.
+-- Looking up one entry costs so many times as much as reading one of a list.
 local FEWER = 2
 
--- Leases in a network of hosts that have fallen silent. Walks its hosts, or those, whichever are fewer.
+-- How many leases of a network suspect hosts hold. Walks the hosts of the network or the suspects, whichever are fewer.
 local function suspect_in(root, name)
   local count, suspects, hosts = 0, root .. ':suspects', hosts_key(root, name)
   local walks_its_own = knows_hosts(root, name) and redis.call('ZCARD', hosts) < redis.call('ZCARD', suspects)
@@ -15,7 +15,7 @@ local function suspect_in(root, name)
   return count
 end
 
--- How many of the addresses of reservations nobody holds. Asks for each of the fewer, or reads both where they are as many.
+-- How many reserved addresses nobody holds. Looks up each entry of the shorter list, or reads both where they are alike.
 local function unheld(root, name, family, rules)
   local reserved, held = pool_key(root, name, family, 'reserved'), pool_key(root, name, family, 'held')
   local count, held_count = redis.call('ZCARD', reserved), redis.call('ZCARD', held)
@@ -97,7 +97,7 @@ end
 -- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
 local function list_networks(keys, args)
   local root = keys[1]
-  -- Whoever remembers the list would forget a network that has vanished from it, and could not restore it.
+  -- A host that took an incomplete list for the whole would forget the missing network, and could not restore it.
   if missing_from(root, '#networks', root .. ':networks') > 0 then
     return reply_of(contradiction('names of networks have vanished'))
   end
