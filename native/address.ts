@@ -20,6 +20,11 @@ export interface AssignedAddress {
   readonly address: InterfaceAddress;
 }
 
+type NewAddress = AssignedAddress & {
+  readonly noDad?: boolean;
+  readonly metric?: number | undefined;
+};
+
 /** Addresses of the devices of one network namespace. */
 export class Addresses {
   readonly #socket: NetlinkSocket;
@@ -30,17 +35,18 @@ export class Addresses {
 
   /**
    * Adds an address; EEXIST when the device has it. `noDad`: an IPv6 address is usable at once, without the
-   * one to three seconds of duplicate address detection; for addresses that a ledger has made unique.
+   * one to three seconds of duplicate address detection; for addresses that a ledger has made unique. `metric` is that
+   * of the route to the address's subnet, which the kernel adds.
    */
-  add(added: AssignedAddress & { noDad?: boolean }): void {
+  add(added: NewAddress): void {
     this.#socket.request(this.addition(added));
   }
 
   /** The request of `add`, for a batch. */
-  addition({ ifindex, address, noDad = false }: AssignedAddress & { noDad?: boolean }): Request {
+  addition({ ifindex, address, noDad = false, metric }: NewAddress): Request {
     const flags = noDad && address.address.family === 6 ? IFA_F_NODAD : 0;
     return {
-      ...addressRequest(RTM_NEWADDR, 'RTM_NEWADDR', { ifindex, address }, flags),
+      ...addressRequest(RTM_NEWADDR, 'RTM_NEWADDR', { ifindex, address, metric }, flags),
       flags: NLM_F_CREATE | NLM_F_EXCL,
     };
   }
@@ -77,7 +83,7 @@ const listRequest = (ifindex?: number): Request => ({
 function addressRequest(
   type: number,
   operation: string,
-  { ifindex, address }: AssignedAddress,
+  { ifindex, address, metric }: NewAddress,
   flags: number,
 ): Request {
   const own = address.address;
@@ -94,7 +100,11 @@ function addressRequest(
           ifa_flags: flags,
           ifa_index: ifindex,
         },
-        { IFA_LOCAL: own, IFA_ADDRESS: own },
+        {
+          IFA_LOCAL: own,
+          IFA_ADDRESS: own,
+          ...(metric !== undefined && { IFA_RT_PRIORITY: metric }),
+        },
       ),
   };
 }

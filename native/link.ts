@@ -128,6 +128,22 @@ export class Links {
     return this.#get(which, RTEXT_FILTER_SKIP_STATS);
   }
 
+  /** One device by index in the namespace of that number (`NamespaceIds`); null when either is not there. */
+  getIn(namespaceId: number, index: number): Link | null {
+    const attributes = {
+      IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS,
+      IFLA_TARGET_NETNSID: namespaceId,
+    };
+    const subject = `#${index} in namespace #${namespaceId}`;
+    const request = linkRequest(RTM_GETLINK, subject, { ifi_index: index }, attributes);
+    try {
+      return this.#socket.find(request, 'ENODEV', parseLink);
+    } catch (error) {
+      if (isKernelError(error, 'EINVAL')) return null;
+      throw error;
+    }
+  }
+
   /** The index of the device of that name, null when there is none. Much cheaper than `get`. */
   indexOf(name: string): number | null {
     return this.#socket.deviceIndex(name);
@@ -285,6 +301,19 @@ export class Links {
   async deleteAsync(link: LinkReference): Promise<void> {
     const header = { ifi_index: indexOf(link) };
     await this.#deleteAsync(linkRequest(RTM_DELLINK, subjectOf(link), header, {}));
+  }
+
+  /** The same of a device in the namespace of that number (`NamespaceIds`). EINVAL, no such number, is success, too. */
+  async deleteInAsync(namespaceId: number, index: number): Promise<void> {
+    const subject = `#${index} in namespace #${namespaceId}`;
+    const attributes = { IFLA_TARGET_NETNSID: namespaceId };
+    try {
+      await this.#deleteAsync(
+        linkRequest(RTM_DELLINK, subject, { ifi_index: index }, attributes),
+      );
+    } catch (error) {
+      if (!isKernelError(error, 'EINVAL')) throw error;
+    }
   }
 
   /** Deletes all devices of a group in one transaction, off the main thread. */

@@ -61,8 +61,8 @@ export interface Request {
   readonly subject: string;
   /** NLM_F_CREATE, NLM_F_EXCL and the like; REQUEST and ACK are set for all. */
   readonly flags?: number;
-  /** An errno that counts as success: the work is done already. */
-  readonly accept?: 'EEXIST';
+  /** An errno that counts as success: what was to be done is done already. */
+  readonly accept?: 'EEXIST' | 'ENOENT';
   /** Writes header and attributes of the message's family. */
   readonly write: (writer: Writer) => void;
 }

@@ -27,7 +27,7 @@ export interface Route {
   readonly ifindex?: number;
   /** Default: main (254). */
   readonly table?: number;
-  readonly metric?: number;
+  readonly metric?: number | undefined;
   /** RTN_LOCAL: packets to `to` are for this host. */
   readonly local?: boolean;
   /** Read only. Indices of the devices of a route with several next hops, which has no `ifindex` of its own. */

@@ -23,7 +23,7 @@ import {
 import type { Writer } from './writer.ts';
 
 // The messages of NETLINK_ROUTE (man 7 rtnetlink) under the kernel's names: linux/rtnetlink.h, if_link.h,
-// if_addr.h, neighbour.h, veth.h. What is not declared here is skipped when read.
+// if_addr.h, neighbour.h, veth.h, fib_rules.h, net_namespace.h. What is not declared here is skipped when read.
 
 export const NLMSG_ERROR = 2;
 export const NLMSG_DONE = 3;
@@ -40,6 +40,11 @@ export const RTM_GETROUTE = 26;
 export const RTM_NEWNEIGH = 28;
 export const RTM_DELNEIGH = 29;
 export const RTM_GETNEIGH = 30;
+export const RTM_NEWRULE = 32;
+export const RTM_DELRULE = 33;
+export const RTM_GETRULE = 34;
+export const RTM_NEWNSID = 88;
+export const RTM_GETNSID = 90;
 
 export const NLM_F_REQUEST = 0x1;
 export const NLM_F_ACK = 0x4;
@@ -76,6 +81,7 @@ export const RT_TABLE_MAIN = 254;
 export const RTPROT_STATIC = 4;
 export const RTN_UNICAST = 1;
 export const RTN_LOCAL = 2;
+export const FR_ACT_TO_TBL = 1;
 export const RT_SCOPE_UNIVERSE = 0;
 export const RT_SCOPE_LINK = 253;
 export const RT_SCOPE_HOST = 254;
@@ -306,6 +312,7 @@ export const LINK = {
   IFLA_MAX_MTU: u32(51),
   IFLA_ALT_IFNAME: text(53),
   IFLA_PERM_ADDRESS: mac(54),
+  IFLA_TARGET_NETNSID: i32(46),
   IFLA_PARENT_DEV_NAME: text(56),
   IFLA_PARENT_DEV_BUS_NAME: text(57),
 } as const;
@@ -316,6 +323,7 @@ export const ADDRESS = {
   IFA_LABEL: text(3),
   IFA_BROADCAST: ip(4),
   IFA_FLAGS: u32(8),
+  IFA_RT_PRIORITY: u32(9),
   IFA_PROTO: u8(11),
 } as const;
 
@@ -328,6 +336,18 @@ export const ROUTE = {
   /** Read only: `struct rtnexthop` and its attributes, one after the other. */
   RTA_MULTIPATH: bytes(9),
   RTA_TABLE: u32(15),
+} as const;
+
+export const RULE = {
+  FRA_SRC: ip(2),
+  FRA_PRIORITY: u32(6),
+  FRA_TABLE: u32(15),
+  FRA_PROTOCOL: u8(21),
+} as const;
+
+export const NAMESPACE_ID = {
+  NETNSA_NSID: i32(1),
+  NETNSA_FD: u32(3),
 } as const;
 
 export const NEIGHBOUR = {
@@ -367,6 +387,27 @@ export const routeMessage = family(
     rtm_flags: 'u32',
   },
   ROUTE,
+);
+
+export const ruleMessage = family(
+  {
+    family: 'u8',
+    dst_len: 'u8',
+    src_len: 'u8',
+    tos: 'u8',
+    table: 'u8',
+    pad1: 'pad1',
+    pad2: 'pad1',
+    action: 'u8',
+    flags: 'u32',
+  },
+  RULE,
+);
+
+/** struct rtgenmsg, one byte long: attributes begin at the next multiple of four. */
+export const namespaceIdMessage = family(
+  { rtgen_family: 'u8', pad1: 'pad1', pad2: 'pad2' },
+  NAMESPACE_ID,
 );
 
 export const neighbourMessage = family(

@@ -2,6 +2,7 @@ import type { Namespace } from '#native/namespace.ts';
 import { Addresses } from '#native/address.ts';
 import { Links } from '#native/link.ts';
 import { NetlinkSocket, type Request } from '#native/netlink.ts';
+import { NamespaceIds } from '#native/namespace-id.ts';
 import { Neighbours } from '#native/neighbour.ts';
 import { Routes } from '#native/route.ts';
 import { Traffic } from '#native/traffic.ts';
@@ -13,6 +14,7 @@ export class Kernel implements Disposable {
   readonly routes: Routes;
   readonly traffic: Traffic;
   readonly neighbours: Neighbours;
+  readonly namespaceIds: NamespaceIds;
   readonly #socket: NetlinkSocket;
 
   constructor(namespace?: Namespace) {
@@ -22,6 +24,7 @@ export class Kernel implements Disposable {
     this.routes = new Routes(this.#socket);
     this.traffic = new Traffic(this.#socket);
     this.neighbours = new Neighbours(this.#socket);
+    this.namespaceIds = new NamespaceIds(this.#socket);
   }
 
   /** Does several requests in one message to the kernel; throws the first error once all were tried. */

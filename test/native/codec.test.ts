@@ -24,8 +24,12 @@ import {
   linkMessage,
   NEIGHBOUR,
   neighbourMessage,
+  NAMESPACE_ID,
+  namespaceIdMessage,
   ROUTE,
   routeMessage,
+  RULE,
+  ruleMessage,
 } from '#native/rtnetlink.ts';
 import { CodecError, Writer } from '#native/writer.ts';
 import { GOLDEN_LINKS } from './golden-links.ts';
@@ -175,6 +179,21 @@ const families: [
     fc.record({ ndm_family: u8, ndm_ifindex: i32, ndm_state: u16, ndm_flags: u8, ndm_type: u8 }),
     plain(NEIGHBOUR),
   ],
+  [
+    'rule',
+    ruleMessage,
+    fc.record({
+      family: u8,
+      dst_len: u8,
+      src_len: u8,
+      tos: u8,
+      table: u8,
+      action: u8,
+      flags: u32,
+    }),
+    plain(RULE),
+  ],
+  ['namespace id', namespaceIdMessage, fc.record({ rtgen_family: u8 }), plain(NAMESPACE_ID)],
   ['extended acknowledgement', family({}, EXTENDED_ACK), fc.constant({}), plain(EXTENDED_ACK)],
 ];
 

@@ -4,6 +4,7 @@ import {
   AF_INET,
   AF_INET6,
   addressMessage,
+  FR_ACT_TO_TBL,
   IFA_F_NODAD,
   neighbourMessage,
   NTF_MASTER,
@@ -17,8 +18,10 @@ import {
   RTM_NEWADDR,
   RTM_NEWNEIGH,
   RTM_NEWROUTE,
+  RTM_NEWRULE,
   RTN_UNICAST,
   routeMessage,
+  ruleMessage,
   RTPROT_STATIC,
 } from '#native/rtnetlink.ts';
 import { type Golden, golden } from './golden.ts';
@@ -60,6 +63,37 @@ export const GOLDEN_ADDRESSES: readonly Golden[] = [
       '0a40020065000000',
       '14000200fd000009000000000000000000000001',
       '14000100fd000009000000000000000000000001',
+    ],
+  }),
+  golden({
+    command: 'ip addr add 10.9.0.3/24 dev br0 metric 7',
+    type: RTM_NEWADDR,
+    family: addressMessage,
+    header: { ifa_family: AF_INET, ifa_prefixlen: 24, ifa_index: 101 },
+    attributes: {
+      IFA_LOCAL: address('10.9.0.3'),
+      IFA_RT_PRIORITY: 7,
+      IFA_ADDRESS: address('10.9.0.3'),
+    },
+    hex: ['0218000065000000', '080002000a090003', '0800090007000000', '080001000a090003'],
+  }),
+  golden({
+    command: 'ip rule add from 10.9.0.3 lookup 4096 priority 9 protocol static',
+    type: RTM_NEWRULE,
+    family: ruleMessage,
+    header: { family: AF_INET, src_len: 32, action: FR_ACT_TO_TBL },
+    attributes: {
+      FRA_SRC: address('10.9.0.3'),
+      FRA_TABLE: 4096,
+      FRA_PRIORITY: 9,
+      FRA_PROTOCOL: RTPROT_STATIC,
+    },
+    hex: [
+      '020020000000000100000000',
+      '080002000a090003',
+      '08000f0000100000',
+      '0800060009000000',
+      '0500150004000000',
     ],
   }),
   golden({
