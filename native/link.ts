@@ -308,9 +308,7 @@ export class Links {
     const subject = `#${index} in namespace #${namespaceId}`;
     const attributes = { IFLA_TARGET_NETNSID: namespaceId };
     try {
-      await this.#deleteAsync(
-        linkRequest(RTM_DELLINK, subject, { ifi_index: index }, attributes),
-      );
+      await this.#deleteAsync(linkRequest(RTM_DELLINK, subject, { ifi_index: index }, attributes));
     } catch (error) {
       if (!isKernelError(error, 'EINVAL')) throw error;
     }

@@ -8,7 +8,7 @@ import type { AttachmentRecord, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
 import { filterBy, type NetworkTypes } from '../host/networks/network-type.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
-import { reviseRoutes } from '../host/networks/workload.ts';
+import { reviseRoutes } from '../host/networks/interface.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
 
 export interface EditsOptions {

@@ -23,6 +23,7 @@ import {
   retire,
   setLinkDown,
 } from './device.ts';
+import { withdrawRules } from './interface.ts';
 import {
   type AttachedDevice,
   type AttachmentChange,
@@ -228,6 +229,7 @@ export class Bridged implements NetworkType {
     const { kernel, removal, firewall } = this.#options;
     const link = linkOfRecord(kernel, record);
     const { removed } = link === null ? NOTHING_TO_REMOVE : retire(kernel, removal, link, record);
+    withdrawRules(record);
     // The port is down by now.
     firewall.remove(portOwner(record.id));
     if (link?.master !== undefined) this.#forgetNeighbours(link.master, record);

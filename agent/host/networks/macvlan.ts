@@ -9,6 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { linkOfRecord, NOTHING_TO_REMOVE, putAway, setLinkDown } from './device.ts';
+import { configureInterface, withdrawRules } from './interface.ts';
 import type { MacvlanParent } from './macvlan-parent.ts';
 import {
   type AttachedDevice,
@@ -18,7 +19,7 @@ import {
   type KnownOfAttach,
   type RemovingDevice,
 } from './network-type.ts';
-import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 
 /** Macvlans of containers: each is in the container's namespace, with nothing of it on the host. */
 export class NamespacedMacvlans {
@@ -59,6 +60,7 @@ export class NamespacedMacvlans {
 
   /** A macvlan whose namespace is gone is gone with it. */
   detach(record: AttachmentRecord): RemovingDevice {
+    withdrawRules(record);
     using scope = new DisposableStack();
     const found = find(record, scope);
     if (found === null || !putAway(found.kernel, found.link, record)) return NOTHING_TO_REMOVE;
@@ -95,7 +97,7 @@ function makeMacvlan(
   undo.defer(() => links.delete(link));
   parent.settingUp(mac, (own) => {
     links.set(link, { alias: deviceTag(lease), ...own });
-    configureInterface(link, { namespace, lease, network });
+    configureInterface(link, { namespace, lease, network }, undo);
   });
   return { type: 'macvlan', name, ifindex: link.index, mac: mac.toString(), mtu };
 }

@@ -20,6 +20,7 @@ import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
 import { noDescriptor, setLinkDown } from './device.ts';
+import { configureInterface, withdrawRules } from './interface.ts';
 import {
   type KnownOfAttach,
   type AttachedDevice,
@@ -36,7 +37,7 @@ import {
 } from './network-type.ts';
 import { observeInside } from './observe.ts';
 import { closeToIpv6 } from './tap.ts';
-import { configureInterface, DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 
 const VFIO = 'vfio-pci';
 
@@ -101,14 +102,14 @@ export class Sriov implements NetworkType {
       deviceName: found.name,
       before: { ...found },
       prepare: () => namespace?.enter(ifname),
-      attach: (lease: Lease): AttachedDevice => {
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const order = { found, request, network, lease };
         // Whatever of it was done, the second half of a detach takes back: it has the record.
         this.#applySettings(order);
         const device =
           namespace === undefined
             ? this.#toVfio(order)
-            : this.#toNamespace({ ...order, namespace, ifname });
+            : this.#toNamespace({ ...order, namespace, ifname }, undo);
         return { device, filter: network.spoofCheck === false ? 'none' : 'mac' };
       },
       [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
@@ -126,6 +127,7 @@ export class Sriov implements NetworkType {
   /** The function leaves the workload at once where the kernel lets it, and is as it was once `removed` resolves. */
   detach(record: AttachmentRecord): RemovingDevice {
     const found = foundOf(record);
+    withdrawRules(record);
     return { removed: found === null ? Promise.resolve() : this.#giveBack(record, found) };
   }
 
@@ -280,7 +282,10 @@ export class Sriov implements NetworkType {
     };
   }
 
-  #toNamespace(order: Order & { namespace: RequestedNamespace; ifname: string }): Device {
+  #toNamespace(
+    order: Order & { namespace: RequestedNamespace; ifname: string },
+    undo: DisposableStack,
+  ): Device {
     const { found, request, network, lease, namespace, ifname } = order;
     const { links } = this.#options.kernel;
     const link = links.get(found.name);
@@ -293,7 +298,7 @@ export class Sriov implements NetworkType {
     links.set(link, { mtu, name: ifname, namespace: namespace.handle });
     const inside = namespace.kernel.links.get(ifname);
     if (inside === null) throw new VoltError('INTERNAL', `${ifname} is not in ${namespace.path}`);
-    configureInterface(inside, { namespace, lease, network });
+    configureInterface(inside, { namespace, lease, network }, undo);
     const driver = driverOf(found.pciAddress);
     return {
       type: 'vf',

@@ -3,7 +3,9 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
 import { DEVICE_GROUP, type Device } from './network-type.ts';
 import { type BridgePort, closeToIpv6 } from './tap.ts';
-import { configureInterface, type Routing, type WorkloadNamespace } from './workload.ts';
+import { configureInterface } from './interface.ts';
+import type { Routing } from './interface-routes.ts';
+import type { WorkloadNamespace } from './workload.ts';
 
 export interface VethOrder {
   readonly name: string;
@@ -47,7 +49,7 @@ export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack
   // The kernel reports the other end of a pair by its index there.
   const peer = { index: link.linkIndex ?? 0, name: peerName };
   if (namespace === undefined) closeToIpv6(peerName);
-  else configureInterface(peer, { namespace, lease, network });
+  else configureInterface(peer, { namespace, lease, network }, undo);
   return {
     type: 'veth',
     name,

@@ -1,0 +1,207 @@
+import { existsSync } from 'node:fs';
+import { InterfaceAddress, IpPrefix } from '#protocol/address.ts';
+import { VoltError } from '#protocol/errors.ts';
+import type { Network } from '#protocol/network.ts';
+import { isKernelError } from '#native/errors.ts';
+import { UnansweredError } from '#native/namespace.ts';
+import { readSysctl, writeSysctl } from '#native/sysctl.ts';
+import type { Lease } from '#ipam-store/ledger.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import { Kernel } from '../kernel.ts';
+import {
+  mainRoutes,
+  nextOrder,
+  ownTable,
+  routeChanges,
+  type Routing,
+  ruleRemovals,
+  subnetMetric,
+} from './interface-routes.ts';
+import { openIfThere, type WorkloadNamespace } from './workload.ts';
+
+// A container's interface inside its namespace: addresses, routes, and what the kernel does for it.
+
+const LOOPBACK = { index: 1, name: 'lo' };
+const ANNOUNCE_AFTER_MS = 50;
+
+/**
+ * Sets up a workload's interface inside its namespace: addresses, `lo` and the interface up, default routes and the
+ * network's further routes. An interface that is not the first there gets a routing table of its own, too. UNSUPPORTED:
+ * the interface is to have IPv6 addresses, and can have none.
+ */
+export function configureInterface(
+  link: { readonly index: number; readonly name: string },
+  order: {
+    readonly namespace: WorkloadNamespace;
+    readonly lease: Pick<Lease, 'addresses'>;
+    readonly network: Routing;
+  },
+  undo: DisposableStack,
+): void {
+  const { namespace, lease, network } = order;
+  const { index, name } = link;
+  const inside = namespace.kernel;
+  const addresses = lease.addresses.map((text) => InterfaceAddress.parse(text));
+  namespace.handle.run(() => setIpv6(name, addresses));
+  const others = inside.addresses
+    .list()
+    .filter((one) => ![LOOPBACK.index, index].includes(one.ifindex));
+  const place = others.length === 0 ? 0 : nextOrder(inside.routes.list());
+  if (place > 0) {
+    undo.defer(() => inside.batch(ruleRemovals(addresses)));
+    namespace.handle.run(() => answerApart(inside, link, addresses, others));
+  }
+  inside.batch([
+    ...addresses.map((address) => {
+      const metric = subnetMetric(address, place);
+      return inside.addresses.addition({ ifindex: index, address, noDad: true, metric });
+    }),
+    inside.links.change(LOOPBACK, { up: true }),
+    inside.links.change(link, { up: true }),
+    ...mainRoutes(index, network, place).map((route) => ({
+      ...inside.routes.addition(route),
+      // A default route that is there without an interface's address is somebody else's, and stays.
+      ...(route.to === undefined && { accept: 'EEXIST' as const }),
+    })),
+    ...(place > 0 ? ownTable(inside, index, addresses, network) : []),
+  ]);
+  announceLater(namespace, name, addresses);
+}
+
+/**
+ * Whoever answers router solicitations on this segment must not become the workload's gateway. Container runtimes switch
+ * IPv6 off for all interfaces (`all.disable_ipv6`); a network that has IPv6 says that this one is to have it.
+ */
+function setIpv6(name: string, addresses: readonly InterfaceAddress[]): void {
+  const conf = ['net', 'ipv6', 'conf', name];
+  const wanted = addresses.some(({ address }) => address.family === 6);
+  try {
+    writeSysctl([...conf, 'accept_ra'], '0');
+    if (wanted && readSysctl([...conf, 'disable_ipv6']) !== '0') {
+      writeSysctl([...conf, 'disable_ipv6'], '0');
+    }
+  } catch (error) {
+    if (!isKernelError(error, 'ENOENT')) throw error;
+    if (!wanted) return;
+    throw new VoltError('UNSUPPORTED', `${name} can have no IPv6 address: ${whyNoIpv6()}`, {
+      cause: error,
+    });
+  }
+}
+
+const whyNoIpv6 = (): string =>
+  hasIpv6() ? 'its MTU is less than 1280' : 'IPv6 is switched off on this host (ipv6.disable)';
+
+/** False where the kernel was started with `ipv6.disable=1`, or has no IPv6. */
+export const hasIpv6 = (): boolean => existsSync('/proc/sys/net/ipv6');
+
+/**
+ * On one segment each interface answers ARP for the addresses that leave by it, and not for those of the others: by
+ * default any interface answers for all of them, and neighbours send to the wrong one.
+ */
+function answerApart(
+  { links }: Kernel,
+  link: { readonly index: number; readonly name: string },
+  addresses: readonly InterfaceAddress[],
+  others: readonly { readonly ifindex: number; readonly address: InterfaceAddress }[],
+): void {
+  const subnets = addresses.map(({ address, prefixLength }) =>
+    IpPrefix.around(address, prefixLength),
+  );
+  const beside = others.filter(({ address: { address } }) =>
+    subnets.some((subnet) => subnet.family === address.family && subnet.contains(address)),
+  );
+  if (!beside.some(({ address: { address } }) => address.family === 4)) return;
+  const names = [link.name, ...new Set(beside.map(({ ifindex }) => links.nameOf(ifindex)))];
+  for (const name of names) {
+    if (name !== null) writeSysctl(['net', 'ipv4', 'conf', name, 'arp_filter'], '1');
+  }
+}
+
+/**
+ * Removes what a container's interface has left in its namespace beside itself: the rules for its addresses. Where the
+ * namespace cannot be opened now they lead to a table that is empty, and harm nobody.
+ */
+export function withdrawRules({ attachment, namespaceIdentity: identity }: AttachmentRecord): void {
+  const { kind, netns, addresses = [] } = attachment ?? {};
+  if (kind !== 'container' || netns === undefined || addresses.length === 0) return;
+  try {
+    const handle = openIfThere(netns);
+    if (handle === null) return;
+    using _handle = handle;
+    if (identity !== undefined && handle.identity !== identity) return;
+    using inside = new Kernel(handle);
+    inside.batch(ruleRemovals(addresses.map(({ address }) => InterfaceAddress.parse(address))));
+  } catch (error) {
+    if (!isKernelError(error) && !(error instanceof UnansweredError)) throw error;
+  }
+}
+
+/**
+ * Gives a container's interface the routes that its network has now, in the place of those that it had; the workload's
+ * own stay. What the workload has made impossible, taking the interface down for one, is its own doing.
+ */
+export function reviseRoutes(
+  place: {
+    readonly netns: string;
+    readonly identity: string | undefined;
+    readonly ifindex: number;
+  },
+  before: NonNullable<Network['routes']>,
+  after: NonNullable<Network['routes']>,
+): void {
+  const handle = openIfThere(place.netns);
+  if (handle === null) return;
+  using _handle = handle;
+  if (place.identity !== undefined && handle.identity !== place.identity) return;
+  using inside = new Kernel(handle);
+  const found = inside.routes.list();
+  const { removed, added } = routeChanges(place.ifindex, { found, before, after });
+  for (const route of removed) unlessRefused(() => inside.routes.remove(route), 'ESRCH');
+  for (const route of added) {
+    unlessRefused(() => inside.routes.add(route), 'EEXIST', 'ENETUNREACH', 'ENETDOWN');
+  }
+}
+
+function unlessRefused(work: () => void, ...codes: readonly string[]): void {
+  try {
+    work();
+  } catch (error) {
+    if (!isKernelError(error, ...codes, 'ENODEV')) throw error;
+  }
+}
+
+/**
+ * Lets an interface tell its neighbours its addresses (gratuitous ARP, unsolicited neighbour advertisement), so that
+ * they forget whoever had them before. Not at once: a bridge passes nothing until it has seen its port's carrier.
+ */
+function announceLater(
+  { path, handle: { identity } }: WorkloadNamespace,
+  name: string,
+  addresses: readonly InterfaceAddress[],
+): void {
+  const families = new Set(addresses.map(({ address }) => address.family));
+  const announce = (): void => {
+    const handle = openIfThere(path);
+    if (handle === null) return;
+    using _handle = handle;
+    if (handle.identity !== identity) return;
+    using kernel = new Kernel(handle);
+    const link = kernel.links.get(name);
+    if (link?.mac === undefined) return;
+    handle.run(() => {
+      if (families.has(4)) writeSysctl(['net', 'ipv4', 'conf', name, 'arp_notify'], '1');
+      if (families.has(6)) writeSysctl(['net', 'ipv6', 'conf', name, 'ndisc_notify'], '1');
+    });
+    // The MAC that it has: the kernel announces whatever is set.
+    kernel.links.set(link, { mac: link.mac });
+  };
+  setTimeout(() => {
+    try {
+      announce();
+    } catch (error) {
+      // The workload may have gone, or changed its interface, and neighbours learn by asking, too.
+      if (!isKernelError(error) && !(error instanceof UnansweredError)) throw error;
+    }
+  }, ANNOUNCE_AFTER_MS).unref();
+}
