@@ -48,6 +48,9 @@ export interface BridgeProblem {
   readonly reason: string;
 }
 
+/** RFC 791; the kernel makes no bridge that carries less. */
+const LEAST_MTU = 68;
+
 /** What of one network is not as described. */
 export interface NetworkDifferences {
   readonly network: string;
@@ -647,7 +650,7 @@ function settingOf(bridge: string, name: string): string[] {
 // A bridge's MTU follows its lowest port until somebody has set it to another value than it had
 // (BROPT_MTU_SET_BY_USER); a value given at creation does not count.
 function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
-  kernel.links.set(link, { mtu: mtu - 1 });
+  kernel.links.set(link, { mtu: mtu === LEAST_MTU ? mtu + 1 : mtu - 1 });
   kernel.links.set(link, { mtu });
 }
 

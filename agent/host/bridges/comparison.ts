@@ -69,6 +69,10 @@ function compareOwn(
     ...(link.group === DEVICE_GROUP ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
     ...(found === mac ? [] : [difference('bridge.mac', mac, found)]),
     ...(mtu === undefined || mtu === link.mtu ? [] : [difference('bridge.mtu', mtu, link.mtu)]),
+    // New devices may have IPv6 switched off (`default.disable_ipv6`); this one is to have addresses.
+    ...(linkLocal !== undefined && (link.settings?.['ipv6.disable_ipv6'] ?? 0) !== 0
+      ? [difference('bridge.ipv6.disable_ipv6', 0, link.settings?.['ipv6.disable_ipv6'] ?? null)]
+      : []),
     ...missing('bridge.address', linkLocal === undefined ? [] : [linkLocal], addresses),
     ...missing('bridge.address', gateways, addresses),
     ...(tag?.gateways ?? [])

@@ -8,6 +8,7 @@ import { isOwnBridge } from '../bridges/comparison.ts';
 import { bridgeMac } from '../bridges/description.ts';
 import type { BridgeSnapshot } from '../bridges/snapshot.ts';
 import type { Kernel } from '../kernel.ts';
+import { refuseSmallMtu } from './ipv6.ts';
 import { refuseBridgeMac, refuseHostAddresses } from './taken.ts';
 
 /** What of a request concerns the bridge. */
@@ -50,6 +51,7 @@ export class NetworkBridge {
       name: bridge,
       mtu: limit,
     });
+    refuseSmallMtu(this.#network, this.#portMtu, askedMtu === undefined ? bridge : undefined);
   }
 
   /** ADDRESS_OUT_OF_RANGE: the lease's address is one of the host's on a bridge whose addresses are not ours. */

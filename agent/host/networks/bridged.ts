@@ -24,6 +24,7 @@ import {
   setLinkDown,
 } from './device.ts';
 import { withdrawRules } from './interface.ts';
+import { refuseWithoutIpv6 } from './ipv6.ts';
 import {
   type AttachedDevice,
   type AttachmentChange,
@@ -77,6 +78,7 @@ export class Bridged implements NetworkType {
     network: Network,
     { deviceName, named }: KnownOfAttach = {},
   ): CheckedAttach {
+    refuseWithoutIpv6(network);
     const { kernel, journal, firewall } = this.#options;
     firewall.ready();
     const taken = (name: string): boolean =>

@@ -1,10 +1,9 @@
-import { existsSync } from 'node:fs';
 import { InterfaceAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import { UnansweredError } from '#native/namespace.ts';
-import { readSysctl, writeSysctl } from '#native/sysctl.ts';
+import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
@@ -17,6 +16,7 @@ import {
   ruleRemovals,
   subnetMetric,
 } from './interface-routes.ts';
+import { openToIpv6, setIpv6 } from './ipv6.ts';
 import { openIfThere, type WorkloadNamespace } from './workload.ts';
 
 // A container's interface inside its namespace: addresses, routes, and what the kernel does for it.
@@ -42,7 +42,7 @@ export function configureInterface(
   const { index, name } = link;
   const inside = namespace.kernel;
   const addresses = lease.addresses.map((text) => InterfaceAddress.parse(text));
-  namespace.handle.run(() => setIpv6(name, addresses));
+  namespace.handle.run(() => prepareIpv6(name, addresses));
   const others = inside.addresses
     .list()
     .filter((one) => ![LOOPBACK.index, index].includes(one.ifindex));
@@ -72,28 +72,14 @@ export function configureInterface(
  * Whoever answers router solicitations on this segment must not become the workload's gateway. Container runtimes switch
  * IPv6 off for all interfaces (`all.disable_ipv6`); a network that has IPv6 says that this one is to have it.
  */
-function setIpv6(name: string, addresses: readonly InterfaceAddress[]): void {
-  const conf = ['net', 'ipv6', 'conf', name];
-  const wanted = addresses.some(({ address }) => address.family === 6);
-  try {
-    writeSysctl([...conf, 'accept_ra'], '0');
-    if (wanted && readSysctl([...conf, 'disable_ipv6']) !== '0') {
-      writeSysctl([...conf, 'disable_ipv6'], '0');
-    }
-  } catch (error) {
-    if (!isKernelError(error, 'ENOENT')) throw error;
-    if (!wanted) return;
-    throw new VoltError('UNSUPPORTED', `${name} can have no IPv6 address: ${whyNoIpv6()}`, {
-      cause: error,
-    });
-  }
+function prepareIpv6(name: string, addresses: readonly InterfaceAddress[]): void {
+  setIpv6(name, 'accept_ra', '0');
+  if (addresses.every(({ address }) => address.family === 4) || openToIpv6(name)) return;
+  throw new VoltError(
+    'UNSUPPORTED',
+    `${name} can have no IPv6 address: the kernel has no IPv6 for it`,
+  );
 }
-
-const whyNoIpv6 = (): string =>
-  hasIpv6() ? 'its MTU is less than 1280' : 'IPv6 is switched off on this host (ipv6.disable)';
-
-/** False where the kernel was started with `ipv6.disable=1`, or has no IPv6. */
-export const hasIpv6 = (): boolean => existsSync('/proc/sys/net/ipv6');
 
 /**
  * On one segment each interface answers ARP for the addresses that leave by it, and not for those of the others: by

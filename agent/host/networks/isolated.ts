@@ -13,6 +13,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, setLinkDown } from './device.ts';
+import { openToIpv6, refuseWithoutIpv6 } from './ipv6.ts';
 import {
   type AttachedDevice,
   type AttachmentChange,
@@ -55,6 +56,7 @@ export class Isolated implements NetworkType {
       ['ifname', request.ifname !== undefined],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
+    refuseWithoutIpv6(network);
     const { netns } = request;
     const given = netns === undefined ? undefined : new RequestedNamespace(netns, known.named);
     const path = join(NETNS_FOLDER, `volt-${request.id}`);
@@ -157,6 +159,7 @@ function setUp(
     );
     return { device, filter: 'none', netns: path };
   }
+  if (network.ipv6 !== undefined) handle.run(() => openToIpv6(LOOPBACK.name));
   kernel.batch(
     lease.addresses.map(hostAddress).map((address) => ({
       ...kernel.addresses.addition({ ifindex: LOOPBACK.index, address, noDad: true }),

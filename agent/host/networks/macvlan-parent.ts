@@ -7,6 +7,7 @@ import type { Link, LinkChange } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
 import type { Kernel } from '../kernel.ts';
 import { conflictOf, overlapWithHost } from '../own-addresses.ts';
+import { refuseSmallMtu } from './ipv6.ts';
 import { DEVICE_GROUP } from './network-type.ts';
 import { refuseGatewayMac, refuseHostAddresses } from './taken.ts';
 
@@ -59,6 +60,7 @@ export class MacvlanParent {
         { details: { path: 'mtu', limit: link.mtu } },
       );
     }
+    refuseSmallMtu(this.#network, mtu, askedMtu === undefined ? link.name : undefined);
     this.#found = { link, mtu };
   }
 

@@ -27,6 +27,7 @@ import {
   retire,
   setLinkDown,
 } from './device.ts';
+import { refuseWithoutIpv6 } from './ipv6.ts';
 import { MacvlanParent } from './macvlan-parent.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
@@ -78,6 +79,7 @@ export class Macvtap implements NetworkType {
       ['network.portIsolation', network.portIsolation === true],
       ['network.dhcp', network.dhcp !== undefined],
     ]);
+    refuseWithoutIpv6(network);
     const parent = new MacvlanParent(this.#options.kernel, network);
     const { deviceName, named } = known;
     if (request.kind === 'container')

@@ -21,6 +21,7 @@ import { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
 import { noDescriptor, setLinkDown } from './device.ts';
 import { configureInterface, withdrawRules } from './interface.ts';
+import { refuseSmallMtu, refuseWithoutIpv6 } from './ipv6.ts';
 import {
   type KnownOfAttach,
   type AttachedDevice,
@@ -96,7 +97,9 @@ export class Sriov implements NetworkType {
         details: { path: 'netns' },
       });
     }
+    refuseWithoutIpv6(network);
     const found = this.#freeFunction(request, network);
+    refuseSmallMtu(network, request.mtu ?? network.mtu ?? found.mtu, undefined);
     const namespace = netns === undefined ? undefined : new RequestedNamespace(netns, known?.named);
     return {
       deviceName: found.name,

@@ -1,10 +1,10 @@
 import { hostEndMac, MacAddress } from '#protocol/address.ts';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { writeSysctl } from '#native/sysctl.ts';
 import { createTap, VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
+import { setIpv6 } from './ipv6.ts';
 import { DEVICE_GROUP, type Device } from './network-type.ts';
 
 export interface TapOrder {
@@ -85,5 +85,4 @@ export const CLOSED_TO_IPV6 = { 'ipv6.disable_ipv6': 1 } as const;
  * Before the port is up: no IPv6 of the host's own on it. A port that speaks to the workload for the host is
  * a way in (OSSN-0069), and its multicast memberships make every further attach slower.
  */
-export const closeToIpv6 = (name: string): void =>
-  writeSysctl(['net', 'ipv6', 'conf', name, 'disable_ipv6'], '1');
+export const closeToIpv6 = (name: string): void => setIpv6(name, 'disable_ipv6', '1');
