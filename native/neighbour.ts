@@ -110,6 +110,14 @@ export class Neighbours {
     return found?.address === undefined ? found : null;
   }
 
+  /** Whether a device that is no bridge receives frames for a MAC beside its own: one of a macvlan on it, for one. */
+  receives(ifindex: number, mac: MacAddress): boolean {
+    const request = dumpRequest(AF_BRIDGE, ifindex);
+    return this.#socket
+      .dump(request, parseNeighbour)
+      .some((row) => row?.address === undefined && row?.ifindex === ifindex && row.mac.equals(mac));
+  }
+
   listForwarding(): ForwardingEntry[] {
     return this.#dump(AF_BRIDGE).filter(isForwarding);
   }
@@ -128,11 +136,12 @@ export class Neighbours {
 
 const isForwarding = (row: Parsed): row is ForwardingEntry => row.address === undefined;
 
-const dumpRequest = (family: number): Request => ({
+const dumpRequest = (family: number, ifindex = 0): Request => ({
   type: RTM_GETNEIGH,
   operation: 'RTM_GETNEIGH',
   subject: family === AF_BRIDGE ? 'forwarding' : 'neighbours',
-  write: (writer) => neighbourMessage.write(writer, { ndm_family: family }, {}),
+  write: (writer) =>
+    neighbourMessage.write(writer, { ndm_family: family, ndm_ifindex: ifindex }, {}),
 });
 
 const neighbourRequest = (

@@ -130,10 +130,11 @@ export class Attachments {
     await this.#options.detaches.finished(request.id, call.deadline);
     return this.#ofLastRevision(request.network, call.deadline, async () => {
       using named = await this.#named(request);
-      const { identity, key } = identified(request, named);
+      const asked = identified(request, named);
+      const { identity, key } = asked;
       const held = this.#options.journal.get(request.id);
       // First, since a repeat needs no ledger.
-      const replayed = held && (await this.#repeat(held, request, key, call.deadline));
+      const replayed = held && (await this.#repeat(held, request, asked, call.deadline));
       if (replayed !== undefined) {
         if (call.position !== undefined) this.#announceRepeat(request, call);
         return replayed;
@@ -172,7 +173,8 @@ export class Attachments {
       return this.#ofLastRevision(request.network, deadline, async () => {
         using named = await this.#named(request);
         const held = journal.get(request.id);
-        const attachment = held && this.#attachedAs(held, identified(request, named).key);
+        const attachment =
+          held && (await this.#attachedAs(held, request, identified(request, named)));
         const found = attachment && this.#networkType(attachment.type).observe(attachment);
         if (attachment !== undefined && held?.state === 'attached' && found?.length === 0) {
           const { mac } = attachment;
@@ -235,11 +237,24 @@ export class Attachments {
     return now !== null && now.revision !== cached.revision;
   }
 
-  /** What a request with this content finds attached. ALREADY_ATTACHED: other content. */
-  #attachedAs({ id, attachment, generation, ...held }: AttachmentRecord, key: string): Attachment {
-    if (attachment !== undefined && [held.contentKey, held.updatedKey].includes(key)) {
-      return attachment;
-    }
+  /**
+   * What a request with this content finds attached; undefined where that was in a namespace that is gone, and is asked
+   * for in another: the container was started again. ALREADY_ATTACHED: other content.
+   */
+  async #attachedAs(
+    held: AttachmentRecord,
+    request: AttachRequest,
+    { identity, key }: Identified,
+  ): Promise<Attachment | undefined> {
+    const { id, attachment, generation, namespaceIdentity: before } = held;
+    const isHeld = (one: string): boolean => [held.contentKey, held.updatedKey].includes(one);
+    if (attachment !== undefined && isHeld(key)) return attachment;
+    const moved =
+      attachment !== undefined &&
+      identity !== undefined &&
+      before !== undefined &&
+      isHeld(contentKey(request, { netns: before }));
+    if (moved && (await this.#options.namespaces.hasLeft(held))) return undefined;
     throw new VoltError('ALREADY_ATTACHED', `${id} is attached with other content`, {
       details: { id, generation },
     });
@@ -273,12 +288,17 @@ export class Attachments {
   async #repeat(
     held: AttachmentRecord,
     request: AttachRequest,
-    key: string,
+    asked: Identified,
     deadline: number,
   ): Promise<AttachAnswer | undefined> {
     const { journal, log } = this.#options;
-    const attachment = this.#attachedAs(held, key);
+    const attachment = await this.#attachedAs(held, request, asked);
     const type = this.#networkType(held.networkType);
+    if (attachment === undefined) {
+      log.info({ id: request.id }, 'attached in a namespace that is gone: attached in another');
+      await type.detach(held).removed;
+      return undefined;
+    }
     const differences = type.observe(attachment);
     if (differences.length > 0) {
       // The lease stays: the same id is granted the same addresses again.
@@ -496,14 +516,15 @@ export class Attachments {
   }
 }
 
-/** A namespace is known by what it is, not by its path. */
-function identified(
-  request: AttachRequest,
-  named: NamedNamespace | undefined,
-): {
+/** The content of a request. */
+interface Identified {
+  /** Of the namespace that it names. */
   readonly identity: string | undefined;
   readonly key: string;
-} {
+}
+
+/** A namespace is known by what it is, not by its path. */
+function identified(request: AttachRequest, named: NamedNamespace | undefined): Identified {
   const { identity } = named ?? {};
   return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
 }

@@ -6,10 +6,12 @@ import { Addresses } from '#native/address.ts';
 import { KernelError } from '#native/errors.ts';
 import { Links, parseLink } from '#native/link.ts';
 import { Namespace } from '#native/namespace.ts';
+import { NamespaceIds } from '#native/namespace-id.ts';
 import { Neighbours } from '#native/neighbour.ts';
 import { NetlinkSocket } from '#native/netlink.ts';
 import { subscribe } from '#native/netlink-events.ts';
 import { Routes } from '#native/route.ts';
+import { ruleAddition, ruleRemoval } from '#native/rule.ts';
 import { RTM_DELLINK, RTM_NEWLINK, RTNLGRP_LINK } from '#native/rtnetlink.ts';
 import { atOnce } from '#native/steps.ts';
 import { until } from '../support/agent.ts';
@@ -26,6 +28,52 @@ const neighbours = new Neighbours(socket);
 afterAll(() => socket[Symbol.dispose]());
 
 const mac = MacAddress.parse;
+
+test('a namespace keeps its number, and its devices are found by it, until nobody holds it', async () => {
+  const ids = new NamespaceIds(socket);
+  using inside = Namespace.create('/run/netns/numbered');
+  ids.give(inside);
+  ids.give(inside);
+  const [{ nsid } = { nsid: 'none' }] = ip('netns', 'list-id').filter(
+    ({ name }) => name === 'numbered',
+  );
+  const id = Number(nsid);
+  expect(ids.list()).toContain(id);
+  expect(ids.has(id)).toBe(true);
+  links.createBridge({ name: 'lower', mac: mac('02:00:00:00:00:21') });
+  const lower = links.indexOf('lower') ?? 0;
+  const device = { name: 'mv0', mac: mac('02:00:00:00:00:22'), index: 7_000_001, parent: lower };
+  links.createMacvlan({ ...device, kind: 'macvlan', mode: 4, namespace: inside });
+  // No path leads there any more.
+  Namespace.remove('/run/netns/numbered');
+  expect(links.getIn(id, device.index)).toMatchObject({ name: 'mv0', kind: 'macvlan' });
+  expect(links.getIn(id, 7_000_002)).toBeNull();
+  expect(links.getIn(9_999, device.index)).toBeNull();
+  await links.deleteInAsync(id, device.index);
+  expect(links.getIn(id, device.index)).toBeNull();
+  await links.deleteInAsync(id, device.index);
+  await links.deleteInAsync(9_999, device.index);
+  inside[Symbol.dispose]();
+  await until('the number is taken back', () => !ids.has(id) && !ids.list().includes(id));
+  links.delete(lower);
+});
+
+test('a rule leads from an address to a table, once, and is removed by its address and priority', () => {
+  for (const [from, family] of [
+    ['10.9.0.3', '-4'],
+    ['fd00:9::3', '-6'],
+  ] as const) {
+    const rule = { from: IpAddress.parse(from), table: 0x4000_0007, priority: 32_700 };
+    socket.request(ruleAddition(rule));
+    expect(() => socket.request(ruleAddition(rule))).toThrow(/EEXIST/);
+    const found = ip(family, 'rule').filter(({ priority }) => priority === 32_700);
+    expect(found).toMatchObject([{ src: from, table: String(0x4000_0007), protocol: 'static' }]);
+    const { table: _, ...which } = rule;
+    socket.request(ruleRemoval(which));
+    expect(ip(family, 'rule').filter(({ priority }) => priority === 32_700)).toEqual([]);
+    expect(() => socket.request(ruleRemoval(which))).toThrow(/ENOENT/);
+  }
+});
 
 test('a bridge, and a port made on it already, with its peer in a namespace under its final name', () => {
   using inside = Namespace.create('/run/netns/one');

@@ -75,6 +75,7 @@ export class ModelKernel {
         namespaces: new Map(),
         inside: new Map(),
         limits: new Map(),
+        elsewhere: new Set(),
         redirects: new Map(),
         forwarding: new Set(
           [...seen.values()].map(({ index, mac = '' }) => forwardingKey({ ifindex: index, mac })),
@@ -96,7 +97,10 @@ export class ModelKernel {
       },
       ownAddresses: () => new Map(),
       dryRuns: { dryRun: async () => [], close: async () => {} },
-      namespaces: { find: () => Promise.reject(new Error('no namespaces here')) },
+      namespaces: {
+        find: () => Promise.reject(new Error('no namespaces here')),
+        hasLeft: () => Promise.resolve(false),
+      },
       firewall: {
         start: () => {},
         restore: () => false,

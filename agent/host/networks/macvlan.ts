@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { MacAddress } from '#protocol/address.ts';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
@@ -10,6 +11,7 @@ import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { linkOfRecord, NOTHING_TO_REMOVE, putAway, setLinkDown } from './device.ts';
 import { configureInterface, withdrawRules } from './interface.ts';
+import { findByNumber } from './lost-paths.ts';
 import type { MacvlanParent } from './macvlan-parent.ts';
 import {
   type AttachedDevice,
@@ -21,10 +23,19 @@ import {
 } from './network-type.ts';
 import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 
+/** A namespace that nobody holds has ended within some tens of milliseconds, or the host is very busy. */
+const GONE_AFTER_MS = 10;
+const GONE_TRIES = 200;
+
 /** Macvlans of containers: each is in the container's namespace, with nothing of it on the host. */
 export class NamespacedMacvlans {
+  readonly #kernel: Kernel;
   /** Deletions, one after the other: each takes a thread and some 16 ms. */
   #deleting: Promise<void> = Promise.resolve();
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+  }
 
   /** INVALID_REQUEST without a namespace: once moved out of sight, a macvlan could not be taken away again. */
   check(
@@ -50,25 +61,55 @@ export class NamespacedMacvlans {
         parent.look(request);
         namespace.enter(name);
       },
-      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => ({
-        device: makeMacvlan({ name, namespace, parent, lease, network }, undo),
-        filter: 'none',
-      }),
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        this.#kernel.namespaceIds.give(namespace.handle);
+        const device = makeMacvlan({ name, namespace, parent, lease, network }, undo);
+        return { device, filter: 'none' };
+      },
       [Symbol.dispose]: () => namespace[Symbol.dispose](),
     };
   }
 
-  /** A macvlan whose namespace is gone is gone with it. */
+  /** A macvlan whose namespace is gone is gone with it; one that no path leads to any more is deleted there. */
   detach(record: AttachmentRecord): RemovingDevice {
     withdrawRules(record);
     using scope = new DisposableStack();
     const found = find(record, scope);
-    if (found === null || !putAway(found.kernel, found.link, record)) return NOTHING_TO_REMOVE;
+    if (found === null) return { removed: this.#gone(record) };
     const { kernel, link } = found;
+    if (link === null || !putAway(kernel, link, record)) return NOTHING_TO_REMOVE;
     const open = scope.move();
-    const removed = this.#deleting.then(() => kernel.links.deleteAsync(link));
-    this.#deleting = removed.catch(() => {});
+    const removed = this.#deleted(() => kernel.links.deleteAsync(link));
     return { removed: removed.finally(() => open.dispose()) };
+  }
+
+  #deleted(deletion: () => Promise<void>): Promise<void> {
+    const removed = this.#deleting.then(deletion);
+    this.#deleting = removed.catch(() => {});
+    return removed;
+  }
+
+  /**
+   * Resolves once the parent receives nothing for the macvlan any more. The kernel takes some time to end a namespace that
+   * nobody holds, and until it has, nobody else gets the MAC on this parent.
+   */
+  async #gone({ attachment, network }: AttachmentRecord): Promise<void> {
+    if (attachment === undefined) return;
+    const found = findByNumber(this.#kernel, attachment);
+    if (found !== null) {
+      // A socket of its own, since a deletion off the main thread occupies it.
+      using kernel = new Kernel();
+      const { namespaceId, link } = found;
+      await this.#deleted(() => kernel.links.deleteInAsync(namespaceId, link.index));
+      return;
+    }
+    const parent = this.#kernel.links.indexOf(network?.parent ?? '');
+    if (parent === null) return;
+    const mac = MacAddress.parse(attachment.mac);
+    for (let tries = 0; tries < GONE_TRIES; tries += 1) {
+      if (!this.#kernel.neighbours.receives(parent, mac)) return;
+      await sleep(GONE_AFTER_MS);
+    }
   }
 
   setDown(record: AttachmentRecord): void {
@@ -102,11 +143,14 @@ function makeMacvlan(
   return { type: 'macvlan', name, ifindex: link.index, mac: mac.toString(), mtu };
 }
 
-/** The macvlan of a record, and the kernel's configuration in its namespace, which `scope` holds open. */
+/**
+ * The macvlan of a record, null where it is not there, and the kernel's configuration in its namespace, which `scope` holds
+ * open; null where no path leads to that.
+ */
 function find(
   record: AttachmentRecord,
   scope: DisposableStack,
-): { readonly kernel: Kernel; readonly link: Link } | null {
+): { readonly kernel: Kernel; readonly link: Link | null } | null {
   const namespace = namespaceOf(record);
   if (namespace === null) return null;
   scope.use(namespace);
@@ -116,7 +160,7 @@ function find(
   // which was drawn at random.
   const known = index === undefined ? null : kernel.links.get(index);
   const link = known?.kind === 'macvlan' ? known : linkOfRecord(kernel, record);
-  return link?.kind === 'macvlan' ? { kernel, link } : null;
+  return { kernel, link: link?.kind === 'macvlan' ? link : null };
 }
 
 /** The namespace that a record's path led to, if it still does. */

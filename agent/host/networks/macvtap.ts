@@ -29,6 +29,7 @@ import {
 } from './device.ts';
 import { refuseWithoutIpv6 } from './ipv6.ts';
 import { MacvlanParent } from './macvlan-parent.ts';
+import { numberNamespace } from './lost-paths.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
   type KnownOfAttach,
@@ -69,7 +70,7 @@ export class Macvtap implements NetworkType {
 
   constructor(options: MacvtapOptions) {
     this.#options = options;
-    this.#macvlans = new NamespacedMacvlans();
+    this.#macvlans = new NamespacedMacvlans(options.kernel);
   }
 
   check(request: AttachRequest, network: Network, known: KnownOfAttach = {}): CheckedAttach {
@@ -143,6 +144,7 @@ export class Macvtap implements NetworkType {
 
   /** A chain needs its device. */
   resume(attachment: Attachment, network: Network): void {
+    numberNamespace(this.#options.kernel, attachment);
     if (this.#options.kernel.links.get(attachment.device?.ifindex ?? 0) === null) return;
     this.#putFactsOf(attachment, network);
   }

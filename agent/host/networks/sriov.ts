@@ -22,6 +22,7 @@ import type { Log } from '../../log.ts';
 import { noDescriptor, setLinkDown } from './device.ts';
 import { configureInterface, withdrawRules } from './interface.ts';
 import { refuseSmallMtu, refuseWithoutIpv6 } from './ipv6.ts';
+import { numberNamespace } from './lost-paths.ts';
 import {
   type KnownOfAttach,
   type AttachedDevice,
@@ -123,8 +124,9 @@ export class Sriov implements NetworkType {
     // A function lies in the workload's namespace, or with the VMM's driver.
   }
 
-  resume(): void {
-    // What holds a function to its MAC is the NIC.
+  /** What holds a function to its MAC is the NIC. */
+  resume(attachment: Attachment): void {
+    numberNamespace(this.#options.kernel, attachment);
   }
 
   /** The function leaves the workload at once where the kernel lets it, and is as it was once `removed` resolves. */
@@ -290,9 +292,10 @@ export class Sriov implements NetworkType {
     undo: DisposableStack,
   ): Device {
     const { found, request, network, lease, namespace, ifname } = order;
-    const { links } = this.#options.kernel;
+    const { links, namespaceIds } = this.#options.kernel;
     const link = links.get(found.name);
     if (link === null) throw new VoltError('INTERNAL', `${found.name} vanished`);
+    namespaceIds.give(namespace.handle);
     const mac = MacAddress.parse(lease.mac);
     const mtu = request.mtu ?? network.mtu ?? found.mtu;
     links.set(link, { alias: deviceTag(lease), group: DEVICE_GROUP });

@@ -31,8 +31,8 @@ export interface HostNetwork {
     Firewall,
     'start' | 'restore' | 'unload' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
-  /** Looks up what `netns` of a request leads to. */
-  readonly namespaces: Pick<WorkloadNamespaces, 'find'>;
+  /** What `netns` of a request leads to, and whether what it has led to is still there. */
+  readonly namespaces: Pick<WorkloadNamespaces, 'find' | 'hasLeft'>;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
   readonly dryRuns: {
@@ -76,7 +76,7 @@ export function openHostNetwork(options: {
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
   const dryRuns = new DryRuns({ settings: { host, nftablesTable }, log });
-  const namespaces = new WorkloadNamespaces({ journal });
+  const namespaces = new WorkloadNamespaces({ journal, kernel });
   const applied = new Applied({ runtimeDir, log });
   applied.load();
   const inUse = (): ReadonlySet<string> =>

@@ -1,6 +1,8 @@
 import { VoltError } from '#protocol/errors.ts';
 import { Namespace, namespaceIdentity } from '#native/namespace.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { Kernel } from '../kernel.ts';
+import { hasLeft } from './lost-paths.ts';
 import { asRefusal, type NamedNamespace, refuseHostNamespace } from './workload.ts';
 
 /** The path of the namespace that was made for an attachment alone, as its record says before it is made. */
@@ -12,11 +14,13 @@ export function madeNamespace({ before }: Pick<AttachmentRecord, 'before'>): str
 /** Namespaces that requests name, and those that were made here for one attachment alone. */
 export class WorkloadNamespaces {
   readonly #journal: Pick<Journal, 'get' | 'values'>;
+  readonly #kernel: Kernel;
   /** Which attachment a namespace was made for, by identity; undefined until somebody asks. */
   #made: Map<string, string> | undefined;
 
-  constructor({ journal }: { journal: Pick<Journal, 'get' | 'values'> }) {
-    this.#journal = journal;
+  constructor(options: { journal: Pick<Journal, 'get' | 'values'>; kernel: Kernel }) {
+    this.#journal = options.journal;
+    this.#kernel = options.kernel;
   }
 
   /**
@@ -38,6 +42,11 @@ export class WorkloadNamespaces {
         [Symbol.dispose]: () => {},
       };
     }
+  }
+
+  /** Whether the namespace that a container was attached in is gone, wherever its path leads by now (`hasLeft`). */
+  hasLeft(record: AttachmentRecord): Promise<boolean> {
+    return hasLeft(this.#kernel, record);
   }
 
   /** Notes that a namespace was made for an attachment. */

@@ -7,6 +7,7 @@ import type { Steps } from '#native/steps.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
+import { findByNumber } from '../networks/lost-paths.ts';
 import { deviceTag } from '../networks/network-type.ts';
 import { askForNamespaces, openIfThere } from '../networks/workload.ts';
 
@@ -37,6 +38,8 @@ export interface Observed {
    * that are null nothing is known: their file system has not answered.
    */
   readonly namespaces: ReadonlyMap<string, string | null>;
+  /** Containers whose interface stands in a namespace that their path does not lead to (any more), by attachment id. */
+  readonly elsewhere: ReadonlySet<string>;
   /** TAPs of isolated VMs, each in its namespace, by attachment id; null where it is not there, missing if unknown. */
   readonly inside: ReadonlyMap<string, SeenLink | null>;
   /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
@@ -158,17 +161,21 @@ const isLimited = ({ attachment }: Recorded): boolean =>
 function* beside(
   kernel: Kernel,
   records: readonly AttachmentRecord[],
-): Steps<Pick<Observed, 'namespaces' | 'inside' | 'redirects'>> {
+): Steps<Pick<Observed, 'namespaces' | 'elsewhere' | 'inside' | 'redirects'>> {
   const namespaces = new Map<string, string | null>();
+  const elsewhere = new Set<string>();
   const inside = new Map<string, SeenLink | null>();
   const redirects = new Map<number, number>();
-  for (const { id, attachment, state } of records) {
+  for (const record of records) {
     yield;
+    const { id, attachment, state } = record;
     const { device, netns } = attachment ?? {};
     const identity = netns === undefined ? undefined : knownOf(() => namespaceIdentity(netns));
     if (netns !== undefined && identity !== undefined)
       namespaces.set(netns, identity === UNKNOWN ? null : identity);
     if (attachment === undefined || device === undefined || device === null) continue;
+    const leads = identity !== undefined && identity === record.namespaceIdentity;
+    if (!leads && findByNumber(kernel, attachment) !== null) elsewhere.add(id);
     if (attachment.type === 'isolated' && state === 'attached') {
       const tap = knownOf(() => tapInside(attachment));
       if (tap !== UNKNOWN) inside.set(id, tap);
@@ -178,7 +185,7 @@ function* beside(
       if (target !== null) redirects.set(device.ifindex, target);
     }
   }
-  return { namespaces, inside, redirects };
+  return { namespaces, elsewhere, inside, redirects };
 }
 
 /** One attachment's namespace that cannot be looked at is no reason not to look at the others. */

@@ -160,7 +160,10 @@ function remakeInside(
   return observed.inside.get(id) === null ? missing('device', device?.name ?? null) : undefined;
 }
 
-/** Without a path, a pair goes with whatever namespace its other end was moved to. */
+/**
+ * What counts is the namespace, and not the path that has led to it: a pair's end on this host proves that the other end
+ * lives. Without a path, a pair goes with whatever namespace its other end was moved to.
+ */
 function namespaceGone(
   record: AttachmentRecord,
   attachment: Attachment,
@@ -168,8 +171,10 @@ function namespaceGone(
 ): Difference | undefined {
   const { id, kind, netns } = attachment;
   if (kind !== 'container') return undefined;
+  const stands = attachment.device?.type === 'veth' && linkOf(attachment, observed) !== undefined;
+  if (stands || observed.elsewhere.has(id)) return undefined;
   if (netns === undefined) {
-    if (attachment.device?.type !== 'veth' || linkOf(attachment, observed)) return undefined;
+    if (attachment.device?.type !== 'veth') return undefined;
     return { id, what: 'device', expected: attachment.device.name, observed: null };
   }
   const found = observed.namespaces.get(netns);

@@ -112,6 +112,7 @@ function observedOf(
         attachment?.netns === undefined ? [] : [[attachment.netns, namespaceIdentity ?? '']],
       ),
     ),
+    elsewhere: new Set(),
     inside: new Map(),
     limits: new Map(),
     redirects: new Map(),
@@ -234,6 +235,28 @@ describe('what is acted upon only when it stays', () => {
       });
       expect(late.actions).toMatchObject([{ kind: 'detach', id: 'a10', reason: 'namespace-gone' }]);
     }
+  });
+
+  test('no container whose path alone is gone', () => {
+    const gone = new Map<string, string>();
+    const planFor = (record: AttachmentRecord, observed: Observed): readonly Action[] => {
+      const suspects = new Map([[`namespace ${record.id}`, 0]]);
+      return planned({ records: [record], observed, suspects, now: GRACE_MS }).actions;
+    };
+    const pair = recordOf(10, 'container');
+    const ended = planFor(pair, observedOf([BRIDGE], [], { namespaces: gone }));
+    expect(outline(ended)).toEqual(['detach a10: netns']);
+    // The end of a pair on the host stands as long as the other does.
+    const standing = observedOf([BRIDGE, linkFor(pair)], [], { namespaces: gone });
+    expect(planFor(pair, standing)).toEqual([]);
+    const { attachment } = pair;
+    if (attachment === undefined || attachment.device === null) throw new Error('no device');
+    const device = { ...attachment.device, type: 'macvlan' as const };
+    const macvlan = { ...pair, attachment: { ...attachment, type: 'macvtap' as const, device } };
+    const seen = (more: Partial<Observed>): readonly Action[] =>
+      planFor(macvlan, observedOf([BRIDGE], [], { namespaces: gone, ...more }));
+    expect(outline(seen({}))).toEqual(['detach a10: netns']);
+    expect(seen({ elsewhere: new Set(['a10']) })).toEqual([]);
   });
 
   test('a container whose namespace stands gets its device again at once', () => {
