@@ -5,6 +5,7 @@ import {
   AF_INET,
   AF_INET6,
   AF_UNSPEC,
+  NLM_F_APPEND,
   NLM_F_CREATE,
   NLM_F_EXCL,
   RT_SCOPE_HOST,
@@ -28,7 +29,7 @@ export interface Route {
   /** Default: main (254). */
   readonly table?: number;
   readonly metric?: number | undefined;
-  /** RTN_LOCAL: packets to `to` are for this host. */
+  /** RTN_LOCAL: packets to `to` are for this host. Each device may have its own, with the same metric. */
   readonly local?: boolean;
   /** Read only. Indices of the devices of a route with several next hops, which has no `ifindex` of its own. */
   readonly nexthops?: readonly number[];
@@ -47,7 +48,10 @@ export class Routes {
     this.#socket = socket;
   }
 
-  /** Adds a route; EEXIST when there is one to the same destination with the same metric. */
+  /**
+   * Adds a route; EEXIST when there is one to the same destination with the same metric, for a local one: by the same
+   * device.
+   */
   add(route: Route): void {
     this.#socket.request(this.addition(route));
   }
@@ -56,7 +60,7 @@ export class Routes {
   addition(route: Route): Request {
     return {
       ...routeRequest(RTM_NEWROUTE, 'RTM_NEWROUTE', route),
-      flags: NLM_F_CREATE | NLM_F_EXCL,
+      flags: NLM_F_CREATE | (route.local === true ? NLM_F_APPEND : NLM_F_EXCL),
     };
   }
 

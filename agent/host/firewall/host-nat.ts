@@ -48,8 +48,9 @@ export const HOST_NAT = {
     },
     portmaps: {
       rules: [
-        'dnat ip to ip daddr . meta l4proto . th dport map @one4',
-        'dnat ip6 to ip6 daddr . meta l4proto . th dport map @one6',
+        // Also of a given address: one that the host has no longer, or not yet, is somebody else's.
+        'fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one4',
+        'fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @one6',
         'fib daddr type local dnat ip to meta l4proto . th dport map @any4',
         'fib daddr type local dnat ip6 to meta l4proto . th dport map @any6',
       ],
@@ -142,7 +143,8 @@ export function portMapFacts({
       .filter(({ family }) => host === undefined || host.family === family)
       .map((target) => {
         const data = [target, port];
-        if (host === undefined) {
+        // 0.0.0.0 and :: are every address of their family.
+        if (host === undefined || host.value === 0n) {
           const map = target.family === 4 ? 'any4' : 'any6';
           return nat(map, { key: [number, hostPort], data });
         }

@@ -100,7 +100,7 @@ function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrde
   }
   const mapped = (request.ports ?? []).map(({ hostAddress }) => hostAddress);
   // What lo has by itself.
-  const own = new Set([undefined, '127.0.0.1', '::1']);
+  const own = new Set([undefined, '127.0.0.1', '::1', '0.0.0.0', '::']);
   for (const text of new Set(mapped)) {
     if (text === undefined || own.has(text)) continue;
     const address = hostAddress(text);

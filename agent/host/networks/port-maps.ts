@@ -16,6 +16,19 @@ const mapsOwner = (id: string): string => `maps:${id}`;
 
 const slotOf = ({ protocol, hostPort }: PortMap): string => `${protocol} ${hostPort}`;
 
+/** Which of the host's addresses a map is for: a given one, or each; of one family, or of both. */
+interface HostEnd {
+  readonly family?: 4 | 6;
+  readonly address?: IpAddress;
+}
+
+function hostEndOf({ hostAddress }: PortMap): HostEnd {
+  if (hostAddress === undefined) return {};
+  const address = IpAddress.parse(hostAddress);
+  const { family, value } = address;
+  return value === 0n ? { family } : { family, address };
+}
+
 /**
  * The port maps of this host: who has which host port, and the elements in the firewall that make it so. A port
  * of every address and one of a given address are the same port, as they are for sockets.
@@ -24,10 +37,7 @@ export class PortMaps {
   readonly #firewall: Firewall;
   readonly #kernel: Kernel;
   /** By protocol and host port. */
-  readonly #taken = new Map<
-    string,
-    { readonly id: string; readonly hostAddress: string | undefined }[]
-  >();
+  readonly #taken = new Map<string, { readonly id: string; readonly end: HostEnd }[]>();
   readonly #mapped = new Map<string, Ports>();
   #conntrack: Conntrack | undefined;
 
@@ -37,22 +47,29 @@ export class PortMaps {
   }
 
   /**
-   * PORT_IN_USE, with the holder named: another attachment, or a process of the host. INVALID_REQUEST: the host
-   * has no such address, or the network nothing of its family. What the id has itself does not count.
+   * PORT_IN_USE, with the holder named: another attachment, or a process of the host. INVALID_REQUEST: two maps are
+   * of one port, no socket of the host could listen on the address, or the network has nothing of its family. What
+   * the id has itself does not count.
    */
   check(id: string, ports: AttachRequest['ports'], network: Network): void {
     const families = new Set(subnetsOf(network).map(({ family }) => family));
     for (const [index, map] of (ports ?? []).entries()) {
-      const address = map.hostAddress === undefined ? undefined : IpAddress.parse(map.hostAddress);
+      const end = hostEndOf(map);
       const path = `ports.${index}`;
-      if (address !== undefined && !families.has(address.family)) {
-        const message = `${path}.hostAddress: ${network.network} has no IPv${address.family}`;
+      const { address, family } = end;
+      if (family !== undefined && !families.has(family)) {
+        const message = `${path}.hostAddress: ${network.network} has no IPv${family}`;
         throw new VoltError('INVALID_REQUEST', message, { details: { path } });
       }
-      if (address !== undefined) refuseForMany(this.#kernel, address, path);
+      if (address !== undefined) refuseUnboundable(this.#kernel, address, path);
+      const first = (ports ?? []).slice(0, index).findIndex((other) => isSameEnd(other, map));
+      if (first >= 0) {
+        const message = `${path}: is the host port of ports.${first}`;
+        throw new VoltError('INVALID_REQUEST', message, { details: { path } });
+      }
       this.#refuseTaken(id, map, path);
       const held = this.#mapped.get(id)?.some((own) => samePort(own, map)) === true;
-      if (!held) refuseBound(map, address, families, path);
+      if (!held) refuseBound(map, family === undefined ? families : new Set([family]), path);
     }
   }
 
@@ -83,7 +100,7 @@ export class PortMaps {
     this.#mapped.set(id, ports);
     for (const map of ports) {
       const holders = this.#taken.get(slotOf(map)) ?? [];
-      this.#taken.set(slotOf(map), [...holders, { id, hostAddress: map.hostAddress }]);
+      this.#taken.set(slotOf(map), [...holders, { id, end: hostEndOf(map) }]);
     }
   }
 
@@ -97,9 +114,10 @@ export class PortMaps {
   }
 
   #refuseTaken(id: string, map: PortMap, path: string): void {
+    const end = hostEndOf(map);
     const holder = this.#taken
       .get(slotOf(map))
-      ?.find((one) => one.id !== id && overlaps(one.hostAddress, map.hostAddress));
+      ?.find((one) => one.id !== id && overlaps(one.end, end));
     if (holder === undefined) return;
     throw inUse(map, path, { id: holder.id }, `is mapped to ${holder.id}`);
   }
@@ -129,35 +147,51 @@ const samePort = (a: PortMap, b: PortMap): boolean =>
   slotOf(a) === slotOf(b) && a.hostAddress === b.hostAddress && a.port === b.port;
 
 /** Every address and a given one are in each other's way; two given ones, and two families, are not. */
-const overlaps = (a: string | undefined, b: string | undefined): boolean =>
-  a === undefined || b === undefined || a === b;
+const overlaps = (a: HostEnd, b: HostEnd): boolean =>
+  (a.family ?? b.family) === (b.family ?? a.family) &&
+  (a.address === undefined || b.address === undefined || a.address.equals(b.address));
 
-/** No socket refuses an address that stands for any host, or for all. */
-function refuseForMany({ addresses }: Kernel, address: IpAddress, path: string): void {
-  const text = address.toString();
-  const forMany =
-    MANY.some((prefix) => prefix.contains(address)) ||
-    addresses.list().some(({ address: { address: own, prefixLength } }) => {
-      if (own.family !== 4 || address.family !== 4) return false;
-      const subnet = IpPrefix.around(own, prefixLength);
-      return subnet.contains(address) && address.value > subnet.usable().end.value;
-    });
-  if (!forMany) return;
-  const message = `${path}.hostAddress: ${text} is no address of one host`;
+/** Of one attachment, a map of a given address may stand beside one of every address: it goes first. */
+const isSameEnd = (a: PortMap, b: PortMap): boolean => {
+  const [one, other] = [hostEndOf(a), hostEndOf(b)];
+  const alike = (one.address === undefined) === (other.address === undefined);
+  return slotOf(a) === slotOf(b) && alike && overlaps(one, other);
+};
+
+/** Addresses that no socket of this host could listen on, whatever addresses the host has. */
+const UNBOUNDABLE = (
+  [
+    // RFC 1122, RFC 1112, RFC 4291.
+    ['0.0.0.0/8', 'is no address of one host'],
+    ['224.0.0.0/3', 'is no address of one host'],
+    ['ff00::/8', 'is no address of one host'],
+    ['fe80::/10', 'is a link-local address, which says nothing without its device'],
+    ['::ffff:0:0/96', 'is an IPv4 address: write it as one'],
+  ] as const
+).map(([text, reason]) => ({ prefix: IpPrefix.parse(text), reason }));
+
+function refuseUnboundable({ addresses }: Kernel, address: IpAddress, path: string): void {
+  const found = UNBOUNDABLE.find(({ prefix }) => prefix.contains(address))?.reason;
+  const reason = found ?? (isBroadcast(addresses, address) ? 'is a broadcast address' : undefined);
+  if (reason === undefined) return;
+  const message = `${path}.hostAddress: ${address.toString()} ${reason}`;
   throw new VoltError('INVALID_REQUEST', message, { details: { path: `${path}.hostAddress` } });
 }
 
-/** Unspecified, multicast, and what is beyond it (RFC 1112, RFC 4291). */
-const MANY = ['0.0.0.0/8', '224.0.0.0/3', '::/128', 'ff00::/8'].map((text) => IpPrefix.parse(text));
+/** Of a subnet that the host is on. */
+const isBroadcast = (addresses: Kernel['addresses'], address: IpAddress): boolean =>
+  address.family === 4 &&
+  addresses.list().some(({ address: { address: own, prefixLength } }) => {
+    if (own.family !== 4) return false;
+    const subnet = IpPrefix.around(own, prefixLength);
+    return subnet.contains(address) && address.value > subnet.usable().end.value;
+  });
 
-function refuseBound(
-  map: PortMap,
-  address: IpAddress | undefined,
-  families: ReadonlySet<4 | 6>,
-  path: string,
-): void {
+/** Every map is looked at for a process that holds its port, and for an address that the host does not have. */
+function refuseBound(map: PortMap, families: ReadonlySet<4 | 6>, path: string): void {
   const { protocol, hostPort: port } = map;
-  for (const family of address === undefined ? families : [address.family]) {
+  const { address } = hostEndOf(map);
+  for (const family of families) {
     const asked: HostPort = { protocol, family, port, ...(address !== undefined && { address }) };
     const found = probePort(asked);
     if (found === 'absent') {

@@ -89,8 +89,8 @@ describe('an address to send from', () => {
   });
 });
 
-test.each(['10.51.0.255', '255.255.255.255', '224.0.0.1', '0.0.0.0', 'ff02::1', '::'])(
-  'a port map is not of %s, which is no address of one host',
+test.each(['10.51.0.255', '255.255.255.255', '224.0.0.1', '0.1.2.3', 'ff02::1', 'fe80::1'])(
+  'a port map is not of %s, on which no socket of the host could listen',
   async (hostAddress) => {
     const ports = [{ protocol: 'udp', hostPort: 67, port: 67, hostAddress }] as const;
     await expect(
