@@ -425,6 +425,7 @@ export class Agent {
     await this.#ledger.close();
     this.#claimSocket.close();
     await this.#hostNetwork.dryRuns.close();
+    this.#hostNetwork.forwarding[Symbol.dispose]();
     this.#hostNetwork.firewall[Symbol.dispose]();
   }
 
@@ -468,6 +469,7 @@ export class Agent {
       if (attachment === undefined || network === undefined || state !== 'attached') continue;
       this.#hostNetwork.networkTypes[networkType]?.resume(attachment, network);
     }
+    this.#hostNetwork.forwarding.start();
     this.#hostNetwork.firewall.start();
   }
 

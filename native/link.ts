@@ -35,6 +35,8 @@ const SETTINGS = {
   'ipv4.rp_filter': { of: 'IFLA_INET_CONF', place: 7 },
   'ipv4.arp_ignore': { of: 'IFLA_INET_CONF', place: 18 },
   'ipv4.route_localnet': { of: 'IFLA_INET_CONF', place: 25 },
+  'ipv6.forwarding': { of: 'IFLA_INET6_CONF', place: 0 },
+  'ipv6.accept_ra': { of: 'IFLA_INET6_CONF', place: 3 },
   'ipv6.disable_ipv6': { of: 'IFLA_INET6_CONF', place: 26 },
 } as const;
 const SETTING_PLACES = Object.entries(SETTINGS);

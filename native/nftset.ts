@@ -15,6 +15,8 @@ const FIELDS = {
   ether_addr: { bytes: 6, name: 'ether_addr' },
   ipv4_addr: { bytes: 4, name: 'ipv4_addr' },
   ipv6_addr: { bytes: 16, name: 'ipv6_addr' },
+  /** The protocol of a frame, ETH_P_…, as a number. */
+  ether_type: { bytes: 2, name: 'ether_type' },
   inet_proto: { bytes: 1, name: 'inet_proto' },
   inet_service: { bytes: 2, name: 'inet_service' },
   'th,64,128': { bytes: 16, name: '@th,64,128' },

@@ -36,6 +36,7 @@ export const NETWORK_EDITS: Readonly<Record<NetworkPath, Edit>> = {
   filter: 'applied',
   linkLocal: 'applied',
   portIsolation: ['bridged', 'host-only'],
+  routed: 'applied',
   pool: 'ledger',
   reservations: 'ledger',
   'ipv6.pool': 'ledger',

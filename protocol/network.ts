@@ -75,6 +75,7 @@ const networkSchema = z.strictObject({
   nat: nat.optional(),
   filter: z.boolean().default(true),
   portIsolation: z.boolean().optional(),
+  routed: z.boolean().optional(),
   linkLocal: z.enum(['eui64', 'any']).default('eui64'),
   reuseDelaySeconds: seconds.min(0).default(60),
   reclaimAfterSeconds: seconds.min(1).optional(),
@@ -108,6 +109,7 @@ const TYPES_WITH = {
   trust: ['sriov'],
   rate: ['sriov'],
   nat: ['host-only'],
+  routed: ['bridged'],
 } as const satisfies Partial<Record<keyof NetworkKeys, readonly NetworkType[]>>;
 
 /**

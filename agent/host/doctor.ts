@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { isKernelError } from '#native/errors.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
-import { readSysctl } from '#native/sysctl.ts';
+import { type ForwardingSwitch, forwardingSwitch } from './networks/forwarding.ts';
 
 /** One thing that was looked at: what was seen, why it matters, and the commands that mend it. */
 export interface Finding {
@@ -27,7 +27,8 @@ export interface Observed {
   readonly forwarding: readonly NftObject[];
   /** Tables of iptables-legacy, which nft does not see. */
   readonly legacyTables: readonly string[];
-  readonly ipForward: boolean;
+  /** Who has switched on that the host forwards packets, by address family. */
+  readonly forwardedBy: Readonly<Record<4 | 6, ForwardingSwitch>>;
   readonly tun: boolean;
 }
 
@@ -48,7 +49,7 @@ export function observeHost(table: string): Observed {
     nftables,
     ...found,
     legacyTables: ['ip', 'ip6'].flatMap((family) => linesOf(`/proc/net/${family}_tables_names`)),
-    ipForward: readSysctl(['net', 'ipv4', 'ip_forward']) === '1',
+    forwardedBy: { 4: forwardingSwitch(4), 6: forwardingSwitch(6) },
     tun: existsSync('/dev/net/tun'),
   };
 }
@@ -57,7 +58,7 @@ const OWNED_SINCE = [6, 9] as const;
 
 /** What an operator has to know of a host, and do about it. Pure: everything it goes by is in what was observed. */
 export function diagnose(observed: Observed): Finding[] {
-  const { kernel, nftables, bridges, legacyTables, ipForward, tun } = observed;
+  const { kernel, nftables, bridges, legacyTables, tun } = observed;
   const [major = 0, minor = 0] = kernel.split('.').map(Number);
   const owned = major > OWNED_SINCE[0] || (major === OWNED_SINCE[0] && minor >= OWNED_SINCE[1]);
   return [
@@ -73,13 +74,7 @@ export function diagnose(observed: Observed): Finding[] {
     tun
       ? ok('tun', '/dev/net/tun is there')
       : problem('tun', 'without /dev/net/tun no VM gets a TAP', ['modprobe tun']),
-    ...(bridges.length > 0 && !ipForward
-      ? [
-          problem('forwarding', 'net.ipv4.ip_forward is off: host-only networks reach nobody', [
-            'sysctl -w net.ipv4.ip_forward=1',
-          ]),
-        ]
-      : []),
+    ...forwardingFindings(observed),
     ...(legacyTables.length > 0
       ? [
           advice(
@@ -111,6 +106,40 @@ const problem = (subject: string, seen: string, commands: readonly string[]): Fi
   seen,
   commands,
 });
+
+const SWITCHES = { 4: 'net.ipv4.ip_forward', 6: 'net.ipv6.conf.all.forwarding' } as const;
+
+function forwardingFindings({ bridges, forwardedBy }: Observed): Finding[] {
+  return ([4, 6] as const).flatMap((family) => {
+    const name = SWITCHES[family];
+    const subject = `forwarding of IPv${family}`;
+    switch (forwardedBy[family]) {
+      case 'nobody':
+        if (bridges.length === 0 || family === 6) return [];
+        return [
+          problem(subject, `${name} is off: host-only networks reach nobody`, [
+            `sysctl -w ${name}=2`,
+          ]),
+        ];
+      case 'agent':
+        return [
+          ok(
+            subject,
+            `this agent has switched ${name} on (2) for its networks, and forwards nothing between other devices; ` +
+              'an operator who wants that writes 1',
+          ),
+        ];
+      case 'operator':
+        return [
+          advice(
+            subject,
+            `${name} is on, and not by this agent: the host forwards between its devices what no rule of yours drops; ` +
+              'bridges of networks that are not "routed" stay closed',
+          ),
+        ];
+    }
+  });
+}
 
 interface Chain {
   readonly family: string;

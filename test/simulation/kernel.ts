@@ -109,6 +109,7 @@ export class ModelKernel {
         problem: undefined,
         [Symbol.dispose]: () => {},
       },
+      forwarding: { start: () => {}, switchOff: () => {}, [Symbol.dispose]: () => {} },
       devices: {
         observe: () => observe(true),
         lookUp: () => observe(false),

@@ -16,7 +16,8 @@ const description = z.object({
   linkLocal: z.string().optional(),
   uplink: z.object({ device: z.string(), allowDefaultRoute: z.boolean() }).optional(),
   bridgeSettings: z.record(z.string(), z.number()),
-  hostSettings: z.record(z.string(), z.string()),
+  ownSettings: z.record(z.string(), z.number()),
+  forwards: z.array(z.union([z.literal(4), z.literal(6)])),
   localRoutes: z.array(z.string()),
 });
 const appliedSchema = z.object({

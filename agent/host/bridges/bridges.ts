@@ -10,6 +10,7 @@ import type { Firewall } from '../firewall/firewall.ts';
 import { arrivalFacts, guardFacts, hostLocalFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { Kernel } from '../kernel.ts';
+import type { Forwarding } from '../networks/forwarding.ts';
 import { conflictOf, overlapWithHost, ownAddresses } from '../own-addresses.ts';
 import type { Log } from '../../log.ts';
 import type { SeenLink } from '../reconcile/observe.ts';
@@ -19,7 +20,7 @@ import type { Applied } from './applied.ts';
 import { type BridgeDifference, compareBridge, isOwnBridge } from './comparison.ts';
 import { type BridgeDescription, type BridgeNeeds, describeBridge } from './description.ts';
 import { addLocalRoute, removeLocalRoute } from './routes.ts';
-import { IPV6_FORWARDING, readIfThere } from './settings.ts';
+import { readIfThere } from './settings.ts';
 import { type BridgeSnapshot, glance, look } from './snapshot.ts';
 import { refuseAsUplink, wayOutMtu } from './uplink.ts';
 
@@ -27,6 +28,7 @@ export interface BridgesOptions {
   readonly host: string;
   readonly kernel: Kernel;
   readonly firewall: Firewall;
+  readonly forwarding: Pick<Forwarding, 'switchOn' | 'switchOff'>;
   readonly applied: Applied;
   /** What a network needs of the host around its bridge; undefined for a network that has none. */
   readonly needsOf: (network: Network) => NeedsOfType | undefined;
@@ -37,9 +39,11 @@ export interface BridgesOptions {
   readonly log: Log;
 }
 
+type Facts = (made: boolean) => readonly Fact[];
+
 export interface NeedsOfType extends BridgeNeeds {
-  /** What the firewall has to hold for the bridge. */
-  readonly facts: readonly Fact[];
+  /** What the firewall has to hold for the bridge, which the agent `made` or adopted. */
+  readonly facts: Facts;
 }
 
 /** `foreign`: it is somebody else's to change. `undecided`: nobody has said whose the gateway's address is. */
@@ -317,7 +321,7 @@ export class Bridges {
     return this.#options.applied.descriptions.map(({ network }) => network);
   }
 
-  #describe(network: Network): { description: BridgeDescription; facts: readonly Fact[] } {
+  #describe(network: Network): { description: BridgeDescription; facts: Facts } {
     const { host, needsOf } = this.#options;
     const needs = needsOf(network);
     if (needs === undefined) throw new Error(`network ${network.network} has no bridge`);
@@ -362,11 +366,7 @@ export class Bridges {
     }
   }
 
-  #apply(
-    description: BridgeDescription,
-    facts: readonly Fact[] | undefined,
-    found: Link | null,
-  ): Link {
+  #apply(description: BridgeDescription, facts: Facts | undefined, found: Link | null): Link {
     const { kernel } = this.#options;
     if (found === null) this.#make(description);
     return this.#repair(description, facts, look(kernel, description));
@@ -393,7 +393,7 @@ export class Bridges {
   /** Puts right what a snapshot has shown to differ, in the order in which it is needed. */
   #repair(
     description: BridgeDescription,
-    facts: readonly Fact[] | undefined,
+    facts: Facts | undefined,
     snapshot: BridgeSnapshot,
   ): Link {
     const { link } = snapshot;
@@ -416,7 +416,7 @@ export class Bridges {
   }
 
   /** What the firewall has to know of the bridge, before its first port. */
-  #protect(description: BridgeDescription, facts: readonly Fact[], link: Link): void {
+  #protect(description: BridgeDescription, facts: Facts, link: Link): void {
     const { firewall } = this.#options;
     const { network, bridge, mac, uplink } = description;
     const own = isOwnBridge(link, description);
@@ -428,7 +428,7 @@ export class Bridges {
       ...(own ? guardFacts : arrivalFacts)(link),
       ...(localMac === undefined ? [] : hostLocalFacts(localMac)),
       ...(uplink === undefined ? [] : trustedFacts(uplink.device)),
-      ...facts,
+      ...facts(own),
     ]);
   }
 
@@ -471,9 +471,11 @@ export class Bridges {
         if (uplink !== null) this.#takeUplink(description, uplink, link);
         return;
       default: {
-        const setting = what.startsWith('sysctl ')
-          ? what.slice('sysctl '.length).split('.')
-          : settingOf(bridge, what.slice('bridge.'.length));
+        if (what.startsWith('sysctl ')) {
+          this.#options.forwarding.switchOn(description.forwards);
+          return;
+        }
+        const setting = settingOf(bridge, what.slice('bridge.'.length));
         this.#set(setting, String(expected));
       }
     }
@@ -495,16 +497,9 @@ export class Bridges {
   }
 
   #set(path: readonly string[], value: string): void {
-    const { kernel, applied, log } = this.#options;
+    const { applied, log } = this.#options;
     const found = readIfThere(path);
     if (found === undefined || found === value) return;
-    // A host that forwards ignores router advertisements, and loses the routes that it has from them.
-    if (path.join('.') === IPV6_FORWARDING) {
-      for (const { name } of kernel.links.list()) {
-        const accepts = ['net', 'ipv6', 'conf', name, 'accept_ra'];
-        if (readIfThere(accepts) === '1') this.#set(accepts, '2');
-      }
-    }
     applied.noteSetting(path.join('/'), { found, set: value });
     writeSysctl(path, value);
     log.warn({ sysctl: path.join('.'), value, found }, 'set for networks of this host');
@@ -512,20 +507,15 @@ export class Bridges {
 
   /** Takes away what was described `before` and is not described `after`. */
   #takeAway(before: BridgeDescription, after: BridgeDescription | undefined): void {
-    const { kernel, firewall, applied, log } = this.#options;
+    const { kernel, firewall, forwarding, log } = this.#options;
     const link = kernel.links.get(before.bridge);
     const leaves = after?.bridge !== before.bridge;
     if (before.uplink !== undefined && (leaves || after.uplink?.device !== before.uplink.device)) {
       this.#releaseUplink(before.uplink.device, link);
     }
-    const unneeded = Object.keys(before.hostSettings).filter(
-      (name) => !this.#needed(name, before, after),
+    forwarding.switchOff(
+      before.forwards.filter((family) => !this.#forwards(family, before, after)),
     );
-    for (const name of unneeded) this.#restore(name.split('.'));
-    if (unneeded.includes(IPV6_FORWARDING)) {
-      const accepts = Object.keys(applied.settings).filter((path) => path.endsWith('/accept_ra'));
-      for (const path of accepts) this.#restore(path.split('/'));
-    }
     if (!leaves) {
       for (const to of before.localRoutes) {
         if (link !== null && !after.localRoutes.includes(to))
@@ -546,13 +536,17 @@ export class Bridges {
     }
   }
 
-  /** Whether another network, or the same as it is described now, needs a setting of the host. */
-  #needed(name: string, before: BridgeDescription, after: BridgeDescription | undefined): boolean {
+  /** Whether another network, or the same as it is described now, needs the host to forward a family. */
+  #forwards(
+    family: 4 | 6,
+    before: BridgeDescription,
+    after: BridgeDescription | undefined,
+  ): boolean {
     const others = this.#options.applied.descriptions.filter(
       ({ network }) => network !== before.network,
     );
-    return [...others, ...(after === undefined ? [] : [after])].some((one) =>
-      Object.hasOwn(one.hostSettings, name),
+    return [...others, ...(after === undefined ? [] : [after])].some(({ forwards }) =>
+      forwards.includes(family),
     );
   }
 
@@ -638,7 +632,7 @@ const describedBefore = (kernel: Kernel, after: BridgeDescription): BridgeDescri
   const other = kernel.links
     .bridges()
     .find((link) => bridgeTagOf(link)?.network === after.network && link.name !== after.bridge);
-  return { ...after, bridge: other?.name ?? after.bridge, hostSettings: {} };
+  return { ...after, bridge: other?.name ?? after.bridge, forwards: [] };
 };
 
 /** `ipv4.route_localnet` of a bridge, as components below `/proc/sys`. */

@@ -1,4 +1,5 @@
-import type { Link } from '#native/link.ts';
+import type { Link, LinkSettings } from '#native/link.ts';
+import { SWITCHES } from '../networks/forwarding.ts';
 import { bridgeTagOf } from '../networks/gateways.ts';
 import { DEVICE_GROUP } from '../networks/network-type.ts';
 import type { BridgeDescription } from './description.ts';
@@ -33,7 +34,7 @@ export function compareBridge(
   snapshot: BridgeSnapshot,
 ): BridgeDifference[] {
   const { link } = snapshot;
-  const beside = compareHostSettings(description, snapshot);
+  const beside = compareForwarding(description, snapshot);
   if (link === null) {
     return [difference('bridge', description.bridge, null), ...beside];
   }
@@ -42,7 +43,7 @@ export function compareBridge(
     : compareAdopted(description, snapshot, link);
   return [
     ...own,
-    ...compareBridgeSettings(description, link),
+    ...compareSettings(description.bridgeSettings, link),
     ...missing('bridge.route', description.localRoutes, snapshot.localRoutes).map((one) => ({
       ...one,
       // A route needs its device up, and an adopted bridge is its owner's to set up.
@@ -55,7 +56,7 @@ export function compareBridge(
 
 /** Of a bridge that an agent made. */
 function compareOwn(
-  { network, mac, mtu, gateways, undecided, linkLocal }: BridgeDescription,
+  { network, mac, mtu, gateways, undecided, linkLocal, ownSettings }: BridgeDescription,
   { addresses }: BridgeSnapshot,
   link: Link,
 ): BridgeDifference[] {
@@ -69,10 +70,7 @@ function compareOwn(
     ...(link.group === DEVICE_GROUP ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
     ...(found === mac ? [] : [difference('bridge.mac', mac, found)]),
     ...(mtu === undefined || mtu === link.mtu ? [] : [difference('bridge.mtu', mtu, link.mtu)]),
-    // New devices may have IPv6 switched off (`default.disable_ipv6`); this one is to have addresses.
-    ...(linkLocal !== undefined && (link.settings?.['ipv6.disable_ipv6'] ?? 0) !== 0
-      ? [difference('bridge.ipv6.disable_ipv6', 0, link.settings?.['ipv6.disable_ipv6'] ?? null)]
-      : []),
+    ...compareSettings(ownSettings, link),
     ...missing('bridge.address', linkLocal === undefined ? [] : [linkLocal], addresses),
     ...missing('bridge.address', gateways, addresses),
     ...(tag?.gateways ?? [])
@@ -99,16 +97,13 @@ function compareAdopted(
   return told.map((one) => ({ ...one, repairable: false }));
 }
 
-function compareBridgeSettings(
-  { bridgeSettings }: BridgeDescription,
-  { settings = {} }: Link,
-): BridgeDifference[] {
+function compareSettings(expected: LinkSettings, { settings = {} }: Link): BridgeDifference[] {
   const found: Readonly<Record<string, number | undefined>> = settings;
-  return Object.entries(bridgeSettings).flatMap(([name, expected]) => {
+  return Object.entries(expected).flatMap(([name, value]) => {
     const observed = found[name];
     // A bridge that has none of a family, without IPv6 for one, lacks nothing.
-    if (observed === undefined || observed === expected) return [];
-    return [difference(`bridge.${name}`, expected, observed)];
+    if (observed === undefined || observed === value) return [];
+    return [difference(`bridge.${name}`, value, observed)];
   });
 }
 
@@ -129,15 +124,13 @@ function compareUplink(
   ];
 }
 
-const compareHostSettings = (
-  { hostSettings }: BridgeDescription,
-  { settings }: BridgeSnapshot,
+const compareForwarding = (
+  { forwards }: BridgeDescription,
+  { forwarding }: BridgeSnapshot,
 ): BridgeDifference[] =>
-  Object.entries(hostSettings).flatMap(([name, expected]) => {
-    const observed = settings?.get(name);
-    if (observed === undefined || Number(observed) >= Number(expected)) return [];
-    return [difference(`sysctl ${name}`, expected, observed)];
-  });
+  forwards
+    .filter((family) => forwarding?.get(family) === 'nobody')
+    .map((family) => difference(`sysctl ${SWITCHES[family].join('.')}`, '1', '0'));
 
 const missing = (
   what: string,

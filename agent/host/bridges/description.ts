@@ -9,11 +9,20 @@ import type { LinkSettings } from '#native/link.ts';
 export interface BridgeNeeds {
   /** Of the bridge itself, below `/proc/sys/net/<family>/conf/<bridge>/`. */
   readonly bridgeSettings: LinkSettings;
-  /** Of the whole host: paths below `/proc/sys`, joined by dots, and the least value of each. */
-  readonly hostSettings: Readonly<Record<string, string>>;
+  /** The address families that the host has to forward. */
+  readonly forwards: readonly (4 | 6)[];
   /** Destinations that are this host's own when they come in by the bridge: `::1/128`. */
   readonly localRoutes: readonly string[];
 }
+
+/** What a network needs for whose workloads the host is a router: it believes no advertisements of other routers. */
+export const routerNeeds = ({
+  ipv6,
+}: Pick<Network, 'ipv6'>): Pick<BridgeNeeds, 'bridgeSettings' | 'forwards'> => ({
+  bridgeSettings: ipv6 === undefined ? {} : { 'ipv6.forwarding': 1 },
+  forwards: ipv6 === undefined ? [4] : [4, 6],
+});
+export const NO_ROUTER = { bridgeSettings: {}, forwards: [] } as const;
 
 /** One network's objects on one host. */
 export interface BridgeDescription extends BridgeNeeds {
@@ -31,6 +40,8 @@ export interface BridgeDescription extends BridgeNeeds {
   readonly undecided: readonly string[];
   /** `fe80::…/64`, of a bridge that the agent makes for a network with IPv6: there from the first packet on. */
   readonly linkLocal?: string | undefined;
+  /** Of a bridge that the agent makes. */
+  readonly ownSettings: LinkSettings;
   /** The NIC that is to be a port. */
   readonly uplink?: { readonly device: string; readonly allowDefaultRoute: boolean } | undefined;
 }
@@ -53,6 +64,12 @@ export function describeBridge(
     gateways: holder === 'bridge' || holder === 'anycast' ? addresses : [],
     undecided: holder === 'undecided' ? addresses : [],
     ...(network.ipv6 !== undefined && { linkLocal: `${mac.linkLocal().toString()}/64` }),
+    // New devices may have IPv6 switched off (`default.disable_ipv6`); a gateway is to have addresses. What workloads
+    // advertise is no way for the host.
+    ownSettings: {
+      ...(network.ipv6 !== undefined && { 'ipv6.disable_ipv6': 0 }),
+      'ipv6.accept_ra': 0,
+    },
     ...(uplink !== undefined && {
       uplink: { device: uplink.device, allowDefaultRoute: uplink.allowDefaultRoute === true },
     }),

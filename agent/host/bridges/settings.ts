@@ -1,10 +1,6 @@
 import { isKernelError } from '#native/errors.ts';
 import { readSysctl } from '#native/sysctl.ts';
 
-// Settings of the whole host, as `BridgeNeeds.hostSettings` names them.
-export const IPV4_FORWARDING = 'net.ipv4.ip_forward';
-export const IPV6_FORWARDING = 'net.ipv6.conf.all.forwarding';
-
 /** A device, or a kernel, may have no IPv6 at all: then there is no such setting. */
 export function readIfThere(path: readonly string[]): string | undefined {
   try {

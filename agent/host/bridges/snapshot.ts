@@ -1,6 +1,12 @@
 import { IpPrefix } from '#protocol/address.ts';
 import type { Link } from '#native/link.ts';
 import type { Kernel } from '../kernel.ts';
+import {
+  type Family,
+  type ForwardingSwitch,
+  forwardingSwitch,
+  SWITCHES,
+} from '../networks/forwarding.ts';
 import { LOCAL_TABLE } from './routes.ts';
 import { readIfThere } from './settings.ts';
 import type { BridgeDescription } from './description.ts';
@@ -12,8 +18,8 @@ export interface BridgeSnapshot {
   readonly uplink?: Link | null;
   /** `10.42.0.1/24`, of the bridge. */
   readonly addresses?: readonly string[];
-  /** Settings of the host that the description names; those that the kernel does not have are missing. */
-  readonly settings?: ReadonlyMap<string, string>;
+  /** Who has switched on that the host forwards; a family that the kernel does not have is missing. */
+  readonly forwarding?: ReadonlyMap<Family, ForwardingSwitch>;
   /** Destinations for which the bridge has a route of type local. */
   readonly localRoutes?: readonly string[];
 }
@@ -31,16 +37,16 @@ export function glance(kernel: Kernel, { bridge, uplink }: BridgeDescription): B
 export function look(kernel: Kernel, description: BridgeDescription): BridgeSnapshot {
   const seen = glance(kernel, description);
   const { link } = seen;
-  const settings = new Map<string, string>();
-  for (const name of Object.keys(description.hostSettings)) {
-    const value = readIfThere(name.split('.'));
-    if (value !== undefined) settings.set(name, value);
-  }
-  if (link === null) return { ...seen, settings };
+  const forwarding = new Map(
+    description.forwards
+      .filter((family) => readIfThere(SWITCHES[family]) !== undefined)
+      .map((family) => [family, forwardingSwitch(family)] as const),
+  );
+  if (link === null) return { ...seen, forwarding };
   const { index: ifindex } = link;
   return {
     ...seen,
-    settings,
+    forwarding,
     addresses: kernel.addresses
       .list({ ifindex })
       .filter((one) => one.ifindex === ifindex)

@@ -1,7 +1,7 @@
 import { IpAddress, type IpPrefix } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
-import { ARRIVED, isolatedArrivalFacts } from './port-filter.ts';
+import { ARRIVED, BRIDGED, bridgedFrameFacts, isolatedArrivalFacts } from './port-filter.ts';
 import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
 
 // host-only networks: masquerade outward, inward by port map alone; and what portIsolation needs of routing.
@@ -19,6 +19,15 @@ export const HOST_NAT = {
     inside: { key: ['ifname', 'ifname'] },
     /** The same, of networks whose ports reach the gateway alone. */
     isolated: { key: ['ifname', 'ifname'] },
+    /** Bridges that we made for bridged networks: nothing is routed to them or from them. */
+    closed: { key: ['ifname'] },
+    /** Those of them with an uplink: what host-only networks masquerade may leave by them. */
+    segments: { key: ['ifname'] },
+    /** Bridges of networks that say `routed`. */
+    routed: { key: ['ifname'] },
+    /** Protocols whose forwarding this agent has switched on, and devices that an operator had opened before. */
+    shut: { key: ['ether_type'] },
+    opened: { key: ['ether_type', 'ifname'] },
     /** Subnets of host-only networks, and by which bridge one may enter them. */
     pool4: { key: ['ipv4_addr'], interval: true },
     pool6: { key: ['ipv6_addr'], interval: true },
@@ -79,14 +88,24 @@ export const HOST_NAT = {
     forward: {
       hook: 'type filter hook forward priority filter; policy accept;',
       rules: [
-        'ct status dnat accept',
+        'iifname @bridges ct status dnat accept',
+        'oifname @bridges ct status dnat accept',
         `meta mark and ${ARRIVED} != 0 iifname . oifname @isolated counter drop`,
         'iifname . oifname @inside accept',
         'oifname @bridges ct state established,related accept',
         'oifname @bridges counter drop',
+        'oifname @closed oifname != @segments counter drop',
         'iifname @bridges ip saddr @nat4 accept',
         'iifname @bridges ip6 saddr @nat6 accept',
         'iifname @bridges counter drop',
+        'iifname @closed counter drop',
+        'oifname @closed counter drop',
+        'iifname @routed accept',
+        'oifname @routed accept',
+        // What is left is between devices that are none of ours.
+        `meta mark and ${BRIDGED} != 0 accept`,
+        'meta protocol . iifname @opened accept',
+        'meta protocol @shut counter drop',
       ],
     },
   },
@@ -123,6 +142,41 @@ export function hostOnlyFacts(network: Network): Fact[] {
     }),
   ];
 }
+
+/**
+ * A bridged network on its bridge, as far as the host routes. On a bridge that was there (`made` is false), what is
+ * routed is its owner's business, as on any other device of the host.
+ */
+export function routingFacts(
+  { bridge, routed, uplink }: Pick<Network, 'bridge' | 'routed' | 'uplink'>,
+  made: boolean,
+): Fact[] {
+  const within = nat('inside', { key: [bridge, bridge] });
+  if (routed === true) return [within, nat('routed', { key: [bridge] })];
+  if (!made) return [];
+  return [
+    within,
+    nat('closed', { key: [bridge] }),
+    ...(uplink === undefined ? [] : [nat('segments', { key: [bridge] })]),
+  ];
+}
+
+/** linux/if_ether.h: ETH_P_IP and ETH_P_IPV6. */
+const ETHER_TYPES = { 4: 0x0800, 6: 0x86dd } as const;
+
+/**
+ * Nothing of these families is forwarded between two devices that are none of ours. `opened` are devices whose IPv4
+ * an operator forwards all the same.
+ */
+export const foreignForwardingFacts = (
+  families: readonly (4 | 6)[],
+  opened: readonly string[],
+): Fact[] => [
+  ...families
+    .map((family) => ETHER_TYPES[family])
+    .flatMap((type) => [nat('shut', { key: [type] }), ...bridgedFrameFacts(type)]),
+  ...opened.map((name) => nat('opened', { key: [ETHER_TYPES[4], name] })),
+];
 
 /** Keeps ports of a bridge from each other also on the way through the gateway. */
 export const isolatedFacts = ({ bridge }: Pick<Network, 'bridge'>): Fact[] => [

@@ -16,6 +16,12 @@ const UNMARKED = (~PASSED >>> 0).toString();
  * routed see what is bridged, too, from one port to the uplink for one, and with the same devices.
  */
 export const ARRIVED = 0x0020_0000;
+/**
+ * Bit that says: this frame goes from port to port of some bridge of the host, ours or not. Where br_netfilter is on,
+ * rules for what is routed see it, too, and must not take it for routed. It lives within that bridge.
+ */
+export const BRIDGED = 0x0040_0000;
+const NOT_BRIDGED = (~BRIDGED >>> 0).toString();
 
 const PORT_SETS = {
   /** Devices under the filter. */
@@ -194,6 +200,8 @@ export const BRIDGE_FILTER = {
     trusted: { key: ['ifname'] },
     /** Ports in hairpin mode, twice: a frame may leave where it came from if it is for the port's own MAC. */
     hairpin: { key: ['ifname', 'ifname'] },
+    /** Protocols whose frames are marked while they go from port to port. */
+    marked: { key: ['ether_type'] },
   },
   chains: {
     ...portChains('iifname', [`meta mark set meta mark or ${PASSED}`, 'accept']),
@@ -210,12 +218,17 @@ export const BRIDGE_FILTER = {
     forward: {
       hook: 'type filter hook forward priority -300; policy accept;',
       rules: [
+        `meta protocol @marked meta mark set meta mark or ${BRIDGED}`,
         'iifname . oifname @hairpin iifname . ether daddr != @mac counter drop',
         'iifname @ports accept',
         'iifname @trusted accept',
         'oifname @ports counter drop',
         'oifname @trusted counter drop',
       ],
+    },
+    postrouting: {
+      hook: 'type filter hook postrouting priority 300; policy accept;',
+      rules: [`meta mark and ${BRIDGED} != 0 meta mark set meta mark and ${NOT_BRIDGED}`],
     },
   },
 } as const satisfies Ruleset;
@@ -321,6 +334,11 @@ export const arrivalFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeL
 
 /** Marks what comes to the host by a bridge with `portIsolation`. */
 export const isolatedArrivalFacts = (name: string): Fact[] => [device('isolated', { key: [name] })];
+
+/** Marks the frames of a protocol (ETH_P_…) that go from port to port of any bridge. */
+export const bridgedFrameFacts = (etherType: number): Fact[] => [
+  bridge('marked', { key: [etherType] }),
+];
 
 interface BridgeLink {
   readonly name: string;

@@ -6,12 +6,13 @@ import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
-import { isolatedFacts } from '../firewall/host-nat.ts';
+import { isolatedFacts, routingFacts } from '../firewall/host-nat.ts';
 import { bridgePortFacts, hairpinFacts, trustedFacts } from '../firewall/port-filter.ts';
 import type { Fact } from '../firewall/ruleset.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Bridges, NeedsOfType } from '../bridges/bridges.ts';
+import { NO_ROUTER, routerNeeds } from '../bridges/description.ts';
 import { ifbOf, limitBandwidth, observeBandwidth } from './bandwidth.ts';
 import { NetworkBridge } from './bridge.ts';
 import { mendPort, setNewPort } from './bridge-port.ts';
@@ -300,12 +301,14 @@ const attached = (network: Network, device: Device): AttachedDevice => ({
   filter: network.filter ? 'full' : 'none',
 });
 
-/** A bridge whose network has nothing to do with the host's addresses. */
+/** A bridge whose network has nothing to do with the host's addresses, unless it is routed. */
 export const bridgedNeeds = (network: Network): NeedsOfType => ({
-  bridgeSettings: {},
-  hostSettings: {},
+  ...(network.routed === true ? routerNeeds(network) : NO_ROUTER),
   localRoutes: [],
-  facts: network.portIsolation === true ? isolatedFacts(network) : [],
+  facts: (made) => [
+    ...routingFacts(network, made),
+    ...(network.portIsolation === true ? isolatedFacts(network) : []),
+  ],
 });
 
 function portFacts(

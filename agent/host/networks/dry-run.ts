@@ -7,7 +7,8 @@ import { writeSysctl } from '#native/sysctl.ts';
 import { type KernelOperation, operationsDuring } from '#native/trace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { Kernel } from '../kernel.ts';
-import { IPV4_FORWARDING, IPV6_FORWARDING, readIfThere } from '../bridges/settings.ts';
+import { readIfThere } from '../bridges/settings.ts';
+import { SWITCHES } from './forwarding.ts';
 import type { NetworkType, NetworkTypes } from './network-type.ts';
 import type { NamedNamespace } from './workload.ts';
 
@@ -50,10 +51,7 @@ export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperat
       details: { path: 'dryRun' },
     });
   }
-  const settings = [IPV4_FORWARDING, IPV6_FORWARDING].map((name) => {
-    const path = name.split('.');
-    return { path, value: readIfThere(path) };
-  });
+  const settings = Object.values(SWITCHES).map((path) => ({ path, value: readIfThere(path) }));
   using stage = Namespace.createUnnamed();
   using workload = Namespace.createUnnamed();
   const away = request.netns !== undefined || madeNamespace !== undefined;

@@ -5,7 +5,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import { hostOnlyFacts, isolatedFacts } from '../firewall/host-nat.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { NeedsOfType } from '../bridges/bridges.ts';
-import { IPV4_FORWARDING, IPV6_FORWARDING } from '../bridges/settings.ts';
+import { routerNeeds } from '../bridges/description.ts';
 import type { Bridged } from './bridged.ts';
 import {
   type KnownOfAttach,
@@ -107,15 +107,15 @@ export class HostOnly implements NetworkType {
  * What such a network needs around its bridge: forwarding, and a way for replies to what was mapped from ::1 and
  * 127.0.0.1, which come in by the bridge.
  */
-export const hostOnlyNeeds = (network: Network): NeedsOfType => ({
-  bridgeSettings: { 'ipv4.route_localnet': 1 },
-  hostSettings: {
-    [IPV4_FORWARDING]: '1',
-    ...(network.ipv6 !== undefined && { [IPV6_FORWARDING]: '1' }),
-  },
-  localRoutes: network.ipv6 === undefined ? [] : ['::1/128'],
-  facts: [
-    ...hostOnlyFacts(network),
-    ...(network.portIsolation === true ? isolatedFacts(network) : []),
-  ],
-});
+export const hostOnlyNeeds = (network: Network): NeedsOfType => {
+  const needs = routerNeeds(network);
+  return {
+    ...needs,
+    bridgeSettings: { ...needs.bridgeSettings, 'ipv4.route_localnet': 1 },
+    localRoutes: network.ipv6 === undefined ? [] : ['::1/128'],
+    facts: () => [
+      ...hostOnlyFacts(network),
+      ...(network.portIsolation === true ? isolatedFacts(network) : []),
+    ],
+  };
+};

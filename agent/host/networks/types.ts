@@ -12,6 +12,7 @@ import { Applied } from '../bridges/applied.ts';
 import { Bridges, type NeedsOfType } from '../bridges/bridges.ts';
 import { Bridged, bridgedNeeds } from './bridged.ts';
 import { HostOnly, hostOnlyNeeds } from './host-only.ts';
+import { Forwarding } from './forwarding.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
 import type { NetworkTypes } from './network-type.ts';
@@ -31,6 +32,7 @@ export interface HostNetwork {
     Firewall,
     'start' | 'restore' | 'unload' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
+  readonly forwarding: Pick<Forwarding, 'start' | 'switchOff' | typeof Symbol.dispose>;
   /** What `netns` of a request leads to, and whether what it has led to is still there. */
   readonly namespaces: Pick<WorkloadNamespaces, 'find' | 'hasLeft'>;
   /** What reconcile looks at, and watches. */
@@ -75,6 +77,7 @@ export function openHostNetwork(options: {
   const kernel = new Kernel();
   const removal = new Removal(new Kernel(), log);
   const firewall = new Firewall({ log, table: nftablesTable });
+  const forwarding = new Forwarding({ kernel, firewall, log });
   const dryRuns = new DryRuns({ settings: { host, nftablesTable }, log });
   const namespaces = new WorkloadNamespaces({ journal, kernel });
   const applied = new Applied({ runtimeDir, log });
@@ -84,7 +87,7 @@ export function openHostNetwork(options: {
   const attached = (): ReadonlySet<string> =>
     new Set(journal.values().flatMap(({ attachment }) => attachment?.network ?? []));
   const bridges = new Bridges({
-    ...{ host, kernel, firewall, applied, needsOf },
+    ...{ host, kernel, firewall, forwarding, applied, needsOf },
     ...{ inUse, attached, log },
   });
   return {
@@ -99,6 +102,7 @@ export function openHostNetwork(options: {
       log,
     }),
     firewall,
+    forwarding,
     namespaces,
     devices: openHostDevices(kernel, removal),
     dryRuns: {
@@ -143,8 +147,10 @@ export function networkTypesOver(parts: {
   const applied = new Applied({ runtimeDir: undefined, log });
   const inUse = (): ReadonlySet<string> => new Set();
   const bridges =
-    parts.bridges ?? new Bridges({
+    parts.bridges ??
+    new Bridges({
       ...{ host, kernel, firewall, applied, needsOf },
+      forwarding: new Forwarding(parts),
       ...{ inUse, attached: inUse, log },
     });
   const bridged = new Bridged({ ...parts, bridges });

@@ -5,6 +5,7 @@ import { Applied } from '#agent/host/bridges/applied.ts';
 import { Bridges } from '#agent/host/bridges/bridges.ts';
 import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
+import { Forwarding } from '#agent/host/networks/forwarding.ts';
 import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
 import { bridgeTag, bridgeTagOf } from '#agent/host/networks/gateways.ts';
 import { ip } from '../../support/kernel.ts';
@@ -26,11 +27,13 @@ const inUse = new Set<string>();
 
 /** Another agent each time, which knows what the one before has written. */
 let applied: Applied;
+const firewall = new Firewall({ log, table: 'volt' });
 const agent = (): Bridges =>
   new Bridges({
     host: 'h1',
     kernel,
-    firewall: new Firewall({ log, table: 'volt' }),
+    firewall,
+    forwarding: new Forwarding({ kernel, firewall, log }),
     applied,
     needsOf: bridgedNeeds,
     inUse: () => inUse,

@@ -6,6 +6,7 @@ import { Applied } from '#agent/host/bridges/applied.ts';
 import { Bridges, type NeedsOfType } from '#agent/host/bridges/bridges.ts';
 import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
+import { Forwarding, SWITCHES } from '#agent/host/networks/forwarding.ts';
 import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
 import { hostOnlyNeeds } from '#agent/host/networks/host-only.ts';
 import { createLog } from '#agent/log.ts';
@@ -24,8 +25,18 @@ const needsOf = (network: Network): NeedsOfType =>
 function agent(): Bridges {
   const applied = new Applied({ runtimeDir: undefined, log });
   const firewall = new Firewall({ log, table: 'volt' });
-  return new Bridges({ host: 'h1', kernel, firewall, applied, needsOf, inUse: () => inUse,
-    attached: () => inUse, log });
+  const forwarding = new Forwarding({ kernel, firewall, log });
+  return new Bridges({
+    host: 'h1',
+    kernel,
+    firewall,
+    forwarding,
+    applied,
+    needsOf,
+    inUse: () => inUse,
+    attached: () => inUse,
+    log,
+  });
 }
 
 const run = (command: string): void => void execFileSync('ip', command.split(' '));
@@ -116,9 +127,14 @@ describe.each(NETS)('a $type network', (network) => {
         const file = `/proc/sys/net/${family}/conf/br0/${key}`;
         return [`bridge.${name}`, () => writeFileSync(file, '0')];
       }),
-      ...Object.keys(description.hostSettings).map((name): [string, () => void] => [
-        `sysctl ${name}`,
-        () => writeFileSync(`/proc/sys/${name.replaceAll('.', '/')}`, '0'),
+      ...Object.keys({ ...description.ownSettings }).map((name): [string, () => void] => {
+        const [family, key] = name.split('.');
+        const file = `/proc/sys/net/${family}/conf/br0/${key}`;
+        return [`bridge.${name}`, () => writeFileSync(file, '1')];
+      }),
+      ...description.forwards.map((family): [string, () => void] => [
+        `sysctl ${SWITCHES[family].join('.')}`,
+        () => writeFileSync(`/proc/sys/${SWITCHES[family].join('/')}`, '0'),
       ]),
       ...(description.uplink === undefined
         ? []

@@ -114,12 +114,16 @@ test('what cannot be seen or used is said', () => {
     legacyTables: ['filter'],
     tun: false,
   };
-  const subjects = diagnose({ ...observed, nftables: 'missing', ipForward: false });
+  const subjects = diagnose({
+    ...observed,
+    nftables: 'missing',
+    forwardedBy: { 4: 'nobody', 6: 'nobody' },
+  });
   expect(subjects.map(({ severity, subject }) => `${severity} ${subject}`)).toEqual([
     'problem nftables',
     'advice kernel',
     'problem tun',
-    'problem forwarding',
+    'problem forwarding of IPv4',
     'advice iptables-legacy',
     'ok bridge doc0',
   ]);

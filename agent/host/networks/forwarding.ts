@@ -1,0 +1,186 @@
+import type { Link } from '#native/link.ts';
+import { subscribe } from '#native/netlink-events.ts';
+import { RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF } from '#native/rtnetlink.ts';
+import { writeSysctl } from '#native/sysctl.ts';
+import { foreignForwardingFacts } from '../firewall/host-nat.ts';
+import type { Firewall } from '../firewall/firewall.ts';
+import { readIfThere } from '../bridges/settings.ts';
+import type { Kernel } from '../kernel.ts';
+import type { Log } from '../../log.ts';
+import { DEVICE_GROUP } from './network-type.ts';
+
+export type Family = 4 | 6;
+
+export const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
+export const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
+
+const FAMILIES = [4, 6] as const;
+export const SWITCHES = { 4: IPV4_FORWARDING, 6: IPV6_FORWARDING } as const;
+
+/**
+ * What this agent writes into the switch; an operator, Docker and libvirt write 1. The kernel takes any value but 0
+ * for on. So one write both switches forwarding on and says who did it, and the word ends with what it is about: an
+ * operator who writes 1 takes over, and a reboot forgets both.
+ */
+const SWITCHED_BY_AGENT = '2';
+const SWITCHED_BY_OPERATOR = '1';
+
+const OWNER = 'forwarding';
+/** Between an event and the look at the switches: each device that comes causes events, too. */
+const LOOK_MS = 50;
+
+/** Who has switched on that the host forwards packets. */
+export type ForwardingSwitch = 'nobody' | 'agent' | 'operator';
+
+/** Reads the switch of one address family. A kernel without that family forwards nothing of it. */
+export function forwardingSwitch(family: Family): ForwardingSwitch {
+  const value = readIfThere(SWITCHES[family]) ?? '0';
+  if (value === '0') return 'nobody';
+  return value === SWITCHED_BY_AGENT ? 'agent' : 'operator';
+}
+
+/**
+ * The host's forwarding. Where this agent switches it on, it does so for its own networks alone: the firewall drops
+ * what would be forwarded between two devices that are none of ours. Where an operator has switched it on, that is
+ * his, and the firewall has no such rule.
+ */
+export class Forwarding implements Disposable {
+  readonly #kernel: Kernel;
+  readonly #firewall: Firewall;
+  readonly #log: Log;
+  #watch: Disposable | undefined;
+  #look: NodeJS.Timeout | undefined;
+  /** The families that are closed in the firewall. */
+  #closed: readonly Family[] = [];
+
+  constructor({ kernel, firewall, log }: { kernel: Kernel; firewall: Firewall; log: Log }) {
+    this.#kernel = kernel;
+    this.#firewall = firewall;
+    this.#log = log;
+  }
+
+  /** Puts the facts of an earlier agent's switches into the firewall, and follows the switches from now on. */
+  start(): void {
+    this.#revise();
+    const look = (): void => {
+      this.#look ??= setTimeout(() => {
+        this.#look = undefined;
+        this.#revise();
+      }, LOOK_MS).unref();
+    };
+    const groups = [RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF];
+    this.#watch ??= subscribe(groups, { onMessage: look, onOverrun: look });
+  }
+
+  /** Makes the host forward these families. Each setting that this changes is logged. */
+  switchOn(families: readonly Family[]): void {
+    if (families.includes(4) && forwardingSwitch(4) === 'nobody') this.#switchOn4();
+    if (families.includes(6) && forwardingSwitch(6) === 'nobody') this.#switchOn6();
+  }
+
+  /** Takes back what `switchOn` has switched on; what an operator has switched on stays. */
+  switchOff(families: readonly Family[] = FAMILIES): void {
+    for (const family of families) {
+      if (forwardingSwitch(family) !== 'agent') continue;
+      const kept = this.#kernel.links
+        .list()
+        .filter(isOfHost)
+        .map(({ name }) => ofDevice(family, name))
+        .filter((path) => readIfThere(path) === SWITCHED_BY_OPERATOR);
+      this.#set(SWITCHES[family], '0');
+      for (const path of kept) writeIfThere(path, SWITCHED_BY_OPERATOR);
+    }
+    this.#revise();
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#look);
+    this.#watch?.[Symbol.dispose]();
+  }
+
+  /** Brings the facts in the firewall to what the switches say. */
+  #revise(): void {
+    this.#close(FAMILIES.filter((family) => forwardingSwitch(family) === 'agent'));
+  }
+
+  /** Closes the host's forwarding of these families for devices that are none of ours, and of no others. */
+  #close(families: readonly Family[]): void {
+    if (families.join() === this.#closed.join()) return;
+    if (families.length === 0) this.#firewall.remove(OWNER);
+    else {
+      const opened = families.includes(4) ? openedByOperator(this.#kernel) : [];
+      this.#firewall.put(OWNER, foreignForwardingFacts(families, opened));
+    }
+    this.#closed = families;
+  }
+
+  /** The firewall closes before the switch is written, so that nothing passes in between. */
+  #closeAlso(family: Family): void {
+    this.#close(FAMILIES.filter((one) => one === family || forwardingSwitch(one) === 'agent'));
+  }
+
+  /** The switch writes to every device; those whose setting says something keep it. */
+  #switchOn4(): void {
+    const opened = openedByOperator(this.#kernel);
+    const macvtaps = this.#kernel.links.list().filter(isOwnMacvtap);
+    this.#closeAlso(4);
+    this.#set(IPV4_FORWARDING, SWITCHED_BY_AGENT);
+    for (const name of opened) writeIfThere(ofDevice(4, name), SWITCHED_BY_OPERATOR);
+    // While no guest holds a macvtap, the kernel gives its packets to the host, which must not forward them.
+    for (const { name } of macvtaps) writeIfThere(ofDevice(4, name), '0');
+  }
+
+  /**
+   * IPv6 is forwarded by the host or not; the setting of a device, which the switch writes to, too, says whether the
+   * host is a router there, and so believes no router advertisement. Devices, and the default of those to come, get
+   * back what they had: else the host would lose its own routes.
+   */
+  #switchOn6(): void {
+    const devices = this.#kernel.links.list().filter(isOfHost);
+    const found = ['default', ...devices.map(({ name }) => name)].map((name) => ({
+      name,
+      value: readIfThere(ofDevice(6, name)),
+      listens: readIfThere(acceptRa(name)) === '1',
+    }));
+    const listening = found.filter(({ listens }) => listens).map(({ name }) => name);
+    this.#closeAlso(6);
+    // When the switch is written, the kernel forgets the routes that devices with less than 2 have heard of.
+    for (const name of listening) writeIfThere(acceptRa(name), '2');
+    this.#set(IPV6_FORWARDING, SWITCHED_BY_AGENT);
+    for (const { name, value } of found) {
+      if (value !== undefined) writeIfThere(ofDevice(6, name), value);
+    }
+    for (const name of listening) writeIfThere(acceptRa(name), '1');
+  }
+
+  #set(path: readonly string[], value: string): void {
+    writeSysctl(path, value);
+    this.#log.warn({ sysctl: path.join('.'), value }, 'sysctl set, for the networks of this host');
+  }
+}
+
+const ofDevice = (family: Family, name: string): string[] => [
+  'net',
+  `ipv${family}`,
+  'conf',
+  name,
+  'forwarding',
+];
+const acceptRa = (name: string): string[] => ['net', 'ipv6', 'conf', name, 'accept_ra'];
+
+/** Devices with a setting of their own: not the ports of workloads, of which there may be thousands. */
+const isOfHost = ({ group, kind }: Link): boolean => group !== DEVICE_GROUP || kind === 'bridge';
+const isOwnMacvtap = ({ group, kind }: Link): boolean =>
+  group === DEVICE_GROUP && kind === 'macvtap';
+
+/** Devices for which an operator has switched IPv4 forwarding on, one by one. */
+const openedByOperator = ({ links }: Kernel): string[] =>
+  links
+    .list()
+    .filter((link) => isOfHost(link) && link.settings?.['ipv4.forwarding'] === 1)
+    .map(({ name }) => name);
+
+/** A device may be gone by now. */
+function writeIfThere(path: readonly string[], value: string): void {
+  if ((readIfThere(path) ?? value) !== value) writeSysctl(path, value);
+}
