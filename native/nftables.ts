@@ -13,8 +13,23 @@ import {
 } from './netlink-descriptor.ts';
 import { subscribe } from './netlink-events.ts';
 import { eachMessage, NLMSG_HEADER_BYTES, outcomeOf } from './netlink-message.ts';
-import { NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR } from './rtnetlink.ts';
-import { ELEMENT_LIST, type SetDeclaration, type SetElement, writeElements } from './nftset.ts';
+import {
+  NLM_F_ACK,
+  NLM_F_APPEND,
+  NLM_F_CREATE,
+  NLM_F_DUMP,
+  NLM_F_DUMP_INTR,
+  NLM_F_REQUEST,
+  NLMSG_DONE,
+  NLMSG_ERROR,
+} from './rtnetlink.ts';
+import {
+  ELEMENT_LIST,
+  readElementTexts,
+  type SetDeclaration,
+  type SetElement,
+  writeElements,
+} from './nftset.ts';
 import { traced } from './trace.ts';
 import { Writer } from './writer.ts';
 
@@ -31,6 +46,7 @@ const NFT_MSG_NEWCHAIN = NFT_MSG_NEWTABLE | 3;
 const NFT_MSG_DELCHAIN = NFT_MSG_NEWTABLE | 5;
 const NFT_MSG_NEWRULE = NFT_MSG_NEWTABLE | 6;
 const NFT_MSG_NEWSETELEM = NFT_MSG_NEWTABLE | 12;
+const NFT_MSG_GETSETELEM = NFT_MSG_NEWTABLE | 13;
 const NFT_MSG_DELSETELEM = NFT_MSG_NEWTABLE | 14;
 const NFT_TABLE_F_OWNER = 0x2;
 const NFT_TABLE_F_PERSIST = 0x4;
@@ -93,6 +109,9 @@ const RECEIVE_BYTES = 128 * 1024;
 const MSG_DONTWAIT = 0x40;
 const EIO = 5;
 const EAGAIN = 11;
+const NFGENMSG_BYTES = 4;
+/** A set that changes while it is read is read again, so often at most. */
+const MAX_READINGS = 5;
 
 export interface NftTable {
   readonly family: keyof typeof FAMILIES;
@@ -243,7 +262,20 @@ export class Nftables implements Disposable {
     if (messages.length > 0) this.#transaction('nft transaction', messages);
   }
 
-  /** Calls back after each transaction of somebody else, until disposed. Keeps the process alive. */
+  /** What a set or map has, as texts that are equal to those of `elementTexts`; null when there is no such set. */
+  elements(table: NftTable, set: string): string[] | null {
+    for (let reading = 1; ; reading += 1) {
+      try {
+        const { texts, whole } = this.#readElements(table, set);
+        if (whole || reading === MAX_READINGS) return texts;
+      } catch (error) {
+        if (isKernelError(error, 'ENOENT')) return null;
+        throw error;
+      }
+    }
+  }
+
+  /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */
   onForeignChange(callback: () => void): Disposable {
     const address = Buffer.alloc(SOCKADDR_BYTES);
     checked(libc.getsockname(this.#fd, address, [address.length]), 'getsockname', 'nftables');
@@ -321,6 +353,42 @@ export class Nftables implements Disposable {
       );
       this.#collect(operation, first, asked);
     });
+  }
+
+  #readElements({ family, name }: NftTable, set: string): { texts: string[]; whole: boolean } {
+    const operation = 'NFT_MSG_GETSETELEM';
+    const subject = `${family} ${name} ${set}`;
+    const writer = new Writer();
+    const sequence = this.#frame(writer, {
+      type: NFT_MSG_GETSETELEM,
+      flags: NLM_F_DUMP,
+      family: FAMILIES[family],
+      resource: 0,
+      write: (body) =>
+        writeAttributes(body, ELEMENT_LIST, {
+          NFTA_SET_ELEM_LIST_TABLE: name,
+          NFTA_SET_ELEM_LIST_SET: set,
+        }),
+    });
+    retryInterrupted(() =>
+      checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, subject),
+    );
+    const texts: string[] = [];
+    let errno: number | undefined;
+    let whole = true;
+    while (errno === undefined) {
+      const length = this.#receive(operation);
+      if (length === 0) throw new Unanswered({ operation, subject, errno: EIO });
+      eachMessage(this.#received.subarray(0, length), (message) => {
+        if (message.sequence !== sequence) return;
+        if ((message.flags & NLM_F_DUMP_INTR) !== 0) whole = false;
+        const ends = message.type === NLMSG_DONE || message.type === NLMSG_ERROR;
+        if (ends) errno = outcomeOf(message).errno;
+        else texts.push(...readElementTexts(message.body.subarray(NFGENMSG_BYTES)));
+      });
+    }
+    if (errno !== 0) throw new KernelError({ operation, subject, errno });
+    return { texts, whole };
   }
 
   #growSendBuffer(bytes: number): void {

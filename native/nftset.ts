@@ -1,5 +1,14 @@
 import { IpAddress, MacAddress } from '#protocol/address.ts';
-import { be32, type Table, unterminated, writeAttributes } from './codec.ts';
+import {
+  be32,
+  bytes as blob,
+  listOf,
+  nested,
+  readAttributes,
+  type Table,
+  unterminated,
+  writeAttributes,
+} from './codec.ts';
 import { CodecError, type Writer } from './writer.ts';
 
 // Sets and maps of nftables (linux/netfilter/nf_tables.h): one declaration gives the text that libnftables
@@ -25,7 +34,7 @@ const FIELDS = {
 
 export type SetField = keyof typeof FIELDS;
 
-/** `ifname`: text. `inet_proto` and `inet_service`: a number. The others: an address. */
+/** `ifname`: text. `ether_type`, `inet_proto` and `inet_service`: a number. The others: an address. */
 export type SetValue = string | number | IpAddress | MacAddress;
 
 export interface SetDeclaration {
@@ -82,26 +91,34 @@ export function writeElements(
   elements: readonly SetElement[],
 ): void {
   writer.attribute(NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, () => {
-    for (const { key, end, data } of elements) {
-      const start = encode(declaration.key, key);
-      const last = end === undefined ? undefined : encode(declaration.key, end);
-      const value = data && declaration.data && encode(declaration.data, data);
-      const concatenated = declaration.key.length > 1;
-      writeElement(writer, {
-        key: start,
-        ...(value !== undefined && { data: value }),
-        ...(concatenated && last !== undefined && { end: last }),
-      });
-      const after = concatenated || last === undefined ? null : successor(last);
-      if (after !== null) writeElement(writer, { key: after, flags: NFT_SET_ELEM_INTERVAL_END });
+    for (const element of elements) {
+      for (const one of wireElements(declaration, element)) writeElement(writer, one);
     }
   });
 }
 
-function writeElement(
-  writer: Writer,
-  element: { key: Uint8Array; end?: Uint8Array; data?: Uint8Array; flags?: number },
-): void {
+interface WireElement {
+  readonly key: Uint8Array;
+  readonly end?: Uint8Array | undefined;
+  readonly data?: Uint8Array | undefined;
+  readonly flags?: number | undefined;
+}
+
+/** What one element is in the kernel: one, or the two ends of a range. */
+function wireElements(declaration: SetDeclaration, element: SetElement): WireElement[] {
+  const { key, end, data } = element;
+  const concatenated = declaration.key.length > 1;
+  const last = end === undefined ? undefined : encode(declaration.key, end);
+  const first = {
+    key: encode(declaration.key, key),
+    data: data && declaration.data && encode(declaration.data, data),
+    end: concatenated ? last : undefined,
+  };
+  const after = concatenated || last === undefined ? null : successor(last);
+  return after === null ? [first] : [first, { key: after, flags: NFT_SET_ELEM_INTERVAL_END }];
+}
+
+function writeElement(writer: Writer, element: WireElement): void {
   const value = (type: number, bytes: Uint8Array | undefined): void => {
     if (bytes === undefined) return;
     writer.attribute(type | NLA_F_NESTED, () => {
@@ -116,6 +133,41 @@ function writeElement(
     value(NFTA_SET_ELEM_KEY_END, element.end);
     value(NFTA_SET_ELEM_DATA, element.data);
   });
+}
+
+const VALUE = { NFTA_DATA_VALUE: blob(NFTA_DATA_VALUE) } as const satisfies Table;
+const ELEMENTS = {
+  NFTA_SET_ELEM_LIST_ELEMENTS: listOf(NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM, {
+    NFTA_SET_ELEM_KEY: nested(NFTA_SET_ELEM_KEY, VALUE),
+    NFTA_SET_ELEM_DATA: nested(NFTA_SET_ELEM_DATA, VALUE),
+    NFTA_SET_ELEM_FLAGS: ELEMENT.NFTA_SET_ELEM_FLAGS,
+    NFTA_SET_ELEM_KEY_END: nested(NFTA_SET_ELEM_KEY_END, VALUE),
+  }),
+} as const satisfies Table;
+
+/** The attributes of a message NFT_MSG_NEWSETELEM, as texts that are equal to those of `elementTexts`. */
+export function readElementTexts(attributes: Buffer): string[] {
+  const { NFTA_SET_ELEM_LIST_ELEMENTS: elements = [] } = readAttributes(ELEMENTS, attributes);
+  return elements.map((element) =>
+    elementText({
+      key: element.NFTA_SET_ELEM_KEY?.NFTA_DATA_VALUE,
+      end: element.NFTA_SET_ELEM_KEY_END?.NFTA_DATA_VALUE,
+      data: element.NFTA_SET_ELEM_DATA?.NFTA_DATA_VALUE,
+      flags: element.NFTA_SET_ELEM_FLAGS,
+    }),
+  );
+}
+
+/** What the kernel has of one element, a text each: equal texts are the same element with the same value. */
+export const elementTexts = (declaration: SetDeclaration, element: SetElement): string[] =>
+  wireElements(declaration, element).map(elementText);
+
+/** One that the kernel sent may lack anything. */
+type ReadElement = Omit<WireElement, 'key'> & { readonly key: Uint8Array | undefined };
+
+function elementText({ key, end, data, flags = 0 }: ReadElement): string {
+  const parts = [key, end, data].map((part) => Buffer.from(part ?? []).toString('hex'));
+  return `${parts.join(' ')}${(flags & NFT_SET_ELEM_INTERVAL_END) === 0 ? '' : ' end'}`;
 }
 
 /** Fields one after the other, each padded to a register of four bytes; a single field is as long as it is. */

@@ -8,7 +8,16 @@ import {
   type NftTable,
   Unanswered,
 } from '#native/nftables.ts';
+import { elementTexts } from '#native/nftset.ts';
 import type { Log } from '../../log.ts';
+import {
+  chainsIn,
+  deviceChain,
+  type NftContent,
+  setsIn,
+  type TableDifference,
+  tableDifferences,
+} from './contents.ts';
 import { HOST_NAT } from './host-nat.ts';
 import { BRIDGE_FILTER, DEVICE_FILTER } from './port-filter.ts';
 import {
@@ -41,6 +50,8 @@ export class Firewall implements Disposable {
   #nftables: Nftables | undefined;
   #problem: unknown;
   #watch: Disposable | undefined;
+  /** Chains with their rules as they were when loaded; undefined where nobody else can change them. */
+  #rules: readonly NftContent[] | undefined;
   #look: NodeJS.Timeout | undefined;
   #onRestored: ((differences: readonly TableDifference[]) => void) | undefined;
 
@@ -114,11 +125,24 @@ export class Firewall implements Disposable {
     return this.#wanted.has(owner);
   }
 
-  /** True when rules and facts are in the kernel as they should be; reads all of them. */
-  isIntact(): boolean {
+  /**
+   * What our tables should have: elements by set, and rules by chain where others can change them. Rules are as they
+   * were listed when they had been loaded.
+   */
+  expected(): NftContent[] {
+    return RULESETS.flatMap((ruleset) => this.#expectedOf(ruleset));
+  }
+
+  /** Where the kernel has something else; reads all of it. Empty while nftables cannot be used: see `problem`. */
+  differences(): TableDifference[] {
     const nftables = this.#nftables;
-    if (nftables === undefined || this.#problem !== undefined) return this.#wanted.size === 0;
-    return this.#differences(nftables).length === 0;
+    if (nftables === undefined || this.#problem !== undefined) return [];
+    const found = RULESETS.flatMap((ruleset) => {
+      const table = this.#tableOf(ruleset);
+      const chains = this.#rules === undefined ? [] : chainsIn(nftables, table);
+      return [...chains, ...setsIn(nftables, table, ruleset)];
+    });
+    return tableDifferences(this.expected(), found);
   }
 
   /** Loads everything again if it is not as it should be, where others can change it, or where it could not be before. */
@@ -126,7 +150,7 @@ export class Firewall implements Disposable {
     if (this.#problem !== undefined) this.ready();
     if (this.#nftables === undefined) return;
     if (this.#watch === undefined) return;
-    const differences = this.#differences(this.#nftables);
+    const differences = this.differences();
     if (differences.length === 0) return;
     this.#load(this.#nftables);
     this.#log.warn(
@@ -219,6 +243,7 @@ export class Firewall implements Disposable {
       nftables.makeTables(tables, { exclusive });
       nftables.run(rules, 'rules');
     }
+    if (this.#watch !== undefined) this.#rules = this.#listedRules(nftables);
     nftables.change([
       ...RULESETS.flatMap((ruleset) =>
         Object.entries(ruleset.sets).map(([set, declaration]): ElementChange => ({
@@ -285,39 +310,33 @@ export class Firewall implements Disposable {
     });
   }
 
-  #differences(nftables: Nftables): TableDifference[] {
-    return RULESETS.flatMap((ruleset) => {
-      const found = countsIn(nftables, this.#tableOf(ruleset));
-      return this.#expectedCounts(ruleset).flatMap(([of, expected]): TableDifference[] => {
-        const observed = found?.get(of) ?? null;
-        return observed === expected
-          ? []
-          : [{ what: `${ruleset.family} ${of}`, expected, observed }];
-      });
-    });
-  }
-
-  /** Rules by chain and elements by set, as many as there should be. */
-  #expectedCounts({ family, sets, chains }: Ruleset): [of: string, count: number][] {
+  #expectedOf({ family, sets }: Ruleset): NftContent[] {
     const facts = this.#facts().filter(({ ruleset }) => ruleset.family === family);
-    const inSet = (name: string): number =>
-      facts.filter((fact) => fact.kind === 'element' && fact.set === name).length;
+    const elements = Map.groupBy(facts.filter(isElement), ({ set }) => set);
+    const own = (this.#rules ?? []).filter(({ what }) => what.startsWith(`${family} `));
+    const onDevices = this.#rules === undefined ? [] : facts.filter(isChain);
     return [
-      ...Object.entries(chains).map(([name, { rules }]): [string, number] => [
-        `chain ${name}`,
-        rules.length,
-      ]),
-      ...facts.filter(isChain).map(({ chain }): [string, number] => [`chain ${chain}`, 1]),
-      ...Object.keys(sets).map((name): [string, number] => [`set ${name}`, inSet(name)]),
+      ...own,
+      ...onDevices.map(({ chain, hook, goto }) => ({
+        what: `${family} chain ${chain}`,
+        has: deviceChain(hook, goto),
+      })),
+      ...Object.entries(sets).map(([set, declaration]) => ({
+        what: `${family} set ${set}`,
+        has: (elements.get(set) ?? []).flatMap(({ element }) => elementTexts(declaration, element)),
+      })),
     ];
   }
-}
 
-/** How many rules of a chain, or elements of a set, there should be and are; null without it: `bridge set mac`. */
-export interface TableDifference {
-  readonly what: string;
-  readonly expected: number;
-  readonly observed: number | null;
+  /** The chains of our rules, without those on single devices, as they are listed now. */
+  #listedRules(nftables: Nftables): NftContent[] {
+    return RULESETS.flatMap((ruleset) => {
+      const names = new Set(
+        Object.keys(ruleset.chains).map((name) => `${ruleset.family} chain ${name}`),
+      );
+      return chainsIn(nftables, this.#tableOf(ruleset)).filter(({ what }) => names.has(what));
+    });
+  }
 }
 
 type Facts = ReadonlyMap<string, Fact>;
@@ -326,27 +345,6 @@ const NO_FACTS: Facts = new Map();
 
 const isChain = (fact: Fact): fact is ChainFact => fact.kind === 'chain';
 const isElement = (fact: Fact): fact is ElementFact => fact.kind === 'element';
-
-/** How many rules each chain and elements each set of a table has; null without the table. */
-function countsIn(nftables: Nftables, { family, name }: NftTable): Map<string, number> | null {
-  const listed = nftables.list(`list table ${family} ${name}`);
-  if (listed === null) return null;
-  const counts = new Map<string, number>();
-  const add = (of: string, count: number): void => {
-    counts.set(of, (counts.get(of) ?? 0) + count);
-  };
-  for (const object of listed) {
-    const { chain, rule, set = object['map'] } = object;
-    if (isNamed(chain)) add(`chain ${chain.name}`, 0);
-    if (typeof rule === 'object' && rule !== null && 'chain' in rule) {
-      add(`chain ${String(rule.chain)}`, 1);
-    }
-    if (isNamed(set)) {
-      add(`set ${set.name}`, 'elem' in set && Array.isArray(set.elem) ? set.elem.length : 0);
-    }
-  }
-  return counts;
-}
 
 const isNamed = (value: unknown): value is { readonly name: string } =>
   typeof value === 'object' && value !== null && 'name' in value && typeof value.name === 'string';

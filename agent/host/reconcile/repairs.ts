@@ -11,7 +11,7 @@ import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network-t
 import type { HostNetwork } from '../networks/types.ts';
 import type { Session } from '../../fleet/session.ts';
 import type { IdLocks } from '../../schedule/id-lock.ts';
-import type { TableDifference } from '../firewall/firewall.ts';
+import type { TableDifference } from '../firewall/contents.ts';
 import type { HostDevices } from './host-devices.ts';
 import { type Action, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';

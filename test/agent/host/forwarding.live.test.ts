@@ -2,7 +2,6 @@ import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { parseNetwork } from '#protocol/network.ts';
 import { diagnose, observeHost } from '#agent/host/doctor.ts';
 import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';

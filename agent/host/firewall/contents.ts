@@ -1,0 +1,102 @@
+import type { NftTable, Nftables } from '#native/nftables.ts';
+import type { Ruleset } from './ruleset.ts';
+
+/** One chain or set of our tables, as plain data. */
+export interface NftContent {
+  /** `bridge set mac`, `inet chain forward`. */
+  readonly what: string;
+  /** The hook of a base chain and its rules, in their order; or the elements of a set, in any. */
+  readonly has: readonly string[];
+}
+
+/** Where a chain or a set is not as it should be: `3 rules`, `2 of them and 1 other`. Null: it is not there. */
+export interface TableDifference {
+  readonly what: string;
+  readonly expected: string;
+  readonly observed: string | null;
+}
+
+/** Chains and sets that are expected and not there, or have something else. */
+export function tableDifferences(
+  expected: readonly NftContent[],
+  found: readonly NftContent[],
+): TableDifference[] {
+  const byWhat = new Map(found.map((content) => [content.what, content.has]));
+  return expected.flatMap(({ what, has }): TableDifference[] => {
+    const observed = byWhat.get(what);
+    const isSet = what.includes(' set ');
+    if (observed !== undefined && isSame(has, observed, isSet)) return [];
+    const entries = `${has.length} ${isSet ? 'elements' : 'entries'}`;
+    return [{ what, expected: entries, observed: observed ? compared(has, observed) : null }];
+  });
+}
+
+function isSame(a: readonly string[], b: readonly string[], isSet: boolean): boolean {
+  if (a.length !== b.length) return false;
+  if (!isSet) return a.every((one, index) => one === b[index]);
+  const all = new Set(b);
+  return a.every((one) => all.has(one));
+}
+
+function compared(expected: readonly string[], observed: readonly string[]): string {
+  const rest = [...observed];
+  const all = new Map<string, number>();
+  for (const one of observed) all.set(one, (all.get(one) ?? 0) + 1);
+  const kept = expected.filter((one) => {
+    const left = all.get(one) ?? 0;
+    all.set(one, left - 1);
+    return left > 0;
+  }).length;
+  if (kept === expected.length && kept === rest.length) return 'in another order';
+  return `${kept} of them and ${rest.length - kept} others`;
+}
+
+/** Chains of a table as the kernel has them; none without the table. Counters and handles are left out. */
+export function chainsIn(nftables: Nftables, { family, name }: NftTable): NftContent[] {
+  const chains = new Map<string, string[]>();
+  for (const { chain, rule } of nftables.list(`list table ${family} ${name}`) ?? []) {
+    if (isChain(chain)) chains.set(chain.name, hookOf(chain));
+    if (isRule(rule)) chains.get(rule.chain)?.push(JSON.stringify(rule.expr.filter(isNoCounter)));
+  }
+  return [...chains].map(([chain, has]) => ({ what: `${family} chain ${chain}`, has }));
+}
+
+/** Sets of a table as the kernel has them. */
+export const setsIn = (nftables: Nftables, table: NftTable, { sets }: Ruleset): NftContent[] =>
+  Object.keys(sets).flatMap((set): NftContent[] => {
+    const has = nftables.elements(table, set);
+    return has === null ? [] : [{ what: `${table.family} set ${set}`, has }];
+  });
+
+/** What `chainsIn` has for a chain on one device, whose frames all go on in another chain. */
+export const deviceChain = (hook: string, goto: string): string[] => [
+  `filter ${hook} -300 accept`,
+  JSON.stringify([{ goto: { target: goto } }]),
+];
+
+interface ListedChain {
+  readonly name: string;
+  readonly type?: unknown;
+  readonly hook?: unknown;
+  readonly prio?: unknown;
+  readonly policy?: unknown;
+}
+
+const hookOf = ({ type, hook, prio, policy }: ListedChain): string[] =>
+  hook === undefined ? [] : [[type, hook, prio, policy].map(String).join(' ')];
+
+const isChain = (value: unknown): value is ListedChain =>
+  typeof value === 'object' && value !== null && 'name' in value && typeof value.name === 'string';
+
+const isRule = (
+  value: unknown,
+): value is { readonly chain: string; readonly expr: readonly unknown[] } =>
+  typeof value === 'object' &&
+  value !== null &&
+  'chain' in value &&
+  typeof value.chain === 'string' &&
+  'expr' in value &&
+  Array.isArray(value.expr);
+
+const isNoCounter = (expression: unknown): boolean =>
+  !(typeof expression === 'object' && expression !== null && 'counter' in expression);
