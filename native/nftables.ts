@@ -57,7 +57,7 @@ const NFNLGRP_NFTABLES = 7;
 const MAX_ELEMENTS = 256;
 /** NF_NETDEV_… of linux/netfilter.h. */
 const HOOKS = { ingress: 0, egress: 1 } as const;
-/** Before everybody else's hooks: nobody needs to look at what is dropped here. */
+/** Before everybody else's chains, so that no other rule spends time on frames that are dropped here. */
 const DEVICE_HOOK_PRIORITY = -300;
 const NF_ACCEPT = 1;
 const NFT_REG_VERDICT = 0;
@@ -110,7 +110,7 @@ const MSG_DONTWAIT = 0x40;
 const EIO = 5;
 const EAGAIN = 11;
 const NFGENMSG_BYTES = 4;
-/** A set that changes while it is read is read again, so often at most. */
+/** How often a set is read, at most, when it changes during the reading. */
 const MAX_READINGS = 5;
 
 export interface NftTable {
@@ -119,8 +119,8 @@ export interface NftTable {
 }
 
 /**
- * A base chain of the netdev family on a single device, whose frames all go on to another chain. Such a hook names
- * its device, so it cannot be among rules that are the same everywhere.
+ * A base chain on a single device, in a table of the netdev family. Its one rule sends all frames to another chain.
+ * Its hook names the device, so it cannot be part of rules that are the same on every host.
  */
 export type DeviceChainChange = {
   readonly table: NftTable;
@@ -135,7 +135,7 @@ export type DeviceChainChange = {
   | { readonly action: 'delete' }
 );
 
-/** Elements to add to a set or map, or to delete from it; `flush` deletes all that it had. */
+/** Elements to add to a set or a map, or to delete from it; `flush` deletes all of its elements. */
 export interface ElementChange {
   readonly action: 'add' | 'delete' | 'flush';
   readonly table: NftTable;
@@ -167,18 +167,18 @@ export class NftablesUnavailable extends Error {
 }
 
 /**
- * libnftables (man 3 libnftables): one context for the life of the object. It acts on the network namespace in which
- * it was opened. Calls are synchronous, 0.1 to 0.2 ms for a few elements.
+ * libnftables (man 3 libnftables) with one context for the life of the object, for the network namespace in which it
+ * was opened. Calls are synchronous, 0.1 to 0.2 ms for a few elements.
  */
 export class Nftables implements Disposable {
   readonly #library: Library;
   readonly #context: unknown;
-  /** The port of the socket inside the context; the tables that we own belong to it. */
+  /** The netlink socket inside the context. The kernel ties the ownership of tables to it. */
   readonly #fd: number;
   readonly #received = Buffer.alloc(RECEIVE_BYTES);
   #listing: unknown;
   #sequence = 0;
-  /** What it was grown to. */
+  /** Its size in bytes, since this object has enlarged it. */
   #sendBuffer = 0;
 
   private constructor(library: Library, context: unknown, fd: number) {
@@ -190,7 +190,7 @@ export class Nftables implements Disposable {
   /** NftablesUnavailable if there is no library, no CAP_NET_ADMIN or no nf_tables. */
   static open(): Nftables {
     const library = loadLibrary();
-    // The library ends the process if it gets no socket. So this asks first whether there is one.
+    // The library ends the process when it gets no socket, so a socket is tried first.
     try {
       openNetlink(undefined, () => {}, NETLINK_NETFILTER).close();
     } catch (error) {
@@ -207,17 +207,17 @@ export class Nftables implements Disposable {
     return new Nftables(library, context, fd);
   }
 
-  /** Runs commands in the language of `nft` (man 8 nft) as one transaction: all of them, or NftablesError. */
+  /** Runs commands in the language of `nft` (man 8 nft) as one transaction; NftablesError when one is refused. */
   run(commands: string, subject = excerpt(commands)): void {
     traced('nft', subject, () => this.#run(this.#context, commands));
   }
 
   /**
-   * The answer to a `list` command as JSON (man 5 libnftables-json): the elements of its `nftables` array. Null if
-   * the listed object does not exist.
+   * Answers a `list` command with the elements of its `nftables` array (man 5 libnftables-json); null when the object
+   * does not exist.
    */
   list(command: string): Readonly<Record<string, unknown>>[] | null {
-    // A context of its own: libnftables 1.0.6 crashes when one context is used for text and for JSON.
+    // A second context, because libnftables 1.0.6 crashes when one context is used for both text and JSON.
     this.#listing ??= this.#newListing();
     let output: string;
     try {
@@ -233,9 +233,9 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Makes tables that are missing. From kernel 6.9 on they are ours alone, unless `exclusive` is false: nobody else
-   * changes or flushes them, they stay when this process ends, and the next agent takes them over. Answers whether
-   * they are ours alone.
+   * Makes tables unless they exist. From Linux 6.9 on, and unless `exclusive` is false, this process becomes their
+   * owner: nobody else can change or flush them, they stay when the process ends, and the next process takes them
+   * over. True when this process is the owner.
    */
   makeTables(tables: readonly NftTable[], { exclusive = true } = {}): boolean {
     if (exclusive) {
@@ -251,9 +251,9 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Changes elements and chains of devices, in this order, all in one transaction. An element that is there already
-   * counts as added. KernelError ENOENT for an element to delete that is not there, for a missing set or, on kernels
-   * before 6.16, for a missing device.
+   * Changes elements and chains of devices, in the order given, in one transaction. Adding an element that exists is
+   * success. KernelError ENOENT: an element or chain to be deleted, a set, or (before Linux 6.16) a device does not
+   * exist.
    */
   change(changes: readonly (ElementChange | DeviceChainChange)[]): void {
     const messages = changes.flatMap((change) =>
@@ -262,7 +262,7 @@ export class Nftables implements Disposable {
     if (messages.length > 0) this.#transaction('nft transaction', messages);
   }
 
-  /** What a set or map has, as texts that are equal to those of `elementTexts`; null when there is no such set. */
+  /** Reads a set or map: texts as `elementTexts` makes them; null when the set does not exist. */
   elements(table: NftTable, set: string): string[] | null {
     for (let reading = 1; ; reading += 1) {
       try {
@@ -283,7 +283,7 @@ export class Nftables implements Disposable {
     return subscribe(
       [NFNLGRP_NFTABLES],
       {
-        // The last message of a transaction; its port is that of the socket that asked for it.
+        // NEWGEN ends each transaction, and carries the port of the socket that asked for it.
         onMessage: ({ type, port }) => {
           if (type === NFT_MSG_NEWGEN && port !== ownPort) callback();
         },
@@ -327,8 +327,8 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Sends messages of ours over the library's own socket: a table's owner is known by the port of its socket, and
-   * libnftables 1.0.6 has no words for owners. All or none: the first error is thrown.
+   * Sends messages over the library's own socket, because the kernel knows the owner of a table by the socket's port, and
+   * libnftables 1.0.6 cannot ask for ownership. The kernel does all of them or none; the first error is thrown.
    */
   #transaction(operation: string, messages: readonly Message[]): void {
     const [head] = messages;
@@ -338,15 +338,14 @@ export class Nftables implements Disposable {
       const asked = new Map<number, Message>();
       const first = this.#frame(writer, { type: NFNL_MSG_BATCH_BEGIN, flags: 0, ...edge });
       for (const [index, message] of messages.entries()) {
-        // The last answer says that all went well; a refusal is answered whatever the flags are.
+        // Only the last message asks for an answer. A refusal is answered whatever the flags.
         const flags = message.flags | (index === messages.length - 1 ? NLM_F_ACK : 0);
         const family = FAMILIES[message.family];
         const frame = { type: message.type, flags, family, resource: 0, write: message.write };
         asked.set(this.#frame(writer, frame), message);
       }
       this.#frame(writer, { type: NFNL_MSG_BATCH_END, flags: 0, ...edge });
-      // A transaction is one datagram. The socket takes none that is larger than its buffer, which may exceed
-      // wmem_max.
+      // A transaction is one datagram, and has to fit into the socket's buffer. FORCE passes net.core.wmem_max.
       this.#growSendBuffer(writer.length * 2);
       retryInterrupted(() =>
         checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, 'send'),
@@ -422,8 +421,8 @@ export class Nftables implements Disposable {
   }
 
   /**
-   * Reads all answers, also after an error, since the library reads the same socket. `first` is the first message of
-   * the transaction; answers to earlier messages were left behind.
+   * Reads all answers, also after an error, so that the library does not find them on the same socket. Answers to
+   * messages before `first`, the first one of this transaction, were left by earlier calls.
    */
   #collect(operation: string, first: number, asked: ReadonlyMap<number, Message>): void {
     const failures: KernelError[] = [];
@@ -443,7 +442,7 @@ export class Nftables implements Disposable {
     if (!answered) throw new Unanswered({ operation, subject: 'no answer', errno: EIO });
   }
 
-  /** The kernel answers within the call that sends, so no further answer comes later. 0: nothing more. */
+  /** One datagram; 0 when there is none. The kernel has answered when `send` returns, so none means the end. */
   #receive(operation: string): number {
     return retryInterrupted(() => {
       const length = libc.recv(this.#fd, this.#received, RECEIVE_BYTES, MSG_DONTWAIT);
@@ -455,7 +454,7 @@ export class Nftables implements Disposable {
   }
 }
 
-/** A transaction whose answer could not be read: it may have been done or not. */
+/** The kernel's answer could not be read: the transaction may have been done or not. */
 export class Unanswered extends KernelError {}
 
 interface Message {
@@ -468,7 +467,7 @@ interface Message {
 
 function elementMessages(change: ElementChange): Message[] {
   const { action, table, set, declaration, elements } = change;
-  // A message without elements is about all elements of the set.
+  // A deletion without elements deletes all of them.
   const parts = action === 'flush' ? [[]] : chunks(elements, MAX_ELEMENTS);
   return parts.map((some) => ({
     type: action === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
@@ -555,7 +554,7 @@ interface Library {
 
 let loaded: Library | undefined;
 
-/** On first use, so that programs without a firewall run without the library. */
+/** Loads the library on first use, so that the agent also runs without it. */
 function loadLibrary(): Library {
   if (loaded !== undefined) return loaded;
   let library: ReturnType<typeof koffi.load>;
@@ -578,8 +577,8 @@ function loadLibrary(): Library {
 }
 
 /**
- * Descriptors of this process that are NETLINK_NETFILTER sockets in the network namespace of the calling thread.
- * Other threads open and close theirs, in other namespaces, meanwhile.
+ * Descriptors of this process that are NETLINK_NETFILTER sockets in the network namespace of the calling thread. Other
+ * threads open and close such sockets in other namespaces at the same time.
  */
 function netfilterSockets(): number[] {
   return readdirSync('/proc/self/fd')
@@ -607,9 +606,9 @@ function isOfThisNamespace(fd: number): boolean {
     using namespace = Namespace.ofSocket(fd);
     return namespace.identity === namespaceIdentity('/proc/thread-self/ns/net');
   } catch (error) {
-    // It is another thread's: by now it may be another file.
+    // Another thread has closed it, and the number may be another file's by now.
     if (isKernelError(error, 'EBADF', 'ENOTTY')) return false;
-    // Without CAP_NET_ADMIN nothing works anyway, and the first attempt says so.
+    // Without CAP_NET_ADMIN the first command is refused, with a clear error.
     if (isKernelError(error, 'EPERM')) return true;
     throw error;
   }
@@ -618,7 +617,7 @@ function isOfThisNamespace(fd: number): boolean {
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === 'object' && value !== null;
 
-/** The first line: those after it show the place by a row of carets. */
+/** The first line of an error: the lines after it repeat the command with carets below the place. */
 const reasonOf = (said: string): string => said.split('\n')[0] ?? said;
 
 const EXCERPT = 80;

@@ -11,9 +11,9 @@ import {
 } from './codec.ts';
 import { CodecError, type Writer } from './writer.ts';
 
-// Sets and maps of nftables (linux/netfilter/nf_tables.h): one declaration gives the text that libnftables
-// compiles and the bytes of each element. Elements are data, not rules: written by us they take some 30 µs,
-// a fifth of what the library needs, and none of its ways to end the process lies on the path of an attach.
+// Sets and maps of nftables (linux/netfilter/nf_tables.h). One declaration gives both the text that libnftables
+// compiles and the bytes of each element. We write elements ourselves: it takes some 30 µs, a fifth of what the library
+// needs, and an attach never calls the library, which ends the process on some failures.
 
 /**
  * What a field of a key holds. `th,64,128` and `th,208,48` are bits of the transport header from an offset
@@ -53,8 +53,8 @@ export interface SetElement {
 }
 
 /**
- * `{ type ifname . ether_addr; }`, as in `add set bridge volt mac { … }`. With `egress` devices are where frames
- * leave, for rules of the egress hook, and not where they come in; it makes a difference to raw keys alone.
+ * `{ type ifname . ether_addr; }`, as in `add set bridge volt mac { … }`. With `egress`, `ifname` is the device by which
+ * frames leave, not the one by which they come in; only sets with raw keys differ by it.
  */
 export function setText(
   { key, data, interval = false }: SetDeclaration,
@@ -145,7 +145,7 @@ const ELEMENTS = {
   }),
 } as const satisfies Table;
 
-/** The attributes of a message NFT_MSG_NEWSETELEM, as texts that are equal to those of `elementTexts`. */
+/** The elements in the attributes of a message NFT_MSG_NEWSETELEM, as texts like those of `elementTexts`. */
 export function readElementTexts(attributes: Buffer): string[] {
   const { NFTA_SET_ELEM_LIST_ELEMENTS: elements = [] } = readAttributes(ELEMENTS, attributes);
   return elements.map((element) =>
@@ -158,7 +158,7 @@ export function readElementTexts(attributes: Buffer): string[] {
   );
 }
 
-/** What the kernel has of one element, a text each: equal texts are the same element with the same value. */
+/** One element as the kernel keeps it, one text or two for a range. Equal texts: same key and same value. */
 export const elementTexts = (declaration: SetDeclaration, element: SetElement): string[] =>
   wireElements(declaration, element).map(elementText);
 
@@ -170,7 +170,7 @@ function elementText({ key, end, data, flags = 0 }: ReadElement): string {
   return `${parts.join(' ')}${(flags & NFT_SET_ELEM_INTERVAL_END) === 0 ? '' : ' end'}`;
 }
 
-/** Fields one after the other, each padded to a register of four bytes; a single field is as long as it is. */
+/** Several fields are each padded to registers of four bytes; a single field is not padded. */
 function encode(fields: readonly SetField[], values: readonly SetValue[]): Uint8Array {
   const padded = fields.length > 1;
   const parts = fields.map((field, index) => {

@@ -30,22 +30,22 @@ import {
 } from './ruleset.ts';
 
 const RULESETS: readonly Ruleset[] = [BRIDGE_FILTER, DEVICE_FILTER, HOST_NAT];
-/** Between two looks at tables that others may change. */
+/** From a change of somebody else's to the comparison: several changes in a row are compared once. */
 const LOOK_MS = 200;
 
 /**
- * The nftables of this host, as far as they are ours: rules that are loaded once, and facts that hold for
- * somebody, an attachment or a bridge. A change of facts is one transaction. Our tables are ours alone where the
- * kernel can keep others out (6.9 and later); elsewhere they are watched, and loaded again when they differ.
+ * The agent's own nftables on this host. Rules are loaded once. Facts hold for an owner, an attachment or a bridge; a
+ * change of facts is one transaction. From Linux 6.9 on, the kernel keeps others out of the agent's tables. On older
+ * kernels the agent watches its tables, and loads them again when they differ.
  */
 export class Firewall implements Disposable {
   readonly #log: Log;
   readonly #exclusive: boolean;
   /** The name of our table in each family. */
   readonly #table: string;
-  /** Facts by whom they are for. */
+  /** Facts by owner. */
   readonly #wanted = new Map<string, Facts>();
-  /** How many have a fact: the kernel has it once. */
+  /** How many owners have a fact, by its key. The kernel has each fact once. */
   readonly #holders = new Map<string, number>();
   #nftables: Nftables | undefined;
   #problem: unknown;
@@ -63,8 +63,8 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Loads rules and all facts known by now; what an earlier agent left is replaced without a gap. Where nftables
-   * cannot be used that is logged; it is tried again whenever somebody needs it.
+   * Loads rules and all facts known by now. They replace those of an earlier agent without a gap. If nftables cannot
+   * be used, the log says so, and the next attachment that needs the firewall tries again.
    */
   start(): void {
     try {
@@ -72,7 +72,7 @@ export class Firewall implements Disposable {
     } catch (error) {
       this.#log.error(
         { error: String(error) },
-        'no firewall: attachments that need it are refused',
+        'nftables cannot be used: attachments that need the firewall are refused',
       );
     }
   }
@@ -108,14 +108,14 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Makes these the facts of an owner, in place of those that it has. Before `start` they are only noted. */
+  /** Replaces the facts of an owner by these. Before `start` they are noted, and loaded by it. */
   put(owner: string, facts: readonly Fact[]): void {
     const before = this.#wanted.get(owner) ?? NO_FACTS;
     const after = new Map(facts.map((fact) => [keyOf(fact), fact]));
     this.#exchange(owner, before, after);
   }
 
-  /** Ends what holds for an owner. Success when nothing does. */
+  /** Removes the facts of an owner. Success when it has none. */
   remove(owner: string): void {
     const before = this.#wanted.get(owner);
     if (before !== undefined) this.#exchange(owner, before, NO_FACTS);
@@ -145,7 +145,7 @@ export class Firewall implements Disposable {
     return tableDifferences(this.expected(), found);
   }
 
-  /** Loads everything again if it is not as it should be, where others can change it, or where it could not be before. */
+  /** Loads everything again where others have changed it, or where it could not be loaded before. */
   restore(): void {
     if (this.#problem !== undefined) this.ready();
     if (this.#nftables === undefined) return;
@@ -155,12 +155,12 @@ export class Firewall implements Disposable {
     this.#load(this.#nftables);
     this.#log.warn(
       { differences },
-      'the nftables of this agent were changed by somebody else, and are restored',
+      'somebody else has changed the nftables of this agent: loaded again',
     );
     this.#onRestored?.(differences);
   }
 
-  /** Calls back with what differed, whenever `restore` had something to do. */
+  /** Calls back with the differences whenever `restore` has loaded everything again. */
   onRestored(listener: (differences: readonly TableDifference[]) => void): void {
     this.#onRestored = listener;
   }
@@ -171,7 +171,7 @@ export class Firewall implements Disposable {
     this.#nftables?.[Symbol.dispose]();
   }
 
-  /** What failed is to be tried again: nothing of it is noted then. */
+  /** When the kernel refuses, the owner keeps its old facts, so that a repeat tries the same change again. */
   #exchange(owner: string, before: Facts, after: Facts): void {
     const { added, dropped } = this.#note(owner, before, after);
     try {
@@ -182,7 +182,7 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Notes what an owner has from now on; answers what the kernel has to be told. */
+  /** Notes the new facts of an owner; answers which of them the kernel has to add and to drop. */
   #note(owner: string, before: Facts, after: Facts): { added: Fact[]; dropped: Fact[] } {
     if (after.size === 0) this.#wanted.delete(owner);
     else this.#wanted.set(owner, after);
@@ -215,14 +215,17 @@ export class Firewall implements Disposable {
     try {
       nftables.change([...this.#changes('add', added), ...this.#changes('delete', dropped)]);
     } catch (error) {
-      // Somebody took away what this builds on, or nobody knows what is there: all is loaded from what is wanted.
+      // Somebody deleted the table or set, or the kernel's answer was lost: everything is loaded anew.
       const unknown = error instanceof Unanswered;
       if (!unknown && !isKernelError(error, 'ENOENT', 'EEXIST')) throw error;
-      this.#log.warn({ error: String(error) }, 'nftables were not as expected: loading all again');
+      this.#log.warn(
+        { error: String(error) },
+        'nftables are not as expected: loading everything again',
+      );
       try {
         this.#load(nftables);
       } catch (cause) {
-        // Whoever needs the firewall next begins with that.
+        // The next call of `ready` loads everything first.
         this.#problem = cause;
         throw cause;
       }
@@ -237,8 +240,11 @@ export class Firewall implements Disposable {
     try {
       nftables.run(rules, 'rules');
     } catch (error) {
-      // A set of an older release has another type: the tables are made anew.
-      this.#log.warn({ error: String(error) }, 'nftables of another release: made anew');
+      // A set that an older release made may have another type: the tables are deleted and made again.
+      this.#log.warn(
+        { error: String(error) },
+        'nftables of another release: deleted and made again',
+      );
       nftables.run(tables.map(({ family, name }) => `delete table ${family} ${name}`).join('\n'));
       nftables.makeTables(tables, { exclusive });
       nftables.run(rules, 'rules');
@@ -259,10 +265,10 @@ export class Firewall implements Disposable {
     ]);
   }
 
-  /** The end of all chains on single devices that are in the kernel, those of devices that are gone too. */
+  /** Deletions of all chains on single devices that the kernel has, including those of devices that are gone. */
   #endedChains(nftables: Nftables): DeviceChainChange[] {
     const table = this.#tableOf(DEVICE_FILTER);
-    // A table would come with all its elements: libnftables 1.0.6 has no JSON without them.
+    // Not `list table`: libnftables 1.0.6 has no JSON of a table without its elements.
     const listed = nftables.list(`list chains ${table.family}`) ?? [];
     return listed.flatMap(({ chain }): DeviceChainChange[] => {
       if (!isNamed(chain) || !('hook' in chain && 'table' in chain)) return [];
@@ -271,7 +277,7 @@ export class Firewall implements Disposable {
     });
   }
 
-  /** One change a set, then the chains. */
+  /** One change for each set, then the chains. */
   #changes(
     action: 'add' | 'delete',
     facts: readonly Fact[],
@@ -304,7 +310,10 @@ export class Firewall implements Disposable {
         try {
           this.restore();
         } catch (error) {
-          this.#log.error({ error: String(error) }, 'nftables cannot be restored');
+          this.#log.error(
+            { error: String(error) },
+            'nftables cannot be loaded again',
+          );
         }
       }, LOOK_MS).unref();
     });

@@ -4,8 +4,9 @@ import { type Network, subnetsOf } from '#protocol/network.ts';
 import { ARRIVED, BRIDGED, bridgedFrameFacts, isolatedArrivalFacts } from './port-filter.ts';
 import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
 
-// host-only networks: masquerade outward, inward by port map alone; and what portIsolation needs of routing.
-// Maps are keyed by host port, so ten thousand of them cost a packet what one does.
+// What the host routes: host-only networks (masquerade outward, port maps inward), what is forwarded between networks
+// and other devices, and the routed half of portIsolation. Port maps are elements of nftables maps, so a packet costs
+// the same with one port map and with ten thousand.
 
 /** net/netfilter and netinet/in.h: protocol numbers. */
 const PROTOCOLS = { tcp: 6, udp: 17, sctp: 132 } as const;
@@ -15,9 +16,9 @@ export const HOST_NAT = {
   sets: {
     /** Bridges of host-only networks. */
     bridges: { key: ['ifname'] },
-    /** The same bridge twice: on the way from port to port. */
+    /** A bridge twice: packets that come in and leave by the same bridge. */
     inside: { key: ['ifname', 'ifname'] },
-    /** The same, of networks whose ports reach the gateway alone. */
+    /** A bridge twice, of networks with `portIsolation`. */
     isolated: { key: ['ifname', 'ifname'] },
     /** Bridges that we made for bridged networks: nothing is routed to them or from them. */
     closed: { key: ['ifname'] },
@@ -28,7 +29,7 @@ export const HOST_NAT = {
     /** Protocols whose forwarding this agent has switched on, and devices that an operator had opened before. */
     shut: { key: ['ether_type'] },
     opened: { key: ['ether_type', 'ifname'] },
-    /** Subnets of host-only networks, and by which bridge one may enter them. */
+    /** Subnets of host-only networks, and the bridge behind which each of them lies. */
     pool4: { key: ['ipv4_addr'], interval: true },
     pool6: { key: ['ipv6_addr'], interval: true },
     own4: { key: ['ifname', 'ipv4_addr'], interval: true },
@@ -43,8 +44,8 @@ export const HOST_NAT = {
     one6: { key: ['ipv6_addr', 'inet_proto', 'inet_service'], data: ['ipv6_addr', 'inet_service'] },
   },
   chains: {
-    // Nobody routes into a subnet from outside, not even a neighbour that takes this host for a gateway. With
-    // route_localnet on our bridges, loopback addresses have to be kept on loopback by a rule.
+    // A neighbour that uses this host as a gateway does not reach a host-only subnet. Bridges have route_localnet, so
+    // a rule must keep 127.0.0.0/8 on loopback.
     raw_prerouting: {
       hook: 'type filter hook prerouting priority raw; policy accept;',
       rules: [
@@ -57,7 +58,7 @@ export const HOST_NAT = {
     },
     portmaps: {
       rules: [
-        // Also of a given address: one that the host has no longer, or not yet, is somebody else's.
+        // `local` also for a given address: while the host does not have it, it is another machine's.
         'fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one4',
         'fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @one6',
         'fib daddr type local dnat ip to meta l4proto . th dport map @any4',
@@ -72,8 +73,8 @@ export const HOST_NAT = {
       hook: 'type nat hook output priority -100; policy accept;',
       rules: ['goto portmaps'],
     },
-    // What was mapped to a workload from loopback or from a workload of a subnet of ours has to come back
-    // through here, so it gets the host's address.
+    // A mapped connection from loopback or from a workload gets the host's address, so that its replies come back
+    // through the host.
     nat_postrouting: {
       hook: 'type nat hook postrouting priority srcnat; policy accept;',
       rules: [
@@ -102,7 +103,7 @@ export const HOST_NAT = {
         'oifname @closed counter drop',
         'iifname @routed accept',
         'oifname @routed accept',
-        // What is left is between devices that are none of ours.
+        // From here on, packets between two devices that are no network's.
         `meta mark and ${BRIDGED} != 0 accept`,
         'meta protocol . iifname @opened accept',
         'meta protocol @shut counter drop',
@@ -113,7 +114,7 @@ export const HOST_NAT = {
 
 const nat = elementsOf(HOST_NAT);
 
-/** What `nat` of a host-only network says: IPv4 unless it is false, IPv6 where it is asked for. */
+/** Whether a host-only network is masqueraded: IPv4 unless `nat` is false, IPv6 where `nat` asks for it. */
 export const isMasqueraded = ({ nat: asked }: Network, family: 4 | 6): boolean => {
   if (typeof asked === 'object') return family === 4 || asked.ipv6 === true;
   return family === 4 && asked !== false;
@@ -124,7 +125,7 @@ const range = ({ first, last }: IpPrefix): { key: [IpAddress]; end: [IpAddress] 
   end: [last],
 });
 
-/** A host-only network on its bridge. */
+/** The facts of a host-only network, for its bridge. */
 export function hostOnlyFacts(network: Network): Fact[] {
   const { bridge } = network;
   return [
@@ -144,8 +145,8 @@ export function hostOnlyFacts(network: Network): Fact[] {
 }
 
 /**
- * A bridged network on its bridge, as far as the host routes. On a bridge that was there (`made` is false), what is
- * routed is its owner's business, as on any other device of the host.
+ * What the host may forward for a bridged network. `made` is false for an adopted bridge: unless the network is routed,
+ * the agent treats it like any other device of the host.
  */
 export function routingFacts(
   { bridge, routed, uplink }: Pick<Network, 'bridge' | 'routed' | 'uplink'>,
@@ -184,7 +185,7 @@ export const isolatedFacts = ({ bridge }: Pick<Network, 'bridge'>): Fact[] => [
   ...isolatedArrivalFacts(bridge),
 ];
 
-/** The port maps of an attachment, to each of its addresses that the host's address fits. */
+/** The port maps of an attachment: to each of its addresses that is of the family of the host's address. */
 export function portMapFacts({
   ports,
   addresses,

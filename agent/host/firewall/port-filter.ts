@@ -2,8 +2,8 @@ import { IpAddress, MacAddress } from '#protocol/address.ts';
 import type { Network } from '#protocol/network.ts';
 import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
 
-// What a workload may send, held on its own port: rules that never change, and sets that say which device has
-// which MAC and addresses. Tried with raw frames in test/agent/host/spoof.live.test.ts.
+// What a workload may send, enforced at its own port. The rules never change; sets say which device has which MAC and
+// addresses. test/agent/host/spoof.live.test.ts tries the rules with raw frames.
 
 /**
  * Bit of the packet mark that says: a rule of ours let this frame into the bridge. It lives from a bridge's
@@ -12,13 +12,13 @@ import { elementsOf, type Fact, type Ruleset } from './ruleset.ts';
 const PASSED = 0x0010_0000;
 const UNMARKED = (~PASSED >>> 0).toString();
 /**
- * Bit that says: this packet came to the host by an isolated bridge. Where br_netfilter is on, rules for what is
- * routed see what is bridged, too, from one port to the uplink for one, and with the same devices.
+ * Bit that says: this packet came to the host by an isolated bridge. Where br_netfilter is on, rules for routed packets
+ * also see frames that are bridged, from a port to the uplink for instance, with the same device names.
  */
 export const ARRIVED = 0x0020_0000;
 /**
- * Bit that says: this frame goes from port to port of some bridge of the host, ours or not. Where br_netfilter is on,
- * rules for what is routed see it, too, and must not take it for routed. It lives within that bridge.
+ * Bit that says: a bridge of the host, ours or not, passes this frame from port to port. Where br_netfilter is on, rules
+ * for routed packets also see such frames, and must not drop them as routed. The bridge's postrouting takes the bit off.
  */
 export const BRIDGED = 0x0040_0000;
 const NOT_BRIDGED = (~BRIDGED >>> 0).toString();
@@ -58,10 +58,10 @@ const LISTENER_REPORTS = ['mld-listener-report', 'mld-listener-done', 'mld2-list
 const ADVERTISED = 'ip6 nexthdr ipv6-icmp ip6 length 32 @th,192,16 0x0201';
 const TARGET = '@th,64,128';
 const LINK_LAYER = '@th,208,48';
-/** fe80::/10, and none of the host's own. */
+/** A target within fe80::/10 that is no link-local address of the host. */
 const ANY_LOCAL_TARGET = '@anylocal @th,64,10 0x3fa @th,64,128 != @hosttarget';
 
-/** A name as it is in rules: where frames of a workload come in, or on an egress hook, where they leave. */
+/** How rules name the workload's device: frames come in by it, or, at an egress hook, leave by it. */
 type Side = 'iifname' | 'oifname';
 
 /**
@@ -96,8 +96,8 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // Of a header that contradicts itself, or is not of IPv4 at all, there is no protocol, and then no match. Clients
-  // that read frames themselves (ISC dhclient) take what is in such a packet all the same.
+  // nftables knows no protocol of a packet whose header contradicts itself, or is not IPv4 at all; no rule on the
+  // protocol matches then. Clients that read frames themselves (ISC dhclient) still take what such a packet holds.
   own_v4: {
     rules: [
       'meta l4proto udp goto udp_v4',
@@ -106,7 +106,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // Later fragments are nothing without the first.
+  // A later fragment carries no header, and is useless to a receiver that did not get the first.
   udp_v4: {
     rules: [
       `${LATE_FRAGMENT} ${DHCP_ANSWER_INSIDE} counter drop`,
@@ -127,7 +127,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // Before a host has an address: is it anybody's, who are the routers, which groups are listened to.
+  // What a host sends before it has an address: duplicate address detection, router solicitations, listener reports.
   unspecified_v6: {
     rules: [
       ...DETECTIONS.flatMap((detection) => [
@@ -146,12 +146,12 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'frag frag-off != 0 goto ok',
       'meta l4proto ipv6-icmp goto icmp_v6',
       'meta l4proto udp goto udp_v6',
-      // Of a chain that cannot be followed to its end there is no protocol, and this no match.
+      // Does not match when the header chain cannot be followed to its end: nftables knows no protocol then.
       'meta l4proto != ipv6-icmp goto ok',
       'counter drop',
     ],
   },
-  // Two rules: of two ports to differ from, nft 1.0.6 makes a pair to differ from.
+  // Two rules, because nft 1.0.6 compiles `!=` with two ports to a comparison with their pair.
   udp_v6: { rules: ['udp dport 546 counter drop', 'udp sport != 547 goto ok', 'counter drop'] },
   icmp_v6: {
     rules: [
@@ -161,7 +161,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'icmpv6 type nd-neighbor-solicit goto neighbour_solicit',
       'icmpv6 type nd-neighbor-advert goto neighbour_advert',
       'icmpv6 type nd-router-solicit goto router_solicit',
-      // The same for a type that is not there.
+      // Does not match either when the packet has no type.
       'icmpv6 type != nd-router-advert goto ok',
       'counter drop',
     ],
@@ -191,12 +191,12 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   },
 });
 
-/** The bridge's side: ports of bridges, and what else may reach them. */
+/** The bridge's side: what ports send, and which other frames reach them. */
 export const BRIDGE_FILTER = {
   family: 'bridge',
   sets: {
     ...PORT_SETS,
-    /** Ports without a filter by the network's definition, and uplinks. */
+    /** Uplinks, and ports of networks with `filter: false`. */
     trusted: { key: ['ifname'] },
     /** Ports in hairpin mode, twice: a frame may leave where it came from if it is for the port's own MAC. */
     hairpin: { key: ['ifname', 'ifname'] },
@@ -208,7 +208,7 @@ export const BRIDGE_FILTER = {
     prerouting: {
       hook: 'type filter hook prerouting priority -300; policy accept;',
       rules: [
-        // What a reply of ours has at the bridge's ingress, and nothing else may: see `arrival`.
+        // Only a reply to a port map has this destination at the bridge's ingress: see `arrival`.
         'iifname @ports ip6 daddr ::1 counter drop',
         'iifname @trusted ip6 daddr ::1 counter drop',
         'iifname @ports goto port',
@@ -247,10 +247,10 @@ export const DEVICE_FILTER = {
     guard: { rules: [`meta mark and ${PASSED} == 0 counter drop`, 'goto arrival'] },
     arrival: {
       rules: [
-        // Where br_netfilter is on, a reply to what was mapped from ::1 has its destination back before it leaves
-        // the bridge, and IPv6 takes no packet to ::1 from a device that is not loopback. So it goes on there. No
-        // workload gets this far with such a packet of its own, for the bridge's prerouting drops it, and no
-        // stranger on a bridge that was there, for what he sends has no mark.
+        // Where br_netfilter is on, the reply to a connection that was mapped from ::1 gets its destination ::1 back
+        // while it is still in the bridge. IPv6 takes packets to ::1 from loopback alone, so this rule moves the reply
+        // there. A workload cannot send such a packet of its own: the bridge's prerouting drops it. Nor can another
+        // port of an adopted bridge: its frames have no mark.
         `meta mark and ${PASSED} != 0 ip6 daddr ::1 meta mark set meta mark and ${UNMARKED} ether daddr set 00:00:00:00:00:00 fwd to "lo"`,
         `meta mark set meta mark and ${UNMARKED}`,
         `iifname @isolated meta mark set meta mark or ${ARRIVED}`,
@@ -263,9 +263,9 @@ const bridge = elementsOf(BRIDGE_FILTER);
 const device = elementsOf(DEVICE_FILTER);
 
 /**
- * IFLA_BRPORT_GROUP_FWD_MASK of a port under the filter: no group address of IEEE 802.1D is special to it. Else the
- * kernel hands such frames past all hooks to the host, LLDP's at least, and learns from them that any MAC, a
- * neighbour's too, is behind this port. That of pause frames, which nobody ever gets, cannot be among them.
+ * IFLA_BRPORT_GROUP_FWD_MASK of a port under the filter: the group addresses of IEEE 802.1D are forwarded like others.
+ * Without it the kernel hands frames to them (LLDP's at least) to the host past all hooks, and learns from them that any
+ * MAC, even a neighbour's, is behind this port. The kernel refuses the bit of pause frames, which it never delivers.
  */
 export const FILTERED_GROUPS = 0xfffd;
 
@@ -317,22 +317,22 @@ function portFacts(port: FilteredPort, fact: typeof bridge | typeof device): Fac
   ];
 }
 
-/** Lets a port of our bridges send what it likes: uplinks, and ports of networks with `filter: false`. */
+/** Exempts a port of a bridge from the filter: an uplink, or a port of a network with `filter: false`. */
 export const trustedFacts = (name: string): Fact[] => [bridge('trusted', { key: [name] })];
 
-/** A port in hairpin mode. */
+/** Allows a port in hairpin mode to get its own frames back, if they are for its own MAC. */
 export const hairpinFacts = (name: string): Fact[] => [bridge('hairpin', { key: [name, name] })];
 
 /**
- * What no rule of ours let into this bridge does not reach the host through it. For bridges that we made; on one
- * that was there, ports of others are none of our business.
+ * Drops frames on their way from a bridge to the host unless our rules let them into the bridge. For bridges that the
+ * agent made; on an adopted bridge, other ports are its owner's business.
  */
 export const guardFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'guard')];
 
-/** The same for a bridge that was there: what its other ports send reaches the host, too. */
+/** For an adopted bridge: takes off our mark, and lets frames of its other ports reach the host. */
 export const arrivalFacts = (bridgeLink: BridgeLink): Fact[] => [ingress(bridgeLink, 'arrival')];
 
-/** Marks what comes to the host by a bridge with `portIsolation`. */
+/** Marks packets that come to the host by a bridge with `portIsolation`. */
 export const isolatedArrivalFacts = (name: string): Fact[] => [device('isolated', { key: [name] })];
 
 /** Marks the frames of a protocol (ETH_P_…) that go from port to port of any bridge. */

@@ -1,7 +1,7 @@
 import type { NftTable } from '#native/nftables.ts';
 import { type SetDeclaration, type SetElement, setText } from '#native/nftset.ts';
 
-/** A table of ours, one a family: its rules never change, its sets carry what differs between hosts and moments. */
+/** One of the agent's tables, one for each family. Its rules never change; elements of its sets come and go. */
 export interface Ruleset {
   readonly family: NftTable['family'];
   readonly sets: Readonly<Record<string, SetDeclaration>>;
@@ -13,7 +13,7 @@ export interface Ruleset {
   >;
 }
 
-/** Something that holds in the kernel for somebody: an element of a set, or a chain on one device. */
+/** Something that the kernel has for an owner: an element of a set, or a chain on one device. */
 export type Fact = ElementFact | ChainFact;
 
 export interface ElementFact {
@@ -23,7 +23,7 @@ export interface ElementFact {
   readonly element: SetElement;
 }
 
-/** Frames of a single device that go through one of the ruleset's chains. */
+/** A chain on one device, which sends its frames on to a chain of the ruleset. */
 export interface ChainFact {
   readonly kind: 'chain';
   readonly ruleset: Ruleset;
@@ -33,14 +33,14 @@ export interface ChainFact {
   readonly goto: string;
 }
 
-/** Facts of one ruleset, by the name of a set. */
+/** Makes facts of one ruleset: of the set's name and an element. */
 export const elementsOf =
   <Sets extends string>(
     ruleset: Ruleset & { readonly sets: Readonly<Record<Sets, SetDeclaration>> },
   ) =>
   (set: Sets, element: SetElement): ElementFact => ({ kind: 'element', ruleset, set, element });
 
-/** Equal for facts that are the same. */
+/** Two facts are the same when their keys are equal. */
 export function keyOf(fact: Fact): string {
   const { family } = fact.ruleset;
   if (fact.kind === 'chain')
@@ -51,8 +51,7 @@ export function keyOf(fact: Fact): string {
 }
 
 /**
- * Commands that bring a table, which is there, to these rules, whatever rules it has. Elements of its sets are
- * left as they are.
+ * Commands that replace the rules of a table that exists, whatever rules it has. The elements of its sets stay.
  */
 export function rulesText(ruleset: Ruleset, table: string): string {
   const { family, sets, chains, egress = false } = ruleset;
@@ -66,7 +65,7 @@ export function rulesText(ruleset: Ruleset, table: string): string {
     ...Object.entries(chains).map(
       ([name, { hook }]) => `add chain ${place} ${name}${hook === undefined ? '' : ` { ${hook} }`}`,
     ),
-    // Chains on single devices, which are no part of this, keep theirs.
+    // Not `flush table`: chains on single devices keep their rules.
     ...Object.keys(chains).map((name) => `flush chain ${place} ${name}`),
     ...Object.entries(chains).flatMap(([name, { rules }]) =>
       rules.map((rule) => `add rule ${place} ${name} ${rule}`),
