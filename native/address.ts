@@ -56,6 +56,11 @@ export class Addresses {
     this.#socket.request(addressRequest(RTM_DELADDR, 'RTM_DELADDR', assigned, 0));
   }
 
+  /** How many IPv4 addresses there are, of all devices. Much cheaper than `list`. */
+  count(): number {
+    return this.#socket.addressCount();
+  }
+
   /** All addresses, or those of one device. */
   list({ ifindex }: { ifindex?: number } = {}): AssignedAddress[] {
     return this.#socket.dump(listRequest(ifindex), parseAddress).filter((row) => row !== null);

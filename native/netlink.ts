@@ -35,9 +35,12 @@ const NETLINK_EXT_ACK = 11;
 const NETLINK_GET_STRICT_CHK = 12;
 const MSG_TRUNC = 0x20;
 const SIOCGIFNAME = 0x8910;
+const SIOCGIFCONF = 0x8912;
 const SIOCGIFINDEX = 0x8933;
 /** struct ifreq: name of 16 bytes, then here the index. */
 const IFREQ_BYTES = 40;
+/** struct ifconf: the length, then a pointer. */
+const IFCONF_BYTES = 16;
 const IFNAME_BYTES = 16;
 const EINTR = 4;
 const EIO = 5;
@@ -142,6 +145,14 @@ export class NetlinkSocket implements Disposable {
     const errno = libc.errno();
     if (errno === ENODEV) return null;
     throw new KernelError({ operation: 'SIOCGIFNAME', subject: `#${index}`, errno });
+  }
+
+  /** How many IPv4 addresses there are (SIOCGIFCONF, which counts into a buffer that is none). As cheap. */
+  addressCount(): number {
+    const ifconf = Buffer.alloc(IFCONF_BYTES);
+    const { fd } = this.#descriptor;
+    checked(libc.ioctl(fd, SIOCGIFCONF, ifconf), 'SIOCGIFCONF', 'addresses');
+    return ifconf.readInt32LE(0) / IFREQ_BYTES;
   }
 
   /**

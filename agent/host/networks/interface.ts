@@ -1,6 +1,7 @@
 import { InterfaceAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import type { AssignedAddress } from '#native/address.ts';
 import { isKernelError } from '#native/errors.ts';
 import { UnansweredError } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
@@ -43,9 +44,7 @@ export function configureInterface(
   const inside = namespace.kernel;
   const addresses = lease.addresses.map((text) => InterfaceAddress.parse(text));
   namespace.handle.run(() => prepareIpv6(name, addresses));
-  const others = inside.addresses
-    .list()
-    .filter((one) => ![LOOPBACK.index, index].includes(one.ifindex));
+  const others = addressesBeside(inside, index);
   const place = others.length === 0 ? 0 : nextOrder(inside.routes.list());
   if (place > 0) {
     undo.defer(() => inside.batch(ruleRemovals(addresses)));
@@ -66,6 +65,12 @@ export function configureInterface(
     ...(place > 0 ? ownTable(inside, index, addresses, network) : []),
   ]);
   announceLater(namespace, name, addresses);
+}
+
+/** The addresses of other interfaces. A container has none as a rule, and one that is not set up yet has none at all. */
+function addressesBeside({ addresses }: Kernel, index: number): AssignedAddress[] {
+  if (addresses.count() === 0) return [];
+  return addresses.list().filter(({ ifindex }) => ![LOOPBACK.index, index].includes(ifindex));
 }
 
 /**
@@ -89,7 +94,7 @@ function answerApart(
   { links }: Kernel,
   link: { readonly index: number; readonly name: string },
   addresses: readonly InterfaceAddress[],
-  others: readonly { readonly ifindex: number; readonly address: InterfaceAddress }[],
+  others: readonly AssignedAddress[],
 ): void {
   const subnets = addresses.map(({ address, prefixLength }) =>
     IpPrefix.around(address, prefixLength),
