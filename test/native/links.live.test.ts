@@ -34,10 +34,8 @@ test('a namespace keeps its number, and its devices are found by it, until nobod
   using inside = Namespace.create('/run/netns/numbered');
   ids.give(inside);
   ids.give(inside);
-  const [{ nsid } = { nsid: 'none' }] = ip('netns', 'list-id').filter(
-    ({ name }) => name === 'numbered',
-  );
-  const id = Number(nsid);
+  const named = ip('netns', 'list-id').find(({ name }) => name === 'numbered');
+  const id = Number(named?.['nsid']);
   expect(ids.list()).toContain(id);
   expect(ids.has(id)).toBe(true);
   links.createBridge({ name: 'lower', mac: mac('02:00:00:00:00:21') });
