@@ -10,10 +10,11 @@ import { openTap, unpersist } from '#native/tun.ts';
 import { toVoltError } from './errors.ts';
 import { Kernel } from './host/kernel.ts';
 import { keepMtu, portMtu } from './host/networks/bridge.ts';
-import { DEVICE_GROUP, type Device } from './host/networks/network-type.ts';
+import { type Device } from './host/networks/network-type.ts';
 import { type BridgePort, makeTap, tapShape } from './host/networks/tap.ts';
 import { makeVeth } from './host/networks/veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './host/networks/workload.ts';
+import { isMadeByAgent, isStill, libraryTag } from './host/ownership.ts';
 
 // Ports for a program that links this package instead of asking an agent (docs/library.md). There is no bus, no
 // ledger and no port filter here: a bridge, a workload's id, and a device as the agent would make it.
@@ -158,16 +159,13 @@ class Place {
   order(workload: string): { mtu: number; tag: string; port: BridgePort } {
     const { name: bridge, index: master } = this.#bridge;
     const port = { bridge, master, beforeUp: () => {} };
-    return { mtu: this.#mtu, tag: tagOf(workload), port };
+    return { mtu: this.#mtu, tag: libraryTag(workload), port };
   }
 
   keepMtu(): void {
     keepMtu(this.#kernel, this.#bridge, this.#mtu);
   }
 }
-
-/** Alias of the library's devices. An agent's own end in `#` and a generation: it never takes these for its own. */
-const tagOf = (workload: string): string => `volt:library:${workload}`;
 
 /** Two devices of one workload have two names, and so two MACs. */
 const macOf = (workload: string, name: string): string =>
@@ -181,7 +179,7 @@ function findBridge({ links }: Kernel, name: string): Link {
     const message = `bridge: ${name} is no bridge but a ${link.kind ?? 'device'}`;
     throw new VoltError('INVALID_REQUEST', message, { details });
   }
-  if (link.group === DEVICE_GROUP) {
+  if (isMadeByAgent(link)) {
     const message =
       `bridge ${name} is an agent's, whose firewall drops what ports it does not know send; ` +
       'attach by way of the agent';
@@ -252,7 +250,8 @@ function portOf(
       using kernel = new Kernel();
       // The index may have been given to somebody else's device since: the alias tells.
       const link = kernel.links.get(device.ifindex);
-      if (link?.alias === tagOf(workload)) kernel.links.delete(link);
+      if (link !== null && isStill({ alias: libraryTag(workload) }, link))
+        kernel.links.delete(link);
     },
   };
 }

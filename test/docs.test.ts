@@ -5,8 +5,8 @@ import { join, relative } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { EXIT } from '#agent/cli/exit-codes.ts';
 import { loadConfig } from '#agent/config.ts';
-import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
 import packageJson from '../package.json' with { type: 'json' };
+import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 
 // What README.md and docs/ tell people to type, open and expect, held against what is there.
 

@@ -6,8 +6,8 @@ import type { Config } from '../config.ts';
 import { readMachine } from '../fleet/machine.ts';
 import type { Log } from '../log.ts';
 import { Journal } from '../storage/journal.ts';
-import { DEVICE_GROUP, taggedId } from './networks/network-type.ts';
 import { openHostNetwork } from './networks/types.ts';
+import { isMadeByAgent, taggedId } from './ownership.ts';
 
 export interface Cleaned {
   readonly attachments: number;
@@ -38,7 +38,7 @@ export async function cleanHost(
   const networks = host.bridges.clean();
   const devices: string[] = [];
   for (const link of host.links()) {
-    const ours = link.group === DEVICE_GROUP || taggedId(link.alias) !== undefined;
+    const ours = isMadeByAgent(link) || taggedId(link.alias) !== undefined;
     // Hardware is nobody's to delete.
     if (!ours || link.kind === undefined) continue;
     await host.devices.remove(link);

@@ -4,12 +4,12 @@ import { closeSync, readSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { createTap, createVeth } from '#agent/library.ts';
-import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
 import { IpAddress, MacAddress } from '#protocol/address.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { addNamespace, bridge, deviceNames, ip, only } from '../support/kernel.ts';
 import { startStack } from '../support/stack.ts';
 import { dyingWithParent, requireTool } from '../support/tools.ts';
+import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 
 // The library face on real bridges: what it makes, what passes, what it refuses, and what it leaves.
 

@@ -5,18 +5,12 @@ import { KernelError } from '#native/errors.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '#agent/storage/journal.ts';
-import {
-  type CheckedAttach,
-  DEVICE_GROUP,
-  deviceTag,
-  isTagOf,
-  type NetworkType,
-  taggedId,
-} from '#agent/host/networks/network-type.ts';
+import { type CheckedAttach, type NetworkType } from '#agent/host/networks/network-type.ts';
 import type { HostNetwork } from '#agent/host/networks/types.ts';
 import type { ChangeHandlers } from '#agent/host/reconcile/host-devices.ts';
 import { forwardingKey, type Observed, type SeenLink } from '#agent/host/reconcile/observe.ts';
 import { type Clock, type Life, NEVER } from './clock.ts';
+import { DEVICE_GROUP, deviceTag, isTagOf, taggedId } from '#agent/host/ownership.ts';
 
 /** What may be wrong with a network type, to see that a simulation finds it. */
 export type KernelMistake = 'no-detach';

@@ -8,7 +8,6 @@ import { pino } from 'pino';
 import { Agent } from '#agent/agent.ts';
 import { type Config, loadConfig } from '#agent/config.ts';
 import { asRecorded, keepIdentity, readIdentity, writeIdentity } from '#agent/fleet/identity.ts';
-import { taggedId } from '#agent/host/networks/network-type.ts';
 import { Slices } from '#agent/schedule/slices.ts';
 import type { SeqpacketServer } from '#native/seqpacket.ts';
 import { parseNetwork } from '#protocol/network.ts';
@@ -22,6 +21,7 @@ import {
 import { Clock as ModelClock } from './clock.ts';
 import { type KernelMistake, ModelKernel } from './kernel.ts';
 import { KEYS, type LedgerMistake, ModelLedger } from './ledger.ts';
+import { taggedId } from '#agent/host/ownership.ts';
 
 export interface Mistakes {
   readonly ledger?: LedgerMistake;

@@ -14,15 +14,14 @@ import type { Forwarding } from '../networks/forwarding.ts';
 import { conflictOf, overlapWithHost, ownAddresses } from '../own-addresses.ts';
 import type { Log } from '../../log.ts';
 import type { SeenLink } from '../reconcile/observe.ts';
-import { bridgeTag, bridgeTagOf } from '../networks/gateways.ts';
-import { DEVICE_GROUP } from '../networks/network-type.ts';
 import type { Applied } from './applied.ts';
-import { type BridgeDifference, compareBridge, isOwnBridge } from './comparison.ts';
+import { type BridgeDifference, compareBridge } from './comparison.ts';
 import { type BridgeDescription, type BridgeNeeds, describeBridge } from './description.ts';
 import { addLocalRoute, removeLocalRoute } from './routes.ts';
 import { readIfThere } from './settings.ts';
 import { type BridgeSnapshot, glance, look } from './snapshot.ts';
 import { refuseAsUplink, wayOutMtu } from './uplink.ts';
+import { DEVICE_GROUP, bridgeTag, bridgeTagOf, isBridgeOf, isMadeByAgent } from '../ownership.ts';
 
 export interface BridgesOptions {
   readonly host: string;
@@ -410,7 +409,9 @@ export class Bridges {
     const said = bridgeTagOf(link)?.gateways ?? [];
     const kept = [...gateways, ...undecided.filter((one) => snapshot.addresses?.includes(one))];
     if (snapshot.addresses !== undefined && said.some((one) => !kept.includes(one))) {
-      this.#options.kernel.links.set(link, { alias: bridgeTag(description.network, kept) });
+      this.#options.kernel.links.set(link, {
+        alias: bridgeTag({ network: description.network, gateways: kept }),
+      });
     }
     return link;
   }
@@ -419,7 +420,7 @@ export class Bridges {
   #protect(description: BridgeDescription, facts: Facts, link: Link): void {
     const { firewall } = this.#options;
     const { network, bridge, mac, uplink } = description;
-    const own = isOwnBridge(link, description);
+    const own = isBridgeOf(link, description);
     if (own) this.#own.add(network);
     else this.#own.delete(network);
     const localMac = own ? MacAddress.parse(mac) : link.mac;
@@ -444,7 +445,9 @@ export class Bridges {
       case 'bridge.alias': {
         // Before the addresses: whoever comes next takes them away again when they are the network's no more.
         const had = bridgeTagOf(link)?.gateways ?? [];
-        links.set(link, { alias: bridgeTag(network, [...had, ...description.gateways]) });
+        links.set(link, {
+          alias: bridgeTag({ network, gateways: [...had, ...description.gateways] }),
+        });
         return;
       }
       case 'bridge.group':
@@ -525,7 +528,7 @@ export class Bridges {
     }
     firewall.remove(`bridge:${before.bridge}`);
     if (link === null || link.kind !== 'bridge') return;
-    if (isOwnBridge(link, before)) {
+    if (isBridgeOf(link, before)) {
       kernel.links.delete(link);
       log.info({ bridge: link.name, network: before.network }, 'bridge removed');
       return;
@@ -618,7 +621,7 @@ function isDisturbed(
   if (bridge !== link.name) return false;
   if (gone || !link.up) return true;
   const tagged = bridgeTagOf(link) !== undefined;
-  if (link.group !== DEVICE_GROUP) return tagged;
+  if (!isMadeByAgent(link)) return tagged;
   return !tagged || link.mac !== mac || (mtu !== undefined && mtu !== link.mtu);
 }
 

@@ -1,9 +1,8 @@
 import type { Link, LinkSettings } from '#native/link.ts';
 import { SWITCHES } from '../networks/forwarding.ts';
-import { bridgeTagOf } from '../networks/gateways.ts';
-import { DEVICE_GROUP } from '../networks/network-type.ts';
 import type { BridgeDescription } from './description.ts';
 import type { BridgeSnapshot } from './snapshot.ts';
+import { DEVICE_GROUP, bridgeTagOf, isBridgeOf, isMadeByAgent } from '../ownership.ts';
 
 /** One thing that is not as described: `what` names it, null stands for what is not there. */
 export interface BridgeDifference {
@@ -12,20 +11,6 @@ export interface BridgeDifference {
   readonly observed: string | number | boolean | null;
   /** False for what belongs to somebody else, or cannot be put right from here: it is told, and left. */
   readonly repairable: boolean;
-}
-
-/**
- * True for a bridge that an agent made for this network, finished or not: it has two of the three marks that the agent
- * gave it, alias, group and MAC. Every other bridge is adopted.
- */
-export function isOwnBridge(
-  link: Pick<Link, 'alias' | 'group' | 'mac'>,
-  { network, mac }: Pick<BridgeDescription, 'network' | 'mac'>,
-): boolean {
-  const tag = bridgeTagOf(link);
-  if (tag !== undefined && tag.network !== network) return false;
-  const marks = [tag !== undefined, link.group === DEVICE_GROUP, link.mac?.toString() === mac];
-  return marks.filter(Boolean).length >= 2;
 }
 
 /** How what is there differs from what is described. Pure. */
@@ -38,7 +23,7 @@ export function compareBridge(
   if (link === null) {
     return [difference('bridge', description.bridge, null), ...beside];
   }
-  const own = isOwnBridge(link, description)
+  const own = isBridgeOf(link, description)
     ? compareOwn(description, snapshot, link)
     : compareAdopted(description, snapshot, link);
   return [
@@ -47,7 +32,7 @@ export function compareBridge(
     ...missing('bridge.route', description.localRoutes, snapshot.localRoutes).map((one) => ({
       ...one,
       // A route needs its device up, and an adopted bridge is its owner's to set up.
-      repairable: link.up || isOwnBridge(link, description),
+      repairable: link.up || isBridgeOf(link, description),
     })),
     ...compareUplink(description, snapshot, link),
     ...beside,
@@ -67,7 +52,7 @@ function compareOwn(
     ...(tag === undefined || unsaid.length > 0
       ? [difference('bridge.alias', [network, ...gateways].join(' '), link.alias ?? null)]
       : []),
-    ...(link.group === DEVICE_GROUP ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
+    ...(isMadeByAgent(link) ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
     ...(found === mac ? [] : [difference('bridge.mac', mac, found)]),
     ...(mtu === undefined || mtu === link.mtu ? [] : [difference('bridge.mtu', mtu, link.mtu)]),
     ...compareSettings(ownSettings, link),

@@ -2,8 +2,8 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Link } from '#native/link.ts';
 import type { Route } from '#native/route.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP } from '../networks/network-type.ts';
 import type { BridgeDescription } from './description.ts';
+import { isMadeByAgent } from '../ownership.ts';
 
 /** The main table; others are somebody's policy, not the way out. */
 const MAIN_TABLE = 254;
@@ -27,7 +27,7 @@ export function refuseAsUplink(
     new VoltError(code, `uplink: ${device} ${reason}`, { details });
   if (!nic.ethernet) throw refuse('UNSUPPORTED', 'is no Ethernet device');
   if (nic.kind === 'bridge') throw refuse('UNSUPPORTED', 'is a bridge itself');
-  if (nic.group === DEVICE_GROUP) throw refuse('UNSUPPORTED', "is a workload's");
+  if (isMadeByAgent(nic)) throw refuse('UNSUPPORTED', "is a workload's");
   if (nic.master !== undefined) {
     if (nic.master === bridge.index) return;
     throw refuse('DEVICE_BUSY', 'is a port of another device already');

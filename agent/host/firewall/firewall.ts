@@ -310,10 +310,7 @@ export class Firewall implements Disposable {
         try {
           this.restore();
         } catch (error) {
-          this.#log.error(
-            { error: String(error) },
-            'nftables cannot be loaded again',
-          );
+          this.#log.error({ error: String(error) }, 'nftables cannot be loaded again');
         }
       }, LOOK_MS).unref();
     });

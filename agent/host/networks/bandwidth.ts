@@ -3,8 +3,8 @@ import type { Link } from '#native/link.ts';
 import type { TokenBucket } from '#native/traffic.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP, isTagOf } from './network-type.ts';
 import { closeToIpv6 } from './tap.ts';
+import { DEVICE_GROUP, isMadeByAgent, isStill, isTagOf } from '../ownership.ts';
 
 export type Bandwidth = Attachment['bandwidth'];
 
@@ -101,8 +101,8 @@ export const rateOf = (bitsPerSecond: number): number =>
 /** The IFB of a device; one that a device of before left under this index is deleted. */
 function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
   const found = kernel.links.get(ifbName(index));
-  if (found === null || found.alias === alias) return found;
-  if (found.kind === 'ifb' && found.group === DEVICE_GROUP) kernel.links.delete(found);
+  if (found === null || isStill({ alias }, found)) return found;
+  if (found.kind === 'ifb' && isMadeByAgent(found)) kernel.links.delete(found);
   return null;
 }
 

@@ -4,11 +4,11 @@ import type { Network } from '#protocol/network.ts';
 import type { Link } from '#native/link.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Bridges } from '../bridges/bridges.ts';
-import { isOwnBridge } from '../bridges/comparison.ts';
 import { bridgeMac } from '../bridges/description.ts';
 import type { BridgeSnapshot } from '../bridges/snapshot.ts';
 import type { Kernel } from '../kernel.ts';
 import { refuseSmallMtu } from './ipv6.ts';
+import { isBridgeOf } from '../ownership.ts';
 import { refuseBridgeMac, refuseHostAddresses } from './taken.ts';
 
 /** What of a request concerns the bridge. */
@@ -60,7 +60,7 @@ export class NetworkBridge {
     const { kernel, host } = this.#options;
     const { network } = this.#network;
     const mac = bridgeMac(host, this.#network).toString();
-    if (found === null || isOwnBridge(found, { network, mac })) return;
+    if (found === null || isBridgeOf(found, { network, mac })) return;
     refuseHostAddresses(kernel, found, addresses, 'addresses');
   }
 

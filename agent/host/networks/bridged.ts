@@ -31,7 +31,6 @@ import {
   type AttachmentChange,
   type CheckedAttach,
   type Device,
-  deviceTag,
   type KnownOfAttach,
   type NetworkType,
   refuseChanges,
@@ -44,6 +43,7 @@ import { refuseHostAddresses } from './taken.ts';
 import { type BridgePort, closeToIpv6, makeTap } from './tap.ts';
 import { makeVeth } from './veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
+import { deviceTag } from '../ownership.ts';
 
 export interface BridgedOptions {
   readonly host: string;

@@ -7,14 +7,16 @@ import type { Link, LinkChange } from '#native/link.ts';
 import { openTap } from '#native/tun.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
+import { type Device, type RemovingDevice } from './network-type.ts';
+import type { Removal } from './removal.ts';
 import {
   DEVICE_GROUP,
-  type Device,
   deviceTag,
-  isTagOf,
-  type RemovingDevice,
-} from './network-type.ts';
-import type { Removal } from './removal.ts';
+  isDeviceOf,
+  isMadeFor,
+  putAwayName,
+  tagPutAway,
+} from '../ownership.ts';
 
 // What network types share about the one device of an attachment in the host's namespace.
 
@@ -27,13 +29,12 @@ export const NOTHING_TO_REMOVE: RemovingDevice = { removed: Promise.resolve() };
 export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | null {
   const { attachment, id, deviceName } = record;
   if (attachment?.device !== undefined && attachment.device !== null) {
-    const link = kernel.links.get(attachment.device.ifindex);
-    if (link?.alias === deviceTag(attachment)) return link;
+    const { device, ...owner } = attachment;
+    const link = kernel.links.get(device.ifindex);
+    if (link !== null && isDeviceOf({ ...owner, device }, link)) return link;
   }
   const link = kernel.links.get(deviceName);
-  if (link === null) return null;
-  const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
-  return untagged || isTagOf(link.alias, id) ? link : null;
+  return link !== null && isMadeFor(id, link) ? link : null;
 }
 
 /** Takes a device out of use: down, its name free; `removal` deletes it. Success when it is gone already. */
@@ -44,7 +45,9 @@ export function retire(
   record: AttachmentRecord,
 ): RemovingDevice {
   if (!putAway(kernel, link, record)) return NOTHING_TO_REMOVE;
-  return { removed: removal.delete({ index: link.index, alias: link.alias ?? tagOf(record) }) };
+  return {
+    removed: removal.delete({ index: link.index, alias: tagPutAway(link, ownerOf(record)) }),
+  };
 }
 
 /**
@@ -52,10 +55,10 @@ export function retire(
  * its name nobody would know it, should this agent die as well. Kernels before 6.2 rename only what is down.
  */
 export function putAway(kernel: Kernel, link: Link, record: AttachmentRecord): boolean {
-  const alias = link.alias ?? tagOf(record);
+  const alias = tagPutAway(link, ownerOf(record));
   try {
     kernel.links.set(link, { up: false, alias });
-    kernel.links.set(link, { name: `vdel${link.index}` });
+    kernel.links.set(link, { name: putAwayName(link) });
     return true;
   } catch (error) {
     if (!isKernelError(error, 'ENODEV')) throw error;
@@ -63,7 +66,10 @@ export function putAway(kernel: Kernel, link: Link, record: AttachmentRecord): b
   }
 }
 
-const tagOf = ({ id, generation = 0 }: AttachmentRecord): string => deviceTag({ id, generation });
+const ownerOf = ({ id, generation = 0 }: AttachmentRecord): { id: string; generation: number } => ({
+  id,
+  generation,
+});
 
 /** Gives a device of ours back what its attachment says of it, in one message; down first, to be renamed. */
 export function mendLink(
@@ -74,8 +80,7 @@ export function mendLink(
   const { device } = attachment;
   if (device === null) return;
   const link = kernel.links.get(device.ifindex);
-  const untagged = link?.alias === undefined && link?.name === device.name;
-  if (link === null || !(link.alias === deviceTag(attachment) || untagged)) {
+  if (link === null || !isDeviceOf({ ...attachment, device }, link)) {
     throw new VoltError('NOT_FOUND', `${attachment.id}: its device is gone`);
   }
   if (link.name !== device.name) {

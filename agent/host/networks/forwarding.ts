@@ -7,7 +7,7 @@ import type { Firewall } from '../firewall/firewall.ts';
 import { readIfThere } from '../bridges/settings.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
-import { DEVICE_GROUP } from './network-type.ts';
+import { isMadeByAgent } from '../ownership.ts';
 
 export type Family = 4 | 6;
 
@@ -169,9 +169,8 @@ const ofDevice = (family: Family, name: string): string[] => [
 const acceptRa = (name: string): string[] => ['net', 'ipv6', 'conf', name, 'accept_ra'];
 
 /** Devices with a setting of their own: not the ports of workloads, of which there may be thousands. */
-const isOfHost = ({ group, kind }: Link): boolean => group !== DEVICE_GROUP || kind === 'bridge';
-const isOwnMacvtap = ({ group, kind }: Link): boolean =>
-  group === DEVICE_GROUP && kind === 'macvtap';
+const isOfHost = (link: Link): boolean => !isMadeByAgent(link) || link.kind === 'bridge';
+const isOwnMacvtap = (link: Link): boolean => isMadeByAgent(link) && link.kind === 'macvtap';
 
 /** Devices for which an operator has switched IPv4 forwarding on, one by one. */
 const openedByOperator = ({ links }: Kernel): string[] =>

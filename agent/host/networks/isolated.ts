@@ -18,7 +18,6 @@ import {
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
-  deviceTag,
   type KnownOfAttach,
   type NetworkType,
   refuseChanges,
@@ -29,6 +28,7 @@ import { observePort } from './observe.ts';
 import { makeTap } from './tap.ts';
 import { openIfThere, RequestedNamespace, type WorkloadNamespace } from './workload.ts';
 import { madeNamespace, type WorkloadNamespaces } from './workload-namespaces.ts';
+import { deviceTag } from '../ownership.ts';
 
 /** Where `ip netns` looks. */
 const NETNS_FOLDER = '/run/netns';

@@ -4,8 +4,8 @@ import type { Link } from '#native/link.ts';
 import { namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
-import { deviceTag } from './network-type.ts';
 import { openIfThere } from './workload.ts';
+import { isTagged } from '../ownership.ts';
 
 // Containers whose namespace is led to by their path no more, and may live all the same: a path is not a namespace.
 // `/proc/<pid>/ns/net` ends with its process, while others live on in the namespace. A pair's end on this host proves
@@ -52,7 +52,7 @@ export function findByNumber(
  * macvlan, which was drawn at random, nor a function's place on the bus.
  */
 function isOf(attachment: Attachment, { alias, kind, parentDevice }: Link): boolean {
-  if (alias === deviceTag(attachment)) return true;
+  if (isTagged({ alias }, attachment)) return true;
   const { type, pciAddress } = attachment.device ?? {};
   if (type === 'macvlan') return kind === 'macvlan';
   return pciAddress !== undefined && parentDevice?.name === pciAddress;
@@ -88,7 +88,7 @@ function leadsTo(path: string, identity: string): boolean {
 function isStanding(kernel: Kernel, attachment: Attachment): boolean {
   if (attachment.device?.type !== 'veth') return findByNumber(kernel, attachment) !== null;
   const link = kernel.links.get(attachment.device.ifindex);
-  if (link?.alias !== deviceTag(attachment)) return false;
+  if (link === null || !isTagged(link, attachment)) return false;
   // The pair of a namespace that nobody holds any more stands until the kernel comes to it.
   return link.linkNamespaceId === undefined || kernel.namespaceIds.has(link.linkNamespaceId);
 }

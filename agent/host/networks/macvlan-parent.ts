@@ -8,8 +8,8 @@ import type { Namespace } from '#native/namespace.ts';
 import type { Kernel } from '../kernel.ts';
 import { conflictOf, overlapWithHost } from '../own-addresses.ts';
 import { refuseSmallMtu } from './ipv6.ts';
-import { DEVICE_GROUP } from './network-type.ts';
 import { refuseGatewayMac, refuseHostAddresses } from './taken.ts';
+import { DEVICE_GROUP } from '../ownership.ts';
 
 /** MACVLAN_MODE_… of linux/if_link.h. */
 const MODES = { private: 1, vepa: 2, bridge: 4, passthru: 8 } as const;

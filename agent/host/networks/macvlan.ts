@@ -17,11 +17,11 @@ import {
   type AttachedDevice,
   type CheckedAttach,
   type Device,
-  deviceTag,
   type KnownOfAttach,
   type RemovingDevice,
 } from './network-type.ts';
 import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+import { deviceTag } from '../ownership.ts';
 
 /** A namespace that nobody holds has ended within some tens of milliseconds, or the host is very busy. */
 const GONE_AFTER_MS = 10;

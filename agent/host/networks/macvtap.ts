@@ -37,7 +37,6 @@ import {
   type AttachmentChange,
   type CheckedAttach,
   type Device,
-  deviceTag,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -47,6 +46,7 @@ import { observeInside, observePort } from './observe.ts';
 import type { Removal } from './removal.ts';
 import { refuseHostAddresses } from './taken.ts';
 import { closeToIpv6, tapShape } from './tap.ts';
+import { deviceTag, isTagged } from '../ownership.ts';
 
 export interface MacvtapOptions {
   readonly kernel: Kernel;
@@ -208,7 +208,7 @@ export class Macvtap implements NetworkType {
     const { id, device } = attachment;
     if (device?.type !== 'macvtap') throw noDescriptor(id, device);
     const link = kernel.links.get(device.ifindex);
-    if (link?.mac === undefined || link.alias !== deviceTag(attachment)) {
+    if (link?.mac === undefined || !isTagged(link, attachment)) {
       throw new VoltError('NOT_FOUND', `${id}: its device is gone`);
     }
     using opened = new DisposableStack();

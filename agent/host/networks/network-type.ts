@@ -129,21 +129,3 @@ export function refuseChanges(
     keys.map((key) => [key, JSON.stringify(before[key]) !== JSON.stringify(after[key])]),
   );
 }
-
-/** Alias of every object of ours: whose it is, and of which generation. */
-export const deviceTag = ({ id, generation }: { id: string; generation: number }): string =>
-  `volt:${id}#${generation}`;
-
-/** The attachment that an alias of ours names. */
-export const taggedId = (alias: string | undefined): string | undefined =>
-  /^volt:(.+)#\d+$/.exec(alias ?? '')?.[1];
-
-/** True for an alias of any generation of this attachment. */
-export const isTagOf = (alias: string | undefined, id: string): boolean =>
-  alias?.startsWith(`volt:${id}#`) ?? false;
-
-/**
- * Link group of every device of ours ("volt" in ASCII). An alias cannot be given in the message that makes
- * a device; until it follows, name and group together say that an open intent made it.
- */
-export const DEVICE_GROUP = 0x766f6c74;

@@ -3,8 +3,8 @@ import type { Attachment, Difference } from '#protocol/attachment.ts';
 import type { Link } from '#native/link.ts';
 import type { Steps } from '#native/steps.ts';
 import { Kernel } from '../kernel.ts';
-import { deviceTag, taggedId } from './network-type.ts';
 import { openIfThere } from './workload.ts';
+import { isDeviceOf, taggedId } from '../ownership.ts';
 
 /** Compares a device on the host, and a container's end where it lies in a namespace, with its attachment. */
 export function observePort(kernel: Kernel, attachment: Attachment): Difference[] {
@@ -12,7 +12,7 @@ export function observePort(kernel: Kernel, attachment: Attachment): Difference[
   if (device === null) return [];
   const differences = new Differences(id);
   const link = kernel.links.get(device.ifindex);
-  if (link?.alias !== deviceTag(attachment)) {
+  if (link === null || !isDeviceOf({ ...attachment, device }, link)) {
     return [{ id, what: 'device', expected: device.name, observed: null }];
   }
   differences.compare('device.name', device.name, link.name);

@@ -1,7 +1,7 @@
 import { isKernelError } from '#native/errors.ts';
 import type { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
-import { DEVICE_GROUP } from './network-type.ts';
+import { DEVICE_GROUP, isStill } from '../ownership.ts';
 
 const BATCH_LINKS = 64;
 
@@ -61,7 +61,7 @@ export class Removal {
     for (const { index, alias } of batch) {
       const link = links.get(index);
       // The index may have been given to somebody else's device since: the alias tells.
-      if (link === null || link.alias !== alias) continue;
+      if (link === null || !isStill({ alias }, link)) continue;
       links.set(index, { group });
       marked.push(index);
     }

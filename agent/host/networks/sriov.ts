@@ -28,10 +28,7 @@ import {
   type AttachedDevice,
   type AttachmentChange,
   type CheckedAttach,
-  DEVICE_GROUP,
   type Device,
-  deviceTag,
-  isTagOf,
   type NetworkType,
   refuseChanges,
   refuseUnsupported,
@@ -40,6 +37,7 @@ import {
 import { observeInside } from './observe.ts';
 import { closeToIpv6 } from './tap.ts';
 import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+import { DEVICE_GROUP, deviceTag, isTaggedByAnother } from '../ownership.ts';
 
 const VFIO = 'vfio-pci';
 
@@ -329,7 +327,7 @@ export class Sriov implements NetworkType {
     this.#restoreSettings(found);
     const link = name === undefined ? null : kernel.links.get(name);
     // Whoever has tagged it since is its owner now.
-    if (link === null || (link.alias !== undefined && !isTagOf(link.alias, record.id))) return;
+    if (link === null || isTaggedByAnother(link, record.id)) return;
     setLinkDown(kernel, link);
     const free = link.name === found.name || kernel.links.indexOf(found.name) === null;
     kernel.links.set(link, {

@@ -3,7 +3,7 @@ import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Link } from '#native/link.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP } from './network-type.ts';
+import { isMadeByAgent } from '../ownership.ts';
 
 // What a request names and somebody has whom the ledger does not know: this host, or the gateway.
 
@@ -55,7 +55,7 @@ export function refuseForwarded(
   if (found === null || found.ifindex === own) return;
   if (found.local !== true && found.fixed !== true) return;
   const holder = links.get(found.ifindex);
-  const given = found.local === true && holder?.master === bridge && holder.group === DEVICE_GROUP;
+  const given = found.local === true && holder?.master === bridge && isMadeByAgent(holder);
   if (!given) throw macInUse(mac, holder?.name ?? 'another port');
 }
 

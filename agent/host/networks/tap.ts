@@ -5,7 +5,8 @@ import { createTap, VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
 import { setIpv6 } from './ipv6.ts';
-import { DEVICE_GROUP, type Device } from './network-type.ts';
+import { type Device } from './network-type.ts';
+import { DEVICE_GROUP } from '../ownership.ts';
 
 export interface TapOrder {
   readonly name: string;

@@ -1,11 +1,12 @@
 import { hostEndMac, MacAddress } from '#protocol/address.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Kernel } from '../kernel.ts';
-import { DEVICE_GROUP, type Device } from './network-type.ts';
+import { type Device } from './network-type.ts';
 import { type BridgePort, closeToIpv6 } from './tap.ts';
 import { configureInterface } from './interface.ts';
 import type { Routing } from './interface-routes.ts';
 import type { WorkloadNamespace } from './workload.ts';
+import { DEVICE_GROUP } from '../ownership.ts';
 
 export interface VethOrder {
   readonly name: string;

@@ -4,9 +4,9 @@ import type { AttachmentRecord } from '../../storage/journal.ts';
 import { ifbName, rateOf } from '../networks/bandwidth.ts';
 import { portDifferences } from '../networks/bridge-port.ts';
 import { CLOSED_TO_HOST } from '../networks/macvtap.ts';
-import { DEVICE_GROUP, deviceTag } from '../networks/network-type.ts';
 import { CLOSED_TO_IPV6 } from '../networks/tap.ts';
 import { forwardingKey, type Observed, type SeenLink } from './observe.ts';
+import { DEVICE_GROUP, deviceTag, isDeviceOf, isMadeByAgent, isTagged } from '../ownership.ts';
 
 // What is there beside what a record says: pure comparisons.
 
@@ -17,17 +17,12 @@ export const isOnHost = (attachment: Attachment): attachment is OnHost =>
   attachment.type !== 'isolated' &&
   ['tap', 'veth', 'macvtap'].includes(attachment.device?.type ?? '');
 
-/**
- * The device of an attachment. An index may have been given to somebody else's device since: the alias decides. One that
- * has lost its alias is told by index, name and group together.
- */
+/** The device of an attachment, where it is there. */
 export function linkOf(attachment: Attachment, observed: Observed): SeenLink | undefined {
   const { device } = attachment;
   const link = observed.links.get(device?.ifindex ?? 0);
   if (link === undefined || device === null) return undefined;
-  if (link.alias === deviceTag(attachment)) return link;
-  const untagged = link.alias === undefined && link.group === DEVICE_GROUP;
-  return untagged && link.name === device.name ? link : undefined;
+  return isDeviceOf({ ...attachment, device }, link) ? link : undefined;
 }
 
 /** True when a device alone, without its place on a bridge, is as its attachment says, or nobody's business. */
@@ -41,7 +36,7 @@ export function agrees({ attachment, state }: AttachmentRecord, link: SeenLink):
     link.up &&
     link.mac === device.mac &&
     link.mtu === device.mtu &&
-    link.group === DEVICE_GROUP &&
+    isMadeByAgent(link) &&
     (device.bridge === undefined || link.master !== undefined)
   );
 }
@@ -110,7 +105,10 @@ function limitDifferences(attachment: OnHost, observed: Observed): Difference[] 
   const { ifindex } = device;
   const ifb = observed.names.get(ifbName(ifindex));
   const serves =
-    ifb?.alias === deviceTag(attachment) && ifb.up && observed.redirects.get(ifindex) === ifb.index;
+    ifb !== undefined &&
+    isTagged(ifb, attachment) &&
+    ifb.up &&
+    observed.redirects.get(ifindex) === ifb.index;
   const compared = [
     { what: 'bandwidth.ingress', limit: ingress, found: observed.limits.get(ifindex) },
     {

@@ -15,6 +15,7 @@ import type { Steps } from '#native/steps.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
 import { putForwarding } from '../networks/bridge-port.ts';
+import { isStill } from '../ownership.ts';
 import type { Removal } from '../networks/removal.ts';
 import type { OnHost } from './differences.ts';
 import { lookUp, type Observed, observeHost, seen, type SeenLink } from './observe.ts';
@@ -47,7 +48,7 @@ export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices =
   lookUp: (records) => lookUp(kernel, records),
   remove: async ({ index, name, alias, group }) => {
     const link = kernel.links.get(index);
-    if (link?.name !== name || link.alias !== alias || link.group !== group) return;
+    if (link?.name !== name || !isStill({ alias }, link) || link.group !== group) return;
     await removal.delete({ index, alias });
   },
   putForwarding: ({ device: { ifindex }, mac }) => {

@@ -2,7 +2,6 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { Difference } from '#protocol/attachment.ts';
 import type { HostLeases } from '../../attachments/host-leases.ts';
-import { taggedId } from '../networks/network-type.ts';
 import { Rhythm } from '../../schedule/rhythm.ts';
 import type { Slices, Wanted } from '../../schedule/slices.ts';
 import type { Standing } from '../../fleet/standing.ts';
@@ -14,6 +13,7 @@ import type { SeenLink } from './observe.ts';
 import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
 import { Relapses } from './relapses.ts';
 import { Repairs, type RepairsOptions } from './repairs.ts';
+import { taggedId } from '../ownership.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
   readonly periodSeconds: number;

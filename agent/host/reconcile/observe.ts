@@ -8,8 +8,8 @@ import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
 import { findByNumber } from '../networks/lost-paths.ts';
-import { deviceTag } from '../networks/network-type.ts';
 import { askForNamespaces, openIfThere } from '../networks/workload.ts';
+import { isTagged } from '../ownership.ts';
 
 export type SeenLink = Pick<
   Link,
@@ -220,7 +220,7 @@ function tapInside(attachment: Attachment): SeenLink | null {
   using _handle = handle;
   using inside = new Kernel(handle);
   const link = inside.links.get(attachment.device?.ifindex ?? 0);
-  return link?.alias === deviceTag(attachment) ? seen(link) : null;
+  return link !== null && isTagged(link, attachment) ? seen(link) : null;
 }
 
 const addressesOf = (kernel: Kernel, ifindex: number): Set<string> =>

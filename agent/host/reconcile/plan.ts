@@ -3,10 +3,10 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
-import { taggedId } from '../networks/network-type.ts';
+import { ifbName } from '../networks/bandwidth.ts';
 import { isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
 import type { Observed, SeenLink } from './observe.ts';
-import { isStray } from './strays.ts';
+import { type Holder, isStray, taggedId } from '../ownership.ts';
 
 /** One thing to do, and why. */
 export type Action =
@@ -185,6 +185,15 @@ function namespaceGone(
   return { id, what: 'netns', expected, observed: identity };
 }
 
+/** What a record has on the host; of one that is not attached, whatever carries its tag. */
+export function holderOf({ attachment, state, deviceName }: AttachmentRecord): Holder {
+  if (state !== 'attached' || attachment === undefined || !isOnHost(attachment)) {
+    return { deviceName };
+  }
+  const { ifindex } = attachment.device;
+  return { deviceName, device: { ifindex, beside: ifbName(ifindex) } };
+}
+
 function* strays(
   { records, observed, isAsRead = () => true }: PlanOptions,
   stays: (key: string) => boolean,
@@ -196,7 +205,7 @@ function* strays(
     yield;
     const tagged = taggedId(link.alias);
     const record = tagged === undefined ? undefined : known.get(tagged);
-    if (!isStray(link, record, names.has(link.name))) continue;
+    if (!isStray(link, record && holderOf(record), names.has(link.name))) continue;
     const id = tagged ?? link.name;
     if (!isAsRead(id)) continue;
     if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) continue;

@@ -7,15 +7,15 @@ import type { EventLog } from '../../storage/events.ts';
 import type { HostLeases } from '../../attachments/host-leases.ts';
 import type { Journal } from '../../storage/journal.ts';
 import type { Log } from '../../log.ts';
-import { DEVICE_GROUP, type NetworkTypes, taggedId } from '../networks/network-type.ts';
+import { type NetworkTypes } from '../networks/network-type.ts';
 import type { HostNetwork } from '../networks/types.ts';
 import type { Session } from '../../fleet/session.ts';
 import type { IdLocks } from '../../schedule/id-lock.ts';
 import type { TableDifference } from '../firewall/contents.ts';
 import type { HostDevices } from './host-devices.ts';
-import { type Action, plan, type Plan } from './plan.ts';
+import { type Action, holderOf, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';
-import { isStray } from './strays.ts';
+import { DEVICE_GROUP, isStray, taggedId } from '../ownership.ts';
 
 export interface RepairsOptions {
   readonly host: string;
@@ -62,7 +62,8 @@ export class Repairs {
     if (planned.kind === 'remove') {
       const { link } = planned;
       const tagged = journal.get(taggedId(link.alias) ?? '');
-      if (isStray(link, tagged, journal.namesDevice(link.name))) await this.#removeStray(planned);
+      if (isStray(link, tagged && holderOf(tagged), journal.namesDevice(link.name)))
+        await this.#removeStray(planned);
       return;
     }
     if (record === undefined) return;

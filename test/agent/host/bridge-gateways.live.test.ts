@@ -7,8 +7,8 @@ import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
 import { Forwarding } from '#agent/host/networks/forwarding.ts';
 import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
-import { bridgeTag, bridgeTagOf } from '#agent/host/networks/gateways.ts';
 import { ip } from '../../support/kernel.ts';
+import { bridgeTag, bridgeTagOf } from '#agent/host/ownership.ts';
 
 // What a bridge of ours has of gateways, and what its alias says of them, as its network changes.
 
@@ -103,7 +103,9 @@ test('those of now take the place of those of before, whoever has forgotten them
 
 test('what was given before it was said is taken away too', () => {
   // An agent that ended between one step and the next.
-  kernel.links.set(link(), { alias: bridgeTag('br0', [...BOTH, '10.1.0.9/24', '10.1.0.8/24']) });
+  kernel.links.set(link(), {
+    alias: bridgeTag({ network: 'br0', gateways: [...BOTH, '10.1.0.9/24', '10.1.0.8/24'] }),
+  });
   ip('addr', 'add', '10.1.0.9/24', 'dev', 'br0');
   revise([NET]);
   expect(held()).toEqual(BOTH);

@@ -7,7 +7,6 @@ import { type AttachmentRecord, Journal } from '#agent/storage/journal.ts';
 import { Kernel } from '#agent/host/kernel.ts';
 import { createLog } from '#agent/log.ts';
 import { Macvtap } from '#agent/host/networks/macvtap.ts';
-import { DEVICE_GROUP } from '#agent/host/networks/network-type.ts';
 import { Removal } from '#agent/host/networks/removal.ts';
 import { until } from '../../support/agent.ts';
 import { addNamespace, ip, only, removeNamespace } from '../../support/kernel.ts';
@@ -24,6 +23,7 @@ import {
   startSegment,
 } from '../../support/segment.ts';
 import { atCall } from '../../support/strace.ts';
+import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 
 // Networks of type macvtap, from request to device and back, of VMs and containers in all modes.
 

@@ -3,13 +3,18 @@ import { describe, expect, test } from 'vitest';
 import type { Attachment } from '#protocol/attachment.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { AttachmentRecord } from '#agent/storage/journal.ts';
-import { DEVICE_GROUP, deviceTag } from '#agent/host/networks/network-type.ts';
 import { forwardingKey, type Observed, type SeenLink } from '#agent/host/reconcile/observe.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { agrees } from '#agent/host/reconcile/differences.ts';
 import { atOnce } from '#native/steps.ts';
-import { type Action, GRACE_MS, plan, type PlanOptions } from '#agent/host/reconcile/plan.ts';
-import { isStray } from '#agent/host/reconcile/strays.ts';
+import {
+  type Action,
+  GRACE_MS,
+  holderOf,
+  plan,
+  type PlanOptions,
+} from '#agent/host/reconcile/plan.ts';
+import { DEVICE_GROUP, deviceTag, isStray } from '#agent/host/ownership.ts';
 
 const BOOT = 'boot-now';
 const BRIDGE_INDEX = 2;
@@ -139,7 +144,8 @@ describe('a device on the host', () => {
     ['with another MTU', { mtu: 1400 }, ['mend a10: device.mtu']],
     ['in another group', { group: 0 }, ['mend a10: device.group']],
     ['on another bridge', { master: 3 }, ['mend a10: device.bridge']],
-    ["somebody else's under the same index", { alias: 'mine' }, ['remake a10: device']],
+    ["somebody else's under the same index", { alias: 'mine', group: 0 }, ['remake a10: device']],
+    ['with a text of somebody in its alias', { alias: 'mine' }, ['mend a10: device.alias']],
     ['of an earlier generation', { alias: 'volt:a10#6' }, ['remake a10: device']],
   ];
   for (const [name, change, actions] of cases) {
@@ -417,13 +423,13 @@ test('strays: whose group, tag and name say so, and nobody else', () => {
   ];
   for (const [name, link, expected] of cases) {
     const tagged = link.alias?.startsWith('volt:a10#') === true ? record : undefined;
-    expect([name, isStray(link, tagged, link.name === record.deviceName)]).toEqual([
+    expect([
       name,
-      expected,
-    ]);
+      isStray(link, tagged && holderOf(tagged), link.name === record.deviceName),
+    ]).toEqual([name, expected]);
   }
   const detaching: AttachmentRecord = { ...record, state: 'detaching' };
-  expect(isStray(stray, detaching, false)).toBe(false);
+  expect(isStray(stray, holderOf(detaching), false)).toBe(false);
 });
 
 describe('after a reboot', () => {
@@ -480,7 +486,11 @@ test('what was put right needs nothing more, and nothing of others is named', ()
           links.set(10 + place, { ...linkFor(record), ...one });
         }
       }
-      const foreign = [...links.values()].filter(({ alias }) => !alias?.startsWith('volt:'));
+      // By its index, our group and its name a device is its attachment's, whatever text somebody has given it.
+      const foreign = [...links.values()].filter(
+        ({ alias, group, name }) =>
+          !alias?.startsWith('volt:') && !(group === DEVICE_GROUP && name.startsWith('dev-')),
+      );
       const kept = [...records];
       // The model does as it is told: what is mended or made again is as its record says.
       const apply = (action: Action): void => {
