@@ -51,8 +51,9 @@ export function findByNumber(
  * Whoever owns the namespace can rename a device and take its tag away, but change neither its kind, nor the index of a
  * macvlan, which was drawn at random, nor a function's place on the bus.
  */
-function isOf(attachment: Attachment, { alias, kind, parentDevice }: Link): boolean {
-  if (isTagged({ alias }, attachment)) return true;
+function isOf(attachment: Attachment, link: Link): boolean {
+  if (isTagged(link, attachment)) return true;
+  const { kind, parentDevice } = link;
   const { type, pciAddress } = attachment.device ?? {};
   if (type === 'macvlan') return kind === 'macvlan';
   return pciAddress !== undefined && parentDevice?.name === pciAddress;

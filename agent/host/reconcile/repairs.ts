@@ -15,7 +15,7 @@ import type { TableDifference } from '../firewall/contents.ts';
 import type { HostDevices } from './host-devices.ts';
 import { type Action, holderOf, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';
-import { DEVICE_GROUP, isStray, taggedId } from '../ownership.ts';
+import { isMadeFor, isStray, taggedId } from '../ownership.ts';
 
 export interface RepairsOptions {
   readonly host: string;
@@ -94,8 +94,7 @@ export class Repairs {
     } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
       if (kind === 'remake') {
         const named = observed.names.get(record.deviceName);
-        const untagged = named?.alias === undefined && named?.group === DEVICE_GROUP;
-        const leftover = untagged || taggedId(named?.alias) === id;
+        const leftover = named !== undefined && isMadeFor(id, named);
         await remake(this.#options, type, { ...record, attachment, network }, { leftover });
       } else {
         type.mend(attachment, network);
