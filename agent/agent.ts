@@ -112,7 +112,7 @@ export class Agent {
     this.#watermark = new LedgerWatermark({ stateDir, log });
     const watermark = this.#watermark;
     this.#hostNetwork = options.openHostNetwork({ config, journal, log });
-    const { networkTypes, taggedDevices } = this.#hostNetwork;
+    const { networkTypes, attachments: onHost, taggedDevices } = this.#hostNetwork;
     const maxPayload = (): number => this.#bus.maxPayload;
     const mostOfAnswer = (): number => answerBytes(maxPayload());
     this.#events = new EventLog({
@@ -141,6 +141,7 @@ export class Agent {
       journal,
       events,
       networkTypes,
+      attachments: onHost,
       dryRuns: this.#hostNetwork.dryRuns,
       ownAddresses: this.#hostNetwork.ownAddresses,
       warningsOf: (network) => this.#hostNetwork.bridges.warningsOf(network),
@@ -152,7 +153,7 @@ export class Agent {
     const attachments = this.#attachments;
     const requestLog = new RequestLog({ stateDir, log });
     this.#requestLog = requestLog;
-    const updates = new Updates({ ledger, journal, events, networkTypes });
+    const updates = new Updates({ ledger, journal, events, networkTypes, attachments: onHost });
     const requests = new Requests({
       host,
       attachments,
@@ -201,6 +202,7 @@ export class Agent {
       ledger,
       events,
       networkTypes,
+      attachments: onHost,
       devices: this.#hostNetwork.devices,
       bridges: this.#hostNetwork.bridges,
       firewall: this.#hostNetwork.firewall,
@@ -213,7 +215,8 @@ export class Agent {
       log,
     });
     const { bridges } = this.#hostNetwork;
-    const edits = new Edits({ journal, locks, networkTypes, bridges, events, log });
+    const attached = { attachments: onHost, networkTypes, bridges };
+    const edits = new Edits({ journal, locks, ...attached, events, log });
     const revisions = new NetworkRevisions({
       host,
       ledger,
@@ -226,10 +229,9 @@ export class Agent {
       host,
       journal,
       ledger,
-      networkTypes,
       taggedDevices,
       leases: (signal) => hostLeases.listed(signal),
-      plan: (id, wanted) => this.#reconcile.preview(id, wanted),
+      preview: (id, wanted) => this.#reconcile.preview(id, wanted),
       currentRevisions: () => revisions.current(),
       slices,
       answerBytes: mostOfAnswer,
@@ -464,10 +466,11 @@ export class Agent {
 
   /** The rules of before stay in force until those for all that stands are there, in one exchange. */
   #resumeFirewall(): void {
-    for (const { attachment, network, networkType, state } of this.#journal.values()) {
+    for (const record of this.#journal.values()) {
+      const { attachment, network, state } = record;
       // A fenced workload is cut off: it gets nothing back.
       if (attachment === undefined || network === undefined || state !== 'attached') continue;
-      this.#hostNetwork.networkTypes[networkType]?.resume(attachment, network);
+      this.#hostNetwork.attachments.resume({ ...record, attachment, network });
     }
     this.#hostNetwork.forwarding.start();
     this.#hostNetwork.firewall.start();

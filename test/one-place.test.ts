@@ -37,6 +37,43 @@ const PLACES: readonly OnePlace[] = [
     ],
     allowed: ['links.createIfb({ name, group: DEVICE_GROUP });', 'alias: deviceTag(lease),'],
   },
+  {
+    what: 'whether an attachment is as recorded',
+    decides:
+      /(what: |\[)['`](device\.(?!peer')|bandwidth\.|lo\.up)|what: 'filter'|\b(link|found|there)\??\.(mac|mtu|up|group|master) [!=]== \w*\.?(device|attachment)\b/,
+    homes: [
+      /^agent\/host\/comparator\.ts$/,
+      // The change for which a holder is stopped.
+      /^agent\/host\/reconcile\/mac-changes\.ts$/,
+    ],
+    planted: [
+      "return [{ id, what: 'device.up', expected: true, observed: link.up }];",
+      "compare('device.mtu', device.mtu, link.mtu) || [['device.mtu', device.mtu, link.mtu]];",
+      'const agrees = link.mtu === device.mtu;',
+      "differences.push({ id, what: 'bandwidth.egress', expected, observed });",
+      "{ id, what: 'filter', expected: attachment.filter, observed: null },",
+    ],
+    allowed: [
+      "if (differing.has('device.mtu')) change(device.mtu);",
+      "describedInside(attachment, { ...peer, what: 'device.peer' })",
+    ],
+  },
+  {
+    what: 'what a network type is, by its name',
+    decides:
+      // A kind of link of the kernel is named macvtap, too.
+      /(?<!\bkind )([!=]== |case |includes\()'(isolated|host-only|bridged|macvtap|sriov)'|\['(isolated|host-only|bridged|macvtap|sriov)'[\],]/,
+    homes: [
+      /^agent\/host\/networks\/(host-only|isolated|macvtap|sriov|bridged)\.ts$/,
+    ],
+    planted: [
+      "if (attachment.type === 'isolated') return;",
+      "const routed = network.type !== 'host-only';",
+      "case 'macvtap':",
+      "if (['bridged', 'host-only'].includes(type)) return;",
+    ],
+    allowed: ["'host-only': new HostOnly(parts),"],
+  },
 ];
 
 const files = readdirSync(join(ROOT, 'agent'), { recursive: true })

@@ -29,6 +29,8 @@ import type {
   NetworkType,
   NetworkTypes,
 } from '../host/networks/network-type.ts';
+import type { HostAttachments } from '../host/host-attachments.ts';
+import { tellRepaired } from '../host/reconcile/repairs.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
 import type { NamedNamespace } from '../host/networks/workload.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
@@ -50,6 +52,7 @@ export interface AttachmentsOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  readonly attachments: Pick<HostAttachments, 'compare' | 'mend'>;
   readonly dryRuns: HostNetwork['dryRuns'];
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
@@ -175,8 +178,11 @@ export class Attachments {
         const held = journal.get(request.id);
         const attachment =
           held && (await this.#attachedAs(held, request, identified(request, named)));
-        const found = attachment && this.#networkType(attachment.type).observe(attachment);
-        if (attachment !== undefined && held?.state === 'attached' && found?.length === 0) {
+        if (
+          attachment !== undefined &&
+          held?.state === 'attached' &&
+          this.#options.attachments.compare({ ...held, attachment }).remedy === 'none'
+        ) {
           const { mac } = attachment;
           const addresses = attachment.addresses.map(({ address }) => address);
           return { dryRun: true, replayed: true, lease: { mac, addresses }, operations: [] };
@@ -284,33 +290,45 @@ export class Attachments {
     return { detached: true, releasing: true };
   }
 
-  /** The answer to a repeated request; undefined when its device is gone. */
+  /**
+   * The answer to a repeated request, its device set right where it stands: whoever holds it keeps it. Undefined when it is
+   * gone.
+   */
   async #repeat(
     held: AttachmentRecord,
     request: AttachRequest,
     asked: Identified,
     deadline: number,
   ): Promise<AttachAnswer | undefined> {
-    const { journal, log } = this.#options;
+    const { journal, attachments, log, self } = this.#options;
+    const { id } = request;
     const attachment = await this.#attachedAs(held, request, asked);
-    const type = this.#networkType(held.networkType);
     if (attachment === undefined) {
-      log.info({ id: request.id }, 'attached in a namespace that is gone: attached in another');
-      await type.detach(held).removed;
+      log.info({ id }, 'attached in a namespace that is gone: attached in another');
+      await this.#networkType(held.networkType).detach(held).removed;
       return undefined;
     }
-    const differences = type.observe(attachment);
-    if (differences.length > 0) {
+    const record = { ...held, attachment };
+    const { remedy, differences, reported } = attachments.compare(record);
+    if (reported.length > 0) {
+      log.warn({ id, differences: reported }, 'left to the workload, in whose namespace it is');
+    }
+    const { network } = record;
+    if (remedy === 'remake' || (remedy === 'mend' && network === undefined)) {
       // The lease stays: the same id is granted the same addresses again.
-      log.warn({ id: request.id, differences }, 'attached, but not as recorded: made again');
-      await type.detach(held).removed;
+      log.warn({ id, differences }, 'attached, but its device is gone: made again');
+      await this.#networkType(held.networkType).detach(held).removed;
       return undefined;
+    }
+    if (remedy === 'mend' && network !== undefined) {
+      attachments.mend({ ...record, network });
+      tellRepaired({ ...this.#options, host: self.host }, id, 'mend', differences);
     }
     if (request.leaseTtlSeconds === undefined) return { attachment, replayed: true };
     const revised = await this.#network(request.network, deadline);
     const lease = await this.#acquire(request, revised, deadline);
     const extended = { ...attachment, lease: leaseFields(lease) };
-    journal.put({ ...held, attachment: extended });
+    journal.put({ ...(journal.get(id) ?? held), attachment: extended });
     return { attachment: extended, replayed: true };
   }
 

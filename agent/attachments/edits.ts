@@ -6,7 +6,8 @@ import { withoutAddresses } from './attachments.ts';
 import type { EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
-import { filterBy, type NetworkTypes } from '../host/networks/network-type.ts';
+import type { HostAttachments } from '../host/host-attachments.ts';
+import type { NetworkTypes } from '../host/networks/network-type.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
 import { reviseRoutes } from '../host/networks/interface.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
@@ -15,6 +16,7 @@ export interface EditsOptions {
   readonly journal: Journal;
   readonly locks: IdLocks;
   readonly networkTypes: NetworkTypes;
+  readonly attachments: Pick<HostAttachments, 'mend'>;
   readonly bridges: Pick<HostNetwork['bridges'], 'revise'>;
   readonly events: EventLog;
   readonly log: Log;
@@ -56,15 +58,15 @@ export class Edits {
 
   /** In the turn of the id. */
   #revise(id: string, { network, revision }: NetworkRecord, letGo: readonly LetGo[]): void {
-    const { journal, networkTypes, log } = this.#options;
+    const { journal, networkTypes, attachments, log } = this.#options;
     const record = journal.get(id);
     const { attachment: before, network: was } = record ?? {};
     if (record?.state !== 'attached' || before === undefined || was === undefined) return;
     const now = withoutAddresses(network);
-    const after = revised(before, now, letGo);
-    const type = networkTypes[record.networkType];
+    const filter = networkTypes[record.networkType]?.filterOf(now, before.kind) ?? before.filter;
+    const after = { ...revised(before, now, letGo), filter };
     if (!isDeepStrictEqual(was, now) || !isDeepStrictEqual(before, after)) {
-      type?.mend(after, now);
+      attachments.mend({ ...record, attachment: after, network: now });
       changeRoutes(record, before, { was, now });
     }
     journal.put({ ...record, attachment: after, network: now, revision });
@@ -90,7 +92,6 @@ function revised(before: Attachment, network: Network, letGo: readonly LetGo[]):
   const kept = filterAddresses?.filter((address) => !isLeft(address)) ?? [];
   return {
     ...rest,
-    filter: filterBy(network, before.kind) ?? before.filter,
     routes: network.routes ?? [],
     dns: network.dns ?? {},
     ...(kept.length > 0 && { filterAddresses: kept }),

@@ -1,29 +1,25 @@
 import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
 import { encodeAnswer, EncodedAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
-import { UnansweredError } from '#native/namespace.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
 import { AnswerPage, LIST_LIMIT } from '../bus/answer-size.ts';
 import { answerOf, askedOfLedger } from './check-answer.ts';
 import { SharedRun } from '../schedule/shared-run.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
-import type { NetworkTypes } from '../host/networks/network-type.ts';
-import { askForNamespaces } from '../host/networks/workload.ts';
-import type { Plan } from '../host/reconcile/plan.ts';
+import type { Preview } from '../host/reconcile/loop.ts';
 import type { Slices, Wanted } from '../schedule/slices.ts';
 
 export interface QueriesOptions {
   readonly host: string;
   readonly journal: Journal;
   readonly ledger: Ledger;
-  readonly networkTypes: NetworkTypes;
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
   /** All leases of this host, by id. */
   readonly leases: (signal: AbortSignal) => Promise<ReadonlyMap<string, Lease>>;
-  /** What reconcile would do now, for one attachment or all. */
-  readonly plan: (id: string | undefined, wanted: Wanted) => Promise<Plan>;
+  /** What differs between records and kernel now, and what reconcile would do, for one attachment or all. */
+  readonly preview: (id: string | undefined, wanted: Wanted) => Promise<Preview>;
   /** The revision of each network as the ledger has it now, by name. */
   readonly currentRevisions: () => Promise<Revisions>;
   readonly slices: Slices;
@@ -86,24 +82,22 @@ export class Queries {
 
   /** Compares records, kernel and ledger of one attachment; records and kernel alone while the ledger is away. */
   async check(id: string, deadline: number): Promise<CheckAnswer> {
-    const { ledger, plan, currentRevisions, answerBytes } = this.#options;
-    const { attachment } = this.#recordOf(id);
+    const { ledger, preview, currentRevisions, answerBytes } = this.#options;
+    this.#recordOf(id);
     const { told, away } = await askedOfLedger(async () => ({
       lease: (await ledger.getLease(id)) ?? undefined,
       current: await currentRevisions(),
     }));
-    if (attachment?.netns !== undefined) await askForNamespaces([attachment.netns]);
+    const { plan, differences: observed } = await preview(id, { deadline });
     const record = this.#recordOf(id);
-    const differences = record.closed === undefined ? this.#observedOf(id) : [record.closed];
+    const differences = [...(record.closed === undefined ? [] : [record.closed]), ...observed];
     if (told !== undefined && isAttached(record)) {
       if (record.closed === undefined) {
         differences.push(...compareLease(record.attachment, told.lease));
       }
       differences.push(...this.#revisionDifferences(record, told.current));
     }
-    const planned = await plan(id, { deadline });
-    differences.push(...(planned.ofNetworks ?? []));
-    return atOnce(answerOf({ differences, plan: planned, away, mostBytes: answerBytes() }));
+    return atOnce(answerOf({ differences, plan, away, mostBytes: answerBytes() }));
   }
 
   /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
@@ -112,16 +106,14 @@ export class Queries {
   }
 
   async #checkAll(signal: AbortSignal): Promise<EncodedAnswer> {
-    const { slices, journal, leases, plan, currentRevisions, answerBytes } = this.#options;
+    const { slices, journal, leases, preview, currentRevisions, answerBytes } = this.#options;
     const first = await askedOfLedger(async () => ({
       leases: await leases(signal),
       current: await currentRevisions(),
     }));
     const compared = await slices.run(this.#compare(first.told), { signal });
-    const { ofLedger, unanswered } = compared;
-    await askForNamespaces(unanswered.values());
-    const answered = await slices.run(this.#observeAgain(unanswered.keys()), { signal });
-    const differences = [...compared.differences, ...answered];
+    const { ofLedger } = compared;
+    const differences = [...compared.differences];
     // What has come and gone since the leases were read differs no more.
     const suspected = [...ofLedger].map((id) => ({
       id,
@@ -136,27 +128,24 @@ export class Queries {
       const again = this.#compareAgain(suspected, second.told);
       differences.push(...(await slices.run(again, { signal })));
     }
-    const planned = await plan(undefined, { signal });
-    differences.push(...(planned.ofNetworks ?? []));
+    const { plan, differences: observed } = await preview(undefined, { signal });
+    differences.push(...observed);
     const away = first.away ?? second.away;
-    const answering = answerOf({ differences, plan: planned, away, mostBytes: answerBytes() });
+    const answering = answerOf({ differences, plan, away, mostBytes: answerBytes() });
     const answer = await slices.run(answering, { signal });
     return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
-  /** What of records and kernel differs, and the ids of what records and leases do not agree about. */
+  /** What of records and their networks differs, and the ids of what records and leases do not agree about. */
   *#compare(
     told: { readonly leases: ReadonlyMap<string, Lease>; readonly current: Revisions } | undefined,
   ): Steps<{
     readonly differences: Difference[];
     readonly ofLedger: ReadonlySet<string>;
-    /** Namespaces whose file systems have to be asked, by attachment id. */
-    readonly unanswered: ReadonlyMap<string, string>;
   }> {
     const { journal } = this.#options;
     const differences: Difference[] = [];
     const ofLedger = new Set<string>();
-    const unanswered = new Map<string, string>();
     for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
       yield;
       const { id } = at;
@@ -168,23 +157,11 @@ export class Queries {
         if (compareLease(record.attachment, told.leases.get(id)).length > 0) ofLedger.add(id);
         differences.push(...this.#revisionDifferences(record, told.current));
       }
-      const observed = this.#observe(record);
-      if (observed instanceof UnansweredError) unanswered.set(id, observed.path);
-      else differences.push(...observed);
     }
     for (const { id } of told?.leases.values() ?? []) {
       if (journal.get(id) === undefined) ofLedger.add(id);
     }
-    return { differences, ofLedger, unanswered };
-  }
-
-  *#observeAgain(ids: Iterable<string>): Steps<Difference[]> {
-    const differences: Difference[] = [];
-    for (const id of ids) {
-      yield;
-      differences.push(...this.#observedOf(id));
-    }
-    return differences;
+    return { differences, ofLedger };
   }
 
   /** Of what is as it was before these leases were read: a record that is the same, a lease of the same generation. */
@@ -217,25 +194,6 @@ export class Queries {
     const expected = current.get(network);
     if (expected === undefined || expected === revision) return [];
     return [{ id, what: 'network.revision', expected, observed: revision ?? null }];
-  }
-
-  /** Of an attachment as it is recorded now. */
-  #observedOf(id: string): Difference[] {
-    const record = this.#options.journal.get(id);
-    if (record === undefined || !isAttached(record)) return [];
-    const observed = this.#observe(record);
-    if (!(observed instanceof UnansweredError)) return observed;
-    return [{ id, what: 'netns', expected: observed.path, observed: observed.message }];
-  }
-
-  /** Of a namespace that cannot be looked at, nothing is said of others. */
-  #observe({ networkType, attachment }: Attached): Difference[] | UnansweredError {
-    try {
-      return this.#options.networkTypes[networkType]?.observe(attachment) ?? [];
-    } catch (error) {
-      if (error instanceof UnansweredError) return error;
-      throw error;
-    }
   }
 
   #recordOf(id: string): AttachmentRecord {

@@ -11,6 +11,7 @@ import type { Ledger } from '#ipam-store/ledger.ts';
 import { type Call, refuseOtherGeneration } from './attachments.ts';
 import type { EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
+import type { HostAttachments } from '../host/host-attachments.ts';
 import type { NetworkTypes } from '../host/networks/network-type.ts';
 import { tracedStepSync } from '../trace.ts';
 
@@ -19,6 +20,7 @@ export interface UpdatesOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  readonly attachments: Pick<HostAttachments, 'update'>;
 }
 
 /** Changes of live attachments: what is new holds before what was is taken away, and no packet is lost. */
@@ -34,7 +36,7 @@ export class Updates {
     request: UpdateRequest & { readonly requestId: string },
     call: Call,
   ): Promise<UpdateAnswer> {
-    const { journal, events, networkTypes } = this.#options;
+    const { journal, events, networkTypes, attachments } = this.#options;
     const record = journal.get(request.id);
     if (record?.attachment === undefined || record.state !== 'attached') {
       throw new VoltError('NOT_FOUND', `${request.id} is not attached on this host`);
@@ -50,7 +52,14 @@ export class Updates {
     const after = changed(before, request);
     const started = performance.now();
     using undo = new DisposableStack();
-    tracedStepSync('kernel', () => type.update({ before, after, network }, undo));
+    tracedStepSync('kernel', () => {
+      type.checkChange({ before, after, network });
+      const change = {
+        before: { ...record, attachment: before, network },
+        after: { ...record, attachment: after, network },
+      };
+      attachments.update(change, undo);
+    });
     journal.put(updatedRecord(record, after));
     undo.move();
     events.add({

@@ -120,7 +120,8 @@ export class Journal {
   readonly #copied = new Map<string, AttachmentRecord>();
   /** Announcements whose event is still to be stored, by id. */
   readonly #untold = new Map<string, Untold>();
-  readonly #deviceNames = new Set<string>();
+  /** Ids by the name of the device. */
+  readonly #deviceNames = new Map<string, string>();
   /** Ids by the workload's MAC, which is unique only within a network. */
   readonly #macs = new Map<string, ReadonlySet<string>>();
   /** Ids of the VMs that were attached before the reboot, as `load` found them. */
@@ -174,6 +175,11 @@ export class Journal {
   /** True when a record has or reserves this device name. */
   namesDevice(name: string): boolean {
     return this.#deviceNames.has(name);
+  }
+
+  /** The record that has or reserves this device name. */
+  ofDevice(name: string): AttachmentRecord | undefined {
+    return this.#records.get(this.#deviceNames.get(name) ?? '');
   }
 
   /** Records of workloads with this MAC. */
@@ -258,7 +264,7 @@ export class Journal {
     this.#forget(id);
     this.#records.set(id, record);
     this.#ids.add(id);
-    this.#deviceNames.add(record.deviceName);
+    this.#deviceNames.set(record.deviceName, id);
     const isNew = announcement !== this.#untold.get(id)?.announcement;
     if (isNew && announcement !== undefined && attachment !== undefined) {
       this.#untold.set(id, { announcement, attachment });
@@ -269,7 +275,9 @@ export class Journal {
 
   #forget(id: string): void {
     const record = this.#records.get(id);
-    if (record !== undefined) this.#deviceNames.delete(record.deviceName);
+    // Interfaces in two namespaces may have one name.
+    const { deviceName = '' } = record ?? {};
+    if (this.#deviceNames.get(deviceName) === id) this.#deviceNames.delete(deviceName);
     this.#records.delete(id);
     const mac = record?.attachment?.mac ?? '';
     const others = new Set(this.#macs.get(mac));

@@ -1,11 +1,17 @@
 import { constants } from 'node:os';
-import type { Attachment, AttachRequest, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest } from '#protocol/attachment.ts';
 import type { Network } from '#protocol/network.ts';
 import { KernelError } from '#native/errors.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '#agent/storage/journal.ts';
-import { type CheckedAttach, type NetworkType } from '#agent/host/networks/network-type.ts';
+import {
+  type CheckedAttach,
+  describeBy,
+  type NetworkType,
+} from '#agent/host/networks/network-type.ts';
+import { compare } from '#agent/host/comparator.ts';
+import { describedDevice } from '#agent/host/description.ts';
 import type { HostNetwork } from '#agent/host/networks/types.ts';
 import type { ChangeHandlers } from '#agent/host/reconcile/host-devices.ts';
 import { forwardingKey, type Observed, type SeenLink } from '#agent/host/reconcile/observe.ts';
@@ -76,8 +82,26 @@ export class ModelKernel {
         ),
       };
     };
+    const networkTypes = { bridged: this.#networkType(life) };
+    const describe = describeBy(networkTypes);
     return {
-      networkTypes: { bridged: this.#networkType(life) },
+      networkTypes,
+      attachments: {
+        describe,
+        compare: (record) => {
+          const description = describe(record);
+          if (description === undefined) throw new Error('nothing describes it');
+          return compare(description, { links });
+        },
+        mend: ({ attachment }) => {
+          const link = links.get(attachment.device?.ifindex ?? 0);
+          this.#step(life, 'RTM_SETLINK', attachment.id);
+          if (link === undefined) throw refusalOf('RTM_SETLINK', attachment.id, 'ENODEV');
+          this.#set(life, link, { up: true, alias: deviceTag(attachment) });
+        },
+        update: () => {},
+        resume: () => {},
+      },
       bridges: {
         names: [],
         problems: [],
@@ -134,19 +158,20 @@ export class ModelKernel {
       check: (request, network, known) =>
         this.#check(life, { request, network, deviceName: known?.deviceName }),
       detach: (record) => this.#detach(life, record),
-      resume: () => {},
-      update: () => {},
+      describe: ({ attachment: { id, generation, device } }) =>
+        device === null
+          ? { id, generation }
+          : {
+              id,
+              generation,
+              device: describedDevice({ id, generation, device }, { settings: {}, limits: {} }),
+            },
+      filterOf: () => 'full',
+      checkChange: () => {},
       setDown: (record) => {
         const link = this.#linkOf(record);
         if (link !== undefined) this.#set(life, link, { up: false });
       },
-      mend: (attachment) => {
-        const link = this.links.get(attachment.device?.ifindex ?? 0);
-        this.#step(life, 'RTM_SETLINK', attachment.id);
-        if (link === undefined) throw refusalOf('RTM_SETLINK', attachment.id, 'ENODEV');
-        this.#set(life, link, { up: true, alias: deviceTag(attachment) });
-      },
-      observe: (attachment) => this.#observe(attachment),
       claim: () => [],
     };
   }
@@ -217,14 +242,6 @@ export class ModelKernel {
       });
     });
     return { removed };
-  }
-
-  #observe({ id, device, generation }: Attachment): Difference[] {
-    const link = this.links.get(device?.ifindex ?? 0);
-    if (link?.alias !== deviceTag({ id, generation })) {
-      return [{ id, what: 'device', expected: device?.name, observed: null }];
-    }
-    return link.up ? [] : [{ id, what: 'device.up', expected: true, observed: false }];
   }
 
   /** As the network types find it: by index, else by name. */

@@ -1,4 +1,4 @@
-import { deriveMac, InterfaceAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
+import { deriveMac, InterfaceAddress, IpPrefix, type MacAddress } from '#protocol/address.ts';
 import { gatewayHolder, type Network, subnetsOf } from '#protocol/network.ts';
 import type { LinkSettings } from '#native/link.ts';
 

@@ -121,6 +121,11 @@ export class Firewall implements Disposable {
     if (before !== undefined) this.#exchange(owner, before, NO_FACTS);
   }
 
+  /** What an owner has, each as `keyOf` says it. */
+  held(owner: string): ReadonlySet<string> {
+    return new Set(this.#wanted.get(owner)?.keys());
+  }
+
   has(owner: string): boolean {
     return this.#wanted.has(owner);
   }

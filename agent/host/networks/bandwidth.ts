@@ -1,4 +1,4 @@
-import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Attachment } from '#protocol/attachment.ts';
 import type { Link } from '#native/link.ts';
 import type { TokenBucket } from '#native/traffic.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
@@ -73,25 +73,6 @@ export function ifbOf(
   const candidates =
     ifindex === undefined ? kernel.links.list() : [kernel.links.get(ifbName(ifindex))];
   return candidates.find((link) => link?.kind === 'ifb' && isTagOf(link.alias, id)) ?? null;
-}
-
-/** Compares the limits in the kernel with the attachment's. */
-export function observeBandwidth(kernel: Kernel, attachment: Attachment): Difference[] {
-  const { id, device, bandwidth } = attachment;
-  if (device === null) return [];
-  const { ingressBitsPerSecond: ingress, egressBitsPerSecond: egress } = bandwidth;
-  const differences: Difference[] = [];
-  const compare = (what: string, limit: number | undefined, ifindex: number | undefined): void => {
-    // Without a limit there is nothing of ours to look for.
-    if (limit === undefined) return;
-    const expected = rateOf(limit);
-    const observed = ifindex === undefined ? null : kernel.traffic.limitOf(ifindex);
-    if (observed !== expected) differences.push({ id, what, expected, observed });
-  };
-  compare('bandwidth.ingress', ingress, device.ifindex);
-  if (egress === undefined) return differences;
-  compare('bandwidth.egress', egress, kernel.links.get(ifbName(device.ifindex))?.index);
-  return differences;
 }
 
 /** The rate that the kernel keeps for a limit, in bits a second: it counts whole bytes. */

@@ -3,6 +3,7 @@ import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { ForwardingEntry } from '#native/neighbour.ts';
 import type { Kernel } from '../kernel.ts';
+import type { DescribedPort } from '../description.ts';
 import { FILTERED_GROUPS } from '../firewall/port-filter.ts';
 import { refuseForwarded } from './taken.ts';
 
@@ -33,8 +34,6 @@ interface Port {
 /** What a port is for. */
 export interface PortUse {
   readonly network: Pick<Network, 'filter' | 'portIsolation'>;
-  /** The workload's. */
-  readonly mac: string;
   readonly hairpin: boolean;
 }
 
@@ -42,20 +41,20 @@ export interface PortUse {
  * What differs between the port of an attachment and one that the kernel has just made. One under the filter has a
  * single MAC behind it, which the agent tells the bridge: it learns nothing there.
  */
-const ownSettings = ({
-  network: { filter, portIsolation },
-  hairpin,
-}: Omit<PortUse, 'mac'>): PortSettings => ({
+const ownSettings = ({ network: { filter, portIsolation }, hairpin }: PortUse): PortSettings => ({
   ...(filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS, IFLA_BRPORT_LEARNING: 0 }),
   ...(hairpin && { IFLA_BRPORT_MODE: 1 }),
   ...(portIsolation === true && { IFLA_BRPORT_ISOLATED: 1 }),
 });
 
+/** All settings of the port of an attachment. */
+export const portSettings = (use: PortUse): PortSettings => ({ ...FRESH, ...ownSettings(use) });
+
 /** Of a port that was just made. MAC_IN_USE: the bridge itself, another port, or a workload there has the MAC. */
 export function setNewPort(
   kernel: Kernel,
   port: Port & { readonly master: number },
-  use: PortUse,
+  use: PortUse & { /** The workload's. */ readonly mac: string },
 ): void {
   const { links, neighbours } = kernel;
   const settings = ownSettings(use);
@@ -73,17 +72,21 @@ export function setNewPort(
   }
 }
 
-/** Of one that is there, whatever was done to it. MAC_IN_USE as above. */
-export function mendPort(kernel: Kernel, port: Port, use: PortUse): void {
+/** Of a port that is there, whatever was done to it. MAC_IN_USE as above. */
+export function mendPort(
+  kernel: Kernel,
+  port: Port,
+  { settings = {}, fixed, mac }: DescribedPort,
+): void {
   // First, so that nothing is flooded that the bridge has learned so far.
-  if (use.network.filter) putForwarding(kernel, port, use.mac);
+  if (fixed === true) putForwarding(kernel, port, mac);
   const found = kernel.links.get(port.index)?.bridgePort ?? {};
-  const differing = portDifferences(found, use);
+  const differing = portDifferences(found, settings);
   if (differing.length > 0) {
-    const settings = differing.map(({ key, expected }) => [key, expected]);
-    kernel.links.setBridgePort(port, Object.fromEntries(settings));
+    const changed = differing.map(({ key, expected }) => [key, expected]);
+    kernel.links.setBridgePort(port, Object.fromEntries(changed));
   }
-  if (!use.network.filter) removeForwarding(kernel, port, use.mac);
+  if (fixed === false) removeForwarding(kernel, port, mac);
 }
 
 /** Where a port is under the filter no more, the bridge learns what is behind it. */
@@ -115,10 +118,10 @@ const forwardingTo = ({ index }: Pick<Port, 'index'>, mac: string): ForwardingEn
 /** How a port differs from what it has to be; what the kernel does not tell of it, it does not have. */
 export function portDifferences(
   found: PortSettings,
-  use: Omit<PortUse, 'mac'>,
+  wanted: PortSettings,
 ): { key: string; expected: number; observed: number }[] {
   const settings: Readonly<Record<string, number | undefined>> = found;
-  return Object.entries({ ...FRESH, ...ownSettings(use) }).flatMap(([key, expected = 0]) => {
+  return Object.entries(wanted).flatMap(([key, expected = 0]) => {
     const observed = settings[key];
     return observed === undefined || observed === expected ? [] : [{ key, expected, observed }];
   });

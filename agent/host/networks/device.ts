@@ -1,22 +1,14 @@
-import { MacAddress } from '#protocol/address.ts';
 import type { Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
-import type { Link, LinkChange } from '#native/link.ts';
+import type { Link } from '#native/link.ts';
 import { openTap } from '#native/tun.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
 import { type Device, type RemovingDevice } from './network-type.ts';
 import type { Removal } from './removal.ts';
-import {
-  DEVICE_GROUP,
-  deviceTag,
-  isDeviceOf,
-  isMadeFor,
-  putAwayName,
-  tagPutAway,
-} from '../ownership.ts';
+import { isDeviceOf, isMadeFor, putAwayName, tagPutAway } from '../ownership.ts';
 
 // What network types share about the one device of an attachment in the host's namespace.
 
@@ -70,36 +62,6 @@ const ownerOf = ({ id, generation = 0 }: AttachmentRecord): { id: string; genera
   id,
   generation,
 });
-
-/** Gives a device of ours back what its attachment says of it, in one message; down first, to be renamed. */
-export function mendLink(
-  kernel: Kernel,
-  attachment: Attachment,
-  change: Pick<LinkChange, 'master'> = {},
-): void {
-  const { device } = attachment;
-  if (device === null) return;
-  const link = kernel.links.get(device.ifindex);
-  if (link === null || !isDeviceOf({ ...attachment, device }, link)) {
-    throw new VoltError('NOT_FOUND', `${attachment.id}: its device is gone`);
-  }
-  if (link.name !== device.name) {
-    // Kernels before 6.2 rename only what is down.
-    kernel.links.set(link, { up: false });
-    kernel.links.set(link, { name: device.name });
-  }
-  const mac = MacAddress.parse(device.mac);
-  kernel.links.set(
-    { index: link.index, name: device.name },
-    {
-      ...(link.mac?.equals(mac) === true ? {} : { mac }),
-      ...(link.mtu === device.mtu ? {} : { mtu: device.mtu }),
-      ...(change.master === undefined || change.master === link.master ? {} : change),
-      group: DEVICE_GROUP,
-      alias: deviceTag(attachment),
-    },
-  );
-}
 
 /** Sets a device down where it is there; with `leave` it is no port any more. */
 export function setLinkDown(

@@ -46,11 +46,6 @@ const LOOPBACK = 1;
  */
 export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperation[] {
   const { network, request, madeNamespace } = order;
-  if (network.type === 'sriov') {
-    throw new VoltError('UNSUPPORTED', `dryRun: not supported on ${network.type} networks`, {
-      details: { path: 'dryRun' },
-    });
-  }
   const settings = Object.values(SWITCHES).map((path) => ({ path, value: readIfThere(path) }));
   using stage = Namespace.createUnnamed();
   using workload = Namespace.createUnnamed();

@@ -1,12 +1,13 @@
-import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { hostOnlyFacts, isolatedFacts } from '../firewall/host-nat.ts';
-import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { NeedsOfType } from '../bridges/bridges.ts';
 import { routerNeeds } from '../bridges/description.ts';
-import type { Bridged } from './bridged.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
+import type { Attached, Description } from '../description.ts';
+import { BridgePorts, type BridgePortsOptions, describePort, portFilter } from './bridge-ports.ts';
 import {
   type KnownOfAttach,
   type AttachedDevice,
@@ -18,8 +19,7 @@ import {
 } from './network-type.ts';
 import type { PortMaps } from './port-maps.ts';
 
-export interface HostOnlyOptions {
-  readonly bridged: Bridged;
+export interface HostOnlyOptions extends BridgePortsOptions {
   readonly portMaps: PortMaps;
 }
 
@@ -29,16 +29,18 @@ export interface HostOnlyOptions {
  */
 export class HostOnly implements NetworkType {
   readonly #options: HostOnlyOptions;
+  readonly #ports: BridgePorts;
 
   constructor(options: HostOnlyOptions) {
     this.#options = options;
+    this.#ports = new BridgePorts(options);
   }
 
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
     refuseUnsupported(network, [['network.dhcp', network.dhcp !== undefined]]);
-    const { bridged, portMaps } = this.#options;
+    const { portMaps } = this.#options;
     const { id, ports = [] } = request;
-    const port = bridged.checkPort(request, network, known);
+    const port = this.#ports.check(request, network, known);
     return {
       deviceName: port.deviceName,
       prepare: () => {
@@ -60,46 +62,45 @@ export class HostOnly implements NetworkType {
     };
   }
 
-  update(change: AttachmentChange, undo: DisposableStack): void {
-    const { bridged, portMaps } = this.#options;
-    const { before, after, network } = change;
-    const { id, addresses } = after;
-    portMaps.check(id, after.ports, network);
-    bridged.updatePort(change, undo);
-    undo.defer(() => portMaps.put(id, before.ports, addresses));
-    portMaps.put(id, after.ports, addresses);
+  describe(record: Attached): Description {
+    const { ports, addresses } = record.attachment;
+    return { ...describePort(record), maps: { ports, addresses } };
   }
 
-  resume(attachment: Attachment, network: Network): void {
-    const { bridged, portMaps } = this.#options;
-    const { id, ports, addresses } = attachment;
-    bridged.resume(attachment, network);
-    if (ports.length > 0) portMaps.put(id, ports, addresses);
+  needs(network: Network): NeedsOfType {
+    return hostOnlyNeeds(network);
   }
 
-  mend(attachment: Attachment, network: Network): void {
-    const { bridged, portMaps } = this.#options;
-    const { id, ports, addresses } = attachment;
-    bridged.mend(attachment, network);
-    if (ports.length > 0) portMaps.put(id, ports, addresses);
+  filterOf(network: Network): Attachment['filter'] {
+    return portFilter(network);
+  }
+
+  checkChange(change: AttachmentChange): void {
+    const { after, network } = change;
+    this.#options.portMaps.check(after.id, after.ports, network);
+    this.#ports.checkChange(change);
+  }
+
+  prepareNetwork(network: Network): void {
+    this.#ports.prepareNetwork(network);
+  }
+
+  resumeNetwork(network: Network): void {
+    this.#ports.resumeNetwork(network);
   }
 
   detach(record: AttachmentRecord): RemovingDevice {
     this.#options.portMaps.remove(record.id);
-    return this.#options.bridged.detach(record);
+    return this.#ports.detach(record);
   }
 
   setDown(record: AttachmentRecord): void {
     this.#options.portMaps.remove(record.id);
-    this.#options.bridged.setDown(record);
-  }
-
-  observe(attachment: Attachment): Difference[] {
-    return this.#options.bridged.observe(attachment);
+    this.#ports.setDown(record);
   }
 
   claim(attachment: Attachment): Descriptor[] {
-    return this.#options.bridged.claim(attachment);
+    return this.#ports.claim(attachment);
   }
 }
 

@@ -6,6 +6,8 @@ import { isKernelError } from '#native/errors.ts';
 import { UnansweredError } from '#native/namespace.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import type { Attachment } from '#protocol/attachment.ts';
+import type { DescribedInside } from '../description.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { Kernel } from '../kernel.ts';
 import {
@@ -196,3 +198,30 @@ function announceLater(
     }
   }, ANNOUNCE_AFTER_MS).unref();
 }
+
+/** A container's interface in its namespace, which is the container's to change. */
+export const describedInside = (
+  {
+    addresses,
+    device,
+    identity,
+  }: Pick<Attachment, 'addresses' | 'device'> & {
+    readonly identity?: string | undefined;
+  },
+  {
+    netns,
+    ...link
+  }: {
+    readonly what: 'device' | 'device.peer';
+    readonly name: string;
+    readonly mac: string;
+    readonly netns: string;
+  },
+): DescribedInside => ({
+  netns,
+  ...(identity !== undefined && { identity }),
+  madeAgain: false,
+  loopback: false,
+  link: { what: link.what, name: link.name, mac: link.mac, mtu: device?.mtu ?? 0 },
+  addresses: addresses.map(({ address }) => InterfaceAddress.parse(address).toString()),
+});

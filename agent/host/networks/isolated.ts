@@ -1,7 +1,7 @@
 import { lstatSync } from 'node:fs';
 import { join } from 'node:path';
 import { InterfaceAddress } from '#protocol/address.ts';
-import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
@@ -11,6 +11,7 @@ import type { Link } from '#native/link.ts';
 import { Namespace } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { Attached, Description } from '../description.ts';
 import { Kernel } from '../kernel.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, setLinkDown } from './device.ts';
 import { openToIpv6, refuseWithoutIpv6 } from './ipv6.ts';
@@ -24,7 +25,6 @@ import {
   refuseUnsupported,
   type RemovingDevice,
 } from './network-type.ts';
-import { observePort } from './observe.ts';
 import { makeTap } from './tap.ts';
 import { openIfThere, RequestedNamespace, type WorkloadNamespace } from './workload.ts';
 import { madeNamespace, type WorkloadNamespaces } from './workload-namespaces.ts';
@@ -97,12 +97,17 @@ export class Isolated implements NetworkType {
     return { removed: deleteInside(handle, link) };
   }
 
-  update(change: AttachmentChange): void {
-    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
+  describe(record: Attached): Description {
+    return describeIsolated(record);
   }
 
-  mend(): void {
-    // All that there is lies in the workload's namespace.
+  /** Nothing passes between namespaces, so there is nothing to filter. */
+  filterOf(): Attachment['filter'] {
+    return 'none';
+  }
+
+  checkChange(change: AttachmentChange): void {
+    refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
   }
 
   /** Nothing leaves the namespace anyway; a VM's port is closed all the same. */
@@ -114,25 +119,6 @@ export class Isolated implements NetworkType {
     setLinkDown(kernel, linkOfRecord(kernel, record));
   }
 
-  observe(attachment: Attachment): Difference[] {
-    const { id, netns = '', device } = attachment;
-    const handle = openIfThere(netns);
-    if (handle === null) return [{ id, what: 'netns', expected: netns, observed: null }];
-    using _handle = handle;
-    using kernel = new Kernel(handle);
-    const loopback = kernel.links.get(LOOPBACK.index);
-    return [
-      ...(loopback?.up === true
-        ? []
-        : [{ id, what: 'lo.up', expected: true, observed: loopback?.up ?? null }]),
-      ...(device === null ? [] : observePort(kernel, attachment)),
-    ];
-  }
-
-  resume(): void {
-    // Nothing passes between namespaces, so there is nothing to filter.
-  }
-
   claim(attachment: Attachment): Descriptor[] {
     const { id, device, netns = '' } = attachment;
     const handle = device?.type === 'tap' ? openIfThere(netns) : null;
@@ -142,6 +128,28 @@ export class Isolated implements NetworkType {
     // A TAP is looked for in the namespace in which /dev/net/tun is opened.
     return handle.run(() => claimTap(kernel, attachment));
   }
+}
+
+/** All of it lies in the namespace: a VM's TAP, which is made again there, or a container's addresses on `lo`. */
+export function describeIsolated({
+  attachment,
+  namespaceIdentity: identity,
+}: Attached): Description {
+  const { id, generation, device, netns, addresses } = attachment;
+  if (netns === undefined) return { id, generation };
+  const own = {
+    netns,
+    ...(identity !== undefined && { identity }),
+    loopback: true,
+    madeAgain: device !== null,
+  };
+  if (device === null) {
+    const held = addresses.map(({ address }) => hostAddress(address).toString());
+    return { id, generation, inside: { ...own, addresses: held } };
+  }
+  const { ifindex, name, mac, mtu } = device;
+  const link = { what: 'device', ifindex, name, mac, mtu } as const;
+  return { id, generation, inside: { ...own, link, addresses: [] } };
 }
 
 function setUp(

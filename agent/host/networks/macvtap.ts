@@ -1,5 +1,5 @@
 import { MacAddress } from '#protocol/address.ts';
-import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName } from '#protocol/names.ts';
 import type { Network } from '#protocol/network.ts';
@@ -16,20 +16,17 @@ import { writeSysctl } from '#native/sysctl.ts';
 import { VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
-import { macvtapFacts } from '../firewall/port-filter.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
-import type { Kernel } from '../kernel.ts';
 import {
-  linkOfRecord,
-  mendLink,
-  NOTHING_TO_REMOVE,
-  noDescriptor,
-  retire,
-  setLinkDown,
-} from './device.ts';
+  type Attached,
+  type DescribedFilter,
+  describedDevice,
+  type Description,
+} from '../description.ts';
+import type { Kernel } from '../kernel.ts';
+import { linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, retire, setLinkDown } from './device.ts';
 import { refuseWithoutIpv6 } from './ipv6.ts';
 import { MacvlanParent } from './macvlan-parent.ts';
-import { numberNamespace } from './lost-paths.ts';
 import { NamespacedMacvlans } from './macvlan.ts';
 import {
   type KnownOfAttach,
@@ -42,10 +39,11 @@ import {
   refuseUnsupported,
   type RemovingDevice,
 } from './network-type.ts';
-import { observeInside, observePort } from './observe.ts';
+import { filterFacts } from './port-facts.ts';
 import type { Removal } from './removal.ts';
 import { refuseHostAddresses } from './taken.ts';
-import { closeToIpv6, tapShape } from './tap.ts';
+import { CLOSED_TO_IPV6, closeToIpv6, tapShape } from './tap.ts';
+import { describedInside } from './interface.ts';
 import { deviceTag, isTagged } from '../ownership.ts';
 
 export interface MacvtapOptions {
@@ -106,7 +104,9 @@ export class Macvtap implements NetworkType {
         const { tap } = request;
         const beforeUp = (ifindex: number): void => {
           undo.defer(() => this.#options.firewall.remove(portOwner(request.id)));
-          this.#putFacts(network, { ...lease, device: name, ifindex });
+          const { id, mac, addresses } = lease;
+          const own = describedFilter(network, { id, device: name, ifindex, mac, addresses });
+          this.#options.firewall.put(own.owner, filterFacts(own));
         };
         const { findDevice = characterDevice } = this.#options;
         const order = { name, parent, tap, lease, beforeUp, findDevice };
@@ -118,35 +118,30 @@ export class Macvtap implements NetworkType {
   }
 
   /** A frame that leaves a macvtap is one that its guest sends. Of containers nothing passes by the host. */
-  #putFacts(
-    { filter, linkLocal }: Network,
-    port: {
-      readonly id: string;
-      readonly device: string;
-      readonly ifindex: number;
-      readonly mac: string;
-      readonly addresses: readonly string[];
-    },
-  ): void {
-    // It may have been under the filter before.
-    if (!filter) return this.#options.firewall.remove(portOwner(port.id));
-    this.#options.firewall.put(portOwner(port.id), macvtapFacts({ ...port, linkLocal }));
-  }
-
-  #putFactsOf(attachment: Attachment, network: Network): void {
-    const { id, device, mac, filterAddresses = [] } = attachment;
-    if (device?.type !== 'macvtap') return;
+  describe({ attachment, network }: Attached): Description {
+    const { id, generation, kind, device, netns, mac, filterAddresses = [] } = attachment;
+    if (device === null) return { id, generation };
+    if (kind === 'container') {
+      if (netns === undefined) return { id, generation };
+      const inside = describedInside(attachment, { ...device, netns, what: 'device' });
+      return { id, generation, inside };
+    }
     const own = attachment.addresses.map(({ address }) => address);
+    const settings = { ...CLOSED_TO_IPV6, ...CLOSED_TO_HOST };
     const { name, ifindex } = device;
     const addresses = [...own, ...filterAddresses];
-    this.#putFacts(network, { id, device: name, ifindex, mac, addresses });
+    return {
+      id,
+      generation,
+      device: describedDevice({ id, generation, device }, { settings, limits: {} }),
+      ...(network !== undefined && {
+        filter: describedFilter(network, { id, device: name, ifindex, mac, addresses }),
+      }),
+    };
   }
 
-  /** A chain needs its device. */
-  resume(attachment: Attachment, network: Network): void {
-    numberNamespace(this.#options.kernel, attachment);
-    if (this.#options.kernel.links.get(attachment.device?.ifindex ?? 0) === null) return;
-    this.#putFactsOf(attachment, network);
+  filterOf({ filter }: Network, kind: Attachment['kind']): Attachment['filter'] {
+    return filter && kind === 'vm' ? 'full' : 'none';
   }
 
   detach(record: AttachmentRecord): RemovingDevice {
@@ -161,45 +156,19 @@ export class Macvtap implements NetworkType {
     };
   }
 
-  update(change: AttachmentChange, undo: DisposableStack): void {
-    const { before, after, network } = change;
+  checkChange(change: AttachmentChange): void {
+    const { after, network } = change;
     const filtered = after.filter === 'full';
     refuseChanges(change, ['ports', 'bandwidth', ...(filtered ? [] : FILTER_ADDRESSES)]);
     const { parent: name = '' } = network;
-    refuseHostAddresses(
-      this.#options.kernel,
-      { name },
-      after.filterAddresses ?? [],
-      'filterAddresses',
-    );
-    undo.defer(() => this.#putFactsOf(before, network));
-    this.#putFactsOf(after, network);
-  }
-
-  /** A container's macvlan lies in the workload's namespace. */
-  mend(attachment: Attachment, network: Network): void {
-    const { device } = attachment;
-    if (device?.type !== 'macvtap') return;
-    const { kernel } = this.#options;
-    mendLink(kernel, attachment);
-    closeToHost(device.name);
-    this.#putFactsOf(attachment, network);
-    kernel.links.set({ index: device.ifindex, name: device.name }, { up: true });
+    const { filterAddresses = [] } = after;
+    refuseHostAddresses(this.#options.kernel, { name }, filterAddresses, 'filterAddresses');
   }
 
   setDown(record: AttachmentRecord): void {
     const { kernel } = this.#options;
     if (record.request.kind === 'container') this.#macvlans.setDown(record);
     else setLinkDown(kernel, linkOfRecord(kernel, record));
-  }
-
-  observe(attachment: Attachment): Difference[] {
-    if (attachment.kind === 'container') return observeInside(attachment);
-    const { kernel, firewall } = this.#options;
-    const { id, filter } = attachment;
-    const differences = observePort(kernel, attachment);
-    if (filter === 'none' || firewall.has(portOwner(id))) return differences;
-    return [...differences, { id, what: 'filter', expected: filter, observed: null }];
   }
 
   /** Whoever holds a descriptor may change the device's MAC by it (SIOCSIFHWADDR): each claim sets it anew. */
@@ -220,6 +189,21 @@ export class Macvtap implements NetworkType {
     return descriptors;
   }
 }
+
+const describedFilter = (
+  { filter, linkLocal }: Network,
+  {
+    id,
+    ...port
+  }: Pick<DescribedFilter, 'device' | 'ifindex' | 'mac' | 'addresses'> & { readonly id: string },
+): DescribedFilter => ({
+  owner: portOwner(id),
+  filter: filter ? 'full' : 'none',
+  on: 'device',
+  linkLocal,
+  hairpin: false,
+  ...port,
+});
 
 const FILTER_ADDRESSES = ['filterAddresses'] as const;
 

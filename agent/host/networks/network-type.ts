@@ -1,9 +1,17 @@
-import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import type { NeedsOfType } from '../bridges/bridges.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
+import {
+  type Attached,
+  closed,
+  type Describe,
+  type Description,
+  isAttached,
+} from '../description.ts';
 import type { NamedNamespace } from './workload.ts';
 
 export type Device = NonNullable<Attachment['device']>;
@@ -64,22 +72,20 @@ export interface NetworkType {
    * open intent. Success when nothing is there.
    */
   detach(record: AttachmentRecord): RemovingDevice;
-  /** At the start of an agent: notes what has to hold beside the device, for the firewall that is about to load. */
-  resume(attachment: Attachment, network: Network): void;
-  /**
-   * Makes of a live attachment what `after` says, without a packet lost; registers what brings `before` back.
-   * PORT_IN_USE and the like, UNSUPPORTED for what this type cannot change.
-   */
-  update(change: AttachmentChange, undo: DisposableStack): void;
+  /** What should be on the host for a record of something that has been attached: pure. */
+  describe(record: Attached): Description;
+  /** What keeps a workload of such a network to its addresses. */
+  filterOf(network: Network, kind: Attachment['kind']): Attachment['filter'];
+  /** Refuses a change of a live attachment: PORT_IN_USE and the like, UNSUPPORTED for what this type cannot change. */
+  checkChange(change: AttachmentChange): void;
+  /** What a network needs of the host around its bridge; absent for types without one. */
+  needs?(network: Network): NeedsOfType;
+  /** Puts there what a device of the network stands on: its bridge, settings of the host. */
+  prepareNetwork?(network: Network): void;
+  /** At the start of an agent: notes what has to hold for the network, for the firewall that is about to load. */
+  resumeNetwork?(network: Network): void;
   /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
   setDown(record: AttachmentRecord): void;
-  /**
-   * Sets what is there of an attachment on the host in its place again: its device, under `ifindex`, and what belongs
-   * to it. Nothing inside a workload's namespace is touched.
-   */
-  mend(attachment: Attachment, network: Network): void;
-  /** Compares the kernel with the attachment; reads only. Empty when they agree. */
-  observe(attachment: Attachment): Difference[];
   /**
    * The descriptors of a VM's device, one per queue, as the attachment describes them; the caller closes
    * them. DEVICE_BUSY while somebody holds one, UNSUPPORTED where a device has none.
@@ -87,17 +93,20 @@ export interface NetworkType {
   claim(attachment: Attachment): Descriptor[];
 }
 
-/** What the network's `filter` makes of an attachment's; undefined where it has no say (isolated, sriov). */
-export function filterBy(
-  { type, filter }: Pick<Network, 'type' | 'filter'>,
-  kind: Attachment['kind'],
-): Attachment['filter'] | undefined {
-  if (type === 'isolated' || type === 'sriov') return undefined;
-  return filter && (type !== 'macvtap' || kind === 'vm') ? 'full' : 'none';
-}
-
 /** The types that this agent has. */
 export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>>>;
+
+/** What a record says should be there, by its type; of what is fenced, closed. */
+export const describeBy =
+  (types: NetworkTypes): Describe =>
+  (record) => {
+    const description = isAttached(record)
+      ? types[record.networkType]?.describe(record)
+      : undefined;
+    return description !== undefined && record.state === 'fenced'
+      ? closed(description)
+      : description;
+  };
 
 export interface RemovingDevice {
   /** Resolves when the kernel has confirmed that nothing of the device is left. */

@@ -12,7 +12,7 @@ export type Ports = Attachment['ports'];
 type PortMap = Ports[number];
 
 /** Of whom the facts in the firewall are. */
-const mapsOwner = (id: string): string => `maps:${id}`;
+export const mapsOwner = (id: string): string => `maps:${id}`;
 
 const slotOf = ({ protocol, hostPort }: PortMap): string => `${protocol} ${hostPort}`;
 

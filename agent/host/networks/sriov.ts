@@ -1,5 +1,5 @@
 import { MacAddress } from '#protocol/address.ts';
-import type { AttachRequest, Attachment, Difference } from '#protocol/attachment.ts';
+import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
@@ -17,12 +17,12 @@ import {
 } from '#native/sriov.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { Attached, Description } from '../description.ts';
 import { Kernel } from '../kernel.ts';
 import type { Log } from '../../log.ts';
 import { noDescriptor, setLinkDown } from './device.ts';
 import { configureInterface, withdrawRules } from './interface.ts';
 import { refuseSmallMtu, refuseWithoutIpv6 } from './ipv6.ts';
-import { numberNamespace } from './lost-paths.ts';
 import {
   type KnownOfAttach,
   type AttachedDevice,
@@ -34,9 +34,9 @@ import {
   refuseUnsupported,
   type RemovingDevice,
 } from './network-type.ts';
-import { observeInside } from './observe.ts';
 import { closeToIpv6 } from './tap.ts';
 import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
+import { describedInside } from './interface.ts';
 import { DEVICE_GROUP, deviceTag, isTaggedByAnother } from '../ownership.ts';
 
 const VFIO = 'vfio-pci';
@@ -112,19 +112,30 @@ export class Sriov implements NetworkType {
           namespace === undefined
             ? this.#toVfio(order)
             : this.#toNamespace({ ...order, namespace, ifname }, undo);
-        return { device, filter: network.spoofCheck === false ? 'none' : 'mac' };
+        return { device, filter: this.filterOf(network) };
       },
       [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
     };
   }
 
-  mend(): void {
-    // A function lies in the workload's namespace, or with the VMM's driver.
+  /** A function lies in the workload's namespace, or with the VMM's driver. What holds it to its MAC is the NIC. */
+  describe(record: Attached): Description {
+    const { id, generation, kind, device, mac, netns } = record.attachment;
+    if (device?.pciAddress === undefined) return { id, generation };
+    if (kind === 'container') {
+      if (netns === undefined) return { id, generation };
+      const inside = describedInside(record.attachment, { ...device, netns, what: 'device' });
+      return { id, generation, inside };
+    }
+    const found = foundOf(record);
+    const parent = found && { name: found.parent, number: found.number, mac };
+    const { pciAddress } = device;
+    const own = { pciAddress, driver: VFIO, ...(parent !== null && { parent }) };
+    return { id, generation, virtualFunction: own };
   }
 
-  /** What holds a function to its MAC is the NIC. */
-  resume(attachment: Attachment): void {
-    numberNamespace(this.#options.kernel, attachment);
+  filterOf({ spoofCheck }: Network): Attachment['filter'] {
+    return spoofCheck === false ? 'none' : 'mac';
   }
 
   /** The function leaves the workload at once where the kernel lets it, and is as it was once `removed` resolves. */
@@ -134,7 +145,7 @@ export class Sriov implements NetworkType {
     return { removed: found === null ? Promise.resolve() : this.#giveBack(record, found) };
   }
 
-  update(change: AttachmentChange): void {
+  checkChange(change: AttachmentChange): void {
     refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
   }
 
@@ -150,21 +161,6 @@ export class Sriov implements NetworkType {
     const LINK_DISABLED = 2;
     const state = { vf: found.number, link_state: LINK_DISABLED };
     this.#setIfPossible(found, { IFLA_VF_LINK_STATE: state });
-  }
-
-  observe(attachment: Attachment): Difference[] {
-    const { id, kind, device, mac } = attachment;
-    if (device?.pciAddress === undefined) return [];
-    const { pciAddress } = device;
-    if (kind === 'container') return observeInside(attachment);
-    const driver = driverOf(pciAddress) ?? null;
-    if (driver !== VFIO) return [{ id, what: 'device.driver', expected: VFIO, observed: driver }];
-    const record = this.#options.journal.get(id);
-    const found = record === undefined ? null : foundOf(record);
-    const observed = found && settingsOf(this.#parent(found.parent), found.number)?.mac;
-    return observed === mac || found === null
-      ? []
-      : [{ id, what: 'mac', expected: mac, observed: observed ?? null }];
   }
 
   claim({ id, device }: Attachment): Descriptor[] {

@@ -10,16 +10,16 @@ import type { Log } from '../../log.ts';
 import { type HostDevices, openHostDevices } from '../reconcile/host-devices.ts';
 import { Applied } from '../bridges/applied.ts';
 import { Bridges, type NeedsOfType } from '../bridges/bridges.ts';
-import { Bridged, bridgedNeeds } from './bridged.ts';
-import { HostOnly, hostOnlyNeeds } from './host-only.ts';
+import { Bridged } from './bridged.ts';
+import { HostOnly } from './host-only.ts';
 import { Forwarding } from './forwarding.ts';
+import { type HostAttachments, openHostAttachments } from '../host-attachments.ts';
 import { Isolated } from './isolated.ts';
 import { Macvtap } from './macvtap.ts';
-import type { NetworkTypes } from './network-type.ts';
+import { describeBy, type NetworkTypes } from './network-type.ts';
 import type { DryRunOrder } from './dry-run.ts';
 import { DryRuns } from './dry-runs.ts';
-import { taggedDevices } from './observe.ts';
-import { seen, type SeenLink } from '../reconcile/observe.ts';
+import { seen, type SeenLink, taggedDevices } from '../reconcile/observe.ts';
 import { PortMaps } from './port-maps.ts';
 import { Removal } from './removal.ts';
 import { Sriov } from './sriov.ts';
@@ -35,6 +35,7 @@ export interface HostNetwork {
   readonly forwarding: Pick<Forwarding, 'start' | 'switchOff' | typeof Symbol.dispose>;
   /** What `netns` of a request leads to, and whether what it has led to is still there. */
   readonly namespaces: Pick<WorkloadNamespaces, 'find' | 'hasLeft'>;
+  readonly attachments: HostAttachments;
   /** What reconcile looks at, and watches. */
   readonly devices: HostDevices;
   readonly dryRuns: {
@@ -86,25 +87,23 @@ export function openHostNetwork(options: {
     new Set(journal.values().map(({ request }) => request.network));
   const attached = (): ReadonlySet<string> =>
     new Set(journal.values().flatMap(({ attachment }) => attachment?.network ?? []));
+  const needsOf = (network: Network): NeedsOfType | undefined =>
+    networkTypes[network.type]?.needs?.(network);
   const bridges = new Bridges({
     ...{ host, kernel, firewall, forwarding, applied, needsOf },
     ...{ inUse, attached, log },
   });
+  const portMaps = new PortMaps({ firewall, kernel });
+  const parts = { host, kernel, removal, journal, firewall, bridges, namespaces, portMaps, log };
+  const networkTypes: NetworkTypes = networkTypesOver(parts);
+  const describe = describeBy(networkTypes);
   return {
-    networkTypes: networkTypesOver({
-      host,
-      kernel,
-      removal,
-      journal,
-      firewall,
-      bridges,
-      namespaces,
-      log,
-    }),
+    networkTypes,
+    attachments: openHostAttachments({ kernel, firewall, portMaps, networkTypes, describe }),
     firewall,
     forwarding,
     namespaces,
-    devices: openHostDevices(kernel, removal),
+    devices: openHostDevices({ kernel, removal, firewall, describe }),
     dryRuns: {
       dryRun: (order, deadline) => {
         const knowsBridge = firewall.has(`bridge:${order.network.bridge}`);
@@ -122,13 +121,10 @@ export function openHostNetwork(options: {
   };
 }
 
-/** What a network needs of the host around its bridge; undefined for types without one. */
-function needsOf(network: Network): NeedsOfType | undefined {
-  if (network.type === 'bridged') return bridgedNeeds(network);
-  return network.type === 'host-only' ? hostOnlyNeeds(network) : undefined;
-}
+/** Nobody is attached where a dry run is. */
+const nobody = (): ReadonlySet<string> => new Set();
 
-/** The network types over one kernel and one firewall. */
+/** The network types over one kernel and one firewall. The one list of them. */
 export function networkTypesOver(parts: {
   readonly host: string;
   readonly kernel: Kernel;
@@ -139,27 +135,30 @@ export function networkTypesOver(parts: {
   readonly bridges?: Bridges;
   /** Those that requests name; a dry run's are of its own. */
   readonly namespaces?: WorkloadNamespaces;
+  /** Those that attachments of this host have; a dry run's are of its own. */
+  readonly portMaps?: PortMaps;
   readonly log: Log;
   readonly findDevice?: () => string;
 }): NetworkTypes {
   const { host, kernel, journal, firewall, log } = parts;
   const namespaces = parts.namespaces ?? new WorkloadNamespaces(parts);
   const applied = new Applied({ runtimeDir: undefined, log });
-  const inUse = (): ReadonlySet<string> => new Set();
   const bridges =
     parts.bridges ??
     new Bridges({
-      ...{ host, kernel, firewall, applied, needsOf },
+      ...{ host, kernel, firewall, applied },
+      needsOf: (network) => types[network.type]?.needs?.(network),
       forwarding: new Forwarding(parts),
-      ...{ inUse, attached: inUse, log },
+      ...{ inUse: nobody, attached: nobody, log },
     });
-  const bridged = new Bridged({ ...parts, bridges });
-  const portMaps = new PortMaps({ firewall, kernel });
-  return {
-    bridged,
-    'host-only': new HostOnly({ bridged, portMaps }),
+  const { portMaps = new PortMaps({ firewall, kernel }) } = parts;
+  const ports = { ...parts, bridges };
+  const types: NetworkTypes = {
+    bridged: new Bridged(ports),
+    'host-only': new HostOnly({ ...ports, portMaps }),
     macvtap: new Macvtap(parts),
     isolated: new Isolated({ journal, namespaces }),
     sriov: new Sriov({ kernel, journal, log }),
   };
+  return types;
 }

@@ -1,8 +1,12 @@
+import type { Difference } from '#protocol/attachment.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import type { Slices, Wanted } from '../../schedule/slices.ts';
 import type { Standing } from '../../fleet/standing.ts';
+import { compare as compareOne } from '../comparator.ts';
+import type { Describe } from '../description.ts';
+import type { HostAttachments } from '../host-attachments.ts';
 import { type Observed, withAnswers } from './observe.ts';
 import { plan, type Plan, type PlanOptions } from './plan.ts';
 
@@ -12,6 +16,7 @@ export interface ComparisonOptions {
   readonly journal: Pick<Journal, 'get'>;
   readonly standing: Pick<Standing, 'refusal'>;
   readonly slices: Slices;
+  readonly attachments: Pick<HostAttachments, 'describe'>;
 }
 
 export interface Comparison {
@@ -26,7 +31,7 @@ export interface Comparison {
  * the leases were read after them.
  */
 export async function compare(
-  { bootId, onReboot, journal, standing, slices }: ComparisonOptions,
+  { bootId, onReboot, journal, standing, slices, attachments }: ComparisonOptions,
   records: readonly AttachmentRecord[],
   {
     observing,
@@ -37,13 +42,33 @@ export async function compare(
     readonly wanted: Wanted;
   },
 ): Promise<Comparison> {
+  const { describe } = attachments;
   const read = new Map(records.map((record) => [record.id, record]));
   const isAsRead = (id: string): boolean => journal.get(id) === read.get(id);
-  const observed = await withAnswers(await slices.run(observing, wanted));
+  const seen = await slices.run(observing, wanted);
+  const observed = await withAnswers(seen, records, describe);
   const now = performance.now();
   const isOwn = standing.refusal === undefined;
-  const options = { ...known, records, observed, isAsRead, isOwn, bootId, onReboot, now };
+  const options = { ...known, describe, records, observed, isAsRead, isOwn, bootId, onReboot, now };
   const planned = await slices.run(plan(options), wanted);
   const changed = records.map(({ id }) => id).filter((id) => !isAsRead(id));
   return { plan: planned, observed, changed };
+}
+
+/** All that differs of these records, told or to be put right; of records that have changed meanwhile nothing. */
+export function* differencesIn(
+  records: readonly AttachmentRecord[],
+  { observed, changed }: Pick<Comparison, 'observed' | 'changed'>,
+  describe: Describe,
+): Steps<Difference[]> {
+  const found: Difference[] = [];
+  const unknown = new Set(changed);
+  for (const record of records) {
+    yield;
+    const description = unknown.has(record.id) ? undefined : describe(record);
+    if (description === undefined) continue;
+    const { differences, reported } = compareOne(description, observed);
+    found.push(...differences, ...reported);
+  }
+  return found;
 }

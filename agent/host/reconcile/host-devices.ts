@@ -13,12 +13,17 @@ import {
 } from '#native/rtnetlink.ts';
 import type { Steps } from '#native/steps.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
-import type { Kernel } from '../kernel.ts';
 import { putForwarding } from '../networks/bridge-port.ts';
 import { isStill } from '../ownership.ts';
 import type { Removal } from '../networks/removal.ts';
-import type { OnHost } from './differences.ts';
-import { lookUp, type Observed, observeHost, seen, type SeenLink } from './observe.ts';
+import {
+  type Looking,
+  lookUp,
+  type Observed,
+  observeHost,
+  seen,
+  type SeenLink,
+} from './observe.ts';
 
 export interface ChangeHandlers {
   /** A device was made or changed; `gone`: it was deleted. Told also of what this process has changed. */
@@ -30,30 +35,36 @@ export interface ChangeHandlers {
 
 /** The devices of this host as reconcile sees them: looked at, watched, and those of nobody deleted. */
 export interface HostDevices {
-  /** All of the host, and the namespaces of these records; requests may change them while it pauses. */
-  observe(records: readonly AttachmentRecord[]): Steps<Observed>;
+  /**
+   * All of the host, and the namespaces of these records; requests may change them while it pauses. `deep`: what only a
+   * check tells is looked at, too, inside of workloads' namespaces for one.
+   */
+  observe(records: readonly AttachmentRecord[], options?: { deep: boolean }): Steps<Observed>;
   /** The devices of these records alone. */
-  lookUp(records: readonly AttachmentRecord[]): Steps<Observed>;
+  lookUp(records: readonly AttachmentRecord[], options?: { deep: boolean }): Steps<Observed>;
   watch(handlers: ChangeHandlers): Disposable;
   /** Leads frames for a workload to its port. Success where that is no port of a bridge. */
-  putForwarding(attachment: OnHost): void;
+  putForwarding(way: { readonly ifindex: number; readonly mac: string }): void;
   /** Deletes what has this index, and this name, alias and group still. */
   remove(device: SeenLink): Promise<void>;
 }
 
 const IFA_INDEX_OFFSET = 4;
 
-export const openHostDevices = (kernel: Kernel, removal: Removal): HostDevices => ({
-  observe: observeHost,
-  lookUp: (records) => lookUp(kernel, records),
+export const openHostDevices = ({
+  removal,
+  ...looking
+}: Omit<Looking, 'deep'> & { readonly removal: Removal }): HostDevices => ({
+  observe: (records, { deep } = { deep: false }) => observeHost({ ...looking, deep }, records),
+  lookUp: (records, { deep } = { deep: false }) => lookUp({ ...looking, deep }, records),
   remove: async ({ index, name, alias, group }) => {
-    const link = kernel.links.get(index);
+    const link = looking.kernel.links.get(index);
     if (link?.name !== name || !isStill({ alias }, link) || link.group !== group) return;
     await removal.delete({ index, alias });
   },
-  putForwarding: ({ device: { ifindex }, mac }) => {
+  putForwarding: ({ ifindex, mac }) => {
     try {
-      putForwarding(kernel, { index: ifindex }, mac);
+      putForwarding(looking.kernel, { index: ifindex }, mac);
     } catch (error) {
       // The device is gone or no port, or another has the MAC for good: what differs then, the comparison tells.
       const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';

@@ -1,13 +1,14 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { Difference } from '#protocol/attachment.ts';
+import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { HostLeases } from '../../attachments/host-leases.ts';
 import { Rhythm } from '../../schedule/rhythm.ts';
 import type { Slices, Wanted } from '../../schedule/slices.ts';
 import type { Standing } from '../../fleet/standing.ts';
+import { compare, differencesIn } from './comparison.ts';
+import { agrees } from '../comparator.ts';
 import type { NetworkDifferences } from '../bridges/bridges.ts';
-import { compare } from './comparison.ts';
-import { agrees } from './differences.ts';
 import { MacChanges } from './mac-changes.ts';
 import type { SeenLink } from './observe.ts';
 import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
@@ -39,6 +40,12 @@ const REMAKES = { limit: 3, withinMs: 10_000 };
  * the ledger could not be asked; `differs`; `unknown` before the first time.
  */
 export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
+
+/** What a check tells of records and kernel. */
+export interface Preview {
+  readonly plan: Plan;
+  readonly differences: readonly Difference[];
+}
 
 interface Failure {
   readonly waitMs: number;
@@ -126,20 +133,29 @@ export class Reconcile {
     this.#gather();
   }
 
-  /** What would be done now, for one attachment or all of the host; changes nothing. */
-  async preview(id: string | undefined, wanted: Wanted): Promise<Plan> {
-    const { journal, devices } = this.#options;
+  /**
+   * What differs and what would be done now, for one attachment or all of the host, by one look that goes into workloads'
+   * namespaces, too; changes nothing.
+   */
+  async preview(id: string | undefined, wanted: Wanted): Promise<Preview> {
+    const { journal, devices, slices, attachments } = this.#options;
     const records =
       id === undefined ? journal.values() : [journal.get(id)].filter((one) => one !== undefined);
-    const observing = id === undefined ? devices.observe(records) : devices.lookUp(records);
+    const deep = { deep: true };
+    const observing =
+      id === undefined ? devices.observe(records, deep) : devices.lookUp(records, deep);
     const suspects = this.#suspects;
-    const { plan } = await compare(this.#options, records, { observing, suspects, wanted });
+    const compared = await compare(this.#options, records, { observing, suspects, wanted });
+    const comparing = differencesIn(records, compared, attachments.describe);
     const named = id === undefined ? undefined : records.map(({ request }) => request.network);
     const networks = this.#options.bridges.compare(named);
+    const { plan } = compared;
     return {
-      ...plan,
-      actions: [...networkActions(networks), ...plan.actions],
-      ofNetworks: networks.flatMap(networkDifferences),
+      plan: { ...plan, actions: [...networkActions(networks), ...plan.actions] },
+      differences: [
+        ...(await slices.run(comparing, wanted)),
+        ...networks.flatMap(networkDifferences),
+      ],
     };
   }
 
@@ -157,11 +173,19 @@ export class Reconcile {
   /** Own changes are told, too: what agrees with its record is nothing to look at. */
   #noteLink(link: SeenLink, gone: boolean): void {
     this.#noteDirtyNetworks(this.#options.bridges.disturbedBy(link, gone));
+    const { journal, attachments } = this.#options;
     const id = taggedId(link.alias);
-    const record = id === undefined ? undefined : this.#options.journal.get(id);
-    if (record !== undefined && !gone) this.#macChanges.note(record, link);
-    if (record === undefined || (!gone && agrees(record, link))) return;
+    const record = id === undefined ? this.#untagged(link) : journal.get(id);
+    if (record === undefined) return;
+    if (!gone && id !== undefined) this.#macChanges.note(record, link);
+    const description = isKept(record) ? attachments.describe(record) : undefined;
+    if (description === undefined || (!gone && agrees(description, link))) return;
     this.#noteDirty([record.id]);
+  }
+
+  /** Whose a device is from which somebody has taken its alias. One that is being made has none, either, and is down. */
+  #untagged({ name, up }: SeenLink): AttachmentRecord | undefined {
+    return up ? this.#options.journal.ofDevice(name) : undefined;
   }
 
   /** Looks at these attachments alone, soon. */
@@ -336,3 +360,5 @@ const networkActions = (found: readonly NetworkDifferences[]): Action[] =>
 
 const networkDifferences = ({ network, differences }: NetworkDifferences): Difference[] =>
   differences.map(({ what, expected, observed }) => ({ id: network, what, expected, observed }));
+
+const isKept = ({ state }: AttachmentRecord): boolean => state === 'attached' || state === 'fenced';

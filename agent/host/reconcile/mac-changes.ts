@@ -1,6 +1,5 @@
-import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Difference } from '#protocol/attachment.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
-import { isOnHost, type OnHost } from './differences.ts';
 import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
 import { Relapses } from './relapses.ts';
@@ -34,15 +33,15 @@ export class MacChanges {
 
   /** What the kernel tells of a device. */
   note({ id, attachment, state }: AttachmentRecord, link: SeenLink): void {
-    if (attachment === undefined || !isOnHost(attachment)) return;
-    const { mac: own, ifindex } = attachment.device;
+    if (attachment === undefined || attachment.device === null) return;
+    const { mac: own, ifindex, bridge } = attachment.device;
     if (link.index !== ifindex || link.mac === undefined) return;
     if (link.mac === own) {
       this.#foreign.delete(id);
       return;
     }
     // Also of one that is closed, and that somebody has made a port again.
-    this.#putBack(attachment, link.mac);
+    if (bridge !== undefined) this.#putBack({ id, bridge }, link.mac);
     if (state !== 'attached') return;
     if (this.#foreign.get(id) === link.mac) return;
     this.#foreign.set(id, link.mac);
@@ -52,16 +51,13 @@ export class MacChanges {
     this.#options.close(id, { id, what: 'device.mac', expected: own, observed: link.mac });
   }
 
-  #putBack({ id, device }: OnHost, mac: string): void {
+  #putBack({ id, bridge }: { readonly id: string; readonly bridge: string }, mac: string): void {
     const { journal, devices } = this.#options;
     for (const record of journal.ofMac(mac)) {
       const { attachment, network, state } = record;
       if (record.id === id || state !== 'attached' || network?.filter !== true) continue;
-      if (attachment === undefined || !isNeighbour(attachment, device.bridge)) continue;
-      devices.putForwarding(attachment);
+      if (attachment?.device?.bridge !== bridge) continue;
+      devices.putForwarding({ ifindex: attachment.device.ifindex, mac: attachment.mac });
     }
   }
 }
-
-const isNeighbour = (attachment: Attachment, bridge: string | undefined): attachment is OnHost =>
-  isOnHost(attachment) && bridge !== undefined && attachment.device.bridge === bridge;

@@ -1,15 +1,18 @@
 import { MacAddress } from '#protocol/address.ts';
-import type { Attachment } from '#protocol/attachment.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import type { Steps } from '#native/steps.ts';
+import { driverOf } from '#native/sriov.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
+import type { DescribedFunction, DescribedInside, Describe, Description } from '../description.ts';
+import type { Firewall } from '../firewall/firewall.ts';
 import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
 import { findByNumber } from '../networks/lost-paths.ts';
+import { mapsOwner } from '../networks/port-maps.ts';
 import { askForNamespaces, openIfThere } from '../networks/workload.ts';
-import { isTagged } from '../ownership.ts';
+import { isTagged, taggedId } from '../ownership.ts';
 
 export type SeenLink = Pick<
   Link,
@@ -40,13 +43,50 @@ export interface Observed {
   readonly namespaces: ReadonlyMap<string, string | null>;
   /** Containers whose interface stands in a namespace that their path does not lead to (any more), by attachment id. */
   readonly elsewhere: ReadonlySet<string>;
-  /** TAPs of isolated VMs, each in its namespace, by attachment id; null where it is not there, missing if unknown. */
-  readonly inside: ReadonlyMap<string, SeenLink | null>;
+  /** What lies in workloads' namespaces, by attachment id. */
+  readonly inside: ReadonlyMap<string, SeenInside>;
+  /** What the firewall was told to hold, by whose it is; absent where the firewall was not asked. */
+  readonly facts?: ReadonlyMap<string, ReadonlySet<string>>;
+  /** Virtual functions of VMs, by attachment id. */
+  readonly functions?: ReadonlyMap<string, SeenFunction>;
   /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
   readonly limits: ReadonlyMap<number, number>;
   readonly redirects: ReadonlyMap<number, number>;
   /** Where bridges lead frames to for good, each as `forwardingKey` has it. */
   readonly forwarding: ReadonlySet<string>;
+}
+
+export type SeenInside =
+  | {
+      readonly kind: 'seen';
+      readonly identity: string;
+      readonly link: SeenLink | null;
+      /** `lo` is up, where somebody wants to know. */
+      readonly loopback: boolean;
+      /** Of the link or, where there is to be none, of `lo`. */
+      readonly addresses: ReadonlySet<string>;
+    }
+  | { readonly kind: 'absent' }
+  /** Nothing is known: its file system has not answered, or does not let the agent in. */
+  | { readonly kind: 'unanswered'; readonly reason: string };
+
+export interface SeenFunction {
+  readonly driver: string | null;
+  readonly mac: string | null;
+}
+
+/** What looks, and how far. */
+export interface Looking {
+  readonly kernel: Kernel;
+  readonly firewall: Pick<Firewall, 'held'>;
+  readonly describe: Describe;
+  /** Into workloads' namespaces, too, and at what else only a check tells. */
+  readonly deep: boolean;
+}
+
+interface Looked {
+  readonly record: AttachmentRecord;
+  readonly description: Description | undefined;
 }
 
 /**
@@ -55,28 +95,38 @@ export interface Observed {
  * instead; nothing can be said of devices without a record then. The socket is its own, since a dump that pauses keeps
  * it.
  */
-export function* observeHost(records: readonly AttachmentRecord[]): Steps<Observed> {
+export function* observeHost(
+  looking: Omit<Looking, 'kernel'>,
+  records: readonly AttachmentRecord[],
+): Steps<Observed> {
   using kernel = new Kernel();
+  const looked: Looked[] = [];
+  for (const record of records) {
+    yield;
+    looked.push({ record, description: looking.describe(record) });
+  }
   try {
     const addresses = new Map<number, Set<string>>();
     for (const { ifindex, address } of yield* kernel.addresses.listSteps()) {
       const own = addresses.get(ifindex) ?? new Set();
       addresses.set(ifindex, own.add(address.toString()));
     }
-    const limits = records.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
-    const forwarding = records.some(isForwarded) ? yield* forwardingOf(kernel) : NOWHERE;
+    const limits = looked.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
+    const forwarding = looked.some(isForwarded) ? yield* forwardingOf(kernel) : NOWHERE;
     const links = yield* kernel.links.listSteps();
-    const rest = yield* beside(kernel, records);
+    const rest = yield* beside({ ...looking, kernel }, looked);
     return { whole: true, ...(yield* byKey(links)), addresses, limits, forwarding, ...rest };
   } catch (error) {
     if (!isKernelError(error, 'EINTR')) throw error;
-    return yield* lookUp(kernel, records);
+    return yield* lookUp({ ...looking, kernel }, records);
   }
 }
 
 /** Looks at the devices of these records alone, and the bridges that those are to be on. */
-export function* lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): Steps<Observed> {
+export function* lookUp(looking: Looking, records: readonly AttachmentRecord[]): Steps<Observed> {
+  const { kernel, describe } = looking;
   const { links } = kernel;
+  const looked = records.map((record) => ({ record, description: describe(record) }));
   const found: Link[] = [];
   const bridges = new Set<string>();
   const note = (which: number | string): boolean => {
@@ -86,14 +136,14 @@ export function* lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): S
     if (link !== null) found.push(link);
     return link !== null;
   };
-  for (const { attachment, deviceName } of records) {
+  for (const one of looked) {
     yield;
-    const { device } = attachment ?? {};
-    if (device === undefined || device === null) continue;
-    if (attachment !== undefined && isLimited({ attachment })) note(ifbName(device.ifindex));
-    const named = note(deviceName);
+    const { device } = one.description ?? {};
+    if (device === undefined) continue;
+    if (isLimited(one)) note(ifbName(device.ifindex));
+    const named = note(one.record.deviceName);
     const there = found.at(-1)?.index === device.ifindex || note(device.ifindex);
-    if (device.bridge !== undefined && (named || there)) bridges.add(device.bridge);
+    if (device.port !== undefined && (named || there)) bridges.add(device.port.bridge);
   }
   for (const bridge of bridges) note(bridge);
   const addresses = new Map(
@@ -102,21 +152,19 @@ export function* lookUp(kernel: Kernel, records: readonly AttachmentRecord[]): S
       .map(({ index }) => [index, addressesOf(kernel, index)] as const),
   );
   const limits = new Map<number, number>();
-  for (const { index } of records.some(isLimited) ? found : []) {
+  for (const { index } of looked.some(isLimited) ? found : []) {
     yield;
     const limit = kernel.traffic.limitOf(index);
     if (limit !== null) limits.set(index, limit);
   }
   const forwarding = new Set<string>();
-  for (const record of records.filter(isForwarded)) {
+  for (const { description } of looked.filter(isForwarded)) {
     yield;
-    for (const key of forwardingFor(kernel, record)) forwarding.add(key);
+    for (const key of forwardingFor(kernel, description?.device)) forwarding.add(key);
   }
-  const rest = yield* beside(kernel, records);
+  const rest = yield* beside(looking, looked);
   return { whole: false, ...(yield* byKey(found)), addresses, limits, forwarding, ...rest };
 }
-
-type Recorded = Pick<AttachmentRecord, 'attachment'>;
 
 const NO_LIMITS: ReadonlyMap<number, number> = new Map();
 
@@ -126,8 +174,7 @@ const NOWHERE: ReadonlySet<string> = new Set();
 export const forwardingKey = ({ ifindex, mac }: { ifindex: number; mac: string }): string =>
   `${ifindex} ${mac}`;
 
-const isForwarded = ({ attachment, network }: AttachmentRecord): boolean =>
-  network?.filter === true && attachment?.device?.bridge !== undefined;
+const isForwarded = ({ description }: Looked): boolean => description?.device?.port?.fixed === true;
 
 function* forwardingOf({ neighbours }: Kernel): Steps<ReadonlySet<string>> {
   const keys = new Set<string>();
@@ -138,10 +185,11 @@ function* forwardingOf({ neighbours }: Kernel): Steps<ReadonlySet<string>> {
   return keys;
 }
 
-function forwardingFor(kernel: Kernel, { attachment, network }: AttachmentRecord): string[] {
-  const { mac = '', device } = attachment ?? {};
-  const ifindex = device?.ifindex ?? 0;
-  const master = kernel.links.indexOf(network?.bridge ?? '');
+function forwardingFor(kernel: Kernel, device: Description['device']): string[] {
+  if (device?.port === undefined) return [];
+  const { ifindex, port } = device;
+  const { bridge, mac } = port;
+  const master = kernel.links.indexOf(bridge);
   if (master === null) return [];
   try {
     const found = kernel.neighbours.findForwarding({ master, mac: MacAddress.parse(mac) });
@@ -154,38 +202,48 @@ function forwardingFor(kernel: Kernel, { attachment, network }: AttachmentRecord
   }
 }
 
-const isLimited = ({ attachment }: Recorded): boolean =>
-  attachment !== undefined && Object.keys(attachment.bandwidth).length > 0;
+const isLimited = ({ description }: Looked): boolean =>
+  Object.keys(description?.device?.limits ?? {}).length > 0;
 
 /** What is in no table of devices. */
 function* beside(
-  kernel: Kernel,
-  records: readonly AttachmentRecord[],
-): Steps<Pick<Observed, 'namespaces' | 'elsewhere' | 'inside' | 'redirects'>> {
+  { kernel, firewall, deep }: Looking,
+  looked: readonly Looked[],
+): Steps<
+  Pick<Observed, 'namespaces' | 'elsewhere' | 'inside' | 'redirects' | 'facts' | 'functions'>
+> {
   const namespaces = new Map<string, string | null>();
   const elsewhere = new Set<string>();
-  const inside = new Map<string, SeenLink | null>();
+  const inside = new Map<string, SeenInside>();
   const redirects = new Map<number, number>();
-  for (const record of records) {
+  const facts = new Map<string, ReadonlySet<string>>();
+  const functions = new Map<string, SeenFunction>();
+  for (const { record, description } of looked) {
     yield;
-    const { id, attachment, state } = record;
-    const { device, netns } = attachment ?? {};
+    const { id, attachment } = record;
+    const { netns } = attachment ?? {};
     const identity = netns === undefined ? undefined : knownOf(() => namespaceIdentity(netns));
     if (netns !== undefined && identity !== undefined)
       namespaces.set(netns, identity === UNKNOWN ? null : identity);
-    if (attachment === undefined || device === undefined || device === null) continue;
     const leads = identity !== undefined && identity === record.namespaceIdentity;
-    if (!leads && findByNumber(kernel, attachment) !== null) elsewhere.add(id);
-    if (attachment.type === 'isolated' && state === 'attached') {
-      const tap = knownOf(() => tapInside(attachment));
-      if (tap !== UNKNOWN) inside.set(id, tap);
+    if (attachment !== undefined && attachment.device !== null && !leads) {
+      if (findByNumber(kernel, attachment) !== null) elsewhere.add(id);
     }
-    if (attachment.bandwidth.egressBitsPerSecond !== undefined) {
+    if (description === undefined) continue;
+    const { device, filter, maps, inside: own, virtualFunction } = description;
+    if (own !== undefined && (deep || own.madeAgain))
+      inside.set(id, lookInside(id, own, description));
+    if (device?.limits.egressBitsPerSecond !== undefined) {
       const target = kernel.traffic.redirectOf(device.ifindex);
       if (target !== null) redirects.set(device.ifindex, target);
     }
+    if (filter !== undefined) facts.set(filter.owner, firewall.held(filter.owner));
+    if (maps !== undefined) facts.set(mapsOwner(id), firewall.held(mapsOwner(id)));
+    if (deep && virtualFunction !== undefined) {
+      functions.set(id, lookAtFunction(kernel, virtualFunction));
+    }
   }
-  return { namespaces, elsewhere, inside, redirects };
+  return { namespaces, elsewhere, inside, redirects, facts, functions };
 }
 
 /** One attachment's namespace that cannot be looked at is no reason not to look at the others. */
@@ -200,8 +258,15 @@ function knownOf<T>(look: () => T): T | typeof UNKNOWN {
 
 const UNKNOWN = Symbol('unknown');
 
-/** Waits for the file systems that had to be asked for a namespace; after two seconds nothing is known of it. */
-export async function withAnswers(observed: Observed): Promise<Observed> {
+/**
+ * Waits for the file systems that had to be asked for a namespace, and looks there then; after two seconds nothing is known
+ * of it.
+ */
+export async function withAnswers(
+  observed: Observed,
+  records: readonly AttachmentRecord[],
+  describe: Describe,
+): Promise<Observed> {
   const namespaces = new Map(observed.namespaces);
   const unknown = [...namespaces].filter(([, identity]) => identity === null).map(([path]) => path);
   if (unknown.length === 0) return observed;
@@ -211,16 +276,69 @@ export async function withAnswers(observed: Observed): Promise<Observed> {
     if (identity === undefined) namespaces.delete(path);
     else if (identity !== UNKNOWN) namespaces.set(path, identity);
   }
-  return { ...observed, namespaces };
+  const inside = new Map(observed.inside);
+  for (const record of records) {
+    if (inside.get(record.id)?.kind !== 'unanswered') continue;
+    const description = describe(record);
+    const own = description?.inside;
+    if (own === undefined || description === undefined) continue;
+    inside.set(record.id, lookInside(record.id, own, description));
+  }
+  return { ...observed, namespaces, inside };
 }
 
-function tapInside(attachment: Attachment): SeenLink | null {
-  const handle = openIfThere(attachment.netns ?? '');
-  if (handle === null) return null;
-  using _handle = handle;
-  using inside = new Kernel(handle);
-  const link = inside.links.get(attachment.device?.ifindex ?? 0);
-  return link !== null && isTagged(link, attachment) ? seen(link) : null;
+const LOOPBACK = 1;
+
+function lookInside(
+  id: string,
+  { netns, link: wanted, loopback, addresses }: DescribedInside,
+  { generation }: Pick<Description, 'generation'>,
+): SeenInside {
+  try {
+    const handle = openIfThere(netns);
+    if (handle === null) return { kind: 'absent' };
+    using _handle = handle;
+    using kernel = new Kernel(handle);
+    const { links } = kernel;
+    const found = wanted === undefined ? null : links.get(wanted.ifindex ?? wanted.name);
+    // What the agent has made in a namespace of its own is told by its alias; elsewhere the workload may have another.
+    const named =
+      wanted?.ifindex === undefined || (found !== null && isTagged(found, { id, generation }));
+    const link = found !== null && named ? seen(found) : null;
+    const index = wanted === undefined ? LOOPBACK : link?.index;
+    return {
+      kind: 'seen',
+      identity: handle.identity,
+      link,
+      loopback: loopback && links.get(LOOPBACK)?.up === true,
+      addresses:
+        index === undefined || addresses.length === 0 ? new Set() : addressesOf(kernel, index),
+    };
+  } catch (error) {
+    if (!(error instanceof UnansweredError)) throw error;
+    return { kind: 'unanswered', reason: error.message };
+  }
+}
+
+function lookAtFunction(kernel: Kernel, { pciAddress, parent }: DescribedFunction): SeenFunction {
+  const link = parent === undefined ? null : kernel.links.getWithVfs(parent.name);
+  const own = link?.vfs?.find(({ IFLA_VF_MAC: vf }) => vf?.vf === parent?.number);
+  return {
+    driver: driverOf(pciAddress) ?? null,
+    mac: own?.IFLA_VF_MAC?.mac.toString() ?? null,
+  };
+}
+
+/** Names of all devices of ours on the host, by attachment id, whether there is a record or not. */
+export function* taggedDevices(): Steps<Map<string, string>> {
+  // A socket of its own, since a dump that pauses keeps it.
+  using kernel = new Kernel();
+  const devices = new Map<string, string>();
+  for (const { alias, name } of yield* kernel.links.listSteps()) {
+    const id = taggedId(alias);
+    if (id !== undefined) devices.set(id, name);
+  }
+  return devices;
 }
 
 const addressesOf = (kernel: Kernel, ifindex: number): Set<string> =>

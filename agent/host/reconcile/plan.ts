@@ -4,7 +4,8 @@ import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { ifbName } from '../networks/bandwidth.ts';
-import { isClosed, isOnHost, linkDifferences, linkOf } from './differences.ts';
+import { compare, deviceIn } from '../comparator.ts';
+import type { Describe, Description } from '../description.ts';
 import type { Observed, SeenLink } from './observe.ts';
 import { type Holder, isStray, taggedId } from '../ownership.ts';
 
@@ -44,6 +45,8 @@ export type Action =
 
 export interface PlanOptions {
   readonly records: readonly AttachmentRecord[];
+  /** What a record says should be there. */
+  readonly describe: Describe;
   readonly observed: Observed;
   /** All leases of this host by id, read after the records; undefined where the ledger was not asked. */
   readonly leases?: ReadonlyMap<string, Lease> | undefined;
@@ -102,19 +105,15 @@ export function* plan(options: PlanOptions): Steps<Plan> {
 
 function actionFor(
   record: AttachmentRecord,
-  { observed, isOwn = true, bootId, onReboot }: PlanOptions,
+  { observed, describe, isOwn = true, bootId, onReboot }: PlanOptions,
   stays: (key: string) => boolean,
 ): Action | undefined {
   const { id, attachment, state } = record;
-  if (attachment === undefined) return undefined;
+  const description = attachment && describe(record);
+  if (attachment === undefined || description === undefined) return undefined;
   if (state === 'fenced') {
-    const link = linkOf(attachment, observed);
-    if (link === undefined || !isOnHost(attachment) || isClosed(attachment, link)) return undefined;
-    const { bridge = null } = attachment.device;
-    const differences = link.up
-      ? [{ id, what: 'device.up', expected: false, observed: true }]
-      : [{ id, what: 'device.bridge', expected: null, observed: bridge }];
-    return { kind: 'close', id, differences };
+    const { remedy, differences } = compare(description, observed);
+    return remedy === 'close' ? { kind: 'close', id, differences } : undefined;
   }
   if (state !== 'attached') return undefined;
   const boot: Difference = { id, what: 'boot', expected: bootId, observed: record.bootId };
@@ -123,41 +122,20 @@ function actionFor(
   if (rebooted && (attachment.kind === 'container' || onReboot === 'release')) {
     return { kind: 'detach', id, reason: 'reboot', differences: [boot] };
   }
-  const gone = namespaceGone(record, attachment, observed);
+  const gone = namespaceGone(record, attachment, description, observed);
   if (gone !== undefined) {
     if (!stays(`namespace ${id}`)) return undefined;
     return { kind: 'detach', id, reason: 'namespace-gone', differences: [gone] };
   }
-  const again = rebooted ? [boot] : [];
-  if (!isOnHost(attachment)) return remakeInside(record, attachment, observed, again);
-  const link = linkOf(attachment, observed);
-  if (link === undefined) {
-    const missing = { id, what: 'device', expected: attachment.device.name, observed: null };
-    return { kind: 'remake', id, differences: [...again, missing] };
-  }
-  const differences = [...again, ...linkDifferences(record, attachment, link, observed)];
-  return differences.length === 0 ? undefined : { kind: 'mend', id, differences };
-}
-
-/** Of a VM's namespace that was made for it, and goes with a reboot or by somebody's hand, or the TAP inside. */
-function remakeInside(
-  { namespaceIdentity: identity }: AttachmentRecord,
-  { id, kind, netns, device }: Attachment,
-  observed: Observed,
-  again: readonly Difference[],
-): Action | undefined {
-  if (kind !== 'vm' || netns === undefined) return undefined;
-  const missing = (what: string, expected: string | null): Action => ({
-    kind: 'remake',
-    id,
-    differences: [...again, { id, what, expected, observed: null }],
-  });
-  const found = observed.namespaces.get(netns);
-  if (found === null) return undefined;
-  if (found === undefined) return missing('netns', netns);
-  // Somebody else's, under the path of the one that was named.
-  if (identity !== undefined && identity !== found) return undefined;
-  return observed.inside.get(id) === null ? missing('device', device?.name ?? null) : undefined;
+  const { remedy, ...found } = compare(description, observed);
+  const differences = [...(rebooted ? [boot] : []), ...found.differences];
+  // What lies in a workload's namespace is the workload's, unless the namespace was made for the device alone.
+  const ours = description.device !== undefined || description.inside?.madeAgain === true;
+  if (!ours || remedy === 'close') return undefined;
+  if (remedy === 'remake') return { kind: 'remake', id, differences };
+  return description.device === undefined || differences.length === 0
+    ? undefined
+    : { kind: 'mend', id, differences };
 }
 
 /**
@@ -167,14 +145,18 @@ function remakeInside(
 function namespaceGone(
   record: AttachmentRecord,
   attachment: Attachment,
+  description: Description,
   observed: Observed,
 ): Difference | undefined {
   const { id, kind, netns } = attachment;
   if (kind !== 'container') return undefined;
-  const stands = attachment.device?.type === 'veth' && linkOf(attachment, observed) !== undefined;
+  const stands =
+    attachment.device?.type === 'veth' &&
+    description.device !== undefined &&
+    deviceIn(description, observed) !== undefined;
   if (stands || observed.elsewhere.has(id)) return undefined;
   if (netns === undefined) {
-    if (attachment.device?.type !== 'veth') return undefined;
+    if (attachment.device?.type !== 'veth' || description.device === undefined) return undefined;
     return { id, what: 'device', expected: attachment.device.name, observed: null };
   }
   const found = observed.namespaces.get(netns);
@@ -186,16 +168,16 @@ function namespaceGone(
 }
 
 /** What a record has on the host; of one that is not attached, whatever carries its tag. */
-export function holderOf({ attachment, state, deviceName }: AttachmentRecord): Holder {
-  if (state !== 'attached' || attachment === undefined || !isOnHost(attachment)) {
-    return { deviceName };
-  }
-  const { ifindex } = attachment.device;
+export function holderOf(record: AttachmentRecord, describe: Describe): Holder {
+  const { state, deviceName } = record;
+  const device = state === 'attached' ? describe(record)?.device : undefined;
+  if (device === undefined) return { deviceName };
+  const { ifindex } = device;
   return { deviceName, device: { ifindex, beside: ifbName(ifindex) } };
 }
 
 function* strays(
-  { records, observed, isAsRead = () => true }: PlanOptions,
+  { records, observed, describe, isAsRead = () => true }: PlanOptions,
   stays: (key: string) => boolean,
 ): Steps<Action[]> {
   const known = new Map(records.map((record) => [record.id, record]));
@@ -205,7 +187,7 @@ function* strays(
     yield;
     const tagged = taggedId(link.alias);
     const record = tagged === undefined ? undefined : known.get(tagged);
-    if (!isStray(link, record && holderOf(record), names.has(link.name))) continue;
+    if (!isStray(link, record && holderOf(record, describe), names.has(link.name))) continue;
     const id = tagged ?? link.name;
     if (!isAsRead(id)) continue;
     if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) continue;

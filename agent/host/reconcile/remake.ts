@@ -2,6 +2,7 @@ import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
+import type { HostAttachments } from '../host-attachments.ts';
 import type { NetworkType } from '../networks/network-type.ts';
 
 /**
@@ -9,7 +10,15 @@ import type { NetworkType } from '../networks/network-type.ts';
  * record has the new device when this resolves; when it rejects, nothing was made.
  */
 export async function remake(
-  { journal, bootId }: { readonly journal: Journal; readonly bootId: string },
+  {
+    journal,
+    bootId,
+    attachments,
+  }: {
+    readonly journal: Journal;
+    readonly bootId: string;
+    readonly attachments: Pick<HostAttachments, 'resume'>;
+  },
   type: NetworkType,
   record: AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment' | 'network'>>,
   {
@@ -19,33 +28,39 @@ export async function remake(
   },
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
-  const request = requestOf(record.request, attachment);
-  // What was beside the device is found by the old one; a namespace that stands is made use of.
-  const { netns } = request;
-  const inside = attachment.type === 'isolated' && netns !== undefined;
-  const beside = Object.keys(attachment.bandwidth).length > 0 || attachment.type === 'isolated';
-  if (leftover || (beside && !inside)) await type.detach(record).removed;
+  const { inside } = type.describe(record);
+  // A namespace that was made for the device alone, and that stands, is made use of.
+  const own = inside?.madeAgain === true ? inside.netns : undefined;
+  const stands = own !== undefined && namespaceIdentity(own) !== undefined;
+  const request = requestOf(record.request, attachment, stands ? own : undefined);
+  // What was beside the device is found by the old one.
+  const beside = Object.keys(attachment.bandwidth).length > 0 || own !== undefined;
+  if (leftover || (beside && !stands)) await type.detach(record).removed;
   using checked = type.check(request, network, { deviceName });
   checked.prepare();
   using undo = new DisposableStack();
   const made = checked.attach(leaseOf(attachment, record), undo);
   const place = made.netns === undefined ? {} : { netns: made.netns };
   const remade = { ...attachment, device: made.device, ...place };
+  const after = { ...record, bootId, attachment: remade };
   // What an update has let through.
-  if (attachment.filterAddresses !== undefined) type.resume(remade, network);
-  journal.put({ ...record, bootId, attachment: remade });
+  if (attachment.filterAddresses !== undefined) attachments.resume(after);
+  journal.put(after);
   undo.move();
   return remade;
 }
 
-/** What was asked for, with what updates have made of it, and in the namespace that was made for it if that stands. */
-function requestOf(request: AttachRequest, attachment: Attachment): AttachRequest {
+/** What was asked for, with what updates have made of it, and in the namespace `netns` where one stands for it. */
+function requestOf(
+  request: AttachRequest,
+  attachment: Attachment,
+  netns: string | undefined,
+): AttachRequest {
   const { ports: _ports, bandwidth: _bandwidth, ...rest } = request;
-  const { ports, bandwidth, device, netns } = attachment;
-  const stands = netns !== undefined && namespaceIdentity(netns) !== undefined;
+  const { ports, bandwidth, device } = attachment;
   return {
     ...rest,
-    ...(attachment.type === 'isolated' && stands && { netns }),
+    ...(netns !== undefined && { netns }),
     ...(ports.length > 0 && { ports }),
     ...(Object.keys(bandwidth).length > 0 && { bandwidth }),
     ...(device !== null && { mtu: device.mtu }),

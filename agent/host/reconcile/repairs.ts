@@ -8,6 +8,7 @@ import type { HostLeases } from '../../attachments/host-leases.ts';
 import type { Journal } from '../../storage/journal.ts';
 import type { Log } from '../../log.ts';
 import { type NetworkTypes } from '../networks/network-type.ts';
+import type { HostAttachments } from '../host-attachments.ts';
 import type { HostNetwork } from '../networks/types.ts';
 import type { Session } from '../../fleet/session.ts';
 import type { IdLocks } from '../../schedule/id-lock.ts';
@@ -25,6 +26,7 @@ export interface RepairsOptions {
   readonly ledger: Ledger;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
+  readonly attachments: HostAttachments;
   readonly devices: HostDevices;
   readonly bridges: HostNetwork['bridges'];
   readonly locks: IdLocks;
@@ -56,13 +58,19 @@ export class Repairs {
 
   /** Looks again, since requests may have changed what was planned, and does what is to be done now. */
   async #inTurn(planned: Action, suspects: Plan['suspects']): Promise<void> {
-    const { journal, devices, detaches, networkTypes, log } = this.#options;
+    const { journal, devices, detaches, networkTypes, attachments, log } = this.#options;
     const { id } = planned;
     const record = journal.get(id);
     if (planned.kind === 'remove') {
       const { link } = planned;
       const tagged = journal.get(taggedId(link.alias) ?? '');
-      if (isStray(link, tagged && holderOf(tagged), journal.namesDevice(link.name)))
+      if (
+        isStray(
+          link,
+          tagged && holderOf(tagged, attachments.describe),
+          journal.namesDevice(link.name),
+        )
+      )
         await this.#removeStray(planned);
       return;
     }
@@ -74,7 +82,9 @@ export class Repairs {
     const observed = atOnce(devices.lookUp([record]));
     const { bootId, onReboot } = this.#options;
     const now = performance.now();
-    const anew = plan({ records: [record], observed, suspects, bootId, onReboot, now });
+    const { describe } = attachments;
+    const known = { describe, suspects, bootId, onReboot, now };
+    const anew = plan({ records: [record], observed, ...known });
     const [action] = atOnce(anew).actions;
     if (action === undefined) return;
     const { kind, differences } = action;
@@ -97,10 +107,10 @@ export class Repairs {
         const leftover = named !== undefined && isMadeFor(id, named);
         await remake(this.#options, type, { ...record, attachment, network }, { leftover });
       } else {
-        type.mend(attachment, network);
+        attachments.mend({ ...record, attachment, network });
         if (record.bootId !== bootId) journal.put({ ...record, bootId });
       }
-      this.#told(id, kind, differences);
+      tellRepaired(this.#options, id, kind, differences);
     }
   }
 
@@ -119,7 +129,7 @@ export class Repairs {
         { id, difference },
         'its MAC was changed again and again: closed until it is detached',
       );
-      this.#told(id, 'close', [difference]);
+      tellRepaired(this.#options, id, 'close', [difference]);
     });
   }
 
@@ -181,21 +191,31 @@ export class Repairs {
     await devices.remove(link);
     log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
   }
+}
 
-  #told(id: string, action: 'mend' | 'remake' | 'close', differences: readonly Difference[]): void {
-    const { journal, events, host, log } = this.#options;
-    const attachment = journal.get(id)?.attachment;
-    if (attachment === undefined) return;
-    const { generation, workload, network, device } = attachment;
-    log.warn({ id, action, differences }, 'repaired');
-    events.add({
-      type: 'repaired',
-      network,
-      subject: id,
-      operation: 'repair',
-      requestId: `repaired-${id}-${generation}-${Date.now()}`,
-      trace: {},
-      body: { id, generation, workload, network, host, device, action, differences },
-    });
-  }
+/** Stores the event of a repair, after what is still to be told of the attachment. */
+export function tellRepaired(
+  {
+    journal,
+    events,
+    host,
+    log,
+  }: Pick<RepairsOptions, 'journal' | 'events' | 'host'> & { readonly log: Pick<Log, 'warn'> },
+  id: string,
+  action: 'mend' | 'remake' | 'close',
+  differences: readonly Difference[],
+): void {
+  const attachment = journal.get(id)?.attachment;
+  if (attachment === undefined) return;
+  const { generation, workload, network, device } = attachment;
+  log.warn({ id, action, differences }, 'repaired');
+  events.add({
+    type: 'repaired',
+    network,
+    subject: id,
+    operation: 'repair',
+    requestId: `repaired-${id}-${generation}-${Date.now()}`,
+    trace: {},
+    body: { id, generation, workload, network, host, device, action, differences },
+  });
 }

@@ -150,6 +150,11 @@ describe('over NATS', () => {
   const ask = { id: 'one', workload: 'vm-one', kind: 'vm', network: 're-bridged' } as const;
 
   beforeAll(async () => {
+    // What was made above has no record: the agent would take it for leftovers, and remove it after a grace.
+    for (const { ifname, ifalias } of ip('link')) {
+      if (!/^volt:.+#7$/.test(String(ifalias))) continue;
+      execFileSync(requireTool('ip'), ['link', 'delete', String(ifname)]);
+    }
     stack = await startStack({ networks: Object.values(NETWORKS) });
   });
   afterAll(() => stack[Symbol.asyncDispose]());

@@ -1,11 +1,14 @@
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe as about, expect, test } from 'vitest';
 import type { Attachment } from '#protocol/attachment.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { AttachmentRecord } from '#agent/storage/journal.ts';
 import { forwardingKey, type Observed, type SeenLink } from '#agent/host/reconcile/observe.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
-import { agrees } from '#agent/host/reconcile/differences.ts';
+import { agrees } from '#agent/host/comparator.ts';
+import { closed, type Describe, isAttached } from '#agent/host/description.ts';
+import { describePort } from '#agent/host/networks/bridge-ports.ts';
+import { describeIsolated } from '#agent/host/networks/isolated.ts';
 import { atOnce } from '#native/steps.ts';
 import {
   type Action,
@@ -126,15 +129,41 @@ function observedOf(
   };
 }
 
+/** As the network types do. */
+const describe: Describe = (record) => {
+  if (!isAttached(record)) return undefined;
+  const isolated = record.attachment.type === 'isolated';
+  // A macvlan lies in the workload's namespace alone.
+  const inside = record.networkType === 'macvtap';
+  const { id, generation } = record.attachment;
+  const own = inside ? { id, generation } : describePort(record);
+  const description = isolated ? describeIsolated(record) : own;
+  return record.state === 'fenced' ? closed(description) : description;
+};
+
+const told = (record: AttachmentRecord, link: SeenLink): boolean => {
+  const description = describe(record);
+  return description !== undefined && agrees(description, link);
+};
+
 const planned = (options: Partial<PlanOptions> & Pick<PlanOptions, 'records' | 'observed'>) =>
-  atOnce(plan({ suspects: new Map(), now: 1_000, bootId: BOOT, onReboot: 'recreate', ...options }));
+  atOnce(
+    plan({
+      describe,
+      suspects: new Map(),
+      now: 1_000,
+      bootId: BOOT,
+      onReboot: 'recreate',
+      ...options,
+    }),
+  );
 
 const outline = (actions: readonly Action[]): string[] =>
   actions.map(({ kind, id, differences }) => {
     return `${kind} ${id}: ${differences.map(({ what }) => what).join(', ')}`;
   });
 
-describe('a device on the host', () => {
+about('a device on the host', () => {
   const cases: [name: string, change: Partial<SeenLink> | null, action: string[]][] = [
     ['as recorded', {}, []],
     ['missing', null, ['remake a10: device']],
@@ -164,7 +193,7 @@ describe('a device on the host', () => {
     expect(outline(planned({ records: [record], observed }).actions)).toEqual([
       'mend a10: device.bridge',
     ]);
-    expect(agrees(record, link)).toBe(false);
+    expect(told(record, link)).toBe(false);
   });
 
   test('without alias: it is its own by index, name and group, and else missing', () => {
@@ -195,31 +224,12 @@ describe('a device on the host', () => {
     expect(actions({ ...link, up: false })).toEqual(['close a10: device.bridge']);
     const { master: _, ...left } = link;
     expect(actions({ ...left, up: false })).toEqual([]);
-    expect(agrees(record, { ...left, up: false })).toBe(true);
-    expect(agrees(record, { ...link, up: false })).toBe(false);
+    expect(told(record, { ...left, up: false })).toBe(true);
+    expect(told(record, { ...link, up: false })).toBe(false);
   });
 });
 
-describe('a bridge of ours', () => {
-  test('gets its address back and is set up, once for all its ports', () => {
-    const records = [recordOf(10), recordOf(11)];
-    const observed = observedOf([{ ...BRIDGE, up: false }, ...records.map(linkFor)], records, {
-      addresses: new Map(),
-    });
-    expect(outline(planned({ records, observed }).actions)).toEqual([
-      'mend a10: bridge.up, bridge.address',
-    ]);
-  });
-
-  test('is left alone when it is foreign', () => {
-    const record = recordOf(10);
-    const { alias: _, ...bridge } = BRIDGE;
-    const observed = observedOf([{ ...bridge, group: 0, up: false }, linkFor(record)]);
-    expect(planned({ records: [record], observed }).actions).toEqual([]);
-  });
-});
-
-describe('what is acted upon only when it stays', () => {
+about('what is acted upon only when it stays', () => {
   test('a namespace that is gone, or another', () => {
     const record = recordOf(10, 'container');
     for (const namespaces of [new Map(), new Map([['/run/netns/a10', '4:999']])]) {
@@ -258,7 +268,11 @@ describe('what is acted upon only when it stays', () => {
     const { attachment } = pair;
     if (attachment === undefined || attachment.device === null) throw new Error('no device');
     const device = { ...attachment.device, type: 'macvlan' as const };
-    const macvlan = { ...pair, attachment: { ...attachment, type: 'macvtap' as const, device } };
+    const macvlan = {
+      ...pair,
+      networkType: 'macvtap' as const,
+      attachment: { ...attachment, type: 'macvtap' as const, device },
+    };
     const seen = (more: Partial<Observed>): readonly Action[] =>
       planFor(macvlan, observedOf([BRIDGE], [], { namespaces: gone, ...more }));
     expect(outline(seen({}))).toEqual(['detach a10: netns']);
@@ -288,7 +302,7 @@ describe('what is acted upon only when it stays', () => {
   });
 });
 
-describe('what has changed since it was read', () => {
+about('what has changed since it was read', () => {
   const changed = { isAsRead: () => false };
 
   test("a device that is missing or wrong by then is nobody's fault", () => {
@@ -312,7 +326,7 @@ describe('what has changed since it was read', () => {
   });
 });
 
-describe('the ledger', () => {
+about('the ledger', () => {
   const leaseFor = (record: AttachmentRecord, more: Partial<Lease> = {}): Lease => ({
     ...{ id: record.id, generation: 7, network: 'n0', workload: record.id, kind: 'vm' },
     ...{ host: 'h1', bootId: BOOT, mac: '02:00:00:00:00:01', addresses: [] },
@@ -386,8 +400,14 @@ test('an isolated VM whose TAP is gone gets it again where its namespace stands,
   const isolated = { ...record, attachment: { ...attachment, type: 'isolated' as const, netns } };
   const look = (identity: string, tap: SeenLink | null): Partial<Observed> => ({
     namespaces: new Map([[netns, identity]]),
-    inside: new Map([['a10', tap]]),
+    inside: new Map([
+      ['a10', { kind: 'seen', identity, link: tap, loopback: true, addresses: new Set() }],
+    ]),
   });
+  const away: Partial<Observed> = {
+    namespaces: new Map(),
+    inside: new Map([['a10', { kind: 'absent' }]]),
+  };
   const actions = (own: AttachmentRecord, more: Partial<Observed>): string[] =>
     outline(planned({ records: [own], observed: observedOf([], [], more) }).actions);
   expect(actions(isolated, look('4:1', linkFor(record)))).toEqual([]);
@@ -395,7 +415,7 @@ test('an isolated VM whose TAP is gone gets it again where its namespace stands,
   const named = { ...isolated, namespaceIdentity: '4:1' };
   expect(actions(named, look('4:1', null))).toEqual(['remake a10: device']);
   expect(actions(named, look('4:2', null))).toEqual([]);
-  expect(actions(isolated, { namespaces: new Map() })).toEqual(['remake a10: netns']);
+  expect(actions(isolated, away)).toEqual(['remake a10: netns']);
 });
 
 test('strays: whose group, tag and name say so, and nobody else', () => {
@@ -425,14 +445,14 @@ test('strays: whose group, tag and name say so, and nobody else', () => {
     const tagged = link.alias?.startsWith('volt:a10#') === true ? record : undefined;
     expect([
       name,
-      isStray(link, tagged && holderOf(tagged), link.name === record.deviceName),
+      isStray(link, tagged && holderOf(tagged, describe), link.name === record.deviceName),
     ]).toEqual([name, expected]);
   }
   const detaching: AttachmentRecord = { ...record, state: 'detaching' };
-  expect(isStray(stray, holderOf(detaching), false)).toBe(false);
+  expect(isStray(stray, holderOf(detaching, describe), false)).toBe(false);
 });
 
-describe('after a reboot', () => {
+about('after a reboot', () => {
   const before = (kind: Attachment['kind']): AttachmentRecord => ({
     ...recordOf(10, kind),
     bootId: 'boot-before',
