@@ -27,7 +27,7 @@ export interface BridgesOptions {
   readonly host: string;
   readonly kernel: Kernel;
   readonly firewall: Firewall;
-  readonly forwarding: Pick<Forwarding, 'switchOn' | 'switchOff'>;
+  readonly forwarding: Pick<Forwarding, 'switchOn' | 'switchOff' | 'makeRouter'>;
   readonly applied: Applied;
   /** What a network needs of the host around its bridge; undefined for a network that has none. */
   readonly needsOf: (network: Network) => NeedsOfType | undefined;
@@ -465,6 +465,9 @@ export class Bridges {
         return;
       case 'bridge.route':
         addLocalRoute(kernel, String(expected), link.index);
+        return;
+      case 'bridge.ipv6.forwarding':
+        this.#options.forwarding.makeRouter(bridge);
         return;
       case 'bridge.up':
         links.set(link, { up: true });

@@ -78,6 +78,11 @@ export class Forwarding implements Disposable {
     if (families.includes(6) && forwardingSwitch(6) === 'nobody') this.#switchOn6();
   }
 
+  /** Makes the host a router on one bridge: it believes no router advertisement of a workload. */
+  makeRouter(bridge: string): void {
+    this.#keepingRoutes(() => this.#set(ofDevice(6, bridge), '1'));
+  }
+
   /** Takes back what `switchOn` has switched on; what an operator has switched on stays. */
   switchOff(families: readonly Family[] = FAMILIES): void {
     for (const family of families) {
@@ -140,16 +145,27 @@ export class Forwarding implements Disposable {
     const found = ['default', ...devices.map(({ name }) => name)].map((name) => ({
       name,
       value: readIfThere(ofDevice(6, name)),
-      listens: readIfThere(acceptRa(name)) === '1',
     }));
-    const listening = found.filter(({ listens }) => listens).map(({ name }) => name);
     this.#closeAlso(6);
-    // When the switch is written, the kernel forgets the routes that devices with less than 2 have heard of.
+    this.#keepingRoutes(() => {
+      this.#set(IPV6_FORWARDING, SWITCHED_BY_AGENT);
+      for (const { name, value } of found) {
+        if (value !== undefined) writeIfThere(ofDevice(6, name), value);
+      }
+    });
+  }
+
+  /**
+   * When a switch for IPv6 is written, also that of one device, the kernel forgets the routes that devices with an
+   * `accept_ra` below 2 have heard of.
+   */
+  #keepingRoutes(work: () => void): void {
+    const devices = this.#kernel.links.list().filter(isOfHost);
+    const listening = ['default', ...devices.map(({ name }) => name)].filter(
+      (name) => readIfThere(acceptRa(name)) === '1',
+    );
     for (const name of listening) writeIfThere(acceptRa(name), '2');
-    this.#set(IPV6_FORWARDING, SWITCHED_BY_AGENT);
-    for (const { name, value } of found) {
-      if (value !== undefined) writeIfThere(ofDevice(6, name), value);
-    }
+    work();
     for (const name of listening) writeIfThere(acceptRa(name), '1');
   }
 

@@ -85,9 +85,11 @@ const rulesOf = (netns: string): unknown[] =>
   );
 
 beforeAll(async () => {
-  run('link add nic0 type veth peer name wire0');
-  for (const name of ['nic0', 'wire0']) run(`link set ${name} up`);
-  run('addr add 10.57.0.1/24 dev wire0');
+  addNamespace('router');
+  run('link add nic0 type veth peer name wire0 netns router');
+  run('link set nic0 up');
+  run('-n router link set wire0 up');
+  run('-n router addr add 10.57.0.1/24 dev wire0');
   stack = await startStack({ networks: NETWORKS });
   addNamespace('outside');
   run('link add up0 type veth peer name eth0 netns outside');
