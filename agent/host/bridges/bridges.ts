@@ -1,7 +1,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { InterfaceAddress, MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
-import type { Network } from '#protocol/network.ts';
+import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { writeSysctl } from '#native/sysctl.ts';
@@ -16,7 +16,13 @@ import type { Log } from '../../log.ts';
 import type { SeenLink } from '../reconcile/observe.ts';
 import type { Applied } from './applied.ts';
 import { type BridgeDifference, compareBridge } from './comparison.ts';
-import { type BridgeDescription, type BridgeNeeds, describeBridge } from './description.ts';
+import {
+  anycastMac,
+  type BridgeDescription,
+  bridgeMac,
+  type BridgeNeeds,
+  describeBridge,
+} from './description.ts';
 import { addLocalRoute, removeLocalRoute } from './routes.ts';
 import { readIfThere } from './settings.ts';
 import { type BridgeSnapshot, glance, look } from './snapshot.ts';
@@ -39,6 +45,13 @@ export interface BridgesOptions {
 }
 
 type Facts = (made: boolean) => readonly Fact[];
+
+/** A definition, and what it asks for on this host. */
+interface Described {
+  readonly network: Network;
+  readonly description: BridgeDescription;
+  readonly facts: Facts;
+}
 
 export interface NeedsOfType extends BridgeNeeds {
   /** What the firewall has to hold for the bridge, which the agent `made` or adopted. */
@@ -69,7 +82,7 @@ export interface NetworkDifferences {
 export class Bridges {
   readonly #options: BridgesOptions;
   /** The definitions that were applied, by name. */
-  readonly #networks = new Map<string, Network>();
+  readonly #networks = new Map<string, Described>();
   /** Networks whose bridge was an agent's when it was looked at last. */
   readonly #own = new Set<string>();
   readonly #problems = new Map<string, readonly BridgeProblem[]>();
@@ -111,7 +124,7 @@ export class Bridges {
     const { description } = this.#describe(network);
     let seen = glance(kernel, description);
     if (seen.link !== null) refuseOtherKind(seen.link, network);
-    if (this.#networks.get(network.network) !== network) {
+    if (this.#networks.get(network.network)?.network !== network) {
       this.#refuseShared(network, seen.link);
       this.#refuseOverlap(network, seen);
       // What a network that was had here may have gone.
@@ -135,7 +148,7 @@ export class Bridges {
     const { applied } = this.#options;
     const { description, facts } = this.#describe(network);
     const before = applied.descriptionOf(network.network);
-    if (this.#networks.get(network.network) === network && seen.link !== null) {
+    if (this.#networks.get(network.network)?.network === network && seen.link !== null) {
       return this.#repair(description, facts, seen);
     }
     if (!isDeepStrictEqual(before, description)) {
@@ -143,7 +156,7 @@ export class Bridges {
       applied.put(description);
     }
     const link = this.#apply(description, facts, seen.link);
-    this.#networks.set(network.network, network);
+    this.#networks.set(network.network, { network, description, facts });
     this.compare([network.network]);
     return link;
   }
@@ -152,7 +165,7 @@ export class Bridges {
   standing(network: Network): Link {
     const { kernel, applied } = this.#options;
     const description = applied.descriptionOf(network.network);
-    const known = this.#networks.get(network.network) ?? network;
+    const known = this.#networks.get(network.network)?.network ?? network;
     if (description === undefined) return this.ensure(network, this.look(network));
     const seen = glance(kernel, description);
     const { facts } = this.#describe(known);
@@ -164,7 +177,7 @@ export class Bridges {
   resume(network: Network): void {
     const { description, facts } = this.#describe(network);
     const { link } = glance(this.#options.kernel, description);
-    this.#networks.set(network.network, network);
+    this.#networks.set(network.network, { network, description, facts });
     if (this.#options.applied.descriptionOf(network.network) === undefined) {
       // Of an agent that kept no account.
       this.#options.applied.put(description);
@@ -214,7 +227,7 @@ export class Bridges {
       applied.put(description);
     }
     this.#apply(description, facts, link);
-    this.#networks.set(network.network, network);
+    this.#networks.set(network.network, { network, description, facts });
     this.#letGo(network.network, letGo);
     this.compare([network.network]);
   }
@@ -249,14 +262,14 @@ export class Bridges {
     const { kernel, applied, attached, inUse } = this.#options;
     const description = applied.descriptionOf(name);
     if (description === undefined) return;
-    const network = this.#networks.get(name);
+    const known = this.#networks.get(name);
     const seen = glance(kernel, description);
     if (seen.link === null && !attached().has(name)) {
       // Whoever is being attached makes it, if need be.
       if (!inUse().has(name)) this.remove(name);
       return;
     }
-    const facts = network === undefined ? undefined : this.#describe(network).facts;
+    const facts = known?.facts;
     this.#apply(description, facts, seen.link);
   }
 
@@ -320,12 +333,28 @@ export class Bridges {
     return this.#options.applied.descriptions.map(({ network }) => network);
   }
 
-  #describe(network: Network): { description: BridgeDescription; facts: Facts } {
+  #describe(network: Network): Omit<Described, 'network'> {
+    const known = this.#networks.get(network.network);
+    if (known?.network === network) return known;
     const { host, needsOf } = this.#options;
     const needs = needsOf(network);
     if (needs === undefined) throw new Error(`network ${network.network} has no bridge`);
     const { facts, ...rest } = needs;
-    return { description: describeBridge(network, { host, needs: rest }), facts };
+    const mac = this.#standingMac(network) ?? bridgeMac(host, network);
+    return { description: describeBridge(network, { mac, needs: rest }), facts };
+  }
+
+  /** A bridge that stands keeps the MAC that it was made with, also when the host has another id by now. */
+  #standingMac(network: Network): MacAddress | undefined {
+    if (gatewayHolder(network) === 'anycast') return undefined;
+    const { kernel, applied } = this.#options;
+    const before = applied.descriptionOf(network.network);
+    const link = before === undefined ? kernel.links.get(network.bridge) : null;
+    const tagged =
+      link !== null && isMadeByAgent(link) && bridgeTagOf(link)?.network === network.network;
+    const mac = before?.bridge === network.bridge ? MacAddress.parse(before.mac) : undefined;
+    const standing = mac ?? (tagged ? link.mac : undefined);
+    return standing?.equals(anycastMac(network)) === true ? undefined : standing;
   }
 
   /** One bridge carries one network: rules and addresses of two would hold for both. */

@@ -48,9 +48,8 @@ export interface BridgeDescription extends BridgeNeeds {
 
 export function describeBridge(
   network: Network,
-  { host, needs }: { readonly host: string; readonly needs: BridgeNeeds },
+  { mac, needs }: { readonly mac: MacAddress; readonly needs: BridgeNeeds },
 ): BridgeDescription {
-  const mac = bridgeMac(host, network);
   const { uplink, mtu } = network;
   const holder = gatewayHolder(network);
   const addresses = gatewayAddresses(network).map(String);
@@ -85,10 +84,13 @@ function gatewayAddresses(network: Network): InterfaceAddress[] {
 }
 
 /**
- * Another one on each host, since uplinks may join the bridges of several. A gateway that every host has is one to the
- * workloads, wherever they are: the same on each host.
+ * The MAC that a bridge is made with: another one on each host, since uplinks may join the bridges of several. A gateway
+ * that every host has is one to the workloads, wherever they are: the same on each host.
  */
 export const bridgeMac = (host: string, network: Network): MacAddress =>
   gatewayHolder(network) === 'anycast'
-    ? deriveMac(`gateway ${network.network}`)
+    ? anycastMac(network)
     : deriveMac(`bridge ${host} ${network.bridge}`);
+
+export const anycastMac = ({ network }: Pick<Network, 'network'>): MacAddress =>
+  deriveMac(`gateway ${network}`);

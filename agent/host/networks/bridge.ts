@@ -57,10 +57,8 @@ export class NetworkBridge {
   /** ADDRESS_OUT_OF_RANGE: the lease's address is one of the host's on a bridge whose addresses are not ours. */
   refuseOwn({ addresses }: Pick<Lease, 'addresses'>): void {
     const found = this.#seen?.link ?? null;
-    const { kernel, host } = this.#options;
-    const { network } = this.#network;
-    const mac = bridgeMac(host, this.#network).toString();
-    if (found === null || isBridgeOf(found, { network, mac })) return;
+    const { kernel, bridges } = this.#options;
+    if (found === null || isBridgeOf(found, bridges.describe(this.#network))) return;
     refuseHostAddresses(kernel, found, addresses, 'addresses');
   }
 

@@ -39,7 +39,7 @@ const network = (name: string, n: number, more: object = {}) => ({
 const NETWORKS = [
   network('free0', 51, { filter: false }),
   network('any0', 52, { linkLocal: 'any' }),
-  network('volt0', 53, { uplink: { device: 'up0' } }),
+  network('volt0', 53, { uplink: { device: 'up0' }, gatewayMode: 'anycast' }),
   network('given0', 54),
   network('tree0', 56),
   network('tree1', 57, { filter: false }),

@@ -25,6 +25,7 @@ const ISOLATED = {
   ipv6: { subnet: 'fd45::/64', gateway: 'fd45::1' },
   portIsolation: true,
   uplink: { device: 'up0' },
+  gatewayMode: 'anycast',
   exclude: ['10.45.0.200', 'fd45::200'],
 };
 const OPEN = {

@@ -36,6 +36,7 @@ const NETWORK = {
   ...VOLT0,
   ipv6: { subnet: 'fd42::/64', gateway: 'fd42::1' },
   uplink: { device: 'up0' },
+  gatewayMode: 'anycast',
 };
 /** IEEE 802.1D: group addresses that end at a bridge, from …:00 to …:0f. */
 const RESERVED = Array.from({ length: 16 }, (_, n) =>
