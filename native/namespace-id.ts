@@ -22,7 +22,7 @@ export class NamespaceIds {
   give(namespace: Namespace): void {
     try {
       this.#socket.request({
-        ...namespaceIdRequest(RTM_NEWNSID, 'RTM_NEWNSID', `fd ${namespace.fd}`, {
+        ...namespaceIdRequest(RTM_NEWNSID, 'RTM_NEWNSID', 'namespace', {
           NETNSA_NSID: ANY,
           NETNSA_FD: namespace.fd,
         }),

@@ -37,7 +37,10 @@ const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus\/[a-z-]+|cli\/connect)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
-  [/^zod$/, /^(protocol\/|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/],
+  [
+    /^zod$/,
+    /^(protocol\/|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,
+  ],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
   [/^pino$/, /^agent\/log\.ts$/],

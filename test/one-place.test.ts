@@ -63,9 +63,7 @@ const PLACES: readonly OnePlace[] = [
     decides:
       // A kind of link of the kernel is named macvtap, too.
       /(?<!\bkind )([!=]== |case |includes\()'(isolated|host-only|bridged|macvtap|sriov)'|\['(isolated|host-only|bridged|macvtap|sriov)'[\],]/,
-    homes: [
-      /^agent\/host\/networks\/(host-only|isolated|macvtap|sriov|bridged)\.ts$/,
-    ],
+    homes: [/^agent\/host\/networks\/(host-only|isolated|macvtap|sriov|bridged)\.ts$/],
     planted: [
       "if (attachment.type === 'isolated') return;",
       "const routed = network.type !== 'host-only';",

@@ -43,7 +43,7 @@ mistake(store, 'reuse too soon, also after a restart', {
           "redis.call('ZADD', pool_key(root, network, family, 'free'), digits(at), address)\n  end\nend",
           "memories[address] = at\n    redis.call('ZADD', pool_key(root, network, family, 'free'), '0', address)\n  end\nend",
         ],
-        ['tonumber(oldest[2])', '(memories[oldest[1]] or 0)'],
+        ['tonumber(free[index + 1])', '(memories[free[index]] or 0)'],
       ],
       shows: /10\.9\.0\.2 was reused too soon after a restart/,
     },

@@ -56,6 +56,7 @@ describe('help', () => {
       'host forget',
       'host settle',
       'host rename',
+      'host clean',
       'ledger',
       'ledger check',
       'ledger install',

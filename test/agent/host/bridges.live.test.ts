@@ -68,7 +68,10 @@ const host = (): unknown => [
   ['-4', '-6'].map((family) =>
     ip(family, 'route', 'show', 'table', 'all')
       // The kernel's own for multicast and link-local addresses come with a carrier, or after a while.
-      .filter(({ type, dst }) => type !== 'multicast' && !String(dst).startsWith('fe80'))
+      .filter(
+        ({ type, dst }) =>
+          type !== 'multicast' && type !== 'anycast' && !String(dst).startsWith('fe80'),
+      )
       .map(({ type, dst, dev, table, metric }) => [type, dst, dev, table, metric].join(' '))
       .toSorted(),
   ),

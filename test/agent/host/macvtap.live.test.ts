@@ -267,8 +267,13 @@ async function crashAt(kind: (typeof KINDS)[number], message: number): Promise<v
 test.each(KINDS)(
   'an agent killed before it tags the device of a %s leaves nothing',
   async (kind) => {
-    // The first message looks at the parent, the last before makes the device; a container's namespace gets a number between.
-    await crashAt(kind, kind === 'vm' ? 3 : 4);
+    // What an agent looks at once for each network is behind it then.
+    await segment.attach('warm', { kind, network: 'mv-passthru' });
+    await segment.detach('warm');
+    await segment.nothingIsLeft();
+    // The first messages look at the host's addresses and the parent, the last before makes the device; a container's
+    // namespace gets a number between.
+    await crashAt(kind, kind === 'vm' ? 4 : 5);
   },
 );
 
@@ -277,7 +282,7 @@ test('an agent killed where a container got its device again leaves nothing', as
   const { device } = await segment.attach('crash', { kind: 'container', network: 'mv-passthru' });
   run([...whereOf('container'), 'link', 'delete', device?.name].join(' '));
   // The first look for the device that was there, and for its rules.
-  await crashAt('container', 9);
+  await crashAt('container', 10);
 });
 
 test.each(KINDS)('a fenced %s is down', async (kind) => {
