@@ -108,7 +108,10 @@ export class ModelKernel {
         warningsOf: () => [],
         clean: () => [],
         revise: () => {},
-        compare: () => [],
+        compare: function* () {
+          yield;
+          return [];
+        },
         repair: () => {},
         disturbedBy: () => [],
         networksOn: () => [],

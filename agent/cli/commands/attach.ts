@@ -15,7 +15,9 @@ export function addAttachCommand(program: Command, shell: Shell): void {
       const answer = await shell.withHost(({ client, settings: { host } }) =>
         client.attach(host, request),
       );
-      shell.output().result(answer, () => attachmentDetails(answer.attachment));
+      const output = shell.output();
+      output.result(answer, () => attachmentDetails(answer.attachment));
+      for (const warning of answer.warnings ?? []) output.note(`warning: ${warning}`);
     });
 }
 

@@ -4,6 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
+import { atOnce, type Steps } from '#native/steps.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import type { LetGo } from '#ipam-store/ledger.ts';
 import type { Firewall } from '../firewall/firewall.ts';
@@ -157,7 +158,7 @@ export class Bridges {
     }
     const link = this.#apply(description, facts, seen.link);
     this.#networks.set(network.network, { network, description, facts });
-    this.compare([network.network]);
+    this.#noteProblems(network.network);
     return link;
   }
 
@@ -222,21 +223,25 @@ export class Bridges {
       return;
     }
     const before = applied.descriptionOf(network.network);
-    if (!isDeepStrictEqual(before, description)) {
+    const isNew = !isDeepStrictEqual(before, description);
+    if (isNew) {
       this.#takeAway(before ?? describedBefore(kernel, description), description);
       applied.put(description);
     }
-    this.#apply(description, facts, link);
+    if (isNew || link === null || !this.#networks.has(network.network)) {
+      this.#apply(description, facts, link);
+      this.#noteProblems(network.network);
+    } else this.#protect(description, facts, link);
     this.#networks.set(network.network, { network, description, facts });
     this.#letGo(network.network, letGo);
-    this.compare([network.network]);
   }
 
   /** What of these networks, or of all that have something here, is not as described; reads only. */
-  compare(names: Iterable<string> = this.#applied()): NetworkDifferences[] {
+  *compare(names: Iterable<string> = this.#applied()): Steps<NetworkDifferences[]> {
     const { kernel, applied } = this.#options;
     const found: NetworkDifferences[] = [];
     for (const network of names) {
+      yield;
       const description = applied.descriptionOf(network);
       if (description === undefined) continue;
       const snapshot = look(kernel, description);
@@ -309,6 +314,10 @@ export class Bridges {
     this.#own.delete(name);
     this.#problems.delete(name);
     log.info({ network: name }, 'nothing of this network is left on this host');
+  }
+
+  #noteProblems(network: string): void {
+    atOnce(this.compare([network]));
   }
 
   #note(

@@ -138,7 +138,7 @@ export class Reconcile {
    * namespaces, too; changes nothing.
    */
   async preview(id: string | undefined, wanted: Wanted): Promise<Preview> {
-    const { journal, devices, slices, attachments } = this.#options;
+    const { journal, devices, bridges, slices, attachments } = this.#options;
     const records =
       id === undefined ? journal.values() : [journal.get(id)].filter((one) => one !== undefined);
     const deep = { deep: true };
@@ -148,7 +148,7 @@ export class Reconcile {
     const compared = await compare(this.#options, records, { observing, suspects, wanted });
     const comparing = differencesIn(records, compared, attachments.describe);
     const named = id === undefined ? undefined : records.map(({ request }) => request.network);
-    const networks = this.#options.bridges.compare(named);
+    const networks = await slices.run(bridges.compare(named), wanted);
     const { plan } = compared;
     return {
       plan: { ...plan, actions: [...networkActions(networks), ...plan.actions] },
@@ -215,7 +215,7 @@ export class Reconcile {
   }
 
   async #pass(): Promise<void> {
-    const { journal, devices, log } = this.#options;
+    const { journal, devices, bridges, slices, log } = this.#options;
     const wanted = { signal: this.#stopping.signal };
     const suspects = this.#suspects;
     const all = this.#all;
@@ -225,7 +225,8 @@ export class Reconcile {
     this.#dirty.clear();
     this.#dirtyNetworks.clear();
     if (!all) {
-      await this.#apply(networkActions(this.#options.bridges.compare(dirtyNetworks)));
+      const ofNetworks = await slices.run(bridges.compare(dirtyNetworks), wanted);
+      await this.#apply(networkActions(ofNetworks));
       const records = dirty.map((id) => journal.get(id)).filter((one) => one !== undefined);
       const observing = devices.lookUp(records);
       const part = await compare(this.#options, records, { observing, suspects, wanted });
@@ -240,7 +241,7 @@ export class Reconcile {
     const records = journal.values();
     const leases = await this.#leases();
     this.#restoreFirewall();
-    const ofNetworks = networkActions(this.#options.bridges.compare());
+    const ofNetworks = networkActions(await slices.run(bridges.compare(), wanted));
     const observing = devices.observe(records);
     const known = { observing, leases, suspects, wanted };
     const { plan: whole, changed } = await compare(this.#options, records, known);

@@ -2,8 +2,9 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Network, parseNetwork } from '#protocol/network.ts';
+import { atOnce } from '#native/steps.ts';
 import { Applied } from '#agent/host/bridges/applied.ts';
-import { Bridges, type NeedsOfType } from '#agent/host/bridges/bridges.ts';
+import { Bridges, type NeedsOfType, type NetworkDifferences } from '#agent/host/bridges/bridges.ts';
 import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
 import { Forwarding, SWITCHES } from '#agent/host/networks/forwarding.ts';
@@ -38,6 +39,8 @@ function agent(): Bridges {
     log,
   });
 }
+
+const compare = (bridges: Bridges): NetworkDifferences[] => atOnce(bridges.compare());
 
 const run = (command: string): void => void execFileSync('ip', command.split(' '));
 
@@ -107,7 +110,7 @@ describe.each(NETS)('a $type network', (network) => {
   test('each of its objects is missed when it is broken, and put right', () => {
     const bridges = agent();
     attach(bridges, network);
-    expect(bridges.compare()).toEqual([]);
+    expect(compare(bridges)).toEqual([]);
     const before = host();
     const description = bridges.describe(network);
     const breaks: [what: string, how: string | (() => void)][] = [
@@ -149,7 +152,7 @@ describe.each(NETS)('a $type network', (network) => {
     for (const [what, how] of breaks) {
       if (typeof how === 'string') run(how);
       else how();
-      const [found] = bridges.compare();
+      const [found] = compare(bridges);
       expect(
         found?.differences.map((one) => one.what),
         what,
@@ -159,7 +162,7 @@ describe.each(NETS)('a $type network', (network) => {
         what,
       ).toBe(true);
       bridges.repair('br0');
-      expect(bridges.compare(), what).toEqual([]);
+      expect(compare(bridges), what).toEqual([]);
       expect(host(), what).toEqual(before);
     }
   });
@@ -181,7 +184,7 @@ describe.each(NETS)('a $type network', (network) => {
     const before = host();
     const bridges = agent();
     attach(bridges, network);
-    const told = bridges.compare().flatMap(({ differences }) => differences);
+    const told = compare(bridges).flatMap(({ differences }) => differences);
     expect(told.filter(({ repairable }) => repairable)).toEqual([]);
     // It is down, and has not the gateway: its owner has to know.
     expect(told.map(({ what }) => what)).toEqual(
@@ -233,11 +236,11 @@ describe('what the host has in the way', () => {
     const { gatewayMode: _, ...undecided } = network;
     attach(bridges, network);
     bridges.ensureAll(undecided);
-    expect(bridges.compare()).toEqual([]);
+    expect(compare(bridges)).toEqual([]);
     expect(bridges.problems.map(({ kind }) => kind)).toEqual(['undecided', 'undecided']);
     bridges.ensureAll({ ...undecided, gatewayMode: 'router' });
     expect(bridges.problems).toEqual([]);
-    expect(bridges.compare()).toEqual([]);
+    expect(compare(bridges)).toEqual([]);
     const held = ip('addr', 'show', 'br0').flatMap(({ addr_info: all }) => all);
     expect(held.map(({ local }) => local).filter((one) => !one.startsWith('fe80'))).toEqual([]);
     // A host that never had it does not get it.
