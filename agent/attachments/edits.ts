@@ -90,25 +90,13 @@ function revised(before: Attachment, network: Network, letGo: readonly LetGo[]):
   const isLeft = (address: string): boolean =>
     letGo.some((one) => one.network === network.network && one.address === address);
   const kept = filterAddresses?.filter((address) => !isLeft(address)) ?? [];
-  const gateways = [network.gateway, network.ipv6?.gateway];
   return {
     ...rest,
-    addresses: before.addresses.map(({ address }) => {
-      const gateway = gateways.find((one) => one?.includes(':') === address.includes(':'));
-      return gateway === undefined ? { address } : { address, gateway };
-    }),
     routes: network.routes ?? [],
     dns: network.dns ?? {},
     ...(kept.length > 0 && { filterAddresses: kept }),
   };
 }
-
-/** The ways out of a network: its gateways, and its further routes. */
-const waysOf = ({ gateway, ipv6, routes = [] }: Network): NonNullable<Network['routes']> => [
-  ...(gateway === undefined ? [] : [{ to: '0.0.0.0/0', via: gateway }]),
-  ...(ipv6?.gateway === undefined ? [] : [{ to: '::/0', via: ipv6.gateway }]),
-  ...routes,
-];
 
 /** A guest's routes are its own, and so are those of a workload without a way out. */
 function changeRoutes(
@@ -118,5 +106,5 @@ function changeRoutes(
 ): void {
   if (kind !== 'container' || netns === undefined || device === null) return;
   const ifindex = device.peer?.ifindex ?? device.ifindex;
-  reviseRoutes({ netns, identity, ifindex }, waysOf(was), waysOf(now));
+  reviseRoutes({ netns, identity, ifindex }, was.routes ?? [], now.routes ?? []);
 }
