@@ -50,10 +50,11 @@ test('one thread does all, and is ended when it has had nothing to do for a whil
   const dryRuns = open({ idleMs: 100 });
   const first = await threadOf(dryRuns);
   expect(await Promise.all([threadOf(dryRuns), threadOf(dryRuns)])).toEqual([first, first]);
-  await vi.waitFor(async () => {
+  const another = async (): Promise<void> => {
     await sleep(150);
     expect(await threadOf(dryRuns)).not.toBe(first);
-  });
+  };
+  await vi.waitFor(another, { timeout: 60_000 });
 });
 
 test.each(['dies', 'exits'])(
@@ -86,19 +87,25 @@ test('a caller waits no longer than his deadline; the next one waits for the thr
   expect(await threadOf(dryRuns)).toBe(first);
 });
 
+/** Asks again whoever says that he may be asked again. */
+async function answerOf(dryRuns: DryRuns): Promise<string> {
+  for (;;) {
+    const answer = await threadOf(dryRuns).catch((error: unknown) => error);
+    if (typeof answer === 'string') return answer;
+    if (!(answer instanceof VoltError && answer.retryable)) throw answer;
+    await sleep(10);
+  }
+}
+
 test('one that is stuck is given up', async () => {
-  const dryRuns = open({ stuckMs: 1_000 });
-  const first = await threadOf(dryRuns);
+  // Longer than a thread takes to start on a busy machine, as a rule.
+  const dryRuns = open({ stuckMs: 3_000 });
+  const first = await answerOf(dryRuns);
   await expect(dryRuns.dryRun(order('is-stuck'), Infinity)).rejects.toMatchObject({
     code: 'DEADLINE_EXCEEDED',
   });
   // While it is still there, nobody starts another: threads that are stuck do not add up.
-  let next: unknown;
-  do {
-    await sleep(10);
-    next = await threadOf(dryRuns).catch((error: unknown) => error);
-  } while (next instanceof VoltError && next.code === 'OVERLOADED');
-  expect(next).toMatch(/^\d+$/);
+  const next = await answerOf(dryRuns);
   expect(next).not.toBe(first);
 });
 
