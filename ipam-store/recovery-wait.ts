@@ -39,9 +39,13 @@ export class RecoveryWait {
     this.#answered?.();
   }
 
-  /** Does `work`; while that is RECOVERING, again after each heartbeat's answer. After a restart of Redis one is enough. */
+  /**
+   * Does `work`; while that is RECOVERING, again after each heartbeat's answer. After a restart of Redis one is enough.
+   * Without `wait` nobody waits for the work: a heartbeat asks the ledger itself, and must not wait for its own answer.
+   */
   async retry<T>(wait: Wait | undefined, work: () => Promise<T>): Promise<T> {
-    const { deadline = Infinity } = wait ?? {};
+    if (wait === undefined) return work();
+    const { deadline = Infinity } = wait;
     const end = Math.min(deadline - LAST_TRY_MS, performance.now() + WAIT_MS);
     for (;;) {
       try {
