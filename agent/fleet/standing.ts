@@ -85,7 +85,8 @@ export class Standing {
 
   #set(state: StandingState, refusal: VoltError | undefined, yieldsTo: string | undefined): void {
     const others = yieldsTo !== this.#yieldsTo;
-    const isSame = (this.#refusal === undefined) === (refusal === undefined);
+    // Whoever shows why the agent is refused shows the reason of now.
+    const isSame = this.#refusal?.message === refusal?.message;
     const changed = !isSame || others || (state === 'refused') !== (this.#state === 'refused');
     this.#state = state;
     this.#refusal = refusal;

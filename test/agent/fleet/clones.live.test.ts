@@ -107,9 +107,12 @@ test('two machines copied from one, state folder and all: nothing ends until an 
   expect(hosts).toMatchObject([
     { host: 'one', leases: 1, clones: [expect.any(String), expect.any(String)] },
   ]);
-  // An agent that starts anew is refused as the one before it.
+  // An agent that starts anew is refused as the one before it, also while nobody can be asked.
+  await stack.redis.kill();
   await first.restart();
   await until('it knows', async () => (await reasonOf(first)).includes('HOST_CONFLICT'));
+  await stack.redis.restart();
+  await refusedAsClone(first);
   expect(await ledger.getLease('kept')).not.toBeNull();
   expect(deviceNames()).toContain('tap-kept');
 
