@@ -42,7 +42,6 @@ export const RTM_DELNEIGH = 29;
 export const RTM_GETNEIGH = 30;
 export const RTM_NEWRULE = 32;
 export const RTM_DELRULE = 33;
-export const RTM_GETRULE = 34;
 export const RTM_NEWNSID = 88;
 export const RTM_GETNSID = 90;
 
@@ -59,7 +58,6 @@ export const NLM_F_APPEND = 0x800;
 export const RTNLGRP_LINK = 1;
 export const RTNLGRP_IPV4_IFADDR = 5;
 export const RTNLGRP_IPV6_IFADDR = 9;
-export const RTNLGRP_IPV6_ROUTE = 11;
 export const RTNLGRP_IPV4_NETCONF = 24;
 export const RTNLGRP_IPV6_NETCONF = 25;
 

@@ -1,5 +1,7 @@
 import { chmodSync, mkdirSync, realpathSync, type Stats, statSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
+import { VoltError } from '#protocol/errors.ts';
+import { LockedError, lockFile } from '#native/lock.ts';
 
 // The runtime folder has the lock and the socket, the state folder what this host knows of the ledger. Somebody else
 // who can write there can start a second agent beside the first, or leave false records for the next one.
@@ -38,6 +40,18 @@ export function ownFolder(key: string, path: string, mode: number): void {
     const why = foreign ? `belongs to uid ${stat.uid}` : `has mode ${modeOf(stat)}`;
     if (foreign || open) refuse(key, real, `can be replaced by others: ${above} ${why}`);
     [above, below] = [dirname(above), above];
+  }
+}
+
+/** Keeps agents of this host from starting until it is disposed. HOST_ALIVE: one runs. */
+export function whileNoAgentRuns(runtimeDir: string): Disposable {
+  try {
+    return lockFile(join(runtimeDir, 'agent.lock'));
+  } catch (error) {
+    if (!(error instanceof LockedError)) throw error;
+    throw new VoltError('HOST_ALIVE', 'the agent of this host runs: stop it first', {
+      cause: error,
+    });
   }
 }
 

@@ -5,10 +5,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { VoltError } from '#protocol/errors.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
-import { LockedError, lockFile } from '#native/lock.ts';
 import type { Config } from '../config.ts';
 import { type Identity, IdentityError, noteHost, readIdentity, writeIdentity } from './identity.ts';
-import { ownFolder } from './own-folders.ts';
+import { ownFolder, whileNoAgentRuns } from './own-folders.ts';
 
 export interface Renamed {
   readonly from: string;
@@ -41,7 +40,7 @@ export async function renameHost(options: RenameOptions): Promise<Renamed> {
   const { config, machineId, to } = options;
   const { runtimeDir, stateDir } = config;
   ownFolder('runtimeDir', runtimeDir, 0o755);
-  using _lock = exclusive(runtimeDir);
+  using _lock = whileNoAgentRuns(runtimeDir);
   const identity = identityOf(stateDir, to);
   await using ledger = await openLedger(config);
   // From here on the renaming has to end: until the ledger answers, nobody knows what it has done.
@@ -58,17 +57,6 @@ export async function renameHost(options: RenameOptions): Promise<Renamed> {
   writeIdentity(stateDir, { agentId, machineId, host: to });
   noteHost(runtimeDir, to);
   return { from: identity.host, to, moved, records };
-}
-
-function exclusive(runtimeDir: string): Disposable {
-  try {
-    return lockFile(join(runtimeDir, 'agent.lock'));
-  } catch (error) {
-    if (!(error instanceof LockedError)) throw error;
-    throw new VoltError('HOST_ALIVE', 'the agent of this host runs: stop it first', {
-      cause: error,
-    });
-  }
 }
 
 function identityOf(stateDir: string, to: string): Identity {

@@ -1,9 +1,8 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { lockFile, LockedError } from '#native/lock.ts';
-import { VoltError } from '#protocol/errors.ts';
 import type { Config } from '../config.ts';
 import { readMachine } from '../fleet/machine.ts';
+import { ownFolder, whileNoAgentRuns } from '../fleet/own-folders.ts';
 import type { Log } from '../log.ts';
 import { Journal } from '../storage/journal.ts';
 import { openHostNetwork } from './networks/types.ts';
@@ -19,13 +18,15 @@ export interface Cleaned {
 /**
  * Takes everything that agents have made off a host whose agent is stopped: devices, bridges, rules, records; what they
  * found and changed is as it was. Leases stay in the ledger until the host is forgotten there. HOST_ALIVE: an agent runs.
+ * FolderError: the folders are not the agent's alone.
  */
 export async function cleanHost(
   config: Pick<Config, 'host' | 'nftablesTable' | 'runtimeDir' | 'stateDir'>,
   log: Log,
 ): Promise<Cleaned> {
   const { runtimeDir, stateDir } = config;
-  using _lock = exclusive(runtimeDir);
+  ownFolder('runtimeDir', runtimeDir, 0o755);
+  using _lock = whileNoAgentRuns(runtimeDir);
   const { bootId } = readMachine();
   const journal = new Journal({ runtimeDir, stateDir, bootId, log });
   journal.load();
@@ -48,15 +49,4 @@ export async function cleanHost(
   await host.dryRuns.close();
   rmSync(join(runtimeDir, 'networks.json'), { force: true });
   return { attachments: records.length, networks, devices };
-}
-
-function exclusive(runtimeDir: string): Disposable {
-  try {
-    return lockFile(join(runtimeDir, 'agent.lock'));
-  } catch (error) {
-    if (!(error instanceof LockedError)) throw error;
-    throw new VoltError('HOST_ALIVE', 'the agent of this host runs: stop it first', {
-      cause: error,
-    });
-  }
 }

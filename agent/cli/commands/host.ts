@@ -140,13 +140,14 @@ const listed = (names: unknown): string =>
 async function cleanAll(file: string | undefined) {
   const { ConfigError, loadConfig } = await import('../../config.ts');
   const { MachineError } = await import('../../fleet/machine.ts');
+  const { FolderError } = await import('../../fleet/own-folders.ts');
   const { cleanHost } = await import('../../host/clean.ts');
   const { createLog } = await import('../../log.ts');
   try {
     const config = loadConfig({ ...(file !== undefined && { file }), env: process.env });
     return await cleanHost(config, createLog('silent', config.host));
   } catch (error) {
-    for (const problem of [ConfigError, MachineError]) {
+    for (const problem of [ConfigError, MachineError, FolderError]) {
       if (error instanceof problem) throw new UsageError(error.message, { cause: error });
     }
     throw error;

@@ -19,9 +19,6 @@ export interface QueuedDryRun extends DryRunOrder {
   readonly knowsBridge: boolean;
 }
 
-/** What the thread answers; an error as every answer has it. */
-export type DryRunReply = { readonly operations: readonly KernelOperation[] } | object;
-
 const THREAD = new URL('./dry-run-thread.ts', import.meta.url);
 const IDLE_MS = 60_000;
 /** A thread that takes longer is stuck in the kernel, or has been lost. */
