@@ -157,7 +157,7 @@ export class Bridges {
       applied.put(description);
     }
     const link = this.#apply(description, facts, seen.link);
-    this.#networks.set(network.network, { network, description, facts });
+    this.#keep(network, facts);
     this.#noteProblems(network.network);
     return link;
   }
@@ -178,11 +178,11 @@ export class Bridges {
   resume(network: Network): void {
     const { description, facts } = this.#describe(network);
     const { link } = glance(this.#options.kernel, description);
-    this.#networks.set(network.network, { network, description, facts });
     if (this.#options.applied.descriptionOf(network.network) === undefined) {
       // Of an agent that kept no account.
       this.#options.applied.put(description);
     }
+    this.#keep(network, facts);
     if (link !== null) this.#protect(description, facts, link);
   }
 
@@ -232,7 +232,7 @@ export class Bridges {
       this.#apply(description, facts, link);
       this.#noteProblems(network.network);
     } else this.#protect(description, facts, link);
-    this.#networks.set(network.network, { network, description, facts });
+    this.#keep(network, facts);
     this.#letGo(network.network, letGo);
   }
 
@@ -338,6 +338,14 @@ export class Bridges {
     else this.#problems.set(network, [...told, ...old]);
   }
 
+  /** What was applied, which `ensure` goes by while the definition stays. */
+  #keep(network: Network, facts: Facts): void {
+    const description = this.#options.applied.descriptionOf(network.network);
+    if (description !== undefined) {
+      this.#networks.set(network.network, { network, description, facts });
+    }
+  }
+
   #applied(): string[] {
     return this.#options.applied.descriptions.map(({ network }) => network);
   }
@@ -359,10 +367,12 @@ export class Bridges {
     const { kernel, applied } = this.#options;
     const before = applied.descriptionOf(network.network);
     const link = before === undefined ? kernel.links.get(network.bridge) : null;
-    const tagged =
-      link !== null && isMadeByAgent(link) && bridgeTagOf(link)?.network === network.network;
+    const tag = link === null ? undefined : bridgeTagOf(link)?.network;
+    // One without a tag is still being made.
+    const ours =
+      link !== null && isMadeByAgent(link) && (tag === undefined || tag === network.network);
     const mac = before?.bridge === network.bridge ? MacAddress.parse(before.mac) : undefined;
-    const standing = mac ?? (tagged ? link.mac : undefined);
+    const standing = mac ?? (ours ? link.mac : undefined);
     return standing?.equals(anycastMac(network)) === true ? undefined : standing;
   }
 
@@ -404,12 +414,17 @@ export class Bridges {
   }
 
   #apply(description: BridgeDescription, facts: Facts | undefined, found: Link | null): Link {
-    const { kernel } = this.#options;
-    if (found === null) this.#make(description);
-    return this.#repair(description, facts, look(kernel, description));
+    const { kernel, applied } = this.#options;
+    if (found === null && !this.#make(description)) {
+      // It keeps the MAC that its maker gave it.
+      applied.put(withMacOf(kernel.links.get(description.bridge), description));
+    }
+    const now = applied.descriptionOf(description.network) ?? description;
+    return this.#repair(now, facts, look(kernel, now));
   }
 
-  #make(description: BridgeDescription): void {
+  /** False where somebody, networkd for one, has made it between the look and the making. */
+  #make(description: BridgeDescription): boolean {
     const { kernel, log } = this.#options;
     const { bridge: name, network, mac, uplink } = description;
     try {
@@ -421,9 +436,10 @@ export class Bridges {
       const nic = uplink === undefined ? null : kernel.links.get(uplink.device);
       pinMtu(kernel, link, description.mtu ?? nic?.mtu ?? wayOutMtu(kernel));
       log.info({ bridge: name, network }, 'bridge made');
+      return true;
     } catch (error) {
-      // Somebody, networkd for one, made it between the look and the making.
       if (!isKernelError(error, 'EEXIST')) throw error;
+      return false;
     }
   }
 
@@ -678,6 +694,17 @@ const describedBefore = (kernel: Kernel, after: BridgeDescription): BridgeDescri
     .find((link) => bridgeTagOf(link)?.network === after.network && link.name !== after.bridge);
   return { ...after, bridge: other?.name ?? after.bridge, forwards: [] };
 };
+
+/** As it is described, with the MAC of the bridge that another agent has made meanwhile. */
+function withMacOf(link: Link | null, described: BridgeDescription): BridgeDescription {
+  if (link?.mac === undefined || !isMadeByAgent(link)) return described;
+  const { linkLocal } = described;
+  return {
+    ...described,
+    mac: link.mac.toString(),
+    ...(linkLocal !== undefined && { linkLocal: `${link.mac.linkLocal().toString()}/64` }),
+  };
+}
 
 /** `ipv4.route_localnet` of a bridge, as components below `/proc/sys`. */
 function settingOf(bridge: string, name: string): string[] {

@@ -192,6 +192,11 @@ test('a bridge that was there keeps its addresses, MTU and state, whatever its p
   await detached('own');
   expect(only(ip('link', 'show', 'own0'))['mtu']).toBe(1500);
   await stack.client.deleteNetwork('own0');
+  // The host hears of it with its next heartbeat.
+  const ofBridge = (element: string): boolean => /own0|ff:?fe00:?0*77/.test(element);
+  await expect
+    .poll(async () => (await stack.snapshot()).elements.filter(ofBridge), { timeout: 20_000 })
+    .toEqual([]);
 });
 
 describe('a repeated request', () => {

@@ -10,6 +10,7 @@ import { Kernel } from '#agent/host/kernel.ts';
 import { Forwarding, SWITCHES } from '#agent/host/networks/forwarding.ts';
 import { bridgedNeeds } from '#agent/host/networks/bridged.ts';
 import { hostOnlyNeeds } from '#agent/host/networks/host-only.ts';
+import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 import { createLog } from '#agent/log.ts';
 import { ip } from '../../support/kernel.ts';
 
@@ -23,12 +24,12 @@ const inUse = new Set<string>();
 const needsOf = (network: Network): NeedsOfType =>
   network.type === 'bridged' ? bridgedNeeds(network) : hostOnlyNeeds(network);
 
-function agent(): Bridges {
+function agent(host = 'h1'): Bridges {
   const applied = new Applied({ runtimeDir: undefined, log });
   const firewall = new Firewall({ log, table: 'volt' });
   const forwarding = new Forwarding({ kernel, firewall, log });
   return new Bridges({
-    host: 'h1',
+    host,
     kernel,
     firewall,
     forwarding,
@@ -194,6 +195,22 @@ describe.each(NETS)('a $type network', (network) => {
     bridges.revise(new Map(), [], new Set());
     expect(host()).toEqual(before);
   });
+});
+
+test('a bridge that another agent is making keeps the MAC that it was made with', () => {
+  const [, network] = NETS;
+  if (network === undefined) throw new Error('no network');
+  const [one, other] = [agent('h1'), agent('h2')];
+  inUse.add(network.network);
+  const seen = one.look(network);
+  // The other has come this far: nothing tells yet whose it is but the group.
+  run(`link add br0 address 02:00:00:00:00:55 group ${DEVICE_GROUP} type bridge`);
+  one.ensure(network, seen);
+  other.ensure(network, other.look(network));
+  one.repair('br0');
+  other.repair('br0');
+  expect(ip('link', 'show', 'br0')[0]?.['address']).toBe('02:00:00:00:00:55');
+  expect([compare(one), compare(other)]).toEqual([[], []]);
 });
 
 test('a setting that somebody has changed since is left', () => {
