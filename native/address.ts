@@ -1,4 +1,5 @@
 import { InterfaceAddress } from '#protocol/address.ts';
+import { isKernelError } from './errors.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
 import type { Received } from './netlink-message.ts';
 import {
@@ -63,7 +64,18 @@ export class Addresses {
 
   /** All addresses, or those of one device. */
   list({ ifindex }: { ifindex?: number } = {}): AssignedAddress[] {
-    return this.#socket.dump(listRequest(ifindex), parseAddress).filter((row) => row !== null);
+    return this.#socket.dump(listRequest({ ifindex }), parseAddress).filter((row) => row !== null);
+  }
+
+  /** Those of one device in the namespace of that number (`NamespaceIds`); none when either is not there. */
+  listIn(namespaceId: number, ifindex: number): AssignedAddress[] {
+    try {
+      const request = listRequest({ ifindex, namespaceId });
+      return this.#socket.dump(request, parseAddress).filter((row) => row !== null);
+    } catch (error) {
+      if (isKernelError(error, 'EINVAL', 'ENODEV')) return [];
+      throw error;
+    }
   }
 
   /** All addresses, with pauses (`NetlinkSocket.dumpSteps`). */
@@ -73,7 +85,10 @@ export class Addresses {
   }
 }
 
-const listRequest = (ifindex?: number): Request => ({
+const listRequest = ({
+  ifindex,
+  namespaceId,
+}: { ifindex?: number | undefined; namespaceId?: number } = {}): Request => ({
   type: RTM_GETADDR,
   operation: 'RTM_GETADDR',
   subject: ifindex === undefined ? 'addresses' : `#${ifindex}`,
@@ -81,7 +96,7 @@ const listRequest = (ifindex?: number): Request => ({
     addressMessage.write(
       writer,
       { ifa_family: AF_UNSPEC, ...(ifindex !== undefined && { ifa_index: ifindex }) },
-      {},
+      { ...(namespaceId !== undefined && { IFA_TARGET_NETNSID: namespaceId }) },
     ),
 });
 

@@ -325,6 +325,7 @@ export const ADDRESS = {
   IFA_BROADCAST: ip(4),
   IFA_FLAGS: u32(8),
   IFA_RT_PRIORITY: u32(9),
+  IFA_TARGET_NETNSID: i32(10),
   IFA_PROTO: u8(11),
 } as const;
 

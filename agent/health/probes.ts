@@ -1,5 +1,5 @@
 import type { LedgerStatus } from '#ipam-store/ledger.ts';
-import type { BridgeProblem } from '../host/bridges/bridges.ts';
+import type { BridgeProblem } from '../host/bridges/problems.ts';
 import type { Probe } from './conditions.ts';
 import type { SessionStatus } from '../fleet/session.ts';
 import type { StandingState } from '../fleet/standing.ts';

@@ -2,7 +2,14 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { isKernelError } from '#native/errors.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
+import type { Network } from '#protocol/network.ts';
+import { appliedIn } from './bridges/applied.ts';
+import { compareBridge } from './bridges/comparison.ts';
+import { type BridgeProblem, problemsOf } from './bridges/problems.ts';
+import { look } from './bridges/snapshot.ts';
+import { Kernel } from './kernel.ts';
 import { type ForwardingSwitch, forwardingSwitch } from './networks/forwarding.ts';
+import { conflictOf, overlapWithHost } from './own-addresses.ts';
 
 /** One thing that was looked at: what was seen, why it matters, and the commands that mend it. */
 export interface Finding {
@@ -30,10 +37,25 @@ export interface Observed {
   /** Who has switched on that the host forwards packets, by address family. */
   readonly forwardedBy: Readonly<Record<4 | 6, ForwardingSwitch>>;
   readonly tun: boolean;
+  /** What only an operator can change of the networks that this host has, by network. */
+  readonly differing: ReadonlyMap<string, readonly BridgeProblem[]>;
+  /** What the host itself has in a subnet of a network, in words, by network. */
+  readonly overlaps: ReadonlyMap<string, string>;
+  /** Why nobody knows which networks the fleet has. */
+  readonly networksUnknown: string | undefined;
 }
 
-/** Reads this host; needs CAP_NET_ADMIN. `table` is the name of the agent's own tables. */
-export function observeHost(table: string): Observed {
+export interface Look {
+  /** The name of the agent's own tables. */
+  readonly table: string;
+  /** Where the agent keeps account of what it has made. */
+  readonly runtimeDir: string;
+  /** The networks of the fleet, or why they are not known. */
+  readonly networks: readonly Network[] | string;
+}
+
+/** Reads this host; needs CAP_NET_ADMIN. */
+export function observeHost({ table, runtimeDir, networks }: Look): Observed {
   const found = { bridges: [] as string[], forwarding: [] as NftObject[] };
   let nftables: string | undefined;
   try {
@@ -51,6 +73,35 @@ export function observeHost(table: string): Observed {
     legacyTables: ['ip', 'ip6'].flatMap((family) => linesOf(`/proc/net/${family}_tables_names`)),
     forwardedBy: { 4: forwardingSwitch(4), 6: forwardingSwitch(6) },
     tun: existsSync('/dev/net/tun'),
+    ...networksOn(runtimeDir, networks),
+  };
+}
+
+function networksOn(
+  runtimeDir: string,
+  networks: Look['networks'],
+): Pick<Observed, 'differing' | 'overlaps' | 'networksUnknown'> {
+  using kernel = new Kernel();
+  const differing = appliedIn(runtimeDir).map((description) => {
+    const seen = look(kernel, description);
+    const differences = compareBridge(description, seen);
+    return [description.network, problemsOf(description, seen, differences)] as const;
+  });
+  const known = typeof networks === 'string' ? [] : networks;
+  const overlaps = known.flatMap((network) => {
+    const { uplink, bridge, parent } = network;
+    const nic = uplink?.device ?? parent;
+    // One whose NIC is elsewhere is for other hosts.
+    const comesHere = nic === undefined ? bridge !== undefined : kernel.links.indexOf(nic) !== null;
+    const overlap = comesHere ? overlapWithHost(kernel, network) : undefined;
+    return overlap === undefined
+      ? []
+      : [[network.network, conflictOf(network, overlap).message] as const];
+  });
+  return {
+    differing: new Map(differing),
+    overlaps: new Map(overlaps),
+    networksUnknown: typeof networks === 'string' ? networks : undefined,
   };
 }
 
@@ -85,8 +136,26 @@ export function diagnose(observed: Observed): Finding[] {
         ]
       : []),
     ...bridges.flatMap((bridge) => forwardFindings(bridge, observed.forwarding)),
+    ...networkFindings(observed),
   ];
 }
+
+const networkFindings = ({ differing, overlaps, networksUnknown }: Observed): Finding[] => [
+  ...[...differing].flatMap(([network, problems]) =>
+    problems.map(({ reason, commands }) => problem(`network ${network}`, reason, commands)),
+  ),
+  ...[...overlaps].map(([network, reason]) =>
+    advice(`network ${network}`, `${reason}: an attach to it here is refused`),
+  ),
+  ...(networksUnknown === undefined
+    ? []
+    : [
+        advice(
+          'networks',
+          `what this host has in the subnets of networks was not looked at: ${networksUnknown}`,
+        ),
+      ]),
+];
 
 const ok = (subject: string, seen: string): Finding => ({
   severity: 'ok',

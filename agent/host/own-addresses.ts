@@ -10,6 +10,9 @@ const MAIN_TABLE = 254;
 /** Workloads reach nobody's loopback addresses, and fe80::/10 is each segment's own. */
 const NOBODYS = ['127.0.0.0/8', '::1/128', 'fe80::/10'].map((text) => IpPrefix.parse(text));
 
+/** Kinds of devices that are on the segment of the device that they stand on; a VLAN is another segment. */
+const ON_PARENT: ReadonlySet<string> = new Set(['macvlan', 'macvtap', 'ipvlan']);
+
 /** Something of the host within a subnet: `192.168.50.5/24` on `eth0`, or a route out of it. */
 export interface Overlap {
   readonly subnet: string;
@@ -19,19 +22,26 @@ export interface Overlap {
 }
 
 /**
- * The first address or route of the host that lies in a subnet of this network or around it, on other devices than
- * those of `meant`; a default route is around everything, and does not count.
+ * The first address or route of the host that lies in a subnet of this network or around it. A default route is around
+ * everything, and does not count; nor does what the host has on the network's own segment: on its bridge, its uplink, its
+ * parent, or on what stands on that.
  */
-export function overlapWithHost(
-  kernel: Kernel,
-  network: Network,
-  meant: ReadonlySet<number>,
-): Overlap | undefined {
+export function overlapWithHost(kernel: Kernel, network: Network): Overlap | undefined {
+  const { links } = kernel;
   const subnets = subnetsOf(network);
+  const { bridge, uplink, parent } = network;
+  const segment = [bridge, uplink?.device, parent]
+    .filter((name) => name !== undefined)
+    .map((name) => links.indexOf(name));
+  const isMeant = (ifindex: number): boolean => {
+    if (segment.includes(ifindex)) return true;
+    const { kind = '', linkIndex } = links.get(ifindex) ?? {};
+    return ON_PARENT.has(kind) && linkIndex !== undefined && segment.includes(linkIndex);
+  };
   const found = (prefix: IpPrefix, ifindex: number, has: string): Overlap | undefined => {
-    if (meant.has(ifindex) || NOBODYS.some((one) => one.contains(prefix))) return undefined;
+    if (NOBODYS.some((one) => one.contains(prefix))) return undefined;
     const subnet = subnets.find((one) => one.family === prefix.family && one.overlaps(prefix));
-    if (subnet === undefined) return undefined;
+    if (subnet === undefined || isMeant(ifindex)) return undefined;
     const device = kernel.links.nameOf(ifindex) ?? `#${ifindex}`;
     return { subnet: subnet.toString(), device, ifindex, has };
   };

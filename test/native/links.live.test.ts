@@ -47,6 +47,16 @@ test('a namespace keeps its number, and its devices are found by it, until nobod
   expect(links.getIn(id, device.index)).toMatchObject({ name: 'mv0', kind: 'macvlan' });
   expect(links.getIn(id, 7_000_002)).toBeNull();
   expect(links.getIn(9_999, device.index)).toBeNull();
+  inside.run(() => {
+    using socketInside = NetlinkSocket.open();
+    for (const text of ['10.9.0.3/32', 'fd00:9::3/128']) {
+      new Addresses(socketInside).add({ ifindex: 1, address: InterfaceAddress.parse(text) });
+    }
+  });
+  const held = addresses.listIn(id, 1).map(({ address }) => address.toString());
+  expect(held.toSorted()).toEqual(['10.9.0.3/32', 'fd00:9::3/128']);
+  expect(addresses.listIn(id, 7_000_002)).toEqual([]);
+  expect(addresses.listIn(9_999, 1)).toEqual([]);
   await links.deleteInAsync(id, device.index);
   expect(links.getIn(id, device.index)).toBeNull();
   await links.deleteInAsync(id, device.index);

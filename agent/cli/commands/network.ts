@@ -1,4 +1,6 @@
 import type { Command } from 'commander';
+import type { VoltNetworkClient } from '#protocol/client.ts';
+import type { NetworkListAnswer } from '#protocol/network.ts';
 import { readJsonObject } from '../attach-request.ts';
 import { details, table } from '../page.ts';
 import type { Shell } from '../shell.ts';
@@ -150,16 +152,7 @@ Examples:
   $ voltnet network list --json | jq -r '.networks[].network.network'`,
     )
     .action(async () => {
-      const networks = await shell.withClient(async ({ client }) => {
-        const all = [];
-        let cursor: string | undefined;
-        do {
-          const page = await client.listNetworks(cursor === undefined ? {} : { cursor });
-          all.push(...page.networks);
-          ({ cursor } = page);
-        } while (cursor !== undefined);
-        return all;
-      });
+      const networks = await shell.withClient(({ client }) => allNetworks(client));
       shell.output().result({ networks }, () =>
         table(
           ['NETWORK', 'TYPE', 'SUBNET', 'GATEWAY', 'IPV6', 'REVISION'],
@@ -174,6 +167,20 @@ Examples:
         ),
       );
     });
+
+/** The networks of the fleet, page by page. */
+export async function allNetworks(
+  client: Pick<VoltNetworkClient, 'listNetworks'>,
+): Promise<NetworkListAnswer['networks']> {
+  const networks = [];
+  let cursor: string | undefined;
+  do {
+    const page = await client.listNetworks({ cursor });
+    networks.push(...page.networks);
+    ({ cursor } = page);
+  } while (cursor !== undefined);
+  return networks;
+}
 
 const addDelete = (network: Command, shell: Shell): Command =>
   network

@@ -1,5 +1,5 @@
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import type { Log } from '../../log.ts';
 import type { BridgeDescription } from './description.ts';
@@ -43,19 +43,15 @@ export class Applied {
 
   /** Without `runtimeDir` it is kept in memory alone: what is tried in a namespace of its own goes with that. */
   constructor({ runtimeDir, log }: { runtimeDir: string | undefined; log: Log }) {
-    this.#file = runtimeDir === undefined ? undefined : `${runtimeDir}/networks.json`;
+    this.#file = runtimeDir === undefined ? undefined : fileIn(runtimeDir);
     this.#log = log;
   }
 
   load(): void {
     if (this.#file === undefined) return;
     try {
-      const { version: _, ...contents } = appliedSchema.parse(
-        JSON.parse(readFileSync(this.#file, 'utf8')),
-      );
-      this.#contents = contents;
+      this.#contents = read(this.#file) ?? this.#contents;
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return;
       this.#log.error(
         { file: this.#file, error: String(error) },
         'what was found on this host before it was changed is not known any more',
@@ -123,5 +119,22 @@ export class Applied {
       mode: 0o600,
     });
     renameSync(`${this.#file}.tmp`, this.#file);
+  }
+}
+
+/** What the agent of this host has made of networks, for whoever is not that agent. Throws where the file is none of ours. */
+export const appliedIn = (runtimeDir: string): readonly BridgeDescription[] =>
+  read(fileIn(runtimeDir))?.networks ?? [];
+
+const fileIn = (runtimeDir: string): string => join(runtimeDir, 'networks.json');
+
+/** Undefined when there is no such file. */
+function read(file: string): Contents | undefined {
+  try {
+    const { version: _, ...contents } = appliedSchema.parse(JSON.parse(readFileSync(file, 'utf8')));
+    return contents;
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    throw error;
   }
 }

@@ -24,6 +24,7 @@ import {
   type BridgeNeeds,
   describeBridge,
 } from './description.ts';
+import { type BridgeProblem, problemsOf } from './problems.ts';
 import { addLocalRoute, removeLocalRoute } from './routes.ts';
 import { readIfThere } from './settings.ts';
 import { type BridgeSnapshot, glance, look } from './snapshot.ts';
@@ -57,12 +58,6 @@ interface Described {
 export interface NeedsOfType extends BridgeNeeds {
   /** What the firewall has to hold for the bridge, which the agent `made` or adopted. */
   readonly facts: Facts;
-}
-
-/** `foreign`: it is somebody else's to change. `undecided`: nobody has said whose the gateway's address is. */
-export interface BridgeProblem {
-  readonly kind: 'foreign' | 'undecided';
-  readonly reason: string;
 }
 
 /** RFC 791; the kernel makes no bridge that carries less. */
@@ -127,7 +122,7 @@ export class Bridges {
     if (seen.link !== null) refuseOtherKind(seen.link, network);
     if (this.#networks.get(network.network)?.network !== network) {
       this.#refuseShared(network, seen.link);
-      this.#refuseOverlap(network, seen);
+      this.#refuseOverlap(network);
       // What a network that was had here may have gone.
       seen = glance(kernel, description);
     }
@@ -246,7 +241,9 @@ export class Bridges {
       if (description === undefined) continue;
       const snapshot = look(kernel, description);
       const differences = compareBridge(description, snapshot);
-      this.#note(description, snapshot, differences);
+      const problems = problemsOf(description, snapshot, differences);
+      if (problems.length === 0) this.#problems.delete(network);
+      else this.#problems.set(network, problems);
       if (differences.length > 0) found.push({ network, differences });
     }
     return found;
@@ -320,24 +317,6 @@ export class Bridges {
     atOnce(this.compare([network]));
   }
 
-  #note(
-    { network, bridge, undecided }: BridgeDescription,
-    { addresses = [] }: BridgeSnapshot,
-    differences: readonly BridgeDifference[],
-  ): void {
-    const told = differences
-      .filter(({ repairable }) => !repairable)
-      .map((one) => ({ kind: 'foreign' as const, reason: reasonOf(bridge, one) }));
-    const old = undecided
-      .filter((one) => addresses.includes(one))
-      .map((one) => ({
-        kind: 'undecided' as const,
-        reason: `network ${network}: bridge ${bridge} has the gateway ${one}, as an earlier release gave it`,
-      }));
-    if (told.length + old.length === 0) this.#problems.delete(network);
-    else this.#problems.set(network, [...told, ...old]);
-  }
-
   /** What was applied, which `ensure` goes by while the definition stays. */
   #keep(network: Network, facts: Facts): void {
     const description = this.#options.applied.descriptionOf(network.network);
@@ -398,14 +377,13 @@ export class Bridges {
   }
 
   /**
-   * What the host has on the bridge itself, or on the NIC that is the bridge's uplink, is meant. What another network has
-   * left here, that has nobody attached, goes: the ledger lets no two networks overlap, so it is a network that was.
+   * What another network has left here, that has nobody attached, goes: the ledger lets no two networks overlap, so it is a
+   * network that was.
    */
-  #refuseOverlap(network: Network, { link, uplink }: BridgeSnapshot): void {
+  #refuseOverlap(network: Network): void {
     const { kernel, inUse } = this.#options;
-    const meant = new Set([link, uplink].flatMap((one) => one?.index ?? []));
     for (;;) {
-      const overlap = overlapWithHost(kernel, network, meant);
+      const overlap = overlapWithHost(kernel, network);
       if (overlap === undefined) return;
       const other = bridgeTagOf(kernel.links.get(overlap.ifindex) ?? {})?.network;
       if (other === undefined || inUse().has(other)) throw conflictOf(network, overlap);
@@ -649,22 +627,6 @@ export class Bridges {
         if (!described && addresses.includes(bare(text))) removeAddress(kernel, link, text);
       }
     }
-  }
-}
-
-/** A difference that only an operator can end, in words. */
-function reasonOf(bridge: string, { what, expected, observed }: BridgeDifference): string {
-  switch (what) {
-    case 'bridge.up':
-      return `bridge ${bridge} is down`;
-    case 'bridge.address':
-      return `bridge ${bridge} has not the gateway ${String(expected)}`;
-    case 'bridge.forwardDelayMs':
-      return `bridge ${bridge} has spanning tree: for ${Number(observed) * 2} ms it passes nothing for a new port`;
-    case 'uplink':
-      return `uplink ${String(expected)} of bridge ${bridge} is not there`;
-    default:
-      return `bridge ${bridge}: ${what} is ${String(observed)}, not ${String(expected)}`;
   }
 }
 

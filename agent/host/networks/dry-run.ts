@@ -9,6 +9,7 @@ import type { Lease } from '#ipam-store/ledger.ts';
 import { Kernel } from '../kernel.ts';
 import { readIfThere } from '../bridges/settings.ts';
 import { SWITCHES } from './forwarding.ts';
+import { LOOPBACK } from './loopback.ts';
 import type { NetworkType, NetworkTypes } from './network-type.ts';
 import type { NamedNamespace } from './workload.ts';
 
@@ -38,7 +39,6 @@ export interface DryRunOptions {
 const READING = 'RTM_GET';
 /** In the place of a NIC of the host. */
 const STAND_IN_PEER = 'dry-run';
-const LOOPBACK = 1;
 
 /**
  * The changes, in order, that an attach would make in the kernel. The host itself, whose namespace the thread is in, is
@@ -70,7 +70,7 @@ export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperat
 
 /** Puts there what of the host the attach would meet. */
 function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrder): void {
-  kernel.links.set(LOOPBACK, { up: true });
+  kernel.links.set(LOOPBACK.index, { up: true });
   const { bridge, uplink, parent } = network;
   const found = bridge === undefined ? null : host.links.get(bridge);
   const standing = found === null ? null : kernel.links.createBridge(found);
@@ -97,7 +97,7 @@ function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrde
   for (const text of new Set(mapped)) {
     if (text === undefined || own.has(text)) continue;
     const address = hostAddress(text);
-    kernel.addresses.add({ ifindex: LOOPBACK, address, noDad: true });
+    kernel.addresses.add({ ifindex: LOOPBACK.index, address, noDad: true });
   }
 }
 

@@ -1,6 +1,5 @@
 import { lstatSync } from 'node:fs';
 import { join } from 'node:path';
-import { InterfaceAddress } from '#protocol/address.ts';
 import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName } from '#protocol/names.ts';
@@ -14,6 +13,7 @@ import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import type { Attached, Description } from '../description.ts';
 import { Kernel } from '../kernel.ts';
 import { claimTap, linkOfRecord, NOTHING_TO_REMOVE, noDescriptor, setLinkDown } from './device.ts';
+import { hostAddress, LOOPBACK } from './loopback.ts';
 import { openToIpv6, refuseWithoutIpv6 } from './ipv6.ts';
 import {
   type AttachedDevice,
@@ -33,7 +33,6 @@ import { deviceTag } from '../ownership.ts';
 /** Where `ip netns` looks. */
 const NETNS_FOLDER = '/run/netns';
 const DEFAULT_MTU = 1500;
-const LOOPBACK = { index: 1, name: 'lo' };
 
 /**
  * A network namespace of its own for each workload, with `lo` up and no way out. A container gets the namespace's
@@ -41,10 +40,16 @@ const LOOPBACK = { index: 1, name: 'lo' };
  * and goes with the attachment.
  */
 export class Isolated implements NetworkType {
+  readonly #kernel: Kernel;
   readonly #journal: Pick<Journal, 'namesDevice'>;
   readonly #namespaces: WorkloadNamespaces;
 
-  constructor(options: { journal: Pick<Journal, 'namesDevice'>; namespaces: WorkloadNamespaces }) {
+  constructor(options: {
+    kernel: Kernel;
+    journal: Pick<Journal, 'namesDevice'>;
+    namespaces: WorkloadNamespaces;
+  }) {
+    this.#kernel = options.kernel;
     this.#journal = options.journal;
     this.#namespaces = options.namespaces;
   }
@@ -71,15 +76,22 @@ export class Isolated implements NetworkType {
       ...(given === undefined && { before: { madeNamespace: path } }),
       prepare: () => given?.kernel,
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
-        if (given !== undefined) return setUp(given, { request, network, lease, name }, undo);
+        const order = { request, network, lease, name };
+        if (given !== undefined) return this.#setUp(given, order, undo);
         using handle = Namespace.create(path);
         undo.defer(() => Namespace.remove(path));
         this.#namespaces.note(request.id, handle);
         using kernel = new Kernel(handle);
-        return setUp({ handle, kernel, path }, { request, network, lease, name }, undo);
+        return this.#setUp({ handle, kernel, path }, order, undo);
       },
       [Symbol.dispose]: () => given?.[Symbol.dispose](),
     };
+  }
+
+  #setUp(namespace: WorkloadNamespace, order: Order, undo: DisposableStack): AttachedDevice {
+    // For the day on which no path leads there (`standsByNumber`).
+    if (order.request.kind === 'container') this.#kernel.namespaceIds.give(namespace.handle);
+    return setUp(namespace, order, undo);
   }
 
   /** A VM's TAP goes first: whoever still holds it keeps the namespace alive. */
@@ -152,12 +164,18 @@ export function describeIsolated({
   return { id, generation, inside: { ...own, link, addresses: [] } };
 }
 
+interface Order {
+  readonly request: AttachRequest;
+  readonly network: Network;
+  readonly lease: Lease;
+  readonly name: string;
+}
+
 function setUp(
   namespace: WorkloadNamespace,
-  order: { request: AttachRequest; network: Network; lease: Lease; name: string },
+  { request, network, lease, name }: Order,
   undo: DisposableStack,
 ): AttachedDevice {
-  const { request, network, lease, name } = order;
   const { handle, kernel, path } = namespace;
   const mtu = request.mtu ?? network.mtu ?? DEFAULT_MTU;
   kernel.links.set(LOOPBACK, { up: true });
@@ -175,12 +193,6 @@ function setUp(
     })),
   );
   return { device: null, filter: 'none', netns: path };
-}
-
-/** With its whole prefix on `lo`, every address of the subnet would answer inside. */
-function hostAddress(text: string): InterfaceAddress {
-  const { address } = InterfaceAddress.parse(text);
-  return InterfaceAddress.parse(`${address.toString()}/${address.family === 4 ? 32 : 128}`);
 }
 
 /** Takes out of a namespace that the request named what was put there. */

@@ -4,22 +4,23 @@ import type { Link } from '#native/link.ts';
 import { namespaceIdentity, UnansweredError } from '#native/namespace.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { Kernel } from '../kernel.ts';
+import { hostAddress, LOOPBACK } from './loopback.ts';
 import { openIfThere } from './workload.ts';
 import { isTagged } from '../ownership.ts';
 
 // Containers whose namespace is led to by their path no more, and may live all the same: a path is not a namespace.
 // `/proc/<pid>/ns/net` ends with its process, while others live on in the namespace. A pair's end on this host proves
-// that the other end lives. A macvlan, or a function of a NIC, is looked for in every namespace that has a number here;
-// each namespace gets one with the first such device that is put there.
+// that the other end lives. A macvlan, a function of a NIC, or the addresses of a container that has no device are looked
+// for in every namespace that has a number here; each namespace gets one with the first of them that is put there.
 
 const ENDING_AFTER_MS = 20;
 const ENDING_TRIES = 50;
 
-/** Types of devices that lie in a container's namespace, with nothing of them on the host. */
-const INSIDE: ReadonlySet<string> = new Set(['macvlan', 'vf']);
+/** What lies in a container's namespace, with nothing of it on the host: these devices, or addresses without a device. */
+const INSIDE: ReadonlySet<string | undefined> = new Set(['macvlan', 'vf', undefined]);
 
-const isInside = ({ kind, device }: Attachment): boolean =>
-  kind === 'container' && INSIDE.has(device?.type ?? '');
+const isInside = ({ kind, netns, device }: Attachment): boolean =>
+  kind === 'container' && netns !== undefined && INSIDE.has(device?.type);
 
 /** Gives the namespace that a container's path leads to a number, for the day on which no path leads there. */
 export function numberNamespace(kernel: Kernel, attachment: Attachment): void {
@@ -39,12 +40,26 @@ export function findByNumber(
   { links, namespaceIds }: Kernel,
   attachment: Attachment,
 ): { readonly namespaceId: number; readonly link: Link } | null {
-  if (!isInside(attachment)) return null;
+  const { device } = attachment;
+  if (device === null || !isInside(attachment)) return null;
   for (const namespaceId of namespaceIds.list()) {
-    const link = links.getIn(namespaceId, attachment.device?.ifindex ?? 0);
+    const link = links.getIn(namespaceId, device.ifindex);
     if (link !== null && isOf(attachment, link)) return { namespaceId, link };
   }
   return null;
+}
+
+/** Whether what a container has in its namespace alone stands in one that has a number here, without asking any path. */
+export function standsByNumber(kernel: Kernel, attachment: Attachment): boolean {
+  if (attachment.device !== null) return findByNumber(kernel, attachment) !== null;
+  const { addresses, namespaceIds } = kernel;
+  const own = attachment.addresses.map(({ address }) => hostAddress(address).toString());
+  if (own.length === 0 || !isInside(attachment)) return false;
+  return namespaceIds.list().some((namespaceId) => {
+    const held = addresses.listIn(namespaceId, LOOPBACK.index);
+    const there = new Set(held.map(({ address }) => address.toString()));
+    return own.every((one) => there.has(one));
+  });
 }
 
 /**
@@ -87,7 +102,7 @@ function leadsTo(path: string, identity: string): boolean {
 
 /** Whether a container's interface stands in a namespace that somebody holds. */
 function isStanding(kernel: Kernel, attachment: Attachment): boolean {
-  if (attachment.device?.type !== 'veth') return findByNumber(kernel, attachment) !== null;
+  if (attachment.device?.type !== 'veth') return standsByNumber(kernel, attachment);
   const link = kernel.links.get(attachment.device.ifindex);
   if (link === null || !isTagged(link, attachment)) return false;
   // The pair of a namespace that nobody holds any more stands until the kernel comes to it.

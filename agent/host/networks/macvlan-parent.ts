@@ -14,9 +14,6 @@ import { DEVICE_GROUP } from '../ownership.ts';
 /** MACVLAN_MODE_… of linux/if_link.h. */
 const MODES = { private: 1, vepa: 2, bridge: 4, passthru: 8 } as const;
 
-/** Kinds of devices that are on the segment of the device that they stand on; a VLAN is another segment. */
-const ON_PARENT: ReadonlySet<string> = new Set(['macvlan', 'macvtap', 'ipvlan']);
-
 /** Definitions whose subnets were found to be nobody's else on this host. */
 const looked = new WeakSet<Network>();
 
@@ -49,7 +46,7 @@ export class MacvlanParent {
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
     }
-    this.#refuseOverlap(link);
+    this.#refuseOverlap();
     if (mac !== undefined) refuseGatewayMac(this.#kernel, mac, this.#network, link);
     refuseHostAddresses(this.#kernel, link, addresses, 'addresses');
     const mtu = askedMtu ?? Math.min(ownMtu ?? link.mtu, link.mtu);
@@ -101,18 +98,10 @@ export class MacvlanParent {
     }
   }
 
-  /** What the host has on the parent, or on devices that stand on it, is on the network's own segment. */
-  #refuseOverlap(parent: Link): void {
+  #refuseOverlap(): void {
     if (looked.has(this.#network)) return;
-    const meant = new Set([parent.index]);
-    for (;;) {
-      const overlap = overlapWithHost(this.#kernel, this.#network, meant);
-      if (overlap === undefined) break;
-      const link = this.#kernel.links.get(overlap.ifindex);
-      const standsOnIt = link?.linkIndex === parent.index && ON_PARENT.has(link.kind ?? '');
-      if (!standsOnIt) throw conflictOf(this.#network, overlap);
-      meant.add(overlap.ifindex);
-    }
+    const overlap = overlapWithHost(this.#kernel, this.#network);
+    if (overlap !== undefined) throw conflictOf(this.#network, overlap);
     looked.add(this.#network);
   }
 

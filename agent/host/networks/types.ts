@@ -157,7 +157,7 @@ export function networkTypesOver(parts: {
     bridged: new Bridged(ports),
     'host-only': new HostOnly({ ...ports, portMaps }),
     macvtap: new Macvtap(parts),
-    isolated: new Isolated({ journal, namespaces }),
+    isolated: new Isolated({ kernel, journal, namespaces }),
     sriov: new Sriov({ kernel, journal, log }),
   };
   return types;

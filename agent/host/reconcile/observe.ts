@@ -9,7 +9,8 @@ import type { DescribedFunction, DescribedInside, Describe, Description } from '
 import type { Firewall } from '../firewall/firewall.ts';
 import { Kernel } from '../kernel.ts';
 import { ifbName } from '../networks/bandwidth.ts';
-import { findByNumber } from '../networks/lost-paths.ts';
+import { LOOPBACK } from '../networks/loopback.ts';
+import { standsByNumber } from '../networks/lost-paths.ts';
 import { mapsOwner } from '../networks/port-maps.ts';
 import { askForNamespaces, openIfThere } from '../networks/workload.ts';
 import { isTagged, taggedId } from '../ownership.ts';
@@ -226,9 +227,7 @@ function* beside(
     if (netns !== undefined && identity !== undefined)
       namespaces.set(netns, identity === UNKNOWN ? null : identity);
     const leads = identity !== undefined && identity === record.namespaceIdentity;
-    if (attachment !== undefined && attachment.device !== null && !leads) {
-      if (findByNumber(kernel, attachment) !== null) elsewhere.add(id);
-    }
+    if (attachment !== undefined && !leads && standsByNumber(kernel, attachment)) elsewhere.add(id);
     if (description === undefined) continue;
     const { device, filter, maps, inside: own, virtualFunction } = description;
     if (own !== undefined && (deep || own.madeAgain))
@@ -287,8 +286,6 @@ export async function withAnswers(
   return { ...observed, namespaces, inside };
 }
 
-const LOOPBACK = 1;
-
 function lookInside(
   id: string,
   { netns, link: wanted, loopback, addresses }: DescribedInside,
@@ -305,12 +302,12 @@ function lookInside(
     const named =
       wanted?.ifindex === undefined || (found !== null && isTagged(found, { id, generation }));
     const link = found !== null && named ? seen(found) : null;
-    const index = wanted === undefined ? LOOPBACK : link?.index;
+    const index = wanted === undefined ? LOOPBACK.index : link?.index;
     return {
       kind: 'seen',
       identity: handle.identity,
       link,
-      loopback: loopback && links.get(LOOPBACK)?.up === true,
+      loopback: loopback && links.get(LOOPBACK.index)?.up === true,
       addresses:
         index === undefined || addresses.length === 0 ? new Set() : addressesOf(kernel, index),
     };

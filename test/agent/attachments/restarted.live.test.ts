@@ -19,6 +19,12 @@ const NETWORKS = ['bridged', 'host-only', 'macvtap'].map((type, n) => ({
   ...(type === 'macvtap' ? { parent: 'nic0' } : { ipv6: { subnet: `fd00:8${n}::/64` } }),
 }));
 
+const ISOLATED = {
+  ...{ network: 'isolated', type: 'isolated', subnet: '10.89.0.0/24' },
+  ipv6: { subnet: 'fd00:89::/64' },
+};
+const HOST = '/proc/self/ns/net';
+
 let stack: Stack;
 const started = new Set<ChildProcess>();
 
@@ -29,7 +35,7 @@ async function start(beside?: ChildProcess): Promise<ChildProcess> {
   const child = spawn(program, args, { stdio: 'ignore' });
   started.add(child);
   const wanted = beside === undefined ? undefined : readlinkSync(pathOf(beside));
-  const host = readlinkSync('/proc/self/ns/net');
+  const host = readlinkSync(HOST);
   await until('it is there', () => {
     const now = existsSync(pathOf(child)) ? readlinkSync(pathOf(child)) : host;
     return wanted === undefined ? now !== host : now === wanted;
@@ -47,16 +53,25 @@ async function end(child: ChildProcess): Promise<void> {
 const pathOf = ({ pid }: ChildProcess): string => `/proc/${pid}/ns/net`;
 
 /** `eth0` as `ip` sees it from a process, if it is there. */
-function eth0Of(child: ChildProcess): Row | undefined {
+const eth0Of = (child: ChildProcess): Row | undefined => deviceOf(child, 'eth0');
+
+const bareOfLo = (child: ChildProcess): string[] =>
+  (deviceOf(child, 'lo')?.addr_info ?? []).map(({ local }) => local);
+
+function deviceOf(child: ChildProcess, name: string): Row | undefined {
   const command = [`--net=${pathOf(child)}`, requireTool('ip'), '-j', 'addr'];
   const rows = JSON.parse(
     execFileSync(requireTool('nsenter'), command, { encoding: 'utf8' }),
   ) as Row[];
-  return rows.find(({ ifname }) => ifname === 'eth0');
+  return rows.find(({ ifname }) => ifname === name);
 }
 
 const request = (id: string, network: string, netns: string): AttachRequest => ({
   ...{ id, workload: `c-${id}`, kind: 'container', network, netns },
+});
+/** In a namespace that the agent makes. */
+const madeFor = (id: string): AttachRequest => ({
+  ...{ id, workload: `c-${id}`, kind: 'container', network: 'isolated' },
 });
 const attach = (id: string, network: string, netns: string) =>
   stack.client.attach(stack.host, request(id, network, netns));
@@ -72,7 +87,7 @@ const bare = ({ addresses }: Attachment): string[] =>
 beforeAll(async () => {
   run('link add nic0 type veth peer name wire0');
   for (const name of ['nic0', 'wire0']) run(`link set ${name} up`);
-  stack = await startStack({ networks: NETWORKS, config: { reconcileSeconds: 1 } });
+  stack = await startStack({ networks: [...NETWORKS, ISOLATED], config: { reconcileSeconds: 1 } });
 });
 afterAll(() => stack[Symbol.asyncDispose]());
 afterEach(async () => {
@@ -97,7 +112,7 @@ test('a container keeps what it has when the process of its path ends and others
   const [program, args] = dyingWithParent(['nsenter', '--net=/run/netns/renewed', 'sleep', '1000']);
   const held = spawn(program, args, { stdio: 'ignore' });
   started.add(held);
-  const before = readlinkSync('/proc/self/ns/net');
+  const before = readlinkSync(HOST);
   await until('it is inside', () => readlinkSync(pathOf(held)) !== before);
   removeNamespace('renewed');
   addNamespace('renewed');
@@ -126,6 +141,35 @@ test('a container keeps what it has when the process of its path ends and others
     await detach(id);
     expect(eth0Of(child)).toBeUndefined();
   }
+});
+
+test('so does one without an interface, until nobody is left in its namespace', async () => {
+  const first = await start();
+  const { attachment } = await attach('lone', 'isolated', pathOf(first));
+  await attach('ended', 'isolated', pathOf(await start()));
+  const made = (await stack.client.attach(stack.host, madeFor('made'))).attachment.netns ?? '';
+  const [program, args] = dyingWithParent(['nsenter', `--net=${made}`, 'sleep', '1000']);
+  const within = spawn(program, args, { stdio: 'ignore' });
+  started.add(within);
+  await until('it is inside', () => readlinkSync(pathOf(within)) !== readlinkSync(HOST));
+  const other = await start(first);
+  for (const child of started) if (![other, within].includes(child)) await end(child);
+  removeNamespace('volt-made');
+  await stack.agent.restart('SIGKILL');
+  await stack.agent.ready();
+  await stack.gone('ended');
+  expect([await stateOf('lone'), await stateOf('made')]).toEqual(['attached', 'attached']);
+  expect(bareOfLo(other)).toEqual(expect.arrayContaining(bare(attachment)));
+  // Started again elsewhere it is attached there.
+  const second = await start();
+  await expect(attach('lone', 'isolated', pathOf(second))).rejects.toMatchObject({
+    code: 'ALREADY_ATTACHED',
+  });
+  await end(other);
+  const again = await attach('lone', 'isolated', pathOf(second));
+  expect(bare(again.attachment)).toEqual(bare(attachment));
+  await end(within);
+  await stack.gone('made');
 });
 
 describe.each(NETWORKS)('on $network', ({ network }) => {

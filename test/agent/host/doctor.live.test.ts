@@ -1,6 +1,7 @@
 import { execFileSync, spawnSync } from 'node:child_process';
-import { afterAll, beforeAll, expect, test } from 'vitest';
-import { diagnose, observeHost } from '#agent/host/doctor.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Network } from '#protocol/network.ts';
+import { diagnose, type Finding, observeHost } from '#agent/host/doctor.ts';
 import { addNamespace } from '../../support/kernel.ts';
 import { startStack, type Stack } from '../../support/stack.ts';
 import { requireTool } from '../../support/tools.ts';
@@ -20,8 +21,10 @@ const load = (ruleset: string): void => {
 const reaches = (): boolean =>
   spawnSync('ip', ['netns', 'exec', 'box', 'ping', '-c', '1', '-W', '1', '192.0.2.2']).status === 0;
 
-const problems = () =>
-  diagnose(observeHost('volt')).filter(({ severity }) => severity === 'problem');
+const observed = (networks: readonly Network[] | string = []) =>
+  observeHost({ table: 'volt', runtimeDir: stack.agent.runtimeDir, networks });
+
+const problems = () => diagnose(observed()).filter(({ severity }) => severity === 'problem');
 
 beforeAll(async () => {
   stack = await startStack({
@@ -108,14 +111,14 @@ test('a rule that lets the bridge through counts, also by the beginning of its n
 });
 
 test('what cannot be seen or used is said', () => {
-  const observed = {
-    ...observeHost('volt'),
+  const host = {
+    ...observed('NATS is away'),
     kernel: '6.1.0',
     legacyTables: ['filter'],
     tun: false,
   };
   const subjects = diagnose({
-    ...observed,
+    ...host,
     nftables: 'missing',
     forwardedBy: { 4: 'nobody', 6: 'nobody' },
   });
@@ -126,5 +129,62 @@ test('what cannot be seen or used is said', () => {
     'problem forwarding of IPv4',
     'advice iptables-legacy',
     'ok bridge doc0',
+    'advice networks',
   ]);
+});
+
+describe('of networks', () => {
+  const doctor = () =>
+    spawnSync('deploy/bin/voltnet', ['doctor', '--json', '--config', stack.agent.configFile], {
+      encoding: 'utf8',
+    });
+  const findings = (): Finding[] => JSON.parse(doctor().stdout).findings;
+  const of = (network: string) =>
+    findings().filter(({ subject }) => subject === `network ${network}`);
+
+  test('what keeps traffic from passing a bridge that was there is found, and mended by what is printed', async () => {
+    run('ip link add own0 type bridge');
+    run('ip link set own0 type bridge stp_state 1 forward_delay 400');
+    await stack.client.putNetwork({
+      network: 'own0',
+      subnet: '10.58.0.0/24',
+      gateway: '10.58.0.1',
+    });
+    await stack.client.attach(stack.host, {
+      ...{ id: 'own', workload: 'container-own', kind: 'container', network: 'own0' },
+    });
+    expect(of('own0').map(({ seen }) => seen)).toEqual([
+      'bridge own0 is down',
+      'bridge own0 has not the gateway 10.58.0.1/24',
+      'bridge own0 has spanning tree: for 8000 ms it passes nothing for a new port',
+    ]);
+    expect(doctor().status).toBe(8);
+    for (const { commands } of of('own0')) for (const command of commands) run(command);
+    expect(of('own0')).toEqual([]);
+    await stack.client.detach(stack.host, { id: 'own' });
+    await stack.gone('own');
+    await stack.client.deleteNetwork('own0');
+  });
+
+  test('a subnet that the host has elsewhere is named, with the device', async () => {
+    run('ip addr add 10.59.0.7/16 dev up0');
+    await stack.client.putNetwork({ network: 'near', type: 'host-only', subnet: '10.59.1.0/24' });
+    await stack.client.putNetwork({
+      network: 'away',
+      type: 'macvtap',
+      parent: 'no-nic',
+      subnet: '10.59.2.0/24',
+    });
+    await stack.client.putNetwork({
+      network: 'meant',
+      type: 'macvtap',
+      parent: 'up0',
+      subnet: '10.59.3.0/24',
+    });
+    expect(of('near')).toMatchObject([
+      { severity: 'advice', seen: expect.stringMatching(/10\.59\.1\.0\/24.*up0.*10\.59\.0\.7/) },
+    ]);
+    expect([...of('away'), ...of('meant')]).toEqual([]);
+    expect(doctor().status).toBe(0);
+  });
 });
