@@ -4,16 +4,16 @@ import type { BridgeDescription } from './description.ts';
 import type { BridgeSnapshot } from './snapshot.ts';
 import { DEVICE_GROUP, bridgeTagOf, isBridgeOf, isMadeByAgent } from '../ownership.ts';
 
-/** One thing that is not as described: `what` names it, null stands for what is not there. */
+/** One difference between the host and a network's description. `what` names it; null stands for a missing object. */
 export interface BridgeDifference {
   readonly what: string;
   readonly expected: string | number | boolean | null;
   readonly observed: string | number | boolean | null;
-  /** False for what belongs to somebody else, or cannot be put right from here: it is told, and left. */
+  /** False if the object belongs to somebody else, or cannot be repaired from here: the difference is only reported. */
   readonly repairable: boolean;
 }
 
-/** How what is there differs from what is described. Pure. */
+/** The differences between a description and the host. Pure. */
 export function compareBridge(
   description: BridgeDescription,
   snapshot: BridgeSnapshot,
@@ -31,7 +31,7 @@ export function compareBridge(
     ...compareSettings(description.bridgeSettings, link),
     ...missing('bridge.route', description.localRoutes, snapshot.localRoutes).map((one) => ({
       ...one,
-      // A route needs its device up, and an adopted bridge is its owner's to set up.
+      // A route needs its device up, and only the owner of an adopted bridge sets it up.
       repairable: link.up || isBridgeOf(link, description),
     })),
     ...compareUplink(description, snapshot, link),
@@ -39,7 +39,7 @@ export function compareBridge(
   ];
 }
 
-/** Of a bridge that an agent made. */
+/** Compares a bridge that an agent made. */
 function compareOwn(
   { network, mac, mtu, gateways, undecided, linkLocal, ownSettings }: BridgeDescription,
   { addresses }: BridgeSnapshot,
@@ -66,7 +66,7 @@ function compareOwn(
   ];
 }
 
-/** Of a bridge that is somebody else's: what keeps traffic from passing is told, and its owner's to change. */
+/** Compares an adopted bridge. Reports what keeps traffic from passing; only the owner of the bridge may change it. */
 function compareAdopted(
   { gateways }: BridgeDescription,
   { addresses }: BridgeSnapshot,
@@ -86,7 +86,7 @@ function compareSettings(expected: LinkSettings, { settings = {} }: Link): Bridg
   const found: Readonly<Record<string, number | undefined>> = settings;
   return Object.entries(expected).flatMap(([name, value]) => {
     const observed = found[name];
-    // A bridge that has none of a family, without IPv6 for one, lacks nothing.
+    // A bridge may lack the settings of a family, for example without IPv6. That is not a difference.
     if (observed === undefined || observed === value) return [];
     return [difference(`bridge.${name}`, value, observed)];
   });

@@ -2,20 +2,20 @@ import { deriveMac, InterfaceAddress, IpPrefix, type MacAddress } from '#protoco
 import { gatewayHolder, type Network, subnetsOf } from '#protocol/network.ts';
 import type { LinkSettings } from '#native/link.ts';
 
-// What a network is to have on a host that it has workloads on, beside the workloads' own devices. Pure, and plain data:
-// `comparison` holds it against what is there, `bridges` makes, repairs and removes it.
+// What a network needs on a host that has workloads of it, beside the workloads' own devices. Pure functions and plain
+// data: `comparison` compares it with the host, `bridges` makes, repairs and removes it.
 
-/** What a type of network needs of the host around its bridge. */
+/** What a network type needs on the host for its bridge. */
 export interface BridgeNeeds {
-  /** Of the bridge itself, below `/proc/sys/net/<family>/conf/<bridge>/`. */
+  /** Settings of the bridge itself, below `/proc/sys/net/<family>/conf/<bridge>/`. */
   readonly bridgeSettings: LinkSettings;
   /** The address families that the host has to forward. */
   readonly forwards: readonly (4 | 6)[];
-  /** Destinations that are this host's own when they come in by the bridge: `::1/128`. */
+  /** Destinations of packets that the host accepts as its own when they come in by the bridge: `::1/128`. */
   readonly localRoutes: readonly string[];
 }
 
-/** What a network needs for whose workloads the host is a router: it believes no advertisements of other routers. */
+/** Needs of a network whose workloads use this host as a router. The host ignores advertisements of other routers. */
 export const routerNeeds = ({
   ipv6,
 }: Pick<Network, 'ipv6'>): Pick<BridgeNeeds, 'bridgeSettings' | 'forwards'> => ({
@@ -28,19 +28,21 @@ export const NO_ROUTER = { bridgeSettings: {}, forwards: [] } as const;
 export interface BridgeDescription extends BridgeNeeds {
   readonly network: string;
   readonly bridge: string;
-  /** Of a bridge that the agent makes: fixed, so that it does not follow its lowest port. */
+  /** MAC of a bridge that the agent makes. It is fixed: otherwise the bridge would take the lowest MAC of its ports. */
   readonly mac: string;
-  /** Absent: that of the way out, when the bridge is made. */
+  /** Absent: the bridge is made with the MTU of its uplink or, without one, of the way out. */
   readonly mtu?: number | undefined;
   /** `10.42.0.0/24`. */
   readonly subnets: readonly string[];
-  /** `10.42.0.1/24`: those that a bridge of the agent's own has. */
+  /** Gateway addresses that a bridge of the agent's own has: `10.42.0.1/24`. */
   readonly gateways: readonly string[];
-  /** Gateways that an earlier release gave the bridge: where they are they stay, until the network says whose they are. */
+  /** Gateways that an earlier release may have given the bridge: left alone until the network says who has them. */
   readonly undecided: readonly string[];
-  /** `fe80::…/64`, of a bridge that the agent makes for a network with IPv6: there from the first packet on. */
+  /**
+   * `fe80::…/64`, of a bridge that the agent makes for a network with IPv6. The bridge has it from the first packet on.
+   */
   readonly linkLocal?: string | undefined;
-  /** Of a bridge that the agent makes. */
+  /** Settings of a bridge that the agent makes. */
   readonly ownSettings: LinkSettings;
   /** The NIC that is to be a port. */
   readonly uplink?: { readonly device: string; readonly allowDefaultRoute: boolean } | undefined;
@@ -63,8 +65,8 @@ export function describeBridge(
     gateways: holder === 'bridge' || holder === 'anycast' ? addresses : [],
     undecided: holder === 'undecided' ? addresses : [],
     ...(network.ipv6 !== undefined && { linkLocal: `${mac.linkLocal().toString()}/64` }),
-    // New devices may have IPv6 switched off (`default.disable_ipv6`); a gateway is to have addresses. What workloads
-    // advertise is no way for the host.
+    // New devices may have IPv6 switched off (`default.disable_ipv6`), but a gateway needs IPv6 addresses. The host
+    // must not take routes from router advertisements of workloads.
     ownSettings: {
       ...(network.ipv6 !== undefined && { 'ipv6.disable_ipv6': 0 }),
       'ipv6.accept_ra': 0,
@@ -75,7 +77,7 @@ export function describeBridge(
   };
 }
 
-/** The gateways with the prefix lengths of their subnets, whoever has them. */
+/** The gateways with the prefix lengths of their subnets, no matter who has them. */
 function gatewayAddresses(network: Network): InterfaceAddress[] {
   return [network, network.ipv6].flatMap((family) => {
     if (family?.gateway === undefined || family.subnet === undefined) return [];
@@ -84,8 +86,8 @@ function gatewayAddresses(network: Network): InterfaceAddress[] {
 }
 
 /**
- * The MAC that a bridge is made with: another one on each host, since uplinks may join the bridges of several. A gateway
- * that every host has is one to the workloads, wherever they are: the same on each host.
+ * The MAC that a bridge is made with. It is different on each host, since uplinks may join the bridges of several
+ * hosts. An anycast gateway has the same MAC on each host: to the workloads it is one gateway, wherever they are.
  */
 export const bridgeMac = (host: string, network: Network): MacAddress =>
   gatewayHolder(network) === 'anycast'

@@ -5,7 +5,7 @@ import type { Kernel } from '../kernel.ts';
 
 /** The routing table of the host's own addresses. */
 export const LOCAL_TABLE = 255;
-/** After the kernel's own. */
+/** Larger than the metric of the kernel's own local routes, so that those come first. */
 const LOCAL_METRIC = 10;
 
 const localRoute = (to: string, ifindex: number): Route => ({
@@ -16,7 +16,7 @@ const localRoute = (to: string, ifindex: number): Route => ({
   metric: LOCAL_METRIC,
 });
 
-/** Lets what comes in by a device for `to` be for this host. */
+/** Makes the host accept packets for `to` that come in by a device as its own. */
 export function addLocalRoute({ routes }: Kernel, to: string, ifindex: number): void {
   try {
     routes.add(localRoute(to, ifindex));

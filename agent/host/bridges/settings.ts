@@ -1,7 +1,7 @@
 import { isKernelError } from '#native/errors.ts';
 import { readSysctl } from '#native/sysctl.ts';
 
-/** A device, or a kernel, may have no IPv6 at all: then there is no such setting. */
+/** Undefined if there is no such setting: a device, or the whole kernel, may have no IPv6. */
 export function readIfThere(path: readonly string[]): string | undefined {
   try {
     return readSysctl(path);

@@ -11,20 +11,20 @@ import { LOCAL_TABLE } from './routes.ts';
 import { readIfThere } from './settings.ts';
 import type { BridgeDescription } from './description.ts';
 
-/** What is there of one network's objects. What was not looked at is undefined, and nothing is said of it. */
+/** One network's objects as they are on the host. A field that was not read is undefined, and is not compared. */
 export interface BridgeSnapshot {
   readonly link: Link | null;
-  /** The device that the network names as uplink; null where there is none. */
+  /** The device that the network names as uplink; null if there is no such device. */
   readonly uplink?: Link | null;
-  /** `10.42.0.1/24`, of the bridge. */
+  /** Addresses of the bridge: `10.42.0.1/24`. */
   readonly addresses?: readonly string[];
-  /** Who has switched on that the host forwards; a family that the kernel does not have is missing. */
+  /** Who has switched on the host's forwarding, by family. A family that the kernel does not have is missing. */
   readonly forwarding?: ReadonlyMap<Family, ForwardingSwitch>;
   /** Destinations for which the bridge has a route of type local. */
   readonly localRoutes?: readonly string[];
 }
 
-/** What one message, or two where there is an uplink, tell: what an attach looks at. */
+/** Reads the bridge, and the uplink if there is one, with one netlink request each: what an attach needs. */
 export function glance(kernel: Kernel, { bridge, uplink }: BridgeDescription): BridgeSnapshot {
   const { links } = kernel;
   return {
@@ -33,7 +33,7 @@ export function glance(kernel: Kernel, { bridge, uplink }: BridgeDescription): B
   };
 }
 
-/** All that there is of a network's objects. */
+/** Reads all of a network's objects. */
 export function look(kernel: Kernel, description: BridgeDescription): BridgeSnapshot {
   const seen = glance(kernel, description);
   const { link } = seen;

@@ -5,16 +5,16 @@ import type { Kernel } from '../kernel.ts';
 import type { BridgeDescription } from './description.ts';
 import { isMadeByAgent } from '../ownership.ts';
 
-/** The main table; others are somebody's policy, not the way out. */
+/** The main table. Other tables hold somebody's policy routes, not the host's way out. */
 const MAIN_TABLE = 254;
 const DEFAULT_MTU = 1500;
 
 type Uplink = NonNullable<BridgeDescription['uplink']>;
 
 /**
- * Throws where a NIC cannot become a port of a bridge. UNSUPPORTED: it is no Ethernet device, a bridge, or the agent's
- * own, or routes of the host lead out of it, which a port loses (`allowDefaultRoute` takes that into account).
- * DEVICE_BUSY: it is a port of another device.
+ * Throws if a NIC cannot become a port of a bridge. UNSUPPORTED: the NIC is not an Ethernet device, is a bridge, or was
+ * made by an agent; or routes of the host lead out of the NIC, and are lost when it becomes a port (`allowDefaultRoute`
+ * accepts that). DEVICE_BUSY: the NIC is a port of another device.
  */
 export function refuseAsUplink(
   kernel: Kernel,
@@ -27,7 +27,7 @@ export function refuseAsUplink(
     new VoltError(code, `uplink: ${device} ${reason}`, { details });
   if (!nic.ethernet) throw refuse('UNSUPPORTED', 'is no Ethernet device');
   if (nic.kind === 'bridge') throw refuse('UNSUPPORTED', 'is a bridge itself');
-  if (isMadeByAgent(nic)) throw refuse('UNSUPPORTED', "is a workload's");
+  if (isMadeByAgent(nic)) throw refuse('UNSUPPORTED', 'is a device that an agent made');
   if (nic.master !== undefined) {
     if (nic.master === bridge.index) return;
     throw refuse('DEVICE_BUSY', 'is a port of another device already');
@@ -37,12 +37,12 @@ export function refuseAsUplink(
   if (used === undefined) return;
   throw refuse(
     'UNSUPPORTED',
-    `carries this host's ${nameOf(used)}, which a port of ${bridge.name} loses; ` +
-      '"allowDefaultRoute": true says that this is wanted',
+    `carries this host's ${nameOf(used)}, which is lost when it becomes a port of ${bridge.name}; ` +
+      'set "allowDefaultRoute": true if that is wanted',
   );
 }
 
-/** The MTU of the way to other hosts: the least of the devices that default routes lead out of. */
+/** The MTU towards other hosts: the smallest MTU of the devices that carry default routes, and 1500 at most. */
 export function wayOutMtu({ routes, links }: Kernel): number {
   const devices = routes
     .list({ table: MAIN_TABLE })
@@ -52,7 +52,10 @@ export function wayOutMtu({ routes, links }: Kernel): number {
   return Math.min(...mtus.filter((mtu) => mtu !== undefined), DEFAULT_MTU);
 }
 
-/** Beyond its own segment: by default, or by a router there. In every table, since rules may lead to any. */
+/**
+ * True for a route that leads beyond the device's own segment: a default route, or a route by a router. Routes of all
+ * tables count, since rules may lead to any table.
+ */
 const leadsOut = (route: Route, index: number): boolean =>
   devicesOf(route).includes(index) &&
   (isDefault(route) || route.via !== undefined || route.nexthops !== undefined);
