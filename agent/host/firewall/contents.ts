@@ -5,18 +5,18 @@ import type { Ruleset } from './ruleset.ts';
 export interface NftContent {
   /** `bridge set mac`, `inet chain forward`. */
   readonly what: string;
-  /** The hook of a base chain and its rules, in their order; or the elements of a set, in any. */
+  /** A chain: its hook, if it is a base chain, and its rules in order. A set: its elements in any order. */
   readonly has: readonly string[];
 }
 
-/** Where a chain or a set is not as it should be: `3 rules`, `2 of them and 1 other`. Null: it is not there. */
+/** A chain or a set that differs, in counts: `3 entries`, `2 of them and 1 others`. Null: it is missing. */
 export interface TableDifference {
   readonly what: string;
   readonly expected: string;
   readonly observed: string | null;
 }
 
-/** Chains and sets that are expected and not there, or have something else. */
+/** Expected chains and sets that are missing or have other contents. */
 export function tableDifferences(
   expected: readonly NftContent[],
   found: readonly NftContent[],
@@ -51,7 +51,7 @@ function compared(expected: readonly string[], observed: readonly string[]): str
   return `${kept} of them and ${rest.length - kept} others`;
 }
 
-/** Chains of a table as the kernel has them; none without the table. Counters and handles are left out. */
+/** The chains of a table as the kernel lists them; none if there is no table. Counters and handles are left out. */
 export function chainsIn(nftables: Nftables, { family, name }: NftTable): NftContent[] {
   const chains = new Map<string, string[]>();
   for (const { chain, rule } of nftables.list(`list table ${family} ${name}`) ?? []) {
@@ -61,14 +61,14 @@ export function chainsIn(nftables: Nftables, { family, name }: NftTable): NftCon
   return [...chains].map(([chain, has]) => ({ what: `${family} chain ${chain}`, has }));
 }
 
-/** Sets of a table as the kernel has them. */
+/** The sets of a table as the kernel lists them. */
 export const setsIn = (nftables: Nftables, table: NftTable, { sets }: Ruleset): NftContent[] =>
   Object.keys(sets).flatMap((set): NftContent[] => {
     const has = nftables.elements(table, set);
     return has === null ? [] : [{ what: `${table.family} set ${set}`, has }];
   });
 
-/** What `chainsIn` has for a chain on one device, whose frames all go on in another chain. */
+/** What `chainsIn` returns for a chain on one device, which passes every frame on to the chain `goto`. */
 export const deviceChain = (hook: string, goto: string): string[] => [
   `filter ${hook} -300 accept`,
   JSON.stringify([{ goto: { target: goto } }]),

@@ -30,13 +30,13 @@ import {
 } from './ruleset.ts';
 
 const RULESETS: readonly Ruleset[] = [BRIDGE_FILTER, DEVICE_FILTER, HOST_NAT];
-/** From a change of somebody else's to the comparison: several changes in a row are compared once. */
+/** Delay between somebody else's change and the comparison, so that several changes in a row are compared once. */
 const LOOK_MS = 200;
 
 /**
- * The agent's own nftables on this host. Rules are loaded once. Facts hold for an owner, an attachment or a bridge; a
- * change of facts is one transaction. From Linux 6.9 on, the kernel keeps others out of the agent's tables. On older
- * kernels the agent watches its tables, and loads them again when they differ.
+ * The agent's own nftables on this host. Rules are loaded once. Each fact belongs to an owner, for example an
+ * attachment or a bridge; a change of facts is one transaction. From Linux 6.9 on, the kernel keeps others out of the
+ * agent's tables. On older kernels the agent watches its tables, and loads them again when they differ.
  */
 export class Firewall implements Disposable {
   readonly #log: Log;
@@ -63,8 +63,8 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Loads rules and all facts known by now. They replace those of an earlier agent without a gap. If nftables cannot
-   * be used, the log says so, and the next attachment that needs the firewall tries again.
+   * Loads the rules and all facts known by now. They replace those of an earlier agent without a gap. If nftables
+   * cannot be used, the log says so, and the next attachment that needs the firewall tries again.
    */
   start(): void {
     try {
@@ -77,14 +77,17 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Why nothing can be attached that needs the firewall; undefined when it works. */
+  /** Why attachments that need the firewall are refused; undefined when nftables works. */
   get problem(): string | undefined {
     const problem = this.#problem;
     if (problem === undefined) return undefined;
     return problem instanceof Error ? problem.message : 'nftables cannot be used';
   }
 
-  /** UNSUPPORTED where there is no libnftables or netfilter, KernelError for what the kernel refuses. */
+  /**
+   * Loads everything, unless it is loaded. UNSUPPORTED: there is no libnftables or netfilter. KernelError: the kernel
+   * refuses the rules or facts.
+   */
   ready(): void {
     if (this.#nftables !== undefined && this.#problem === undefined) return;
     try {
@@ -98,7 +101,7 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Takes rules and tables out of the kernel, after the last agent of a host. */
+  /** Deletes the agent's tables from the kernel, when no agent runs on the host any more. */
   unload(): void {
     const nftables = Nftables.open();
     using _closed = nftables;
@@ -108,7 +111,7 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Replaces the facts of an owner by these. Before `start` they are noted, and loaded by it. */
+  /** Replaces the facts of an owner. Facts that are put before `start` are noted, and `start` loads them. */
   put(owner: string, facts: readonly Fact[]): void {
     const before = this.#wanted.get(owner) ?? NO_FACTS;
     const after = new Map(facts.map((fact) => [keyOf(fact), fact]));
@@ -121,7 +124,7 @@ export class Firewall implements Disposable {
     if (before !== undefined) this.#exchange(owner, before, NO_FACTS);
   }
 
-  /** What an owner has, each as `keyOf` says it. */
+  /** The keys (`keyOf`) of an owner's facts. */
   held(owner: string): ReadonlySet<string> {
     return new Set(this.#wanted.get(owner)?.keys());
   }
@@ -131,14 +134,17 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * What our tables should have: elements by set, and rules by chain where others can change them. Rules are as they
-   * were listed when they had been loaded.
+   * What our tables should contain: the elements of each set and, where others can change them, the rules of each
+   * chain. The rules are those that the kernel listed just after they were loaded.
    */
   expected(): NftContent[] {
     return RULESETS.flatMap((ruleset) => this.#expectedOf(ruleset));
   }
 
-  /** Where the kernel has something else; reads all of it. Empty while nftables cannot be used: see `problem`. */
+  /**
+   * The differences between the kernel and `expected`; reads our tables completely. Empty while nftables cannot be
+   * used: see `problem`.
+   */
   differences(): TableDifference[] {
     const nftables = this.#nftables;
     if (nftables === undefined || this.#problem !== undefined) return [];
@@ -150,7 +156,7 @@ export class Firewall implements Disposable {
     return tableDifferences(this.expected(), found);
   }
 
-  /** Loads everything again where others have changed it, or where it could not be loaded before. */
+  /** Loads everything again if others have changed it, or if loading it failed before. */
   restore(): void {
     if (this.#problem !== undefined) this.ready();
     if (this.#nftables === undefined) return;

@@ -22,12 +22,13 @@ export const HOST_NAT = {
     isolated: { key: ['ifname', 'ifname'] },
     /** Bridges that we made for bridged networks: nothing is routed to them or from them. */
     closed: { key: ['ifname'] },
-    /** Those of them with an uplink: what host-only networks masquerade may leave by them. */
+    /** Those bridges of `closed` that have an uplink: masqueraded packets of host-only networks may leave by them. */
     segments: { key: ['ifname'] },
     /** Bridges of networks that say `routed`. */
     routed: { key: ['ifname'] },
-    /** Protocols whose forwarding this agent has switched on, and devices that an operator had opened before. */
+    /** Protocols whose forwarding this agent has switched on. */
     shut: { key: ['ether_type'] },
+    /** Devices on which an operator had switched on forwarding of the protocol before. */
     opened: { key: ['ether_type', 'ifname'] },
     /** Subnets of host-only networks, and the bridge behind which each of them lies. */
     pool4: { key: ['ipv4_addr'], interval: true },
@@ -37,15 +38,15 @@ export const HOST_NAT = {
     /** Subnets that are masqueraded. */
     nat4: { key: ['ipv4_addr'], interval: true },
     nat6: { key: ['ipv6_addr'], interval: true },
-    /** Port maps of every address of the host, and of a given one. */
+    /** Port maps for every address of the host (`any`), and for one given address (`one`). */
     any4: { key: ['inet_proto', 'inet_service'], data: ['ipv4_addr', 'inet_service'] },
     any6: { key: ['inet_proto', 'inet_service'], data: ['ipv6_addr', 'inet_service'] },
     one4: { key: ['ipv4_addr', 'inet_proto', 'inet_service'], data: ['ipv4_addr', 'inet_service'] },
     one6: { key: ['ipv6_addr', 'inet_proto', 'inet_service'], data: ['ipv6_addr', 'inet_service'] },
   },
   chains: {
-    // A neighbour that uses this host as a gateway does not reach a host-only subnet. Bridges have route_localnet, so
-    // a rule must keep 127.0.0.0/8 on loopback.
+    // Keeps a neighbour that uses this host as a gateway out of host-only subnets. Bridges have route_localnet, so a
+    // rule must keep 127.0.0.0/8 on loopback.
     raw_prerouting: {
       hook: 'type filter hook prerouting priority raw; policy accept;',
       rules: [
@@ -58,7 +59,8 @@ export const HOST_NAT = {
     },
     portmaps: {
       rules: [
-        // `local` also for a given address: while the host does not have it, it is another machine's.
+        // `fib daddr type local` also for a given address: while the host does not have the address, it is another
+        // machine's.
         'fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one4',
         'fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @one6',
         'fib daddr type local dnat ip to meta l4proto . th dport map @any4',
@@ -103,7 +105,7 @@ export const HOST_NAT = {
         'oifname @closed counter drop',
         'iifname @routed accept',
         'oifname @routed accept',
-        // From here on, packets between two devices that are no network's.
+        // From here on, the rules see only packets between two devices that belong to none of our networks.
         `meta mark and ${BRIDGED} != 0 accept`,
         'meta protocol . iifname @opened accept',
         'meta protocol @shut counter drop',
@@ -114,7 +116,7 @@ export const HOST_NAT = {
 
 const nat = elementsOf(HOST_NAT);
 
-/** Whether a host-only network is masqueraded: IPv4 unless `nat` is false, IPv6 where `nat` asks for it. */
+/** Whether a host-only network is masqueraded: IPv4 unless `nat` is false, IPv6 only if `nat.ipv6` is true. */
 export const isMasqueraded = ({ nat: asked }: Network, family: 4 | 6): boolean => {
   if (typeof asked === 'object') return family === 4 || asked.ipv6 === true;
   return family === 4 && asked !== false;
@@ -166,8 +168,8 @@ export function routingFacts(
 const ETHER_TYPES = { 4: 0x0800, 6: 0x86dd } as const;
 
 /**
- * Nothing of these families is forwarded between two devices that are none of ours. `opened` are devices whose IPv4
- * an operator forwards all the same.
+ * Drops packets of these families that are forwarded between two devices that are not ours. `opened`: devices for which
+ * an operator has switched IPv4 forwarding on; packets that come in by them still pass.
  */
 export const foreignForwardingFacts = (
   families: readonly (4 | 6)[],
@@ -179,13 +181,16 @@ export const foreignForwardingFacts = (
   ...opened.map((name) => nat('opened', { key: [ETHER_TYPES[4], name] })),
 ];
 
-/** Keeps ports of a bridge from each other also on the way through the gateway. */
+/** Keeps the ports of a bridge apart also for packets that are routed through the gateway. */
 export const isolatedFacts = ({ bridge }: Pick<Network, 'bridge'>): Fact[] => [
   nat('isolated', { key: [bridge, bridge] }),
   ...isolatedArrivalFacts(bridge),
 ];
 
-/** The port maps of an attachment: to each of its addresses that is of the family of the host's address. */
+/**
+ * The port maps of an attachment, one to each of its addresses. A map of a given host address leads only to addresses
+ * of the same family.
+ */
 export function portMapFacts({
   ports,
   addresses,

@@ -30,7 +30,7 @@ const PORT_SETS = {
   arp4: { key: ['ifname', 'ether_addr', 'ipv4_addr'] },
   src4: { key: ['ifname', 'ipv4_addr'] },
   src6: { key: ['ifname', 'ipv6_addr'] },
-  /** Targets of neighbour discovery: what a port may answer for and ask about itself. */
+  /** Targets of neighbour discovery: what a port may advertise, and may probe in duplicate address detection. */
   nd6: { key: ['ifname', 'th,64,128'] },
   /** Link-layer addresses in the options of neighbour discovery. */
   ndmac: { key: ['ifname', 'th,208,48'] },
@@ -43,9 +43,9 @@ const PORT_SETS = {
 const ARP = 'arp htype 1 arp ptype ip arp hlen 6 arp plen 4';
 const LATE_FRAGMENT = 'ip frag-off & 0x1fff != 0';
 /**
- * What udhcpc takes for a whole DHCP answer, since it does not look at the fragment's offset: a header without
- * options, and behind it the client's port and a length that fits a packet of Ethernet. Of other data one fragment in
- * two million looks like that.
+ * A later fragment that udhcpc takes for a whole DHCP answer, since it ignores the fragment offset: an IP header
+ * without options, then the port of a DHCP client and a UDP length that fits an Ethernet packet. Of fragments with
+ * other data, one in two million looks like that.
  */
 const DHCP_ANSWER_INSIDE = '@nh,4,4 5 @nh,176,16 68 @nh,192,5 0';
 const SOLICITATION =
@@ -65,9 +65,9 @@ const ANY_LOCAL_TARGET = '@anylocal @th,64,10 0x3fa @th,64,128 != @hosttarget';
 type Side = 'iifname' | 'oifname';
 
 /**
- * From `port` on, a frame ends in `ok` or is dropped. Chains, not one long rule list, so that a frame meets the
- * rules of its kind alone. No rule has a set in braces: when rules are loaded again, that set is another, and a frame
- * that is among the old rules at that moment finds nothing in it.
+ * A frame that enters `port` ends in `ok` or is dropped. There are several chains, so that a frame meets only the rules
+ * for its own protocol. No rule has a set in braces: loading the rules again replaces that set, and a frame that is in
+ * the old rules at that moment would find the set empty.
  */
 const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   ok: { rules: ok },
@@ -96,8 +96,9 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // nftables knows no protocol of a packet whose header contradicts itself, or is not IPv4 at all; no rule on the
-  // protocol matches then. Clients that read frames themselves (ISC dhclient) still take what such a packet holds.
+  // If the header of a packet contradicts itself, or is not IPv4 at all, nftables knows no protocol for it, and no rule
+  // on the protocol matches. Such a packet is dropped, since clients that read raw frames (ISC dhclient) would still
+  // take its contents.
   own_v4: {
     rules: [
       'meta l4proto udp goto udp_v4',
@@ -106,12 +107,12 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // A later fragment carries no header, and is useless to a receiver that did not get the first.
+  // A later fragment carries no UDP header, and is useless to a receiver that did not get the first fragment.
   udp_v4: {
     rules: [
       `${LATE_FRAGMENT} ${DHCP_ANSWER_INSIDE} counter drop`,
       `${LATE_FRAGMENT} goto ok`,
-      // Clients take an answer from any port.
+      // DHCP clients accept an answer from any source port.
       'udp dport 68 counter drop',
       'udp sport != 67 goto ok',
       'counter drop',
@@ -119,7 +120,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   },
   port_v6: {
     rules: [
-      // Later fragments are taken for such whatever the version says.
+      // nftables takes a packet for a later fragment whatever the IP version in its header is.
       'ip6 version != 6 counter drop',
       'ip6 saddr :: goto unspecified_v6',
       `${side} . ip6 saddr @src6 goto own_v6`,
@@ -139,14 +140,14 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'counter drop',
     ],
   },
-  // A header chain that hides what it carries (RFC 7112) is dropped; later fragments carry no header at all, and
-  // are nothing without the first.
+  // A packet whose header chain hides its contents (RFC 7112) is dropped. Later fragments carry no such header at all,
+  // and are useless without the first fragment.
   own_v6: {
     rules: [
       'frag frag-off != 0 goto ok',
       'meta l4proto ipv6-icmp goto icmp_v6',
       'meta l4proto udp goto udp_v6',
-      // Does not match when the header chain cannot be followed to its end: nftables knows no protocol then.
+      // This rule does not match if the header chain cannot be followed to its end: then nftables knows no protocol.
       'meta l4proto != ipv6-icmp goto ok',
       'counter drop',
     ],
@@ -161,7 +162,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
       'icmpv6 type nd-neighbor-solicit goto neighbour_solicit',
       'icmpv6 type nd-neighbor-advert goto neighbour_advert',
       'icmpv6 type nd-router-solicit goto router_solicit',
-      // Does not match either when the packet has no type.
+      // This rule does not match either if the packet has no ICMPv6 type.
       'icmpv6 type != nd-router-advert goto ok',
       'counter drop',
     ],
@@ -191,14 +192,14 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   },
 });
 
-/** The bridge's side: what ports send, and which other frames reach them. */
+/** Rules at the bridge: for frames that ports send, and for other frames that are sent to the ports. */
 export const BRIDGE_FILTER = {
   family: 'bridge',
   sets: {
     ...PORT_SETS,
     /** Uplinks, and ports of networks with `filter: false`. */
     trusted: { key: ['ifname'] },
-    /** Ports in hairpin mode, twice: a frame may leave where it came from if it is for the port's own MAC. */
+    /** Ports in hairpin mode, twice: a frame for the port's own MAC may leave by the port that it came in by. */
     hairpin: { key: ['ifname', 'ifname'] },
     /** Protocols whose frames are marked while they go from port to port. */
     marked: { key: ['ether_type'] },
@@ -233,12 +234,12 @@ export const BRIDGE_FILTER = {
   },
 } as const satisfies Ruleset;
 
-/** The devices' side: the way from a bridge of ours to the host, and macvtap, whose frames pass no bridge. */
+/** Rules at single devices: at bridges, for frames to the host, and at macvtaps, whose frames pass no bridge. */
 export const DEVICE_FILTER = {
   family: 'netdev',
   sets: {
     ...PORT_SETS,
-    /** Bridges of networks whose ports reach the gateway alone. */
+    /** Bridges of networks with `portIsolation`, whose ports reach only the gateway. */
     isolated: { key: ['ifname'] },
   },
   egress: true,
@@ -263,16 +264,17 @@ const bridge = elementsOf(BRIDGE_FILTER);
 const device = elementsOf(DEVICE_FILTER);
 
 /**
- * IFLA_BRPORT_GROUP_FWD_MASK of a port under the filter: the group addresses of IEEE 802.1D are forwarded like others.
- * Without it the kernel hands frames to them (LLDP's at least) to the host past all hooks, and learns from them that any
- * MAC, even a neighbour's, is behind this port. The kernel refuses the bit of pause frames, which it never delivers.
+ * IFLA_BRPORT_GROUP_FWD_MASK of a filtered port: frames to the group addresses of IEEE 802.1D are forwarded like other
+ * frames. Without this mask the kernel hands such frames (at least LLDP) to the host past all hooks, and learns from
+ * them that any MAC, even a neighbour's, is behind this port. The kernel refuses the bit of pause frames, which it
+ * never delivers.
  */
 export const FILTERED_GROUPS = 0xfffd;
 
-/** What a port of a network may send from. */
+/** The MAC and addresses that a port may send from. */
 export interface FilteredPort {
   readonly device: string;
-  /** The workload's. */
+  /** The workload's MAC. */
   readonly mac: string;
   /** With or without a prefix length. */
   readonly addresses: readonly string[];
@@ -282,7 +284,7 @@ export interface FilteredPort {
 /** Holds a bridge's port to its own MAC and addresses. */
 export const bridgePortFacts = (port: FilteredPort): Fact[] => portFacts(port, bridge);
 
-/** Holds a macvtap, by the frames that leave it, to its own MAC and addresses. */
+/** Holds a macvtap, at its egress hook, to its own MAC and addresses. */
 export const macvtapFacts = (port: FilteredPort & { readonly ifindex: number }): Fact[] => [
   ...portFacts(port, device),
   {
@@ -354,7 +356,7 @@ const ingress = ({ name, index }: BridgeLink, goto: 'guard' | 'arrival'): Fact =
   goto,
 });
 
-/** No port takes the link-local address of a bridge, whatever its `linkLocal`. */
+/** Keeps all ports from using the link-local address of a bridge, whatever `linkLocal` of their network says. */
 export function hostLocalFacts(mac: MacAddress): Fact[] {
   const address = mac.linkLocal();
   return [bridge('hostlocal', { key: [address] }), bridge('hosttarget', { key: [address] })];

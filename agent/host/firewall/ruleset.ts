@@ -5,15 +5,15 @@ import { type SetDeclaration, type SetElement, setText } from '#native/nftset.ts
 export interface Ruleset {
   readonly family: NftTable['family'];
   readonly sets: Readonly<Record<string, SetDeclaration>>;
-  /** Its rules are for frames that leave by a device. */
+  /** True if its rules are for frames that leave by a device. */
   readonly egress?: boolean;
-  /** By name; `hook` is what makes one a base chain: `type filter hook forward priority 0; policy accept;`. */
+  /** By name. A chain with `hook` is a base chain: `type filter hook forward priority 0; policy accept;`. */
   readonly chains: Readonly<
     Record<string, { readonly hook?: string; readonly rules: readonly string[] }>
   >;
 }
 
-/** Something that the kernel has for an owner: an element of a set, or a chain on one device. */
+/** Something that our tables hold for an owner: an element of a set, or a chain on one device. */
 export type Fact = ElementFact | ChainFact;
 
 export interface ElementFact {
@@ -23,7 +23,7 @@ export interface ElementFact {
   readonly element: SetElement;
 }
 
-/** A chain on one device, which sends its frames on to a chain of the ruleset. */
+/** A chain on one device, which passes its frames on to a chain of the ruleset. */
 export interface ChainFact {
   readonly kind: 'chain';
   readonly ruleset: Ruleset;
@@ -33,7 +33,7 @@ export interface ChainFact {
   readonly goto: string;
 }
 
-/** Makes facts of one ruleset: of the set's name and an element. */
+/** Returns a function that makes a fact of this ruleset from a set's name and an element. */
 export const elementsOf =
   <Sets extends string>(
     ruleset: Ruleset & { readonly sets: Readonly<Record<Sets, SetDeclaration>> },
