@@ -22,13 +22,13 @@ export interface ComparisonOptions {
 export interface Comparison {
   readonly plan: Plan;
   readonly observed: Observed;
-  /** Attachments whose records have changed meanwhile: nothing was said of them. */
+  /** Attachments whose records changed meanwhile: they are not in the plan. */
   readonly changed: readonly string[];
 }
 
 /**
- * Looks at what these records are about, and plans, in slices: requests go on meanwhile. The records are those of now,
- * the leases were read after them.
+ * Observes what these records name, and plans, in slices, so that requests go on meanwhile. The caller has read the
+ * records just now, and the leases after them.
  */
 export async function compare(
   { bootId, onReboot, journal, standing, slices, attachments }: ComparisonOptions,
@@ -55,7 +55,10 @@ export async function compare(
   return { plan: planned, observed, changed };
 }
 
-/** All that differs of these records, told or to be put right; of records that have changed meanwhile nothing. */
+/**
+ * All differences of these records, both those that are repaired and those that are only reported. Records that changed
+ * meanwhile are left out.
+ */
 export function* differencesIn(
   records: readonly AttachmentRecord[],
   { observed, changed }: Pick<Comparison, 'observed' | 'changed'>,

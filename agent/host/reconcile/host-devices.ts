@@ -26,26 +26,26 @@ import {
 } from './observe.ts';
 
 export interface ChangeHandlers {
-  /** A device was made or changed; `gone`: it was deleted. Told also of what this process has changed. */
+  /** A device was made or changed, or deleted (`gone`). Changes by this process are reported, too. */
   readonly onLink: (link: SeenLink, gone: boolean) => void;
   readonly onAddressGone: (ifindex: number) => void;
-  /** Changes were lost: what was known has to be read anew. */
+  /** Reports of changes were lost: everything has to be read again. */
   readonly onOverrun: () => void;
 }
 
-/** The devices of this host as reconcile sees them: looked at, watched, and those of nobody deleted. */
+/** The devices of this host, for reconcile: observes and watches them, and deletes those that belong to nobody. */
 export interface HostDevices {
   /**
-   * All of the host, and the namespaces of these records; requests may change them while it pauses. `deep`: what only a
-   * check tells is looked at, too, inside of workloads' namespaces for one.
+   * Observes the whole host, and the namespaces of these records; requests may change them between two steps. `deep`:
+   * also reads what only a check reports, for example inside workloads' namespaces.
    */
   observe(records: readonly AttachmentRecord[], options?: { deep: boolean }): Steps<Observed>;
-  /** The devices of these records alone. */
+  /** Observes the devices of these records alone. */
   lookUp(records: readonly AttachmentRecord[], options?: { deep: boolean }): Steps<Observed>;
   watch(handlers: ChangeHandlers): Disposable;
-  /** Leads frames for a workload to its port. Success where that is no port of a bridge. */
+  /** Makes the bridge forward frames for a workload to its port. Success if the device is no port of a bridge. */
   putForwarding(way: { readonly ifindex: number; readonly mac: string }): void;
-  /** Deletes what has this index, and this name, alias and group still. */
+  /** Deletes the device with this index, if it still has this name, alias and group. */
   remove(device: SeenLink): Promise<void>;
 }
 
@@ -66,7 +66,8 @@ export const openHostDevices = ({
     try {
       putForwarding(looking.kernel, { index: ifindex }, mac);
     } catch (error) {
-      // The device is gone or no port, or another has the MAC for good: what differs then, the comparison tells.
+      // The device is gone or no port, or another port has the MAC for good: the next comparison reports the
+      // difference.
       const taken = error instanceof VoltError && error.code === 'MAC_IN_USE';
       if (!taken && !isKernelError(error, 'ENODEV', 'EINVAL', 'ENOENT')) throw error;
     }
@@ -77,7 +78,7 @@ export const openHostDevices = ({
         if (message.type === RTM_DELADDR)
           onAddressGone(message.body.readUInt32LE(IFA_INDEX_OFFSET));
         if (message.type !== RTM_NEWLINK && message.type !== RTM_DELLINK) return;
-        // What a bridge tells of its ports is told of the devices themselves, too.
+        // The kernel reports a change of a bridge port also as a change of the device itself.
         if (message.body.readUInt8(0) === AF_BRIDGE) return;
         onLink(seen(parseLink(message)), message.type === RTM_DELLINK);
       },

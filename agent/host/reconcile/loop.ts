@@ -25,23 +25,26 @@ export interface ReconcileOptions extends RepairsOptions {
   readonly slices: Slices;
 }
 
-/** Changes that come together are looked at together. */
+/** Changes that come within this time are looked at together. */
 const GATHER_MS = 50;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
 const ACTIONS_PER_TURN = 16;
 const MANY_ACTIONS = 256;
 const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MOST_MS = 300_000;
-/** What is gone again so often within so long is made again with pauses: its holder may let it go (TUNSETPERSIST). */
+/**
+ * A device that disappears this often is made again only after pauses: the holder of a TAP may end its persistence
+ * (TUNSETPERSIST).
+ */
 const REMAKES = { limit: 3, withinMs: 10_000 };
 
 /**
- * What all of the host was like when it was compared last: `agrees`, with its records and the ledger; `alone` where
- * the ledger could not be asked; `differs`; `unknown` before the first time.
+ * The result of the last comparison of the whole host. `agrees`: with its records and the ledger. `alone`: with its
+ * records; the ledger could not be asked. `differs`: there are differences. `unknown`: nothing was compared yet.
  */
 export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
 
-/** What a check tells of records and kernel. */
+/** The result of a check of records and kernel. */
 export interface Preview {
   readonly plan: Plan;
   readonly differences: readonly Difference[];
@@ -54,8 +57,8 @@ interface Failure {
 }
 
 /**
- * Keeps the host as the records say: what is there is compared with them at the start, when the kernel tells of a
- * change to something of ours, and every period; what differs is put right, each in its attachment's turn.
+ * Keeps the host as the records say. Compares host and records at the start, when the kernel reports a change of an
+ * object of ours, and every period. Repairs what differs, each attachment in its own turn (`IdLocks`).
  */
 export class Reconcile {
   readonly #options: ReconcileOptions;
@@ -67,10 +70,10 @@ export class Reconcile {
   readonly #macChanges: MacChanges;
   #suspects: Plan['suspects'] = new Map();
   #agreement: Agreement = 'unknown';
-  /** What was done when all was compared last, as kind and id. */
+  /** Kind and id of each action of the last comparison of the whole host. */
   #done: ReadonlySet<string> = new Set();
   #watch: Disposable | undefined;
-  /** While there is so much to repair that telling of it would hold it up. */
+  /** Holds events of repairs back while there are so many that publishing them would slow the repairs down. */
   #held: Disposable | undefined;
   readonly #period: Rhythm;
   #gathering: NodeJS.Timeout | undefined;
@@ -91,7 +94,7 @@ export class Reconcile {
     this.#repairs = new Repairs(options);
     const close = (id: string, difference: Difference): void => {
       this.#repairs.close(id, difference).catch((error: unknown) => {
-        options.log.error({ id, difference, error: String(error) }, 'not closed');
+        options.log.error({ id, difference, error: String(error) }, 'the device could not be closed');
       });
     };
     this.#macChanges = new MacChanges({ ...options, close });
@@ -122,7 +125,7 @@ export class Reconcile {
     return this.#agreement;
   }
 
-  /** What could not be put right when it was tried last, by attachment. */
+  /** Why the last repair failed, by attachment id or `network NAME`. */
   get unrepaired(): ReadonlyMap<string, string> {
     return new Map([...this.#failures].map(([id, { reason }]) => [id, reason]));
   }
@@ -134,8 +137,8 @@ export class Reconcile {
   }
 
   /**
-   * What differs and what would be done now, for one attachment or all of the host, by one look that goes into workloads'
-   * namespaces, too; changes nothing.
+   * The differences, and what would be done about them now, for one attachment or the whole host. Also looks into
+   * workloads' namespaces. Changes nothing.
    */
   async preview(id: string | undefined, wanted: Wanted): Promise<Preview> {
     const { journal, devices, bridges, slices, attachments } = this.#options;
@@ -159,7 +162,7 @@ export class Reconcile {
     };
   }
 
-  /** Resolves when nothing is being done any more. */
+  /** Resolves when the work under way has ended. */
   async stop(): Promise<void> {
     this.#stopping.abort();
     this.#period.stop();
@@ -170,7 +173,7 @@ export class Reconcile {
     this.#stopWatching();
   }
 
-  /** Own changes are told, too: what agrees with its record is nothing to look at. */
+  /** The kernel also reports changes that this agent makes: a device that agrees with its record needs no look. */
   #noteLink(link: SeenLink, gone: boolean): void {
     this.#noteDirtyNetworks(this.#options.bridges.disturbedBy(link, gone));
     const { journal, attachments } = this.#options;
@@ -183,12 +186,15 @@ export class Reconcile {
     this.#noteDirty([record.id]);
   }
 
-  /** Whose a device is from which somebody has taken its alias. One that is being made has none, either, and is down. */
+  /**
+   * The record of a device whose alias somebody has removed. A device that is being made has no alias either, but is
+   * down.
+   */
   #untagged({ name, up }: SeenLink): AttachmentRecord | undefined {
     return up ? this.#options.journal.ofDevice(name) : undefined;
   }
 
-  /** Looks at these attachments alone, soon. */
+  /** Compares these attachments alone, soon. */
   #noteDirty(ids: readonly string[]): void {
     for (const id of ids) this.#dirty.add(id);
     if (ids.length > 0) this.#gather();
@@ -231,13 +237,13 @@ export class Reconcile {
       const observing = devices.lookUp(records);
       const part = await compare(this.#options, records, { observing, suspects, wanted });
       this.#noteDirty(part.changed);
-      // When it was seen first has to be noted with the rest.
+      // Only a comparison of the whole host stores when a suspect was first seen.
       if (part.plan.suspects.size > 0) this.nudge();
       await this.#apply(part.plan.actions);
       this.#lookAgain();
       return;
     }
-    // Before the leases: of what changes from here on nothing is said.
+    // Read before the leases. Attachments that change from here on are left out of this comparison.
     const records = journal.values();
     const leases = await this.#leases();
     this.#restoreFirewall();
@@ -257,7 +263,7 @@ export class Reconcile {
     const concerned = new Set(actions.map(subjectOf));
     for (const id of this.#failures.keys()) if (!concerned.has(id)) this.#failures.delete(id);
     if (whole.actions.length > MANY_ACTIONS) {
-      // Of so much that changes by our own hand, nobody need tell: all is compared again afterwards.
+      // So many changes of our own need no reports by the kernel: everything is compared again afterwards.
       this.#stopWatching();
       this.#held ??= this.#options.events.holdRepairs();
     } else {
@@ -266,7 +272,7 @@ export class Reconcile {
     const done = await this.#apply(actions, this.#done);
     this.#done = done;
     this.#watchHost();
-    // Whether it helped.
+    // Compares again to see whether the repairs helped.
     if (done.size > 0) this.nudge();
     this.#lookAgain();
   }
@@ -276,7 +282,7 @@ export class Reconcile {
     this.#held = undefined;
   }
 
-  /** When the first grace, or the pause after a failure, is over. */
+  /** Compares again when the first grace period, or the first pause after a failure, is over. */
   #lookAgain(): void {
     clearTimeout(this.#again);
     const now = performance.now();
@@ -309,7 +315,9 @@ export class Reconcile {
     }
   }
 
-  /** Answers what was done, as kind and id. What was done `before` and is to be done again has not helped. */
+  /**
+   * Returns kind and id of each action that was done. An action that is also in `before` has not helped the last time.
+   */
   async #apply(
     actions: readonly Action[],
     before: ReadonlySet<string> = new Set(),
@@ -325,7 +333,7 @@ export class Reconcile {
         await this.#repairs.repair(action, this.#suspects);
         done.add(key);
         const again = action.kind === 'remake' && this.#remakes.note(action.id, performance.now());
-        if (before.has(key) || again) this.#noteFailure(action, 'it differs again');
+        if (before.has(key) || again) this.#noteFailure(action, 'it differs again after a repair');
         else this.#failures.delete(subjectOf(action));
       } catch (error) {
         this.#noteFailure(action, error);
@@ -350,7 +358,7 @@ export class Reconcile {
 /** A network and an attachment may have the same name. */
 const subjectOf = ({ kind, id }: Action): string => (kind === 'network' ? `network ${id}` : id);
 
-/** What can be put right of networks, one action each. */
+/** One action for each network that has repairable differences. */
 const networkActions = (found: readonly NetworkDifferences[]): Action[] =>
   found.flatMap((one) => {
     const repairable = one.differences.filter((difference) => difference.repairable);

@@ -4,7 +4,7 @@ import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
 import { Relapses } from './relapses.ts';
 
-/** So many changes of a device's MAC, within so long, are no accident: the device is closed. */
+/** A device is closed if its MAC is changed this often within this time: that is no accident. */
 const MAC_CHANGES = 3;
 const MAC_CHANGES_MS = 10_000;
 
@@ -16,22 +16,25 @@ export interface MacChangesOptions {
 }
 
 /**
- * Changes of devices' MACs. Whoever holds a TAP may change its MAC (SIOCSIFHWADDR on the descriptor), also to that of a
- * neighbour, and the bridge then gives the neighbour's frames to the host (fdb_add_local of net/bridge/br_fdb.c drops
- * what entry there was). Nothing keeps a holder from it. So the neighbour's entry is put back in the moment in which the
- * kernel tells of the change, and who does it again is closed.
+ * Acts on changes of devices' MACs. The holder of a TAP may change its MAC (SIOCSIFHWADDR on the descriptor), also to
+ * that of a neighbour. The bridge then gives the neighbour's frames to the host (fdb_add_local of net/bridge/br_fdb.c
+ * drops the entry that was there). Nothing keeps a holder from this. So the agent puts the neighbour's entry back as
+ * soon as the kernel reports the change, and closes the device if its holder repeats it.
  */
 export class MacChanges {
   readonly #options: MacChangesOptions;
   readonly #changes = new Relapses({ limit: MAC_CHANGES, withinMs: MAC_CHANGES_MS });
-  /** The MAC that is not its own, of devices that have one: the kernel tells of other changes, too. */
+  /**
+   * The foreign MAC that a device has now, by attachment id. The kernel also reports other changes of the device: these
+   * do not count.
+   */
   readonly #foreign = new Map<string, string>();
 
   constructor(options: MacChangesOptions) {
     this.#options = options;
   }
 
-  /** What the kernel tells of a device. */
+  /** Takes a report of the kernel about a device. */
   note({ id, attachment, state }: AttachmentRecord, link: SeenLink): void {
     if (attachment === undefined || attachment.device === null) return;
     const { mac: own, ifindex, bridge } = attachment.device;
@@ -40,7 +43,7 @@ export class MacChanges {
       this.#foreign.delete(id);
       return;
     }
-    // Also of one that is closed, and that somebody has made a port again.
+    // Also if the device is closed: somebody may have made it a port again.
     if (bridge !== undefined) this.#putBack({ id, bridge }, link.mac);
     if (state !== 'attached') return;
     if (this.#foreign.get(id) === link.mac) return;

@@ -11,11 +11,11 @@ import { type Holder, isStray, taggedId } from '../ownership.ts';
 
 /** One thing to do, and why. */
 export type Action =
-  /** The device is there and not as it should be: it is set in place. */
+  /** The device is there but differs: it is repaired in place. */
   | { readonly kind: 'mend'; readonly id: string; readonly differences: readonly Difference[] }
   /** The device is gone: it is made again under the same name, with the same addresses. */
   | { readonly kind: 'remake'; readonly id: string; readonly differences: readonly Difference[] }
-  /** Another holds the addresses of a fenced attachment: its port is closed again. */
+  /** The port of a fenced attachment is open: it is closed again. */
   | { readonly kind: 'close'; readonly id: string; readonly differences: readonly Difference[] }
   /** The workload is gone: the attachment ends. */
   | {
@@ -24,43 +24,43 @@ export type Action =
       readonly reason: 'namespace-gone' | 'reboot';
       readonly differences: readonly Difference[];
     }
-  /** A device of ours that is nobody's, or another one than its attachment has. */
+  /** A device of ours that belongs to no attachment, or is not the one of its attachment: it is deleted. */
   | {
       readonly kind: 'remove';
       readonly id: string;
       readonly link: SeenLink;
       readonly differences: readonly Difference[];
     }
-  /** A lease of this host of which there is neither record nor device. */
+  /** A lease of this host that has neither record nor device: it is released. */
   | {
       readonly kind: 'release';
       readonly id: string;
       readonly lease: Lease;
       readonly differences: readonly Difference[];
     }
-  /** What a network has on the host is not as it should be: it is put right. `id` is the network's name. */
+  /** The objects of a network on the host differ: they are repaired. `id` is the name of the network. */
   | { readonly kind: 'network'; readonly id: string; readonly differences: readonly Difference[] }
-  /** The ledger has no lease of what stands here: it is told of it, and says whose it is. */
+  /** The ledger has no lease of an attachment here: the lease is asserted again, and the ledger says who has it. */
   | { readonly kind: 'reassert'; readonly id: string; readonly differences: readonly Difference[] };
 
 export interface PlanOptions {
   readonly records: readonly AttachmentRecord[];
-  /** What a record says should be there. */
+  /** Returns what should be there for a record. */
   readonly describe: Describe;
   readonly observed: Observed;
   /** All leases of this host by id, read after the records; undefined where the ledger was not asked. */
   readonly leases?: ReadonlyMap<string, Lease> | undefined;
-  /** Since when (`now`'s clock) something has been seen that is acted upon when it stays. */
+  /** When each suspect was first seen, by the clock of `now`. It is acted upon only if it stays. */
   readonly suspects: ReadonlyMap<string, number>;
   /**
-   * Whether an attachment has the record, or the lack of one, that it had when `records` were read. Of one whose record
-   * has changed since then nothing is said: what was observed may be of before or after.
+   * True if an attachment still has the record, or the lack of one, that it had when `records` were read. An attachment
+   * whose record has changed since is left out: it may have been observed before or after the change.
    */
   readonly isAsRead?: ((id: string) => boolean) | undefined;
   readonly now: number;
   /**
-   * False while the host may be another machine's, of which this one is a copy, records and all: what those say of an
-   * earlier boot may stand there.
+   * False while this machine may be a copy of another one that is the host, records included. What the records name for
+   * an earlier boot may then still be on the other machine.
    */
   readonly isOwn?: boolean | undefined;
   readonly bootId: string;
@@ -69,23 +69,23 @@ export interface PlanOptions {
 
 export interface Plan {
   readonly actions: readonly Action[];
-  /** What of networks differs, whether the agent can put it right or not; the plan of a preview has it. */
+  /** The differences of networks, repairable or not. Only the plan of a preview has them. */
   readonly ofNetworks?: readonly Difference[];
-  /** For the next plan of all records: what has to be seen again before anything is done. */
+  /** For the next plan of all records: the suspects, which must be seen again before anything is done. */
   readonly suspects: ReadonlyMap<string, number>;
 }
 
-/** So long apart two observations must agree before anything is ended or removed. */
+/** Two observations this far apart must agree before anything is ended or removed. */
 export const GRACE_MS = 10_000;
 
 /**
- * What has to be done so that the host is what the records say. Names nothing that is not tagged as ours; what lies
- * inside a workload's own namespace is left alone.
+ * The actions that make the host what the records say. Names only objects that are marked as ours. Leaves what is
+ * inside a workload's own namespace alone.
  */
 export function* plan(options: PlanOptions): Steps<Plan> {
   const { records, observed, now, isAsRead = () => true } = options;
   const suspects = new Map<string, number>();
-  /** True when it was seen a grace ago, too. */
+  /** True if it was already seen a grace period ago. */
   const stays = (key: string): boolean => {
     const since = options.suspects.get(key) ?? now;
     suspects.set(key, since);
@@ -129,7 +129,7 @@ function actionFor(
   }
   const { remedy, ...found } = compare(description, observed);
   const differences = [...(rebooted ? [boot] : []), ...found.differences];
-  // What lies in a workload's namespace is the workload's, unless the namespace was made for the device alone.
+  // What is in a workload's namespace belongs to the workload, unless the namespace was made for the device alone.
   const ours = description.device !== undefined || description.inside?.madeAgain === true;
   if (!ours || remedy === 'close') return undefined;
   if (remedy === 'remake') return { kind: 'remake', id, differences };
@@ -139,8 +139,9 @@ function actionFor(
 }
 
 /**
- * What counts is the namespace, and not the path that has led to it: a pair's end on this host proves that the other end
- * lives. Without a path, a pair goes with whatever namespace its other end was moved to.
+ * The namespace counts, not the path that led to it. A veth end on this host proves that the other end, and so its
+ * namespace, still exists. Without a path, the pair disappears together with the namespace that its other end was moved
+ * to.
  */
 function namespaceGone(
   record: AttachmentRecord,
@@ -167,7 +168,7 @@ function namespaceGone(
   return { id, what: 'netns', expected, observed: identity };
 }
 
-/** What a record has on the host; of one that is not attached, whatever carries its tag. */
+/** The device that a record has on the host. If the record is not attached, that is any device with its tag. */
 export function holderOf(record: AttachmentRecord, describe: Describe): Holder {
   const { state, deviceName } = record;
   const device = state === 'attached' ? describe(record)?.device : undefined;
@@ -219,7 +220,7 @@ function* leaseless(
   }
   const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id) && isAsRead(id));
   if (unrecorded.length === 0) return actions;
-  // Where a device stands, the record was lost and the workload may live.
+  // If there is a device, the record was lost, and the workload may still run.
   const devices = new Set([...observed.links.values()].map(({ alias }) => taggedId(alias)));
   for (const lease of unrecorded) {
     yield;

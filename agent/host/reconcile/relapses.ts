@@ -1,8 +1,8 @@
-/** Counts what happens to the same again and again: true for `note` when it is the `limit`th time within `withinMs`. */
+/** Notices events that repeat: `note` returns true if the last `limit` events of a key are within `withinMs`. */
 export class Relapses {
   readonly #limit: number;
   readonly #withinMs: number;
-  /** The latest times, `limit` at most, by what happened to. */
+  /** The times of the latest events, `limit` at most, by key. */
   readonly #times = new Map<string, readonly number[]>();
 
   constructor({ limit, withinMs }: { readonly limit: number; readonly withinMs: number }) {
@@ -12,7 +12,7 @@ export class Relapses {
 
   note(key: string, now: number): boolean {
     const times = [...(this.#times.get(key) ?? []), now].slice(-this.#limit);
-    // What was long ago is forgotten with the next that happens to anybody.
+    // Each event also drops the keys whose latest event was long ago.
     for (const [other, [latest = 0]] of this.#latest()) {
       if (now - latest >= this.#withinMs) this.#times.delete(other);
     }

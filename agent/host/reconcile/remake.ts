@@ -6,8 +6,8 @@ import type { HostAttachments } from '../host-attachments.ts';
 import type { NetworkType } from '../networks/network-type.ts';
 
 /**
- * Makes the device of a record again, under its name and with its addresses; the lease stays, and nobody is asked. The
- * record has the new device when this resolves; when it rejects, nothing was made.
+ * Makes the device of a record again, with the same name and addresses. The lease stays, and the ledger is not asked.
+ * When this resolves, the record has the new device; when it rejects, nothing was made.
  */
 export async function remake(
   {
@@ -24,16 +24,16 @@ export async function remake(
   {
     leftover,
   }: {
-    /** A device of this attachment stands under the name, made by an agent that died. */ readonly leftover: boolean;
+    /** A device of this attachment already has the name: an agent made it and died. */ readonly leftover: boolean;
   },
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
   const { inside } = type.describe(record);
-  // A namespace that was made for the device alone, and that stands, is made use of.
+  // A namespace that was made for the device alone is used again if it still exists.
   const own = inside?.madeAgain === true ? inside.netns : undefined;
   const stands = own !== undefined && namespaceIdentity(own) !== undefined;
   const request = requestOf(record.request, attachment, stands ? own : undefined);
-  // What was beside the device is found by the old one.
+  // `detach` finds the limits and the namespace of the old device by that device, so it runs before the record changes.
   const beside = Object.keys(attachment.bandwidth).length > 0 || own !== undefined;
   if (leftover || (beside && !stands)) await type.detach(record).removed;
   using checked = type.check(request, network, { deviceName });
@@ -43,14 +43,14 @@ export async function remake(
   const place = made.netns === undefined ? {} : { netns: made.netns };
   const remade = { ...attachment, device: made.device, ...place };
   const after = { ...record, bootId, attachment: remade };
-  // What an update has let through.
+  // Lets through the addresses that an update has added to the filter.
   if (attachment.filterAddresses !== undefined) attachments.resume(after);
   journal.put(after);
   undo.move();
   return remade;
 }
 
-/** What was asked for, with what updates have made of it, and in the namespace `netns` where one stands for it. */
+/** The request, with the changes of later updates. `netns`: the namespace that was made for it and still exists. */
 function requestOf(
   request: AttachRequest,
   attachment: Attachment,
@@ -67,7 +67,7 @@ function requestOf(
   };
 }
 
-/** The lease that a record tells of. */
+/** The lease, as far as the record contains it. */
 export function leaseOf(
   attachment: Attachment,
   { request, bootId }: Pick<AttachmentRecord, 'request' | 'bootId'>,

@@ -32,12 +32,12 @@ export interface RepairsOptions {
   readonly locks: IdLocks;
   readonly detaches: Detaches;
   readonly hostLeases: Pick<HostLeases, 'release'>;
-  /** The ledger is asked while the session is open, and only then. */
+  /** The ledger is asked only while the session is open. */
   readonly session: () => Pick<Session, 'status' | 'reassert'>;
   readonly log: Log;
 }
 
-/** Does what a plan says, each in the turn of its attachment, so that it races no request. */
+/** Carries out the actions of a plan, each in the turn of its attachment, so that it races no request. */
 export class Repairs {
   readonly #options: RepairsOptions;
 
@@ -45,9 +45,9 @@ export class Repairs {
     this.#options = options;
   }
 
-  /** Rejects where it could not be done. `suspects` are those of the plan. */
+  /** Carries out one action; rejects if that fails. `suspects` are those of the plan. */
   async repair(action: Action, suspects: Plan['suspects']): Promise<void> {
-    // It takes the turn itself.
+    // `hostLeases.release` takes the turn itself.
     if (action.kind === 'release') await this.#release(action);
     else if (action.kind === 'network') this.#repairNetwork(action);
     else {
@@ -56,7 +56,7 @@ export class Repairs {
     }
   }
 
-  /** Looks again, since requests may have changed what was planned, and does what is to be done now. */
+  /** Plans again, since requests may have changed the attachment since, and carries out the new plan. */
   async #inTurn(planned: Action, suspects: Plan['suspects']): Promise<void> {
     const { journal, devices, detaches, networkTypes, attachments, log } = this.#options;
     const { id } = planned;
@@ -115,8 +115,8 @@ export class Repairs {
   }
 
   /**
-   * Sets a device down for good, since its holder does again and again what harms others. It stays like that until it is
-   * detached or attached anew.
+   * Sets a device down for good, since its holder harms others again and again. It stays down until it is detached or
+   * attached anew.
    */
   async close(id: string, difference: Difference): Promise<void> {
     const { journal, networkTypes, locks, log } = this.#options;
@@ -133,7 +133,7 @@ export class Repairs {
     });
   }
 
-  /** The nftables of the host, which are nobody's alone. */
+  /** Stores the event that the nftables were loaded again. Its id is the host: no single attachment has the tables. */
   toldFirewall(found: readonly TableDifference[]): void {
     const { events, host } = this.#options;
     const differences = found.map(({ what, ...counts }) => ({
@@ -155,7 +155,7 @@ export class Repairs {
   #repairNetwork({ id: network, differences }: Action & { kind: 'network' }): void {
     const { bridges, events, host, log } = this.#options;
     bridges.repair(network);
-    log.warn({ network, differences }, 'what this network has on the host is put right');
+    log.warn({ network, differences }, 'repaired the bridge and settings of this network on the host');
     events.add({
       type: 'repaired',
       network,
@@ -167,20 +167,20 @@ export class Repairs {
     });
   }
 
-  /** What is another's by now is fenced. */
+  /** If the ledger says that the lease is another's by now, the attachment is fenced. */
   async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
     const { session, log } = this.#options;
     await session().reassert(id);
-    log.warn({ id, differences }, 'the ledger had no lease of this: told');
+    log.warn({ id, differences }, 'lease missing in the ledger: re-asserted');
   }
 
   async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {
     const { hostLeases, log } = this.#options;
     if (!(await hostLeases.release(lease))) return;
-    log.warn({ id, generation: lease.generation }, 'a lease of nothing on this host was released');
+    log.warn({ id, generation: lease.generation }, 'released a lease that no attachment of this host has');
   }
 
-  /** With a lease and no record, the record was lost and the workload may live: then it is left alone. */
+  /** A device with a lease and no record is left alone: the record was lost, and the workload may still run. */
   async #removeStray({ id, link }: Action & { kind: 'remove' }): Promise<void> {
     const { ledger, devices, journal, host, log } = this.#options;
     const tagged = taggedId(link.alias) !== undefined;
@@ -189,11 +189,11 @@ export class Repairs {
       return;
     }
     await devices.remove(link);
-    log.warn({ id, device: link.name }, 'a device that is no attachment of this host was removed');
+    log.warn({ id, device: link.name }, 'removed a device that belongs to no attachment of this host');
   }
 }
 
-/** Stores the event of a repair, after what is still to be told of the attachment. */
+/** Stores the event of a repair, after the events of the attachment that are still to be published. */
 export function tellRepaired(
   {
     journal,
