@@ -11,14 +11,14 @@ import { isMadeByAgent, taggedId } from './ownership.ts';
 export interface Cleaned {
   readonly attachments: number;
   readonly networks: readonly string[];
-  /** Devices of the agent's that no record told of. */
+  /** Devices that an agent made and that no record named. */
   readonly devices: readonly string[];
 }
 
 /**
- * Takes everything that agents have made off a host whose agent is stopped: devices, bridges, rules, records; what they
- * found and changed is as it was. Leases stay in the ledger until the host is forgotten there. HOST_ALIVE: an agent runs.
- * FolderError: the folders are not the agent's alone.
+ * Removes everything that agents have made from a host whose agent is stopped: devices, bridges, rules, records.
+ * Restores what agents have changed. Leases stay in the ledger until the host is forgotten there. HOST_ALIVE: an agent
+ * runs. FolderError: the folders are not the agent's alone.
  */
 export async function cleanHost(
   config: Pick<Config, 'host' | 'nftablesTable' | 'runtimeDir' | 'stateDir'>,
@@ -40,7 +40,7 @@ export async function cleanHost(
   const devices: string[] = [];
   for (const link of host.links()) {
     const ours = isMadeByAgent(link) || taggedId(link.alias) !== undefined;
-    // Hardware is nobody's to delete.
+    // Hardware is never deleted.
     if (!ours || link.kind === undefined) continue;
     await host.devices.remove(link);
     devices.push(link.name);

@@ -7,21 +7,21 @@ import { isDeviceOf, isTagged } from './ownership.ts';
 import type { DescribedDevice, DescribedInside, Description } from './description.ts';
 import { forwardingKey, type Observed, type SeenLink } from './reconcile/observe.ts';
 
-// What is there beside what should be: the one comparison of an attachment with the kernel, pure. A repeated attach, a dry
-// run, a check, reconcile and the kernel's events all ask here.
+// Compares what should be there with what is there. The only comparison of an attachment with the kernel, and pure: a
+// repeated attach, a dry run, a check, reconcile and kernel events all use it.
 
-/** What was looked at. What was not is not compared. */
+/** What was observed. What was not observed is not compared. */
 export type Snapshot = Pick<Observed, 'links'> & Partial<Observed>;
 
 export interface Finding {
   /**
-   * `none`: nothing is to be done. `mend`: the device is set right in its place. `remake`: it is gone, and has to be made
-   * again. `close`: a fenced device is open.
+   * `none`: nothing has to be done. `mend`: the device is repaired in place. `remake`: the device is gone, and has to
+   * be made again. `close`: a fenced device is open.
    */
   readonly remedy: 'none' | 'mend' | 'remake' | 'close';
-  /** What the remedy puts right. */
+  /** The differences that the remedy repairs. */
   readonly differences: readonly Difference[];
-  /** What is told and left alone: it lies in the workload's namespace. */
+  /** Differences inside the workload's namespace: they are only reported. */
   readonly reported: readonly Difference[];
 }
 
@@ -59,12 +59,12 @@ export function compare(description: Description, seen: Snapshot): Finding {
   return { remedy, differences: named(differing), reported: named(away.told) };
 }
 
-/** True when what the kernel tells of one device, by itself, is as described, or is about another device. */
+/** True if a report of the kernel about one device agrees with the description, or is about another device. */
 export const agrees = (description: Description, link: SeenLink): boolean =>
   description.device?.ifindex !== link.index ||
   compare(description, { links: new Map([[link.index, link]]) }).remedy === 'none';
 
-/** The device of a description, where it is there. */
+/** The device of a description; undefined if it is missing. */
 export function deviceIn(
   { id, generation, device }: Description,
   { links }: Pick<Snapshot, 'links'>,
@@ -74,7 +74,7 @@ export function deviceIn(
   return isDeviceOf({ id, generation, device }, link) ? link : undefined;
 }
 
-/** How a fenced device is not closed. */
+/** What is open on a fenced device. */
 function openings({ device, ...owner }: Description, seen: Snapshot): Compared[] {
   const link = device === undefined ? undefined : deviceIn({ ...owner, device }, seen);
   if (device === undefined || link === undefined) return [];
@@ -83,7 +83,7 @@ function openings({ device, ...owner }: Description, seen: Snapshot): Compared[]
   return [['device.bridge', null, device.port.bridge]];
 }
 
-/** What of a device is not as described, its place on a bridge aside. */
+/** The differences of a device, without its port settings and forwarding entry. */
 export const linkDiffering = (
   device: DescribedDevice,
   link: SeenLink,
@@ -101,20 +101,23 @@ export const linkDiffering = (
   ...settingDiffering(device.settings, link),
 ];
 
-/** What is the port of another device is that device's owner's business, unless it is to be a bridge's. */
+/**
+ * Compares the bridge only of a device that should be a bridge port. Another device may be made a port of anything by
+ * its owner.
+ */
 function bridgeDiffering(
   { port }: DescribedDevice,
   { master }: SeenLink,
   { links, names }: Snapshot,
 ): Compared[] {
   if (port === undefined) return [];
-  // Of an event the bridge itself is not known.
+  // A report about a single device does not contain the name of its bridge.
   if (names === undefined && master !== undefined) return [];
   const bridge = master === undefined ? undefined : links.get(master);
   return unequal([['device.bridge', port.bridge, bridge?.name ?? null]]);
 }
 
-/** A device that has no settings of a family, without IPv6 for one, lacks nothing. */
+/** A device may lack the settings of a family, for example without IPv6. That is not a difference. */
 function settingDiffering(wanted: LinkSettings, { settings = {} }: SeenLink): Compared[] {
   const found = new Map(Object.entries(settings));
   return Object.entries(wanted).flatMap(([name, expected]) => {
@@ -179,7 +182,10 @@ function factsDiffering({ filter, maps, id }: Description, { facts }: Snapshot):
   ];
 }
 
-/** `gone`: the device of a workload is not in its namespace; `told`: it is, and not as it was made. */
+/**
+ * `gone`: the workload's device, or its namespace, is missing and has to be made again. `told`: differences that are
+ * only reported.
+ */
 function insideDiffering(
   { id, inside }: Description,
   seen: Snapshot,
@@ -193,7 +199,7 @@ function insideDiffering(
     const away: Compared = ['netns', netns, null];
     return madeAgain ? { gone: [away], told: [] } : { gone: [], told: [away] };
   }
-  // It is another's, under the path of the one that was named.
+  // The path leads to another namespace than the one that was named.
   if (inside.identity !== undefined && found.identity !== inside.identity) {
     return { gone: [], told: [['netns', inside.identity, found.identity]] };
   }
@@ -222,7 +228,7 @@ const endDiffering = (
   there: SeenLink,
 ): Compared[] =>
   unequal([
-    // An end that is told by its name has it.
+    // An end that was found by its name has that name.
     [`${what}.name`, ifindex === undefined ? there.name : name, there.name],
     [`${what}.mac`, mac, there.mac ?? null],
     [`${what}.mtu`, mtu, there.mtu],

@@ -6,21 +6,24 @@ import type { PortSettings } from './networks/bridge-port.ts';
 import { DEVICE_GROUP, deviceTag } from './ownership.ts';
 
 /**
- * What should be on this host for one attachment: plain data, that of one generation of it. Its network type says it
- * (`NetworkType.describe`); the comparator holds it against the kernel, and `HostAttachments` makes it so.
+ * What should be on this host for one generation of one attachment, as plain data. The network type returns it
+ * (`NetworkType.describe`), the comparator compares it with the kernel, and `HostAttachments` applies it.
  */
 export interface Description {
   readonly id: string;
   readonly generation: number;
-  /** The lease is another's, or the holder has done harm: the device is there, down, and no port of a bridge. */
+  /**
+   * The attachment is fenced: its lease is another's, or its holder has done harm. The device is down, and no port of a
+   * bridge.
+   */
   readonly closed?: true;
   /** The device in the host's own namespace. */
   readonly device?: DescribedDevice;
   /** What the firewall lets the workload send. */
   readonly filter?: DescribedFilter;
-  /** Ports of the host that lead to the workload; an empty list where the network has port maps. */
+  /** Host ports that lead to the workload; an empty list if there are none, but the network type has port maps. */
   readonly maps?: DescribedMaps;
-  /** What lies in a namespace. */
+  /** What is in the workload's namespace. */
   readonly inside?: DescribedInside;
   /** A virtual function that is not a network device while the workload has it. */
   readonly virtualFunction?: DescribedFunction;
@@ -36,26 +39,28 @@ export interface DescribedDevice {
   readonly settings: LinkSettings;
   /** Absent for a device that is no port of a bridge. */
   readonly port?: DescribedPort;
-  /** Empty where nothing is limited: a queue that somebody else has put there is none of our business. */
+  /** Empty if nothing is limited: then somebody else's queueing discipline on the device is not compared. */
   readonly limits: Attachment['bandwidth'];
 }
 
 export interface DescribedPort {
   readonly bridge: string;
-  /** All settings of the port; absent for a record of an earlier release that does not say of which network it is. */
+  /** All settings of the port; absent for a record of an earlier release, which does not say what network it is of. */
   readonly settings?: PortSettings;
-  /** The bridge leads frames for the workload to this port, whatever it hears; it learns what is behind the port else. */
+  /**
+   * True: the bridge has a fixed forwarding entry for the workload. False: the bridge learns what is behind the port.
+   */
   readonly fixed?: boolean;
-  /** The workload's. */
+  /** The workload's MAC. */
   readonly mac: string;
 }
 
 export interface DescribedFilter {
-  /** Whose the facts in the firewall are. */
+  /** The owner of the facts in the firewall. */
   readonly owner: string;
-  /** What an answer calls it. */
+  /** The value of `filter` in answers. */
   readonly filter: Attachment['filter'];
-  /** Frames are looked at where they enter the bridge, or where they leave the device. */
+  /** Where frames are filtered: when they enter the bridge, or when they leave the device. */
   readonly on: 'bridge' | 'device';
   readonly device: string;
   readonly ifindex: number;
@@ -70,19 +75,24 @@ export interface DescribedMaps {
   readonly addresses: Attachment['addresses'];
 }
 
-/** What lies in a workload's namespace is the workload's to change: it is compared and told, and left to it. */
+/** What is in a workload's namespace. The workload may change it: differences are reported, but not repaired. */
 export interface DescribedInside {
   readonly netns: string;
   /** `device:inode` of the namespace; unknown in records of earlier releases. */
   readonly identity?: string;
-  /** The namespace was made for the workload, or has nothing else: a device that is gone from it is made again there. */
+  /**
+   * The namespace was made for the workload, or has nothing else in it: a device that is missing there is made again.
+   */
   readonly madeAgain: boolean;
-  /** `lo` is up. */
+  /** `lo` should be up. */
   readonly loopback: boolean;
   readonly link?: {
-    /** What a difference calls it. */
+    /** The name of the link in a difference. */
     readonly what: 'device' | 'device.peer';
-    /** Where the workload cannot rename it, it is told by its index and alias, and by its name else. */
+    /**
+     * Set if the link is found by its index and alias, since the workload cannot rename it; else it is found by its
+     * name.
+     */
     readonly ifindex?: number;
     readonly name: string;
     readonly mac: string;
@@ -95,7 +105,7 @@ export interface DescribedInside {
 export interface DescribedFunction {
   readonly pciAddress: string;
   readonly driver: string;
-  /** What the physical function holds it to. */
+  /** The MAC that the physical function `name` enforces for virtual function `number`. */
   readonly parent?: { readonly name: string; readonly number: number; readonly mac: string };
 }
 
@@ -105,10 +115,10 @@ export type Attached = AttachmentRecord & Required<Pick<AttachmentRecord, 'attac
 export const isAttached = (record: AttachmentRecord): record is Attached =>
   record.attachment !== undefined;
 
-/** What a record says should be there; undefined for a record of what never was attached, or of a type that is not known. */
+/** Returns what should be there for a record; undefined if it was never attached, or its network type is not known. */
 export type Describe = (record: AttachmentRecord) => Description | undefined;
 
-/** What of an attachment's device is the same for all types. */
+/** The part of a device description that is the same for all network types. */
 export const describedDevice = (
   {
     device,
@@ -127,7 +137,7 @@ export const describedDevice = (
   ...more,
 });
 
-/** The same attachment fenced: its device, closed, and nothing that lets anybody reach it. */
+/** The description of the same attachment while it is fenced: only its device, closed. */
 export const closed = ({ id, generation, device }: Description): Description => ({
   id,
   generation,

@@ -15,26 +15,35 @@ import { filterFacts } from './networks/port-facts.ts';
 import type { PortMaps } from './networks/port-maps.ts';
 import { type Looking, lookUp, seen } from './reconcile/observe.ts';
 
-/** An attachment whose device stands, and what is known of its network. */
+/** The record of something that has been attached, with its network. */
 export type OnNetwork = Attached & Required<Pick<Attached, 'network'>>;
 
-/** What the attachments of this host have in the kernel: compared with their records, and set to what those say. */
+/**
+ * Compares what the attachments of this host have in the kernel with their records, and sets it to what the records
+ * say.
+ */
 export interface HostAttachments {
-  /** What the record says should be there. */
+  /** Returns what should be there for a record. */
   readonly describe: Describe;
-  /** What differs now, also inside the workload's namespace. UnansweredError cannot be: it is told as a difference. */
+  /**
+   * The differences now, also inside the workload's namespace. Never throws UnansweredError: a namespace that does not
+   * answer is reported as a difference.
+   */
   compare(record: Attached): Finding;
   /**
-   * Sets what stands of an attachment right in its place, its device under the index that it has; what it stands on, too.
-   * Nothing inside a workload's namespace is touched. NOT_FOUND: the device is gone.
+   * Repairs an attachment in place: its device keeps its index. Also repairs what the device needs on the host. Touches
+   * nothing inside a workload's namespace. NOT_FOUND: the device is gone.
    */
   mend(record: OnNetwork): void;
-  /** Makes of a live attachment what `after` says, without a packet lost; registers what brings `before` back. */
+  /**
+   * Changes a live attachment from `before` to `after` without losing a packet; registers the undo that restores
+   * `before`.
+   */
   update(
     change: { readonly before: OnNetwork; readonly after: OnNetwork },
     undo: DisposableStack,
   ): void;
-  /** Tells the firewall what has to hold for an attachment; at the start of an agent before the firewall is loaded. */
+  /** Gives the firewall the facts of an attachment; at the start of an agent, before the firewall is loaded. */
   resume(record: OnNetwork): void;
 }
 
@@ -63,7 +72,7 @@ export function openHostAttachments(
     mend: (record) => {
       const description = describe(record);
       if (description === undefined) return;
-      // What lies in a namespace alone stands on nothing of the host.
+      // An attachment that has no device on the host needs no bridge there.
       if (description.device !== undefined) typeOf(record)?.prepareNetwork?.(record.network);
       apply(options, description);
     },
@@ -85,8 +94,8 @@ export function openHostAttachments(
 }
 
 /**
- * Makes of what is there what the description says; `before` is what it was made as, where that is another description. The
- * device is up last, and under its filter by then.
+ * Sets the objects of an attachment to the description. `before`: the description that they were made by, if that is
+ * another. The device goes up only after its filter is in force.
  */
 function apply(
   options: HostAttachmentsOptions,
@@ -106,7 +115,10 @@ function apply(
   putMaps(options, description, before);
 }
 
-/** Gives a device back what is described of it, in one message; true where it has to be set up then. */
+/**
+ * Sets the described attributes of a device that differ, in one message except for name and sysctls. True if the device
+ * has to be set up afterwards.
+ */
 function mendLink({ links }: Kernel, description: Description, device: DescribedDevice): boolean {
   const found = links.get(device.ifindex);
   const snapshot = { links: new Map(found === null ? [] : [[found.index, seen(found)]]) };
@@ -139,7 +151,7 @@ function mendLink({ links }: Kernel, description: Description, device: Described
   return renamed || differing.has('device.up');
 }
 
-/** The chain of a single device needs that device. */
+/** A filter on a single device is a chain on it, and needs the device to exist. */
 function putFilter(
   { kernel, firewall }: Pick<HostAttachmentsOptions, 'kernel' | 'firewall'>,
   { filter }: Description,

@@ -1,10 +1,10 @@
 import type { Link } from '#native/link.ts';
 
-// Whose a device of this host is: by its alias, its group and its name. Nothing else in the agent decides it.
+// Decides who owns a device of this host, by its alias, group and name. Nothing else in the agent decides this.
 
 /**
- * Link group of every device that an agent made ("volt" in ASCII). An alias cannot be given in the message that makes a
- * device; until it follows, and where somebody has changed it, name and group together tell whose the device is.
+ * Link group of every device that an agent made ("volt" in ASCII). The message that makes a device cannot contain an
+ * alias. Until the alias is set, or if somebody has changed it, name and group together tell who owns the device.
  */
 export const DEVICE_GROUP = 0x766f6c74;
 
@@ -31,7 +31,10 @@ export const taggedId = (alias: string | undefined): string | undefined =>
 export const isTagOf = (alias: string | undefined, id: string): boolean =>
   alias?.startsWith(`${OURS}${id}#`) ?? false;
 
-/** Alias of a device that a program made by way of the library. It ends in no generation: no agent takes it for its own. */
+/**
+ * Alias of a device that a program made with the library. It does not end in a generation, so no agent takes it for its
+ * own.
+ */
 export const libraryTag = (workload: string): string => `${OURS}library:${workload}`;
 
 /** True for a device that carries an attachment's alias of this very generation. */
@@ -41,13 +44,13 @@ export const isTagged = ({ alias }: Pick<Marks, 'alias'>, owner: Owner): boolean
 /** True for a device that an agent made, an attachment's or a bridge. */
 export const isMadeByAgent = ({ group }: Pick<Marks, 'group'>): boolean => group === DEVICE_GROUP;
 
-/** True for a device that an agent made and that nothing names: not tagged yet, or no more. */
+/** True for a device that an agent made and that has no alias of ours: not yet, or not any more. */
 const isUntagged = ({ alias, group }: Marks): boolean =>
   group === DEVICE_GROUP && alias?.startsWith(OURS) !== true;
 
 /**
- * True for the device of an attachment. The alias decides, since the index may have been given to another device. Where
- * somebody has taken the alias away or put another text there, index, name and group decide together.
+ * True for the device of an attachment. The alias decides, since the index may have been given to another device. If
+ * somebody has removed or replaced the alias, index, name and group decide together.
  */
 export function isDeviceOf(
   owner: Owner & { readonly device: Pick<Link, 'name'> & { readonly ifindex: number } },
@@ -57,11 +60,17 @@ export function isDeviceOf(
   return isTagged(link, owner) || (isUntagged(link) && link.name === owner.device.name);
 }
 
-/** True for a device that has the name of an attachment's open intent and was made for it, as far as its marks tell. */
+/**
+ * For a device that has the name of an attachment's open intent: true if alias and group say that an agent made it, and
+ * not for another attachment.
+ */
 export const isMadeFor = (id: string, link: Marks): boolean =>
   isUntagged(link) || isTagOf(link.alias, id);
 
-/** The alias of a device that is put away: what carries no attachment's gets its own, so that the next agent knows it. */
+/**
+ * The alias for a device that is put away. A device without the alias of an attachment gets its owner's, so that the
+ * next agent recognizes it.
+ */
 export const tagPutAway = ({ alias }: Pick<Marks, 'alias'>, owner: Owner): string =>
   alias !== undefined && taggedId(alias) !== undefined ? alias : deviceTag(owner);
 
@@ -69,13 +78,16 @@ export const tagPutAway = ({ alias }: Pick<Marks, 'alias'>, owner: Owner): strin
 export const putAwayName = ({ index }: Pick<Link, 'index'>): string => `vdel${index}`;
 const PUT_AWAY = /^vdel\d+$/;
 
-/** True while it is the same device, which nobody has tagged anew: an index and a name may be given to another. */
+/** True if the device still has the alias that was seen. Its index and name may have been given to another device. */
 export const isStill = (
   seen: { readonly alias: string | undefined },
   link: Pick<Marks, 'alias'>,
 ): boolean => seen.alias === link.alias;
 
-/** What the alias of a bridge that an agent made says: its network, and the gateways that it may have got of it. */
+/**
+ * The contents of the alias of a bridge that an agent made: its network, and the gateways that the agent may have given
+ * it.
+ */
 export interface BridgeTag {
   readonly network: string;
   readonly gateways: readonly string[];
@@ -105,20 +117,20 @@ export function isBridgeOf(
   return marks.filter(Boolean).length >= 2;
 }
 
-/** True for a device that somebody has tagged since as another's than this attachment's. */
+/** True for a device that has an alias, but not one of this attachment. */
 export const isTaggedByAnother = ({ alias }: Pick<Marks, 'alias'>, id: string): boolean =>
   alias !== undefined && !isTagOf(alias, id);
 
-/** What holds a device, as far as its record says. */
+/** The attachment that a device belongs to, as far as its record says. */
 export interface Holder {
-  /** Index of the device on the host, and the name of what belongs to it; undefined where nothing lies on the host. */
+  /** Index of the device on the host, and the name of its IFB (`beside`); undefined if it has no device on the host. */
   readonly device?: { readonly ifindex: number; readonly beside: string } | undefined;
   readonly deviceName: string;
 }
 
 /**
- * True for a device of ours that no attachment has. `holder` is the one that its tag names, if there is one; `named`: a
- * record has its name, which tells whose it is where the tag is lost.
+ * True for a device of ours that belongs to no attachment. `holder`: the attachment that its tag names, if there is
+ * one. `named`: a record has the name of the device, which decides if the tag is lost.
  */
 export function isStray(
   link: Named & Pick<Link, 'kind'>,
@@ -131,17 +143,17 @@ export function isStray(
 }
 
 /**
- * True for a device that an agent made: tagged as an attachment's, or in our group and without any tag, which it loses
- * by somebody's hand. A device whose deletion an agent's death has interrupted has another group by then.
+ * True for a device that an agent made for an attachment: it is in our group, and has an attachment's tag or, if
+ * somebody has removed that, no alias. If an agent died while it deleted a device, the device is in another group.
  */
 function isOurs({ name, kind, alias, group }: Named & Pick<Link, 'kind'>): boolean {
-  // Hardware is never deleted; a bridge without its tag is one that is still to be finished.
+  // Hardware (no `kind`) is never deleted. A bridge without an alias is one that is still being made.
   if (kind === undefined || (alias === undefined && kind === 'bridge')) return false;
   if (alias !== undefined && taggedId(alias) === undefined) return false;
   return group === DEVICE_GROUP || (group > DEVICE_GROUP && PUT_AWAY.test(name));
 }
 
-/** True for a device with the tag of a record that is neither its device nor what belongs to that. */
+/** True for a device that has the tag of a record, but is neither the device of the record nor its IFB. */
 function isAnother({ index, name }: Named, { device, deviceName }: Holder): boolean {
   if (device === undefined) return false;
   return index !== device.ifindex && name !== deviceName && name !== device.beside;
