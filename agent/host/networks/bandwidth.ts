@@ -15,9 +15,9 @@ interface LimitedDevice {
   readonly alias: string;
 }
 
-// What may pass at once, and what may wait: a fiftieth and a twentieth of a second's traffic. Less of the first
-// and timers of 4 ms (CONFIG_HZ=250) cannot fill a fast link; more of either and the limit is late to bite. Two
-// full frames at least, so that the slowest limit still lets each pass.
+// Burst (what may pass at once) and queue (what may wait), as the traffic of 1/50 and 1/20 of a second. With a smaller
+// burst, timers of 4 ms (CONFIG_HZ=250) cannot fill a fast link; with a larger burst or queue, the limit takes effect
+// late. The burst is at least two full frames, so that each frame passes even the slowest limit.
 const BURST_SECONDS = 0.02;
 const QUEUE_SECONDS = 0.05;
 const LEAST_BURST_BYTES = 3_200;
@@ -25,14 +25,14 @@ const LEAST_QUEUE_BYTES = 16_000;
 const MAX_BYTES = 0xffff_ffff;
 const BITS_PER_BYTE = 8;
 
-/** The IFB of a device: there is no interface of the host's that carries this name by chance. */
+/** The name of the IFB of a device. No other interface of the host has such a name by chance. */
 export const ifbName = (ifindex: number): string => `ifb-${ifindex}`;
 
 /**
- * Limits a workload, on the host's end of its pair or on its TAP: what the host sends there (`ingress`, as the
- * workload sees it) waits in a token bucket; what comes from there (`egress`) goes through an IFB that has one,
- * and back. The port filter, which is on the bridge, sees the port as before. Called again with other limits it
- * changes them in place.
+ * Limits the bandwidth of a workload, on the host's end of its veth pair or on its TAP. Frames to the workload
+ * (`ingress`, as the workload sees it) wait in a token bucket. Frames from the workload (`egress`) are redirected
+ * through an IFB that has a token bucket, and back. The port filter, which is on the bridge, sees the port as before. A
+ * call with other limits changes them in place.
  */
 export function limitBandwidth(
   kernel: Kernel,
@@ -61,8 +61,8 @@ export function limitBandwidth(
 }
 
 /**
- * What is there of an attachment's limits beside its device, to be deleted with it: also what an update that was
- * interrupted made. An attach that was interrupted has no device on record: then the IFB is found by its tag alone.
+ * The IFB of an attachment, to be deleted together with its device; also one that an interrupted update made. An
+ * interrupted attach has no device on record: then the IFB is found by its tag alone.
  */
 export function ifbOf(
   kernel: Kernel,
@@ -75,11 +75,11 @@ export function ifbOf(
   return candidates.find((link) => link?.kind === 'ifb' && isTagOf(link.alias, id)) ?? null;
 }
 
-/** The rate that the kernel keeps for a limit, in bits a second: it counts whole bytes. */
+/** The rate, in bits a second, that the kernel stores for a limit: it counts whole bytes. */
 export const rateOf = (bitsPerSecond: number): number =>
   Math.ceil(bitsPerSecond / BITS_PER_BYTE) * BITS_PER_BYTE;
 
-/** The IFB of a device; one that a device of before left under this index is deleted. */
+/** The IFB of a device. Deletes an IFB that an earlier device left behind under the same index. */
 function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
   const found = kernel.links.get(ifbName(index));
   if (found === null || isStill({ alias }, found)) return found;
@@ -89,7 +89,7 @@ function ownIfb(kernel: Kernel, { index, alias }: LimitedDevice): Link | null {
 
 function divert(kernel: Kernel, device: LimitedDevice, bucket: TokenBucket): void {
   const name = ifbName(device.index);
-  // What led to an IFB that somebody has deleted.
+  // There may be a redirect to an IFB that somebody has deleted.
   kernel.traffic.unredirectIngress(device);
   const ifb = kernel.links.createIfb({ name, group: DEVICE_GROUP });
   try {

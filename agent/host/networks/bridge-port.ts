@@ -7,7 +7,7 @@ import type { DescribedPort } from '../description.ts';
 import { FILTERED_GROUPS } from '../firewall/port-filter.ts';
 import { refuseForwarded } from './taken.ts';
 
-/** A port of a bridge as the kernel makes it. */
+/** The settings of a bridge port that the kernel has just made. */
 const FRESH = {
   IFLA_BRPORT_MODE: 0,
   IFLA_BRPORT_GUARD: 0,
@@ -38,8 +38,8 @@ export interface PortUse {
 }
 
 /**
- * What differs between the port of an attachment and one that the kernel has just made. One under the filter has a
- * single MAC behind it, which the agent tells the bridge: it learns nothing there.
+ * The settings in which an attachment's port differs from a new one. A port under the filter has a single MAC behind
+ * it. The agent tells the bridge that MAC, and the bridge learns nothing from the port.
  */
 const ownSettings = ({ network: { filter, portIsolation }, hairpin }: PortUse): PortSettings => ({
   ...(filter && { IFLA_BRPORT_GROUP_FWD_MASK: FILTERED_GROUPS, IFLA_BRPORT_LEARNING: 0 }),
@@ -50,7 +50,7 @@ const ownSettings = ({ network: { filter, portIsolation }, hairpin }: PortUse): 
 /** All settings of the port of an attachment. */
 export const portSettings = (use: PortUse): PortSettings => ({ ...FRESH, ...ownSettings(use) });
 
-/** Of a port that was just made. MAC_IN_USE: the bridge itself, another port, or a workload there has the MAC. */
+/** Sets up a port that was just made. MAC_IN_USE: the bridge itself, another port, or a workload there has the MAC. */
 export function setNewPort(
   kernel: Kernel,
   port: Port & { readonly master: number },
@@ -67,18 +67,18 @@ export function setNewPort(
   } catch (error) {
     if (!isKernelError(error, 'EEXIST')) throw error;
     refuseForwarded(kernel, entry.mac, { bridge: port.master });
-    // Learned, where the workload was before.
+    // The bridge has learned the MAC where the workload was before.
     neighbours.replaceForwarding(entry);
   }
 }
 
-/** Of a port that is there, whatever was done to it. MAC_IN_USE as above. */
+/** Repairs a port, whatever was done to it. MAC_IN_USE as for `setNewPort`. */
 export function mendPort(
   kernel: Kernel,
   port: Port,
   { settings = {}, fixed, mac }: DescribedPort,
 ): void {
-  // First, so that nothing is flooded that the bridge has learned so far.
+  // Comes first, so that frames that the bridge has delivered by a learned entry are not flooded.
   if (fixed === true) putForwarding(kernel, port, mac);
   const found = kernel.links.get(port.index)?.bridgePort ?? {};
   const differing = portDifferences(found, settings);
@@ -89,7 +89,7 @@ export function mendPort(
   if (fixed === false) removeForwarding(kernel, port, mac);
 }
 
-/** Where a port is under the filter no more, the bridge learns what is behind it. */
+/** Removes the fixed entry of a port that is not under the filter any more: the bridge learns what is behind it. */
 function removeForwarding({ links, neighbours }: Kernel, port: Port, mac: string): void {
   const entry = forwardingTo(port, mac);
   const master = links.get(port.index)?.master;
@@ -98,9 +98,10 @@ function removeForwarding({ links, neighbours }: Kernel, port: Port, mac: string
 }
 
 /**
- * Leads frames for a workload's MAC to its port, whatever the bridge made of that MAC. It makes an entry of its own
- * for each MAC that a port has, in the place of any other, and whoever holds a TAP may give it the MAC of a neighbour.
- * MAC_IN_USE: the bridge itself, or a port that is not ours, has it, or another workload.
+ * Makes the bridge forward frames for a workload's MAC to its port, whatever entry the bridge has for that MAC. The
+ * bridge makes an entry of its own for the MAC of each port, in place of any other entry, and the holder of a TAP may
+ * give it the MAC of a neighbour. MAC_IN_USE: the bridge itself, a port that is not ours, or another workload has the
+ * MAC.
  */
 export function putForwarding(kernel: Kernel, port: Pick<Port, 'index'>, mac: string): void {
   const entry = forwardingTo(port, mac);
@@ -115,7 +116,10 @@ const forwardingTo = ({ index }: Pick<Port, 'index'>, mac: string): ForwardingEn
   fixed: true,
 });
 
-/** How a port differs from what it has to be; what the kernel does not tell of it, it does not have. */
+/**
+ * The differences between a port and what it should be. A setting that the kernel does not report is one that it does
+ * not have: no difference.
+ */
 export function portDifferences(
   found: PortSettings,
   wanted: PortSettings,

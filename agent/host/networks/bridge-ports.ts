@@ -47,7 +47,7 @@ export interface BridgePortsOptions {
   readonly bridges: Bridges;
 }
 
-/** Whose facts in the firewall are those of an attachment's port. */
+/** The firewall's owner of the facts of an attachment's port. */
 const portOwner = (id: string): string => `port:${id}`;
 
 /**
@@ -134,7 +134,7 @@ export class BridgePorts {
     };
   }
 
-  /** The place of one attachment on the bridge: under the filter before it is up. */
+  /** The bridge port of one attachment: it is under the filter before it is up. */
   #port(
     order: { request: AttachRequest; network: Network; lease: Lease; master: number },
     undo: DisposableStack,
@@ -173,19 +173,19 @@ export class BridgePorts {
     limitBandwidth(kernel, device, bandwidth);
   }
 
-  /** ADDRESS_OUT_OF_RANGE: the host itself has on the bridge what the workload is to send from. */
+  /** ADDRESS_OUT_OF_RANGE: the host itself has one of the `filterAddresses` on the bridge. */
   checkChange({ after, network }: AttachmentChange): void {
     const { filterAddresses = [] } = after;
     const { bridge: name } = network;
     refuseHostAddresses(this.#options.kernel, { name }, filterAddresses, 'filterAddresses');
   }
 
-  /** The bridge is there, as far as this agent may make it so. */
+  /** Makes or repairs the bridge, as far as this agent may. */
   prepareNetwork(network: Network): void {
     this.#options.bridges.standing(network);
   }
 
-  /** Before the firewall loads: what it has to know of a bridge that stands. */
+  /** Gives the firewall the facts of an existing bridge, before the firewall loads. */
   resumeNetwork(network: Network): void {
     const { bridges, firewall } = this.#options;
     if (!firewall.has(`bridge:${network.bridge}`)) bridges.resume(network);
@@ -208,7 +208,7 @@ export class BridgePorts {
     };
   }
 
-  /** Whoever gets an address next has another MAC. */
+  /** Removes the neighbour entries of the attachment's addresses: the next holder of an address has another MAC. */
   #forgetNeighbours(bridge: number, { attachment }: AttachmentRecord): void {
     const { neighbours } = this.#options.kernel;
     for (const text of attachment?.addresses ?? []) {
@@ -223,7 +223,8 @@ export class BridgePorts {
 
   setDown(record: AttachmentRecord): void {
     const { kernel } = this.#options;
-    // Out of the bridge, too: a MAC that its holder gives it takes a neighbour's place also while it is down.
+    // Takes the port out of the bridge, too. Otherwise its holder could give it a neighbour's MAC, which replaces the
+    // neighbour's forwarding entry even while the port is down.
     setLinkDown(kernel, linkOfRecord(kernel, record), { leave: true });
   }
 
@@ -232,7 +233,7 @@ export class BridgePorts {
   }
 }
 
-/** The port of an attachment, on the bridge of whatever network. */
+/** The description of an attachment's port on a bridge, for every type of network that has one. */
 export function describePort({ attachment, network }: Attached): Description {
   const { id, generation, device, mac, bandwidth, ports } = attachment;
   if (device === null) return { id, generation };
@@ -283,7 +284,7 @@ const describedFilter = (
   ...port,
 });
 
-/** What keeps the ports of a network's bridge to their addresses. */
+/** How the ports of a network's bridge are held to their addresses. */
 export const portFilter = ({ filter }: Pick<Network, 'filter'>): Attachment['filter'] =>
   filter ? 'full' : 'none';
 

@@ -11,7 +11,7 @@ import { refuseSmallMtu } from './ipv6.ts';
 import { isBridgeOf } from '../ownership.ts';
 import { refuseBridgeMac, refuseHostAddresses } from './taken.ts';
 
-/** What of a request concerns the bridge. */
+/** The part of a request that concerns the bridge. */
 type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
 
 export interface NetworkBridgeOptions {
@@ -20,7 +20,7 @@ export interface NetworkBridgeOptions {
   readonly bridges: Bridges;
 }
 
-/** The bridge of a network on this host as one attach sees it: looked at, then there. */
+/** The bridge of a network on this host during one attach: first looked at, then made if it is missing. */
 export class NetworkBridge {
   readonly #network: Network;
   readonly #options: NetworkBridgeOptions;
@@ -33,8 +33,9 @@ export class NetworkBridge {
   }
 
   /**
-   * Looks without touching. Throws what `Bridges.look` does, and INVALID_REQUEST: the port is to have a larger MTU
-   * than the bridge. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: it is to have what is the host's or the gateway's.
+   * Looks at the bridge without changing anything. Throws what `Bridges.look` throws, and INVALID_REQUEST: the MTU of
+   * the port would be larger than that of the bridge. MAC_IN_USE, ADDRESS_OUT_OF_RANGE: the host or the gateway has the
+   * MAC or an address of the request.
    */
   look({ mtu: askedMtu, mac, addresses = [] }: Asked): void {
     const { bridge, mtu } = this.#network;
@@ -54,7 +55,7 @@ export class NetworkBridge {
     refuseSmallMtu(this.#network, this.#portMtu, askedMtu === undefined ? bridge : undefined);
   }
 
-  /** ADDRESS_OUT_OF_RANGE: the lease's address is one of the host's on a bridge whose addresses are not ours. */
+  /** ADDRESS_OUT_OF_RANGE: the host has an address of the lease on an adopted bridge. */
   refuseOwn({ addresses }: Pick<Lease, 'addresses'>): void {
     const found = this.#seen?.link ?? null;
     const { kernel, bridges } = this.#options;
@@ -62,21 +63,23 @@ export class NetworkBridge {
     refuseHostAddresses(kernel, found, addresses, 'addresses');
   }
 
-  /** Makes what `look` has not found; answers the bridge's index, and the MTU of the port to be made. */
+  /**
+   * Makes the bridge if `look` has not found it. Returns the index of the bridge, and the MTU of the port to be made.
+   */
   ensure(): { readonly master: number; readonly mtu: number } {
     if (this.#seen === undefined) throw new Error('the bridge has not been looked at');
     const link = this.#options.bridges.ensure(this.#network, this.#seen);
     return { master: link.index, mtu: this.#portMtu };
   }
 
-  /** After the port is made: an adopted bridge keeps the MTU that it had. */
+  /** To be called after the port is made: a bridge that was there before keeps its MTU. */
   keepMtu(): void {
     const link = this.#seen?.link ?? null;
     if (link !== null) keepMtu(this.#options.kernel, link, this.#portMtu);
   }
 }
 
-/** The MTU that a port is to have. INVALID_REQUEST: it is more than the bridge's. */
+/** The MTU of a port. INVALID_REQUEST: `asked` is more than the bridge's MTU. */
 export function portMtu(asked: number, bridge: Pick<Link, 'name' | 'mtu'>): number {
   if (asked <= bridge.mtu) return asked;
   const message = `mtu: ${asked} is more than the ${bridge.mtu} of bridge ${bridge.name}`;
@@ -84,8 +87,8 @@ export function portMtu(asked: number, bridge: Pick<Link, 'name' | 'mtu'>): numb
 }
 
 /**
- * After a port is made on a bridge that was there: gives it the MTU back that it was found with. One that nobody
- * has set follows its lowest port, and would carry less for everybody because of one workload.
+ * To be called after a port is made on an existing bridge: restores the MTU that the bridge was found with. An MTU that
+ * nobody has set follows the lowest of the ports, so that one workload would lower it for all.
  */
 export function keepMtu({ links }: Kernel, bridge: Link, mtu: number): void {
   if (mtu >= bridge.mtu) return;

@@ -71,7 +71,7 @@ export class Bridged implements NetworkType {
   }
 }
 
-/** A bridge whose network has nothing to do with the host's addresses, unless it is routed. */
+/** The needs of a bridged network: it does not concern the host's addresses, unless it is routed. */
 export const bridgedNeeds = (network: Network): NeedsOfType => ({
   ...(network.routed === true ? routerNeeds(network) : NO_ROUTER),
   localRoutes: [],

@@ -10,13 +10,13 @@ import { type Device, type RemovingDevice } from './network-type.ts';
 import type { Removal } from './removal.ts';
 import { isDeviceOf, isMadeFor, putAwayName, tagPutAway } from '../ownership.ts';
 
-// What network types share about the one device of an attachment in the host's namespace.
+// What network types share for the one device that an attachment has in the namespace of the host.
 
 export const NOTHING_TO_REMOVE: RemovingDevice = { removed: Promise.resolve() };
 
 /**
- * The device of a record, by index when it is known, else by the name of its open intent; only if it is ours. One
- * that is being made again has both, and the new index is not known yet.
+ * The device of a record, if it is ours: by its index if that is known, otherwise by the name of its open intent. The
+ * record of a device that is being made again has an old index and a name; the new index is not known yet.
  */
 export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | null {
   const { attachment, id, deviceName } = record;
@@ -29,7 +29,7 @@ export function linkOfRecord(kernel: Kernel, record: AttachmentRecord): Link | n
   return link !== null && isMadeFor(id, link) ? link : null;
 }
 
-/** Takes a device out of use: down, its name free; `removal` deletes it. Success when it is gone already. */
+/** Takes a device out of use: sets it down and frees its name; `removal` deletes it. Success if it is gone already. */
 export function retire(
   kernel: Kernel,
   removal: Removal,
@@ -43,8 +43,8 @@ export function retire(
 }
 
 /**
- * The first half of `retire`; false when it is gone already. What an agent did not come to tag is tagged now: without
- * its name nobody would know it, should this agent die as well. Kernels before 6.2 rename only what is down.
+ * The first half of `retire`; false if the device is gone already. A device without a tag is tagged now: without name
+ * and tag, nobody would recognize it if this agent died, too. Kernels before 6.2 rename only a device that is down.
  */
 export function putAway(kernel: Kernel, link: Link, record: AttachmentRecord): boolean {
   const alias = tagPutAway(link, ownerOf(record));
@@ -63,7 +63,7 @@ const ownerOf = ({ id, generation = 0 }: AttachmentRecord): { id: string; genera
   generation,
 });
 
-/** Sets a device down where it is there; with `leave` it is no port any more. */
+/** Sets a device down, if it is there; `leave`: also takes it out of its bridge. */
 export function setLinkDown(
   kernel: Kernel,
   link: Link | null,
@@ -73,7 +73,7 @@ export function setLinkDown(
   const { links } = kernel;
   const leaving = leave && link.master !== undefined ? [links.change(link, { master: null })] : [];
   try {
-    // Down first: what is up and no port would speak to the host itself.
+    // Down first: a device that is up and no port would pass frames to the host itself.
     kernel.batch([links.change(link, { up: false }), ...leaving]);
   } catch (error) {
     if (!isKernelError(error, 'ENODEV')) throw error;
@@ -98,6 +98,6 @@ export function claimTap(kernel: Kernel, { id, device }: Attachment): Descriptor
   return openTap({ name, queues, vnetHdr });
 }
 
-/** The answer to a claim of what has no descriptor. */
+/** The error for a claim of a device that has no descriptor. */
 export const noDescriptor = (id: string, device: Device | null): VoltError =>
   new VoltError('UNSUPPORTED', `${id} is a ${device?.type ?? 'container'}: no descriptor`);

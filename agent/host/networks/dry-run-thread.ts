@@ -10,15 +10,18 @@ import type { QueuedDryRun, DryRunSettings } from './dry-runs.ts';
 import { Removal } from './removal.ts';
 import { networkTypesOver } from './types.ts';
 
-// The thread of dry runs (`DryRuns`). A thread has a network namespace of its own: that of whoever started it, until
-// it enters another, and nobody else notices.
+// The thread of dry runs (`DryRuns`). Each thread has its own current network namespace: at first that of the thread
+// that started it. It may enter another one without any effect on other threads.
 
 const { host, nftablesTable }: DryRunSettings = workerData;
 const log = createLog('silent', host);
 
-/** Nothing is removed in a namespace that goes as a whole, and every name there was chosen before. */
+/**
+ * No records are needed: nothing is removed one by one, since the whole namespace goes, and all names were chosen
+ * before.
+ */
 const noRecords = { namesDevice: () => false, get: () => undefined, values: () => [] };
-/** Its number is in a /sys that is not there, and nobody is going to open it. */
+/** The number of a macvtap's character device is in a /sys that is not mounted there, and nobody opens the device. */
 const findDevice = (): string => '/dev/null';
 
 function run({ knowsBridge, ...order }: QueuedDryRun): object {

@@ -13,8 +13,8 @@ import { LOOPBACK } from './loopback.ts';
 import type { NetworkType, NetworkTypes } from './network-type.ts';
 import type { NamedNamespace } from './workload.ts';
 
-// What an attach would do is found by doing it elsewhere: in a network namespace that nobody else sees, in which there
-// is of the host what the attach would meet.
+// A dry run finds out what an attach would do by attaching in a throw-away network namespace, which has copies of those
+// objects of the host that the attach would meet.
 
 export interface DryRunOrder {
   readonly request: AttachRequest;
@@ -27,22 +27,22 @@ export interface DryRunOrder {
 }
 
 export interface DryRunOptions {
-  /** The host's. */
+  /** The kernel of the host's namespace. */
   readonly kernel: Kernel;
   /** Whether the firewall of the host knows of the network's bridge. */
   readonly knowsBridge: boolean;
-  /** The network types over a kernel of another namespace, the calling thread's, with a firewall of its own. */
+  /** Opens the network types over a kernel of the calling thread's namespace, with a firewall of their own. */
   readonly typesOver: (kernel: Kernel) => NetworkTypes & Disposable;
 }
 
 /** Operations that change nothing. */
 const READING = 'RTM_GET';
-/** In the place of a NIC of the host. */
+/** The other end of a veth pair that stands in for a NIC of the host. */
 const STAND_IN_PEER = 'dry-run';
 
 /**
- * The changes, in order, that an attach would make in the kernel. The host itself, whose namespace the thread is in, is
- * only looked at. UNSUPPORTED for a type that needs hardware; errors of the kernel are those that the attach would meet.
+ * The changes, in order, that an attach would make in the kernel. The thread is in the namespace of the host, which is
+ * only read. UNSUPPORTED: the type needs hardware. Errors of the kernel are those that the attach would meet.
  */
 export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperation[] {
   const { network, request, madeNamespace } = order;
@@ -68,7 +68,10 @@ export function dryRun(options: DryRunOptions, order: DryRunOrder): KernelOperat
   return [...made, ...operations.filter(({ operation }) => !operation.startsWith(READING))];
 }
 
-/** Puts there what of the host the attach would meet. */
+/**
+ * Copies the host's bridge, parent and uplink, and host addresses of port maps, into the throw-away namespace, so that
+ * the attach meets what it would meet on the host.
+ */
 function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrder): void {
   kernel.links.set(LOOPBACK.index, { up: true });
   const { bridge, uplink, parent } = network;
@@ -92,7 +95,7 @@ function setStage(kernel: Kernel, host: Kernel, { network, request }: DryRunOrde
     kernel.links.set(made, { up: true, ...port });
   }
   const mapped = (request.ports ?? []).map(({ hostAddress }) => hostAddress);
-  // What lo has by itself.
+  // `lo` has these addresses by itself.
   const own = new Set([undefined, '127.0.0.1', '::1', '0.0.0.0', '::']);
   for (const text of new Set(mapped)) {
     if (text === undefined || own.has(text)) continue;
@@ -106,7 +109,7 @@ const hostAddress = (text: string): InterfaceAddress => {
   return InterfaceAddress.parse(`${text}/${family === 4 ? 32 : 128}`);
 };
 
-/** So that what an attach does for the first of a bridge alone is done. */
+/** Attaches a throw-away port first, so that the one-time set-up of a bridge is not counted. */
 function attachAnother(type: NetworkType, order: DryRunOrder): void {
   const { network } = order.network;
   const request = { id: 'dry-run', workload: 'dry-run', kind: 'vm', network } as const;
@@ -121,6 +124,6 @@ function attach(
 ): void {
   using checked = type.check(request, network, { deviceName, named });
   checked.prepare();
-  // Nothing is undone: all of it goes with the namespace.
+  // Nothing is undone: everything goes with the namespace.
   checked.attach(lease, new DisposableStack());
 }

@@ -15,7 +15,7 @@ export interface DryRunSettings {
 
 /** One dry run, as plain data. */
 export interface QueuedDryRun extends DryRunOrder {
-  /** The firewall of the host knows of the network's bridge: what is done for the first of a bridge is done. */
+  /** The host's firewall knows the network's bridge: the one-time set-up of the bridge is done already. */
   readonly knowsBridge: boolean;
 }
 
@@ -27,8 +27,8 @@ const END_MS = 1_000;
 const ONE = 'dry-run';
 
 /**
- * Dry runs, one at a time, in a thread of their own: the rules of a throw-away firewall alone take tens of milliseconds.
- * The thread is started when it is needed and ended after a minute without; one that dies is replaced.
+ * Dry runs, one at a time, in a thread of their own: loading the rules of a throw-away firewall alone takes tens of
+ * milliseconds. The thread is started when it is needed, ended after an idle minute, and replaced if it dies.
  */
 export class DryRuns {
   readonly #settings: DryRunSettings;
@@ -39,7 +39,7 @@ export class DryRuns {
   readonly #locks = new IdLocks();
   #thread: Thread | undefined;
   #idle: NodeJS.Timeout | undefined;
-  /** One that was given up and has not ended yet. */
+  /** A thread that was given up and has not ended yet. */
   #stuck: Thread | undefined;
 
   constructor(options: {
@@ -61,13 +61,13 @@ export class DryRuns {
    * DEADLINE_EXCEEDED where it takes longer than until `deadline` (`performance.now()` time).
    */
   async dryRun(order: QueuedDryRun, deadline: number): Promise<readonly KernelOperation[]> {
-    // Also of one that nobody waits for any more the next waits for the end.
+    // The next dry run waits for the end of this one, even if nobody waits for this one any more.
     const running = this.#locks.take(ONE, deadline, () => this.#run(order));
     await withDeadline(running, deadline, nobodyWaits);
     return running;
   }
 
-  /** Ends the thread; what is under way is not waited for. */
+  /** Ends the thread; a dry run under way may take no more than END_MS. */
   async close(): Promise<void> {
     clearTimeout(this.#idle);
     const thread = this.#thread;
@@ -78,7 +78,7 @@ export class DryRuns {
   async #run(order: QueuedDryRun): Promise<readonly KernelOperation[]> {
     clearTimeout(this.#idle);
     if (this.#stuck !== undefined) {
-      throw new VoltError('OVERLOADED', 'an earlier dry run does not come to its end');
+      throw new VoltError('OVERLOADED', 'an earlier dry run has not ended');
     }
     const thread = (this.#thread ??= this.#start());
     try {
@@ -94,10 +94,10 @@ export class DryRuns {
       if (this.#stuck === thread) this.#stuck = undefined;
       if (this.#thread !== thread) return;
       this.#thread = undefined;
-      this.#log.error({ reason }, 'the thread of dry runs has died: the next gets another');
+      this.#log.error({ reason }, 'the dry-run thread has died: the next dry run gets a new one');
     });
     void thread.lost.then(() => {
-      this.#log.error({}, 'a dry run does not come to its end: its thread is given up');
+      this.#log.error({}, 'a dry run does not end: its thread is given up');
       if (this.#thread === thread) this.#thread = undefined;
       if (!thread.hasEnded) this.#stuck = thread;
     });
@@ -105,13 +105,13 @@ export class DryRuns {
   }
 }
 
-/** One thread, and what it is asked. */
+/** One thread, and the question that it answers. */
 class Thread {
   readonly #worker: Worker;
-  /** Resolves with the reason when it has ended. */
+  /** Resolves with the reason when the thread has ended. */
   readonly over: Promise<string>;
   readonly #lost = Promise.withResolvers<void>();
-  /** Resolves when it has not answered for too long. */
+  /** Resolves when the thread has not answered for too long. */
   readonly lost = this.#lost.promise;
   hasEnded = false;
 
@@ -121,7 +121,7 @@ class Thread {
       workerData: settings,
       resourceLimits: { maxOldGenerationSizeMb: 128, maxYoungGenerationSizeMb: 8 },
     });
-    // It is no reason for the process to stay.
+    // The thread does not keep the process running.
     this.#worker.unref();
     const { promise, resolve } = Promise.withResolvers<string>();
     this.over = promise;
@@ -141,7 +141,7 @@ class Thread {
       const answer = await Promise.race([
         promise,
         this.over.then((reason) => {
-          const message = `the thread of dry runs has died: ${reason}`;
+          const message = `the dry-run thread has died: ${reason}`;
           throw new VoltError('INTERNAL', message, { retryable: true });
         }),
         sleep(stuckMs, LOST, { signal: timer.signal }),
@@ -156,7 +156,7 @@ class Thread {
     }
   }
 
-  /** Lets it close what it has open, and ends it. */
+  /** Lets the thread close what it has open, and ends it. */
   async end(): Promise<void> {
     this.#worker.postMessage(null, []);
     const timer = new AbortController();
@@ -172,7 +172,7 @@ function operationsIn(reply: unknown): readonly KernelOperation[] {
   const error = fromErrorBody(reply);
   if (error !== null) throw error;
   if (isDone(reply)) return reply.operations;
-  throw new Error('the thread of dry runs has answered something else');
+  throw new Error('the dry-run thread has sent an unexpected answer');
 }
 
 const isDone = (reply: unknown): reply is { readonly operations: readonly KernelOperation[] } =>

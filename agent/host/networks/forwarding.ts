@@ -18,21 +18,21 @@ const FAMILIES = [4, 6] as const;
 export const SWITCHES = { 4: IPV4_FORWARDING, 6: IPV6_FORWARDING } as const;
 
 /**
- * What this agent writes into the switch; an operator, Docker and libvirt write 1. The kernel takes any value but 0
- * for on. So one write both switches forwarding on and says who did it, and the word ends with what it is about: an
+ * The value that this agent writes into the switch; an operator, Docker and libvirt write 1. For the kernel, any value
+ * but 0 means on. So one write both switches forwarding on and says who did it, and the two cannot disagree: an
  * operator who writes 1 takes over, and a reboot forgets both.
  */
 const SWITCHED_BY_AGENT = '2';
 const SWITCHED_BY_OPERATOR = '1';
 
 const OWNER = 'forwarding';
-/** Between an event and the look at the switches: each device that comes causes events, too. */
+/** Delay between an event and the look at the switches: each new device causes events, too. */
 const LOOK_MS = 50;
 
-/** Who has switched on that the host forwards packets. */
+/** Who has switched on the host's packet forwarding. */
 export type ForwardingSwitch = 'nobody' | 'agent' | 'operator';
 
-/** Reads the switch of one address family. A kernel without that family forwards nothing of it. */
+/** Reads the switch of one address family; `nobody` if the kernel does not have that family. */
 export function forwardingSwitch(family: Family): ForwardingSwitch {
   const value = readIfThere(SWITCHES[family]) ?? '0';
   if (value === '0') return 'nobody';
@@ -40,9 +40,9 @@ export function forwardingSwitch(family: Family): ForwardingSwitch {
 }
 
 /**
- * The host's forwarding. Where this agent switches it on, it does so for its own networks alone: the firewall drops
- * what would be forwarded between two devices that are none of ours. Where an operator has switched it on, that is
- * his, and the firewall has no such rule.
+ * The host's packet forwarding. If this agent switches it on, that is for its own networks alone: the firewall drops
+ * packets that would be forwarded between two devices that are not ours. If an operator has switched it on, it is the
+ * operator's, and the firewall has no such rule.
  */
 export class Forwarding implements Disposable {
   readonly #kernel: Kernel;
@@ -50,7 +50,7 @@ export class Forwarding implements Disposable {
   readonly #log: Log;
   #watch: Disposable | undefined;
   #look: NodeJS.Timeout | undefined;
-  /** The families that are closed in the firewall. */
+  /** The families for which the firewall has such a rule. */
   #closed: readonly Family[] = [];
 
   constructor({ kernel, firewall, log }: { kernel: Kernel; firewall: Firewall; log: Log }) {
@@ -78,12 +78,12 @@ export class Forwarding implements Disposable {
     if (families.includes(6) && forwardingSwitch(6) === 'nobody') this.#switchOn6();
   }
 
-  /** Makes the host a router on one bridge: it believes no router advertisement of a workload. */
+  /** Makes the host a router on one bridge: it then ignores router advertisements of workloads. */
   makeRouter(bridge: string): void {
     this.#keepingRoutes(() => this.#set(ofDevice(6, bridge), '1'));
   }
 
-  /** Takes back what `switchOn` has switched on; what an operator has switched on stays. */
+  /** Switches off what `switchOn` has switched on. What an operator has switched on stays. */
   switchOff(families: readonly Family[] = FAMILIES): void {
     for (const family of families) {
       if (forwardingSwitch(family) !== 'agent') continue;
@@ -108,7 +108,7 @@ export class Forwarding implements Disposable {
     this.#close(FAMILIES.filter((family) => forwardingSwitch(family) === 'agent'));
   }
 
-  /** Closes the host's forwarding of these families for devices that are none of ours, and of no others. */
+  /** Makes the firewall drop packets of exactly these families that are forwarded between devices that are not ours. */
   #close(families: readonly Family[]): void {
     if (families.join() === this.#closed.join()) return;
     if (families.length === 0) this.#firewall.remove(OWNER);
@@ -124,7 +124,7 @@ export class Forwarding implements Disposable {
     this.#close(FAMILIES.filter((one) => one === family || forwardingSwitch(one) === 'agent'));
   }
 
-  /** The switch writes to every device; those whose setting says something keep it. */
+  /** The switch overwrites the setting of every device; devices whose setting means something get it back. */
   #switchOn4(): void {
     const opened = openedByOperator(this.#kernel);
     const macvtaps = this.#kernel.links.list().filter(isOwnMacvtap);
@@ -136,9 +136,9 @@ export class Forwarding implements Disposable {
   }
 
   /**
-   * IPv6 is forwarded by the host or not; the setting of a device, which the switch writes to, too, says whether the
-   * host is a router there, and so believes no router advertisement. Devices, and the default of those to come, get
-   * back what they had: else the host would lose its own routes.
+   * IPv6 is forwarded by the whole host or not at all. The setting of a device, which the switch overwrites, too, says
+   * whether the host is a router there and so ignores router advertisements. Devices, and the default for new ones, get
+   * their setting back: otherwise the host would lose its own routes.
    */
   #switchOn6(): void {
     const devices = this.#kernel.links.list().filter(isOfHost);
@@ -156,8 +156,8 @@ export class Forwarding implements Disposable {
   }
 
   /**
-   * When a switch for IPv6 is written, also that of one device, the kernel forgets the routes that devices with an
-   * `accept_ra` below 2 have heard of.
+   * When an IPv6 forwarding setting is written, even that of one device, the kernel forgets the routes from router
+   * advertisements on devices with an `accept_ra` below 2. So these devices have 2 during `work`.
    */
   #keepingRoutes(work: () => void): void {
     const devices = this.#kernel.links.list().filter(isOfHost);

@@ -24,8 +24,8 @@ export interface HostOnlyOptions extends BridgePortsOptions {
 }
 
 /**
- * A bridge and subnet of this host: outward by masquerade, inward by port map alone. The ports are those of a
- * bridged network; what differs is what the firewall and the host's routing make of the bridge.
+ * A bridge and subnet of this host. Packets leave by masquerade, and enter only by port maps. The ports are those of a
+ * bridged network; the firewall and the routing of the host treat the bridge differently.
  */
 export class HostOnly implements NetworkType {
   readonly #options: HostOnlyOptions;
@@ -105,8 +105,8 @@ export class HostOnly implements NetworkType {
 }
 
 /**
- * What such a network needs around its bridge: forwarding, and a way for replies to what was mapped from ::1 and
- * 127.0.0.1, which come in by the bridge.
+ * The needs of a host-only network: forwarding, and a way for replies to connections that were mapped from ::1 and
+ * 127.0.0.1. These replies come in by the bridge.
  */
 export const hostOnlyNeeds = (network: Network): NeedsOfType => {
   const needs = routerNeeds(network);

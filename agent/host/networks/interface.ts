@@ -22,15 +22,15 @@ import {
 import { openToIpv6, setIpv6 } from './ipv6.ts';
 import { openIfThere, type WorkloadNamespace } from './workload.ts';
 
-// A container's interface inside its namespace: addresses, routes, and what the kernel does for it.
+// A container's interface inside its namespace: addresses, routes, settings and announcements.
 
 const LOOPBACK = { index: 1, name: 'lo' };
 const ANNOUNCE_AFTER_MS = 50;
 
 /**
  * Sets up a workload's interface inside its namespace: addresses, `lo` and the interface up, default routes and the
- * network's further routes. An interface that is not the first there gets a routing table of its own, too. UNSUPPORTED:
- * the interface is to have IPv6 addresses, and can have none.
+ * network's further routes. An interface that is not the first one there also gets a routing table of its own.
+ * UNSUPPORTED: the interface should get IPv6 addresses, but cannot have any.
  */
 export function configureInterface(
   link: { readonly index: number; readonly name: string },
@@ -61,7 +61,7 @@ export function configureInterface(
     inside.links.change(link, { up: true }),
     ...mainRoutes(index, network, place).map((route) => ({
       ...inside.routes.addition(route),
-      // A default route that is there without an interface's address is somebody else's, and stays.
+      // A default route that exists although no interface has an address is somebody else's, and stays.
       ...(route.to === undefined && { accept: 'EEXIST' as const }),
     })),
     ...(place > 0 ? ownTable(inside, index, addresses, network) : []),
@@ -69,15 +69,18 @@ export function configureInterface(
   announceLater(namespace, name, addresses);
 }
 
-/** The addresses of other interfaces. A container has none as a rule, and one that is not set up yet has none at all. */
+/**
+ * The addresses of other interfaces, of which a container usually has none. A container that is not set up yet has no
+ * address at all.
+ */
 function addressesBeside({ addresses }: Kernel, index: number): AssignedAddress[] {
   if (addresses.count() === 0) return [];
   return addresses.list().filter(({ ifindex }) => ![LOOPBACK.index, index].includes(ifindex));
 }
 
 /**
- * Whoever answers router solicitations on this segment must not become the workload's gateway. Container runtimes switch
- * IPv6 off for all interfaces (`all.disable_ipv6`); a network that has IPv6 says that this one is to have it.
+ * Nobody who sends router advertisements on this segment may become the workload's gateway. Container runtimes switch
+ * IPv6 off for all interfaces (`all.disable_ipv6`); on a network with IPv6, this interface has it.
  */
 function prepareIpv6(name: string, addresses: readonly InterfaceAddress[]): void {
   setIpv6(name, 'accept_ra', '0');
@@ -89,8 +92,8 @@ function prepareIpv6(name: string, addresses: readonly InterfaceAddress[]): void
 }
 
 /**
- * On one segment each interface answers ARP for the addresses that leave by it, and not for those of the others: by
- * default any interface answers for all of them, and neighbours send to the wrong one.
+ * Of several interfaces on one segment, each answers ARP only for addresses whose packets leave by it. By default each
+ * interface answers for all addresses, and neighbours send to the wrong one.
  */
 function answerApart(
   { links }: Kernel,
@@ -112,8 +115,8 @@ function answerApart(
 }
 
 /**
- * Removes what a container's interface has left in its namespace beside itself: the rules for its addresses. Where the
- * namespace cannot be opened now they lead to a table that is empty, and harm nobody.
+ * Removes the rules for a container's addresses, which do not go with its interface. If the namespace cannot be opened
+ * now, the rules stay: they lead to an empty table, and harm nobody.
  */
 export function withdrawRules({ attachment, namespaceIdentity: identity }: AttachmentRecord): void {
   const { kind, netns, addresses = [] } = attachment ?? {};
@@ -131,8 +134,8 @@ export function withdrawRules({ attachment, namespaceIdentity: identity }: Attac
 }
 
 /**
- * Gives a container's interface the routes that its network has now, in the place of those that it had; the workload's
- * own stay. What the workload has made impossible, taking the interface down for one, is its own doing.
+ * Gives a container's interface the routes that its network has now, instead of those that it had; the workload's own
+ * routes stay. If the workload has made a route impossible, for example by taking the interface down, it is skipped.
  */
 export function reviseRoutes(
   place: {
@@ -165,8 +168,8 @@ function unlessRefused(work: () => void, ...codes: readonly string[]): void {
 }
 
 /**
- * Lets an interface tell its neighbours its addresses (gratuitous ARP, unsolicited neighbour advertisement), so that
- * they forget whoever had them before. Not at once: a bridge passes nothing until it has seen its port's carrier.
+ * Lets an interface announce its addresses (gratuitous ARP, unsolicited neighbour advertisement), so that neighbours
+ * forget the earlier holder. Not at once: a bridge passes nothing until it has seen the carrier of its port.
  */
 function announceLater(
   { path, handle: { identity } }: WorkloadNamespace,
@@ -186,20 +189,20 @@ function announceLater(
       if (families.has(4)) writeSysctl(['net', 'ipv4', 'conf', name, 'arp_notify'], '1');
       if (families.has(6)) writeSysctl(['net', 'ipv6', 'conf', name, 'ndisc_notify'], '1');
     });
-    // The MAC that it has: the kernel announces whatever is set.
+    // Sets the MAC that the link has already: the kernel announces every MAC that is set.
     kernel.links.set(link, { mac: link.mac });
   };
   setTimeout(() => {
     try {
       announce();
     } catch (error) {
-      // The workload may have gone, or changed its interface, and neighbours learn by asking, too.
+      // The workload may be gone, or may have changed its interface. Neighbours also learn by asking.
       if (!isKernelError(error) && !(error instanceof UnansweredError)) throw error;
     }
   }, ANNOUNCE_AFTER_MS).unref();
 }
 
-/** A container's interface in its namespace, which is the container's to change. */
+/** The description of a container's interface in its namespace; the container may change the interface. */
 export const describedInside = (
   {
     addresses,

@@ -4,10 +4,10 @@ import type { Network } from '#protocol/network.ts';
 import { isKernelError } from '#native/errors.ts';
 import { readSysctl, writeSysctl } from '#native/sysctl.ts';
 
-// IPv6 where it may be missing: a kernel started with `ipv6.disable=1` has none, a device with an MTU below 1280 has
-// none, and whoever has set `disable_ipv6` keeps it off devices that have it.
+// IPv6 may be missing: a kernel that was started with `ipv6.disable=1` has none, a device with an MTU below 1280 has
+// none, and `disable_ipv6` switches it off on a device.
 
-/** RFC 8200: the least that a link with IPv6 must carry. The kernel takes IPv6 off a device that carries less. */
+/** RFC 8200: the smallest MTU of a link with IPv6. The kernel takes IPv6 off a device with a smaller MTU. */
 const LEAST_MTU = 1280;
 
 /** UNSUPPORTED: the network has IPv6, and this host has none. */
@@ -17,7 +17,7 @@ export function refuseWithoutIpv6({ network, ipv6 }: Pick<Network, 'network' | '
   throw new VoltError('UNSUPPORTED', message, { details: { path: 'network.ipv6' } });
 }
 
-/** INVALID_REQUEST: the network has IPv6, and `mtu` is too small for it. `of` names the device that has it. */
+/** INVALID_REQUEST: the network has IPv6, and `mtu` is too small for it. `of` names the device whose MTU it is. */
 export function refuseSmallMtu(
   { network, ipv6 }: Pick<Network, 'network' | 'ipv6'>,
   mtu: number,
@@ -29,9 +29,7 @@ export function refuseSmallMtu(
   throw new VoltError('INVALID_REQUEST', message, { details: { path: 'mtu', least: LEAST_MTU } });
 }
 
-/**
- * Lets a device of ours have IPv6 addresses, whatever new devices have by default. False where it can have none.
- */
+/** Lets a device of ours have IPv6 addresses, whatever the default for new devices is. False if it can have none. */
 export function openToIpv6(name: string): boolean {
   const path = ['net', 'ipv6', 'conf', name, 'disable_ipv6'];
   try {
@@ -43,7 +41,7 @@ export function openToIpv6(name: string): boolean {
   }
 }
 
-/** Sets a device's IPv6 setting; a device without IPv6 has no need of it. */
+/** Writes an IPv6 setting of a device. A device without IPv6 does not need it: success. */
 export function setIpv6(name: string, setting: string, value: string): void {
   try {
     writeSysctl(['net', 'ipv6', 'conf', name, setting], value);

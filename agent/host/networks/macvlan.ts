@@ -23,7 +23,7 @@ import {
 import { DEFAULT_IFNAME, openIfThere, RequestedNamespace } from './workload.ts';
 import { deviceTag } from '../ownership.ts';
 
-/** A namespace that nobody holds has ended within some tens of milliseconds, or the host is very busy. */
+/** The kernel ends a namespace that nobody holds within some tens of milliseconds, unless the host is very busy. */
 const GONE_AFTER_MS = 10;
 const GONE_TRIES = 200;
 
@@ -37,7 +37,9 @@ export class NamespacedMacvlans {
     this.#kernel = kernel;
   }
 
-  /** INVALID_REQUEST without a namespace: once moved out of sight, a macvlan could not be taken away again. */
+  /**
+   * INVALID_REQUEST without a namespace: the agent could not remove a macvlan that was moved to where it cannot see it.
+   */
   check(
     request: AttachRequest,
     place: { readonly network: Network; readonly parent: MacvlanParent } & Pick<
@@ -70,7 +72,10 @@ export class NamespacedMacvlans {
     };
   }
 
-  /** A macvlan whose namespace is gone is gone with it; one that no path leads to any more is deleted there. */
+  /**
+   * If the namespace is gone, so is the macvlan. If no path leads to the namespace any more, the macvlan is deleted in
+   * it.
+   */
   detach(record: AttachmentRecord): RemovingDevice {
     withdrawRules(record);
     using scope = new DisposableStack();
@@ -90,14 +95,14 @@ export class NamespacedMacvlans {
   }
 
   /**
-   * Resolves once the parent receives nothing for the macvlan any more. The kernel takes some time to end a namespace that
-   * nobody holds, and until it has, nobody else gets the MAC on this parent.
+   * Resolves when the parent receives nothing for the macvlan any more. The kernel takes some time to end a namespace
+   * that nobody holds; until it has, nobody else can have the MAC on this parent.
    */
   async #gone({ attachment, network }: AttachmentRecord): Promise<void> {
     if (attachment === undefined) return;
     const found = findByNumber(this.#kernel, attachment);
     if (found !== null) {
-      // A socket of its own, since a deletion off the main thread occupies it.
+      // This needs a socket of its own, since a deletion off the main thread occupies its socket.
       using kernel = new Kernel();
       const { namespaceId, link } = found;
       await this.#deleted(() => kernel.links.deleteInAsync(namespaceId, link.index));
@@ -144,8 +149,8 @@ function makeMacvlan(
 }
 
 /**
- * The macvlan of a record, null where it is not there, and the kernel's configuration in its namespace, which `scope` holds
- * open; null where no path leads to that.
+ * The macvlan of a record (null if it is not there), and the kernel of its namespace, which `scope` holds open. Null if
+ * no path leads to that namespace.
  */
 function find(
   record: AttachmentRecord,

@@ -55,7 +55,7 @@ export interface MacvtapOptions {
   readonly findDevice?: typeof characterDevice;
 }
 
-/** Whose facts in the firewall are those of an attachment's macvtap. */
+/** The firewall's owner of the facts of an attachment's macvtap. */
 const portOwner = (id: string): string => `macvtap:${id}`;
 
 /**
@@ -117,7 +117,10 @@ export class Macvtap implements NetworkType {
     };
   }
 
-  /** A frame that leaves a macvtap is one that its guest sends. Of containers nothing passes by the host. */
+  /**
+   * Frames that leave a macvtap are those that its guest sends, so the filter is there. Frames of containers do not
+   * pass the host.
+   */
   describe({ attachment, network }: Attached): Description {
     const { id, generation, kind, device, netns, mac, filterAddresses = [] } = attachment;
     if (device === null) return { id, generation };
@@ -171,7 +174,9 @@ export class Macvtap implements NetworkType {
     else setLinkDown(kernel, linkOfRecord(kernel, record));
   }
 
-  /** Whoever holds a descriptor may change the device's MAC by it (SIOCSIFHWADDR): each claim sets it anew. */
+  /**
+   * The holder of a descriptor may change the device's MAC with it (SIOCSIFHWADDR), so each claim sets the MAC anew.
+   */
   claim(attachment: Attachment): Descriptor[] {
     const { kernel } = this.#options;
     const { id, device } = attachment;
@@ -257,9 +262,9 @@ export const CLOSED_TO_HOST = {
 } as const;
 
 /**
- * A macvtap that nobody holds passes what it receives to the host, which would answer ARP requests for its own
- * addresses with the workload's MAC, take what is sent there for itself, past rules for the NIC, and forward the
- * rest. No route leads to a macvtap, so that strict checking of sources drops all of it.
+ * While nobody holds a macvtap, the kernel passes the frames that it receives to the host. The host would answer ARP
+ * requests for its own addresses with the workload's MAC, accept packets to these addresses past the rules for the NIC,
+ * and forward the rest. No route leads to a macvtap, so strict source checking (`rp_filter`) drops all of them.
  */
 function closeToHost(name: string): void {
   closeToIpv6(name);

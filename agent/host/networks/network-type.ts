@@ -18,24 +18,26 @@ export type Device = NonNullable<Attachment['device']>;
 
 /** What is known of an attach before it is checked. */
 export interface KnownOfAttach {
-  /** Of a device that is made again (`deviceName` of its record). */
+  /** The name of a device that is made again (`deviceName` of its record). */
   readonly deviceName?: string | undefined;
-  /** What `netns` led to, open for as long as the attach takes. Without it the type opens the path itself. */
+  /**
+   * The namespace that `netns` led to, open for as long as the attach takes. Without it the type opens the path itself.
+   */
   readonly named?: NamedNamespace | undefined;
 }
 
-/** What a network type makes of one request in order. It owns what it opened to check it (`using`). */
+/** A request that a network type has found in order. It owns what was opened to check it (`using`). */
 export interface CheckedAttach extends Disposable {
   /** The name that the host's end will have. */
   readonly deviceName: string;
   /**
-   * What the type found and has to put back one day. It is recorded with the intent, before anything is
-   * touched, and comes back in `record.before`; only the type reads it.
+   * What the type found and has to restore later. It is recorded with the intent, before anything is touched, and comes
+   * back in `record.before`; only the type reads it.
    */
   readonly before?: AttachmentRecord['before'];
   /**
-   * What need not wait for the lease: opening and looking, making nothing. It runs while the ledger works, and
-   * what it throws counts once the lease is there.
+   * Work that need not wait for the lease: it opens and looks, and makes nothing. It runs while the ledger works; an
+   * error that it throws counts once the lease is there.
    */
   prepare(): void;
   /**
@@ -48,14 +50,14 @@ export interface CheckedAttach extends Disposable {
 export interface AttachmentChange {
   readonly before: Attachment;
   readonly after: Attachment;
-  /** As it was when the device was made or changed last. */
+  /** The network as it was when the device was made or changed last. */
   readonly network: Network;
 }
 
 export interface AttachedDevice {
   readonly device: Device | null;
   readonly filter: Attachment['filter'];
-  /** The workload's namespace, where the type made it. */
+  /** The workload's namespace, if the type made it. */
   readonly netns?: string;
 }
 
@@ -64,7 +66,7 @@ export interface AttachedDevice {
  * everything in order.
  */
 export interface NetworkType {
-  /** Throws VoltError for whatever is wrong or this type and kernel cannot do; touches nothing. */
+  /** Throws VoltError if the request is wrong, or if this type or this kernel cannot do it. Touches nothing. */
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach;
   /**
    * Takes the device of a record, finished or not, out of use at once: its name is free and its traffic
@@ -72,19 +74,19 @@ export interface NetworkType {
    * open intent. Success when nothing is there.
    */
   detach(record: AttachmentRecord): RemovingDevice;
-  /** What should be on the host for a record of something that has been attached: pure. */
+  /** What should be on the host for the record of something that has been attached. Pure. */
   describe(record: Attached): Description;
-  /** What keeps a workload of such a network to its addresses. */
+  /** How a workload of this network is held to its addresses. */
   filterOf(network: Network, kind: Attachment['kind']): Attachment['filter'];
   /** Refuses a change of a live attachment: PORT_IN_USE and the like, UNSUPPORTED for what this type cannot change. */
   checkChange(change: AttachmentChange): void;
   /** What a network needs of the host around its bridge; absent for types without one. */
   needs?(network: Network): NeedsOfType;
-  /** Puts there what a device of the network stands on: its bridge, settings of the host. */
+  /** Makes or repairs what a device of the network needs on the host: its bridge, and settings of the host. */
   prepareNetwork?(network: Network): void;
-  /** At the start of an agent: notes what has to hold for the network, for the firewall that is about to load. */
+  /** At the start of an agent: gives the firewall, which is about to load, the facts of the network. */
   resumeNetwork?(network: Network): void;
-  /** Closes the port of a record whose addresses are another's: no frame passes. Success when it is not there. */
+  /** Closes the port of a fenced record: no frame passes. Success if there is no port. */
   setDown(record: AttachmentRecord): void;
   /**
    * The descriptors of a VM's device, one per queue, as the attachment describes them; the caller closes
@@ -96,7 +98,7 @@ export interface NetworkType {
 /** The types that this agent has. */
 export type NetworkTypes = Readonly<Partial<Record<Network['type'], NetworkType>>>;
 
-/** What a record says should be there, by its type; of what is fenced, closed. */
+/** Returns what should be there for a record, by its network type. A fenced record is described as closed. */
 export const describeBy =
   (types: NetworkTypes): Describe =>
   (record) => {
@@ -113,7 +115,7 @@ export interface RemovingDevice {
   readonly removed: Promise<void>;
 }
 
-/** Refuses by name what a request or a network has and its type cannot do; nothing is ignored. */
+/** Refuses, by its name, each key of a request or a network that the type does not support; nothing is ignored. */
 export function refuseUnsupported(
   { type }: Pick<Network, 'type'>,
   given: readonly (readonly [path: string, present: boolean])[],
@@ -128,7 +130,7 @@ export function refuseUnsupported(
 
 type Changeable = 'ports' | 'bandwidth' | 'filterAddresses';
 
-/** Refuses a change of what a type has not; labels are everybody's. */
+/** Refuses a change of keys that a type does not support. Labels can be changed on all types. */
 export function refuseChanges(
   { before, after, network }: AttachmentChange,
   keys: readonly Changeable[],

@@ -9,9 +9,9 @@ import { type Fact, keyOf } from '../firewall/ruleset.ts';
 import type { DescribedFilter, DescribedMaps } from '../description.ts';
 import { mapsOwner } from './port-maps.ts';
 
-// What the firewall has to hold for an attachment.
+// The facts that the firewall has to hold for an attachment.
 
-/** The facts of a filter; none for a macvtap that may send what it likes. */
+/** The facts of a filter; none for a macvtap without a filter. */
 export function filterFacts({ on, filter, ...port }: DescribedFilter): Fact[] {
   const filtered = filter === 'full';
   if (on === 'device') return filtered ? macvtapFacts(port) : [];

@@ -11,12 +11,12 @@ import type { Kernel } from '../kernel.ts';
 export type Ports = Attachment['ports'];
 type PortMap = Ports[number];
 
-/** Of whom the facts in the firewall are. */
+/** The firewall's owner of the port maps of an attachment. */
 export const mapsOwner = (id: string): string => `maps:${id}`;
 
 const slotOf = ({ protocol, hostPort }: PortMap): string => `${protocol} ${hostPort}`;
 
-/** Which of the host's addresses a map is for: a given one, or each; of one family, or of both. */
+/** The host addresses that a map is for: one given address, or all addresses of one family or of both. */
 interface HostEnd {
   readonly family?: 4 | 6;
   readonly address?: IpAddress;
@@ -30,8 +30,8 @@ function hostEndOf({ hostAddress }: PortMap): HostEnd {
 }
 
 /**
- * The port maps of this host: who has which host port, and the elements in the firewall that make it so. A port
- * of every address and one of a given address are the same port, as they are for sockets.
+ * The port maps of this host: which attachment has which host port, and the elements in the firewall. As for sockets, a
+ * map for all addresses and a map for a given one conflict if they have the same port.
  */
 export class PortMaps {
   readonly #firewall: Firewall;
@@ -47,9 +47,9 @@ export class PortMaps {
   }
 
   /**
-   * PORT_IN_USE, with the holder named: another attachment, or a process of the host. INVALID_REQUEST: two maps are
-   * of one port, no socket of the host could listen on the address, or the network has nothing of its family. What
-   * the id has itself does not count.
+   * PORT_IN_USE: another attachment, or a process of the host, has a port; the error names it. INVALID_REQUEST: two
+   * maps have the same host port, no socket of the host could listen on the address, or the network has no subnet of
+   * its family. Ports that `id` itself has do not count.
    */
   check(id: string, ports: AttachRequest['ports'], network: Network): void {
     const families = new Set(subnetsOf(network).map(({ family }) => family));
@@ -64,7 +64,7 @@ export class PortMaps {
       if (address !== undefined) refuseUnboundable(this.#kernel, address, path);
       const first = (ports ?? []).slice(0, index).findIndex((other) => isSameEnd(other, map));
       if (first >= 0) {
-        const message = `${path}: is the host port of ports.${first}`;
+        const message = `${path}: has the same host port as ports.${first}`;
         throw new VoltError('INVALID_REQUEST', message, { details: { path } });
       }
       this.#refuseTaken(id, map, path);
@@ -73,7 +73,7 @@ export class PortMaps {
     }
   }
 
-  /** Makes these the maps of an attachment, in place of those that it has, in one transaction. */
+  /** Replaces the maps of an attachment, in one transaction. */
   put(id: string, ports: Ports, addresses: Attachment['addresses']): void {
     const before = this.#mapped.get(id) ?? [];
     this.#firewall.put(mapsOwner(id), portMapFacts({ ports, addresses }));
@@ -123,8 +123,8 @@ export class PortMaps {
   }
 
   /**
-   * UDP flows to these ports that began before: to the host itself where there is a map now, to `targets`'
-   * predecessors where the map has ended.
+   * Forgets UDP flows to these ports that began before the change: flows to the host itself if there is a map now, and
+   * flows to targets of maps that have ended.
    */
   #forgetFlows(ports: Ports, targets: ReadonlySet<string>): void {
     const numbers = new Set(
@@ -146,12 +146,14 @@ export class PortMaps {
 const samePort = (a: PortMap, b: PortMap): boolean =>
   slotOf(a) === slotOf(b) && a.hostAddress === b.hostAddress && a.port === b.port;
 
-/** Every address and a given one are in each other's way; two given ones, and two families, are not. */
+/** All addresses and a given address overlap; two different given addresses do not, nor do two families. */
 const overlaps = (a: HostEnd, b: HostEnd): boolean =>
   (a.family ?? b.family) === (b.family ?? a.family) &&
   (a.address === undefined || b.address === undefined || a.address.equals(b.address));
 
-/** Of one attachment, a map of a given address may stand beside one of every address: it goes first. */
+/**
+ * One attachment may have a map for a given address beside one for all addresses: the given address takes precedence.
+ */
 const isSameEnd = (a: PortMap, b: PortMap): boolean => {
   const [one, other] = [hostEndOf(a), hostEndOf(b)];
   const alike = (one.address === undefined) === (other.address === undefined);
@@ -178,7 +180,7 @@ function refuseUnboundable({ addresses }: Kernel, address: IpAddress, path: stri
   throw new VoltError('INVALID_REQUEST', message, { details: { path: `${path}.hostAddress` } });
 }
 
-/** Of a subnet that the host is on. */
+/** True for the broadcast address of a subnet that the host is on. */
 const isBroadcast = (addresses: Kernel['addresses'], address: IpAddress): boolean =>
   address.family === 4 &&
   addresses.list().some(({ address: { address: own, prefixLength } }) => {
@@ -187,7 +189,7 @@ const isBroadcast = (addresses: Kernel['addresses'], address: IpAddress): boolea
     return subnet.contains(address) && address.value > subnet.usable().end.value;
   });
 
-/** Every map is looked at for a process that holds its port, and for an address that the host does not have. */
+/** Refuses a map if a process of the host holds its port, or if the host does not have its address. */
 function refuseBound(map: PortMap, families: ReadonlySet<4 | 6>, path: string): void {
   const { protocol, hostPort: port } = map;
   const { address } = hostEndOf(map);

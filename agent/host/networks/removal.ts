@@ -12,9 +12,9 @@ interface Doomed {
 }
 
 /**
- * Deletes devices off the main thread. The kernel waits some 16 ms per deletion whatever is deleted, so
- * devices that come while one deletion runs share the next: one RTM_DELLINK by group, 64 at most. Every
- * batch has a group number of its own that nothing else carries.
+ * Deletes devices off the main thread. The kernel waits some 16 ms per deletion, however many devices are deleted. So
+ * devices that are added while one deletion runs share the next: one RTM_DELLINK by group, 64 devices at most. Every
+ * batch has a group number of its own that nothing else has.
  */
 export class Removal {
   readonly #kernel: Kernel;
@@ -33,7 +33,7 @@ export class Removal {
   delete({ index, alias }: { index: number; alias: string | undefined }): Promise<void> {
     const done = Promise.withResolvers<void>();
     this.#waiting.push({ index, alias, done });
-    // The current turn of the event loop may bring more.
+    // The current turn of the event loop may add more devices.
     if (!this.#running) setImmediate(() => void this.#run());
     this.#running = true;
     return done.promise;

@@ -49,7 +49,7 @@ export interface SriovOptions {
 
 type VfSettings = NonNullable<Link['vfs']>[number];
 
-/** A virtual function as it was found, and will be left: in the record before anything of it is changed. */
+/** A virtual function as it was found. It is recorded before anything of it is changed, and restored at the end. */
 interface Found {
   readonly pciAddress: string;
   readonly number: number;
@@ -57,7 +57,7 @@ interface Found {
   readonly name: string;
   readonly mac: string;
   readonly mtu: number;
-  /** What the physical function had set for it. */
+  /** The settings that the physical function had for it. */
   readonly settings: {
     readonly mac: string;
     readonly vlan: number;
@@ -70,9 +70,9 @@ interface Found {
 }
 
 /**
- * Virtual functions of a NIC (SR-IOV): a container gets one as its interface, a VM one that is bound to `vfio-pci`.
- * A function is free when no record names it and its network device stands unused in the host's namespace; it is
- * given back as it was found, once nothing of the attachment is left on it.
+ * Virtual functions of a NIC (SR-IOV). A container gets one as its interface, a VM gets one that is bound to
+ * `vfio-pci`. A function is free if no record names it and its network device is unused in the namespace of the host.
+ * It is given back as it was found, once nothing of the attachment is left on it.
  */
 export class Sriov implements NetworkType {
   readonly #options: SriovOptions;
@@ -106,7 +106,7 @@ export class Sriov implements NetworkType {
       prepare: () => namespace?.enter(ifname),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const order = { found, request, network, lease };
-        // Whatever of it was done, the second half of a detach takes back: it has the record.
+        // Needs no undo: the second half of a detach restores the settings from the record.
         this.#applySettings(order);
         const device =
           namespace === undefined
@@ -118,7 +118,9 @@ export class Sriov implements NetworkType {
     };
   }
 
-  /** A function lies in the workload's namespace, or with the VMM's driver. What holds it to its MAC is the NIC. */
+  /**
+   * The function is in the namespace of the container, or bound to the driver of the VMM. The NIC holds it to its MAC.
+   */
   describe(record: Attached): Description {
     const { id, generation, kind, device, mac, netns } = record.attachment;
     if (device?.pciAddress === undefined) return { id, generation };
@@ -138,7 +140,10 @@ export class Sriov implements NetworkType {
     return spoofCheck === false ? 'none' : 'mac';
   }
 
-  /** The function leaves the workload at once where the kernel lets it, and is as it was once `removed` resolves. */
+  /**
+   * Takes the function from the workload at once, if the kernel allows it. When `removed` resolves, the function is as
+   * it was found.
+   */
   detach(record: AttachmentRecord): RemovingDevice {
     const found = foundOf(record);
     withdrawRules(record);
@@ -149,7 +154,7 @@ export class Sriov implements NetworkType {
     refuseChanges(change, ['ports', 'bandwidth', 'filterAddresses']);
   }
 
-  /** A container's interface goes down; the link of a VM's function where the NIC has such a switch. */
+  /** Sets a container's interface down. For a VM, disables the link of its function, if the NIC can do that. */
   setDown(record: AttachmentRecord): void {
     const found = foundOf(record);
     if (found === null) return;
@@ -171,7 +176,10 @@ export class Sriov implements NetworkType {
     return this.#options.kernel.links.getWithVfs(name);
   }
 
-  /** PARENT_NOT_FOUND: there is no such device. NO_FREE_VF names it. INVALID_REQUEST: a larger MTU than it has. */
+  /**
+   * PARENT_NOT_FOUND: there is no such device. NO_FREE_VF: no function is free. INVALID_REQUEST: the MTU is larger than
+   * that of the parent.
+   */
   #freeFunction({ mtu }: AttachRequest, { parent: name = '' }: Network): Found {
     const parent = this.#parent(name);
     const details = { path: 'network.parent', parent: name };
@@ -201,7 +209,10 @@ export class Sriov implements NetworkType {
     );
   }
 
-  /** What a function is like if nobody uses it: its network device is here, down and no port of anything. */
+  /**
+   * The function as it is found, if nobody uses it: its network device is in this namespace, down, and no port of
+   * anything. Null if it is in use.
+   */
   #unused({ number, pciAddress }: VirtualFunction, parent: Link): Found | null {
     const name = networkDeviceOf(pciAddress);
     const link = name === undefined ? null : this.#options.kernel.links.get(name);
@@ -240,14 +251,14 @@ export class Sriov implements NetworkType {
     }
   }
 
-  /** UNSUPPORTED names the key that the NIC's driver has not. */
+  /** UNSUPPORTED: the driver of the NIC does not support the setting; `path` names its key. */
   #set({ parent }: Found, path: string, settings: VfSettings): void {
     const index = this.#options.kernel.links.indexOf(parent);
     try {
       this.#options.kernel.links.setVf({ index: index ?? 0, name: parent }, settings);
     } catch (cause) {
       if (!isKernelError(cause, 'EOPNOTSUPP')) throw cause;
-      throw new VoltError('UNSUPPORTED', `${path}: the driver of ${parent} cannot`, {
+      throw new VoltError('UNSUPPORTED', `${path}: not supported by the driver of ${parent}`, {
         details: { path, parent },
         cause,
       });
@@ -315,14 +326,14 @@ export class Sriov implements NetworkType {
     const { kernel } = this.#options;
     this.#takeOut(record, found);
     if (driverOf(found.pciAddress) === VFIO) await unbindDriver(found.pciAddress);
-    // A namespace that dies gives the device back some time later, under whatever name is free.
+    // When a namespace ends, the kernel gives the device back some time later, under any free name.
     const name = networkDeviceOf(found.pciAddress);
     if (name === undefined && driverOf(found.pciAddress) !== undefined) {
       throw new VoltError('INTERNAL', `${found.pciAddress} is still in another namespace`);
     }
     this.#restoreSettings(found);
     const link = name === undefined ? null : kernel.links.get(name);
-    // Whoever has tagged it since is its owner now.
+    // If somebody else has tagged it since, it belongs to them now.
     if (link === null || isTaggedByAnother(link, record.id)) return;
     setLinkDown(kernel, link);
     const free = link.name === found.name || kernel.links.indexOf(found.name) === null;
@@ -335,7 +346,7 @@ export class Sriov implements NetworkType {
     this.#restoreMac({ index: link.index, name: free ? found.name : link.name }, found);
   }
 
-  /** A function whose MAC cannot be put back keeps another: whoever is given it next brings its own. */
+  /** If its MAC cannot be restored, the function keeps another one: the next attachment brings its own MAC. */
   #restoreMac(link: Pick<Link, 'index' | 'name'>, found: Found): void {
     const { log } = this.#options;
     try {
@@ -344,7 +355,8 @@ export class Sriov implements NetworkType {
       if (!isKernelError(error, 'EADDRNOTAVAIL')) throw error;
       log.warn({ device: link.name, mac: found.mac }, 'MAC not restored');
     }
-    // What the function asked for, the physical one has noted as its own setting.
+    // Sets the MAC in the settings back, too: the physical function has noted there what the virtual function asked
+    // for.
     const vf = found.number;
     this.#setIfPossible(found, {
       IFLA_VF_MAC: { vf, mac: MacAddress.parse(found.settings.mac) },
@@ -352,8 +364,8 @@ export class Sriov implements NetworkType {
   }
 
   /**
-   * A function asks the physical one for its MAC, which refuses after it has set something for the function until
-   * that was reset: going up does it.
+   * A virtual function asks the physical function for its MAC. If the physical function has changed a setting of the
+   * virtual function, it refuses until the virtual function was reset. Setting the device up resets it.
    */
   #setMac(link: Pick<Link, 'index' | 'name'>, mac: MacAddress): void {
     const { links } = this.#options.kernel;
@@ -368,14 +380,14 @@ export class Sriov implements NetworkType {
     }
   }
 
-  /** Out of the container's namespace, into the host's. */
+  /** Moves the function out of the container's namespace, into that of the host. */
   #takeOut(record: AttachmentRecord, found: Found): void {
     using inside = insideOf(record, found);
     if (inside === null) return;
     setLinkDown(inside.kernel, inside.link);
     using host = Namespace.current();
     const { index } = inside.link;
-    // A name that nobody has: the way back to its own comes when it is here.
+    // A name that no other device has: the function gets its own name back when it is on the host.
     const name = `vf-${found.pciAddress.replaceAll(/[:.]/g, '').slice(-10)}`;
     inside.kernel.links.set(inside.link, { name });
     inside.kernel.links.set({ index, name }, { namespace: host });
@@ -394,7 +406,10 @@ export class Sriov implements NetworkType {
     for (const one of all) this.#setIfPossible(found, one);
   }
 
-  /** What a driver has no switch for was not switched either; a parent that is gone has no functions. */
+  /**
+   * A setting that the driver does not support was never changed, so there is nothing to restore. If the parent is
+   * gone, so are its functions.
+   */
   #setIfPossible({ parent }: Found, settings: VfSettings): void {
     const { kernel, log } = this.#options;
     const index = kernel.links.indexOf(parent);
@@ -403,7 +418,10 @@ export class Sriov implements NetworkType {
       kernel.links.setVf({ index, name: parent }, settings);
     } catch (error) {
       if (!isKernelError(error, 'EOPNOTSUPP', 'EINVAL', 'ENODEV')) throw error;
-      log.debug({ parent, settings: Object.keys(settings), error: String(error) }, 'VF setting');
+      log.debug(
+        { parent, settings: Object.keys(settings), error: String(error) },
+        'VF setting not changed',
+      );
     }
   }
 }
@@ -438,7 +456,7 @@ function foundOf({ networkType, before }: AttachmentRecord): Found | null {
 const isFound = (value: object): value is Found =>
   'pciAddress' in value && 'settings' in value && 'parent' in value && 'number' in value;
 
-/** A container's interface, where its namespace still is the one and has it. */
+/** A container's interface; null if its path leads to another namespace, or if the namespace does not have it. */
 function insideOf(
   record: AttachmentRecord,
   { pciAddress }: Found,

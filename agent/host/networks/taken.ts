@@ -5,13 +5,13 @@ import type { Link } from '#native/link.ts';
 import type { Kernel } from '../kernel.ts';
 import { isMadeByAgent } from '../ownership.ts';
 
-// What a request names and somebody has whom the ledger does not know: this host, or the gateway.
+// Refuses MACs and addresses of a request that this host or the gateway has: the ledger does not know these.
 
 type Taker = Pick<Link, 'name' | 'index' | 'mac'>;
 
 /**
- * MAC_IN_USE for the MAC of the bridge or of one of its ports, for that of a workload of another network there, and for
- * the gateway's as far as this host knows it. A MAC that nobody asked for is drawn, and nobody's.
+ * MAC_IN_USE: the bridge, one of its ports, a workload of another network on the bridge or, as far as this host knows,
+ * the gateway has the MAC. Only for a MAC that a request asks for: other MACs are drawn at random, and nobody has them.
  */
 export function refuseBridgeMac(
   kernel: Kernel,
@@ -25,7 +25,7 @@ export function refuseBridgeMac(
   refuseGatewayMac(kernel, text, network, bridge);
 }
 
-/** MAC_IN_USE for the MAC that the gateway has beyond a device, where this host has asked for it. */
+/** MAC_IN_USE: the gateway behind a device has the MAC. This host knows that only if it has asked for the gateway. */
 export function refuseGatewayMac(
   { neighbours }: Kernel,
   text: string,
@@ -42,8 +42,9 @@ export function refuseGatewayMac(
 }
 
 /**
- * MAC_IN_USE where a bridge leads a MAC somewhere for good: to the host, or to another port than `own`. Ports of ours have
- * no MAC that a workload could have, unless their holder has just given it to them: that does not count.
+ * MAC_IN_USE: the bridge has a permanent entry for the MAC, to the host or to another port than `own`. No workload can
+ * have the MAC that a port of ours gets from the agent. If a port of ours has the MAC all the same, its holder has just
+ * given it to the port: that does not count.
  */
 export function refuseForwarded(
   kernel: Kernel,
@@ -64,7 +65,9 @@ export const macInUse = (mac: MacAddress, holder: string): VoltError =>
     details: { path: 'mac', mac: mac.toString(), holder },
   });
 
-/** ADDRESS_OUT_OF_RANGE for what the host has on a device; `path` is the key that names the addresses. */
+/**
+ * ADDRESS_OUT_OF_RANGE: the host has one of the addresses on the device. `path` is the key that names the addresses.
+ */
 export function refuseHostAddresses(
   { links, addresses }: Kernel,
   { name }: Pick<Link, 'name'>,

@@ -14,7 +14,7 @@ export interface TapOrder {
   readonly tap: AttachRequest['tap'];
   /** The MAC is the workload's own. */
   readonly lease: Pick<Lease, 'mac'>;
-  /** The alias that says whose it is: `deviceTag` of the attachment. */
+  /** The alias: `deviceTag` of the attachment. */
   readonly tag: string;
   /** The bridge that it becomes a port of; without one it stands alone. */
   readonly port?: BridgePort;
@@ -24,7 +24,7 @@ export interface TapOrder {
 export interface BridgePort {
   readonly bridge: string;
   readonly master: number;
-  /** Runs when the device is there and not yet up: no frame of it passes before this has returned. */
+  /** Runs when the device exists and is not up yet: no frame of it passes before this has returned. */
   readonly beforeUp: (device: { readonly index: number; readonly name: string }) => void;
 }
 
@@ -83,7 +83,7 @@ export function makeTap(kernel: Kernel, order: TapOrder, undo: DisposableStack):
 export const CLOSED_TO_IPV6 = { 'ipv6.disable_ipv6': 1 } as const;
 
 /**
- * Before the port is up: no IPv6 of the host's own on it. A port that speaks to the workload for the host is
- * a way in (OSSN-0069), and its multicast memberships make every further attach slower.
+ * To be called before the port is up: keeps the host's own IPv6 off the port. A port on which the host itself talks to
+ * the workload is a way in (OSSN-0069), and its multicast memberships make every further attach slower.
  */
 export const closeToIpv6 = (name: string): void => setIpv6(name, 'disable_ipv6', '1');

@@ -25,7 +25,7 @@ import { Removal } from './removal.ts';
 import { Sriov } from './sriov.ts';
 import { WorkloadNamespaces } from './workload-namespaces.ts';
 
-/** All of an agent that touches the kernel of its host. */
+/** All parts of an agent that touch the kernel of its host. */
 export interface HostNetwork {
   readonly networkTypes: NetworkTypes;
   readonly firewall: Pick<
@@ -33,10 +33,12 @@ export interface HostNetwork {
     'start' | 'restore' | 'unload' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
   readonly forwarding: Pick<Forwarding, 'start' | 'switchOff' | typeof Symbol.dispose>;
-  /** What `netns` of a request leads to, and whether what it has led to is still there. */
+  /**
+   * Finds the namespace that `netns` of a request leads to, and tells whether the namespace of an attachment is gone.
+   */
   readonly namespaces: Pick<WorkloadNamespaces, 'find' | 'hasLeft'>;
   readonly attachments: HostAttachments;
-  /** What reconcile looks at, and watches. */
+  /** The devices that reconcile observes and watches. */
   readonly devices: HostDevices;
   readonly dryRuns: {
     /**
@@ -46,13 +48,13 @@ export interface HostNetwork {
     readonly dryRun: (order: DryRunOrder, deadline: number) => Promise<readonly KernelOperation[]>;
     readonly close: () => Promise<void>;
   };
-  /** All devices of the host, for whoever takes what agents have made off it. */
+  /** All devices of the host, for `cleanHost`. */
   readonly links: () => SeenLink[];
   /** Names of all devices of ours on this host, by attachment id. */
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
-  /** The addresses of this host that nobody attached to the network may be given, each with its device. */
+  /** The addresses of this host that no attachment of the network may get, each with its device. */
   readonly ownAddresses: (network: Network) => ReadonlyMap<string, string>;
-  /** What networks have on this host beside their workloads' devices. */
+  /** The objects of networks on this host, beside the devices of workloads. */
   readonly bridges: Pick<
     Bridges,
     | 'names'
@@ -121,7 +123,7 @@ export function openHostNetwork(options: {
   };
 }
 
-/** Nobody is attached where a dry run is. */
+/** Nothing is attached in the namespace of a dry run. */
 const nobody = (): ReadonlySet<string> => new Set();
 
 /** The network types over one kernel and one firewall. The one list of them. */
@@ -131,11 +133,11 @@ export function networkTypesOver(parts: {
   readonly removal: Removal;
   readonly journal: Pick<Journal, 'namesDevice' | 'get' | 'values'>;
   readonly firewall: Firewall;
-  /** By default those of a namespace that nobody else sees. */
+  /** By default new ones, for the throw-away namespace of a dry run. */
   readonly bridges?: Bridges;
-  /** Those that requests name; a dry run's are of its own. */
+  /** The namespaces that requests name; a dry run has its own. */
   readonly namespaces?: WorkloadNamespaces;
-  /** Those that attachments of this host have; a dry run's are of its own. */
+  /** The port maps of the attachments of this host; a dry run has its own. */
   readonly portMaps?: PortMaps;
   readonly log: Log;
   readonly findDevice?: () => string;

@@ -10,21 +10,21 @@ import { DEVICE_GROUP } from '../ownership.ts';
 
 export interface VethOrder {
   readonly name: string;
-  /** The workload's end: `eth0` inside its namespace, `veth-…-c` without one. */
+  /** The name of the workload's end: `eth0` inside its namespace, `veth-…-c` without one. */
   readonly peerName: string;
   readonly mtu: number;
   readonly namespace?: WorkloadNamespace;
   readonly port: BridgePort;
   readonly lease: Pick<Lease, 'mac' | 'addresses'>;
-  /** The alias that says whose it is: `deviceTag` of the attachment. */
+  /** The alias: `deviceTag` of the attachment. */
   readonly tag: string;
   readonly network: Routing;
 }
 
 /**
- * Makes a veth pair: the host's end on the bridge, tagged and up; the workload's end made inside its
- * namespace under its final name, addressed, routed and up. Without a namespace it stays on the host, down,
- * for the caller to move: addresses would not survive that.
+ * Makes a veth pair. The host's end is on the bridge, tagged and up. The workload's end is made inside its namespace
+ * under its final name, with addresses and routes, and is up. Without a namespace it stays on the host, down, for the
+ * caller to move: a move would remove addresses.
  */
 export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack): Device {
   const { name, peerName, mtu, namespace, port, lease, tag, network } = order;
@@ -47,7 +47,7 @@ export function makeVeth(kernel: Kernel, order: VethOrder, undo: DisposableStack
   closeToIpv6(name);
   port.beforeUp(link);
   kernel.links.set(link, { alias: tag, up: true });
-  // The kernel reports the other end of a pair by its index there.
+  // The kernel reports the other end of a pair by its index in its own namespace.
   const peer = { index: link.linkIndex ?? 0, name: peerName };
   if (namespace === undefined) closeToIpv6(peerName);
   else configureInterface(peer, { namespace, lease, network }, undo);

@@ -5,7 +5,7 @@ import type { Kernel } from '../kernel.ts';
 import { hasLeft } from './lost-paths.ts';
 import { asRefusal, type NamedNamespace, refuseHostNamespace } from './workload.ts';
 
-/** The path of the namespace that was made for an attachment alone, as its record says before it is made. */
+/** The path of the namespace that is made for an attachment alone. It is in the record before the namespace is made. */
 export function madeNamespace({ before }: Pick<AttachmentRecord, 'before'>): string | undefined {
   const path = before?.['madeNamespace'];
   return typeof path === 'string' ? path : undefined;
@@ -24,8 +24,9 @@ export class WorkloadNamespaces {
   }
 
   /**
-   * Looks a path up, once. What is wrong with it is thrown by `handle`, so that a request that is refused for another
-   * reason hears that one. DEADLINE_EXCEEDED: its file system does not answer; then nothing can be said of the request.
+   * Looks a path up once. If it cannot be used, `handle` throws the reason, so that another reason to refuse the
+   * request comes first. DEADLINE_EXCEEDED: the file system of the path does not answer, and nothing can be said about
+   * the request.
    */
   async find(path: string): Promise<NamedNamespace & Disposable> {
     try {
@@ -44,7 +45,9 @@ export class WorkloadNamespaces {
     }
   }
 
-  /** Whether the namespace that a container was attached in is gone, wherever its path leads by now (`hasLeft`). */
+  /**
+   * True if the namespace that a container was attached in is gone, no matter where its path leads by now (`hasLeft`).
+   */
   hasLeft(record: AttachmentRecord): Promise<boolean> {
     return hasLeft(this.#kernel, record);
   }
@@ -54,7 +57,7 @@ export class WorkloadNamespaces {
     this.#made?.set(identity, id);
   }
 
-  /** Notes that it is being removed. */
+  /** Notes that a namespace is being removed. */
   forget({ identity }: Namespace): void {
     this.#made?.delete(identity);
   }
@@ -82,7 +85,7 @@ export class WorkloadNamespaces {
   #ownerOf(identity: string): string | undefined {
     const id = this.#all().get(identity);
     if (id === undefined) return undefined;
-    // The attachment may have ended since, and the kernel have given the number to another namespace.
+    // The attachment may have ended since, and the kernel may have given the number to another namespace.
     const path = madeNamespace(this.#journal.get(id) ?? {});
     if (path !== undefined && namespaceIdentity(path) === identity) return id;
     this.#all().delete(identity);

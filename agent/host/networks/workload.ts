@@ -5,7 +5,7 @@ import { Kernel } from '../kernel.ts';
 
 // A container's namespace: the path that a request names, and what it leads to.
 
-/** An agent never leaves it. */
+/** The namespace that the agent runs in and never leaves. */
 const HOST_NAMESPACE = namespaceIdentity('/proc/self/ns/net');
 
 /** The name of a container's interface where the request has none. */
@@ -18,16 +18,19 @@ export interface WorkloadNamespace {
   readonly kernel: Kernel;
 }
 
-/** What the path of a request led to, looked up once for all that the request needs it for. */
+/** The namespace that the path of a request led to, looked up once for the whole request. */
 export interface NamedNamespace {
   readonly path: string;
   /** `device:inode`; undefined where there is no such namespace. */
   readonly identity: string | undefined;
-  /** Throws the VoltError that refuses the request: there is none, or it is not for workloads. */
+  /** Throws the VoltError that refuses the request: there is no such namespace, or it is not for workloads. */
   readonly handle: Namespace;
 }
 
-/** The namespace of a request: opened by now or at once, a socket inside it by `enter`. */
+/**
+ * The namespace of a request: found before, or opened by the constructor. Its first use of `kernel` opens a socket
+ * inside it.
+ */
 export class RequestedNamespace implements WorkloadNamespace, Disposable {
   readonly path: string;
   readonly handle: Namespace;
@@ -35,8 +38,9 @@ export class RequestedNamespace implements WorkloadNamespace, Disposable {
   #kernel: Kernel | undefined;
 
   /**
-   * `named` stays its finder's. Without it the path is opened here. NAMESPACE_NOT_FOUND: there is none.
-   * INVALID_REQUEST: it is the host's own. DEADLINE_EXCEEDED: its file system does not answer.
+   * `named` remains the property of the caller that found it. Without it the path is opened here. NAMESPACE_NOT_FOUND:
+   * there is no such namespace. INVALID_REQUEST: it is the host's own. DEADLINE_EXCEEDED: its file system does not
+   * answer.
    */
   constructor(path: string, named?: NamedNamespace) {
     this.path = path;
@@ -69,7 +73,7 @@ export class RequestedNamespace implements WorkloadNamespace, Disposable {
   }
 }
 
-/** A namespace by its path; null when there is none (any more). UnansweredError where that cannot be told now. */
+/** Opens a namespace by its path; null if there is none, or none any more. UnansweredError: that cannot be told now. */
 export function openIfThere(path: string): Namespace | null {
   try {
     return Namespace.open(path);
@@ -79,7 +83,9 @@ export function openIfThere(path: string): Namespace | null {
   }
 }
 
-/** Asks the file systems of these paths, so that what follows can open each at once; one that hangs takes two seconds. */
+/**
+ * Asks the file systems of these paths, so that later calls can open each at once. One that hangs takes two seconds.
+ */
 export async function askForNamespaces(paths: Iterable<string>): Promise<void> {
   await Promise.allSettled(
     [...paths].map(async (path) => {
@@ -96,7 +102,10 @@ function openNamespaceFile(path: string): Namespace {
   }
 }
 
-/** Why a path that a request names cannot be used. What this process lacks (descriptors, memory) is no such reason. */
+/**
+ * The refusal of a path that a request names. If this process lacks something (descriptors, memory), that is no
+ * refusal: the error itself is returned.
+ */
 export function asRefusal(cause: unknown, path: string): unknown {
   if (isKernelError(cause, 'EMFILE', 'ENFILE', 'ENOMEM', 'EINTR', 'ECHILD')) return cause;
   const reason = cause instanceof Error ? cause.message : String(cause);

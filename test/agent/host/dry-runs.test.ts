@@ -71,7 +71,7 @@ test.each(['dies', 'exits'])(
 test('an answer that is none is an error, and the next is heard', async () => {
   const dryRuns = open();
   await expect(dryRuns.dryRun(order('answers-nonsense'), Infinity)).rejects.toThrow(
-    'something else',
+    'unexpected answer',
   );
   expect(await threadOf(dryRuns)).toMatch(/^\d+$/);
 });
