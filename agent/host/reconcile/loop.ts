@@ -94,7 +94,10 @@ export class Reconcile {
     this.#repairs = new Repairs(options);
     const close = (id: string, difference: Difference): void => {
       this.#repairs.close(id, difference).catch((error: unknown) => {
-        options.log.error({ id, difference, error: String(error) }, 'the device could not be closed');
+        options.log.error(
+          { id, difference, error: String(error) },
+          'the device could not be closed',
+        );
       });
     };
     this.#macChanges = new MacChanges({ ...options, close });

@@ -155,7 +155,10 @@ export class Repairs {
   #repairNetwork({ id: network, differences }: Action & { kind: 'network' }): void {
     const { bridges, events, host, log } = this.#options;
     bridges.repair(network);
-    log.warn({ network, differences }, 'repaired the bridge and settings of this network on the host');
+    log.warn(
+      { network, differences },
+      'repaired the bridge and settings of this network on the host',
+    );
     events.add({
       type: 'repaired',
       network,
@@ -177,7 +180,10 @@ export class Repairs {
   async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {
     const { hostLeases, log } = this.#options;
     if (!(await hostLeases.release(lease))) return;
-    log.warn({ id, generation: lease.generation }, 'released a lease that no attachment of this host has');
+    log.warn(
+      { id, generation: lease.generation },
+      'released a lease that no attachment of this host has',
+    );
   }
 
   /** A device with a lease and no record is left alone: the record was lost, and the workload may still run. */
@@ -189,7 +195,10 @@ export class Repairs {
       return;
     }
     await devices.remove(link);
-    log.warn({ id, device: link.name }, 'removed a device that belongs to no attachment of this host');
+    log.warn(
+      { id, device: link.name },
+      'removed a device that belongs to no attachment of this host',
+    );
   }
 }
 
