@@ -45,26 +45,26 @@ import { LedgerWatermark } from './fleet/ledger-watermark.ts';
 
 const DRAIN_TIMEOUT_MS = 10_000;
 const FLUSH_TIMEOUT_MS = 2_000;
-/** For so long after its start an agent waits for the ledger to say whose the host id is. */
+/** For this time after its start an agent waits for the ledger to say who has the host id. */
 const STANDING_WAIT_MS = 3_000;
 
-/** What an agent stands on. A simulation brings models of kernel, NATS and Redis. */
+/** What an agent needs. A simulation passes models of kernel, NATS and Redis. */
 export interface AgentOptions {
   readonly config: Config;
   readonly log: Log;
   readonly version: string;
-  /** Which machine this is, and which of its boots (/etc/machine-id, /proc/sys/kernel/random/boot_id). */
+  /** The ids of this machine and of its current boot (/etc/machine-id, /proc/sys/kernel/random/boot_id). */
   readonly machine: { readonly machineId: string; readonly bootId: string };
-  /** Whose the state folder is. */
+  /** The agent that the state folder belongs to. */
   readonly identity: Pick<Identity, 'agentId' | 'yieldsTo'>;
-  /** Keeps for the next agent whom this one yields to. */
+  /** Stores, for the next start, to which agent this one yields. */
   readonly keepYieldsTo: (yieldsTo: string | undefined) => void;
   readonly ledger: Ledger;
   readonly makeBus: (options: BusOptions) => Bus;
   readonly openHostNetwork: typeof openHostNetwork;
   readonly listen: typeof listenSeqpacket;
   readonly unexpected: Pick<UnexpectedErrors, 'seen'>;
-  /** How long work is cut; by default as is good for a host. */
+  /** Cuts long work into slices. The default is good for a host. */
   readonly slices?: Slices;
 }
 
@@ -124,7 +124,7 @@ export class Agent {
       maxPayload,
       publish: (event) => {
         const { refusal } = this.#standing;
-        // Who reads it would take it for the other machine's.
+        // A reader would take the event for one of the other machine.
         if (refusal !== undefined) {
           return Promise.reject(new PublishError('away', refusal.message));
         }
@@ -344,7 +344,7 @@ export class Agent {
         log.info({ nats: state }, 'NATS');
         if (state !== 'connected') return;
         this.#events.nudge();
-        // A new fleet's ledger waits until its peers can be asked.
+        // A new fleet's ledger cannot be claimed until the other agents can be asked.
         if (this.#session.status.state === 'unclaimed') void this.#session.beat();
       },
     });
@@ -370,7 +370,7 @@ export class Agent {
     });
   }
 
-  /** Returns when the socket is open. NATS and Redis are connected to in the background. */
+  /** Returns when the claim socket is open. NATS and Redis are connected in the background. */
   start(): void {
     this.#journal.load();
     this.#requestLog.load();
@@ -408,7 +408,7 @@ export class Agent {
     this.#conditions.start();
   }
 
-  /** Takes no more requests, lets those under way end, publishes what is left. Devices stay. */
+  /** Takes no more requests, waits for those under way, and publishes what is left. Devices stay. */
   async stop(): Promise<void> {
     this.#stopping = true;
     this.#conditions.stop();
@@ -464,7 +464,7 @@ export class Agent {
     };
   }
 
-  /** The rules of before stay in force until those for all that stands are there, in one exchange. */
+  /** The old rules stay in force until the new ones, for every attachment, replace them in one transaction. */
   #resumeFirewall(): void {
     for (const record of this.#journal.values()) {
       const { attachment, network, state } = record;
@@ -476,22 +476,25 @@ export class Agent {
     this.#hostNetwork.firewall.start();
   }
 
-  /** An empty ledger is a new fleet's when no agent that answers knows a generation of it. */
+  /** An empty ledger belongs to a new fleet if no agent that answers knows a generation of it. */
   async #isNewFleet(): Promise<boolean> {
     const { host } = this.#config;
     const peers = (await this.#bus.survey()) ?? [];
-    // Without its own answer the question has not come round.
+    // If the answer of this agent itself is missing, the question did not get through.
     const asked = peers.some((peer) => peer['host'] === host);
     if (!asked && this.#bus.state === 'connected') {
       this.#log.warn(
         {},
-        'the ledger is empty, and NATS does not let the agents be asked ($SRV.INFO)',
+        'the ledger is empty, and NATS does not pass questions to the agents ($SRV.INFO)',
       );
     }
     return asked && peers.every(({ generation }) => generation === '0');
   }
 
-  /** A file creates the network that is not there; where the record differs, the record is used. */
+  /**
+   * Creates the networks of files that the ledger does not have. If the record in the ledger differs from a file, the
+   * record is used.
+   */
   async #createNetworks(by: Self): Promise<void> {
     const { networksDir } = this.#config;
     for (const file of networkFiles(networksDir)) {
