@@ -8,7 +8,9 @@ import type { Link } from '#native/link.ts';
  */
 export const DEVICE_GROUP = 0x766f6c74;
 
-/** What every alias of ours begins with: `volt:ID#GENERATION`, `volt:bridge:NETWORK GATEWAY …`, `volt:library:WORKLOAD`. */
+/**
+ * Every alias of ours begins like this: `volt:ID#GENERATION`, `volt:bridge:NETWORK GATEWAY …`, `volt:library:WORKLOAD`.
+ */
 const OURS = 'volt:';
 const BRIDGE = `${OURS}bridge:`;
 

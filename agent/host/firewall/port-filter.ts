@@ -17,8 +17,9 @@ const UNMARKED = (~PASSED >>> 0).toString();
  */
 export const ARRIVED = 0x0020_0000;
 /**
- * Bit that says: a bridge of the host, ours or not, passes this frame from port to port. Where br_netfilter is on, rules
- * for routed packets also see such frames, and must not drop them as routed. The bridge's postrouting takes the bit off.
+ * Bit that says: a bridge of the host, ours or not, passes this frame from port to port. Where br_netfilter is on,
+ * rules for routed packets also see such frames, and must not drop them as routed packets. The postrouting chain of the
+ * bridge takes the bit off.
  */
 export const BRIDGED = 0x0040_0000;
 const NOT_BRIDGED = (~BRIDGED >>> 0).toString();

@@ -50,9 +50,7 @@ export interface BridgePortsOptions {
 /** The firewall's owner of the facts of an attachment's port. */
 const portOwner = (id: string): string => `port:${id}`;
 
-/**
- * Ports of bridges on this host, for every type of network that has a bridge: a TAP for a VM, a veth pair for a container.
- */
+/** Ports of bridges on this host, for every network type with a bridge: a TAP for a VM, a veth pair for a container. */
 export class BridgePorts {
   readonly #options: BridgePortsOptions;
 
