@@ -37,11 +37,11 @@ import type { IdLocks } from '../schedule/id-lock.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from '../trace.ts';
 
-/** How a request came: its trace, and until when its caller waits (`performance.now()` time). */
+/** The trace of a request, and until when its caller waits (`performance.now()` time). */
 export interface Call {
   readonly trace: RequestTrace;
   readonly deadline: number;
-  /** Where it stands among the jobs of its attachment; undefined for what has no place there. */
+  /** The request's place in the order of the job stream; undefined if it has none. */
   readonly position?: Position | undefined;
 }
 
@@ -57,7 +57,7 @@ export interface AttachmentsOptions {
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
   readonly detaches: Detaches;
-  /** The addresses in a network's subnets that this host has itself: the ledger grants none of them. Default: none. */
+  /** The host's own addresses in a network's subnets: the ledger grants none of them. Default: none. */
   readonly ownAddresses: HostNetwork['ownAddresses'];
   /** Why workloads of a network may have no traffic on this host. */
   readonly warningsOf: (network: string) => readonly string[];
@@ -78,18 +78,18 @@ interface Making {
 }
 
 const REVISION_TRIES = 3;
-/** What a request is refused with by the definition of its network, before the ledger compares its revision. */
+/** Errors from the network's definition, found before the ledger compares its revision: it may be an old one. */
 const REFUSED_BY_NETWORK: ReadonlySet<string> = new Set([
   'ADDRESS_OUT_OF_RANGE',
   'ADDRESS_IN_USE',
   'UNSUPPORTED',
 ]);
-/** Longer than a dry run takes where nothing is amiss. */
+/** Longer than a dry run takes when nothing is wrong. */
 const MAX_DRY_RUN_MS = 5_000;
 
 /**
- * The attachments of this host: from request to lease, device, record and event, and back. Requests for
- * one id run one after the other; the kernel work of one attach is one synchronous stretch.
+ * Attaches and detaches on this host: lease, device, record and event. Requests for one id run one after the other.
+ * The kernel work of one attach is synchronous, without a pause.
  */
 export class Attachments {
   readonly #options: AttachmentsOptions;
@@ -99,7 +99,7 @@ export class Attachments {
     this.#options = options;
   }
 
-  /** Takes up what an earlier agent of this host left half done: it is detached. */
+  /** Detaches the attachments that an earlier agent of this host left unfinished. */
   resume(): void {
     for (const record of this.#options.journal.values()) {
       if (record.state === 'attached' || record.state === 'fenced') continue;
@@ -114,7 +114,7 @@ export class Attachments {
     }
   }
 
-  /** Lets what is under way end, `timeoutMs` at most. What is left then, the next agent's `resume` takes up. */
+  /** Waits for the work under way, `timeoutMs` at most. The next agent finishes the rest (`resume`). */
   async stop(timeoutMs: number): Promise<void> {
     const idle = this.#options.locks.idle().then(() => this.#options.detaches.idle());
     await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]);
@@ -122,8 +122,8 @@ export class Attachments {
   }
 
   /**
-   * Gives a workload its device and addresses, or answers what it has already (`replayed`). The caller has the id's
-   * turn.
+   * Gives a workload its device and addresses, or returns the attachment that it has already (`replayed`). The caller
+   * holds the lock of the id.
    */
   async attach(request: Making['request'], call: Call): Promise<AttachAnswer> {
     const fenced = this.#options.journal.get(request.id);
@@ -136,7 +136,7 @@ export class Attachments {
       const asked = identified(request, named);
       const { identity, key } = asked;
       const held = this.#options.journal.get(request.id);
-      // First, since a repeat needs no ledger.
+      // A repeat is looked for first: it needs no network definition from the ledger.
       const replayed = held && (await this.#repeat(held, request, asked, call.deadline));
       if (replayed !== undefined) {
         if (call.position !== undefined) this.#announceRepeat(request, call);
@@ -159,16 +159,16 @@ export class Attachments {
         revision: revised.revision,
         ...(identity !== undefined && { namespaceIdentity: identity }),
         ...(checked.before !== undefined && { before: checked.before }),
-        // Made again: should that fail, the addresses have been in use and the attachment has ended.
+        // The device is made again. If that fails, this attachment has ended, and its addresses were in use.
         ...(held?.attachment !== undefined && { attachment: held.attachment }),
       };
       return await this.#make({ request, revised, checked, record, call });
     });
   }
 
-  /** What `attach` would do, or refuse, now. Nothing is changed, told or remembered. */
+  /** What `attach` would do now, or the error that it would throw. Changes nothing and publishes no event. */
   async dryRun(request: AttachRequest, call: Call): Promise<DryRunAnswer> {
-    // Others wait in its lane, whatever this one waits for.
+    // Other requests for this id wait until the dry run ends, so its time is limited.
     const deadline = Math.min(call.deadline, performance.now() + MAX_DRY_RUN_MS);
     const { locks, detaches, journal, ledger } = this.#options;
     return locks.take(request.id, deadline, async () => {
@@ -218,7 +218,7 @@ export class Attachments {
     return netns === undefined ? undefined : this.#options.namespaces.find(netns);
   }
 
-  /** Again, with the network read anew, where it has changed since it was read. */
+  /** Does the work. If the network has changed since it was read, reads it and does the work again. */
   async #ofLastRevision<T>(network: string, deadline: number, work: () => Promise<T>): Promise<T> {
     for (let tries = 1; ; tries += 1) {
       try {
@@ -234,7 +234,7 @@ export class Attachments {
     }
   }
 
-  /** Whether a request was held to a definition that has changed since it was read. */
+  /** Whether a request was refused by a cached definition that is not the current one. */
   async #isRefusedByOld(network: string, deadline: number, error: unknown): Promise<boolean> {
     const cached = this.#networks.get(network);
     const refused = error instanceof VoltError && REFUSED_BY_NETWORK.has(error.code);
@@ -244,8 +244,8 @@ export class Attachments {
   }
 
   /**
-   * What a request with this content finds attached; undefined where that was in a namespace that is gone, and is asked
-   * for in another: the container was started again. ALREADY_ATTACHED: other content.
+   * The existing attachment, if the request has the same content. Undefined if the namespace of that attachment is gone
+   * and the request names another: the container was started again. Throws ALREADY_ATTACHED for other content.
    */
   async #attachedAs(
     held: AttachmentRecord,
@@ -267,8 +267,8 @@ export class Attachments {
   }
 
   /**
-   * Takes the device away at once; deletion and release follow, and with them the `detached` event. The caller has
-   * the id's turn.
+   * Closes the port at once and answers. The deletion of the device, the release of the lease and the `detached` event
+   * follow. The caller holds the lock of the id.
    */
   async detach(
     request: DetachRequest & { readonly requestId: string },
@@ -291,8 +291,8 @@ export class Attachments {
   }
 
   /**
-   * The answer to a repeated request, its device set right where it stands: whoever holds it keeps it. Undefined when it is
-   * gone.
+   * The answer to a repeated request. A device that differs is repaired in place, so that its holder keeps it.
+   * Undefined if the device has to be made again.
    */
   async #repeat(
     held: AttachmentRecord,
@@ -304,19 +304,22 @@ export class Attachments {
     const { id } = request;
     const attachment = await this.#attachedAs(held, request, asked);
     if (attachment === undefined) {
-      log.info({ id }, 'attached in a namespace that is gone: attached in another');
+      log.info({ id }, 'namespace of the attachment is gone: attached in another');
       await this.#networkType(held.networkType).detach(held).removed;
       return undefined;
     }
     const record = { ...held, attachment };
     const { remedy, differences, reported } = attachments.compare(record);
     if (reported.length > 0) {
-      log.warn({ id, differences: reported }, 'left to the workload, in whose namespace it is');
+      log.warn(
+        { id, differences: reported },
+        "difference inside the workload's namespace: left to the workload",
+      );
     }
     const { network } = record;
     if (remedy === 'remake' || (remedy === 'mend' && network === undefined)) {
-      // The lease stays: the same id is granted the same addresses again.
-      log.warn({ id, differences }, 'attached, but its device is gone: made again');
+      // The lease stays: the ledger grants the same addresses to the same id again.
+      log.warn({ id, differences }, 'device is gone or cannot be repaired: made again');
       await this.#networkType(held.networkType).detach(held).removed;
       return undefined;
     }
@@ -332,13 +335,13 @@ export class Attachments {
     return { attachment: extended, replayed: true };
   }
 
-  /** Lease, device, record, event; each undone when a later one fails. */
+  /** Makes lease, device, record and event. If one fails, those before it are undone. */
   async #make({ request, revised, checked, record, call }: Making): Promise<AttachAnswer> {
     const { journal } = this.#options;
     const started = performance.now();
     journal.put(record);
     const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
-    // The ledger gathers requests until the next tick: what follows runs while it works.
+    // The ledger client sends its requests at the next tick. The code below runs while the ledger works.
     await new Promise<void>((resolve) => {
       process.nextTick(resolve);
     });
@@ -383,7 +386,7 @@ export class Attachments {
         ...(warnings.length > 0 && { warnings: [...warnings] }),
       };
     } catch (error) {
-      // What the undo has not removed, the second half of a detach does, and it returns the lease.
+      // The second half of a detach removes what the undo left, and releases the lease.
       this.#options.detaches.begin(
         { ...record, generation: lease.generation },
         this.#failure(request, call),
@@ -393,7 +396,7 @@ export class Attachments {
     }
   }
 
-  /** Each job has an `attached` event of its own, also one that finds attached what it asks for. */
+  /** Each job has an `attached` event of its own, even if it found its attachment there already. */
   #announceRepeat(request: Making['request'], { position, trace }: Call): void {
     const { journal, events } = this.#options;
     const held = journal.get(request.id);
@@ -505,7 +508,7 @@ export class Attachments {
     };
   }
 
-  /** Detaching what this host has no record of: another host's, a lease without device, or nothing. */
+  /** Detaches an id without a record here: it is on another host, has a lease without a device, or is unknown. */
   async #detachUnknown(
     { id, generation, requestId }: DetachRequest & { readonly requestId: string },
     { trace }: Call,
@@ -534,20 +537,20 @@ export class Attachments {
   }
 }
 
-/** The content of a request. */
+/** The content of a request, as a key to compare it with other requests. */
 interface Identified {
-  /** Of the namespace that it names. */
+  /** The identity of the namespace that the request names. */
   readonly identity: string | undefined;
   readonly key: string;
 }
 
-/** A namespace is known by what it is, not by its path. */
+/** A namespace is identified by its device and inode, not by its path. */
 function identified(request: AttachRequest, named: NamedNamespace | undefined): Identified {
   const { identity } = named ?? {};
   return { identity, key: contentKey(request, identity === undefined ? {} : { netns: identity }) };
 }
 
-/** The ledger does not know which device of the host has an address. */
+/** Adds the device of the host that has the address: the ledger does not know it. */
 function withDevice(error: unknown, own: ReadonlyMap<string, string>): unknown {
   if (!(error instanceof VoltError) || error.code !== 'ADDRESS_OUT_OF_RANGE') return error;
   const { address } = error.details ?? {};
@@ -559,7 +562,7 @@ function withDevice(error: unknown, own: ReadonlyMap<string, string>): unknown {
   });
 }
 
-/** What a piece of work throws, for later; undefined when it succeeds. */
+/** Does the work and returns its error, to be thrown later; undefined if it succeeds. */
 function failureOf(work: () => void): { readonly error: unknown } | undefined {
   try {
     work();
@@ -569,7 +572,7 @@ function failureOf(work: () => void): { readonly error: unknown } | undefined {
   }
 }
 
-/** STALE_GENERATION, or INVALID_REQUEST for one that was never given out. */
+/** Throws STALE_GENERATION for an older generation, INVALID_REQUEST for one that was never given out. */
 export function refuseOtherGeneration(
   held: { readonly id: string; readonly generation?: number },
   asked: number | undefined,
@@ -595,7 +598,7 @@ const traceOf = ({
   ...(tracestate !== undefined && { tracestate }),
 });
 
-/** A network's record can be large by what it gives out, which no device needs. */
+/** Leaves out pool, reservations and exclusions: they can be large, and no device needs them. */
 export const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
   const { pool: _pool, reservations: _reservations, exclude: _exclude, ...rest } = network;
   if (ipv6 === undefined) return rest;

@@ -5,13 +5,13 @@ import { redacted } from '#protocol/secrets.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Plan } from '../host/reconcile/plan.ts';
 
-// The answer to `check`, also where only a part of the host could be compared.
+// The answer to `check`, also when the ledger could not be compared.
 
-/** Of an answer, which is encoded in one go. */
+/** Shares of the bytes of an answer, which is encoded in one step. */
 const DIFFERENCES_SHARE = 1 / 2;
 const PLAN_SHARE = 1 / 4;
 
-/** What keeps the ledger from being asked, and not the one who asks. */
+/** Errors that mean that the ledger cannot be asked now. The request itself is valid. */
 const LEDGER_AWAY: ReadonlySet<string> = new Set([
   'STORE_UNAVAILABLE',
   'STORE_VERSION',
@@ -22,7 +22,7 @@ type Asked<T> =
   | { readonly told: T; readonly away?: undefined }
   | { readonly told?: undefined; readonly away: VoltError };
 
-/** What the ledger tells, or why it cannot be asked now. */
+/** The answer of the ledger, or why it cannot be asked now. */
 export async function askedOfLedger<T>(ask: () => Promise<T>): Promise<Asked<T>> {
   try {
     return { told: await ask() };
@@ -32,7 +32,7 @@ export async function askedOfLedger<T>(ask: () => Promise<T>): Promise<Asked<T>>
   }
 }
 
-/** What fits `mostBytes`. `away`: why the ledger was not compared. */
+/** The answer, cut to `mostBytes`. `away`: why the ledger was not compared. */
 export function* answerOf({
   differences,
   plan: { actions },
@@ -65,7 +65,7 @@ export function* answerOf({
   };
 }
 
-/** The first of these, as many as so many bytes hold. */
+/** The first items, as many as fit into `most` bytes. */
 function* within<T>(most: number, all: readonly T[]): Steps<T[]> {
   const held: T[] = [];
   let bytes = 0;

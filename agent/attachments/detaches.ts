@@ -21,9 +21,9 @@ const RETRY_FIRST_MS = 50;
 const RETRY_MOST_MS = 5_000;
 
 /**
- * Detaches under way. The first half is done when `begin` returns: the record says so, the port is closed and
- * its name free. The second half follows by itself: deletion confirmed by the kernel, lease released, event
- * stored, record removed; each is repeated until it succeeds.
+ * Detaches under way. The first half is done when `begin` returns: the record says so, the port is closed and its name
+ * is free. The second half follows by itself: the kernel confirms the deletion, the lease is released, the event is
+ * stored, the record is removed. It is repeated until it succeeds.
  */
 export class Detaches {
   readonly #options: DetachesOptions;
@@ -58,17 +58,17 @@ export class Detaches {
     );
   }
 
-  /** Whether the lease is being given back, or may have been: the device has gone, and the lease is held no more. */
+  /** Whether the lease is being released, or may have been. The device is gone by then. */
   isReleasing(id: string): boolean {
     return this.#releasing.has(id);
   }
 
-  /** Resolves when all that are under way now have ended. */
+  /** Resolves when all detaches that are under way now have ended. */
   async idle(): Promise<void> {
     await Promise.all(this.#underWay.values());
   }
 
-  /** Repeats nothing any more; records of what is left stay for the next agent. */
+  /** Stops the repeats. The records of unfinished detaches stay, and the next agent finishes them. */
   stop(): void {
     this.#stopped = true;
   }
@@ -96,7 +96,7 @@ export class Detaches {
     }
   }
 
-  /** Of an attach that did not come to its end: which lease it had got, and whether a workload had that before. */
+  /** Finds the lease of an attach that did not finish. `kept`: the id had this lease before that attach. */
   async #withLease(began: AttachmentRecord): Promise<AttachmentRecord> {
     const { ledger, self, journal } = this.#options;
     const record = journal.get(began.id) ?? began;
@@ -122,7 +122,7 @@ export class Detaches {
     try {
       await ledger.release({ ...self, id: record.id, generation, cool });
     } catch (error) {
-      // Somebody else holds the id by now: there is nothing of ours to give back.
+      // Another host or attachment holds the id now: this host has no lease to release.
       const code = error instanceof VoltError ? error.code : undefined;
       if (code === 'STALE_GENERATION' || code === 'WRONG_HOST') return;
       if (!mayHaveBeenDone(error)) this.#releasing.delete(record.id);
@@ -136,7 +136,7 @@ export class Detaches {
       ? { ...attachment, state: 'detached', reason: detach.reason }
       : kept && endedLease(kept, detach.reason);
     if (ended === undefined) return;
-    // An attach that is repeated under its request id may fail each time, and end another attachment each time.
+    // A repeated attach may fail each time and end another attachment each time. The generation tells them apart.
     const ofAttach = detach.reason === 'failed' || detach.reason === 'fenced';
     this.#options.events.add({
       type: 'detached',

@@ -22,7 +22,7 @@ export interface EditsOptions {
   readonly log: Log;
 }
 
-/** Makes of the attachments and bridges of this host what their networks say now. */
+/** Applies changed network definitions to the attachments and bridges of this host. */
 export class Edits {
   readonly #options: EditsOptions;
 
@@ -30,16 +30,16 @@ export class Edits {
     this.#options = options;
   }
 
-  /** Rejects where something of it cannot be done now; a repeat does what is left. */
+  /** Rejects if a part of the change cannot be applied now. The next call applies the rest. */
   async apply(networks: readonly NetworkRecord[], letGo: readonly LetGo[]): Promise<void> {
     const { journal, bridges, locks } = this.#options;
     const known = new Map(networks.map((one) => [one.network.network, one]));
-    // The ledger has lost them: a network with attachments is not deleted.
+    // Networks that the ledger has lost: a network with attachments cannot be deleted.
     const unknown = new Set<string>();
     for (const { id, request } of journal.values()) {
       const record = known.get(request.network);
       if (record === undefined) unknown.add(request.network);
-      // Also of what is being attached: in its turn it is attached.
+      // The record may be of an attach under way. It has ended when the lock of the id is free.
       if (record === undefined || !this.#isBehind(id, record, letGo)) continue;
       await locks.take(id, Infinity, async () => this.#revise(id, record, letGo));
     }
@@ -56,7 +56,7 @@ export class Edits {
     return record.revision !== revision || lets;
   }
 
-  /** In the turn of the id. */
+  /** The caller holds the lock of the id. */
   #revise(id: string, { network, revision }: NetworkRecord, letGo: readonly LetGo[]): void {
     const { journal, networkTypes, attachments, log } = this.#options;
     const record = journal.get(id);
@@ -71,7 +71,7 @@ export class Edits {
     }
     journal.put({ ...record, attachment: after, network: now, revision });
     if (isDeepStrictEqual(before, after)) return;
-    log.info({ id, revision }, 'changed as its network');
+    log.info({ id, revision }, 'attachment updated to the revision of its network');
     this.#options.events.add({
       type: 'updated',
       network: network.network,
@@ -84,7 +84,7 @@ export class Edits {
   }
 }
 
-/** What an attachment is by the network's definition of now. */
+/** The attachment with the network's current routes and DNS, without filter addresses that the network let go. */
 function revised(before: Attachment, network: Network, letGo: readonly LetGo[]): Attachment {
   const { filterAddresses, ...rest } = before;
   const isLeft = (address: string): boolean =>
@@ -98,7 +98,7 @@ function revised(before: Attachment, network: Network, letGo: readonly LetGo[]):
   };
 }
 
-/** A guest's routes are its own, and so are those of a workload without a way out. */
+/** Only for containers with a device: a VM's guest sets its own routes, and an isolated container has none of ours. */
 function changeRoutes(
   { namespaceIdentity: identity }: AttachmentRecord,
   { kind, netns, device }: Attachment,

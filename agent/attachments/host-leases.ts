@@ -26,26 +26,26 @@ export interface HostLeasesOptions {
   readonly log: Log;
 }
 
-/** Ids of leases, of which an event names so many. */
+/** The most lease ids that one event names. */
 const MAX_NAMED = 100;
 
-/** Ids of leases of before a reboot that stay, and of those that end, or have been found without a record. */
+/** Lease ids from before a reboot that stay (`kept`) or end (`released`), and leases without a record that ended. */
 export interface Settled {
   readonly kept: readonly string[];
   readonly released: readonly string[];
 }
 
-/** What is fenced and was not closed by this agent is another's. */
+/** A fenced attachment that this agent has not closed itself has lost its lease. */
 const hasLostLease = ({ state, closed }: AttachmentRecord): boolean =>
   state === 'fenced' && closed === undefined;
 
 /**
- * What this host holds in the ledger, where records and leases have to be brought together: after a loss, a reboot,
- * an expiry, or when somebody else has been given what this host believes its own.
+ * The leases of this host in the ledger, where they may differ from its records: after a loss of data, a reboot or an
+ * expiry, or when the ledger has given a lease of this host to another.
  */
 export class HostLeases {
   readonly #options: HostLeasesOptions;
-  /** Ids that wait for their turn to expire. */
+  /** Ids whose `expire` is under way. */
   readonly #expiring = new Set<string>();
 
   constructor(options: HostLeasesOptions) {
@@ -53,14 +53,14 @@ export class HostLeases {
   }
 
   /**
-   * The leases of all records whose lease is not another's by now, also of those that are being detached, as long as
-   * they have a device. One that is being given back would be there again, if the ledger heard of it after that.
+   * The leases of all records that still hold theirs, also of those that are being detached, as long as they have a
+   * device. A lease that is being released is left out: if the ledger heard of it afterwards, it would come back.
    */
   leases(): Lease[] {
     return this.#options.journal.values().flatMap(({ id }) => this.lease(id) ?? []);
   }
 
-  /** The same of one. */
+  /** As `leases`, for one id. */
   lease(id: string): Lease | undefined {
     const record = this.#options.journal.get(id);
     if (record?.attachment === undefined || hasLostLease(record)) return undefined;
@@ -68,7 +68,7 @@ export class HostLeases {
     return leaseOf(record.attachment, record);
   }
 
-  /** Detaches what is held beyond its `leaseTtlSeconds`, unless a repeated attach has extended it since. */
+  /** Detaches an attachment whose `leaseTtlSeconds` are over, unless a repeated attach has extended its lease. */
   async expire({ id, nowMs }: { id: string; nowMs: number }): Promise<void> {
     const { journal, ledger, locks, detaches } = this.#options;
     if (this.#expiring.has(id)) return;
@@ -89,8 +89,9 @@ export class HostLeases {
   }
 
   /**
-   * Sets an attachment down whose lease has ended without this host: the operator forgot the host, or its lease was
-   * reclaimed, and its address or id may be another's. It stays like that until it is detached or attached anew.
+   * Sets the device of an attachment down when its lease has ended without this host: the operator forgot the host, or
+   * the lease was reclaimed, and another may hold its address or id. The device stays down until the attachment is
+   * detached or attached again.
    */
   async fence({ id, generation, holder }: LeaseOutcome): Promise<void> {
     const { journal, networkTypes, locks, events, log } = this.#options;
@@ -117,16 +118,16 @@ export class HostLeases {
   }
 
   /**
-   * Leases of this host without a record are of before a reboot, or leaked. Those of containers end, since their
-   * namespaces are gone; those of VMs that a reboot interrupted stay, unless `onReboot` says otherwise. Where a device
-   * of ours stands all the same, the record was lost and the workload may live: then nothing is touched. `rebooted`: this
-   * host has just come back from a reboot, and the VMs that it has records of are named, too.
+   * Settles the leases of this host that have no record: they are from before a reboot, or leaked. Leases of containers
+   * end, since their namespaces are gone. Leases of VMs that a reboot interrupted stay, unless `onReboot` says
+   * otherwise. If a device of ours with that id exists, the record was lost and the workload may live: then nothing is
+   * touched. `rebooted`: this host has just rebooted, so the VMs with records are named, too.
    */
   async settle({ rebooted: afterReboot }: { rebooted: boolean }): Promise<Settled> {
     const { self, onReboot, ledger, journal, taggedDevices, slices, log } = this.#options;
     const { host, bootId } = self;
     let devices: ReadonlyMap<string, string> | undefined;
-    // Those with a record reconcile makes again, or detaches.
+    // VMs with a record: reconcile makes their devices again, or detaches them.
     const before = afterReboot ? journal.ofEarlierBoot : [];
     const kept = onReboot === 'recreate' ? [...before] : [];
     const released = onReboot === 'recreate' ? [] : [...before];
@@ -154,7 +155,7 @@ export class HostLeases {
     return { kept: kept.slice(0, MAX_NAMED), released: released.slice(0, MAX_NAMED) };
   }
 
-  /** Ends a lease that has no record, in its turn; false where it has one by now, or has ended. */
+  /** Releases a lease without a record, under the lock of its id. False if it has a record now, or has ended. */
   async release(lease: Lease): Promise<boolean> {
     const { self, ledger, journal, locks } = this.#options;
     const { id, generation } = lease;
@@ -167,7 +168,7 @@ export class HostLeases {
     return ended;
   }
 
-  /** All leases of this host, by id; DEADLINE_EXCEEDED once nobody waits for them. */
+  /** All leases of this host, by id. Throws DEADLINE_EXCEEDED once `signal` says that nobody waits for them. */
   async listed(signal?: AbortSignal): Promise<Map<string, Lease>> {
     const { ledger } = this.#options;
     const { host } = this.#options.self;
@@ -182,7 +183,7 @@ export class HostLeases {
     return leases;
   }
 
-  /** The `detached` event of a lease that ended without an attachment of this host. */
+  /** Stores the `detached` event of a lease that ended without an attachment of this host. */
   tellEnd(lease: Lease, reason: 'reboot' | 'interrupted' | 'reclaimed'): void {
     const { id, generation, network } = lease;
     this.#options.events.add({

@@ -18,25 +18,25 @@ export interface QueriesOptions {
   readonly taggedDevices: () => Steps<ReadonlyMap<string, string>>;
   /** All leases of this host, by id. */
   readonly leases: (signal: AbortSignal) => Promise<ReadonlyMap<string, Lease>>;
-  /** What differs between records and kernel now, and what reconcile would do, for one attachment or all. */
+  /** Differences between records and kernel now, and what reconcile would do, for one attachment or all. */
   readonly preview: (id: string | undefined, wanted: Wanted) => Promise<Preview>;
-  /** The revision of each network as the ledger has it now, by name. */
+  /** The current revision of each network in the ledger, by name. */
   readonly currentRevisions: () => Promise<Revisions>;
   readonly slices: Slices;
-  /** The most that an answer may have now. */
+  /** The largest size of an answer now, in bytes. */
   readonly answerBytes: () => number;
 }
 
 type Revisions = ReadonlyMap<string, number>;
 
-/** What record and lease do not agree about, as both were before it is looked at again. */
+/** A record and a lease that differ, as both were at the first comparison. */
 interface Suspected {
   readonly id: string;
   readonly record: AttachmentRecord | undefined;
   readonly lease: Lease | undefined;
 }
 
-/** Reading what this host has: get, list, and check against kernel and ledger. Nothing here changes anything. */
+/** The requests that only read: get, list, and check against kernel and ledger. */
 export class Queries {
   readonly #options: QueriesOptions;
   readonly #whole = new SharedRun<'whole', EncodedAnswer>((_, signal) => this.#checkAll(signal));
@@ -55,7 +55,7 @@ export class Queries {
     return attachment;
   }
 
-  /** One page (`ListAnswer`), by id; `cursor` is the last id of the page before. */
+  /** One page (`ListAnswer`), in the order of ids; `cursor` is the last id of the page before. */
   list(request: ListRequest, deadline: number): Promise<EncodedAnswer> {
     return this.#options.slices.run(this.#page(request), { deadline });
   }
@@ -80,7 +80,7 @@ export class Queries {
     return page.encoded('attachments', {});
   }
 
-  /** Compares records, kernel and ledger of one attachment; records and kernel alone while the ledger is away. */
+  /** Compares record, kernel and ledger of one attachment; without the ledger while it cannot be asked. */
   async check(id: string, deadline: number): Promise<CheckAnswer> {
     const { ledger, preview, currentRevisions, answerBytes } = this.#options;
     this.#recordOf(id);
@@ -100,7 +100,7 @@ export class Queries {
     return atOnce(answerOf({ differences, plan, away, mostBytes: answerBytes() }));
   }
 
-  /** The same (`CheckAnswer`) of all attachments, and of what has no record. Whoever asks meanwhile shares the next. */
+  /** As `check` (`CheckAnswer`), for all attachments and for leases without a record. Callers share a run. */
   checkAll(deadline: number): Promise<EncodedAnswer> {
     return this.#whole.ask('whole', deadline);
   }
@@ -114,7 +114,7 @@ export class Queries {
     const compared = await slices.run(this.#compare(first.told), { signal });
     const { ofLedger } = compared;
     const differences = [...compared.differences];
-    // What has come and gone since the leases were read differs no more.
+    // The leases are read again: an attach or a detach since the first reading is no difference.
     const suspected = [...ofLedger].map((id) => ({
       id,
       record: journal.get(id),
@@ -136,7 +136,7 @@ export class Queries {
     return slices.once(() => new EncodedAnswer(encodeAnswer(answer)));
   }
 
-  /** What of records and their networks differs, and the ids of what records and leases do not agree about. */
+  /** Differences between records and their networks, and the ids whose record and lease differ. */
   *#compare(
     told: { readonly leases: ReadonlyMap<string, Lease>; readonly current: Revisions } | undefined,
   ): Steps<{
@@ -149,7 +149,7 @@ export class Queries {
     for (let at = journal.after(); at !== undefined; at = journal.after(at.id)) {
       yield;
       const { id } = at;
-      // As it is now: what was read before the pause may be under way to something else.
+      // Read again, since the record may have changed during the pause.
       const record = journal.get(id);
       if (record?.closed !== undefined) differences.push(record.closed);
       if (record === undefined || record.closed !== undefined || !isAttached(record)) continue;
@@ -164,7 +164,7 @@ export class Queries {
     return { differences, ofLedger };
   }
 
-  /** Of what is as it was before these leases were read: a record that is the same, a lease of the same generation. */
+  /** Compares once more where nothing has changed meanwhile: the same record, or a lease of the same generation. */
   *#compareAgain(
     suspected: Iterable<Suspected>,
     leases: ReadonlyMap<string, Lease>,
@@ -188,7 +188,7 @@ export class Queries {
     return differences;
   }
 
-  /** Whether it is as its network is now. */
+  /** Compares the attachment's revision of its network with the current one. */
   #revisionDifferences({ id, attachment, revision }: Attached, current: Revisions): Difference[] {
     const { network } = attachment;
     const expected = current.get(network);

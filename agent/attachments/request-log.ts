@@ -5,16 +5,16 @@ import { fromErrorBody, toErrorBody, VoltError } from '#protocol/errors.ts';
 import { AppendLog, type Header, type Place } from '../storage/append-log.ts';
 import type { Log } from '../log.ts';
 
-/** What the memory of outcomes holds of: operations of one attachment that change it. */
+/** Operations whose outcome is remembered: those that change an attachment. */
 export type RememberedOperation = 'attach' | 'detach' | 'update';
 
-/** When a request came into the job stream: the server's time in nanoseconds, then the sequence number. */
+/** The place of a request in the job stream: the server's time in nanoseconds, then the sequence number. */
 export interface Position {
   readonly storedNs: bigint;
   readonly sequence: number;
 }
 
-/** The same as JSON has it. */
+/** A `Position` in JSON, which has no bigint. */
 export interface StoredPosition {
   readonly storedNs: string;
   readonly sequence: number;
@@ -33,10 +33,10 @@ export const positionOf = (stored: StoredPosition | undefined): Position | undef
 export const isBefore = (one: Position, other: Position): boolean =>
   one.storedNs === other.storedNs ? one.sequence < other.sequence : one.storedNs < other.storedNs;
 
-/** A request, as far as it decides whether another is the same. */
+/** The parts of a request that decide whether another request is the same. */
 export interface Asked {
   readonly operation: RememberedOperation;
-  /** The attachment. */
+  /** The id of the attachment. */
   readonly id: string;
   readonly requestId: string | undefined;
   /** The request without its request id. */
@@ -51,18 +51,18 @@ interface Entry {
   readonly content: string;
 }
 
-/** Longer than any request waits in the job stream, and than callers repeat themselves. */
+/** Longer than any request waits in the job stream, and longer than callers repeat a request. */
 const KEEP_MS = 24 * 3_600_000;
 const SEGMENT_MS = 3_600_000;
-/** Past these, on disk and in memory, the oldest are forgotten before their time, and that is reported. */
+/** Above these limits, on disk and in memory, the oldest outcomes are forgotten early, and that is logged. */
 const MAX_BYTES = 1 << 30;
 const MAX_ENTRIES = 1_000_000;
 const SYNC_AFTER_MS = 100;
 
 /**
- * What requests came to, for 24 hours, across restarts and reboots: whoever repeats a request gets the first answer.
- * Answers stay on disk; memory holds where they are. Beside them it keeps, for each attachment, the place in the job
- * stream of the last attach and the last detach that ran, so that an older job comes too late.
+ * The outcomes of requests, for 24 hours, across restarts and reboots: a repeated request gets the first answer.
+ * Answers stay on disk; memory holds their places. For each attachment it also keeps the place in the job stream of the
+ * last attach and the last detach that ran, so that an older job can be refused.
  */
 export class RequestLog {
   readonly #entries: AppendLog;
@@ -70,7 +70,7 @@ export class RequestLog {
   /** By operation and request id. */
   readonly #places = new Map<string, Entry>();
   readonly #order = new Map<string, { attach?: Position; detach?: Position }>();
-  /** What is forgotten with a segment, oldest segment first. */
+  /** Segments, oldest first, each with the keys that are forgotten when it is dropped. */
   readonly #segments = new Map<number, Segment>();
   readonly #maxEntries: number;
   #syncTimer: NodeJS.Timeout | undefined;
@@ -92,8 +92,8 @@ export class RequestLog {
   }
 
   /**
-   * What this request came to before; undefined when it has not been here. INVALID_REQUEST when its id was another
-   * request's.
+   * The outcome of this request when it came before; undefined if it did not. INVALID_REQUEST if another request had
+   * its request id.
    */
   find({ operation, requestId, content }: Asked): Remembered | undefined {
     if (requestId === undefined) return undefined;
@@ -113,10 +113,10 @@ export class RequestLog {
     return requestId !== undefined && this.#places.has(keyOf(operation, requestId));
   }
 
-  /** Remembers what a request came to. What the disk refuses is reported, and not remembered. */
+  /** Remembers the outcome of a request. An outcome that the disk refuses is logged, and not remembered. */
   keep(asked: Asked, outcome: Remembered): void {
     const { operation, id, requestId, content, position } = asked;
-    // Without an id nobody can repeat it; without a place in the stream nothing is older.
+    // Without a request id it cannot be repeated. Without a position no job can be older.
     if (requestId === undefined && position === undefined) return;
     const failed = 'error' in outcome;
     const atMs = Date.now();
@@ -137,23 +137,29 @@ export class RequestLog {
       if (isNew) this.#forgetOld();
       this.#syncTimer ??= setTimeout(() => void this.sync().catch(() => {}), SYNC_AFTER_MS).unref();
     } catch (error) {
-      this.#log.error({ operation, id, error: String(error) }, 'an outcome cannot be stored');
+      this.#log.error(
+        { operation, id, error: String(error) },
+        'outcome of a request not written to disk',
+      );
     }
   }
 
-  /** The place in the job stream of the last attach, or detach, of an attachment that ran. */
+  /** The place in the job stream of the last attach (or detach) of this attachment that ran. */
   lastOf(id: string, operation: 'attach' | 'detach'): Position | undefined {
     return this.#order.get(id)?.[operation];
   }
 
-  /** Resolves when all that was kept outlives a power failure. */
+  /** Resolves when all outcomes that were kept survive a power failure. */
   async sync(): Promise<void> {
     clearTimeout(this.#syncTimer);
     this.#syncTimer = undefined;
     try {
       await this.#entries.sync();
     } catch (error) {
-      this.#log.error({ error: String(error) }, 'outcomes are not safe from a power failure');
+      this.#log.error(
+        { error: String(error) },
+        'outcomes not synced to disk: a power failure may lose them',
+      );
       throw error;
     }
   }
@@ -196,10 +202,13 @@ export class RequestLog {
     for (const [index, [number, segment]] of all.entries()) {
       const isOld = nowMs - segment.beganMs > KEEP_MS + SEGMENT_MS;
       const next = all[index + 1]?.[1];
-      // What is written to now stays.
+      // The current segment stays.
       if (next === undefined || !(isOld || bytes > MAX_BYTES || entries > this.#maxEntries)) break;
       if (!isOld) {
-        this.#log.warn({ requestLog: segment.entries }, 'forgotten early: too many outcomes');
+        this.#log.warn(
+          { requestLog: segment.entries },
+          'too many outcomes: the oldest forgotten early',
+        );
         oldestMs = Math.max(oldestMs, next.beganMs);
       }
       this.#drop(number, segment);

@@ -44,10 +44,10 @@ export interface RequestsOptions {
   readonly clocks: Pick<Clocks, 'streamNowNs'>;
 }
 
-/** A request out of the job stream. */
+/** A request from the job stream. */
 export interface JobCall extends Call {
   readonly position: Position;
-  /** Whether a retryable error ends it all the same: it has been tried for long enough. */
+  /** Whether a retryable error ends the job all the same: it has been tried for long enough. */
   readonly isLast: (error: VoltError) => boolean;
   /** Called once the event of a failure is stored. */
   readonly onFailureTold: () => void;
@@ -59,9 +59,8 @@ interface Identified {
 }
 
 /**
- * The one way in for requests that change attachments, whether somebody waits for the answer or they come out of the
- * job stream. Requests for one id run one after the other; one that was here before gets its first answer, and a job
- * that a later one has overtaken ends as SUPERSEDED.
+ * All requests that change attachments pass here, direct requests and jobs. Requests for one id run one after the
+ * other. A repeated request gets its first answer. A job that a later one has overtaken ends as SUPERSEDED.
  */
 export class Requests {
   readonly #options: RequestsOptions;
@@ -71,8 +70,8 @@ export class Requests {
   }
 
   /**
-   * Remembers what an earlier agent of this host has done and died before it remembered: whoever asks again is to hear
-   * of that, and nothing is done twice.
+   * Remembers the outcomes of an earlier agent of this host that died before it could remember them. A repeated request
+   * then gets its first answer, and nothing is done twice.
    */
   resume(): void {
     const { journal, requestLog } = this.#options;
@@ -103,7 +102,7 @@ export class Requests {
         try {
           return await attachments.attach(identified, call);
         } catch (error) {
-          // After a reboot the same lease may hold what another request has made of it.
+          // After a reboot the lease may be the same, while another request has attached other content.
           if (error instanceof VoltError && error.code === 'ALREADY_ATTACHED') return before;
           throw error;
         }
@@ -111,14 +110,14 @@ export class Requests {
     });
   }
 
-  /** What an attach would do or refuse. Nothing is done, told or remembered. */
+  /** What an attach would do, or the error that it would throw. Nothing is done, published or remembered. */
   dryRun(request: AttachRequest, call: Call): Promise<DryRunAnswer> {
     return this.#options.attachments.dryRun(request, call);
   }
 
   detach(request: DetachRequest, asked: Call | JobCall): Promise<DetachAnswer> {
     const { attachments, clocks } = this.#options;
-    // One that somebody waits for comes after every job that was stored by now.
+    // A direct detach is later than every job that is stored by now.
     const now: Position = { storedNs: clocks.streamNowNs(), sequence: 0 };
     const call = 'isLast' in asked ? asked : { ...asked, position: now };
     return this.#run('detach', request, call, detachAnswerSchema, {
@@ -136,8 +135,8 @@ export class Requests {
   }
 
   /**
-   * Resolves when the event of a job that succeeded is stored. Every job has an event of its own: one that changed
-   * nothing says so. What a detach has begun is waited for, until the deadline at most.
+   * Resolves when the event of a job that succeeded is stored. Every job has an event of its own, even one that changed
+   * nothing. Waits for the end of a detach, until the deadline at most.
    */
   async told(
     operation: RememberedOperation,
@@ -150,10 +149,10 @@ export class Requests {
     if (operation !== 'detach') return;
     const record = journal.get(id);
     await detaches.finished(id, call.deadline);
-    // One that found another under way, or nothing, has ended nothing itself.
+    // The end of this job's own detach has stored the event already.
     if (record?.detach?.requestId === requestId) return;
     const { detached, releasing } = detachAnswerSchema.parse(answer);
-    // A lease without a record has been told of.
+    // This job released a lease without a record, and has stored the event of that.
     if (detached && !releasing) return;
     events.add({
       type: 'detached',
@@ -166,7 +165,7 @@ export class Requests {
     });
   }
 
-  /** An attachment that still is what an attach once answered. */
+  /** Whether the attachment is still the one that an attach once answered. */
   #lives({ attachment }: AttachAnswer): boolean {
     const record = this.#options.journal.get(attachment.id);
     return record?.state === 'attached' && record.generation === attachment.generation;
@@ -182,7 +181,7 @@ export class Requests {
     schema: z.ZodType<Answer>,
     does: {
       readonly work: (request: Request & Identified) => Promise<Answer>;
-      /** The answer to a request that was answered so before. */
+      /** The answer to a repeat of a request that had this `first` answer. */
       readonly again: (request: Request & Identified, first: Answer) => Promise<Answer> | Answer;
     },
   ): Promise<Answer> {
@@ -212,7 +211,7 @@ export class Requests {
         return answer;
       } catch (cause) {
         const error = toVoltError(cause);
-        // The host that was asked is another machine: this one has nothing to remember or tell.
+        // The request was for another machine with this host id: nothing to remember or report here.
         if (error.code === 'HOST_CONFLICT') throw error;
         if (known === undefined && !error.retryable && !isOfOther(error)) {
           requestLog.keep(asked, { error });
@@ -223,13 +222,13 @@ export class Requests {
     });
   }
 
-  /** What has happened is told one day; while too much waits for NATS, nothing more happens. */
+  /** Each attach makes events. While too many wait for NATS, no attach is begun. */
   #refuseWhenUntold(): void {
     if (!this.#options.events.full) return;
     throw new VoltError('OVERLOADED', 'too many events wait for NATS on this host');
   }
 
-  /** Of an attachment that a later job has ended, or made, an earlier one is not heard any more. */
+  /** Refuses an attach job if a later detach has run, and a detach job if a later attach has run. */
   #refuseOvertaken({ id, operation }: Asked, position: Position): void {
     const other = operation === 'attach' ? 'detach' : 'attach';
     const last = this.#options.requestLog.lastOf(id, other);
@@ -246,8 +245,8 @@ export class Requests {
     error: VoltError,
   ): void {
     const { events, journal } = this.#options;
-    // A retryable error is not the outcome: the repeat may well succeed, as an event of its own. A job is repeated
-    // by us, and its sender hears the end of it alone.
+    // A retryable error is not the final outcome: a repeat may succeed, and then has an event of its own. The agent
+    // repeats a job itself, and the job's sender gets only the last outcome.
     const final = !error.retryable || ('isLast' in call && call.isLast(error));
     if (!final && 'isLast' in call) return;
     events.add({
@@ -275,6 +274,6 @@ function keepFirst(
   requestLog.keep({ operation, id, requestId, content, position }, { answer });
 }
 
-/** The refusal of a request id that was another's: of that other one the outcome is remembered. */
+/** Another request had this request id: the outcome of that other one stays remembered. */
 const isOfOther = ({ code, details }: VoltError): boolean =>
   code === 'INVALID_REQUEST' && details?.['path'] === 'requestId';

@@ -23,7 +23,7 @@ export interface UpdatesOptions {
   readonly attachments: Pick<HostAttachments, 'update'>;
 }
 
-/** Changes of live attachments: what is new holds before what was is taken away, and no packet is lost. */
+/** Changes live attachments. New settings are in force before old ones are removed, so that no packet is lost. */
 export class Updates {
   readonly #options: UpdatesOptions;
 
@@ -31,7 +31,7 @@ export class Updates {
     this.#options = options;
   }
 
-  /** The caller has the id's turn. */
+  /** The caller holds the lock of the id. */
   async update(
     request: UpdateRequest & { readonly requestId: string },
     call: Call,
@@ -93,7 +93,7 @@ function changed(before: Attachment, request: UpdateRequest): Attachment {
   };
 }
 
-/** An attach is a repeat from now on if it asks for what was asked for first, or for what holds now. */
+/** From now on an attach is a repeat if it asks for the first content, or for the content after this update. */
 function updatedRecord(record: AttachmentRecord, attachment: Attachment): AttachmentRecord {
   const { ports, bandwidth, labels } = attachment;
   const request = { ...record.request, ports, bandwidth, labels };
@@ -103,8 +103,8 @@ function updatedRecord(record: AttachmentRecord, attachment: Attachment): Attach
 }
 
 /**
- * What the ledger may give to somebody else is nobody's to send from but the holder's. The network says by
- * `exclude` which addresses it never gives out: those can be shared, by two routers for one.
+ * Only its holder may send from an address that the ledger can lease. Addresses in the network's `exclude` are never
+ * leased: workloads can share them, for example two routers.
  */
 function refuseLeasable(addresses: readonly string[], network: Network): void {
   const subnets = subnetsOf(network);
@@ -128,7 +128,7 @@ function refuseLeasable(addresses: readonly string[], network: Network): void {
   }
 }
 
-/** What an address is that no workload may send from, whatever the network excludes. */
+/** Names an address that no workload may send from, even if the network excludes it. */
 function neverAWorkloads(
   address: IpAddress,
   subnet: IpPrefix,
