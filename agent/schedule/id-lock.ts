@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 
-/** So many requests may wait for one id: whoever sends more does not wait for answers. */
+/** The most requests that may wait for one id. A caller that waits for its answers does not send more. */
 const MOST_WAITING = 64;
 
 /**
@@ -10,12 +10,12 @@ const MOST_WAITING = 64;
 export class IdLocks {
   /** For each id with work under way: the last work. */
   readonly #last = new Map<string, Promise<void>>();
-  /** How many of each id wait. */
+  /** The number of waiting requests for each id. */
   readonly #waiting = new Map<string, number>();
 
   /**
-   * Waits for its turn, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. OVERLOADED if too many wait
-   * already. The agent's own work has no deadline and is always let in.
+   * Waits for the earlier work of this id, until `deadline` at most (DEADLINE_EXCEEDED), then does the work. OVERLOADED
+   * if too many wait already. The agent's own work has no deadline and is always let in.
    */
   async take<T>(id: string, deadline: number, work: () => Promise<T>): Promise<T> {
     if (deadline !== Infinity && (this.#waiting.get(id) ?? 0) >= MOST_WAITING) {
@@ -25,7 +25,7 @@ export class IdLocks {
     const { promise: done, resolve } = Promise.withResolvers<void>();
     const turn = previous === undefined ? done : Promise.all([previous, done]).then(() => {});
     this.#last.set(id, turn);
-    // Not before the work in front has ended: when a waiting request gives up, the next one must not overtake.
+    // `turn` includes the earlier work: when a waiting request gives up, the next one must not overtake that work.
     void turn.then(() => {
       if (this.#last.get(id) === turn) this.#last.delete(id);
     });

@@ -1,7 +1,7 @@
-/** How the last run ended: as it should, with more to do at once, or without an answer in time. */
+/** How the last run ended. `calm`: nothing left to do. `soon`, `busy`: more to do. `late`: no answer in time. */
 export type Beaten = 'calm' | 'soon' | 'busy' | 'late';
 
-/** The longest pause after a run without an answer; by default one period. */
+/** The longest pause after a run that ended like this; for the others it is one period. */
 const PAUSES_MS: Partial<Record<Beaten, number>> = { soon: 1_000, busy: 60 };
 /** The part of a period by which a pause may be shorter, so that hosts that begin together do not stay together. */
 const CALM_SHARE = 0.2;

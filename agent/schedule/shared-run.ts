@@ -3,19 +3,18 @@ import { nobodyWaits } from './slices.ts';
 
 interface Run<Answer> {
   readonly answer: Promise<Answer>;
-  /** The error for a run whose answer nobody waits for any more. */
+  /** Aborted when nobody waits for the answer any more. */
   readonly over: AbortController;
   waiting: number;
 }
 
 /**
- * Work with one answer for all who ask the same question. One run at a time. Whoever asks during a run gets the
- * answer of the next run, which begins after he asked, together with all others who ask until then. A run goes on
- * only while somebody waits for it.
+ * Work with one answer for all callers that ask the same question. One run at a time. A caller that asks during a run
+ * shares the answer of the next run, which begins after the question. A run goes on only while somebody waits for it.
  */
 export class SharedRun<Key, Answer> {
   readonly #work: (key: Key, signal: AbortSignal) => Promise<Answer>;
-  /** Those that have not begun: one a key. */
+  /** Runs that have not begun, at most one for each key. */
   readonly #next = new Map<Key, Run<Answer>>();
   #last: Promise<unknown> = Promise.resolve();
 

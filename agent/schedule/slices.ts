@@ -5,25 +5,25 @@ import type { Steps } from '#native/steps.ts';
 /** How long a slice holds the event loop; the step during which that time ends is finished. */
 const SLICE_MS = 5;
 /**
- * The pause between two slices while something else comes first. A third of the time is left, so that the work does
- * not stand still.
+ * The pause between two slices while more urgent work is under way. The slices still get a third of the time, so that
+ * their work does not stand still.
  */
 const PAUSE_MS = 10;
 
-/** Until when somebody waits for the work: a deadline (`performance.now()` time), or a signal that nobody does. */
+/** Until when somebody waits for the work: a deadline (`performance.now()` time), or until the signal aborts. */
 export interface Wanted {
   readonly deadline?: number;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Long work on the main thread, cut into slices: one slice in each turn of the event loop, whichever work it is of,
- * so that requests and the answers of Redis and NATS are dealt with in between.
+ * Long work on the main thread, cut into slices. All such work together gets one slice in each turn of the event loop,
+ * so that requests and the answers of Redis and NATS are handled in between.
  */
 export class Slices {
   readonly #sliceMs: number;
   readonly #comesFirst: () => boolean;
-  /** Runs that wait for a slice, first come first. There are only as many as admission lets in. */
+  /** Runs that wait for a slice, first come, first served. Admission limits their number. */
   readonly #waiting: (() => void)[] = [];
   #scheduled = false;
 
@@ -38,7 +38,7 @@ export class Slices {
     for (;;) {
       await this.#slice();
       if (!isWanted(wanted)) {
-        // Closes what the work has open.
+        // Closes the resources that the work has open.
         steps[Symbol.dispose]();
         throw nobodyWaits();
       }

@@ -47,9 +47,9 @@ export class AppendLog {
   #length = 0;
   /** Segments that were written to since the last sync began, by their descriptors. */
   #unsynced = new Set<number>();
-  /** Those that are being synced. */
+  /** Segments that are being synced, by their descriptors. */
   #inSync: ReadonlySet<number> = new Set();
-  /** Closed for writing, and still to be synced. */
+  /** Descriptors of finished segments that are still to be synced. */
   readonly #retired = new Set<number>();
   #syncing: Promise<void> | undefined;
   #next: Promise<void> | undefined;
@@ -79,13 +79,13 @@ export class AppendLog {
         'the end of a log file cannot be read: set aside',
       );
       if (bytes.indexOf(NEWLINE, end) === -1) continue;
-      // More is there than a line that was cut short: somebody may want to look at it.
+      // This is more than one line cut short: an operator may want to look at it.
       renameSync(join(this.#folder, name), join(this.#folder, `${name}.corrupt`));
       writeWhole(join(this.#folder, name), bytes.subarray(0, end));
     }
   }
 
-  /** Throws the error of the disk; then nothing of the entry is there. */
+  /** Throws the error of the disk; then the log does not have the entry. */
   append(header: Header, body = ''): Place {
     const bytes = Buffer.byteLength(body);
     const line = `${JSON.stringify({ v: VERSION, bytes, ...header })}\n`;
@@ -103,7 +103,7 @@ export class AppendLog {
     return { segment: this.#segment, offset: start + Buffer.byteLength(line), bytes };
   }
 
-  /** The body of an entry. Throws where its segment is gone. */
+  /** The body of an entry. Throws if its segment is gone. */
   read({ segment, offset, bytes }: Place): string {
     const fd = openSync(this.#path(segment), 'r');
     try {
@@ -206,7 +206,7 @@ export class AppendLog {
   }
 }
 
-/** Answers where the last whole entry ends. */
+/** Visits all whole entries and returns the offset at which the last of them ends. */
 function eachEntry(
   bytes: Buffer,
   visit: (header: Header, offset: number, length: number) => void,

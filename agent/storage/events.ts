@@ -33,7 +33,7 @@ export interface EventsOptions {
   readonly host: string;
   readonly subjectPrefix: string;
   readonly stateDir: string;
-  /** The records, each with the announcement that is still to be told. */
+  /** The records, each with its announcement while the `attached` event is not stored yet. */
   readonly journal: Pick<Journal, 'put' | 'untold' | 'untoldIds' | 'noteTold'>;
   readonly log: Log;
   /** The largest message that NATS takes now, headers included. */
@@ -47,7 +47,7 @@ export interface EventsOptions {
   }) => Promise<void>;
 }
 
-/** For so long announcements gather, so that storing and publishing one does not hold up the next request. */
+/** Announcements wait for this time, so that storing and publishing one does not hold up the next request. */
 const ANNOUNCE_AFTER_MS = 20;
 /** For `durationMs`, which is complete when the event goes out. */
 const DURATIONS_BYTES = 1_024;
@@ -95,7 +95,7 @@ export class EventLog {
     return this.#outbox.full;
   }
 
-  /** Resolves when all events that were added before outlive a power failure. */
+  /** Resolves when all events that were added before survive a power failure. */
   sync(): Promise<void> {
     return this.#outbox.sync();
   }

@@ -40,7 +40,7 @@ export interface AttachmentRecord {
   readonly request: AttachRequest;
   /** Equal for requests with the same content (contract of `attach`). */
   readonly contentKey: string;
-  /** The same of what an update made of it. */
+  /** The content key after the last update. */
   readonly updatedKey?: string;
   readonly createdAt: string;
   /** The boot (/proc/sys/kernel/random/boot_id) in which devices were made. */
@@ -164,10 +164,7 @@ export class Journal {
     return [...this.#records.values()];
   }
 
-  /**
-   * The record with the next higher id, whatever has come and gone since the one before; the first record if `id` is
-   * empty.
-   */
+  /** The record with the next higher id, even if the record of `id` is gone; the first record if `id` is empty. */
   after(id = ''): AttachmentRecord | undefined {
     return this.#records.get(this.#ids.after(id) ?? '');
   }
@@ -187,19 +184,19 @@ export class Journal {
     return [...(this.#macs.get(mac) ?? [])].flatMap((id) => this.#records.get(id) ?? []);
   }
 
-  /** What is still to be announced of this attachment. */
+  /** The announcement of this attachment whose event is still to be stored. */
   untold(id: string): Untold | undefined {
     return this.#untold.get(id);
   }
 
-  /** The ids of which something is still to be announced. */
+  /** Ids of attachments with an announcement whose event is still to be stored. */
   untoldIds(): string[] {
     return [...this.#untold.keys()];
   }
 
   /**
    * Throws the error of the disk (ENOSPC), and then nothing has changed. An announcement stays with the record until
-   * `noteTold`, whatever is put meanwhile; only the event log puts one (`EventLog.putAttached`).
+   * `noteTold`, through all later puts. Only the event log puts one (`EventLog.putAttached`).
    */
   put(record: AttachmentRecord, announcement = this.#untold.get(record.id)?.announcement): void {
     write(this.#folder, record, announcement);
@@ -207,7 +204,7 @@ export class Journal {
     this.#copy(record, announcement);
   }
 
-  /** As `put`, for what is done even if the disk refuses the record: an agent that dies then begins it again. */
+  /** As `put`, but goes on if the disk refuses the record. If the agent dies then, the next one repeats the work. */
   putAnyway(record: AttachmentRecord): void {
     try {
       this.put(record);
@@ -286,7 +283,7 @@ export class Journal {
     else this.#macs.delete(mac);
   }
 
-  /** An unfinished attach has nothing that the next boot could make again. */
+  /** Copies the record of a VM. An unfinished attach has nothing that the next boot could make again. */
   #copy(record: AttachmentRecord, announcement?: Announcement): void {
     if (record.request.kind !== 'vm' || record.state === 'attaching') return;
     const copied = this.#copied.get(record.id);

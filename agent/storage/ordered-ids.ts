@@ -1,4 +1,4 @@
-/** Ids in order. Whoever pages through them finds his place again, whatever has come and gone meanwhile. */
+/** Ids in order. Paging through them works even if ids are added or removed meanwhile. */
 export class OrderedIds {
   readonly #ids: string[] = [];
 
@@ -18,7 +18,7 @@ export class OrderedIds {
     return this.#ids[this.#ids[place] === id ? place + 1 : place];
   }
 
-  /** Where it is, or would have to be. */
+  /** The index of the id, or where it would have to be inserted. */
   #placeOf(id: string): number {
     let [from, to] = [0, this.#ids.length];
     while (from < to) {

@@ -22,7 +22,7 @@ const NO_SUBJECT = '-';
 const MAX_IN_FLIGHT = 64;
 /** Events that are also kept in memory; the others are read from disk when their turn comes. */
 const MAX_IN_MEMORY = 1_024;
-/** Types of which nobody waits. */
+/** Types of events that nobody waits for: `hold` holds them back. */
 const HELD: ReadonlySet<string> = new Set(['repaired']);
 /** The limit for events that wait on disk. Above it nothing is begun that would make more of them. */
 const MAX_WAITING_BYTES = 512 * 1024 * 1024;
@@ -54,7 +54,7 @@ export class Outbox {
   readonly #log: Log;
   /** By subject, in order. The first event of a subject stays here while it is being published. */
   readonly #queues = new Map<string, Waiting[]>();
-  /** Subjects of which nothing is under way. */
+  /** Subjects whose first event can be published now. */
   readonly #ready = new Set<string>();
   /** Subjects whose first event failed and waits for its next try. Events of other subjects go on. */
   readonly #deferred = new Map<string, NodeJS.Timeout>();
@@ -186,7 +186,7 @@ export class Outbox {
 
   /**
    * Until disposed, `repaired` events are stored and not published, unless another event of their subject follows.
-   * While very much has to be repaired, the repairs come first.
+   * When there are very many repairs, the repairs come before their events.
    */
   hold(): Disposable {
     this.#holding = true;

@@ -1,10 +1,10 @@
 /** An event as it is kept on disk until the event stream has it. */
 export interface PendingEvent {
-  /** Made from what the event reports: whatever is reported twice is one event. */
+  /** Made from host, operation and request id: an event that is added twice has the same id. */
   readonly id: string;
   readonly type: string;
   readonly network: string;
-  /** The attachment, network or host that it is about. */
+  /** The attachment, network or host that the event is about. */
   readonly subject: string;
   readonly time: string;
   readonly body: Readonly<Record<string, unknown>>;

@@ -12,13 +12,13 @@ export interface SetAsideOptions {
 }
 
 const RETRY_EVERY_MS = 60_000;
-/** So many are tried in one round, so that a full folder is no flood. */
+/** The most events that are tried in one round, so that a full folder does not flood the server. */
 const MAX_TRIES = 64;
-/** Past it the oldest are removed: some 10 MB. */
+/** Above this number, some 10 MB, the oldest are removed. */
 const MAX_KEPT = 10_000;
 
 /**
- * Events that the stream refuses, as a rule since they are too large for it: a file each. A limit may be raised, so
+ * Events that the stream refuses, mostly because they are too large for it. Each is a file. The limit may be raised, so
  * they are tried again with each new connection to NATS, and once a minute.
  */
 export class SetAside {
@@ -53,10 +53,7 @@ export class SetAside {
     clearTimeout(this.#timer);
   }
 
-  /**
-   * Keeps an event. `number` names an event that cannot be read any more. If the disk refuses it, only the log has
-   * it.
-   */
+  /** Keeps an event. `number` names one that cannot be read any more. If the disk refuses it, only the log has it. */
   put(number: string, event: PendingEvent | undefined, reason: string): void {
     const { folder, log } = this.#options;
     const name = `${event?.id ?? number}.json`;
@@ -126,7 +123,10 @@ export class SetAside {
         typeof kept === 'object' && kept !== null && 'event' in kept ? kept.event : undefined;
       return parseEvent(JSON.stringify(event));
     } catch (error) {
-      this.#options.log.warn({ file, error: String(error) }, 'file is no event: left as it is');
+      this.#options.log.warn(
+        { file, error: String(error) },
+        'refused event cannot be read: not tried again',
+      );
       if (!isMissing(error)) renameSync(file, `${file}.corrupt`);
       return undefined;
     }
