@@ -51,8 +51,8 @@ import {
   subjects,
 } from './subjects.ts';
 
-// Nothing here loads a schema: of an answer its outline is checked, and unknown keys pass through. zod would
-// double what it takes to import this, and `voltnet` pays for that at each start.
+// This file loads no schema. It checks only the outline of an answer, and unknown keys pass through. zod would double
+// the time to import this file, at each start of `voltnet`.
 
 /** W3C trace context of the caller's span. */
 export interface TraceContext {
@@ -61,16 +61,16 @@ export interface TraceContext {
 }
 
 export interface ClientOptions {
-  /** A connection of the package `nats`; it stays the caller's, who closes it. */
+  /** A connection of the package `nats`. The caller closes it. */
   readonly connection: NatsConnection;
   /** `headers` of the same package: it makes the header object that the connection understands. */
   readonly headers: () => MsgHdrs;
   readonly prefix?: string;
-  /** The connection's `inboxPrefix`, where it was made with one. Default `_INBOX`. */
+  /** The connection's `inboxPrefix`, if it was made with one. Default `_INBOX`. */
   readonly inboxPrefix?: string;
   /** How long a request may take, unless the call says otherwise. Default 10,000. */
   readonly timeoutMs?: number;
-  /** Asked at each request for the span that is current, where the call does not name one. */
+  /** Called at each request that names no span: returns the current one. */
   readonly traceContext?: () => TraceContext;
 }
 
@@ -78,7 +78,7 @@ export interface CallOptions extends TraceContext {
   readonly timeoutMs?: number;
 }
 
-/** What a `network.put` takes: the network's keys as an operator writes them, and the revision it replaces. */
+/** The request of `network.put`: the network's keys as an operator writes them, and the revision that it replaces. */
 export interface NetworkInput {
   readonly network: string;
   readonly revision?: number;
@@ -90,19 +90,19 @@ export interface SubmittedJob {
   readonly requestId: string;
   /** Sequence number in the job stream. */
   readonly sequence: number;
-  /** True: a job of this host, operation and request id was stored before. */
+  /** True if a job with this host, operation and request id was stored before. */
   readonly duplicate: boolean;
 }
 
 /** One event, as it came. */
 export interface VoltEvent {
   readonly id: string;
-  /** One of EVENT_TYPES, or the type of a newer agent: whoever does not know it passes it over. */
+  /** One of EVENT_TYPES, or a type of a newer agent: skip an event whose type you do not know. */
   readonly type: string;
-  /** Who published it. */
+  /** The host whose agent published the event. */
   readonly host: string;
   readonly network: string;
-  /** The attachment, network or host that it is about. */
+  /** The attachment, network or host that the event is about. */
   readonly subject: string;
   readonly time: string;
   readonly traceparent?: string;
@@ -117,27 +117,27 @@ export interface WatchOptions {
   readonly signal?: AbortSignal;
 }
 
-/** The protocol's, too: what a request without `volt-timeout-ms` means. */
+/** Also the protocol's default, for a request without `volt-timeout-ms`. */
 const DEFAULT_TIMEOUT_MS = 10_000;
 // The agent gives up at the caller's deadline; its answer still has to travel.
 const ANSWER_GRACE_MS = 500;
-/** Of the package `nats`. */
+/** An error code of the package `nats`. */
 const MAX_PAYLOAD_EXCEEDED = 'MAX_PAYLOAD_EXCEEDED';
 
 /**
- * What an orchestrator uses. Errors are VoltError: those of the agent, AGENT_UNAVAILABLE when nobody serves
- * the host, DEADLINE_EXCEEDED when no answer came in time (then nobody knows whether it was done: repeat it,
- * a repeat is harmless), INVALID_REQUEST for what cannot be sent.
+ * The client for an orchestrator. Errors are VoltError: those of the agent; AGENT_UNAVAILABLE when no agent serves the
+ * host; DEADLINE_EXCEEDED when no answer came in time (the request may have been carried out: repeat it, a repeat is
+ * harmless); INVALID_REQUEST for a request that cannot be sent.
  */
 export class VoltNetworkClient {
   readonly #connection: NatsConnection;
   readonly #headers: () => MsgHdrs;
   readonly #subjects: Subjects;
-  /** Where jobs are to be stored: nobody takes them from any other stream. */
+  /** The stream for jobs: agents take jobs from no other. */
   readonly #ownJobStream: string;
-  /** The one that the last job went to. */
+  /** The stream that the last job was sent to. */
   #jobStream: string;
-  /** To agents a caller is an inbox: this one, with a subject below it for each request. */
+  /** Agents know a caller by its inbox. Each request has a subject of its own below this one. */
   readonly #inbox: string;
   readonly #timeoutMs: number;
   readonly #traceContext: () => TraceContext;
@@ -154,12 +154,12 @@ export class VoltNetworkClient {
     this.#traceContext = options.traceContext ?? (() => ({}));
   }
 
-  /** Without `dryRun`, whose answer is `dryRun()`'s. */
+  /** Attaches. For a request with `dryRun`, use `dryRun()`. */
   attach(host: string, request: AttachRequest, options?: CallOptions): Promise<AttachAnswer> {
     return this.#askHost(host, 'attach', request, IS_ANSWER.attach, options);
   }
 
-  /** What an attach would do, or refuse, now; nothing is done. */
+  /** What an attach would do now, or the error that it would answer. Changes nothing. */
   dryRun(host: string, request: AttachRequest, options?: CallOptions): Promise<DryRunAnswer> {
     const asked = { ...request, dryRun: true };
     return this.#askHost(host, 'attach', asked, IS_ANSWER.dryRun, options);
@@ -178,12 +178,12 @@ export class VoltNetworkClient {
     return this.#askHost(host, 'get', request, IS_ANSWER.get, options);
   }
 
-  /** Compares records, kernel and ledger: of one attachment, or of all without `id`. */
+  /** Compares records, kernel and ledger for one attachment, or for all if there is no `id`. */
   check(host: string, request: CheckRequest = {}, options?: CallOptions): Promise<CheckAnswer> {
     return this.#askHost(host, 'check', request, IS_ANSWER.check, options);
   }
 
-  /** Without `allHosts`, whose answer is `listFleet`'s. One page; `cursor` in the answer asks for the next. */
+  /** One page; `cursor` in the answer asks for the next. For a request with `allHosts`, use `listFleet()`. */
   list(host: string, request: ListRequest = {}, options?: CallOptions): Promise<ListAnswer> {
     return this.#askHost(host, 'list', request, IS_ANSWER.list, options);
   }
@@ -202,7 +202,7 @@ export class VoltNetworkClient {
     } while (cursor !== undefined);
   }
 
-  /** One page of whatever is attached in the fleet, by network and id, as this host's agent knows it from the ledger. */
+  /** One page of all attachments of the fleet, by network and id. This host's agent reads them from the ledger. */
   listFleet(
     host: string,
     request: FleetListRequest = {},
@@ -232,7 +232,7 @@ export class VoltNetworkClient {
     return this.#ask(subject, { network }, IS_ANSWER.networkDelete, options);
   }
 
-  /** Leases of the whole fleet, one page; by host, network and state. */
+  /** One page of the leases of the fleet, filtered by host, network and state. */
   ledgerLeases(
     request: LedgerLeasesRequest = {},
     options?: CallOptions,
@@ -240,19 +240,19 @@ export class VoltNetworkClient {
     return this.#ask(this.#subjects.ledger('leases'), request, IS_ANSWER.ledgerLeases, options);
   }
 
-  /** The hosts that the ledger knows, one page, and what the ledger is doing. */
+  /** One page of the hosts that the ledger knows, and the state of the ledger. */
   ledgerHosts(request: LedgerHostsRequest = {}, options?: CallOptions): Promise<LedgerHostsAnswer> {
     return this.#ask(this.#subjects.ledger('hosts'), request, IS_ANSWER.ledgerHosts, options);
   }
 
-  /** Declares a host gone: its leases end. HOST_ALIVE while its agent is there. */
+  /** Declares a host gone and ends its leases. HOST_ALIVE while its agent runs. */
   forgetHost(host: string, options?: CallOptions): Promise<LedgerForgetAnswer> {
     return this.#ask(this.#subjects.ledger('forget'), { host }, IS_ANSWER.ledgerForget, options);
   }
 
   /**
-   * Compares the ledger with itself and with every live host; `repair`: puts right what is proven. A large one takes
-   * several requests, each of which may take `timeoutMs`: `onProgress` hears how far it is.
+   * Compares the ledger with itself and with every live host. `repair`: repairs the differences that are proven. A
+   * large ledger takes several requests, each of which may take `timeoutMs`; `onProgress` is told how far the check is.
    */
   async checkLedger(
     request: LedgerCheckRequest = {},
@@ -281,7 +281,7 @@ export class VoltNetworkClient {
     };
   }
 
-  /** Stores an attach in the work queue: the host's agent does it when it takes it, now or when it is back. */
+  /** Stores an attach in the work queue. The host's agent takes it now, or when it is back. */
   submitAttach(host: string, request: AttachRequest, options?: CallOptions): Promise<SubmittedJob> {
     return this.#submit(host, 'attach', request, options);
   }
@@ -291,10 +291,10 @@ export class VoltNetworkClient {
   }
 
   /**
-   * Events from now on, live: subscribed when this returns, so that what a request sent afterwards on the
-   * same connection causes is seen. What happened before, and what happens while nobody watches, the stream
-   * of events keeps (`eventStreamOf`). Ends when `signal` says so or the connection closes; whoever does not iterate
-   * ends it by `signal`. Messages that are no events of the protocol are passed over.
+   * Live events from now on. The subscription exists when this returns: events of requests that are sent afterwards on
+   * the same connection are seen. The event stream keeps all events (`eventStreamOf`). Ends when `signal` aborts or the
+   * connection closes; a caller that does not iterate has to end it by `signal`. Messages that are no events of the
+   * protocol are skipped.
    */
   watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
     const { host, network, types, signal } = options;
@@ -335,7 +335,7 @@ export class VoltNetworkClient {
     }
   }
 
-  // Async, so that a host that is none rejects as every other mistake does.
+  // Async, so that an invalid host name rejects the promise, as every other mistake does.
   async #askHost<Answer>(
     host: string,
     operation: HostOperation,
@@ -354,7 +354,7 @@ export class VoltNetworkClient {
   ): Promise<Answer> {
     const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
     const headers = this.#traceHeaders(options);
-    // Without it the agent takes the same default.
+    // Without this header the agent uses the same default.
     if (timeoutMs !== DEFAULT_TIMEOUT_MS) headers.set('volt-timeout-ms', String(timeoutMs));
     const payload = encoded(request);
     let message: Msg;
@@ -364,7 +364,7 @@ export class VoltNetworkClient {
         payload,
         reply: unguessableInbox(this.#inbox),
         timeoutMs: timeoutMs + ANSWER_GRACE_MS,
-        // Headers without any would have to be read all the same.
+        // The agent would have to parse even an empty header block.
         ...(headers.keys().length > 0 && { headers }),
       });
     } catch (cause) {
@@ -397,7 +397,7 @@ export class VoltNetworkClient {
     try {
       const [own, tried] = [this.#ownJobStream, this.#jobStream];
       const stored = await store(tried).catch((cause: unknown) => {
-        // A fleet may have its streams from before their names had the prefix, and give them up one day.
+        // The fleet's streams may have the names of an earlier release, without the prefix, and change them one day.
         if (!isOfOtherStream(cause) || own === JOB_STREAM) throw cause;
         this.#jobStream = tried === own ? JOB_STREAM : own;
         return store(this.#jobStream);
@@ -436,7 +436,7 @@ export class VoltNetworkClient {
     const body = eventBody(message.data);
     const header = headersOf(message);
     if (body === null || header === null) return null;
-    // Whoever may publish below one host's name tells nothing in another's.
+    // Permission to publish under one host's name does not allow events in the name of another.
     if (header('ce-source') !== eventSource(subject.host)) return null;
     const traceparent = header('traceparent');
     return {
@@ -452,7 +452,7 @@ export class VoltNetworkClient {
   }
 }
 
-/** Reads headers by name, '' for one that is not there; null where nats.js cannot read them and throws. */
+/** Reads headers by name, '' for a missing one. Null if nats.js cannot parse the headers and throws. */
 function headersOf(message: Msg): ((name: string) => string) | null {
   try {
     const { headers } = message;
@@ -472,7 +472,7 @@ function encoded(request: object): Uint8Array {
   }
 }
 
-// What cannot be read is the other side's fault, not that of the request.
+// An answer that cannot be read is a fault of the agent, not of the request.
 function decoded(payload: Uint8Array, subject: string): unknown {
   try {
     return decodeAnswer(payload);
