@@ -1,43 +1,44 @@
--- Permission to grant. It is kept in the memory of this library alone: a server that has restarted, was promoted
--- or has loaded another version has none. Then every host that was not suspect is heard before the next grant,
--- and what one of them has seen tells whether this server has lost any of it.
+-- Permission to grant: the ledger is armed. It is kept only in the memory of this library: a server that has restarted,
+-- was promoted, or has loaded another version of the library, does not have it. Then every host that was not suspect
+-- has to be heard before the next grant, and what these hosts have seen shows whether this server has lost data.
 
 -- By root, as one server may have several ledgers:
 --   generation  the last one given; nil while the ledger is not armed
---   sessions    host -> who it is (`who_of`), of those that may be granted leases
---   heard       host -> who it is, of those that have sent a heartbeat since the memory began
---   rivals      host -> boot id -> when another boot than the host's was heard, and the host meanwhile
---   said        attachment id -> true of leases that were re-asserted while the ledger was not armed
---   found       network -> revision in which it is here, and found by its name and its subnets, as its hosts have said
---   since       ms, when it began, or the last loss was found
+--   sessions    host -> its identity (`who_of`), for hosts that may be granted leases
+--   heard       host -> its identity, for hosts that have sent a heartbeat since this memory began
+--   rivals      host -> boot id -> when a boot other than the host's was heard, and when the host was heard meanwhile
+--   said        attachment id -> true, for leases that were re-asserted while the ledger was not armed
+--   found       network -> its revision here, if the network is also in the indexes of names and subnets (is_known)
+--   since       ms, when this memory began, or the last loss was found
 --   beat        ms, the last heartbeat of any host
---   asker       {host, since (ms)} of an unclaimed ledger: who asks whether it is a new fleet's
---   window      the heartbeats of a suspect period: beats, and the hosts that had waited in vain for an answer
+--   asker       {host, since (ms)} of an unclaimed ledger: the host that asks the others whether the fleet is new
+--   window      the heartbeats of a suspect period: their number, and the hosts that had waited in vain for an answer
 --   grace       ms, until when no silence counts
---   live        host -> true of those that live; sum: the digest of that list
---   sums        roster -> digest of the list as it was then, of an armed ledger's last changes
---   roster      that of the last change of the list that this memory has made; nil in a heartbeat that made none
---   news        what is told of the list of hosts, by the roster that a host has seen
---   pages       the list of hosts as it is read, page by page, and of which roster; next_read: ms, when the next host may
---               read it for whom nobody waits
---   vouchers    the last hosts that have vouched for newcomers; vouched: how often one has
---   voucher     the host that was asked to vouch for newcomers, and until when (ms) nobody else is
+--   live        host -> true, for live hosts; sum: the digest of that list
+--   sums        roster -> digest of the list at that roster, for the last changes of an armed ledger
+--   roster      the roster of the last change that this memory has made to the list; nil in a heartbeat without one
+--   news        by the roster that a host has seen: what it is told of the list of hosts
+--   pages       pages of the list of hosts, and their roster; next_read: ms, when the next host may read the list, if
+--               no newcomer waits for that host
+--   vouchers    the last hosts that have vouched for newcomers; vouched: how often that happened
+--   voucher     the host that was asked to vouch for newcomers, and until when (ms) no other host is asked
 -- While the ledger is not armed:
---   lost        true while what a server has lost is being restored
---   counted_to  up to which name it is known who lives, as ZRANGEBYLEX takes it; true when of all
---   missing     host -> true of those that are awaited; missing_count; named: those named last
---   missed      those of them that were given up
---   untold      list (roster, digest) -> the hosts that have it to tell; told: list -> true of those that were told;
---               telling: list -> the host that was asked for it, and until when (ms) nobody else is
---   fresh       key of held addresses -> the first fresh range, of which this memory knows that it is
---   counted     field of <root>:leases -> what is counted there of held addresses
---   applied     host -> the revision that it has said last to have applied
---   bridges     bridge -> network -> true of networks that have it, or have had it (edits.lua); nil before the first put
---   logged      the second number of the last id of a log's entry, but for grants
---   batches     text -> what requests of leases share, taken apart; batch_count
+--   lost        true during a recovery: data that a server has lost is being restored
+--   counted_to  up to which name it is known which hosts live, as an argument of ZRANGEBYLEX; true for all
+--   missing     host -> true, for awaited hosts; missing_count; named: the hosts that were named last
+--   missed      awaited hosts that were given up
+--   untold      list (roster, digest) -> the hosts that have to tell it; told: list -> true, for lists that were told;
+--               telling: list -> the host that was asked for it, and until when (ms) no other host is asked
+-- In either state:
+--   fresh       key of held addresses -> the first fresh range, after it was checked that no address of it is held
+--   counted     field of <root>:leases -> its value, for counts of held addresses
+--   applied     host -> the revision up to which it last said that it has applied all changes
+--   bridges     bridge -> network -> true, for networks that have or had the bridge (edits.lua); nil until it is needed
+--   logged      the second number of the last id in a log, apart from grants
+--   batches     text -> what requests for leases share, parsed (open_batch); batch_count
 --   looked      ms, when the server was looked at last (server.lua); `unfit`: why nothing may be granted on it
---   swept       ms, when the next sweep is due; `turn`: with which suspect it begins; is_busy: the last one has left
---               something to do; sweeper: the host that is to beat soon for it, and until when (ms) nobody else is
+--   swept       ms, when the next sweep is due; `turn`: the suspect with which it begins; is_busy: the last sweep has
+--               left work; sweeper: the host that has to beat soon for it, and until when (ms) no other host is asked
 local memories = {}
 
 local function memory_of(root)
@@ -81,13 +82,13 @@ local function epoch_of(generation)
   return math.floor(generation / EPOCH_UNIT)
 end
 
--- False when the store is not what this server has written: emptied, or another's.
+-- False if the ledger is not armed, or its data is not what this server wrote: it was emptied or replaced.
 local function is_current(root)
   local generation = memory_of(root).generation
   return generation ~= nil and tonumber(redis.call('HGET', root .. ':leases', GENERATION)) == generation
 end
 
--- The refusal of whatever changes the ledger while it is not armed.
+-- The refusal of a change of the ledger while it is not armed.
 local function unarmed(root)
   if is_current(root) then
     return nil
@@ -95,7 +96,7 @@ local function unarmed(root)
   return disarm(root)
 end
 
--- Who asks, as one text: machine, agent and boot, "-" for what an earlier agent does not say.
+-- The identity of the sender as one text: machine, agent and boot; "-" for a part that an earlier agent does not send.
 local function who_of(ask)
   return ask.machineId .. ' ' .. (ask.agentId or '-') .. ' ' .. (ask.bootId or '-')
 end
@@ -104,15 +105,15 @@ local function is_part(known, said)
   return not known or known == '-' or said == '-' or known == said
 end
 
--- Whether two such texts can be of one agent, by the parts that both of them say.
+-- Whether two identities can be of one agent: the parts that both have are equal.
 local function is_same_who(known, said)
   local machine, agent, boot = string.match(known, '^(%S+) (%S+) (%S+)$')
   local its_machine, its_agent, its_boot = string.match(said, '^(%S+) (%S+) (%S+)$')
   return machine == its_machine and is_part(agent, its_agent) and is_part(boot, its_boot)
 end
 
--- The refusal where somebody else asks in a host's name: another machine, another agent, or an earlier boot. Nil for the
--- host itself, for a host that the ledger does not know, and for an agent that does not say which machine it is on.
+-- The refusal of a sender that is not the host in whose name it asks: another machine, agent or boot. Nil for the host
+-- itself, for a host that the ledger does not know, and for an agent that does not name its machine.
 local function foreign(root, host, who)
   if not who then
     return nil
@@ -135,14 +136,14 @@ local function foreign(root, host, who)
     { host = host, machineId = known[1] })
 end
 
--- The boot of a host that began so shortly after the one before it that the earlier may live still; nil later.
+-- The boot of a host while the boot before it may still live (`sureMs`); nil later.
 local function young_boot(root, host, now)
   local known = redis.call('HMGET', root .. ':host:' .. host, 'bootId', 'sureMs')
   local sure = known[2] and tonumber(known[2])
   return sure and sure > now and known[1] or nil
 end
 
--- Opens the session of a host that has said what it holds, and is no newcomer for whom nobody has vouched.
+-- Opens the session of a host that has re-asserted, and is no newcomer for whom nobody has vouched.
 local function open_session(root, host, who, epoch)
   local memory = memory_of(root)
   local asserted = redis.call('HGET', root .. ':host:' .. host, 'asserted') == epoch
@@ -150,7 +151,7 @@ local function open_session(root, host, who, epoch)
   memory.sessions[host] = memory.generation and asserted and not joining and who or nil
 end
 
--- Whom the ledger awaits before it grants: a set with its size, so that no heartbeat walks all hosts.
+-- Adds a host to those that the ledger waits for: a set with its size, so that no heartbeat walks all hosts.
 local function await(memory, host)
   if not memory.missing[host] then
     memory.missing[host] = true
@@ -170,7 +171,7 @@ local function is_untold(root)
   return next(memory_of(root).untold) ~= nil
 end
 
--- A host that lives has to say again what it holds, before it is granted anything.
+-- Asks a host to re-assert, before it is granted anything.
 local function ask_again(root, host)
   local memory = memory_of(root)
   redis.call('HDEL', root .. ':host:' .. host, 'asserted')
@@ -180,7 +181,7 @@ local function ask_again(root, host)
   end
 end
 
--- Why a host may not be granted anything; nil where it may, which costs no command. When the ledger arms it opens no
+-- Why a host may not be granted anything; nil if it may, which costs no command in most cases. Arming opens no
 -- sessions, since that would walk all hosts: the session of a host opens with its next request.
 local function barred(root, host, who)
   local memory = memory_of(root)

@@ -1,11 +1,11 @@
--- Whether networks are as their definitions say, whose names and subnets are found, and what was released is known in
--- all its places.
+-- Checks that networks agree with their definitions, that their names and subnets are in the indexes, and that released
+-- addresses are in all keys that they belong in.
 
--- What of a network's hash is not as its own definition says; the definition is one of the agent's, which has read it.
+-- The first field of a network's hash that does not agree with the network's definition, as an agent has parsed it.
 local function differs(root, network, definition)
   local fields = redis.call('HMGET', network_key(root, network), 'digest', 'type', 'delayMs', 'reclaimMs')
   local wanted = {
-    -- Another version may have made another one of the same definition.
+    -- An agent of another version may make another digest of the same definition.
     fields[1] or definition.digest, definition.type, digits(definition.delayMs),
     definition.reclaimMs and digits(definition.reclaimMs) or false,
   }
@@ -24,7 +24,7 @@ local function differs(root, network, definition)
   return nil
 end
 
--- Whether a pool gives out what the definition says, and has for fresh nothing else.
+-- True if the allowed ranges are not those of the definition, or if fresh ranges overlap or are not allowed.
 local function pool_differs(root, network, family, ranges)
   if not has_exactly(pool_key(root, network, family, 'allowed'), ranges) then
     return true
@@ -48,12 +48,12 @@ local function pool_differs(root, network, family, ranges)
   return #minus(fresh, pairs_of(ranges)) > 0
 end
 
--- True for a revision of before changes were kept.
+-- True for a revision from the time before changes were kept.
 local function knows_as_before(root, revision)
   return revision <= (tonumber(redis.call('HGET', root .. ':meta', 'revisedFrom') or 0) or 0)
 end
 
--- What the definition of a network says in the place of ids and addresses of leases.
+-- Compares a network with its definition. No difference is about a lease, so the id is always -.
 AUDITS.definition = function(root, ask, note)
   local network, definition = ask.network, ask.definition
   local held = redis.call('HMGET', network_key(root, network), 'revision', 'unfinished')
@@ -86,7 +86,7 @@ AUDITS.definition = function(root, ask, note)
   end
 end
 
--- A page of names, each with what the hash of the network says; those of which it says nothing are differences.
+-- A page of names of networks, each with definition and revision. A name without a readable definition is a difference.
 local function audited_names(root, ask, note)
   local names = redis.call('ZRANGEBYLEX', root .. ':networks', ask.cursor and '(' .. ask.cursor or '-', '+',
     'LIMIT', 0, AUDITED)
@@ -99,7 +99,7 @@ local function audited_names(root, ask, note)
     end)
     local text = held[1] and decoded(held[1]) and tonumber(held[2]) and held[1]
     if text and held[3] then
-      -- The rest of it is to be looked at when it is finished.
+      -- The network is checked when its change is finished.
       note({ what = 'network unfinished', id = '-', network = name })
     elseif not text then
       note({ what = 'network missing', id = '-', network = name })
@@ -150,7 +150,7 @@ AUDITS.gone = function(root, ask, note)
   end)
 end
 
--- What was released is found by its workload, and where the pool gives it out, by its time.
+-- A released address must be in `by`, and in `free` if the pool gives it out.
 AUDITS.last = function(root, ask, note)
   local network, family = ask.network, ask.family
   return audit_entries(pool_key(root, network, family, 'last'), ask.cursor, function(entry)
@@ -183,7 +183,7 @@ AUDITS.by = function(root, ask, note)
   end)
 end
 
--- Last of a network: by now each of its leases was looked for.
+-- The last check of a network: by now the audit has looked for each of its leases.
 AUDITS.count = function(root, ask, note)
   local network = ask.network
   local wrong = redis.call('HEXISTS', network_key(root, network), 'unchecked') == 1
@@ -200,23 +200,23 @@ AUDITS.count = function(root, ask, note)
   end
 end
 
--- Of the server's time a check has one part in so many.
+-- Checks may use one part in this many of the server's time.
 local AUDIT_SHARE = 5
--- So much it may be ahead, or short steps would each wait; more than AUDIT_MOST_MS no step takes.
+-- Checks may be ahead of that by this much, so that not each short step waits. No step takes more than AUDIT_MOST_MS.
 local AUDIT_AHEAD_MS = 20
 local AUDIT_MOST_MS = 10000
--- What a full page and another one take at the least: servers from 7.2 on stop the clock while a function runs.
+-- The time that a full page, and any other page, counts at least: from 7.2 on, Redis stops the clock in a function.
 local FULL_PAGE_MS, OTHER_PAGE_MS = 2, 0.2
 
--- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held | last |
---        by | free | pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
+-- audit {part: leases | meta | roster | members | session | host | due | names | definition | gone | macs | held |
+--        last | by | free | pool | count | subnets, list?, host?, network?, definition?, revision?, family?, cursor?}
 -- -> {differences: [{what, id, …}…], cursor?, networks: [{name, network (JSON), revision}…], hosts: [host…]}, or
--- {waitMs}: all checks of a fleet together have a fifth of the server's time, and have had that for now
+-- {waitMs}: all checks of a fleet together may use a fifth of the server's time, and have used it for now
 local function audit(keys, args)
   local root = keys[1]
   local memory, started = memory_of(root), redis.call('TIME')
   local now = tonumber(started[1]) * 1000 + tonumber(started[2]) / 1000
-  -- A clock that was set back makes nobody wait.
+  -- Nobody waits because the clock was set back.
   local paid_ms = memory.audit_paid_ms or 0
   paid_ms = paid_ms > now + AUDIT_MOST_MS and 0 or paid_ms
   if paid_ms > now + AUDIT_AHEAD_MS then

@@ -1,6 +1,6 @@
--- Whether a network agrees with its definition and its leases, and every address of its pools is somewhere.
+-- Checks that the addresses and MACs of a network agree with its leases, and that no address of its pools is lost.
 
--- True for an address that could be given out, whoever holds it.
+-- True for an address that could be granted, even if it is held.
 local function is_open(root, network, family, address)
   return is_in(pool_key(root, network, family, 'fresh'), address)
     or is_next(root, network, family, address)
@@ -8,7 +8,7 @@ local function is_open(root, network, family, address)
     or redis.call('ZSCORE', pool_key(root, network, family, 'free'), address)
 end
 
--- The ranges of a zset that reach to `from` or beyond, in order.
+-- A page of the ranges of a zset that reach to `from` or beyond, in order; and its last range, if the page is full.
 local function ranges_from(key, from)
   local before = range_before(key, from)
   local ranges = redis.call('ZRANGEBYLEX', key, '(' .. from .. '-g', '+', 'LIMIT', 0, AUDITED)
@@ -19,8 +19,8 @@ local function ranges_from(key, from)
   return ranges, full
 end
 
--- What of a pool from an address on is accounted for, in order and without overlaps, and where that ends: at `stop`
--- a part has more than one call reads.
+-- The addresses of a pool, from one address on, that are fresh, held or released: ranges in order, without overlaps.
+-- And `stop`, where they end because a part has more entries than one call reads.
 local function account_of(root, network, family, from)
   local key = network_key(root, network)
   local spans, stop = {}, nil
@@ -92,7 +92,7 @@ AUDITS.held = function(root, ask, note)
   end)
 end
 
--- Nobody holds what is lost, and nobody ever will.
+-- A lost address is neither fresh, held nor released: nobody holds it, and it is never granted.
 AUDITS.pool = function(root, ask, note)
   local network, family = ask.network, ask.family
   local from = ask.cursor or string.rep('0', family == '4' and 8 or 32)
@@ -102,7 +102,7 @@ AUDITS.pool = function(root, ask, note)
   if next_allowed and (not stop or next_allowed < stop) then
     stop = next_allowed
   end
-  -- At least one address further, whatever is there.
+  -- Each call goes on by at least one address.
   stop = stop and stop <= from and hex_step(from, 1) or stop
   local whole = {}
   for _, range in ipairs(allowed) do
@@ -122,7 +122,7 @@ AUDITS.pool = function(root, ask, note)
   return stop
 end
 
--- What `free` would give out, and no release has put there.
+-- Addresses in `free` that no release has put there.
 AUDITS.free = function(root, ask, note)
   local network, family = ask.network, ask.family
   local from = tonumber(ask.cursor or 0)

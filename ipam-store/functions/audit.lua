@@ -1,8 +1,9 @@
--- Whether the ledger agrees with itself: what says that an address, a MAC or a name is somebody's, and the lease
--- that must say so too; here leases and hosts, networks in a file of their own. Read part by part, page by page.
+-- Checks that the ledger agrees with itself: an entry that gives an address, a MAC or a name to an id or a host has to
+-- match a lease. Here are the checks of leases and hosts; those of networks have files of their own. Each part of the
+-- ledger is read page by page.
 local AUDITED = 100
 
--- What a lease must be found by: key and entry of each.
+-- The index entries that a lease must have: the key and entry of each.
 local function traces_of(root, lease)
   local traces = {
     { what = 'host', key = ids_key(root, lease.host), entry = lease.network .. ' ' .. lease.id },
@@ -19,7 +20,7 @@ local function traces_of(root, lease)
   return traces
 end
 
--- Notes of what cannot be read, being of another type than any function makes, or an entry that none has written.
+-- Runs `look`. If it fails on a key of a wrong type, or on an entry that no function has written, notes `unreadable`.
 local function look_at(about, note, look)
   local done, reason = pcall(look)
   if not done then
@@ -52,8 +53,8 @@ local function audit_lease(root, lease, note)
   end
 end
 
--- True where the text of a lease has all of these in it. Names and addresses have nothing that JSON escapes, so that what
--- stands there is what the lease says; not finding them proves nothing.
+-- True if the text of a lease contains all these parts. Names and addresses have no characters that JSON escapes: a
+-- part that is found is what the lease says. A part that is not found proves nothing.
 local function says(root, id, ...)
   local text = redis.call('HGET', root .. ':leases', id)
   for _, part in ipairs(text and { ... } or {}) do
@@ -64,7 +65,7 @@ local function says(root, id, ...)
   return text
 end
 
--- The id of an entry "network id" of a host, where no lease says the same.
+-- The id of an entry "network id" of a host, if no lease matches the entry; else nil.
 local function stray_id(root, entry, host)
   local network, id = string.match(entry, '^(%S+) (%S+)$')
   if id and says(root, id, '"network":"' .. network .. '"', '"host":"' .. host .. '"') then
@@ -91,7 +92,7 @@ local function stray_mac(root, network, mac, id)
   return not lease or lease.network ~= network or lease.mac ~= mac
 end
 
--- Entries of a zset after the cursor, for each of which `look` notes what is wrong. Answers the next cursor.
+-- Calls `look`, which notes what is wrong, for a page of entries of a zset after the cursor. Answers the next cursor.
 local function audit_entries(key, cursor, look)
   local from = cursor and '(' .. cursor or '-'
   local entries = redis.call('ZRANGEBYLEX', key, from, '+', 'LIMIT', 0, AUDITED)
@@ -110,7 +111,7 @@ local AUDITS = {
     local page = redis.call('HSCAN', root .. ':leases', ask.cursor or '0', 'COUNT', AUDITED)
     for index = 1, #page[2], 2 do
       local id = page[2][index]
-      -- No id begins with what the counts do.
+      -- The fields of counts begin with #, which no id does.
       if string.sub(id, 1, 1) ~= '#' then
         local lease = lease_of(root, id)
         if lease then
@@ -142,7 +143,7 @@ local AUDITS = {
     end
     return #ids == AUDITED and digits(from + AUDITED) or nil
   end,
-  -- What is counted of keys that belong to the whole ledger.
+  -- Counts of keys that belong to the whole ledger.
   meta = function(root, _, note)
     local meta = redis.call('HMGET', root .. ':meta', 'revision', 'roster', 'gone:4', 'gone:6')
     if tonumber(redis.call('HGET', root .. ':leases', GENERATION) or 0) > 0
@@ -177,7 +178,7 @@ local AUDITS = {
       end
     end
   end,
-  -- Those that live or lived, and are in no list of all.
+  -- Live or suspect hosts that are missing in the roster.
   members = function(root, ask, note)
     local from = tonumber(ask.cursor or 0)
     local hosts = redis.call('ZRANGE', root .. ':' .. ask.list, from, from + AUDITED - 1)

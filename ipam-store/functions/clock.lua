@@ -1,17 +1,17 @@
--- The ledger's time: this server's clock, but it never goes back. A clock that is set back makes an offset, which is
--- made good by running slower: time goes on at once, so nothing waits for the clock to be where it was before.
+-- The ledger's time: this server's clock, but it never goes back. If the clock is set back, the difference becomes an
+-- offset, and the ledger's time runs slower until the offset is gone. So nothing has to wait for the clock to catch up.
 
--- How much slower, of the time that passes, while there is an offset.
+-- The part of passing time by which the ledger's time is slower while there is an offset.
 local SLOWED = 0.1
--- A clock that jumps ahead by more than this was set right: the offset shrinks by the jump, which is no time that passed.
--- The clock is looked at with each heartbeat, so no true interval is as long as this.
+-- A clock that jumps ahead by more than this was corrected: the jump is no time that passed, and the offset shrinks by
+-- it. The clock is read at each heartbeat, so no real interval is as long as this.
 local JUMP_MS = 60000
 local KEEP_MS = 1000
 -- The last time that JavaScript can represent.
 local LAST_MS = 8640000000000000
 
--- By root: `server`, the server's clock when it was looked at last, in ms; `offset`, what is added to it; `kept`, when
--- the time was written to meta. It outlives the permission to grant.
+-- By root: `server`, the server's clock when it was read last, in ms; `offset`, which is added to it; `kept`, when the
+-- time was last written to meta. It outlives the permission to grant.
 local clocks = {}
 
 -- When this library starts, an earlier one may have told a later time, perhaps on a server with another clock.
@@ -41,8 +41,8 @@ local function now_ms(root)
   return math.floor(server + clock.offset)
 end
 
--- Writes the time to meta once a second, for the next server or library. `now` is the answer of now_ms. Answers the time,
--- which is later than `now` where the master before has told a later one; and whether a second is over.
+-- Writes the time to meta once a second, for the next server or library. `now` is the answer of now_ms. Answers the
+-- time, which is later than `now` if an earlier master has told a later one; and whether a second is over.
 local function keep_time(root, now)
   local clock = clocks[root]
   if now < clock.kept + KEEP_MS then

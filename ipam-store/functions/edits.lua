@@ -1,5 +1,5 @@
--- Keys of a network that cannot change while it has leases. With each put the agent sends them as `fixed`: JSON of their
--- values by path.
+-- Keys of a definition that cannot change while the network has leases. With each put the agent sends them as `fixed`:
+-- JSON of their values by path.
 
 local function is_same_value(one, other)
   if type(one) ~= 'table' or type(other) ~= 'table' then
@@ -18,7 +18,7 @@ local function is_same_value(one, other)
   return true
 end
 
--- What a definition says at a path; null where it says nothing.
+-- The value of a definition at a path; null if it has none there.
 local function value_at(definition, path)
   local value = definition
   for key in string.gmatch(path, '[^.]+') do
@@ -30,7 +30,7 @@ local function value_at(definition, path)
   return value
 end
 
--- The values at these paths: out of `fixed`, or out of the definition where an agent before 1.7 has put it.
+-- The values at these paths: from `fixed`, or from the definition if an agent before 1.7 has put it.
 local function fixed_values(fixed, definition, paths)
   local values = fixed and decoded(fixed)
   if values then
@@ -63,8 +63,8 @@ local function note_bridge(bridges, bridge, name)
   bridges[bridge][name] = true
 end
 
--- Bridge -> the networks that have it. Read once from all networks, then kept up with each definition that is stored. A
--- network that has changed its bridge, or is gone, stays among them: whoever finds one looks at it.
+-- Bridge -> the networks that have it. Read once from all networks, then extended by each definition that is stored. A
+-- network that has changed its bridge, or was deleted, stays in it: callers have to check what they find.
 local function bridges_of(root)
   local memory = memory_of(root)
   if not memory.bridges then
@@ -79,8 +79,8 @@ local function bridges_of(root)
   return memory.bridges
 end
 
--- The refusal of a put that wants the bridge of another network. Not where the network has it already: networks that an
--- earlier version has put may share one.
+-- The refusal of a put that wants the bridge of another network. A network may keep a bridge that it has: networks that
+-- an earlier version has put may share one.
 local function refuse_shared_bridge(root, ask, was)
   local bridge = bridge_of(ask)
   if not bridge or was and bridge_of(was) == bridge then
@@ -95,7 +95,7 @@ local function refuse_shared_bridge(root, ask, was)
   return nil
 end
 
--- The first path, by name, at which a put differs from what a network with leases is.
+-- The first path, by name, at which a put differs from the present definition of a network.
 local function fixed_path(was, ask)
   if was.fixed and was.fixed == ask.fixed then
     return nil
@@ -111,13 +111,13 @@ local function fixed_path(was, ask)
     end
   end
   table.sort(differing)
-  -- The operator did not say the mode: where anything else differs, that is what has to be named.
+  -- The operator did not give the mode: if another path differs, that one has to be named.
   local is_supposed = ask.plainDigest and differing[1] == 'gatewayMode'
   return is_supposed and differing[2] or differing[1]
 end
 
--- The refusal of a change of a network whose definition has vanished in part. Which addresses the change would open is
--- known only when the hosts have said what the definition was.
+-- The refusal to change a network whose definition has vanished, in whole or in part. Which addresses the change would
+-- open is known only when the hosts have re-asserted the definition.
 local function vanished_definition(root, name)
   if missing_from(root, '#networks', root .. ':networks') > 0 then
     return contradiction('names of networks have vanished')
@@ -133,7 +133,7 @@ local function vanished_definition(root, name)
   return not is_whole and contradiction('the definition of network ' .. name .. ' has vanished') or nil
 end
 
--- The refusal of a put that changes what cannot change while there are leases.
+-- The refusal of a put that changes a path that cannot change while there are leases.
 local function refuse_fixed(root, ask, was)
   local path = fixed_path(was, ask)
   local id = path and ids_in(root, ask.name, 1)[1]
@@ -144,8 +144,9 @@ local function refuse_fixed(root, ask, was)
     .. ' for one', { network = ask.name, id = id, path = path })
 end
 
--- The refusal of a put that does not say the gateway mode, for a network with leases that an earlier version has put. There
--- each host's bridge has the gateway's address: to suppose a router would take the way out from what is attached.
+-- The refusal of a put without the gateway mode, for a network with leases that an earlier version has put. In such a
+-- network each host's bridge has the gateway's address: to suppose mode router would cut the attached workloads off
+-- from it.
 local function refuse_supposed_mode(root, ask, before)
   local was = ask.plainDigest and decoded(before)
   local id = was and was.gatewayMode == nil and ids_in(root, ask.name, 1)[1]

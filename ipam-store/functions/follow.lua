@@ -1,9 +1,9 @@
--- What followers of a network read: a snapshot of its leases, then its log. While the ledger is not armed they read
--- nothing and keep what they have: a lease that a server has lost has not ended.
+-- Followers of a network read a snapshot of its leases, then its log. While the ledger is not armed they read nothing
+-- and keep what they have: a lease that a server has lost has not ended.
 local SNAPSHOT_FIELDS = '100'
 local MAX_READ = 100
 
--- Commands for logs that the caller may not run: users of an earlier version were not given the right.
+-- Why the caller may not run commands for logs: users that were made for an earlier version do not have the right.
 local function no_logs(reply)
   return 'no change logs (' .. reply.err .. '): the user lacks rights that docs/ledger.md lists'
 end
@@ -12,8 +12,8 @@ local function is_mistyped(reply)
   return reply.err and string.find(reply.err, 'WRONGTYPE', 1, true)
 end
 
--- Where a follower begins: a refusal, or nil and the last entry of the log. A network without a log gets one, which has
--- everything from now on.
+-- The position at which a follower begins: a refusal, or nil and the id of the log's last entry. A network without a
+-- log gets one, which has all changes from now on.
 local function open_log(root, network)
   local position, unread = log_position(root, network)
   if position ~= '' then
@@ -36,9 +36,9 @@ local function lease_in(root, network, id)
   return lease and lease.network == network and cjson.encode(lease) or nil
 end
 
--- follow {network, cursor?} -> {position, revision, leases: [lease…], cursor}, a page of the leases of a network; the first
--- page has the position of the log. Without one the network is not there. Leases that come and go meanwhile may be there
--- or not: the log, from the position on, tells.
+-- follow {network, cursor?} -> {position, revision, leases: [lease…], cursor}, a page of the leases of a network; the
+-- first page has the position of the log. If there is no position, the network does not exist. Leases that come or go
+-- meanwhile may be missing or not: the log has them, from the position on.
 local function follow(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -61,7 +61,7 @@ local function follow(keys, args)
   if refusal then
     return reply_of(refusal)
   end
-  -- Each lease has one MAC there.
+  -- Each lease of the network has one field mac:<mac>.
   local page = redis.call('HSCAN', key, ask.cursor or '0', 'MATCH', 'mac:*', 'COUNT', SNAPSHOT_FIELDS)
   local leases = {}
   for index = 2, #page[2], 2 do
@@ -72,8 +72,9 @@ local function follow(keys, args)
     .. ',"cursor":' .. cjson.encode(page[1] ~= '0' and page[1] or cjson.null) .. '}'
 end
 
--- log {network, after} -> {position, leases: [lease…], gone: [id…], revision?, more}, what became of what has changed after
--- an entry, up to the entry `position`; {gap: true} where that entry is not there, so that others may be missing, too.
+-- log {network, after} -> {position, leases: [lease…], gone: [id…], revision?, more}: the present state of all that has
+-- changed after the entry `after`, up to the entry `position`; {gap: true} if the entry `after` is not there, so that
+-- others may be missing, too.
 local function read_log(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -104,7 +105,7 @@ local function read_log(keys, args)
     .. ',"more":' .. tostring(#found > MAX_READ) .. '}'
 end
 
--- Those of {network: position…} whose logs have another last entry. Without a position the network was not there.
+-- The networks of {network: position…} whose log has another last entry. An empty position: the network did not exist.
 local function moved_of(root, follows)
   local names = {}
   for network, position in pairs(follows) do
@@ -116,7 +117,7 @@ local function moved_of(root, follows)
   return names
 end
 
--- logs -> {unlogged?}: why the caller cannot write, or read, logs: then that of a network goes with his next change there.
+-- logs -> {unlogged?}: why the caller cannot write or read logs. Then its next change of a network deletes its log.
 local function may_log(keys)
   local key = log_key(keys[1], '-')
   for _, reply in ipairs({

@@ -1,7 +1,7 @@
--- One call a period says that a host lives, and answers what it has to do.
+-- Each host calls this once in a period: it says that the host lives, and answers what the host has to do.
 
--- JSON of a list in an answer: its name and `most` of its entries. An empty list is left out, except for agents before 1.7
--- (`all`), which expect it.
+-- JSON of a list in an answer: its name and its first entries, `most` at most. An empty list is left out, except for
+-- agents before 1.7 (`all`), which expect it.
 local function listed(name, list, all, most)
   if #list == 0 then
     return all and ',"' .. name .. '":[]' or ''
@@ -17,8 +17,8 @@ local function flagged(name, is, all)
   return is and ',"' .. name .. '":true' or all and ',"' .. name .. '":false' or ''
 end
 
--- What an armed ledger does with a heartbeat. Answers whether the host is to vouch for newcomers at once, whether it is to
--- beat soon for the next sweep, and what this sweep has found.
+-- Handles a heartbeat while the ledger is armed. Answers whether the host has to vouch for newcomers at once, whether
+-- it has to beat soon for the next sweep, and the hosts and leases that this sweep has found.
 local function serve(root, ask, has_asserted, owes, now)
   local memory = memory_of(root)
   note_applied(root, ask.host, ask.applied)
@@ -31,8 +31,8 @@ local function serve(root, ask, has_asserted, owes, now)
   return is_to_vouch, is_to_sweep, fallen, reclaimed
 end
 
--- What a ledger that is not armed does with a heartbeat: it counts the host as heard. Answers who is still missing, or nil
--- and who was given up; and whether the host is to tell its list.
+-- Handles a heartbeat while the ledger is not armed: the host counts as heard. Answers the hosts that are still
+-- missing, or nil and the hosts that were given up; and whether the host has to tell its list.
 local function recover(root, ask, meta, has_asserted, owes, above, now)
   local memory = memory_of(root)
   local is_to_tell = meta.lost and not ask.seen.hosts and asks_for_list(root, ask, meta, owes, above, now)
@@ -45,7 +45,7 @@ local function recover(root, ask, meta, has_asserted, owes, above, now)
   return awaiting, missed, is_to_tell or false
 end
 
--- JSON of the answer to a heartbeat, put together by hand: most of it is the same each time.
+-- JSON of the answer to a heartbeat, built by hand, since most of it is the same each time.
 local function answered(root, ask, meta, done)
   local memory, all = memory_of(root), ask.seen.hosts ~= nil
   local state = memory.generation and 'armed' or meta.lost and 'recovering' or 'arming'
@@ -82,17 +82,17 @@ end
 --     or of an unclaimed ledger {nowMs, state, asks}
 -- Fields that are false or empty are left out, except for agents before 1.7.
 -- applied: the revision up to which the host has applied changes of networks. yieldsTo: from the details of the last
--- HOST_CONFLICT. late: how many heartbeats have had no answer since the last one that had.
--- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host
--- finds out whether the fleet is new. before: what the host was, live or suspect. began, ended: this call has begun, or
--- ended, a recovery; missed: hosts that the end did not wait for.
--- moved: networks that the host follows and in which something has happened since. fallen: hosts that this call has made
--- suspect. tell: the host has to tell its list before it re-asserts. vouch: newcomers wait for its next heartbeat. sweep:
--- more hosts have fallen silent, or more of their leases are to be given back; the host should beat again soon.
--- changes: how the list of hosts has changed since the host read it; with them its list has that digest. some: for a host
--- without a list, some hosts that are no newcomers. behind: the changes are too many for an answer, and this host may read
--- them now (volt1_roster). hosts: the whole list, for an agent before 1.7.
--- Costs the same whatever the host holds, and however many hosts there are.
+-- HOST_CONFLICT. late: how many heartbeats had no answer since the last answered one.
+-- state is armed, arming, recovering or unclaimed; unfit: why the server may grant nothing. asks: this host has to
+-- find out whether the fleet is new. before: the state of the host before, live or suspect. began, ended: this call has
+-- begun, or ended, a recovery; missed: hosts that the end did not wait for.
+-- moved: networks that the host follows and in which something has happened since. fallen: hosts that this call has
+-- made suspect. tell: the host has to tell its list before it re-asserts. vouch: newcomers wait for its next heartbeat.
+-- sweep: more hosts have fallen silent, or more of their leases are to be given back; the host should beat again soon.
+-- changes: changes of the list of hosts since the host read it; digest: that of the list with these changes. some: for
+-- a host without a list, some hosts that are no newcomers. behind: the changes are too many for an answer, and this
+-- host may read them now (volt1_roster). hosts: the whole list, for an agent before 1.7.
+-- The cost does not depend on how many leases the host holds, nor on how many hosts there are.
 local function heartbeat(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

@@ -1,7 +1,7 @@
--- Hosts as an operator lists and forgets them.
+-- The functions by which an operator lists and forgets hosts.
 
--- forget {host} -> {known, released, networks: [of what was released…], more}: ends its leases, MAX_ENDED at a time;
--- when none is left, the ledger forgets the host. HOST_ALIVE for one that lives.
+-- forget {host} -> {known, released, networks: [networks of the released leases…], more}: ends the host's leases,
+-- MAX_ENDED in a call; when none is left, the ledger forgets the host. HOST_ALIVE for a live host.
 local function forget_host(keys, args)
   local root = keys[1]
   local host = cjson.decode(args[1]).host
@@ -42,7 +42,7 @@ end
 
 -- hosts {cursor?, limit} -> {hosts: [{host, state, machineId?, agentId?, bootId?, clones?, seenMs? (text), leases}…],
 -- cursor?, state}, by name. clones: boots of the machines that call themselves the host. A host is live, joining,
--- suspect, or awaited: while the ledger is not armed, one not heard yet.
+-- suspect, or awaited: not heard yet, while the ledger is not armed.
 local function list_hosts(keys, args)
   local root = keys[1]
   local memory = memory_of(root)

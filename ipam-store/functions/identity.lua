@@ -1,9 +1,9 @@
--- Whose a host id is: one machine's, one agent's on it (its state folder) and one boot's at a time. Another machine, or the
--- same one with another agent, is refused. Machines that were copied with their state folders differ in their boots alone:
--- a second boot is refused until the first is silent, which after a reboot it soon is. Where both go on, nobody can tell
--- which of them is the host, and both are refused until an operator decides.
+-- A host id belongs to one machine, to one agent on it (its state folder), and to one boot at a time. Another machine,
+-- or another agent on the same machine, is refused. Machines that were copied with their state folders differ only in
+-- their boots. So a second boot is refused until the first is silent; after a reboot that is soon. If both go on,
+-- nobody can tell which of them is the host, and both are refused until an operator decides.
 local MAX_BOOTS = 8
--- The part of the time in which an ended boot falls silent: a boot that is heard for so long has not ended.
+-- A share of the silence (silence_of) after which a boot has ended: a boot that is heard for this long goes on.
 local GOES_ON = 1 / 4
 
 local function words_in(text)
@@ -18,7 +18,7 @@ local function has_word(text, word)
   return text ~= nil and string.find(' ' .. text .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
 end
 
--- A list of words with one more at the end. Where the list gets too long, the first words go.
+-- A list of words with one more at the end. If the list gets too long, the first words are dropped.
 local function with_word(text, word)
   local words = {}
   for _, one in ipairs(words_in(text)) do
@@ -30,7 +30,7 @@ local function with_word(text, word)
   return table.concat(words, ' ', math.max(1, #words - MAX_BOOTS + 1))
 end
 
--- What the ledger knows of who a host is, and of what it has said.
+-- What the ledger knows of a host: its identity, for which epoch it has re-asserted, and which list it has to tell.
 local function known_of(root, host)
   local held = redis.call('HMGET', root .. ':host:' .. host,
     'machineId', 'agentId', 'bootId', 'bootIds', 'ousted', 'clones', 'seenMs', 'asserted', 'tell')
@@ -47,7 +47,7 @@ local function known_of(root, host)
   }
 end
 
--- Twice the longest time between two heartbeats, as the host says it: a boot that was not heard for so long has ended.
+-- Twice the longest time between two heartbeats, as the host says it. A boot that is silent for this long has ended.
 local function silence_of(ask)
   return ask.periodMs and 2 * ask.periodMs or ask.suspectMs / 2
 end
@@ -57,7 +57,7 @@ local function is_agent(known, ask)
     and (not known.agentId or not ask.agentId or known.agentId == ask.agentId or known.bootId == ask.bootId)
 end
 
--- Another machine, or another agent, may take over a host id whose host is silent and holds nothing.
+-- Refuses another machine or another agent, unless the host of that id is silent and holds no lease.
 local function refuse_second(root, ask, other, yields_to, now)
   local deadline = redis.call('ZSCORE', root .. ':hosts', ask.host)
   local live = deadline and (tonumber(deadline) > now or not memory_of(root).generation) or is_untold(root)
@@ -73,7 +73,7 @@ local function refuse_second(root, ask, other, yields_to, now)
     { host = ask.host, machineId = yields_to.machineId, yieldsTo = yields_to.word })
 end
 
--- Both boots are refused. The host counts as live all the same: its leases stay, and a recovery waits for it.
+-- Refuses both boots. The host still counts as live: its leases stay, and a recovery waits for it.
 local function refuse_clones(root, ask, known, now)
   local session = root .. ':host:' .. ask.host
   local memory = memory_of(root)
@@ -97,7 +97,8 @@ local function refuse_clones(root, ask, known, now)
       yieldsTo = ask.machineId })
 end
 
--- Notes that the host's own boot was heard while others were. Messages of a boot that was heard briefly were late ones.
+-- Notes that the host's own boot was heard while others were. Forgets boots that were heard only briefly: their
+-- messages were late.
 local function note_own(rivals, now, silence)
   for boot, rival in pairs(rivals) do
     if now - rival.last > 2 * silence then
@@ -131,8 +132,8 @@ local function note_rival(root, ask, now)
   return rival
 end
 
--- A boot does not come back: an earlier boot that goes on sending is another machine's. Messages that were merely late come
--- once, or all at one time.
+-- The refusal of another boot than the host's. An earlier boot cannot come back: if it goes on sending, it is of
+-- another machine. Messages that were only late come once, or all at one time.
 local function conflict_of_boots(root, ask, known, now)
   local silence = silence_of(ask)
   local is_older = has_word(known.bootIds, ask.bootId)
@@ -157,19 +158,19 @@ local function conflict_of_boots(root, ask, known, now)
     { host = ask.host, machineId = ask.machineId, bootId = known.bootId }, math.ceil(wait))
 end
 
--- Whether other hosts know of a host that this server does not know: true of any, while hosts have yet to tell their lists.
+-- Whether other hosts may know a host that this server has lost: true for any until all hosts have told their lists.
 local function may_have_been(root, host)
   return redis.call('ZSCORE', root .. ':roster', host) or is_untold(root)
 end
 
--- Why the sender of a heartbeat is refused as the host; nil where it is the host.
+-- Why the sender of a heartbeat is refused as the host; nil if it is the host.
 local function conflict_with(root, ask, known, now)
   if known.clones or not known.machineId and ask.yieldsTo == ask.machineId and may_have_been(root, ask.host) then
     return refuse_clones(root, ask, known, now)
   end
   if not known.machineId then
-    -- A server that has lost who the host was, and knows from other hosts that it was there, believes the one that was
-    -- refused for another: it must not be the quicker of the two.
+    -- This server has lost the host's identity, but other hosts may know the host. It believes a sender that says that
+    -- it was refused because of another machine: that sender must not get the id by being faster.
     return ask.yieldsTo and may_have_been(root, ask.host)
       and refuse_second(root, ask, 'another machine, ' .. ask.yieldsTo,
         { machineId = ask.yieldsTo, word = ask.yieldsTo }, now) or nil
@@ -197,8 +198,8 @@ local function conflict_with(root, ask, known, now)
   return nil
 end
 
--- Notes which machine, agent and boot the host is from now on. A new boot may end no leases of the boot before it until
--- that is certain to be silent: `sureMs`.
+-- Notes the machine, agent and boot of the host from now on. A new boot may not end leases of the boot before it until
+-- that one is silent for certain: `sureMs`.
 local function note_identity(root, ask, known, now)
   local session = root .. ':host:' .. ask.host
   if known.machineId and not is_agent(known, ask) or known.machineId == nil then
@@ -217,9 +218,9 @@ local function note_identity(root, ask, known, now)
   end
 end
 
--- settle {host, machineId, agentId, bootId} -> {known}: of the machines that call themselves the host with one machine id,
--- this one is it. Its leases stay; it says again what it holds. HOST_CONFLICT for a machine of another id, HOST_ALIVE where
--- the ledger knows whose the host is, and that one lives.
+-- settle {host, machineId, agentId, bootId} -> {known}: an operator has decided that this machine is the host, of
+-- several with the same machine id. The host's leases stay; it has to re-assert them. HOST_CONFLICT for another machine
+-- id. HOST_ALIVE if the ledger knows which agent and boot are the host, and these live.
 local function settle(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

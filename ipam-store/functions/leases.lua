@@ -1,9 +1,9 @@
--- Requests for leases come in batches, of one host and one network. Each has a result of its own and a line of
--- the answer, and sees what those before it did.
+-- Requests for leases come in batches. All requests of a batch are of one host and one network. Each has a result of
+-- its own, which is one line of the answer, and sees the changes of the requests before it.
 local MAX_BATCHES = 4096
 local FAMILIES_OF = { ['-'] = {}, ['4'] = { '4' }, ['6'] = { '6' }, ['46'] = FAMILIES }
 
--- One line of an answer; a refusal as JSON. Where the library itself fails on a request, the others still get answers.
+-- The line of one request; a refusal is JSON. If the library itself fails on a request, the others still get answers.
 local function line_of(work, ...)
   local done, refusal, line = pcall(work, ...)
   if done then
@@ -12,7 +12,7 @@ local function line_of(work, ...)
   return reply_of(unreadable(refusal))
 end
 
--- The same refusal for so many requests.
+-- One refusal, repeated for `count` requests.
 local function refuse_all(count, refusal)
   local line = reply_of(refusal)
   return string.rep(line .. '\n', count - 1) .. line
@@ -46,7 +46,7 @@ local function add_lease(batch, id, json, generation)
   end
 end
 
--- True when a lease is what a repeated request asks for.
+-- True if a lease has the content that a request asks for.
 local function is_same(lease, batch, ask, asked)
   if lease.workload ~= asked.workload or lease.kind ~= asked.kind or lease.network ~= asked.network then
     return false
@@ -63,7 +63,7 @@ local function is_same(lease, batch, ask, asked)
   return true
 end
 
--- The refusal of a request whose id has a lease already, of another host or other content.
+-- The refusal of a request whose id has a lease of another host or with other content; nil for the same content.
 local function unlike(lease, batch, ask, asked)
   if lease.host ~= batch.host then
     return refuse('WRONG_HOST', ask.id .. ' is held by host ' .. lease.host, { host = lease.host })
@@ -75,7 +75,7 @@ local function unlike(lease, batch, ask, asked)
     { id = ask.id, generation = lease.generation })
 end
 
--- Writes also when nothing is new, so that a WAIT that follows covers the lease.
+-- Renews the lease of a repeated request. Writes it even if nothing has changed, so that a WAIT afterwards covers it.
 local function renew(batch, ask, before)
   local lease = lease_of(batch.root, ask.id)
   if not lease then
@@ -100,7 +100,7 @@ local function renew(batch, ask, before)
   return nil, '{"lease":' .. json .. '}'
 end
 
--- What a request of an id without a lease would be granted: for each family an address, or false for the next fresh one.
+-- Decides what an id without a lease is granted: for each family an address, or false for the next fresh address.
 local function decide(batch, ask)
   local closed = not batch.network and closed_network(batch)
   if closed then
@@ -128,7 +128,7 @@ local function grant(batch, ask)
   if refusal then
     return refusal
   end
-  -- If the entry is there already, nothing is changed: the host has this lease, and the ledger has lost it.
+  -- If the entry is there already, the host has this lease and the ledger has lost it: nothing is changed.
   if redis.call('ZADD', batch.host_ids, '0', batch.name .. ' ' .. ask.id) == 0 then
     return contradiction('the lease of ' .. ask.id .. ' has vanished')
   end
@@ -151,7 +151,7 @@ local function grant(batch, ask)
     addresses = addresses .. ' ' .. address
     hex = hex .. (hex == '' and '"' or ',"') .. family .. '":"' .. address .. '"'
   end
-  -- Written now, not at the end of the batch: if a later request fails, these must be taken all the same.
+  -- Written now, not at the end of the batch: these addresses stay taken even if a later request fails.
   redis.call('HSET', batch.key, unpack(changes))
   -- A generation is epoch * 2^32 + n, in one counter.
   batch.memory.generation = batch.memory.generation + 1
@@ -168,7 +168,7 @@ local function grant(batch, ask)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- The addresses of "address,address…" as a set, and how many they are; nil for none.
+-- The addresses of "address,address…" as a set, and their number; the set is nil for none.
 local function avoided_in(text)
   local avoided, count = nil, 0
   for address in string.gmatch(text, '%x+') do
@@ -179,8 +179,8 @@ local function avoided_in(text)
   return avoided, count
 end
 
--- What the requests of a batch share, by its text: "host machine network revision families", agents since 1.7 " agent
--- boot", and where there are any " address,address…": those that the host has itself, and nobody is granted.
+-- What all requests of a batch share, parsed from its text: "host machine network revision families"; from agents since
+-- 1.7 also " agent boot"; then, if there are any, " address,address…": the host's own addresses, which are not granted.
 local function open_batch(root, text)
   local memory = memory_of(root)
   local batch = memory.batches[text]
@@ -205,7 +205,7 @@ local function open_batch(root, text)
       held_keys = { ['4'] = pool_key(root, name, '4', 'held'), ['6'] = pool_key(root, name, '6', 'held') },
       count_fields = { ['4'] = held_field(name, '4'), ['6'] = held_field(name, '6') },
     }
-    -- Taking a text apart is cheap: all are forgotten, not the oldest.
+    -- Parsing a text is cheap, so all are forgotten, not only the oldest.
     if memory.batch_count == MAX_BATCHES then
       memory.batches, memory.batch_count = {}, 0
     end
@@ -219,7 +219,7 @@ local function open_batch(root, text)
   return batch
 end
 
--- A request of a batch, out of the arguments of acquire.
+-- One request of a batch, from the arguments of acquire.
 local function ask_at(args, at)
   return {
     id = args[at],
@@ -234,12 +234,12 @@ local function ask_at(args, at)
 end
 
 -- acquire: ARGV "host machine network revision families agent boot avoided" (open_batch), where families is 4, 6, 46 or
--- -; then eight for each request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4 and ipv6, which are what it wants of
--- a family: -, the address asked for, or "r" and the address reserved; and head, the lease as it will be stored, JSON
--- without its closing brace: {"id", "workload", "kind", "network", "host", "bootId", "hostname"?, "mac", "lengths":
--- {"4": 24}.
--- -> for each a line: "granted generation grantedAtMs expiresAtMs address…" (- for no expiry), or {lease} for one
--- that was there
+-- -. Then eight arguments for each request: id, workload, mac, mac_asked (1 or 0), ttl_ms (- for no expiry), ipv4,
+-- ipv6, head. ipv4 and ipv6 are -, the address that is asked for, or "r" and the reserved address. head is the lease as
+-- it will be stored, JSON without its closing brace: {"id", "workload", "kind", "network", "host", "bootId",
+-- "hostname"?, "mac", "lengths": {"4": 24}.
+-- -> for each request a line: "granted generation grantedAtMs expiresAtMs address…" (- for no expiry), or {lease} if
+-- the lease was there already
 local function acquire(keys, args)
   local root = keys[1]
   local batch = open_batch(root, args[1])
@@ -255,7 +255,7 @@ local function acquire(keys, args)
     if tonumber(held[2]) == batch.memory.generation then
       lines[#lines + 1] = line_of(held[1] and renew or grant, batch, ask, held[1])
     else
-      -- The store is not as this server wrote it: it was emptied or exchanged.
+      -- The data is not what this server wrote: it was emptied or replaced.
       lines[#lines + 1] = reply_of(disarm(root))
     end
   end
@@ -285,7 +285,7 @@ local function preview_one(batch, ask, text)
   return nil, 'granted ' .. generation .. ' ' .. batch.now_digits .. ' ' .. (expires_at or '-') .. addresses
 end
 
--- preview: one request, as acquire takes it -> what acquire would answer now. Changes nothing.
+-- preview: ARGV as acquire, with one request -> what acquire would answer now. Changes nothing.
 local function preview(keys, args)
   local batch = open_batch(keys[1], args[1])
   local closed = barred(keys[1], batch.host, batch.who)
@@ -343,8 +343,8 @@ local function release_one(root, host, now, young, ask)
 end
 
 -- give_back: ARGV "host machine agent boot", agents before 1.7 without the last two; then each lease as "id generation
--- cool", cool 1 or 0. -> for each a line: {released, network?}
--- release: the same as agents before 1.5 send it, which do not say which machine they are on: ARGV host; then the leases.
+-- cool", cool 1 or 0. -> for each lease a line: {released, network?}
+-- release: the same for agents before 1.5, which do not name their machine: ARGV host; then the leases.
 local function release(keys, args)
   local root = keys[1]
   local host, machine, agent, boot = string.match(args[1], '^(%S+) ?(%S*) ?(%S*) ?(%S*)$')
@@ -377,7 +377,7 @@ local function get_lease(keys, args)
 end
 
 -- leases {network?, host?, cursor?, limit} -> {leases, cursor?, nowMs (text)}, by host, network and id; each with
--- `suspect`. The cursor is "host network id", or "host " for one of which nothing was read yet.
+-- `suspect`. The cursor is "host network id", or "host " if nothing of that host was read yet.
 local function list_leases(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -423,7 +423,7 @@ end
 
 redis.register_function('volt1_acquire', acquire)
 redis.register_function({ function_name = 'volt1_preview', callback = preview, flags = { 'no-writes' } })
--- May run when Redis is out of memory: it frees some.
+-- Allowed when Redis is out of memory: it frees some.
 redis.register_function({ function_name = 'volt1_give_back', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_release', callback = release, flags = { 'allow-oom' } })
 redis.register_function({ function_name = 'volt1_lease', callback = get_lease, flags = { 'no-writes' } })

@@ -1,11 +1,11 @@
--- Addresses that a network no longer keeps closed, such as its last gateway. Hosts have them on their bridges until they
--- hear of the change. Each is in <root>:leaving:<f>, and in `last` of the network that has the address now, with a release
--- in the far future, so that it is granted to nobody. When every host with something of the network has applied the
--- change, the address cools down like any other.
+-- Addresses that a network no longer keeps closed, such as its last gateway. Hosts have them on their bridges until
+-- they hear of the change. Each is in <root>:leaving:<f>, and in `last` of the network that has the address now, with a
+-- release in the far future, so that it is granted to nobody. When every host with something of the network has applied
+-- the change, the address cools down like any other.
 
--- How many are told in one answer; more only where one revision opened them.
+-- The most addresses in one answer; more only if one revision opened them.
 local MAX_LET_GO = 1024
--- The most that one heartbeat does: addresses that it frees, and revisions that it looks at for that.
+-- Limits of one heartbeat: the addresses that it frees, and the revisions that it looks at for that.
 local MAX_GIVEN_FREE = 128
 local MAX_REVISIONS = 256
 
@@ -13,7 +13,7 @@ local function leaving_key(root, family)
   return root .. ':leaving:' .. family
 end
 
--- Stands where a workload would; no workload's name begins with a dash.
+-- The text in `last`, with the network in place of the workload. No workload's name begins with a dash.
 local function leaving_text(network)
   return digits(UNTIL_LET_GO) .. ' -' .. network
 end
@@ -24,7 +24,7 @@ local function is_edge(rules, family, address)
   return wide and (address == rules.first or family == '4' and address == rules.last)
 end
 
--- Whether hosts have to let go of anything of a network.
+-- Whether hosts have to let go of any address of a network.
 local function is_leaving(root, network)
   for _, family in ipairs(FAMILIES) do
     for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
@@ -36,7 +36,7 @@ local function is_leaving(root, network)
   return false
 end
 
--- The ranges that a network keeps closed, in order; where a library before 1.7 put it, only those of a single address.
+-- The ranges that a network keeps closed, in order. If a library before 1.7 stored it, only ranges of one address.
 local function closed_ranges(root, network, family, rules)
   if rules.closed then
     return pairs_of(redis.call('ZRANGE', pool_key(root, network, family, 'closed'), 0, -1))
@@ -49,8 +49,8 @@ local function closed_ranges(root, network, family, rules)
   return ranges
 end
 
--- The addresses that new rules open: single ones, and the gateway in any case. Of an opened prefix no bridge has an
--- address; only filters of workloads may let one through.
+-- The addresses that new rules open: ranges of one address, and the gateway in any case. No bridge has an address of a
+-- larger range; only filters of workloads may let one through.
 local function opened_by(root, network, family, rules)
   local text = redis.call('HGET', network_key(root, network), 'family:' .. family)
   local before = text and decoded(text)
@@ -112,7 +112,7 @@ local function not_leaving(root, family, entries)
   return rest
 end
 
--- The first entry that no function has made.
+-- The first entry of `leaving` that no function has made.
 local function garbage_leaving(root, family)
   for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
     if not string.match(entry, '^%x+ %S+$') then
@@ -161,18 +161,18 @@ local function applied_by_all(root, network)
     if known and applied <= tonumber(first[2]) then
       return tonumber(first[2])
     elseif known then
-      -- The host was only supposed to have something of the network, and had applied the changes by then.
+      -- The host was entered with a lower revision (suppose_all_hosts), and has applied more since.
       redis.call('ZADD', key, digits(applied), first[1])
     else
       redis.call('ZREM', key, first[1])
       keep_count(root, hosts_field(network), key, -1)
-      -- Should it come back, it enters anew.
+      -- Batches remember that they have entered the host. If it comes back, it has to be entered again.
       memory_of(root).batches, memory_of(root).batch_count = {}, 0
     end
   end
 end
 
--- By address, the networks that have kept it closed and that hosts have yet to let go of.
+-- By address, the networks that kept it closed and for which hosts have yet to let go of it.
 local function owners_of_leaving(root, family)
   local owners = {}
   for _, entry in ipairs(redis.call('ZRANGE', leaving_key(root, family), 0, -1)) do
@@ -194,16 +194,16 @@ local function give_free(root, family, entry, owners)
   local network = network_at(root, family, address)
   if network and entry_of(pool_key(root, network, family, 'last'), address) == leaving_text(owner) then
     forget(root, network, family, address, leaving_text(owner))
-    -- Another network may have had it closed, too.
+    -- Another network may have kept it closed, too.
     local other = next(owners[address])
     local text = other and leaving_text(other) or digits(now_ms(root)) .. ' -' .. owner
     remember(root, network, family, address, text)
   end
 end
 
--- Frees those of `entries` (each followed by its revision) that every host has let go of, `most` at most. Answers how many.
--- `host` has applied changes up to `applied`. `known` keeps what this call has read of the family: `applied` by owner, and
--- `owners`, read when there is something to free.
+-- Frees those of `entries` (each followed by its revision) that every host has let go of, `most` at most. Answers how
+-- many. `host` has applied changes up to `applied`. `known` keeps what this call has read of the family: `applied` by
+-- owner, and `owners`, read when there is something to free.
 local function try_to_give_free(root, family, entries, most, known, host, applied)
   local freed = 0
   for index = 1, #entries, 2 do
@@ -223,7 +223,7 @@ local function try_to_give_free(root, family, entries, most, known, host, applie
   return freed
 end
 
--- The hosts of a network that is gone are forgotten when each has let go.
+-- Forgets the hosts of deleted networks, once each has let go.
 local function forget_hosts_of_gone(root, known)
   for owner, applied in pairs(known.owners and known.applied or {}) do
     local gone_at = not redis.call('ZSCORE', root .. ':networks', owner)
@@ -243,9 +243,9 @@ local function give_free_what_is_let_go(root)
   end
 end
 
--- What a host has yet to let go of, of changes after a revision: JSON of each {network, address}; and the revision up to
--- which the answer is complete, nil where nothing is left out. A host counts as having applied a change only when it was
--- told all of it.
+-- The addresses that a host has yet to let go of because of changes after a revision: JSON of each {network, address}.
+-- And the revision up to which they are complete, nil if none is left out: a host counts as having applied a change
+-- only when it was told all of it.
 local function to_let_go(root, host, after)
   local items, from, to = {}, '(' .. digits(after or applied_by(root, host)), '+inf'
   for _, family in ipairs(FAMILIES) do
@@ -262,7 +262,8 @@ local function to_let_go(root, host, after)
   return items, to ~= '+inf' and to or nil
 end
 
--- Frees what a host has let go of by applying the changes after one revision and up to another. Answers how far it came.
+-- Frees addresses that a host has let go of by applying the changes after one revision and up to another. Answers up to
+-- which revision this is done.
 local function give_free_between(root, host, family, after, applied)
   local key, known, freed = leaving_key(root, family), { applied = {} }, 0
   for _ = 1, MAX_REVISIONS do
@@ -279,8 +280,8 @@ local function give_free_between(root, host, family, after, applied)
   return after
 end
 
--- Notes the revision up to which a host has applied all changes, and let go of what they opened. Costs no command when the
--- host says the same as before.
+-- Notes the revision up to which a host has applied all changes, and let go of the addresses that they opened. Costs no
+-- command if the host says the same as before.
 local function note_applied(root, host, applied)
   local memory = memory_of(root)
   if not applied or memory.applied[host] == applied then
@@ -300,7 +301,7 @@ local function note_applied(root, host, applied)
     reached = math.min(reached, give_free_between(root, host, family, before, applied))
   end
   if reached < applied then
-    -- The rest with the next heartbeat.
+    -- The next heartbeat does the rest.
     memory.applied[host] = nil
   end
   redis.call('HSET', root .. ':host:' .. host, 'applied', digits(reached))

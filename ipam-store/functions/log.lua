@@ -1,13 +1,13 @@
 -- The log of a network. An entry names an attachment whose lease was granted, changed or ended, or a revision of the
--- network; the function that made the change writes it. What became of the lease is read from the lease itself, so entries
--- are small, and a late reader reads what is true now.
+-- network. The function that makes the change writes it. The new state is read from the lease itself, so entries are
+-- small, and a late reader reads what is true now.
 --
--- A log never has a gap: where an entry cannot be appended, the log is deleted. No entry's id comes twice, not even on an
--- emptied or older server: it is "generation-microseconds", the ledger's growing counter and the time, or one more than
--- the id before. So a reader who finds the last entry that he read has missed nothing; one who does not find it begins
--- with a snapshot.
+-- A log never has a gap: if an entry cannot be appended, the log is deleted. No id of an entry comes twice, not even on
+-- an emptied or older server: it is "generation-microseconds", the ledger's growing counter and the time, or one more
+-- than the id before. So a reader that finds the last entry that it has read has missed nothing. A reader that does not
+-- find it begins with a snapshot.
 local MAX_LOG = '20000'
--- What an entry is about, and its value.
+-- The field of an entry; its value is an attachment id, or a revision.
 local CHANGED = 'id'
 local EDITED = 'revision'
 
@@ -17,13 +17,13 @@ end
 
 local function write_entry(key, id, about, value)
   local added = redis.pcall('XADD', key, 'MAXLEN', '~', MAX_LOG, id, about, value)
-  -- The caller has no right to it, the key is no log, or it is another server's. What this is the entry of is done.
+  -- The caller may not write logs, the key is no log, or it has later ids of another server. The change itself is done.
   if type(added) == 'table' and added.err then
     redis.call('DEL', key)
   end
 end
 
--- An id after those of grants, which have a generation of their own, and the time itself.
+-- An id that sorts after the ids of grants: those have a generation of their own, and the plain time.
 local function next_entry_id(root, now)
   local memory = memory_of(root)
   memory.logged = math.max(memory.logged + 1, now * 1000 + 1)
@@ -35,7 +35,7 @@ local function append(root, network, now, about, value)
   write_entry(log_key(root, network), next_entry_id(root, now), about, value)
 end
 
--- The id of the last entry; '' where there is no log, or none that can be read, and then why.
+-- The id of the last entry; '' if there is no log; '' and the error if it cannot be read.
 local function log_position(root, network)
   local last = redis.pcall('XREVRANGE', log_key(root, network), '+', '-', 'COUNT', '1')
   return last[1] and last[1][1] or '', last.err and last

@@ -1,4 +1,4 @@
--- The network whose subnet shares an address with first to last, other than `name`.
+-- The network, other than `name`, whose subnet overlaps first to last.
 local function overlapping(root, family, name, first, last)
   local found = redis.call(
     'ZREVRANGEBYLEX', root .. ':subnets:' .. family, '[' .. last .. '-g', '-', 'LIMIT', 0, 2)
@@ -13,8 +13,8 @@ local function overlapping(root, family, name, first, last)
   return nil
 end
 
--- A lease on an address that the new definition reserves for another workload: address, id, workload. Reservations that
--- were there before are not looked at again. Looks up each reservation, or walks what is held, whichever is less.
+-- Finds a lease on an address that the new definition reserves for another workload: address, id, workload. Skips
+-- reservations that existed before. Looks up each reservation, or walks the held addresses, whichever are fewer.
 local function stranded_by_reservation(root, name, family, reserved)
   local held, known = pool_key(root, name, family, 'held'), pool_key(root, name, family, 'reserved')
   local found
@@ -47,7 +47,7 @@ local function stranded_by_reservation(root, name, family, reserved)
   return unpack(found or {})
 end
 
--- The lease of one family that could not go on under the new rules: address, id, and what is in its way.
+-- Finds a lease of one family that the new rules forbid: address, id, and the path of the rule.
 local function stranded_in(root, name, family, rules)
   local held = pool_key(root, name, family, 'held')
   if redis.call('EXISTS', held) == 0 then
@@ -89,7 +89,7 @@ local function stranded(root, ask, type_before)
   return nil
 end
 
--- Makes the addresses of a family follow its rules; nil for none any more.
+-- Changes a family of a network to its new rules; `rules` is nil if the network no longer has the family.
 local function set_family(root, name, family, rules, now)
   local key = network_key(root, name)
   local text = redis.call('HGET', key, 'family:' .. family)
@@ -121,7 +121,7 @@ local function set_family(root, name, family, rules, now)
   end
 end
 
--- Why a definition is refused: the subnet of another network, or a lease.
+-- The refusal of a definition that overlaps another network's subnet or strands a lease; nil for none.
 local function obstacle_to(root, ask, type_before)
   for family, rules in pairs(ask.families) do
     local other = overlapping(root, family, ask.name, rules.first, rules.last)
@@ -134,7 +134,7 @@ local function obstacle_to(root, ask, type_before)
   return stranded(root, ask, type_before)
 end
 
--- Makes the pool of a family again from what it allows, what is held, and what was released.
+-- Builds the pool of a family again from its allowed ranges and its held and released addresses.
 local function rebuild_pool(root, name, family, allowed)
   for _, part in ipairs({ 'allowed', 'fresh', 'free', 'by' }) do
     redis.call('DEL', pool_key(root, name, family, part))
@@ -143,12 +143,12 @@ local function rebuild_pool(root, name, family, allowed)
   set_allowed(root, name, family, allowed)
 end
 
--- A network whose definition has vanished has left its keys behind, or some of them.
+-- True if a network without a definition is still listed, or addresses of it may be held.
 local function has_remains(root, name)
   return redis.call('ZSCORE', root .. ':networks', name) or may_be_held(root, name)
 end
 
--- What of a definition is in fields of its own.
+-- Stores the parts of a definition that have fields of their own.
 local function store_definition(root, ask)
   local key = network_key(root, ask.name)
   redis.call('HSET', key, 'network', ask.network, 'digest', ask.digest,
@@ -198,7 +198,7 @@ local function remove_network(root, name)
   end
 end
 
--- A network whose deletion is unfinished and that has the name, or a subnet, of the network that is put.
+-- A network whose deletion is unfinished and that has the name, or overlaps a subnet, of the network in `ask`.
 local function deleting_for(root, ask)
   if is_deleting(root, ask.name) then
     return ask.name
@@ -212,9 +212,9 @@ local function deleting_for(root, ask)
   return nil
 end
 
--- Why no network may be changed: an index has lost entries, so that a lease or network in the way might be overlooked.
+-- The refusal of any change while an index has lost entries: a lease or network in the way might be overlooked.
 local function incomplete(root, name)
-  -- Without it the next revision would repeat an earlier one.
+  -- Without the last revision, the next one would repeat an earlier one.
   if not tonumber(redis.call('HGET', root .. ':meta', 'revision') or nil) then
     return disarm(root)
   end
@@ -228,7 +228,7 @@ local function incomplete(root, name)
     if missing_from(root, held_field(name, family), pool_key(root, name, family, 'held')) > 0 then
       return contradiction('held IPv' .. family .. ' addresses of network ' .. name .. ' have vanished')
     end
-    -- Without it nobody knows which addresses the change opens, and hosts have to let go of.
+    -- Without all closed ranges, nobody knows which addresses the change opens and hosts have to let go of.
     local rules = decoded(redis.call('HGET', network_key(root, name), 'family:' .. family) or '')
     local closed = rules and tonumber(rules.closed)
     if closed and redis.call('ZCARD', pool_key(root, name, family, 'closed')) < closed then
@@ -242,10 +242,10 @@ end
 --      fixed?: JSON text (edits.lua),
 --      families: {"4": {first, last, size, poolSize, flat: true, allowed: ["first-last"…],
 --                 reserved: ["address workload"…], forbidden: ["first-last path"…]}, "6": …}}, [network]
--- The text of the network is an argument of its own, if it is not in the JSON. plainDigest: the operator did not say the
--- gateway mode, and the agent did; this is the digest without it.
--- -> {network?, revision, created, more}; network: the stored text, where it differs from that argument; more: the change is
--- unfinished
+-- The text of the network is an argument of its own, if it is not in the JSON. plainDigest: the digest without the
+-- gateway mode, if the agent has added the mode because the operator did not give one.
+-- -> {network?, revision, created, more}; network: the stored text, if it differs from that argument; more: the change
+-- is unfinished
 local function put_network(keys, args)
   local root = keys[1]
   local ask = flat_definition(cjson.decode(args[1]))
@@ -261,7 +261,7 @@ local function put_network(keys, args)
   end
   local deleting = deleting_for(root, ask)
   if deleting and finish_some(root, deleting) then
-    -- One deletion is gone on with in each call.
+    -- Each call works on one deletion only.
     deleting = deleting_for(root, ask)
   end
   if deleting then
@@ -311,7 +311,7 @@ local function put_network(keys, args)
   })
 end
 
--- Deletes a network, as of a revision.
+-- Begins the deletion of a network, with this revision.
 local function begin_deletion(root, name, revision)
   note_leaving(root, name, {}, revision)
   if not is_leaving(root, name) then
@@ -321,7 +321,7 @@ local function begin_deletion(root, name, revision)
   note_revised(root, name, revision)
 end
 
--- delete {by?: {host, machineId}, name} -> {deleted, more}; more: the network is gone, and its remains are not all removed
+-- delete {by?: {host, machineId}, name} -> {deleted, more}; more: the network is gone, but some of its keys are left
 local function delete_network(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -361,7 +361,7 @@ local function delete_network(keys, args)
 end
 
 redis.register_function('volt1_network_put', readable(put_network))
--- Allowed when memory has run out: it gives some back.
+-- Allowed when Redis is out of memory: it frees some.
 redis.register_function({
   function_name = 'volt1_network_delete',
   callback = readable(delete_network),

@@ -1,8 +1,8 @@
--- The lists of a definition, each in a zset: `closed`, `reserved` and `allowed`. Where a new list differs much from the old
--- one, exchanging it takes several calls: the new list is kept in the network's hash, as placing:<f>:<part>, and the
--- network is `unfinished` until the zset has all of it.
+-- The lists of a definition, each in a zset: `closed`, `reserved` and `allowed`. Exchanging a long list takes several
+-- calls: the new list is kept in the network's hash, as placing:<f>:<part>, and the network is `unfinished` until the
+-- zset has all of it.
 
--- How many entries, of the old and the new list together, a put exchanges; and how many a call that does nothing else.
+-- The most entries, of the old and the new list together, that a put exchanges; and that a later call exchanges.
 local PLACED_AT_ONCE = 1000
 local MAX_PLACED = 500
 local PUT_OFF = { 'reserved', 'allowed' }
@@ -11,9 +11,9 @@ local function placing_field(family, part)
   return 'placing:' .. family .. ':' .. part
 end
 
--- Gives a zset these entries and no others; they are in order, and each begins with another address. Answers which entries
--- were removed and which were added, none where the exchange is put off. An earlier exchange that was put off is dropped:
--- the entries that it has placed are exchanged like all others.
+-- Gives a zset these entries and no others; they are in order, and each begins with another address. Answers which
+-- entries were removed and which were added; none if the exchange is put off. An earlier exchange that was put off is
+-- dropped: the entries that it has placed are exchanged like all others.
 local function place(root, network, family, part, entries, at_once)
   local hash, key = network_key(root, network), pool_key(root, network, family, part)
   local field = placing_field(family, part)
@@ -32,8 +32,9 @@ local function place(root, network, family, part, entries, at_once)
   return removed, added
 end
 
--- The next entries of an exchange that was put off, "address\nentry\nentry…". Answers the address from which they are placed,
--- the entries, the address before which they end (nil for the end of the list), and where in the text that is.
+-- The next entries of an exchange that was put off, "address\nentry\nentry…". Answers the address from which they are
+-- placed, the entries, the address before which they end (nil for the end of the list), and the index of that address
+-- in the text.
 local function first_placed(text)
   local from, at = string.match(text, '^(%x*)\n()')
   local entries = {}
@@ -75,7 +76,7 @@ local function place_next(root, network, family, part, text)
   end
 end
 
--- Goes on with lists that were put off. Answers whether there are none.
+-- Goes on with exchanges that were put off. Answers whether none is left.
 local function place_some(root, network)
   for _, family in ipairs(FAMILIES) do
     for _, part in ipairs(PUT_OFF) do

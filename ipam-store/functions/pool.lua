@@ -1,4 +1,4 @@
--- Addresses of one network and family: which are free, who holds the others, who held them last.
+-- The addresses of one network and family: which are free, which are held and by whom, and who held them last.
 local POOL_PARTS = { 'allowed', 'fresh', 'held', 'last', 'by', 'free', 'reserved', 'closed', 'unsorted' }
 
 local NEVER_MS = '315360000000'
@@ -8,7 +8,7 @@ local MAX_DROPPED = 1000
 -- The release time, in the year 2100, that `last` has for an address that hosts may still have.
 local UNTIL_LET_GO = 4102444800000
 
--- Counts a change of a key's number of entries. A key that was not counted before starts with what it has.
+-- Changes the count of a key's entries by `step`. A key without a count starts with the number of its entries.
 local function keep_count(root, field, key, step)
   local leases = root .. ':leases'
   memory_of(root).counted[field] = nil
@@ -38,7 +38,7 @@ local function pool_key(root, network, family, part)
   return root .. ':net:' .. network .. ':' .. family .. ':' .. part
 end
 
--- Sets next:<f> to the first fresh range, taking it out of the others. Answers it.
+-- Moves the first range of `fresh` to next:<f>. Answers it.
 local function open_next(root, network, family)
   local fresh = pool_key(root, network, family, 'fresh')
   local range = redis.call('ZRANGE', fresh, '0', '0')[1]
@@ -51,14 +51,14 @@ local function open_next(root, network, family)
   return range
 end
 
--- True for an address of the first of the fresh ranges.
+-- True for an address of next:<f>, the first fresh range.
 local function is_next(root, network, family, address)
   local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
   local first, last = string.match(range or '', '^(%x+)%-(%x+)$')
   return first and first <= address and address <= last
 end
 
--- Changes the fresh ranges, with the first among them.
+-- Lets `change` change the fresh ranges, with that of next:<f> among them.
 local function change_fresh(root, network, family, change)
   local fresh = pool_key(root, network, family, 'fresh')
   local range = redis.call('HGET', network_key(root, network), 'next:' .. family)
@@ -101,7 +101,7 @@ local function each_between(key, first, last, visit)
   end
 end
 
--- "time workload" of a release; no time where somebody else has written it.
+-- The time and workload of a release. The time is nil if no function has written the text.
 local function time_and_workload(text)
   local space = string.find(text, ' ', 1, true) or 0
   return tonumber(string.sub(text, 1, space - 1)), string.sub(text, space + 1)
@@ -124,8 +124,8 @@ local function forget(root, network, family, address, text)
   redis.call('ZREM', pool_key(root, network, family, 'free'), address)
 end
 
--- Takes an address out of the fresh ranges, the first of which is `first_range`. Answers the first one afterwards, where
--- it is another that is not in the network's hash yet.
+-- Takes an address out of the fresh ranges, the first of which is `first_range`. Answers the new first range, if the
+-- caller has yet to write it to the network's hash.
 local function take_fresh(root, network, family, address, first_range)
   local fresh = pool_key(root, network, family, 'fresh')
   local first, last = string.match(first_range or '', '^(%x+)%-(%x+)$')
@@ -146,15 +146,15 @@ local function take_fresh(root, network, family, address, first_range)
   return first .. '-' .. hex_step(address, -1)
 end
 
--- Gives an address to an id, without counting it. `known`: the first of the fresh ranges, where it was read already.
--- Answers what it was before, the text of its last release or nil for never used; how many entries `held` has more; and
--- as take_fresh.
+-- Gives an address to an id, without counting it. `known`: the first fresh range, as the caller has read it. Answers
+-- the text of the address's last release (nil: never used), how many entries `held` has more, and what take_fresh
+-- answers.
 local function take_known(root, network, family, address, id, known)
   local before, first_range = entry_of(pool_key(root, network, family, 'last'), address), nil
   if before then
     forget(root, network, family, address, before)
   else
-    -- Removed also where `last` had lost the address: what is held is not free.
+    -- `last` may have lost the address. It is removed all the same: a held address is not free.
     redis.call('ZREM', pool_key(root, network, family, 'free'), address)
     first_range = take_fresh(root, network, family, address, known)
   end
@@ -162,7 +162,7 @@ local function take_known(root, network, family, address, id, known)
   return before, added, first_range
 end
 
--- Gives an address to an id, without counting it. Answers what it was before, and how many entries `held` has more.
+-- As take_known, but reads the first fresh range itself, and writes the new one.
 local function take(root, network, family, address, id)
   local key, field = network_key(root, network), 'next:' .. family
   local before, added, first_range = take_known(root, network, family, address, id, redis.call('HGET', key, field))
@@ -172,12 +172,11 @@ local function take(root, network, family, address, id)
   return before, added
 end
 
--- Takes an address from an id. With `text` it was last released then and by that workload; without, it was
--- never used.
+-- Takes an address from an id. `text`: time and workload of its release, nil if the address was never used.
 local function give_back(root, network, family, address, id, text)
   local held = pool_key(root, network, family, 'held')
   local removed = redis.call('ZREM', held, address .. ' ' .. id)
-  -- Counted down also where the entry had vanished: it is expected no more.
+  -- Counted down even if the entry had vanished: it is no longer expected.
   local field = held_field(network, family)
   local counted = redis.call('HINCRBY', root .. ':leases', field, -1)
   if counted < 0 then

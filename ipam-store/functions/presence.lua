@@ -1,5 +1,5 @@
--- Which hosts have something of a network: leases, or a bridge with the gateway's address that stayed behind. A host is
--- entered with its first grant, by the revision up to which it is known to have applied changes.
+-- Which hosts have something of a network: leases, or a bridge with the gateway's address that is left of them. A host
+-- is entered with its first grant, by the revision up to which it is known to have applied changes.
 local HOSTS_PAGE = 500
 
 local function hosts_key(root, network)
@@ -10,13 +10,13 @@ local function hosts_field(network)
   return '#hosts:' .. network
 end
 
--- False where hosts may be missing: the network is older than this list, or a part of the list has vanished.
+-- False if hosts may be missing: the network is older than this list, or a part of the list has vanished.
 local function knows_hosts(root, network)
   local counted = tonumber(redis.call('HGET', root .. ':leases', hosts_field(network)) or nil)
   return counted and redis.call('ZCARD', hosts_key(root, network)) >= counted
 end
 
--- Enters all hosts, where it is not known which of them have something of a network.
+-- Enters all hosts, when it is not known which of them have something of a network.
 local function suppose_all_hosts(root, network)
   local key = hosts_key(root, network)
   local from = '-'
@@ -47,7 +47,7 @@ local function forget_hosts(root, network)
   redis.call('HDEL', root .. ':leases', hosts_field(network))
 end
 
--- A host is about to have a lease in a network, and knows it as of a revision.
+-- Enters a host that is about to have a lease in a network, whose changes it has applied up to `revision`.
 local function enter_network(root, host, network, revision)
   if redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 0 then
     suppose_all_hosts(root, network)
@@ -63,10 +63,10 @@ local function applied_by(root, host)
   return tonumber(redis.call('HGET', root .. ':host:' .. host, 'applied') or 0) or 0
 end
 
--- Enters a host for the networks of whose bridges it says that it has one: it was forgotten, or the list was lost.
+-- Enters a host in the networks for which it says that it has a bridge: it was forgotten, or the list was lost.
 local function enter_bridges(root, host, networks)
   for _, network in ipairs(networks) do
-    -- A deleted network that nobody has to let go of is left out: the host hears of it with the changes.
+    -- A deleted network with nothing to let go of is left out: the host hears of its deletion with the changes.
     if redis.call('ZSCORE', root .. ':networks', network)
       or redis.call('HEXISTS', root .. ':leases', hosts_field(network)) == 1 then
       enter_network(root, host, network, applied_by(root, host))
@@ -74,7 +74,7 @@ local function enter_bridges(root, host, networks)
   end
 end
 
--- Whether a host that has something of a network has yet to re-assert since the last loss.
+-- Whether any host with something of a network has yet to re-assert since the last loss.
 local function is_yet_to_say(root, network)
   local epoch = digits(epoch_of(memory_of(root).generation))
   local hosts = knows_hosts(root, network) and hosts_key(root, network) or root .. ':roster'

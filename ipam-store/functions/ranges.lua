@@ -1,9 +1,9 @@
 -- Ranges "first-last" of addresses, in zsets and lists.
 
--- Arguments of one command; Lua's unpack cannot pass on many more.
+-- The most arguments of one command; Lua's unpack cannot pass many more.
 local MAX_ARGUMENTS = 2000
 
--- Adds entries to a zset, as few commands as it can be.
+-- Adds entries to a zset, in as few commands as possible.
 local function add_all(key, entries)
   local args = {}
   for index, entry in ipairs(entries) do
@@ -73,7 +73,7 @@ local function size_of(first, last)
   return size + 1
 end
 
--- The last of a zset of ranges that begins at or before the address. "g" is beyond every hex digit.
+-- The last range of a zset that begins at or before the address. "g" sorts after every hex digit.
 local function range_before(key, address)
   return redis.call('ZREVRANGEBYLEX', key, '[' .. address .. '-g', '-', 'LIMIT', '0', '1')[1]
 end
@@ -87,7 +87,7 @@ local function is_in(key, address)
   return last >= address
 end
 
--- Takes first to last out of a zset of ranges, whatever of it is there.
+-- Removes first to last from a zset of ranges, which may have all, a part or none of it.
 local function cut(key, first, last)
   if first ~= last then
     -- Ranges that begin within first to last end within it, except perhaps the last.
@@ -113,7 +113,7 @@ local function cut(key, first, last)
   end
 end
 
--- Puts first to last, of which nothing is there, into a zset of ranges; touching neighbours become one.
+-- Adds first to last to a zset of ranges that has nothing of it; ranges that touch become one.
 local function join(key, first, last)
   local below = range_before(key, first)
   if below then
@@ -134,8 +134,8 @@ local function join(key, first, last)
   redis.call('ZADD', key, '0', first .. '-' .. last)
 end
 
--- Adds ranges to a zset of ranges. They are in order, do not touch each other, and nothing of them is there; so only the
--- first and the last can touch ranges that were there.
+-- Adds ranges to a zset of ranges that has nothing of them. They are in order, do not touch each other, and have no
+-- range of the zset between them; so only the first and the last can touch ranges of the zset.
 local function join_all(key, ranges)
   local between = {}
   for index = 2, #ranges - 1 do
@@ -155,7 +155,7 @@ local function pairs_of(ranges)
   return list
 end
 
--- What is in the first list of ranges and not in the second; both in order.
+-- The addresses of the first list of ranges that are not in the second, as ranges; both lists are in order.
 local function minus(whole, holes)
   local rest = {}
   local from = 1

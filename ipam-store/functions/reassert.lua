@@ -1,9 +1,9 @@
--- Hosts tell the ledger what they hold and know, out of their own records, after it may have lost it.
+-- When the ledger may have lost data, hosts tell it the leases and networks of their own records.
 local MAX_IN_THE_WAY = 1000
 
--- While an old state is being restored, removes what is in the way of a re-asserted network and must have ended since: a
--- lease that nobody has re-asserted, or an overlapping network of a lower revision without other leases. Answers whether
--- it removed anything.
+-- During a recovery, removes what is in the way of a re-asserted network and must have ended since the state that the
+-- server has: a lease that nobody has re-asserted, or an overlapping network of a lower revision without re-asserted
+-- leases. Answers whether it has removed anything.
 local function makes_way(root, refusal, revision, now)
   local memory = memory_of(root)
   local details = refusal.error.details
@@ -46,15 +46,15 @@ local function makes_way(root, refusal, revision, now)
   return true
 end
 
--- True where the ledger has a network in that revision or a later one. Its entries by name and by subnet are added again
--- where they have vanished.
+-- True if the ledger has a network in that revision or a later one. Its entries in the indexes of names and subnets are
+-- added again if they have vanished.
 local function is_known(root, name, revision)
   local held = redis.call('HMGET', network_key(root, name), 'revision', 'family:4', 'family:6', 'network')
   local is = tonumber(held[1] or nil)
   if not is or is < revision or not held[4] then
     return false
   end
-  -- Once is enough for all hosts: memory is as old as the recovery, if there is one.
+  -- Once is enough for all hosts: a recovery begins with a new memory.
   local found = memory_of(root).found
   if found[name] == is then
     return true
@@ -96,7 +96,7 @@ local function reassert_network(root, ask, now)
     return outcome
   end
   if redis.call('HEXISTS', network_key(root, ask.name), 'revision') == 1 then
-    -- The state is an old one: hosts may still have what it says.
+    -- The ledger has an older definition: hosts may still have addresses that it kept closed.
     note_leaving(root, ask.name, ask.families, ask.revision)
   end
   store_network(root, ask, ask.revision)
@@ -111,10 +111,10 @@ end
 --           argument of its own
 -- -> {wanted: [name…], networks: [{network, outcome, more?, reason?, address?}…],
 --     leases: [{id, generation, outcome, reason?, holder?, displaced?}…]}
--- wanted: of `known` those that are not here in that revision or a later one, and are to be sent whole.
--- Outcomes: kept; restored; of networks refused; of leases fenced (holder is a later lease) and misplaced.
--- more: its lists are to be placed, by network_finish, before leases there are re-asserted, or those take longer.
--- `last` says that this was all; with it `bridges`, the networks of whose bridges the host has one. A repeat changes
+-- wanted: networks of `known` that are not here in that revision or a later one, and have to be sent whole.
+-- Outcomes: kept; restored; for networks also refused; for leases also fenced (holder: a later lease) and misplaced.
+-- more: call network_finish to place the lists of the network before leases in it are re-asserted, or those take
+-- longer. last: this was all; then `bridges` names the networks for which the host has a bridge. A repeat changes
 -- nothing.
 local function reassert(keys, args)
   local root = keys[1]

@@ -1,14 +1,14 @@
--- What begins a recovery, and what ends it: when the ledger may grant.
+-- How a recovery begins and how it ends. After its end the ledger may grant.
 local MAX_COUNTED = 512
 local MAX_NAMED = 64
 local TELL_MS = 3000
 
--- From now on all hosts are looked at anew.
+-- Begins to look at all hosts anew.
 local function recount(memory)
   memory.counted_to, memory.missing, memory.missing_count = '-', {}, 0
 end
 
--- Looks at some more of the hosts: who lives, and who is awaited. Answers whether all are known now.
+-- Looks at the next hosts: which live, and which are awaited. Answers whether it has looked at all.
 local function count_hosts(root, meta)
   local memory = memory_of(root)
   if memory.counted_to == true then
@@ -18,7 +18,7 @@ local function count_hosts(root, meta)
   local roster, hosts = root .. ':roster', root .. ':hosts'
   if memory.counted_to == '-'
     and redis.call('ZCARD', roster) ~= redis.call('ZCARD', hosts) + redis.call('ZCARD', root .. ':suspects') then
-    -- Names have vanished: those that live are awaited all the same.
+    -- Names have vanished. Those of live hosts are entered again, so that these hosts are awaited.
     for _, host in ipairs(redis.call('ZRANGE', hosts, 0, -1)) do
       redis.call('ZADD', roster, '0', host)
     end
@@ -42,9 +42,10 @@ local function count_hosts(root, meta)
   return memory.counted_to == true
 end
 
--- A page of a reporter's list: {roster, hosts, after?, last, suspectMs}. Those that it names are awaited, where its list
--- is the newer one or they are unknown; by a newer one those that it does not name, and nobody has heard, are not.
--- Answers after which name the same page has to be told again, where there are too many to look at.
+-- Merges a page of a reporter's list of hosts: {roster, hosts, after?, last, suspectMs}. A host that it names is
+-- awaited if the ledger does not know it, or if the reporter's list is newer. If it is newer, a host that it does not
+-- name and that was not heard becomes suspect. Answers the name after which the same page has to be told again, if
+-- there are too many hosts to look at in one call.
 local function merge(root, meta, list, now)
   local memory = memory_of(root)
   local newer = list.roster > meta.roster
@@ -75,7 +76,7 @@ local function merge(root, meta, list, now)
   return #known == MAX_COUNTED and known[MAX_COUNTED] or nil
 end
 
--- The list of an agent before 1.7, which comes with its heartbeat.
+-- Merges the list of an agent before 1.7, which comes with its heartbeat.
 local function merge_whole(root, meta, ask, now)
   local list = { roster = ask.seen.roster, hosts = ask.seen.hosts, last = true, suspectMs = ask.suspectMs }
   repeat
@@ -89,9 +90,9 @@ local function is_above(seen, meta)
   return seen.generation > meta.generation or seen.revision > meta.revision or seen.roster > meta.roster
 end
 
--- What a reporter has seen is more than this server has: it has lost something. Begins the recovery, or widens it. The
--- roster is raised by who has told its list, not before: else it would hide that others know it too. Answers whether
--- this began it.
+-- A reporter has seen more than this server has: the server has lost data. Begins the recovery, or widens it. The
+-- roster is raised only when its list is told: raised before, it would hide that other hosts know that list, too.
+-- Answers whether this call began the recovery.
 local function take_for_lost(root, ask, meta, now)
   local seen, memory = ask.seen, memory_of(root)
   if memory.generation then
@@ -121,10 +122,10 @@ local function take_for_lost(root, ask, meta, now)
   return began
 end
 
--- Whether a reporter is to tell its list of hosts now: while something is being restored, a list that nobody has told,
--- and that is not older than this ledger's own, or of one that has found a loss. Of those that have the same list, one
--- at a time is asked; the ledger waits for it, whatever becomes of who was asked. `owes`: what the host has to tell
--- since an earlier heartbeat.
+-- Whether a reporter has to tell its list of hosts now, during a recovery. A list is wanted if nobody has told it yet,
+-- and if it is not older than the ledger's own or its host has found a loss. Of hosts with the same list, one at a time
+-- is asked. The ledger waits for the list, even if the host that was asked is gone. `owes`: the list that this host has
+-- to tell since an earlier heartbeat.
 local function asks_for_list(root, ask, meta, owes, above, now)
   local seen, memory = ask.seen, memory_of(root)
   local session, list = root .. ':host:' .. ask.host, digits(seen.roster) .. ' ' .. digits(seen.digest)
@@ -153,8 +154,8 @@ local function asks_for_list(root, ask, meta, owes, above, now)
   return true
 end
 
--- Some of those for whom the ledger waits. Of many, those named before are named again while they are missing: a set
--- from which much was taken is slow to begin with.
+-- Names of some awaited hosts. If there are many, those named before are named again while they are missing: to find
+-- the first entry of a Lua table takes long after many entries were removed from it.
 local function awaited(memory)
   local names = {}
   for _, host in ipairs(memory.missing_count > MAX_NAMED and memory.named or {}) do
@@ -180,7 +181,7 @@ local function awaited(memory)
   return names
 end
 
--- The operator's window is over: those missing become suspect, some at a time, and what is not told is not waited for.
+-- The operator's window is over: missing hosts become suspect, MAX_COUNTED in a call, and no list is waited for.
 local function miss(root, now)
   local memory = memory_of(root)
   local count, given_up = 0, {}
@@ -201,8 +202,8 @@ local function miss(root, now)
   memory.untold = {}
 end
 
--- Arms when no host is missing and no list, or the operator's window is over. Answers who is missing, or nil and who
--- was missed.
+-- Arms the ledger when no host and no list is missing, or when the operator's window is over. Answers the missing
+-- hosts, or nil and the hosts that were given up.
 local function try_to_arm(root, meta, now, window_ms)
   local memory = memory_of(root)
   if not count_hosts(root, meta) then
@@ -217,7 +218,7 @@ local function try_to_arm(root, meta, now, window_ms)
   local changed, key = root .. ':changed', root .. ':meta'
   local roster = meta.roster + (tonumber(redis.call('HGET', key, 'pending') or 0) or 0)
   if meta.lost then
-    -- Of what others have seen of the list nothing is known: who has another one reads all of it.
+    -- Which changes of the list other hosts have seen is unknown: a host with another list reads all of it.
     roster = math.max(roster, meta.roster + 1)
     redis.call('DEL', changed)
   end
@@ -239,8 +240,9 @@ local function try_to_arm(root, meta, now, window_ms)
 end
 
 -- tell {host, machineId, agentId?, bootId?, roster, digest, hosts: [host…], after?, last, suspectMs} -> {after?}
--- A page of the list of hosts that the reporter has seen, by name: those after one name, up to the last of these; `last`:
--- to the end. after: the page has to be told again from there on. When all of it is told, its host owes it no more.
+-- A page, by name, of the list of hosts that the reporter has seen: the names after `after`, up to the last of `hosts`,
+-- or to the end if `last`. The answer's after: the page has to be told again from that name on. Once all pages are
+-- told, the host no longer owes the list.
 local function tell(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

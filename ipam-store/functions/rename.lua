@@ -1,7 +1,7 @@
--- A host that is given another id: its leases, and what the list of hosts says of it. Its agent does not run meanwhile.
+-- Gives a host another id: in its leases, and in the list of hosts. Its agent does not run meanwhile.
 
--- The host under its new id stands where it stood under the old one; it says again what it holds. The others know it by
--- the old id: one that lives is a newcomer.
+-- Enters the host under its new id in the lists in which it has its old id. It has to re-assert. Other hosts know it
+-- only by the old id, so a live host is a newcomer.
 local function enter_as(root, host, to, ask, known)
   redis.call('ZADD', root .. ':roster', '0', to)
   local since = redis.call('ZSCORE', root .. ':suspects', host)
@@ -24,20 +24,20 @@ local function enter_as(root, host, to, ask, known)
     end
   end
   redis.call('HSET', session, 'applied', digits(applied_by(root, host)))
-  -- What it has of networks, its bridges too.
+  -- The networks of which the host has something, also only a bridge.
   for _, names in ipairs({ 'networks', 'revised' }) do
     for _, network in ipairs(redis.call('ZRANGE', root .. ':' .. names, 0, -1)) do
       local applied = redis.call('ZSCORE', hosts_key(root, network), host)
       if applied then
         enter_network(root, to, network, tonumber(applied))
-        -- A host that had the new id before, and was forgotten, may have applied more.
+        -- A forgotten host that had the new id before may have applied more.
         redis.call('ZADD', hosts_key(root, network), 'XX', 'LT', applied, to)
       end
     end
   end
 end
 
--- Why a host cannot be renamed.
+-- Why a host cannot be renamed; nil if it can.
 local function refuse_rename(root, ask, known, other)
   if known.clones then
     return refuse('HOST_CONFLICT', 'two machines call themselves host ' .. ask.host .. ': settle that first',
@@ -60,9 +60,9 @@ local function refuse_rename(root, ask, known, other)
 end
 
 -- rename {host, to, wasMachineId, machineId, agentId, suspectMs} -> {known, moved, more}: the host is `to` from now on,
--- on the machine that is named; its leases move, MAX_ENDED at a time. `to` may be the host itself, whose machine has
--- another id. A repeat goes on where the call before ended. Not known is also a host of another machine or agent, which
--- has nothing of the one that asks. HOST_ALIVE where it was heard within suspectMs, HOST_CONFLICT where `to` is another's.
+-- on the machine machineId. Its leases move, MAX_ENDED in a call. `to` may be the host's own id, if only the machine id
+-- has changed. A repeat goes on where the call before ended. known is also false for a host of another machine or
+-- agent, which has nothing of the sender. HOST_ALIVE if it was heard within suspectMs, HOST_CONFLICT if `to` is taken.
 local function rename_host(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

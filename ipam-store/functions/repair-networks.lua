@@ -1,6 +1,6 @@
--- The same of networks. `definition` is what an agent has read out of the network's own, of that revision.
+-- Repairs of networks. `definition`: the network's definition of that revision, as an agent has parsed it.
 
--- The rules of a family by the definition, if the network is still of its revision.
+-- The rules of a family from the definition; nil if the network has another revision now.
 local function proven_rules(root, ask)
   local revision = redis.call('HGET', network_key(root, ask.network), 'revision')
   if not ask.definition or tonumber(revision or nil) ~= ask.revision then
@@ -9,8 +9,8 @@ local function proven_rules(root, ask)
   return ask.definition.families[ask.family]
 end
 
--- An address that nothing but its entry in `by` or `free` says to be released: it was, if nobody holds it and it was
--- used before.
+-- Repairs an address that `by` or `free` lists as released and `last` does not. It counts as released if nobody holds
+-- it and it is not fresh; else the entry is removed.
 local function salvage(root, network, family, address, workload)
   local free = pool_key(root, network, family, 'free')
   local by = pool_key(root, network, family, 'by')
@@ -53,7 +53,7 @@ end
 REPAIRS['pool differs'] = rebuild
 REPAIRS['lost'] = rebuild
 
--- What is left of it is `more`, as of any other repair.
+-- `repair` itself goes on with the unfinished change, and says in `more` whether work is left.
 REPAIRS['network unfinished'] = function()
   return true
 end
@@ -74,7 +74,7 @@ REPAIRS['network missing'] = function(root, ask)
   if not ask_hosts(root, 'network ' .. ask.network) then
     return false
   end
-  -- No host that was heard knows it. Another may, and have its gateway.
+  -- No host that was heard knows the network. Another host may know it, and have its gateway.
   if is_yet_to_say(root, ask.network) or may_be_held(root, ask.network) or ids_in(root, ask.network, 1)[1] then
     return false
   end
@@ -93,7 +93,7 @@ REPAIRS['networks missing'] = function(root)
   return true
 end
 
--- Nobody knows who else had something of it.
+-- Nobody knows which other hosts have something of the network, so all are entered.
 REPAIRS['hosts missing'] = function(root, ask)
   suppose_all_hosts(root, ask.network)
   give_free_what_is_let_go(root)
@@ -109,7 +109,7 @@ local function have_all_applied(root, revision)
   return true
 end
 
--- Whatever hosts have to let go of: they have when each has applied all that has changed until now.
+-- It is lost which addresses hosts have to let go of. They have let go of all once each has applied all changes so far.
 REPAIRS['leaving missing'] = function(root, ask)
   local key = leaving_key(root, ask.family)
   if not have_all_applied(root, meta_of(root).revision) then
@@ -140,7 +140,7 @@ REPAIRS['revised differs'] = function(root, ask)
   return true
 end
 
--- Which deletions are missing nobody knows: whoever has not heard of the last change reads all networks.
+-- Nobody knows which deletions are missing: a host that has not heard of the last change reads all networks.
 REPAIRS['revised missing'] = function(root)
   redis.call('HSET', root .. ':meta', 'revisedFrom', digits(meta_of(root).revision))
   redis.call('HSET', root .. ':leases', '#revised', redis.call('ZCARD', root .. ':revised'))
@@ -260,7 +260,7 @@ REPAIRS['held unreadable'] = function(root, ask)
   return true
 end
 
--- Begins to count again, if no fewer addresses are held than the hosts have leases there.
+-- Counts anew, if at least as many addresses are held as hosts have leases in the network.
 REPAIRS['count'] = function(root, ask)
   local key = network_key(root, ask.network)
   local leases, most = 0, 0
@@ -293,7 +293,7 @@ local function drop_mistyped(key, read)
   end
 end
 
--- A key of another type than any function makes goes; then it is one that has vanished.
+-- Deletes keys of a type that no function makes. After that they are keys that have vanished.
 local function drop_unreadable(root, ask)
   local zsets = { root .. ':networks', root .. ':roster', root .. ':hosts', root .. ':suspects', root .. ':joining',
     root .. ':revised', root .. ':changed' }
@@ -327,7 +327,7 @@ local function drop_unreadable(root, ask)
   end
 end
 
--- repair, a difference as audit answered it -> {repaired, more}; more: its network is to be finished
+-- repair, with a difference as audit answers it -> {repaired, more}; more: a change of its network is unfinished
 local function repair(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])
@@ -335,7 +335,7 @@ local function repair(keys, args)
     flat_definition(ask.definition)
   end
   if ask.what == 'unreadable' then
-    -- Also while nothing can be read, and so no host be heard.
+    -- Done even while the ledger is not armed: it cannot hear hosts before its keys can be read.
     drop_unreadable(root, ask)
     return reply_of({ repaired = false, more = false })
   end

@@ -1,12 +1,13 @@
--- Puts right what the audit has found, one difference at a time. Only what a lease, or the lack of one, or the
--- definition of a network proves is changed: what is missing of a lease is added, in place of what leads to none; what
--- leads to none is removed, unless its host may know better. Each looks again before it does anything, and answers
--- whether it is right now. What is not here is not proven.
+-- Repairs the differences that the audit has found, one at a time. It changes only what is proven: by a lease, by the
+-- lack of a lease, or by the definition of a network. A missing index entry of a lease is added, in place of an entry
+-- without a lease. An entry without a lease is removed, unless its host may have a record of that lease. Each repair
+-- checks again before it changes anything, and answers whether all is right now. What has no repair here cannot be
+-- proven.
 
--- For so long an answer of the hosts is good: what is lost again later, they are asked for again.
+-- For this long an answer of the hosts counts. After that they are asked again.
 local ANSWERED_MS = 60000
 
--- Asks the hosts for what only they can prove. Answers false, or true where they have been asked, and have answered.
+-- Asks all hosts, by a recovery, for what only they can prove. Answers false; true if they have answered already.
 local function ask_hosts(root, why)
   local tried = memory_of(root).tried or {}
   local now = now_ms(root)
@@ -19,7 +20,7 @@ local function ask_hosts(root, why)
   return false
 end
 
--- The same of one host, for an entry "network id" of its own.
+-- As ask_hosts, but asks one host, for an entry "network id" of its own.
 local function ask_host(root, host, entry)
   local memory = memory_of(root)
   memory.asked = memory.asked or {}
@@ -34,7 +35,7 @@ local function ask_host(root, host, entry)
   return false
 end
 
--- True while an id without a lease is said to be some host's, which may have a record of it.
+-- True while an id without a readable lease is in the list of a host, which may have a record of it.
 local function is_claimed(root, network, id)
   if redis.call('HEXISTS', root .. ':leases', id) == 1 then
     return not lease_of(root, id)
@@ -47,7 +48,7 @@ local function is_claimed(root, network, id)
   return false
 end
 
--- A host that is in neither list is suspect until its next heartbeat.
+-- A host that is neither live nor suspect becomes suspect, until its next heartbeat.
 local function keep_in_a_list(root, host)
   if not redis.call('ZSCORE', root .. ':hosts', host) then
     redis.call('ZADD', root .. ':suspects', 'NX', digits(now_ms(root)), host)
@@ -57,13 +58,13 @@ local function keep_in_a_list(root, host)
   end
 end
 
--- The lease of an id, unless its network is not there.
+-- The lease of an id, if its network exists.
 local function placed_lease(root, id)
   local lease = lease_of(root, id)
   return lease and redis.call('EXISTS', network_key(root, lease.network)) == 1 and lease
 end
 
--- Whoever follows a network looks at an id anew.
+-- Writes to the log of a network, so that its followers read an id anew.
 local function note_mended(root, network, id)
   if redis.call('EXISTS', network_key(root, network)) == 1 then
     append(root, network, now_ms(root), CHANGED, id)
@@ -110,7 +111,7 @@ local REPAIRS = {
         if holder and not stray_holder(root, lease.network, family, address, holder) then
           return holder == lease.id
         end
-        -- At once, so that the address is free at no time.
+        -- Both in one call, so that the address is never free.
         if holder then
           redis.call('ZREM', held, address .. ' ' .. holder)
         end
@@ -156,7 +157,7 @@ local REPAIRS = {
       return false
     end
     local was_there = redis.call('ZREM', held, address .. ' ' .. ask.id) == 1
-    -- Somebody has used it, nobody knows who: it cools down, unless another has it.
+    -- A workload that is not known has used the address: it cools down, unless another id holds it.
     if was_there and not entry_of(held, address) and not is_open(root, network, family, address) then
       remember(root, network, family, address, digits(now_ms(root)) .. ' -')
     end
@@ -210,7 +211,7 @@ local REPAIRS = {
     local memory = memory_of(root)
     local who = memory.sessions[ask.host] or memory.heard[ask.host]
     if not who and redis.call('ZCARD', ids_key(root, ask.host)) == 0 then
-      -- No machine, and nothing held: no host.
+      -- It has neither a machine nor a lease, so it is no host.
       strike(root, ask.host)
       return true
     elseif not who then

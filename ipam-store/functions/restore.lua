@@ -1,8 +1,8 @@
--- Leases that a host says it holds, a page of them: what the page shares is read once, and what does not have to be
--- written for each is written at the end.
+-- Restores leases that a host says it holds, a page at a time. Data that leases of a page share is read once. Entries
+-- that can wait are written together at the end of the page.
 
--- A page of leases of one host. `texts`: leases as they are stored, by id, false for none, as far as they were read or are
--- about to be written. What is to be written: `entries` and `due` of the host, `stored` leases.
+-- A page of leases of one host. `texts`: by id, the stored text of each lease that was read or is about to be written;
+-- false for none. Still to be written: `entries` and `due` of the host, `stored` leases.
 local function open_page(root, host, now, leases)
   local page = { root = root, host = host, now = now, networks = {}, texts = {}, entries = {}, due = {}, stored = {} }
   local ids = {}
@@ -31,7 +31,7 @@ local function write_page(page)
   page.entries, page.due, page.stored = {}, {}, {}
 end
 
--- Others are about to write of leases: what was read is not known any more.
+-- Writes the page and forgets the texts that were read: other functions are about to change leases.
 local function forget_page(page)
   write_page(page)
   page.texts = {}
@@ -58,7 +58,7 @@ local function network_on(page, name)
   return known
 end
 
--- Its rules by family, for a lease that is to come into it: one that is there is kept also where the rules have vanished.
+-- The rules of the network by family, needed to restore a lease in it. A lease that is there is kept without them.
 local function rules_on(page, name, known)
   if not known.rules then
     place_all(page.root, name)
@@ -71,7 +71,7 @@ local function rules_on(page, name, known)
   return known.rules
 end
 
--- Who has the addresses of a lease, by family, and its MAC; and the first fresh ranges, by family.
+-- The holders of a lease's addresses, by family, and of its MAC; and the first fresh range of each family.
 local function found_of(known, lease)
   local found = { holders = {}, next = {} }
   local is = redis.call('HMGET', known.key, 'mac:' .. lease.mac, 'next:4', 'next:6')
@@ -82,7 +82,7 @@ local function found_of(known, lease)
   return found
 end
 
--- The leases in the way of one: of its id, its addresses and its MAC, each once.
+-- The leases that have the id, an address or the MAC of a lease, each once.
 local function in_the_way(page, lease, found)
   local ids = { [lease.id] = true }
   for _, id in pairs(found.holders) do
@@ -91,13 +91,13 @@ local function in_the_way(page, lease, found)
   ids[found.mac or lease.id] = true
   local others = {}
   for id in pairs(ids) do
-    -- What leads to a lease may have outlived it.
+    -- An index entry may be left of a lease that is gone.
     others[#others + 1] = lease_on(page, id)
   end
   return others
 end
 
--- Why a lease cannot be in the network that it names.
+-- Why a lease cannot be in the network that it names; nil if it can.
 local function fault_of(page, lease, known)
   if not known.is_there then
     return 'UNKNOWN_NETWORK'
@@ -114,14 +114,14 @@ local function fault_of(page, lease, known)
   return nil
 end
 
--- Whatever has vanished of the ways to a lease that is there.
+-- Adds the index entries that have vanished of a lease that is there.
 local function find_again(root, lease, now)
   if redis.call('HEXISTS', network_key(root, lease.network), 'revision') == 0 then
     return
   end
   for family, address in pairs(lease.hex) do
     if not entry_of(pool_key(root, lease.network, family, 'held'), address) then
-      -- It was counted when it was granted.
+      -- The address was counted when it was granted.
       take(root, lease.network, family, address, lease.id)
     end
   end
@@ -136,7 +136,7 @@ local function find_again(root, lease, now)
   end
 end
 
--- The host of the page has a lease: it is in the network, and finds the lease again.
+-- Notes that the host of the page has a lease: enters the host in the network, and the lease in the host's lists.
 local function note_holding(page, known, lease)
   if not known.is_entered then
     enter_network(page.root, page.host, lease.network, page.applied)
@@ -151,7 +151,7 @@ local function note_holding(page, known, lease)
   end
 end
 
--- A lease that is there; `found` is who has what it names. Most is as it was.
+-- Keeps a lease that is there. `found`: the holders of its addresses and MAC. In most cases no entry is missing.
 local function keep_lease(page, known, lease, other, found)
   local is_found = known.is_there and other.network == lease.network and other.mac == lease.mac and found.mac == lease.id
   for family, address in pairs(other.hex) do
@@ -188,12 +188,12 @@ local function holder_of(lease)
   return { id = lease.id, host = lease.host, generation = lease.generation }
 end
 
--- A lease under the other host's name; nothing else of it changes, its generation neither.
+-- Moves a lease to another host id. Everything else stays, also its generation.
 local function move_lease(root, host, to, entry)
   local lease = lease_at(root, host, entry)
   redis.call('ZREM', ids_key(root, host), entry)
   if not lease then
-    -- It has vanished; that the host may have it is known as before.
+    -- The lease has vanished. The entry moves, so that it is still known that the host may have it.
     redis.call('ZADD', ids_key(root, to), '0', entry)
     return
   end
@@ -207,7 +207,7 @@ local function move_lease(root, host, to, entry)
   append(root, lease.network, now_ms(root), CHANGED, lease.id)
 end
 
--- Whether a server that is older than the renaming of a host has its lease under the name of before.
+-- Whether the ledger has a lease under the old name of its host: its data is from before the host was renamed.
 local function is_under_old_name(root, lease, other)
   if other.id ~= lease.id or other.generation ~= lease.generation or other.host == lease.host then
     return false
@@ -217,7 +217,7 @@ local function is_under_old_name(root, lease, other)
   return one[1] and one[2] and one[1] == two[1] and one[2] == two[2]
 end
 
--- JSON of what became of a lease; put together by hand, since most have no more to say.
+-- JSON of the outcome of a lease, built by hand, since most have no other fields.
 local function outcome_of(lease, outcome, more)
   local text = '{"id":' .. cjson.encode(lease.id) .. ',"generation":' .. cjson.encode(lease.generation)
     .. ',"outcome":"' .. outcome .. '"'
@@ -227,8 +227,8 @@ local function outcome_of(lease, outcome, more)
   return text .. '}'
 end
 
--- Of two leases the one with the higher generation is the later: it stays, and the host of the other hears of it
--- when it re-asserts, which it is asked to. `text` is the lease as it is stored.
+-- Of two leases in conflict, the one with the higher generation is the later one, and stays. The host of the other is
+-- asked to re-assert, and then hears of it. `text` is the lease as it is stored.
 local function reassert_lease(page, lease, text)
   local root = page.root
   local known = network_on(page, lease.network)
@@ -270,7 +270,7 @@ local function reassert_lease(page, lease, text)
   return outcome_of(lease, 'restored', displaced and { displaced = displaced })
 end
 
--- Answers the JSON of what became of each. What a page has begun is written, also where one of its leases cannot be read.
+-- Answers the JSON of each outcome. If a lease cannot be read, the changes for those before it are still written.
 local function reassert_leases(root, host, now, leases, texts)
   local page, outcomes = open_page(root, host, now, leases), {}
   local done, reason = pcall(function()

@@ -1,9 +1,9 @@
--- Changes of networks in the order of their revisions, so that a host reads what it has missed and no more.
+-- Changes of networks in the order of their revisions, so that a host reads only the changes that it has missed.
 local MAX_CHANGES = 500
--- Deleted networks of which it is remembered when they went; a host that has missed more reads all networks.
+-- How many deletions of networks are remembered; a host that has missed more reads all networks.
 local MAX_GONE = 256
 
--- Forgets the oldest deletions. Rarely, since it walks all names.
+-- Forgets the oldest deletions. This is done rarely, since it walks all names.
 local function trim_revised(root)
   local revised, networks = root .. ':revised', root .. ':networks'
   if redis.call('ZCARD', revised) - redis.call('ZCARD', networks) <= 2 * MAX_GONE then
@@ -20,26 +20,26 @@ local function trim_revised(root)
   end
 end
 
--- A network has changed, or has gone.
+-- Notes that a network has changed, or was deleted.
 local function note_revised(root, name, revision)
   local revised = root .. ':revised'
   if redis.call('HEXISTS', root .. ':leases', '#revised') == 0 then
-    -- Changes from before this library kept them.
+    -- An earlier library has not kept the changes before this one.
     redis.call('HSET', root .. ':meta', 'revisedFrom', digits(revision - 1))
   end
   keep_count(root, '#revised', revised, redis.call('ZADD', revised, digits(revision), name))
   trim_revised(root)
 end
 
--- False where not every change since a revision is known: then all networks have to be read.
+-- False if not every change since a revision is known: then all networks have to be read.
 local function knows_changes_since(root, since)
   local from = tonumber(redis.call('HGET', root .. ':meta', 'revisedFrom') or nil)
   return from and since >= from and redis.call('HEXISTS', root .. ':leases', '#revised') == 1
     and missing_from(root, '#revised', root .. ':revised') == 0
 end
 
--- What became of a network: JSON of {name, revision, network?}, without `network` where it is gone; nil where it has
--- vanished.
+-- The last change of a network: JSON of {name, revision, network?}, without `network` if it was deleted; nil if its
+-- definition has vanished.
 local function change_of(root, name, revision)
   local held = redis.call('HMGET', network_key(root, name), 'network', 'revision')
   if held[1] and tonumber(held[2]) and decoded(held[1]) then
@@ -51,10 +51,11 @@ local function change_of(root, name, revision)
   return cjson.encode({ name = name, revision = tonumber(revision) })
 end
 
--- network_changes {host?, since, limit, letGoAfter?} -> {networks: [{name, revision, network (JSON)?}…], revision, more,
--- whole, letGo: [{network, address}…], letGoTo?}, by revision. Without `network` one is gone. revision: up to which the
--- answer tells; whole: no change is told, since all networks have to be read (network_list); letGo: what the host may
--- still have; letGoTo: not all of it, but what changes up to that revision have opened, and the rest is after it.
+-- network_changes {host?, since, limit, letGoAfter?} -> {networks: [{name, revision, network (JSON)?}…], revision,
+-- more, whole, letGo: [{network, address}…], letGoTo?}, by revision. A network without `network` was deleted. revision:
+-- the answer has the changes up to this one; whole: no change is told, since all networks have to be read
+-- (network_list); letGo: addresses that the host may still have; letGoTo: letGo has only addresses that changes up to
+-- this revision have opened.
 local function network_changes(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

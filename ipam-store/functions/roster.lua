@@ -1,25 +1,26 @@
--- The list of hosts: who is in it, who lives, who is suspect. Agents keep those that live, so that a server which was
--- emptied knows whom it has to wait for. They are told what has changed since they have looked, and compare a digest.
+-- The list of hosts: which hosts there are, which live, and which are suspect. Agents keep the list of live hosts, so
+-- that an emptied server learns from them which hosts to wait for. They are told the changes since their last look, and
+-- compare a digest.
 local MAX_CHANGED = 4096
 local MAX_TOLD = 32
--- Of a page of changes, and of one of all hosts, which is put together for many.
+-- The entries of a page of changes, and of a page of all hosts, which is built once for many readers.
 local CHANGES_PAGE, ROSTER_PAGE = 500, 2000
 local VOUCH_MS = 3000
--- Hosts that a newcomer is told of until it reads the list, and among how many they are looked for.
+-- How many hosts a newcomer is told of until it reads the list, and how many are looked at to find them.
 local MAX_VOUCHERS, MAX_LOOKED = 8, 64
--- Of Redis's time, what is given to hosts that read the list of hosts without anybody who waits for it; so much of it at
--- once. What one host costs, to put together and to send.
+-- The share of Redis's time for hosts that read the list while no newcomer waits for them, and how much of it is given
+-- at once. What one host in the list costs: to build it, and to send it.
 local READ_SHARE = 0.05
 local READ_AT_ONCE_MS = 1000
 local MADE_MS_A_HOST, SENT_MS_A_HOST = 0.001, 0.00003
 local DIGEST_UNIT = 281474976710656
 
--- Of a list, the sum over its names: whatever the order, and each change is one addition.
+-- The digest of one name. That of a list is the sum: the order does not matter, and a change costs one addition.
 local function digest_of(host)
   return tonumber(string.sub(redis.sha1hex(host), 1, 12), 16)
 end
 
--- This memory knows whether a host lives.
+-- Notes in memory whether a host lives, and changes the digest with it.
 local function mark(memory, host, is_live)
   if (memory.live[host] or false) == is_live then
     return
@@ -28,9 +29,9 @@ local function mark(memory, host, is_live)
   memory.sum = (memory.sum + (is_live and digest_of(host) or -digest_of(host))) % DIGEST_UNIT
 end
 
--- The list of hosts has changed by one. Until the ledger is armed the roster does not grow by itself, or it would hide
--- that a host has seen more; arming adds what is pending. After a loss all lists are compared anew. Answers the roster
--- that tells of the change.
+-- Notes that the list of hosts has changed by one host. While the ledger is not armed the roster does not grow, or it
+-- would hide that a host has seen more: changes are pending, and arming adds them. After a loss all lists are compared
+-- anew. Answers the roster of the change.
 local function note_change(root, host, is_live)
   local memory = memory_of(root)
   local meta, changed = root .. ':meta', root .. ':changed'
@@ -55,7 +56,7 @@ local function note_change(root, host, is_live)
   return roster
 end
 
--- A host is not awaited any more, nor what it has to tell.
+-- Waits no longer for a host, nor for the list that it has to tell.
 local function give_up(memory, host)
   await_no_longer(memory, host)
   memory.heard[host] = nil
@@ -75,7 +76,7 @@ local function make_suspect(root, host, now)
   end
 end
 
--- No list names the host any more.
+-- Removes a host from all lists.
 local function strike(root, host)
   for _, list in ipairs({ 'suspects', 'joining', 'roster' }) do
     redis.call('ZREM', root .. ':' .. list, host)
@@ -89,8 +90,8 @@ local function strike(root, host)
   end
 end
 
--- Notes that a host lives. `known` is what was known of it (known_of). Answers what it was: live, suspect, or nil for
--- unknown.
+-- Notes that a host lives. `known` is what was known of it (known_of). Answers its state before: live, suspect, or nil
+-- for unknown.
 local function enter(root, ask, known, now)
   local hosts, session = root .. ':hosts', root .. ':host:' .. ask.host
   if known.machineId == ask.machineId and known.bootId == ask.bootId then
@@ -113,16 +114,16 @@ local function enter(root, ask, known, now)
   return redis.call('ZREM', root .. ':suspects', ask.host) == 1 and 'suspect' or nil
 end
 
--- Whether the list that a reporter has seen is the one that this ledger had then. An agent before 1.7 sends its list,
--- and has had all of it with each other roster.
+-- Whether the list that a reporter has seen is the one that this ledger had at that roster. True for an agent before
+-- 1.7, which sends its list: it was sent the whole list with each new roster.
 local function is_true(memory, seen)
   return seen.hosts or memory.sums[seen.roster] == seen.digest
 end
 
--- A host that others have seen in a list will be awaited by them, should this server be emptied. So it may be
--- granted leases when one that is no newcomer has seen it, or when all are newcomers. Only of an armed ledger are
--- the numbers of lists its own. Answers whether the host itself is a newcomer, and whether it is to vouch at once:
--- one at a time is asked to.
+-- If this server is emptied, it waits for the hosts that other hosts have seen in its list. So a newcomer may be
+-- granted leases only when a host that is no newcomer has seen it in the list, or when all hosts are newcomers. Called
+-- only while the ledger is armed: only then are the numbers of lists its own. Answers whether the host itself is a
+-- newcomer, and whether it has to vouch at once, which one host at a time is asked to.
 local function vouch(root, ask, now)
   local joining, memory = root .. ':joining', memory_of(root)
   local newcomers = redis.call('ZCARD', joining)
@@ -149,8 +150,8 @@ local function vouch(root, ask, now)
   return false, true
 end
 
--- The last change of the list is the roster's, unless all of it is read anew anyway. Where others have vanished, a host
--- that reads them finds another digest, and reads all.
+-- Whether the last change of the list has vanished: it must have the number of the roster, unless hosts read the whole
+-- list anyway. If other changes have vanished, a host that reads them finds another digest, and reads the whole list.
 local function changes_missing(root)
   local meta = meta_of(root)
   local last = redis.call('ZRANGE', root .. ':changed', -1, -1, 'WITHSCORES')
@@ -166,7 +167,7 @@ local function hosts_json(memory, hosts)
   return #items == 0 and '[]' or '[[' .. table.concat(items, '],[') .. ']]'
 end
 
--- JSON of the changes since a roster; nil where they are more than an answer holds.
+-- JSON of the changes since a roster; nil if there are none, or more than an answer holds, or if they are unknown.
 local function changes_since(root, meta, since)
   local memory, changed = memory_of(root), root .. ':changed'
   local after = '(' .. digits(since)
@@ -180,8 +181,8 @@ local function changes_since(root, meta, since)
   return ',"changes":' .. hosts_json(memory, hosts) .. ',"digest":' .. digits(memory.sum)
 end
 
--- JSON of some hosts that live and are no newcomers: what a host that has no list has instead, until it is its turn to
--- read. By way of any of them it is found whom to wait for, should this server be emptied.
+-- JSON of some live hosts that are no newcomers. A host without a list has these until it may read the list. If this
+-- server is emptied, it learns from any of them which hosts to wait for.
 local function some_hosts(root)
   local memory = memory_of(root)
   local names, is_named = {}, {}
@@ -202,8 +203,8 @@ local function some_hosts(root)
   return json_list(names)
 end
 
--- Whether one more host may read the list now: that of ten thousand hosts is long, and all of them have it to read. While
--- it changes it is put together anew for each of them, and later once for all.
+-- Whether one more host may read the list now: the list of ten thousand hosts is long, and all of them read it. While
+-- it changes it is built anew for each reader, later once for all.
 local function may_read(root, meta, now)
   local memory = memory_of(root)
   local next_ms = math.max(memory.next_read or 0, now - READ_AT_ONCE_MS)
@@ -216,8 +217,9 @@ local function may_read(root, meta, now)
   return true
 end
 
--- JSON of what a reporter does not know of an armed ledger's list of hosts. Most have seen the same. Whoever is to vouch
--- for newcomers reads at once what an answer does not hold.
+-- JSON of the changes of an armed ledger's list of hosts that a reporter does not know. Kept, since most reporters have
+-- seen the same roster. If the changes do not fit into an answer, a host that has to vouch for newcomers may read them
+-- at once.
 local function news_of(root, meta, seen, is_to_vouch, now)
   local memory = memory_of(root)
   if seen.digest == memory.sum then
@@ -238,8 +240,8 @@ local function news_of(root, meta, seen, is_to_vouch, now)
     .. ((is_to_vouch or may_read(root, meta, now)) and ',"behind":true' or '')
 end
 
--- A page of all hosts, those after one name: JSON, and whether more follow. Kept until the list is another, where the page
--- before was.
+-- A page of all hosts after one name: JSON, and whether more follow. It is kept until the list changes, if the page
+-- before it is kept.
 local function page_after(root, meta, after)
   local memory = memory_of(root)
   local pages = memory.pages
@@ -264,9 +266,9 @@ local function page_after(root, meta, after)
 end
 
 -- roster {since, after?} -> {hosts: [[host, whether it lives]…], roster, digest, whole, more}
--- What has changed since a roster, in that order; where that is not known, or more than a page, or `after` is given, all
--- hosts, by name, those after that one. roster: up to which a list that has these is complete; of a whole one, from which on the
--- changes have to be read that were made meanwhile.
+-- The changes since a roster, in their order. If they are not known, or more than a page, or if `after` is given: all
+-- hosts by name, after that name (whole). roster: with these changes a list is complete up to there; of a whole list,
+-- changes that were made meanwhile have to be read from there on.
 local function list_roster(keys, args)
   local root = keys[1]
   local ask = cjson.decode(args[1])

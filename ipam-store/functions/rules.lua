@@ -1,8 +1,8 @@
--- What a definition says about the addresses of one family. It is sent with the definition, kept beside it, and looked up
--- by single addresses, so that no call but a put walks the lists of a definition.
+-- The rules of a definition for the addresses of one family. They are sent with the definition, kept beside it, and
+-- looked up for single addresses, so that only a put walks the lists of a definition.
 
 -- An agent of this version sends its lists flat: allowed ["first-last"…], reserved ["address workload"…] and forbidden
--- ["first-last path"…], each in order. Makes that of what an earlier one sends, in place: pairs, and a map.
+-- ["first-last path"…], each in order. Changes the lists of an earlier agent, pairs and a map, to that form, in place.
 local function flat_rules(rules)
   if rules.flat then
     return rules
@@ -21,7 +21,7 @@ local function flat_rules(rules)
   table.sort(rules.reserved)
   table.sort(rules.forbidden)
   rules.flat = true
-  -- Such an agent does not call again to finish what was put off.
+  -- An earlier agent does not call again to finish an exchange that was put off.
   rules.at_once = true
   return rules
 end
@@ -33,7 +33,7 @@ local function flat_definition(definition)
   return definition
 end
 
--- The ranges of `forbidden`, those that overlap or touch as one, so that one lookup tells whether an address is closed.
+-- The ranges of `forbidden`. Ranges that overlap or touch become one, so that one lookup finds a closed address.
 local function closed_of(forbidden)
   local closed, first, last = {}, nil, nil
   for _, entry in ipairs(forbidden) do
@@ -51,7 +51,7 @@ end
 
 local function store_rules(root, name, family, rules)
   local closed = closed_of(rules.forbidden)
-  -- Never put off, since a later change compares with it to find what it opens. A definition closes a thousand at most.
+  -- Never put off, since the next change is compared with it to find what it opens. It has a thousand ranges at most.
   place(root, name, family, 'closed', closed, true)
   place(root, name, family, 'reserved', rules.reserved, rules.at_once)
   redis.call('HSET', network_key(root, name), 'family:' .. family, string.format(
@@ -60,7 +60,7 @@ local function store_rules(root, name, family, rules)
     #rules.reserved, #closed))
 end
 
--- The rules of a family out of their text, nil for none; fails where they cannot be read, or some have vanished.
+-- The rules of a family from their text, nil for none; fails if they cannot be read, or if some have vanished.
 local function rules_in(root, name, family, text)
   if not text then
     return nil
@@ -74,7 +74,7 @@ local function rules_in(root, name, family, text)
   return rules
 end
 
--- By a library before 1.7: `reserved` and `owners`, or no owners at all, and `forbidden`, in the rules themselves.
+-- As barred_by, for rules of a library before 1.7: `reserved`, `forbidden` and perhaps `owners` are in them.
 local function barred_by_old(rules, address, workload)
   for _, range in ipairs(rules.forbidden or {}) do
     if address >= range[1] and address <= range[2] then
@@ -90,7 +90,7 @@ local function barred_by_old(rules, address, workload)
   return (rules.owner_of[address] or workload) ~= workload and 'ADDRESS_IN_USE' or nil
 end
 
--- Why a workload cannot have an address of a family, by its rules.
+-- Why a workload cannot have an address, by the rules of the family; nil if it can.
 local function barred_by(root, name, family, rules, address, workload)
   if address < rules.first or address > rules.last then
     return 'ADDRESS_OUT_OF_RANGE'
@@ -105,7 +105,7 @@ local function barred_by(root, name, family, rules, address, workload)
   return owner and owner ~= workload and 'ADDRESS_IN_USE' or nil
 end
 
--- True where the rules that are kept are those of a definition.
+-- True if the stored rules are those of a definition.
 local function has_rules(root, name, family, rules)
   local is = decoded(redis.call('HGET', network_key(root, name), 'family:' .. family) or '')
   if not (is and is.first == rules.first and is.last == rules.last and is.size == rules.size
@@ -124,7 +124,7 @@ local function has_rules(root, name, family, rules)
   for _, entry in ipairs(rules.reserved) do
     owners[entry] = true
   end
-  -- An earlier library has stored neither owners nor what is forbidden.
+  -- An earlier library may have stored no owners.
   for index, owner in ipairs(is.owners or {}) do
     if not owners[tostring(is.reserved[index]) .. ' ' .. tostring(owner)] then
       return false

@@ -1,12 +1,12 @@
--- What the server may do to the ledger by its settings: evict keys. Looked at once a second, by grants and heartbeats,
--- since an agent looks only when it connects, and settings may change later.
+-- By its settings the server may evict keys of the ledger. Grants and heartbeats check that once a second, since an
+-- agent checks it only when it connects, and settings may change later.
 local LOOK_MS = 1000
 
--- By root: `evicted`, keys that the server had evicted when it was looked at last; `promoted`, where in the stream of
--- replication it became the master. It outlives the permission to grant.
+-- By root: `evicted`, how many keys the server had evicted at the last look; `promoted`, the replication offset at
+-- which it became the master. It outlives the permission to grant.
 local servers = {}
 
--- Hosts that are neither live nor suspect have been lost from those lists: they are waited for.
+-- Hosts that are neither live nor suspect were lost from those lists. They are entered as live, to be awaited.
 local function await_unlisted(root, now)
   local live, suspects = root .. ':hosts', root .. ':suspects'
   if redis.call('ZCARD', live) + redis.call('ZCARD', suspects) >= redis.call('ZCARD', root .. ':roster') then
@@ -19,7 +19,7 @@ local function await_unlisted(root, now)
   end
 end
 
--- Begins a recovery: only the hosts can prove what was lost, and re-assert it.
+-- Begins a recovery: only the hosts can prove what was lost, by re-asserting it.
 local function begin_recovery(root, now)
   local meta = meta_of(root)
   if not meta.lost then

@@ -3,22 +3,23 @@
 -- When to ask again for an address that a host has yet to let go of.
 local LET_GO_RETRY_MS = 1000
 
--- The place of a family's first fresh range in what open_network reads.
+-- The index of next:<f> in the fields that open_network reads.
 local NEXT = { ['4'] = 3, ['6'] = 4 }
 
--- The address that a request asks for by name, if any.
+-- The address that a request names, if it names one.
 local function asked_of(wanted)
   return wanted ~= '-' and string.sub(wanted, 1, 1) ~= 'r' and wanted or nil
 end
 
--- Reads the fields of its network that a batch needs, once for the batch; next:<f> is then kept here and in Redis alike.
+-- Reads the fields of its network that a batch needs, once for the batch. From then on next:<f> is changed here and in
+-- Redis.
 local function open_network(batch)
   batch.network = redis.call('HMGET', batch.key, 'revision', 'delayMs', 'next:4', 'next:6', 'unchecked', 'unfinished')
   batch.delay_ms = tonumber(batch.network[2])
   return batch.network
 end
 
--- Why nothing is granted in a network: it is not there, is another by now, or has lost some of its keys.
+-- Why nothing is granted in a network: it does not exist, has another revision, is unfinished, or has lost keys.
 local function closed_network(batch)
   local network = open_network(batch)
   local revision = network[1]
@@ -53,13 +54,13 @@ local function closed_network(batch)
   return nil
 end
 
--- The refusal, if fewer addresses are held than were given. Asked for before `held` is believed.
+-- The refusal if `held` has fewer addresses than were granted. Checked before `held` is trusted.
 local function incomplete_held(batch, family)
   local field = batch.count_fields[family]
   local held = redis.call('ZCARD', batch.held_keys[family])
   local counted = batch.memory.counted[field]
   if held < counted then
-    -- Read again: it may have been put right meanwhile.
+    -- The next request reads the count again: it may have been repaired meanwhile.
     batch.memory.counted[field] = nil
     batch.network = false
     return contradiction('network ' .. batch.name .. ' has ' .. held .. ' of ' .. counted
@@ -68,7 +69,7 @@ local function incomplete_held(batch, family)
   return nil
 end
 
--- The refusal of an address that one index calls free and another does not; nil where they agree.
+-- The refusal of an address that one index calls free and another does not; nil if they agree.
 local function contradicted(batch, family, address, index)
   local id = entry_of(batch.key .. ':' .. family .. ':held', address)
   local why = id and 'held by ' .. id
@@ -87,7 +88,7 @@ local function contradicted(batch, family, address, index)
   return refusal
 end
 
--- The refusal, if the first address of a fresh range is held. A range with no held address is remembered as looked at.
+-- The refusal if the first address of the first fresh range is held. A range without held addresses counts as checked.
 local function held_in_next(batch, family, range)
   local first, last = string.match(range, '^(%x+)%-(%x+)$')
   if not first then
@@ -100,7 +101,7 @@ local function held_in_next(batch, family, range)
   return nil
 end
 
--- The address that was asked for by name, or is reserved; or the refusal.
+-- Checks an address that a request names, or that is reserved for it: a refusal, or nil and the address.
 local function pick_named(batch, ask, family, address)
   if batch.avoided and batch.avoided[address] then
     return refuse('ADDRESS_OUT_OF_RANGE', 'host ' .. batch.host .. ' itself has {address}',
@@ -133,7 +134,7 @@ local function pick_named(batch, ask, family, address)
   return nil, address
 end
 
--- An address of the pool that this workload released, all others being held or cooling.
+-- An address of the pool that this workload released. Used when all others are held or cooling down.
 local function pick_own(batch, ask, family)
   local from, to = '[' .. ask.workload .. ' ', '(' .. ask.workload .. '!'
   local by = batch.key .. ':' .. family .. ':by'
@@ -147,7 +148,7 @@ local function pick_own(batch, ask, family)
   return nil
 end
 
--- The first address of the fresh ranges that the host does not have itself, where it has the first of them; nil for none.
+-- The first fresh address that the host does not have itself, if it has the very first one; nil for none.
 local function pick_beyond_own(batch, family, range)
   local fresh = batch.key .. ':' .. family .. ':fresh'
   for index = 0, batch.avoided_count do
@@ -197,12 +198,12 @@ local function pick_used(batch, ask, family)
     { network = batch.name, family = tonumber(family) }, wait or nil)
 end
 
--- Answers a refusal, or nil and an address, or nil alone for the next fresh address.
+-- Picks an address of a family. Answers a refusal, or nil and an address, or nil alone for the next fresh address.
 local function pick(batch, ask, family)
   local wanted = ask[family]
   local range = batch.network[NEXT[family]]
   local is_own = batch.avoided and range and batch.avoided[string.match(range, '^%x+')]
-  -- Most grants end here: the rest of a range that this memory has looked at is as free as it was then.
+  -- Most grants end here: what is left of a range that was checked is still free.
   if wanted == '-' and range and not is_own and range == batch.memory.fresh[batch.held_keys[family]] then
     return nil
   end
@@ -216,7 +217,7 @@ local function pick(batch, ask, family)
   end
   if wanted ~= '-' then
     local reserved = string.sub(wanted, 2)
-    -- Only the workload itself can hold what is reserved for it: then this is its second attachment.
+    -- Only the workload itself can hold its reserved address: then this is its second attachment.
     if not entry_of(batch.key .. ':' .. family .. ':held', reserved) then
       return pick_named(batch, ask, family, reserved)
     end
@@ -254,11 +255,11 @@ local function take_next(batch, family, id, changes)
   return address
 end
 
--- Gives an address to an id that is not the next fresh one. Answers what it was before, as take does.
+-- Gives an id an address that is not the next fresh one. Answers the text of the last release, as take does.
 local function take_picked(batch, family, address, id)
   local before = take(batch.root, batch.name, family, address, id)
   if not before then
-    -- It was fresh, so that the first of the fresh ranges may be another.
+    -- The address was fresh, so the first fresh range may have changed.
     open_network(batch)
   end
   return before

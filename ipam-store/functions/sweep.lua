@@ -1,17 +1,17 @@
--- Hosts that have fallen silent, what may be reclaimed of them, and leases that have expired.
+-- Finds hosts that have fallen silent, reclaims leases of suspect hosts, and finds leases that have expired.
 local MAX_DUE = 500
--- A sweep is short, so that no call waits for it. After one that reached its limits the next comes soon.
+-- A sweep is short, so that no call waits for it. A sweep that has reached its limits is followed by another soon.
 local SWEEP_MS = 1000
 local BUSY_SWEEP_MS = 50
--- For so long one host alone is asked to beat soon; if it does not, another is asked.
+-- For this long only one host is asked to beat soon; if it does not, another is asked.
 local SWEEPER_MS = 1000
 local MAX_FALLEN = 256
 local MAX_SWEPT = 256
 local MAX_ENDED = 100
--- If more than one in so many hosts, or heartbeats, came late, the ledger itself was late.
+-- If more than one in this many heartbeats came from hosts that had waited in vain, the ledger itself was late.
 local LATE_SHARE = 20
 
--- After how long what a suspect host holds in a network is given back; false for never. Read once a slice.
+-- How long after it became suspect a host loses its leases in a network; false for never. Read once in a slice.
 local function reclaim_ms(root, known, network)
   if known[network] == nil then
     known[network] = tonumber(redis.call('HGET', network_key(root, network), 'reclaimMs') or nil) or false
@@ -19,7 +19,7 @@ local function reclaim_ms(root, known, network)
   return known[network]
 end
 
--- Gives back leases that a suspect host holds in networks with reclaimAfterSeconds, until `reclaimed` has MAX_ENDED.
+-- Ends leases of a suspect host in networks with reclaimAfterSeconds, until `reclaimed` has MAX_ENDED.
 local function reclaim(root, host, since, now, known, reclaimed)
   local ids, from, before = ids_key(root, host), '-', #reclaimed
   while from and #reclaimed < MAX_ENDED do
@@ -47,18 +47,18 @@ local function reclaim(root, host, since, now, known, reclaimed)
   end
 end
 
--- Gives back what may be reclaimed of the next suspects. Answers the texts of those leases.
+-- Ends leases that may be reclaimed from the next suspects. Answers the texts of those leases.
 local function reclaim_next(root, now)
   local memory = memory_of(root)
   local known, reclaimed = {}, {}
   local suspects = redis.call(
     'ZRANGE', root .. ':suspects', memory.turn, memory.turn + MAX_SWEPT - 1, 'WITHSCORES')
   for index = 1, #suspects, 2 do
-    -- While nobody was heard, suspects were not either.
+    -- The time in which no host was heard does not count against suspects.
     local since = math.max(tonumber(suspects[index + 1]), memory.grace)
     reclaim(root, suspects[index], since, now, known, reclaimed)
     if #reclaimed == MAX_ENDED then
-      -- Goes on with the same one.
+      -- The next sweep goes on with the same host.
       memory.turn = memory.turn + (index - 1) / 2
       return reclaimed
     end
@@ -77,8 +77,8 @@ local function is_sweeper(memory, host, now)
   return true
 end
 
--- Hosts that have fallen silent become suspect; what may be reclaimed of suspects is. A slice at a time. Answers those
--- hosts, those leases, and whether `host` is to beat soon for the next slice.
+-- Makes silent hosts suspect and reclaims leases of suspects, a slice at a time. Answers those hosts, those leases, and
+-- whether `host` has to beat soon for the next slice.
 local function sweep(root, host, now)
   local memory = memory_of(root)
   if now < memory.swept or now < memory.grace then
@@ -95,8 +95,8 @@ local function sweep(root, host, now)
   return fallen, reclaimed, is_sweeper(memory, host, now)
 end
 
--- Silence does not count from a time in which nobody was heard, the server was away, or the ledger itself was late: several
--- hosts, and more than a few of those that are heard, waited in vain for an answer.
+-- Notes a heartbeat. Silence does not count for a time in which no host was heard, the server was away, or the ledger
+-- itself was late: several hosts, and a large enough part of those that are heard, waited in vain for an answer.
 local function note_beat(root, now, ask)
   local memory = memory_of(root)
   local window = memory.window
@@ -117,7 +117,8 @@ local function note_beat(root, now, ask)
   memory.since = memory.since or now
 end
 
--- The generation is found in the lease's text, where it stands once: decoding the lease would cost more than all else.
+-- JSON of the host's leases that have expired. The generation is found in the lease's text, where it occurs once:
+-- decoding the lease would cost more than all else.
 local function due_of(root, host, now)
   local due = {}
   local ids = redis.call('ZRANGEBYSCORE', due_key(root, host), '-inf', digits(now), 'LIMIT', 0, MAX_DUE)

@@ -1,14 +1,15 @@
--- Changes of networks of which much was used take more than one call. The first makes the change, and says in the
--- network what is `unfinished` of it; nothing is granted there until that is done, by whoever asks for something of the
--- network next. So a change that its maker left half done is finished, and no call holds up the server.
+-- A change of a network with many used addresses takes more than one call, so that no call holds up the server. The
+-- first call makes the change, and sets `unfinished` in the network. Nothing is granted there until the rest is done.
+-- Each later request for the network does a part of it: a change is finished even if its maker has gone.
 
--- How much of a change one call does: the entries that it moves. A range counts as several.
+-- The most entries that one call moves. A range counts as several.
 local MAX_MOVED = 500
 local MOVED_A_RANGE = 8
 -- The longest reuseDelaySeconds (protocol/network.ts), for a network that has lost its own.
 local LONGEST_DELAY_MS = 31536000000
 
--- Notes until when something of `gone` rests. An earlier library let it expire by the server's clock, which may be set.
+-- Notes until when entries of `gone` cool down. An earlier library let the key expire by the server's clock, which may
+-- be set to another time.
 local function prolong_gone(root, family, now, delay)
   local gone = root .. ':gone:' .. family
   if redis.call('EXISTS', gone) == 1 then
@@ -18,8 +19,8 @@ local function prolong_gone(root, family, now, delay)
   end
 end
 
--- Moves released addresses of first to last, MAX_MOVED at most, from the network to `gone`, where they go on cooling down.
--- Answers how many.
+-- Moves released addresses of first to last, MAX_MOVED at most, from the network to `gone`, where they go on cooling
+-- down. Answers how many.
 local function bury_some(root, network, family, first, last, now)
   local key = pool_key(root, network, family, 'last')
   local delay = tonumber(redis.call('HGET', network_key(root, network), 'delayMs') or nil) or LONGEST_DELAY_MS
@@ -43,7 +44,8 @@ local function bury_some(root, network, family, first, last, now)
   return #entries
 end
 
--- The reverse, for a network that now has these addresses. They are sorted into its pool later.
+-- Moves entries of first to last, MAX_MOVED at most, from `gone` into a network that now has these addresses. They are
+-- sorted into its pool later. Answers how many.
 local function unearth_some(root, network, family, first, last)
   local gone = root .. ':gone:' .. family
   local entries = redis.call('ZRANGEBYLEX', gone, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
@@ -51,7 +53,7 @@ local function unearth_some(root, network, family, first, last)
     remove_all(gone, entries)
     local held, released = pool_key(root, network, family, 'held'), {}
     for _, entry in ipairs(not_leaving(root, family, entries)) do
-      -- A host may have said meanwhile that it holds it.
+      -- A host may have re-asserted a lease on the address meanwhile.
       released[#released + 1] = not entry_of(held, string.match(entry, '^%x+')) and entry or nil
     end
     add_all(pool_key(root, network, family, 'last'), released)
@@ -64,7 +66,7 @@ local function unearth_some(root, network, family, first, last)
   return #entries
 end
 
--- The allowed ranges that have an address of first to last, cut to those, and where they end: all up to `stop` are there.
+-- The allowed ranges within first to last, cut to it, and the address up to which they are complete.
 local function allowed_between(root, network, family, first, last)
   local key = pool_key(root, network, family, 'allowed')
   local ranges = redis.call('ZRANGEBYLEX', key, '(' .. first .. '-g', '(' .. last .. '-g', 'LIMIT', 0, MAX_MOVED)
@@ -85,13 +87,13 @@ local function allowed_between(root, network, family, first, last)
   return open, stop
 end
 
--- The entries "address rest" of first to last, and where they end.
+-- The entries "address rest" of first to last, and the address up to which they are complete.
 local function entries_between(key, first, last)
   local entries = redis.call('ZRANGEBYLEX', key, '[' .. first, '(' .. last .. '!', 'LIMIT', 0, MAX_MOVED)
   return entries, #entries == MAX_MOVED and string.match(entries[MAX_MOVED], '^%x+') or last
 end
 
--- Puts what was released into `free` where the pool gives it out, and takes it from there where not; all into `by`.
+-- Adds released addresses to `free` if the pool gives them out, and removes the others from it. Adds all to `by`.
 local function sort_released(root, network, family, released, open)
   local by, free, closed = {}, {}, {}
   local at_range = 1
@@ -116,7 +118,7 @@ local function sort_released(root, network, family, released, open)
   end
 end
 
--- Sorts the addresses from `first` on into the pool. Answers how far it came, and how much that was.
+-- Sorts the addresses from `first` on into the pool. Answers the last address that it has sorted, and the work done.
 local function sort_between(root, network, family, first, last)
   local open, stop = allowed_between(root, network, family, first, last)
   local held, held_stop = entries_between(pool_key(root, network, family, 'held'), first, stop)
@@ -145,7 +147,7 @@ local function sort_between(root, network, family, first, last)
   return stop, #used + MOVED_A_RANGE * (#kept + 1)
 end
 
--- Whether a change of what a network's pools give out is unfinished, also where the network does not say so any more.
+-- Whether a change of a network's pools is unfinished, even if the network has lost the field that says so.
 local function is_unsorted(root, name)
   local key = network_key(root, name)
   if redis.call('HEXISTS', key, 'unfinished') == 1 then
@@ -163,7 +165,7 @@ local function is_unsorted(root, name)
   return false
 end
 
--- Goes on with a change of what a network's pools give out. Answers whether that is done.
+-- Goes on with a change of a network's pools. Answers whether it is finished.
 local function sort_on(root, network)
   if not place_some(root, network) then
     return false
@@ -186,7 +188,7 @@ local function sort_on(root, network)
       end
       redis.call('ZREM', unsorted, range)
       local first, last = string.match(range, '^(%x+)%-(%x+)$')
-      -- What no function has made says nothing of any address.
+      -- An entry of another form was made by no function, and names no addresses.
       if first then
         local stop, some = sort_between(root, network, family, first, last)
         if stop < last then
@@ -228,7 +230,7 @@ local function set_allowed(root, network, family, ranges, at_once)
   redis.call('HSET', network_key(root, network), 'unfinished', 'sorting')
 end
 
--- Begins a removal: the network is gone from here on. Its subnets stay taken until its released addresses are in `gone`.
+-- Begins a removal: the network is gone from here on. Its subnets stay taken until released addresses are in `gone`.
 local function begin_removal(root, name)
   local key = network_key(root, name)
   redis.call('HSET', key, 'unfinished', 'deleting')
@@ -243,7 +245,7 @@ local function begin_removal(root, name)
   end
 end
 
--- Goes on with a removal. Answers whether that is done.
+-- Goes on with a removal. Answers whether it is finished.
 local function remove_on(root, name)
   local key = network_key(root, name)
   local now = now_ms(root)
@@ -253,7 +255,7 @@ local function remove_on(root, name)
     end
   end
   for _, family in ipairs(FAMILIES) do
-    -- Its rules may have vanished.
+    -- The entries are found by the network's name, since its rules may have vanished.
     local subnets = root .. ':subnets:' .. family
     for _, entry in ipairs(redis.call('ZRANGE', subnets, 0, -1)) do
       if string.match(entry, '%S+$') == name then
@@ -268,7 +270,7 @@ local function remove_on(root, name)
   return true
 end
 
--- Whether addresses of a network may be held, whatever is left of it.
+-- Whether addresses of a network may be held, even if its definition is lost.
 local function may_be_held(root, name)
   for _, family in ipairs(FAMILIES) do
     local held = pool_key(root, name, family, 'held')
@@ -279,8 +281,8 @@ local function may_be_held(root, name)
   return false
 end
 
--- True also where the network has lost the field that says so: it has no definition, is not listed, and nobody holds any
--- of its addresses.
+-- Whether a network is being deleted. Also true if it has lost the field that says so: then it has no definition, is
+-- not listed, and nobody holds any of its addresses.
 local function is_deleting(root, name)
   local key = network_key(root, name)
   if redis.call('HGET', key, 'unfinished') == 'deleting' then
@@ -303,7 +305,7 @@ local function finish_some(root, name)
   return false
 end
 
--- Enters the subnets of networks that are being deleted again: nobody may have them yet.
+-- Adds subnets that are missing in the index: of networks that are being deleted, since nobody may have them yet.
 local function list_deletions(root, family)
   for _, name in ipairs(redis.call('ZRANGE', root .. ':revised', 0, -1)) do
     if not redis.call('ZSCORE', root .. ':networks', name) and is_deleting(root, name) then
@@ -319,8 +321,9 @@ local function refuse_unfinished(name)
   return refuse('RECOVERING', 'a change of network ' .. name .. ' is unfinished', { unfinished = name }, 250)
 end
 
--- finish {name} -> {more}: goes on with what is unfinished of a network; again while there is more. While the ledger is not
--- armed, a network that a host has re-asserted gets its lists, before the host re-asserts leases there.
+-- finish {name} -> {more}: goes on with an unfinished change of a network; to be called again while `more` is true.
+-- While the ledger is not armed, it only places the lists of a network that a host has re-asserted, before the host
+-- re-asserts leases there.
 local function finish_network(keys, args)
   local root, name = keys[1], cjson.decode(args[1]).name
   if not is_current(root) and is_placing(root, name) then
@@ -334,7 +337,7 @@ local function finish_network(keys, args)
   return reply_of({ more = not finish_some(root, name) })
 end
 
--- Allowed when memory has run out: it gives some back.
+-- Allowed when Redis is out of memory: it frees some.
 redis.register_function({
   function_name = 'volt1_network_finish',
   callback = readable(finish_network),

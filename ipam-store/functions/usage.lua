@@ -1,6 +1,6 @@
--- Networks as those who ask see them, and what is used of them.
+-- The functions that answer networks and their usage.
 
--- Looking up one entry costs so many times as much as reading one of a list.
+-- Looking up one entry costs this many times as much as reading one entry of a list.
 local FEWER = 2
 
 -- How many leases of a network suspect hosts hold. Walks the hosts of the network or the suspects, whichever are fewer.
@@ -15,7 +15,7 @@ local function suspect_in(root, name)
   return count
 end
 
--- How many reserved addresses nobody holds. Looks up each entry of the shorter list, or reads both where they are alike.
+-- How many reserved addresses nobody holds. Looks up each entry of the shorter list, or reads both if they are alike.
 local function unheld(root, name, family, rules)
   local reserved, held = pool_key(root, name, family, 'reserved'), pool_key(root, name, family, 'held')
   local count, held_count = redis.call('ZCARD', reserved), redis.call('ZCARD', held)
@@ -45,7 +45,7 @@ local function unheld(root, name, family, rules)
   return count
 end
 
--- What is used of one family. An allowed address is held, fresh, or released: ranges are walked of what is fresh alone.
+-- The usage of one family. An allowed address is held, fresh, or released: only the fresh ranges have to be walked.
 local function usage_of(root, name, family, rules, delay)
   local held = pool_key(root, name, family, 'held')
   local free = pool_key(root, name, family, 'free')
@@ -73,7 +73,7 @@ local function get_network(keys, args)
   local held = redis.call(
     'HMGET', network_key(root, name), 'network', 'revision', 'delayMs', 'family:4', 'family:6')
   if not held[1] or not decoded(held[1]) or not tonumber(held[2]) then
-    -- An emptied server says so, and not that there is no such network.
+    -- An emptied server must not answer that there is no such network.
     local closed = unarmed(root)
     if not closed and redis.call('ZSCORE', root .. ':networks', name) then
       closed = contradiction('the definition of network ' .. name .. ' has vanished')
@@ -97,7 +97,7 @@ end
 -- list {cursor?, limit} -> {networks: [{network, revision}…], cursor?}, by name
 local function list_networks(keys, args)
   local root = keys[1]
-  -- A host that took an incomplete list for the whole would forget the missing network, and could not restore it.
+  -- A host that takes an incomplete list for the whole forgets the missing network, and cannot restore it.
   if missing_from(root, '#networks', root .. ':networks') > 0 then
     return reply_of(contradiction('names of networks have vanished'))
   end
