@@ -30,13 +30,12 @@ export function overlapWithHost(kernel: Kernel, network: Network): Overlap | und
   const { links } = kernel;
   const subnets = subnetsOf(network);
   const { bridge, uplink, parent } = network;
-  const segment = [bridge, uplink?.device, parent]
-    .filter((name) => name !== undefined)
-    .map((name) => links.indexOf(name));
+  const names = [bridge, uplink?.device, parent].filter((name) => name !== undefined);
+  const segment = new Set(names.map((name) => links.indexOf(name)));
   const isMeant = (ifindex: number): boolean => {
-    if (segment.includes(ifindex)) return true;
+    if (segment.has(ifindex)) return true;
     const { kind = '', linkIndex } = links.get(ifindex) ?? {};
-    return ON_PARENT.has(kind) && linkIndex !== undefined && segment.includes(linkIndex);
+    return ON_PARENT.has(kind) && linkIndex !== undefined && segment.has(linkIndex);
   };
   const found = (prefix: IpPrefix, ifindex: number, has: string): Overlap | undefined => {
     if (NOBODYS.some((one) => one.contains(prefix))) return undefined;

@@ -73,7 +73,7 @@ export class SetAside {
     const surplus = this.#names.length > MAX_KEPT ? this.#names.shift() : undefined;
     if (surplus !== undefined) {
       log.error({ file: surplus }, `more than ${MAX_KEPT} events set aside: the oldest is removed`);
-      rmSync(join(folder, surplus), { force: true });
+      this.#tidy(join(folder, surplus), (oldest) => rmSync(oldest, { force: true }));
     }
     this.#schedule();
   }
@@ -103,7 +103,7 @@ export class SetAside {
       try {
         if (event !== undefined) {
           await publish(event);
-          rmSync(file, { force: true });
+          this.#tidy(file, () => rmSync(file, { force: true }));
           log.info({ event: event.id }, 'event published that had been set aside');
         }
         this.#names = this.#names.filter((one) => one !== name);
@@ -127,8 +127,17 @@ export class SetAside {
         { file, error: String(error) },
         'refused event cannot be read: not tried again',
       );
-      if (!isMissing(error)) renameSync(file, `${file}.corrupt`);
+      if (!isMissing(error)) this.#tidy(file, () => renameSync(file, `${file}.corrupt`));
       return undefined;
+    }
+  }
+
+  /** A file that the disk does not let go of is looked at again by the next agent. */
+  #tidy(file: string, work: (file: string) => void): void {
+    try {
+      work(file);
+    } catch (error) {
+      this.#options.log.error({ file, error: String(error) }, 'file of a refused event is left');
     }
   }
 }

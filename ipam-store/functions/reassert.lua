@@ -30,10 +30,12 @@ local function makes_way(root, refusal, revision, now)
       return false
     end
   end
+  local ended = false
   for _, id in ipairs(ids) do
     local lease = lease_of(root, id)
     if lease then
       end_lease(root, lease, now, true)
+      ended = true
     end
   end
   if #ids < MAX_IN_THE_WAY then
@@ -42,8 +44,10 @@ local function makes_way(root, refusal, revision, now)
       forget_hosts(root, other)
     end
     remove_network(root, other)
+    return true
   end
-  return true
+  -- Ids without a lease are for the check of the ledger to take away: they would be in the way for ever.
+  return ended
 end
 
 -- True if the ledger has a network in that revision or a later one. Its entries in the indexes of names and subnets are

@@ -180,7 +180,9 @@ export class Sriov implements NetworkType {
    * PARENT_NOT_FOUND: there is no such device. NO_FREE_VF: no function is free. INVALID_REQUEST: the MTU is larger than
    * that of the parent.
    */
-  #freeFunction({ mtu }: AttachRequest, { parent: name = '' }: Network): Found {
+  #freeFunction(request: AttachRequest, network: Network): Found {
+    const { parent: name = '' } = network;
+    const mtu = request.mtu ?? network.mtu;
     const parent = this.#parent(name);
     const details = { path: 'network.parent', parent: name };
     if (parent === null) {
@@ -189,7 +191,7 @@ export class Sriov implements NetworkType {
     if (mtu !== undefined && mtu > parent.mtu) {
       const message = `mtu: ${mtu} is more than the ${parent.mtu} of ${name}`;
       throw new VoltError('INVALID_REQUEST', message, {
-        details: { path: 'mtu', limit: parent.mtu },
+        details: { path: request.mtu === undefined ? 'network.mtu' : 'mtu', limit: parent.mtu },
       });
     }
     const all = virtualFunctions(name);
@@ -265,7 +267,7 @@ export class Sriov implements NetworkType {
     }
   }
 
-  #toVfio({ found, request, lease }: Order): Device {
+  #toVfio({ found, request, network, lease }: Order): Device {
     const { pciAddress, name } = found;
     const { links } = this.#options.kernel;
     const link = links.get(name);
@@ -285,7 +287,7 @@ export class Sriov implements NetworkType {
       name,
       ifindex: link?.index ?? 0,
       mac: lease.mac,
-      mtu: request.mtu ?? found.mtu,
+      mtu: request.mtu ?? network.mtu ?? found.mtu,
       pciAddress,
       driver: VFIO,
       iommuGroup,

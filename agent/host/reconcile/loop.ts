@@ -37,6 +37,8 @@ const BACKOFF_MOST_MS = 300_000;
  * (TUNSETPERSIST).
  */
 const REMAKES = { limit: 3, withinMs: 10_000 };
+/** The same for a device that somebody changes again after each repair. */
+const MENDS = { limit: 20, withinMs: 10_000 };
 
 /**
  * The result of the last comparison of the whole host. `agrees`: with its records and the ledger. `alone`: with its
@@ -66,7 +68,7 @@ export class Reconcile {
   readonly #dirty = new Set<string>();
   readonly #dirtyNetworks = new Set<string>();
   readonly #failures = new Map<string, Failure>();
-  readonly #remakes = new Relapses(REMAKES);
+  readonly #relapses = { remake: new Relapses(REMAKES), mend: new Relapses(MENDS) };
   readonly #macChanges: MacChanges;
   #suspects: Plan['suspects'] = new Map();
   #agreement: Agreement = 'unknown';
@@ -335,7 +337,8 @@ export class Reconcile {
       try {
         await this.#repairs.repair(action, this.#suspects);
         done.add(key);
-        const again = action.kind === 'remake' && this.#remakes.note(action.id, performance.now());
+        const relapses = isRepeatable(action) ? this.#relapses[action.kind] : undefined;
+        const again = relapses?.note(action.id, performance.now()) === true;
         if (before.has(key) || again) this.#noteFailure(action, 'it differs again after a repair');
         else this.#failures.delete(subjectOf(action));
       } catch (error) {
@@ -357,6 +360,9 @@ export class Reconcile {
     log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
   }
 }
+
+const isRepeatable = (action: Action): action is Action & { kind: 'mend' | 'remake' } =>
+  action.kind === 'mend' || action.kind === 'remake';
 
 /** A network and an attachment may have the same name. */
 const subjectOf = ({ kind, id }: Action): string => (kind === 'network' ? `network ${id}` : id);

@@ -69,8 +69,6 @@ export interface PlanOptions {
 
 export interface Plan {
   readonly actions: readonly Action[];
-  /** The differences of networks, repairable or not. Only the plan of a preview has them. */
-  readonly ofNetworks?: readonly Difference[];
   /** For the next plan of all records: the suspects, which must be seen again before anything is done. */
   readonly suspects: ReadonlyMap<string, number>;
 }

@@ -93,7 +93,7 @@ export class Repairs {
     if (type === undefined || attachment === undefined) return;
     if (kind === 'close') {
       type.setDown(record);
-      log.warn({ id, differences }, 'a fenced device was up, and is down again');
+      log.warn({ id, differences }, 'a fenced device was open: closed again');
     } else if (kind === 'detach') {
       log.warn({ id, reason: action.reason, differences }, 'its workload is gone: detached');
       detaches.begin(record, {
@@ -174,7 +174,7 @@ export class Repairs {
   async #reassert({ id, differences }: Action & { kind: 'reassert' }): Promise<void> {
     const { session, log } = this.#options;
     await session().reassert(id);
-    log.warn({ id, differences }, 'lease missing in the ledger: re-asserted');
+    log.warn({ id, differences }, 'the ledger has no lease of this generation: told of it');
   }
 
   async #release({ id, lease }: Action & { kind: 'release' }): Promise<void> {

@@ -1,8 +1,9 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
+import type { Condition } from '#protocol/conditions.ts';
 import { decode } from '#protocol/envelope.ts';
 import { until } from '../../../support/agent.ts';
 import {
@@ -15,7 +16,7 @@ import {
   type Row,
 } from '../../../support/kernel.ts';
 import { startStack, type Stack } from '../../../support/stack.ts';
-import { requireTool } from '../../../support/tools.ts';
+import { dyingWithParent, requireTool } from '../../../support/tools.ts';
 
 // What somebody breaks by hand, or a reboot takes away, is as before again by itself. iproute2 and nft look.
 
@@ -148,6 +149,23 @@ describe("a VM's device", () => {
     await inSync();
     expect(linkOf('tap-web')['linkinfo']).toMatchObject({ info_kind: 'tun' });
   });
+});
+
+test('a device that somebody changes again and again is repaired with pauses', async () => {
+  const { device } = await attach('fought');
+  const name = device?.name ?? '';
+  const change = `while :; do ip link set ${name} mtu 1400; sleep 0.02; done`;
+  const [program, args] = dyingWithParent(['sh', '-c', change]);
+  const other = spawn(program, args, { stdio: 'ignore' });
+  try {
+    await until('it is told', async () => {
+      const conditions = (await stack.agent.health())['conditions'] as readonly Condition[];
+      return conditions.some(({ name: one }) => one === 'reconcile-differs');
+    });
+  } finally {
+    other.kill('SIGKILL');
+  }
+  await until('it is as it was', () => linkOf(name)['mtu'] === device?.mtu);
 });
 
 test('a bridge that lost its address or is down gets both back', async () => {
