@@ -423,6 +423,7 @@ export class Agent {
     await this.#bus.close();
     await this.#requestLog.sync().catch(() => {});
     this.#requestLog.close();
+    await this.#journal.close();
     await this.#watermark.close();
     await this.#ledger.close();
     this.#claimSocket.close();

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import {
   closeSync,
+  existsSync,
   fsyncSync,
   openSync,
   readdirSync,
@@ -11,6 +12,8 @@ import {
 import { join } from 'node:path';
 import { z } from 'zod';
 import type { Config } from '../config.ts';
+import { createLog } from '../log.ts';
+import { openVmRecords, vmRecordsIn } from '../storage/journal.ts';
 
 const VERSION = 1;
 const IDENTITY_FILE = 'identity';
@@ -124,6 +127,7 @@ export function keepIdentity(config: Config, { machineId }: { machineId: string 
     return recorded;
   }
   for (const folder of [runtimeDir, stateDir]) refuseRecords(join(folder, 'attachments'), host);
+  refuseCopies(stateDir, host);
   const made = { agentId: randomUUID(), machineId, host };
   writeIdentity(stateDir, made);
   noteHost(runtimeDir, host);
@@ -141,13 +145,23 @@ function refuseCopy(stateDir: string, { machineId, host }: Identity, own: string
 /** Agents before 1.7 have left no identity: their records alone say whose the folder is. */
 function refuseRecords(folder: string, host: string): void {
   for (const name of namesIn(folder)) {
-    const other = hostOfRecord(join(folder, name));
-    if (other === undefined || other === host) continue;
-    throw new IdentityError(
-      `${join(folder, name)} is a record of host ${other}, and this is host ${host}: where the host's name has changed, ` +
-        `configure "host": "${other}"; where the folders were copied from another machine, empty them`,
-    );
+    refuseRecord(join(folder, name), textIn(join(folder, name)), host);
   }
+}
+
+function refuseCopies(stateDir: string, host: string): void {
+  if (!existsSync(vmRecordsIn(stateDir))) return;
+  const copies = openVmRecords(stateDir, createLog('silent', host));
+  for (const [id, text] of copies.load()) refuseRecord(`${stateDir}: ${id}`, text, host);
+}
+
+function refuseRecord(what: string, text: string, host: string): void {
+  const other = hostOfRecord(text);
+  if (other === undefined || other === host) return;
+  throw new IdentityError(
+    `${what} is a record of host ${other}, and this is host ${host}: where the host's name has changed, ` +
+      `configure "host": "${other}"; where the folders were copied from another machine, empty them`,
+  );
 }
 
 function namesIn(folder: string): string[] {
@@ -158,12 +172,20 @@ function namesIn(folder: string): string[] {
   }
 }
 
+function textIn(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
 const recordSchema = z.object({ attachment: z.object({ host: z.string() }) });
 
 /** Undefined for a record of an unfinished attach, and for a file that is no record. */
-function hostOfRecord(path: string): string | undefined {
+function hostOfRecord(text: string): string | undefined {
   try {
-    return recordSchema.safeParse(JSON.parse(readFileSync(path, 'utf8'))).data?.attachment.host;
+    return recordSchema.safeParse(JSON.parse(text)).data?.attachment.host;
   } catch {
     return undefined;
   }

@@ -7,6 +7,9 @@ import { VoltError } from '#protocol/errors.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
 import type { Config } from '../config.ts';
 import { type Identity, IdentityError, noteHost, readIdentity, writeIdentity } from './identity.ts';
+import { createLog } from '../log.ts';
+import { openVmRecords } from '../storage/journal.ts';
+import type { RecordLog } from '../storage/record-log.ts';
 import { ownFolder, whileNoAgentRuns } from './own-folders.ts';
 
 export interface Renamed {
@@ -48,15 +51,22 @@ export async function renameHost(options: RenameOptions): Promise<Renamed> {
   const isRefused = identity.yieldsTo !== undefined;
   // The leases that the ledger has under the old id are another machine's then.
   const moved = isRefused ? null : await moveLeases(ledger.ledger, identity, options);
-  let records = 0;
+  const records = new Set<string>();
   for (const folder of [runtimeDir, stateDir]) {
-    records += rewriteRecords(join(folder, 'attachments'), identity.host, to);
+    for (const id of rewriteFiles(join(folder, 'attachments'), identity.host, to)) records.add(id);
+  }
+  for (const id of await rewriteCopies(
+    openVmRecords(stateDir, createLog('silent', to)),
+    identity.host,
+    to,
+  )) {
+    records.add(id);
   }
   // The machine that this one was copied from has the agent id, too.
   const agentId = isRefused ? randomUUID() : identity.agentId;
   writeIdentity(stateDir, { agentId, machineId, host: to });
   noteHost(runtimeDir, to);
-  return { from: identity.host, to, moved, records };
+  return { from: identity.host, to, moved, records: records.size };
 }
 
 function identityOf(stateDir: string, to: string): Identity {
@@ -125,23 +135,41 @@ const recordSchema = z.looseObject({
   kept: z.looseObject({ host: z.string() }).optional(),
 });
 
-/** Changes the host of a record, in all places. The agent sets a record aside that cannot be read. */
-function rewriteRecords(folder: string, from: string, to: string): number {
-  let written = 0;
+/** Answers the ids of the records that it has written. The agent sets a record aside that cannot be read. */
+function* rewriteFiles(folder: string, from: string, to: string): Iterable<string> {
   for (const name of recordsIn(folder)) {
     const path = join(folder, name);
-    const record = readRecord(path);
-    const places = [record?.attachment, record?.kept].filter((place) => place?.host === from);
-    if (places.length === 0) continue;
-    for (const place of places) if (place !== undefined) place.host = to;
+    const record = rewritten(readFileSync(path, 'utf8'), from, to);
+    if (record === undefined) continue;
     writeFileSync(`${path}.tmp`, `${JSON.stringify(record, null, 2)}\n`, {
       mode: 0o600,
       flush: true,
     });
     renameSync(`${path}.tmp`, path);
-    written += 1;
+    yield name.slice(0, -'.json'.length);
   }
+}
+
+async function rewriteCopies(copies: RecordLog, from: string, to: string): Promise<string[]> {
+  const written: string[] = [];
+  for (const [id, text] of copies.load()) {
+    const record = rewritten(text, from, to);
+    if (record === undefined) continue;
+    copies.put(id, JSON.stringify(record));
+    written.push(id);
+  }
+  await copies.sync();
+  copies.close();
   return written;
+}
+
+/** A record with another host, in all places; undefined for a record of none of that host. */
+function rewritten(text: string, from: string, to: string): object | undefined {
+  const record = parsed(text);
+  const places = [record?.attachment, record?.kept].filter((place) => place?.host === from);
+  if (places.length === 0) return undefined;
+  for (const place of places) if (place !== undefined) place.host = to;
+  return record;
 }
 
 function recordsIn(folder: string): string[] {
@@ -152,9 +180,9 @@ function recordsIn(folder: string): string[] {
   }
 }
 
-function readRecord(path: string): z.infer<typeof recordSchema> | undefined {
+function parsed(text: string): z.infer<typeof recordSchema> | undefined {
   try {
-    return recordSchema.safeParse(JSON.parse(readFileSync(path, 'utf8'))).data;
+    return recordSchema.safeParse(JSON.parse(text)).data;
   } catch {
     return undefined;
   }

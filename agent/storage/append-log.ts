@@ -62,7 +62,7 @@ export class AppendLog {
   /**
    * Shows all entries in the order in which they were appended. Entries that cannot be read are reported and skipped.
    */
-  load(visit: (header: Header, place: Place) => void): void {
+  load(visit: (header: Header, place: Place, body: () => string) => void): void {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
     for (const name of readdirSync(this.#folder).toSorted()) {
       if (!SEGMENT_NAME.test(name)) continue;
@@ -70,7 +70,9 @@ export class AppendLog {
       this.#segment = Math.max(this.#segment, segment);
       const bytes = readFileSync(join(this.#folder, name));
       const end = eachEntry(bytes, (header, offset, length) => {
-        visit(header, { segment, offset, bytes: length });
+        visit(header, { segment, offset, bytes: length }, () =>
+          bytes.toString('utf8', offset, offset + length),
+        );
       });
       if (end === bytes.length) continue;
       const rest = bytes.length - end;

@@ -22,6 +22,7 @@ import { type Network, parseNetwork } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Log } from '../log.ts';
 import { OrderedIds } from './ordered-ids.ts';
+import { RecordLog } from './record-log.ts';
 import type { StoredPosition } from '../attachments/request-log.ts';
 
 const RECORD_VERSION = 1;
@@ -105,13 +106,14 @@ export interface DetachIntent {
  * The records of this host: a map in memory, and behind it one readable JSON file for each attachment, replaced by
  * rename, so that a reader and a crash see the old file or the new one. The folder is on tmpfs: no fsync.
  *
- * A reboot empties the runtime folder. So the record of a VM has a copy in the state folder, from which the next boot
- * makes the VM's device again. The copy is written again when the next boot would need something else. If a power cut
- * or a full disk costs the copy, the lease is left, and waits for the next attach.
+ * A reboot empties the runtime folder. So the record of a VM has a copy in a log in the state folder, from which the next
+ * boot makes the VM's device again. The copy is written again when the next boot would need something else. If a power
+ * cut or a full disk costs the copy, the lease is left, and waits for the next attach.
  */
 export class Journal {
   readonly #folder: string;
-  readonly #copies: string;
+  readonly #stateDir: string;
+  readonly #copies: RecordLog;
   readonly #bootId: string;
   readonly #log: Log;
   readonly #records = new Map<string, AttachmentRecord>();
@@ -129,7 +131,8 @@ export class Journal {
 
   constructor(options: { runtimeDir: string; stateDir: string; bootId: string; log: Log }) {
     this.#folder = join(options.runtimeDir, 'attachments');
-    this.#copies = join(options.stateDir, 'attachments');
+    this.#stateDir = options.stateDir;
+    this.#copies = openVmRecords(options.stateDir, options.log);
     this.#bootId = options.bootId;
     this.#log = options.log;
   }
@@ -142,7 +145,7 @@ export class Journal {
     for (const { record, announcement } of this.#readAll(this.#folder)) {
       this.#keep(record, announcement);
     }
-    for (const { record, announcement } of this.#readAll(this.#copies)) {
+    for (const { record, announcement } of this.#readCopies()) {
       this.#copied.set(record.id, record);
       if (this.#records.has(record.id)) continue;
       if (record.bootId === this.#bootId) this.#removeCopy(record.id);
@@ -221,6 +224,12 @@ export class Journal {
     if (record !== undefined) this.putAnyway(record);
   }
 
+  /** Resolves when what the next boot needs survives a power failure; nothing can be put after that. */
+  async close(): Promise<void> {
+    await this.#copies.sync().catch(() => {});
+    this.#copies.close();
+  }
+
   remove(id: string): void {
     this.#removeCopy(id);
     rmSync(join(this.#folder, `${id}.json`), { force: true });
@@ -254,6 +263,40 @@ export class Journal {
       }
     }
     return records;
+  }
+
+  /** A copy of a newer release stays in the log, for that release. */
+  #readCopies(): Stored[] {
+    const records = new Map<string, Stored>();
+    for (const [id, text] of this.#copies.load()) {
+      try {
+        records.set(id, parseRecord(text));
+      } catch (error) {
+        this.#log.error(
+          { id, error: String(error) },
+          'copy of a record cannot be read: left alone',
+        );
+      }
+    }
+    for (const taken of this.#takeOverFiles()) records.set(taken.record.id, taken);
+    return [...records.values()];
+  }
+
+  /** Copies that an earlier release has written, a file each. They are newer than the log: no agent since has run here. */
+  #takeOverFiles(): Stored[] {
+    const folder = join(this.#stateDir, 'attachments');
+    if (!existsSync(folder)) return [];
+    const taken = this.#readAll(folder);
+    for (const { record, announcement } of taken) {
+      this.#copies.put(record.id, textOf(record, announcement));
+    }
+    const end = (): void => {
+      for (const { record } of taken) rmSync(join(folder, `${record.id}.json`), { force: true });
+    };
+    this.#copies.sync().then(end, (error: unknown) => {
+      this.#log.error({ error: String(error) }, 'copies of records are not taken over yet');
+    });
+    return taken;
   }
 
   #keep(record: AttachmentRecord, announcement: Announcement | undefined): void {
@@ -290,7 +333,7 @@ export class Journal {
     if (copied !== undefined && isSameForNextBoot(copied, record)) return;
     this.#copied.delete(record.id);
     try {
-      write(this.#copies, record, announcement);
+      this.#copies.put(record.id, textOf(record, announcement));
       this.#copied.set(record.id, record);
     } catch (error) {
       this.#log.error(
@@ -302,7 +345,7 @@ export class Journal {
 
   #removeCopy(id: string): void {
     this.#copied.delete(id);
-    rmSync(join(this.#copies, `${id}.json`), { force: true });
+    this.#copies.remove(id);
   }
 }
 
@@ -317,9 +360,20 @@ function isSameForNextBoot(one: AttachmentRecord, other: AttachmentRecord): bool
   return isDeepStrictEqual(lasts, also);
 }
 
+/** Where the records of VMs are that outlive a reboot. */
+export const vmRecordsIn = (stateDir: string): string => join(stateDir, 'vms');
+export const openVmRecords = (stateDir: string, log: Log): RecordLog =>
+  new RecordLog({ folder: vmRecordsIn(stateDir), log });
+
+const textOf = (
+  record: AttachmentRecord,
+  announce: Announcement | undefined,
+  indent?: number,
+): string => JSON.stringify({ version: RECORD_VERSION, ...record, announce }, null, indent);
+
 function write(folder: string, record: AttachmentRecord, announce: Announcement | undefined): void {
   const path = join(folder, `${record.id}.json`);
-  const text = JSON.stringify({ version: RECORD_VERSION, ...record, announce }, null, 2);
+  const text = textOf(record, announce, 2);
   try {
     writeFileSync(`${path}.tmp`, `${text}\n`, { mode: 0o600 });
     renameSync(`${path}.tmp`, path);

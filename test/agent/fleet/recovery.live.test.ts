@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
@@ -9,6 +9,8 @@ import { VoltError } from '#protocol/errors.ts';
 import { decode } from '#protocol/envelope.ts';
 import type { EventType } from '#protocol/events.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
+import { createLog } from '#agent/log.ts';
+import { openVmRecords } from '#agent/storage/journal.ts';
 import { type RunningAgent, until } from '../../support/agent.ts';
 import { startGate } from '../../support/gate.ts';
 import { type Hosts, startHosts } from '../../support/hosts.ts';
@@ -337,8 +339,9 @@ describe('after a reboot', () => {
     await fleet.client.detach('h1', { id: 'machine' });
     await until('it has ended', async () => (await ledger.listLeases({})).leases.length === 0);
     // The record, and its copy, go last.
-    const copies = join(fleet.agent('h1').stateDir, 'attachments');
-    await until('its copy is gone', () => readdirSync(copies).length === 0);
+    const { stateDir } = fleet.agent('h1');
+    const copies = (): number => openVmRecords(stateDir, createLog('silent', 'h1')).load().size;
+    await until('its copy is gone', () => copies() === 0);
   });
 });
 

@@ -2,7 +2,8 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { Journal } from '#agent/storage/journal.ts';
+import { Journal, openVmRecords } from '#agent/storage/journal.ts';
+import type { RecordLog } from '#agent/storage/record-log.ts';
 import { createLog } from '#agent/log.ts';
 
 /** As release 0.1 writes them; never to be changed. */
@@ -32,7 +33,15 @@ function loaded(bootId = 'boot-1'): Journal {
 }
 
 const lay = (id: string, text: string): void => writeFileSync(join(records, `${id}.json`), text);
-const copies = (): string[] => readdirSync(join(folder, 'state', 'attachments'));
+const copies = (): string[] => [...openCopies().load().keys()];
+
+const openCopies = (): RecordLog => openVmRecords(join(folder, 'state'), createLog('silent', 'h1'));
+
+function layCopy(id: string, text: string): void {
+  const log = openCopies();
+  log.load();
+  log.put(id, text);
+}
 
 test.each(Object.keys(golden))('a record of version 1, %s, is read and kept as it is', (id) => {
   lay(id, textOf(id));
@@ -107,6 +116,31 @@ describe("the copy of a VM's record", () => {
     expect(next.get('a-vm')?.attachment?.labels).toEqual({ of: 'an update' });
     next.remove('a-vm');
     expect(copies()).toEqual([]);
+  });
+
+  test('that an earlier release has left as a file is taken over', async () => {
+    const old = join(folder, 'state', 'attachments');
+    mkdirSync(old, { recursive: true });
+    const [stale, fresh] = ['of the log', 'of the file'].map((of) =>
+      vm.replaceAll('"labels":{', `"labels":{"from":"${of}",`),
+    );
+    layCopy('a-vm', stale ?? '');
+    writeFileSync(join(old, 'a-vm.json'), fresh ?? '');
+    const next = loaded('next-boot');
+    expect(next.get('a-vm')?.attachment?.labels).toMatchObject({ from: 'of the file' });
+    await next.close();
+    expect(readdirSync(old)).toEqual([]);
+    rmSync(records, { recursive: true });
+    expect(loaded('boot-after').get('a-vm')?.attachment?.labels).toMatchObject({
+      from: 'of the file',
+    });
+  });
+
+  test('of a newer release stays for that release', () => {
+    const newer = JSON.stringify({ ...JSON.parse(vm), version: 2 });
+    layCopy('a-vm', newer);
+    expect(loaded('next-boot').values()).toEqual([]);
+    expect(copies()).toEqual(['a-vm']);
   });
 
   test('is not there for a container', () => {
