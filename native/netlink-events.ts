@@ -1,4 +1,4 @@
-import { checked, isKernelError } from './errors.ts';
+import { isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import type { Namespace } from './namespace.ts';
 import {
@@ -16,6 +16,8 @@ const SO_RCVBUF = 8;
 const SO_RCVBUFFORCE = 33;
 const NETLINK_ADD_MEMBERSHIP = 1;
 const MSG_DONTWAIT = 0x40;
+const EAGAIN = 11;
+const NOTHING = -1;
 const EVENT_BYTES = 64 * 1024;
 const EVENT_BUFFER_BYTES = 4 * 1024 * 1024;
 /** Events that are taken in one turn of the event loop: a flood must not keep everything else waiting. */
@@ -63,12 +65,10 @@ export function subscribe(
 /** False when there is nothing to read for now. */
 function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): boolean {
   try {
-    const length = retryInterrupted(() =>
-      checked(libc.recv(fd, buffer, buffer.length, MSG_DONTWAIT), 'recv', 'netlink events'),
-    );
+    const length = retryInterrupted(() => receive(fd, buffer));
+    if (length === NOTHING) return false;
     eachMessage(buffer.subarray(0, length), handlers.onMessage);
   } catch (error) {
-    if (isKernelError(error, 'EAGAIN', 'EWOULDBLOCK')) return false;
     const lost = isKernelError(error, 'ENOBUFS', 'ENOMEM') || error instanceof CodecError;
     if (!lost) throw error;
     handlers.onOverrun();
@@ -76,6 +76,15 @@ function takeDatagram(fd: number, buffer: Buffer, handlers: EventHandlers): bool
     if (isKernelError(error, 'ENOMEM')) return false;
   }
   return true;
+}
+
+/** The end of what there is to read comes with every wake-up, and is no error. */
+function receive(fd: number, buffer: Buffer): number {
+  const length = libc.recv(fd, buffer, buffer.length, MSG_DONTWAIT);
+  if (length >= 0) return length;
+  const errno = libc.errno();
+  if (errno === EAGAIN) return NOTHING;
+  throw new KernelError({ operation: 'recv', subject: 'netlink events', errno });
 }
 
 function growBuffer(fd: number, bytes: number): void {

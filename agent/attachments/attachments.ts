@@ -17,6 +17,7 @@ import {
   RevisionChanged,
   type Self,
 } from '#ipam-store/ledger.ts';
+import { macCandidate } from '#ipam-store/lease.ts';
 import { endedLease, type EventLog } from '../storage/events.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
@@ -94,6 +95,8 @@ const MAX_DRY_RUN_MS = 5_000;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
+  /** Networks of which the ledger has refused the last lease. */
+  readonly #refused = new Set<string>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -345,11 +348,18 @@ export class Attachments {
     await new Promise<void>((resolve) => {
       process.nextTick(resolve);
     });
-    const obstacle = failureOf(() => checked.prepare());
+    const { network } = request;
+    const obstacle = failureOf(() => {
+      checked.prepare();
+      // Where leases are refused, devices would be made and deleted for nothing.
+      if (!this.#refused.has(network)) checked.begin?.(macCandidate(request));
+    });
     let lease: Lease;
     try {
       lease = await granting;
+      this.#refused.delete(network);
     } catch (error) {
+      this.#refused.add(network);
       if (mayHaveBeenDone(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
       else journal.remove(record.id);

@@ -1,10 +1,10 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 
-/** So many requests begin in one turn of the event loop. The synchronous part of one takes a millisecond or two. */
-const PER_TURN = 16;
-/** So many of these may be reads, even while more changes wait than begin. */
-const READS_PER_TURN = 4;
+/** The requests that begin in one turn of the event loop. The synchronous part of a change takes one to two milliseconds. */
+const PER_TURN = { change: 8, read: 16 } as const;
+/** The reads among them while changes wait. */
+const READS_BESIDE_CHANGES = 2;
 
 interface Bounds {
   /** Requests that wait or are under way. Above this, a caller with more than an equal share of them is refused. */
@@ -43,12 +43,27 @@ export type LaneName = keyof typeof LANES;
 
 export const isExpensive = (lane: LaneName): boolean => lane !== 'change' && lane !== 'read';
 
+/** The attachment that a change is about, and the operation on it. */
+export interface About {
+  readonly operation: string;
+  readonly id: string;
+}
+
+/** Who asks, and until when he waits (`performance.now()` time). */
+export interface Who {
+  readonly caller: string;
+  readonly deadline: number;
+  /** Called only if the request has to wait. Undefined if the request names no attachment. */
+  readonly about?: () => About | undefined;
+}
+
 /** Thrown by a request that has turned out dearer than it looked: it waits again, in that lane. */
 export type Move = (lane: LaneName) => Promise<void>;
 
 /**
  * Lets requests in: changes before cheap reads, cheap reads before expensive ones; of the last one begins in each
- * turn of the event loop. Within a lane callers take turns, and the requests of one caller keep their order.
+ * turn of the event loop. Within a lane callers take turns, and so do the operations of one caller: his attach does not
+ * wait for the hundreds of detaches that he has sent before. What he asks for one attachment keeps its order.
  */
 export class Admission {
   readonly #lanes: ReadonlyMap<string, Lane> = new Map(
@@ -61,7 +76,7 @@ export class Admission {
     (lane) => lane !== this.#changes && lane !== this.#reads,
   );
   /** In this turn of the event loop. */
-  #begun = 0;
+  #begun = { change: 0, read: 0 };
   #scheduled = false;
 
   /** Whether changes wait or are under way. */
@@ -80,7 +95,7 @@ export class Admission {
    */
   async passIn<T>(
     lane: LaneName,
-    { caller, deadline }: { readonly caller: string; readonly deadline: number },
+    { caller, deadline, about }: Who,
     work: (move: Move) => Promise<T>,
   ): Promise<T> {
     let place: Place | undefined;
@@ -88,7 +103,7 @@ export class Admission {
       place?.lane.leave(place);
       place = undefined;
       place = this.#lane(name).enter(caller);
-      await this.#turn(place, !isExpensive(name));
+      await this.#turn(name, place, about);
       if (performance.now() > deadline) {
         throw new VoltError('DEADLINE_EXCEEDED', 'too many requests came before this one');
       }
@@ -109,14 +124,15 @@ export class Admission {
   }
 
   /** What is cheap begins at once while few come. */
-  async #turn(place: Place, cheap: boolean): Promise<void> {
+  async #turn(name: LaneName, place: Place, about: Who['about']): Promise<void> {
     this.#schedule();
-    if (cheap && this.#begun < PER_TURN && !this.#changes.ready && !this.#reads.ready) {
-      this.#begun += 1;
+    const isFree = !this.#changes.ready && !this.#reads.ready;
+    if ((name === 'change' || name === 'read') && isFree && this.#begun[name] < PER_TURN[name]) {
+      this.#begun[name] += 1;
       place.lane.begin(place);
       return;
     }
-    await place.lane.wait(place);
+    await place.lane.wait(place, about?.());
   }
 
   /** Begins the requests that may begin, in the next turn of the event loop. */
@@ -134,18 +150,17 @@ export class Admission {
   }
 
   #beginTurn(): void {
-    this.#begun = 0;
-    const reads = Math.min(READS_PER_TURN, this.#reads.waiting);
-    this.#beginFrom(this.#changes, PER_TURN - reads);
-    this.#beginFrom(this.#reads, PER_TURN);
-    this.#beginFrom(this.#changes, PER_TURN);
+    this.#begun = { change: 0, read: 0 };
+    this.#beginFrom(this.#changes, PER_TURN.change, 'change');
+    const reads = this.#changes.ready ? READS_BESIDE_CHANGES : PER_TURN.read;
+    this.#beginFrom(this.#reads, reads, 'read');
     this.#beginExpensive();
   }
 
-  #beginFrom(lane: Lane, most: number): void {
-    while (this.#begun < most && lane.ready) {
+  #beginFrom(lane: Lane, most: number, name: keyof typeof PER_TURN): void {
+    while (this.#begun[name] < most && lane.ready) {
       lane.beginNext();
-      this.#begun += 1;
+      this.#begun[name] += 1;
     }
   }
 
@@ -172,14 +187,23 @@ const TOO_MANY_OF_CALLER = new VoltError(
 );
 const TOO_MANY = new VoltError('OVERLOADED', 'too many such requests wait on this host');
 
+interface Waiting {
+  readonly place: Place;
+  /** The caller and the attachment; undefined where the request names none. */
+  readonly subject: string | undefined;
+  readonly resolve: () => void;
+}
+
 /** Requests of one kind, within limits; callers take turns. */
 class Lane {
   readonly #bounds: Bounds;
   /**
-   * For each caller the requests that wait to begin, first come first; the caller whose turn is longest ago comes
-   * first.
+   * For each caller, and each of his operations, the requests that wait to begin, first come first. The queue whose turn
+   * is longest ago comes first.
    */
-  readonly #queues = new Map<string, { readonly place: Place; readonly resolve: () => void }[]>();
+  readonly #queues = new Map<string, Waiting[]>();
+  /** By caller and attachment: the queue in which requests about it wait, and how many. */
+  readonly #subjects = new Map<string, { readonly queue: string; waiting: number }>();
   /** How many of each caller are here, waiting or under way. */
   readonly #here = new Map<string, number>();
   #all = 0;
@@ -213,22 +237,40 @@ class Lane {
   }
 
   /** Resolves when its turn has come. */
-  wait(place: Place): Promise<void> {
+  wait(place: Place, about: About | undefined): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const queue = this.#queues.get(place.caller);
-    if (queue === undefined) this.#queues.set(place.caller, [{ place, resolve }]);
-    else queue.push({ place, resolve });
+    const { caller } = place;
+    const subject = about && `${caller} ${about.id}`;
+    const own = about === undefined ? caller : `${caller} ${about.operation}`;
+    const name = this.#noteSubject(subject, own);
+    const queue = this.#queues.get(name);
+    const waiting = { place, subject, resolve };
+    if (queue === undefined) this.#queues.set(name, [waiting]);
+    else queue.push(waiting);
     return promise;
+  }
+
+  /** The queue for a request: behind an earlier one about the same attachment, whatever that asks for. */
+  #noteSubject(subject: string | undefined, own: string): string {
+    if (subject === undefined) return own;
+    const known = this.#subjects.get(subject) ?? { queue: own, waiting: 0 };
+    this.#subjects.set(subject, known);
+    known.waiting += 1;
+    return known.queue;
   }
 
   beginNext(): void {
     const [first] = this.#queues;
     if (first === undefined) return;
-    const [caller, queue] = first;
+    const [name, queue] = first;
     const next = queue.shift();
-    this.#queues.delete(caller);
-    if (queue.length > 0) this.#queues.set(caller, queue);
+    this.#queues.delete(name);
+    if (queue.length > 0) this.#queues.set(name, queue);
     if (next === undefined) return;
+    const { subject } = next;
+    const known = subject === undefined ? undefined : this.#subjects.get(subject);
+    if (known !== undefined) known.waiting -= 1;
+    if (known?.waiting === 0) this.#subjects.delete(subject ?? '');
     next.resolve();
     this.begin(next.place);
   }

@@ -275,6 +275,8 @@ export class NatsLink {
         name,
         resolve: false,
         reconnect: false,
+        // Else each request costs the stack of an error that it may never have.
+        noAsyncTraces: true,
         timeout: wasSilent ? PATIENT_TIMEOUT_MS : CONNECT_TIMEOUT_MS,
         pingInterval: PING_INTERVAL_MS,
         maxPingOut: MAX_PINGS_UNANSWERED,

@@ -29,7 +29,7 @@ import {
   subjects,
 } from '#protocol/subjects.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
-import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
+import { type About, type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
 import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from '../attachments/attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
@@ -282,6 +282,18 @@ const ledgerOperations = ({
   ),
 ];
 
+/** Undefined for a payload that is refused when its turn comes. */
+function aboutOf(name: string, payload: Uint8Array): About | undefined {
+  try {
+    const request = decode(payload);
+    const id: unknown =
+      typeof request === 'object' && request !== null && 'id' in request ? request.id : undefined;
+    return typeof id === 'string' ? { operation: name, id } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** The way of every request: limits, decoding, trace, and an answer whatever happens. */
 class Gate {
   readonly #options: ServiceOptions;
@@ -314,7 +326,9 @@ class Gate {
       // What is to wait is to be small.
       refuseLargeRequest(payload);
       if (lane === 'change') refuseLargeChange(payload, answerBytes());
-      const answered = await admission.passIn(lane, { caller, deadline }, (move) =>
+      const about = lane === 'change' && asHost ? () => aboutOf(name, payload) : undefined;
+      const who = { caller, deadline, ...(about && { about }) };
+      const answered = await admission.passIn(lane, who, (move) =>
         tracedRequest(trace, async () => {
           // The request was on its way, or has waited, when the ledger knew another machine as the host.
           if (asHost) standing.check();

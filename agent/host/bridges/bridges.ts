@@ -120,7 +120,7 @@ export class Bridges {
     const { description } = this.#describe(network);
     let seen = glance(kernel, description);
     if (seen.link !== null) refuseOtherKind(seen.link, network);
-    if (this.#networks.get(network.network)?.network !== network) {
+    if (!this.isKnown(network)) {
       this.#refuseShared(network, seen.link);
       this.#refuseOverlap(network);
       // What a network that was had here may have gone.
@@ -139,12 +139,17 @@ export class Bridges {
     return seen;
   }
 
+  /** Whether this definition of a network was applied on this host. */
+  isKnown(network: Network): boolean {
+    return this.#networks.get(network.network)?.network === network;
+  }
+
   /** Makes what is missing of a network, and repairs what a glance has shown to differ; answers the bridge. */
   ensure(network: Network, seen: BridgeSnapshot): Link {
     const { applied } = this.#options;
     const { description, facts } = this.#describe(network);
     const before = applied.descriptionOf(network.network);
-    if (this.#networks.get(network.network)?.network === network && seen.link !== null) {
+    if (this.isKnown(network) && seen.link !== null) {
       return this.#repair(description, facts, seen);
     }
     if (!isDeepStrictEqual(before, description)) {

@@ -47,6 +47,7 @@ export class HostOnly implements NetworkType {
         port.prepare();
         portMaps.check(id, ports, network);
       },
+      begin: (mac) => port.begin?.(mac),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const attached = port.attach(lease, undo);
         if (ports.length === 0) return attached;

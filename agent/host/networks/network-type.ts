@@ -41,7 +41,13 @@ export interface CheckedAttach extends Disposable {
    */
   prepare(): void;
   /**
-   * Makes the device, synchronously and in as few messages as the kernel allows. Each step registers its
+   * Makes what needs no lease, after `prepare` and while the ledger works, for the MAC that the lease will most likely
+   * have: the device is there, and down. If `attach` does not follow, it is gone when this is disposed of, which takes the
+   * kernel some 20 ms.
+   */
+  begin?(mac: string): void;
+  /**
+   * Makes the device, or what `begin` has left to do, synchronously and in as few messages as the kernel allows. Each step registers its
    * undo before the next begins; the caller runs them when this throws.
    */
   attach(lease: Lease, undo: DisposableStack): AttachedDevice;

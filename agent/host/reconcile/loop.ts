@@ -27,6 +27,8 @@ export interface ReconcileOptions extends RepairsOptions {
 
 /** Changes that come within this time are looked at together. */
 const GATHER_MS = 50;
+/** By then every report of how a device was made has been read. */
+const NEW_FOR_MS = 2_000;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
 const ACTIONS_PER_TURN = 16;
 const MANY_ACTIONS = 256;
@@ -70,6 +72,8 @@ export class Reconcile {
   readonly #failures = new Map<string, Failure>();
   readonly #relapses = { remake: new Relapses(REMAKES), mend: new Relapses(MENDS) };
   readonly #macChanges: MacChanges;
+  /** The indexes of devices that the kernel has reported as their records say. */
+  readonly #settled = new Set<number>();
   #suspects: Plan['suspects'] = new Map();
   #agreement: Agreement = 'unknown';
   /** Kind and id of each action of the last comparison of the whole host. */
@@ -187,8 +191,21 @@ export class Reconcile {
     if (record === undefined) return;
     if (!gone && id !== undefined) this.#macChanges.note(record, link);
     const description = isKept(record) ? attachments.describe(record) : undefined;
-    if (description === undefined || (!gone && agrees(description, link))) return;
+    if (description === undefined) return;
+    if (gone) this.#settled.delete(link.index);
+    else if (agrees(description, link)) {
+      this.#settled.add(link.index);
+      return;
+    } else if (this.#isBeingMade(record, link)) return;
     this.#noteDirty([record.id]);
+  }
+
+  /**
+   * Each step of making a device is reported, and read when the device is finished and recorded. The report of the last
+   * step agrees with the record; what differs after that is somebody else's doing.
+   */
+  #isBeingMade({ createdAt }: AttachmentRecord, { index }: SeenLink): boolean {
+    return !this.#settled.has(index) && Date.now() - Date.parse(createdAt) < NEW_FOR_MS;
   }
 
   /**
