@@ -1,6 +1,5 @@
 import type { IpAddress, MacAddress } from '#protocol/address.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
-import type { Steps } from './steps.ts';
 import type { Received } from './netlink-message.ts';
 import {
   AF_BRIDGE,
@@ -120,12 +119,6 @@ export class Neighbours {
 
   listForwarding(): ForwardingEntry[] {
     return this.#dump(AF_BRIDGE).filter(isForwarding);
-  }
-
-  /** The same, with pauses (`NetlinkSocket.dumpSteps`). */
-  *listForwardingSteps(): Steps<ForwardingEntry[]> {
-    const rows = yield* this.#socket.dumpSteps(dumpRequest(AF_BRIDGE), parseNeighbour);
-    return rows.filter((row) => row !== null).filter(isForwarding);
   }
 
   #dump(family: number): Parsed[] {

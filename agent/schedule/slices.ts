@@ -26,11 +26,17 @@ export class Slices {
   /** Runs that wait for a slice, first come, first served. Admission limits their number. */
   readonly #waiting: (() => void)[] = [];
   #scheduled = false;
+  #busyMs = 0;
 
   /** `comesFirst`: whether more urgent work is under way. With `sliceMs` 0 every step is a slice of its own. */
   constructor(options: { sliceMs?: number; comesFirst?: () => boolean } = {}) {
     this.#sliceMs = options.sliceMs ?? SLICE_MS;
     this.#comesFirst = options.comesFirst ?? (() => false);
+  }
+
+  /** How long all slices so far have held the event loop. */
+  get busyMs(): number {
+    return this.#busyMs;
   }
 
   /** Does the work. DEADLINE_EXCEEDED once nobody waits for it; then the rest is not done. */
@@ -42,11 +48,15 @@ export class Slices {
         steps[Symbol.dispose]();
         throw nobodyWaits();
       }
-      const end = performance.now() + this.#sliceMs;
-      do {
-        const step = steps.next();
-        if (step.done === true) return step.value;
-      } while (performance.now() < end);
+      const began = performance.now();
+      try {
+        do {
+          const step = steps.next();
+          if (step.done === true) return step.value;
+        } while (performance.now() < began + this.#sliceMs);
+      } finally {
+        this.#busyMs += performance.now() - began;
+      }
     }
   }
 

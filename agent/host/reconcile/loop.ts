@@ -27,6 +27,11 @@ export interface ReconcileOptions extends RepairsOptions {
 
 /** Changes that come within this time are looked at together. */
 const GATHER_MS = 50;
+/**
+ * With very many attachments a comparison of all takes seconds. Periods in between are left out, so that comparing takes a
+ * hundredth of a processor, and ten periods at most. What the kernel reports is looked at in any case.
+ */
+const REST = { timesBusy: 100, periods: 10 };
 /** By then every report of how a device was made has been read. */
 const NEW_FOR_MS = 2_000;
 /** Actions between two turns of the event loop, so that requests are not kept waiting. */
@@ -82,6 +87,8 @@ export class Reconcile {
   /** Holds events of repairs back while there are so many that publishing them would slow the repairs down. */
   #held: Disposable | undefined;
   readonly #period: Rhythm;
+  /** Until then no period begins a comparison: the last one took so long (`REST`). */
+  #restUntil = 0;
   #gathering: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
   #all = false;
@@ -93,7 +100,7 @@ export class Reconcile {
     this.#period = new Rhythm({
       periodMs: options.periodSeconds * 1_000,
       run: () => {
-        this.nudge();
+        if (performance.now() >= this.#restUntil) this.nudge();
         this.#period.ended('calm');
       },
     });
@@ -249,6 +256,7 @@ export class Reconcile {
     const all = this.#all;
     const dirty = [...this.#dirty];
     const dirtyNetworks = [...this.#dirtyNetworks];
+    const busyBefore = slices.busyMs;
     this.#all = false;
     this.#dirty.clear();
     this.#dirtyNetworks.clear();
@@ -275,6 +283,7 @@ export class Reconcile {
     const { plan: whole, changed } = await compare(this.#options, records, known);
     this.#noteDirty(changed);
     this.#suspects = whole.suspects;
+    this.#rest(slices.busyMs - busyBefore);
     const actions = [...ofNetworks, ...whole.actions];
     const differs = actions.length + whole.suspects.size > 0;
     const agreement = differs ? 'differs' : leases === undefined ? 'alone' : 'agrees';
@@ -297,6 +306,11 @@ export class Reconcile {
     // Compares again to see whether the repairs helped.
     if (done.size > 0) this.nudge();
     this.#lookAgain();
+  }
+
+  #rest(busyMs: number): void {
+    const most = REST.periods * 1_000 * this.#options.periodSeconds;
+    this.#restUntil = performance.now() + Math.min(REST.timesBusy * busyMs, most);
   }
 
   #publishHeld(): void {

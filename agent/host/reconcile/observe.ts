@@ -113,7 +113,7 @@ export function* observeHost(
       addresses.set(ifindex, own.add(address.toString()));
     }
     const limits = looked.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
-    const forwarding = looked.some(isForwarded) ? yield* forwardingOf(kernel) : NOWHERE;
+    const forwarding = yield* forwardingOf(kernel, looked);
     const links = yield* kernel.links.listSteps();
     const rest = yield* beside({ ...looking, kernel }, looked);
     return { whole: true, ...(yield* byKey(links)), addresses, limits, forwarding, ...rest };
@@ -158,18 +158,12 @@ export function* lookUp(looking: Looking, records: readonly AttachmentRecord[]):
     const limit = kernel.traffic.limitOf(index);
     if (limit !== null) limits.set(index, limit);
   }
-  const forwarding = new Set<string>();
-  for (const { description } of looked.filter(isForwarded)) {
-    yield;
-    for (const key of forwardingFor(kernel, description?.device)) forwarding.add(key);
-  }
+  const forwarding = yield* forwardingOf(kernel, looked);
   const rest = yield* beside(looking, looked);
   return { whole: false, ...(yield* byKey(found)), addresses, limits, forwarding, ...rest };
 }
 
 const NO_LIMITS: ReadonlyMap<number, number> = new Map();
-
-const NOWHERE: ReadonlySet<string> = new Set();
 
 /** Frames for the MAC leave by the device of that index. */
 export const forwardingKey = ({ ifindex, mac }: { ifindex: number; mac: string }): string =>
@@ -177,11 +171,15 @@ export const forwardingKey = ({ ifindex, mac }: { ifindex: number; mac: string }
 
 const isForwarded = ({ description }: Looked): boolean => description?.device?.port?.fixed === true;
 
-function* forwardingOf({ neighbours }: Kernel): Steps<ReadonlySet<string>> {
+/**
+ * Asked for one by one: of a dump the kernel goes through all entries of a bridge for each of its ports, which takes a
+ * second for 10,000 attachments.
+ */
+function* forwardingOf(kernel: Kernel, looked: readonly Looked[]): Steps<ReadonlySet<string>> {
   const keys = new Set<string>();
-  for (const { ifindex, mac, fixed } of yield* neighbours.listForwardingSteps()) {
+  for (const { description } of looked.filter(isForwarded)) {
     yield;
-    if (fixed === true) keys.add(forwardingKey({ ifindex, mac: mac.toString() }));
+    for (const key of forwardingFor(kernel, description?.device)) keys.add(key);
   }
   return keys;
 }
