@@ -31,6 +31,7 @@ import type {
   NetworkTypes,
 } from '../host/networks/network-type.ts';
 import type { HostAttachments } from '../host/host-attachments.ts';
+import { remake } from '../host/reconcile/remake.ts';
 import { tellRepaired } from '../host/reconcile/repairs.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
 import type { NamedNamespace } from '../host/networks/workload.ts';
@@ -53,7 +54,7 @@ export interface AttachmentsOptions {
   readonly journal: Journal;
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
-  readonly attachments: Pick<HostAttachments, 'compare' | 'mend'>;
+  readonly attachments: Pick<HostAttachments, 'compare' | 'mend' | 'resume' | 'hasLeftover'>;
   readonly dryRuns: HostNetwork['dryRuns'];
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
@@ -75,6 +76,8 @@ interface Making {
   readonly revised: Revised;
   readonly checked: CheckedAttach;
   readonly record: AttachmentRecord;
+  /** What the id has had before: a container that starts again elsewhere. If this attach fails, it stays as it was. */
+  readonly held: AttachmentRecord | undefined;
   readonly call: Call;
 }
 
@@ -162,10 +165,10 @@ export class Attachments {
         revision: revised.revision,
         ...(identity !== undefined && { namespaceIdentity: identity }),
         ...(checked.before !== undefined && { before: checked.before }),
-        // The device is made again. If that fails, this attachment has ended, and its addresses were in use.
+        // Its addresses were in use.
         ...(held?.attachment !== undefined && { attachment: held.attachment }),
       };
-      return await this.#make({ request, revised, checked, record, call });
+      return await this.#make({ request, revised, checked, record, held, call });
     });
   }
 
@@ -294,8 +297,8 @@ export class Attachments {
   }
 
   /**
-   * The answer to a repeated request. A device that differs is repaired in place, so that its holder keeps it.
-   * Undefined if the device has to be made again.
+   * The answer to a repeated request. A device that differs is repaired in place, so that its holder keeps it; one that
+   * is gone is made again, and if that fails the attachment stays. Undefined if it has to be attached anew, elsewhere.
    */
   async #repeat(
     held: AttachmentRecord,
@@ -320,26 +323,34 @@ export class Attachments {
       );
     }
     const { network } = record;
-    if (remedy === 'remake' || (remedy === 'mend' && network === undefined)) {
-      // The lease stays: the ledger grants the same addresses to the same id again.
-      log.warn({ id, differences }, 'device is gone or cannot be repaired: made again');
+    if (remedy !== 'none' && network === undefined) {
+      // Of an earlier release: the ledger grants the same addresses to the same id again.
+      log.warn({ id, differences }, 'device cannot be repaired: attached anew');
       await this.#networkType(held.networkType).detach(held).removed;
       return undefined;
     }
-    if (remedy === 'mend' && network !== undefined) {
+    let now = attachment;
+    if (remedy === 'remake' && network !== undefined) {
+      const type = this.#networkType(held.networkType);
+      const { bootId } = self;
+      now = await remake({ journal, bootId, attachments }, type, { ...record, network });
+    } else if (remedy === 'mend' && network !== undefined) {
       attachments.mend({ ...record, network });
-      tellRepaired({ ...this.#options, host: self.host }, id, 'mend', differences);
     }
-    if (request.leaseTtlSeconds === undefined) return { attachment, replayed: true };
+    if (remedy === 'mend' || remedy === 'remake') {
+      tellRepaired({ ...this.#options, host: self.host }, id, remedy, differences);
+    }
+    const replayed = remedy !== 'remake';
+    if (request.leaseTtlSeconds === undefined) return { attachment: now, replayed };
     const revised = await this.#network(request.network, deadline);
     const lease = await this.#acquire(request, revised, deadline);
-    const extended = { ...attachment, lease: leaseFields(lease) };
+    const extended = { ...now, lease: leaseFields(lease) };
     journal.put({ ...(journal.get(id) ?? held), attachment: extended });
-    return { attachment: extended, replayed: true };
+    return { attachment: extended, replayed };
   }
 
   /** Makes lease, device, record and event. If one fails, those before it are undone. */
-  async #make({ request, revised, checked, record, call }: Making): Promise<AttachAnswer> {
+  async #make({ request, revised, checked, record, held, call }: Making): Promise<AttachAnswer> {
     const { journal } = this.#options;
     const started = performance.now();
     journal.put(record);
@@ -360,7 +371,8 @@ export class Attachments {
       this.#refused.delete(network);
     } catch (error) {
       this.#refused.add(network);
-      if (mayHaveBeenDone(error))
+      if (held !== undefined) journal.put(held);
+      else if (mayHaveBeenDone(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
       else journal.remove(record.id);
       throw error;
@@ -396,6 +408,10 @@ export class Attachments {
         ...(warnings.length > 0 && { warnings: [...warnings] }),
       };
     } catch (error) {
+      if (held !== undefined) {
+        journal.put(held);
+        throw error;
+      }
       // The second half of a detach removes what the undo left, and releases the lease.
       this.#options.detaches.begin(
         { ...record, generation: lease.generation },

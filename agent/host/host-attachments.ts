@@ -10,9 +10,11 @@ import type { Kernel } from './kernel.ts';
 import { limitBandwidth } from './networks/bandwidth.ts';
 import { mendPort } from './networks/bridge-port.ts';
 import { numberNamespace } from './networks/lost-paths.ts';
+import type { AttachmentRecord } from '../storage/journal.ts';
 import type { NetworkTypes } from './networks/network-type.ts';
 import { filterFacts } from './networks/port-facts.ts';
 import type { PortMaps } from './networks/port-maps.ts';
+import { isMadeFor } from './ownership.ts';
 import { type Looking, lookUp, seen } from './reconcile/observe.ts';
 
 /** The record of something that has been attached, with its network. */
@@ -43,6 +45,8 @@ export interface HostAttachments {
     change: { readonly before: OnNetwork; readonly after: OnNetwork },
     undo: DisposableStack,
   ): void;
+  /** Whether a device that an agent has made for this attachment has the name that its record reserves. */
+  hasLeftover(record: AttachmentRecord): boolean;
   /** Gives the firewall the facts of an attachment; at the start of an agent, before the firewall is loaded. */
   resume(record: OnNetwork): void;
 }
@@ -81,6 +85,10 @@ export function openHostAttachments(
       if (from === undefined || to === undefined) return;
       undo.defer(() => apply(options, from, to));
       apply(options, to, from);
+    },
+    hasLeftover: ({ id, deviceName }) => {
+      const link = kernel.links.get(deviceName);
+      return link !== null && isMadeFor(id, link);
     },
     resume: (record) => {
       numberNamespace(kernel, record.attachment);

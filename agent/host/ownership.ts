@@ -52,14 +52,14 @@ const isUntagged = ({ alias, group }: Marks): boolean =>
 
 /**
  * True for the device of an attachment. The alias decides, since the index may have been given to another device. If
- * somebody has removed or replaced the alias, index, name and group decide together.
+ * somebody has removed or replaced the alias, even by that of another attachment, index, name and group decide together.
  */
 export function isDeviceOf(
   owner: Owner & { readonly device: Pick<Link, 'name'> & { readonly ifindex: number } },
   link: Named,
 ): boolean {
   if (link.index !== owner.device.ifindex) return false;
-  return isTagged(link, owner) || (isUntagged(link) && link.name === owner.device.name);
+  return isTagged(link, owner) || (isMadeByAgent(link) && link.name === owner.device.name);
 }
 
 /**
@@ -132,16 +132,15 @@ export interface Holder {
 
 /**
  * True for a device of ours that belongs to no attachment. `holder`: the attachment that its tag names, if there is
- * one. `named`: a record has the name of the device, which decides if the tag is lost.
+ * one. `named`: a record has the name of the device; then it is that record's, whatever somebody has done to its tag.
  */
 export function isStray(
   link: Named & Pick<Link, 'kind'>,
   holder: Holder | undefined,
   named: boolean,
 ): boolean {
-  if (!isOurs(link)) return false;
-  if (taggedId(link.alias) === undefined) return !named;
-  return holder === undefined || isAnother(link, holder);
+  if (named || !isOurs(link)) return false;
+  return taggedId(link.alias) === undefined || holder === undefined || isAnother(link, holder);
 }
 
 /**

@@ -100,6 +100,7 @@ export class ModelKernel {
           this.#set(life, link, { up: true, alias: deviceTag(attachment) });
         },
         update: () => {},
+        hasLeftover: () => false,
         resume: () => {},
       },
       bridges: {

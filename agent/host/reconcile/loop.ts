@@ -14,7 +14,7 @@ import type { SeenLink } from './observe.ts';
 import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
 import { Relapses } from './relapses.ts';
 import { Repairs, type RepairsOptions } from './repairs.ts';
-import { taggedId } from '../ownership.ts';
+import { isTagOf, taggedId } from '../ownership.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
   readonly periodSeconds: number;
@@ -193,10 +193,10 @@ export class Reconcile {
   #noteLink(link: SeenLink, gone: boolean): void {
     this.#noteDirtyNetworks(this.#options.bridges.disturbedBy(link, gone));
     const { journal, attachments } = this.#options;
-    const id = taggedId(link.alias);
-    const record = id === undefined ? this.#untagged(link) : journal.get(id);
+    const tagged = journal.get(taggedId(link.alias) ?? '');
+    const record = this.#retagged(link) ?? tagged;
     if (record === undefined) return;
-    if (!gone && id !== undefined) this.#macChanges.note(record, link);
+    if (!gone && record === tagged) this.#macChanges.note(record, link);
     const description = isKept(record) ? attachments.describe(record) : undefined;
     if (description === undefined) return;
     if (gone) this.#settled.delete(link.index);
@@ -216,11 +216,12 @@ export class Reconcile {
   }
 
   /**
-   * The record of a device whose alias somebody has removed. A device that is being made has no alias either, but is
-   * down.
+   * The record of a device whose alias somebody has removed or replaced. A device that is being made has no alias either,
+   * but is down.
    */
-  #untagged({ name, up }: SeenLink): AttachmentRecord | undefined {
-    return up ? this.#options.journal.ofDevice(name) : undefined;
+  #retagged({ name, up, alias }: SeenLink): AttachmentRecord | undefined {
+    const record = up ? this.#options.journal.ofDevice(name) : undefined;
+    return record !== undefined && isTagOf(alias, record.id) ? undefined : record;
   }
 
   /** Compares these attachments alone, soon. */

@@ -2,7 +2,7 @@ import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { namespaceIdentity } from '#native/namespace.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
-import type { HostAttachments } from '../host-attachments.ts';
+import type { HostAttachments, OnNetwork } from '../host-attachments.ts';
 import type { NetworkType } from '../networks/network-type.ts';
 
 /**
@@ -17,15 +17,10 @@ export async function remake(
   }: {
     readonly journal: Journal;
     readonly bootId: string;
-    readonly attachments: Pick<HostAttachments, 'resume'>;
+    readonly attachments: Pick<HostAttachments, 'resume' | 'hasLeftover'>;
   },
   type: NetworkType,
-  record: AttachmentRecord & Required<Pick<AttachmentRecord, 'attachment' | 'network'>>,
-  {
-    leftover,
-  }: {
-    /** A device of this attachment already has the name: an agent made it and died. */ readonly leftover: boolean;
-  },
+  record: OnNetwork,
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
   const { inside } = type.describe(record);
@@ -35,6 +30,8 @@ export async function remake(
   const request = requestOf(record.request, attachment, stands ? own : undefined);
   // `detach` finds the limits and the namespace of the old device by that device, so it runs before the record changes.
   const beside = Object.keys(attachment.bandwidth).length > 0 || own !== undefined;
+  // A device that has the name already is one that an agent has made before it died.
+  const leftover = attachments.hasLeftover(record);
   if (leftover || (beside && !stands)) await type.detach(record).removed;
   using checked = type.check(request, network, { deviceName });
   checked.prepare();

@@ -16,7 +16,7 @@ import type { TableDifference } from '../firewall/contents.ts';
 import type { HostDevices } from './host-devices.ts';
 import { type Action, holderOf, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';
-import { isMadeFor, isStray, taggedId } from '../ownership.ts';
+import { isStray, taggedId } from '../ownership.ts';
 
 export interface RepairsOptions {
   readonly host: string;
@@ -103,9 +103,7 @@ export class Repairs {
       });
     } else if (network !== undefined && (kind === 'mend' || kind === 'remake')) {
       if (kind === 'remake') {
-        const named = observed.names.get(record.deviceName);
-        const leftover = named !== undefined && isMadeFor(id, named);
-        await remake(this.#options, type, { ...record, attachment, network }, { leftover });
+        await remake(this.#options, type, { ...record, attachment, network });
       } else {
         attachments.mend({ ...record, attachment, network });
         if (record.bootId !== bootId) journal.put({ ...record, bootId });

@@ -99,6 +99,7 @@ const HARMS: readonly Harm[] = [
   ['is down', (name) => run('link', 'set', name, 'down')],
   ['has another MTU', (name) => run('link', 'set', name, 'mtu', '1300')],
   ['has another alias', (name) => run('link', 'set', name, 'alias', 'web server, do not touch')],
+  ['has the alias of another attachment', (name) => run('link', 'set', name, 'alias', 'volt:zz#9')],
   ['has lost its alias', (name) => run('link', 'set', name, 'alias', '')],
   ['is in another group', (name) => run('link', 'set', name, 'group', '7')],
   ['has another name', (name) => run('link', 'set', name, 'name', 'elsewhere')],
@@ -201,4 +202,72 @@ test('a device that is gone is made anew by a repeat, with its addresses', async
     await stack.client.detach(stack.host, { id: 'gone' });
     await stack.gone('gone');
   }
+});
+
+describe('a repeat that cannot make a lost device anew', () => {
+  const place: Case = { network: 'beside', kind: 'vm' };
+
+  test('leaves the attachment as it is: its device is made when it can be', async () => {
+    const request = requestOf('waits', place);
+    const { attachment } = await stack.client.attach(stack.host, request);
+    run('link', 'delete', 'nic0');
+    await expect(stack.client.attach(stack.host, request)).rejects.toMatchObject({
+      code: 'PARENT_NOT_FOUND',
+    });
+    const { state } = (await stack.client.get(stack.host, { id: 'waits' })).attachment;
+    expect(state).toBe('attached');
+    run('link', 'add', 'nic0', 'type', 'veth', 'peer', 'name', 'wire0');
+    for (const name of ['nic0', 'wire0']) run('link', 'set', name, 'up');
+    const { attachment: again } = await stack.client.attach(stack.host, request);
+    const { generation, mac, addresses } = attachment;
+    expect(again).toMatchObject({ generation, mac, addresses });
+    await stack.client.detach(stack.host, { id: 'waits' });
+    await stack.gone('waits');
+  });
+
+  test('needs no ledger', async () => {
+    const vm: Case = { network: 'volt0', kind: 'vm' };
+    const request = requestOf('alone', vm);
+    const { attachment } = await stack.client.attach(stack.host, request);
+    process.kill(stack.agent.pid, 'SIGSTOP');
+    process.kill(stack.redis.pid, 'SIGSTOP');
+    try {
+      run('link', 'delete', attachment.device?.name ?? '');
+      const answer = stack.client.attach(stack.host, request);
+      await stack.connection.flush();
+      process.kill(stack.agent.pid, 'SIGCONT');
+      expect((await answer).attachment.generation).toBe(attachment.generation);
+    } finally {
+      process.kill(stack.redis.pid, 'SIGCONT');
+    }
+    await stack.client.detach(stack.host, { id: 'alone' });
+    await stack.gone('alone');
+  });
+
+  test('in a new namespace that has the interface already leaves it, too', async () => {
+    addNamespace('first');
+    const request = {
+      ...requestOf('moved', { network: 'volt0', kind: 'container' }),
+      netns: '/run/netns/first',
+    };
+    const { attachment } = await stack.client.attach(stack.host, request);
+    removeNamespace('first');
+    addNamespace('second');
+    run('-n', 'second', 'link', 'add', 'moved', 'type', 'bridge');
+    const other = { ...request, netns: '/run/netns/second' };
+    await until('the first is gone', async () => {
+      const code = await stack.client.attach(stack.host, other).then(
+        () => 'attached',
+        (error: unknown) => (error as { code?: string }).code,
+      );
+      return code === 'INTERFACE_EXISTS';
+    });
+    run('-n', 'second', 'link', 'delete', 'moved');
+    const { attachment: again } = await stack.client.attach(stack.host, other);
+    const { mac, addresses } = attachment;
+    expect(again).toMatchObject({ mac, addresses });
+    await stack.client.detach(stack.host, { id: 'moved' });
+    await stack.gone('moved');
+    removeNamespace('second');
+  });
 });
