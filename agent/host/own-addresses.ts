@@ -1,6 +1,7 @@
 import { type IpAddress, IpPrefix } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { type Network, subnetsOf } from '#protocol/network.ts';
+import type { AssignedAddress } from '#native/address.ts';
 import type { Kernel } from './kernel.ts';
 
 // What this host itself has that a network could take from it: its addresses, and its ways to other hosts.
@@ -71,12 +72,15 @@ export const conflictOf = ({ network }: Network, { subnet, device, has }: Overla
  * The addresses of this host in the subnets of a network, without prefix lengths, each with the device that has it:
  * nobody else may be given them.
  */
-export function ownAddresses(kernel: Kernel, network: Network): ReadonlyMap<string, string> {
+export function ownAddresses(
+  kernel: Kernel,
+  network: Network,
+  held: readonly AssignedAddress[] = kernel.addresses.list(),
+): ReadonlyMap<string, string> {
   const subnets = subnetsOf(network);
   const isWithin = (address: IpAddress): boolean =>
     subnets.some((one) => one.family === address.family && one.contains(address));
-  const own = kernel.addresses
-    .list()
+  const own = held
     .map(({ address: { address }, ifindex }) => ({ address, ifindex }))
     .filter(({ address }) => isWithin(address));
   return new Map(

@@ -9,6 +9,7 @@ const description = z.object({
   network: z.string(),
   bridge: z.string(),
   mac: z.string(),
+  adopted: z.literal(true).optional(),
   mtu: z.number().optional(),
   subnets: z.array(z.string()),
   gateways: z.array(z.string()),

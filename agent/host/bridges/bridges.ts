@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { InterfaceAddress, MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
+import type { AssignedAddress } from '#native/address.ts';
 import { isKernelError } from '#native/errors.ts';
 import type { Link } from '#native/link.ts';
 import { atOnce, type Steps } from '#native/steps.ts';
@@ -62,6 +63,7 @@ export interface NeedsOfType extends BridgeNeeds {
 
 /** RFC 791; the kernel makes no bridge that carries less. */
 const LEAST_MTU = 68;
+const HELD_MS = 1_000;
 
 /** What of one network is not as described. */
 export interface NetworkDifferences {
@@ -79,18 +81,32 @@ export class Bridges {
   readonly #options: BridgesOptions;
   /** The definitions that were applied, by name. */
   readonly #networks = new Map<string, Described>();
-  /** Networks whose bridge was an agent's when it was looked at last. */
-  readonly #own = new Set<string>();
   readonly #problems = new Map<string, readonly BridgeProblem[]>();
+  /** The addresses of this host, as they were read last. */
+  #held:
+    | { readonly list: readonly AssignedAddress[]; readonly count: number; readonly until: number }
+    | undefined;
 
   constructor(options: BridgesOptions) {
     this.#options = options;
   }
 
-  /** The addresses of this host that are not for workloads; on a bridge of the agent's own there is the gateway alone. */
+  /** The addresses of this host that are not for workloads. The gateway's, which the ledger knows, are not among them. */
   ownAddresses(network: Network): ReadonlyMap<string, string> {
-    const { kernel } = this.#options;
-    return this.#own.has(network.network) ? new Map() : ownAddresses(kernel, network);
+    const gateways = new Set([network.gateway, network.ipv6?.gateway]);
+    const own = ownAddresses(this.#options.kernel, network, this.#heldAddresses());
+    return new Map([...own].filter(([address]) => !gateways.has(address)));
+  }
+
+  /** Read again after a second, or at once when the host has more or fewer IPv4 addresses: every attach asks. */
+  #heldAddresses(): readonly AssignedAddress[] {
+    const { addresses } = this.#options.kernel;
+    const count = addresses.count();
+    const now = performance.now();
+    if (this.#held === undefined || this.#held.count !== count || now >= this.#held.until) {
+      this.#held = { list: addresses.list(), count, until: now + HELD_MS };
+    }
+    return this.#held.list;
   }
 
   /** Networks that have something on this host. */
@@ -117,12 +133,14 @@ export class Bridges {
    */
   look(network: Network): BridgeSnapshot {
     const { kernel } = this.#options;
+    this.#refuseWithoutOwner(network);
     const { description } = this.#describe(network);
     let seen = glance(kernel, description);
     if (seen.link !== null) refuseOtherKind(seen.link, network);
     if (!this.isKnown(network)) {
       this.#refuseShared(network, seen.link);
       this.#refuseOverlap(network);
+      if (network.uplink !== undefined) this.release(network.uplink.device);
       // What a network that was had here may have gone.
       seen = glance(kernel, description);
     }
@@ -146,7 +164,7 @@ export class Bridges {
 
   /** Makes what is missing of a network, and repairs what a glance has shown to differ; answers the bridge. */
   ensure(network: Network, seen: BridgeSnapshot): Link {
-    const { applied } = this.#options;
+    const { applied, attached } = this.#options;
     const { description, facts } = this.#describe(network);
     const before = applied.descriptionOf(network.network);
     if (this.isKnown(network) && seen.link !== null) {
@@ -156,10 +174,16 @@ export class Bridges {
       if (before !== undefined) this.#takeAway(before, description);
       applied.put(description);
     }
-    const link = this.#apply(description, facts, seen.link);
-    this.#keep(network, facts);
-    this.#noteProblems(network.network);
-    return link;
+    try {
+      const link = this.#apply(description, facts, seen.link);
+      this.#keep(network, facts);
+      this.#noteProblems(network.network);
+      return link;
+    } catch (error) {
+      // Nobody would need what was made so far.
+      if (!attached().has(network.network)) this.remove(network.network);
+      throw error;
+    }
   }
 
   /** The bridge of a network that workloads are attached to here, as it was described last; made again when it is gone. */
@@ -170,8 +194,9 @@ export class Bridges {
     if (description === undefined) return this.ensure(network, this.look(network));
     const seen = glance(kernel, description);
     const { facts } = this.#describe(known);
-    if (seen.link === null) return this.#apply(description, facts, null);
-    return this.#repair(description, facts, seen);
+    if (seen.link !== null) return this.#repair(description, facts, seen);
+    if (description.adopted === true) throw ownerGone(description);
+    return this.#apply(description, facts, null);
   }
 
   /** Before the firewall is loaded: notes what has to hold for a network that an earlier agent has brought here. */
@@ -228,7 +253,8 @@ export class Bridges {
       this.#takeAway(before ?? describedBefore(kernel, description), description);
       applied.put(description);
     }
-    if (isNew || link === null || !this.#networks.has(network.network)) {
+    if (link === null && description.adopted === true) this.#noteProblems(network.network);
+    else if (isNew || link === null || !this.#networks.has(network.network)) {
       this.#apply(description, facts, link);
       this.#noteProblems(network.network);
     } else this.#protect(description, facts, link);
@@ -276,6 +302,8 @@ export class Bridges {
       if (!inUse().has(name)) this.remove(name);
       return;
     }
+    // Its owner makes it again.
+    if (seen.link === null && description.adopted === true) return;
     const facts = known?.facts;
     this.#apply(description, facts, seen.link);
   }
@@ -283,7 +311,12 @@ export class Bridges {
   /** The networks whose bridge or uplink this device is, and is not as it should be. */
   disturbedBy(link: SeenLink, gone: boolean): string[] {
     return this.#options.applied.descriptions
-      .filter((description) => isDisturbed(description, link, gone))
+      .filter(
+        (description) =>
+          isDisturbed(description, link, gone) ||
+          // An adopted bridge is back, or its owner has changed what was amiss.
+          (description.bridge === link.name && this.#problems.has(description.network)),
+      )
       .map(({ network }) => network);
   }
 
@@ -313,7 +346,6 @@ export class Bridges {
     }
     applied.remove(name);
     this.#networks.delete(name);
-    this.#own.delete(name);
     this.#problems.delete(name);
     log.info({ network: name }, 'nothing of this network is left on this host');
   }
@@ -341,23 +373,49 @@ export class Bridges {
     const needs = needsOf(network);
     if (needs === undefined) throw new Error(`network ${network.network} has no bridge`);
     const { facts, ...rest } = needs;
-    const mac = this.#standingMac(network) ?? bridgeMac(host, network);
-    return { description: describeBridge(network, { mac, needs: rest }), facts };
+    const { mac = bridgeMac(host, network), adopted } = this.#standing(network);
+    return { description: describeBridge(network, { mac, adopted, needs: rest }), facts };
   }
 
-  /** A bridge that stands keeps the MAC that it was made with, also when the host has another id by now. */
-  #standingMac(network: Network): MacAddress | undefined {
-    if (gatewayHolder(network) === 'anycast') return undefined;
+  /**
+   * What stands is kept: the MAC that a bridge of ours was made with, also when the host has another id by now, and that a
+   * bridge is somebody else's, also while it is gone.
+   */
+  #standing(network: Network): { readonly mac?: MacAddress; readonly adopted: boolean } {
     const { kernel, applied } = this.#options;
     const before = applied.descriptionOf(network.network);
-    const link = before === undefined ? kernel.links.get(network.bridge) : null;
-    const tag = link === null ? undefined : bridgeTagOf(link)?.network;
+    const isAnycast = gatewayHolder(network) === 'anycast';
+    if (before?.bridge === network.bridge) {
+      const mac = MacAddress.parse(before.mac);
+      const own = isAnycast || mac.equals(anycastMac(network)) ? {} : { mac };
+      return { ...own, adopted: before.adopted === true };
+    }
+    const link = kernel.links.get(network.bridge);
+    if (link === null) return { adopted: false };
+    const tag = bridgeTagOf(link)?.network;
     // One without a tag is still being made.
-    const ours =
-      link !== null && isMadeByAgent(link) && (tag === undefined || tag === network.network);
-    const mac = before?.bridge === network.bridge ? MacAddress.parse(before.mac) : undefined;
-    const standing = mac ?? (ours ? link.mac : undefined);
-    return standing?.equals(anycastMac(network)) === true ? undefined : standing;
+    const isOurs = isMadeByAgent(link) && (tag === undefined || tag === network.network);
+    if (!isOurs) return { adopted: tag === undefined && !isMadeByAgent(link) };
+    const isOther = !isAnycast && link.mac?.equals(anycastMac(network)) === false;
+    return { adopted: false, ...(isOther && { mac: link.mac }) };
+  }
+
+  /** An adopted bridge that its owner has deleted. Where nobody is attached any more, the network begins anew. */
+  #refuseWithoutOwner({ network }: Network): void {
+    const { kernel, applied, attached } = this.#options;
+    const description = applied.descriptionOf(network);
+    if (description?.adopted !== true || kernel.links.indexOf(description.bridge) !== null) return;
+    if (attached().has(network)) throw ownerGone(description);
+    this.remove(network);
+  }
+
+  /** Takes networks that nobody is attached to off a NIC of the host, for another network that wants it. */
+  release(device: string): void {
+    const { applied, inUse } = this.#options;
+    const used = inUse();
+    for (const { network, uplink } of applied.descriptions) {
+      if (uplink?.device === device && !used.has(network)) this.remove(network);
+    }
   }
 
   /** One bridge carries one network: rules and addresses of two would hold for both. */
@@ -398,12 +456,22 @@ export class Bridges {
 
   #apply(description: BridgeDescription, facts: Facts | undefined, found: Link | null): Link {
     const { kernel, applied } = this.#options;
-    if (found === null && !this.#make(description)) {
-      // It keeps the MAC that its maker gave it.
-      applied.put(withMacOf(kernel.links.get(description.bridge), description));
+    if (found === null && !this.#renamedBack(description) && !this.#make(description)) {
+      applied.put(asMadeBy(kernel.links.get(description.bridge), description));
     }
     const now = applied.descriptionOf(description.network) ?? description;
     return this.#repair(now, facts, look(kernel, now));
+  }
+
+  /** Gives a bridge of ours that somebody has renamed its name back. Kernels before 6.2 rename only what is down. */
+  #renamedBack({ network, bridge: name }: BridgeDescription): boolean {
+    const { links } = this.#options.kernel;
+    const link = links.bridges().find((one) => bridgeTagOf(one)?.network === network);
+    if (link === undefined) return false;
+    links.set(link, { up: false });
+    links.set(link, { name });
+    this.#options.log.warn({ bridge: name, name: link.name }, 'bridge has its name again');
+    return true;
   }
 
   /** False where somebody, networkd for one, has made it between the look and the making. */
@@ -456,10 +524,8 @@ export class Bridges {
   /** What the firewall has to know of the bridge, before its first port. */
   #protect(description: BridgeDescription, facts: Facts, link: Link): void {
     const { firewall } = this.#options;
-    const { network, bridge, mac, uplink } = description;
+    const { bridge, mac, uplink } = description;
     const own = isBridgeOf(link, description);
-    if (own) this.#own.add(network);
-    else this.#own.delete(network);
     const localMac = own ? MacAddress.parse(mac) : link.mac;
     firewall.put(`bridge:${bridge}`, [
       // Ports of others on a bridge that was there are none of our business.
@@ -564,6 +630,11 @@ export class Bridges {
         if (link !== null && !after.localRoutes.includes(to))
           removeLocalRoute(kernel, to, link.index);
       }
+      const unset = Object.keys(before.bridgeSettings).filter(
+        (name) => !Object.hasOwn(after.bridgeSettings, name),
+      );
+      for (const name of unset)
+        this.#unset(settingOf(before.bridge, name), before.adopted === true);
       return;
     }
     firewall.remove(`bridge:${before.bridge}`);
@@ -593,6 +664,12 @@ export class Bridges {
     );
   }
 
+  /** A setting that a network of this bridge does not need any more. */
+  #unset(path: readonly string[], adopted: boolean): void {
+    if (adopted) this.#restore(path);
+    else if (readIfThere(path) !== undefined) writeSysctl(path, '0');
+  }
+
   /** Gives a setting the value that was found, unless somebody has changed it since. */
   #restore(path: readonly string[]): void {
     const { applied, log } = this.#options;
@@ -612,9 +689,11 @@ export class Bridges {
     const found = applied.uplink(device);
     if (nic !== null && bridge !== null && nic.master === bridge.index) {
       kernel.links.set(nic, { master: null });
-      if (found?.up === false) kernel.links.set(nic, { up: false });
       log.info({ bridge: bridge.name, uplink: device }, 'uplink taken out of the bridge');
     }
+    // Of one that has become somebody else's port, nothing is changed.
+    const isFree = nic?.master === undefined || nic.master === bridge?.index;
+    if (nic !== null && isFree && found?.up === false) kernel.links.set(nic, { up: false });
     applied.forgetUplink(device);
   }
 
@@ -635,14 +714,22 @@ export class Bridges {
   }
 }
 
+const ownerGone = ({ network, bridge }: BridgeDescription): VoltError =>
+  new VoltError(
+    'PARENT_NOT_FOUND',
+    `network ${network}: bridge ${bridge}, which was there before any agent, is gone; its owner has to make it again`,
+    { details: { path: 'bridge', device: bridge } },
+  );
+
 /** As far as one message about one device tells. */
 function isDisturbed(
-  { bridge, uplink, mac, mtu }: BridgeDescription,
+  { network, bridge, uplink, mac, mtu }: BridgeDescription,
   link: SeenLink,
   gone: boolean,
 ): boolean {
   if (uplink?.device === link.name) return gone || !link.up || link.master === undefined;
-  if (bridge !== link.name) return false;
+  // Somebody may have renamed it.
+  if (bridge !== link.name) return !gone && bridgeTagOf(link)?.network === network;
   if (gone || !link.up) return true;
   const tagged = bridgeTagOf(link) !== undefined;
   if (!isMadeByAgent(link)) return tagged;
@@ -662,9 +749,10 @@ const describedBefore = (kernel: Kernel, after: BridgeDescription): BridgeDescri
   return { ...after, bridge: other?.name ?? after.bridge, forwards: [] };
 };
 
-/** As it is described, with the MAC of the bridge that another agent has made meanwhile. */
-function withMacOf(link: Link | null, described: BridgeDescription): BridgeDescription {
-  if (link?.mac === undefined || !isMadeByAgent(link)) return described;
+/** As it is described, of a bridge that another agent, or somebody else, has made meanwhile: it keeps its maker's MAC. */
+function asMadeBy(link: Link | null, described: BridgeDescription): BridgeDescription {
+  if (link?.mac === undefined) return described;
+  if (!isMadeByAgent(link)) return { ...described, adopted: true };
   const { linkLocal } = described;
   return {
     ...described,

@@ -21,7 +21,8 @@ export function compareBridge(
   const { link } = snapshot;
   const beside = compareForwarding(description, snapshot);
   if (link === null) {
-    return [difference('bridge', description.bridge, null), ...beside];
+    const { bridge, adopted } = description;
+    return [{ ...difference('bridge', bridge, null), repairable: adopted !== true }, ...beside];
   }
   const own = isBridgeOf(link, description)
     ? compareOwn(description, snapshot, link)

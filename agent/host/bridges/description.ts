@@ -42,6 +42,8 @@ export interface BridgeDescription extends BridgeNeeds {
    * `fe80::…/64`, of a bridge that the agent makes for a network with IPv6. The bridge has it from the first packet on.
    */
   readonly linkLocal?: string | undefined;
+  /** The bridge was there before any agent. If it goes, its owner makes it again, and no agent does. */
+  readonly adopted?: true | undefined;
   /** Settings of a bridge that the agent makes. */
   readonly ownSettings: LinkSettings;
   /** The NIC that is to be a port. */
@@ -50,7 +52,11 @@ export interface BridgeDescription extends BridgeNeeds {
 
 export function describeBridge(
   network: Network,
-  { mac, needs }: { readonly mac: MacAddress; readonly needs: BridgeNeeds },
+  {
+    mac,
+    adopted,
+    needs,
+  }: { readonly mac: MacAddress; readonly adopted: boolean; readonly needs: BridgeNeeds },
 ): BridgeDescription {
   const { uplink, mtu } = network;
   const holder = gatewayHolder(network);
@@ -60,6 +66,7 @@ export function describeBridge(
     network: network.network,
     bridge: network.bridge,
     mac: mac.toString(),
+    ...(adopted && { adopted }),
     ...(mtu !== undefined && { mtu }),
     subnets: subnetsOf(network).map(String),
     gateways: holder === 'bridge' || holder === 'anycast' ? addresses : [],

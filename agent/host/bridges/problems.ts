@@ -35,6 +35,11 @@ function told(
   { what, expected, observed }: BridgeDifference,
 ): Omit<BridgeProblem, 'kind'> {
   switch (what) {
+    case 'bridge':
+      return {
+        reason: `bridge ${bridge}, which was there before any agent, is gone`,
+        commands: [],
+      };
     case 'bridge.up':
       return { reason: `bridge ${bridge} is down`, commands: [`ip link set ${bridge} up`] };
     case 'bridge.address':

@@ -5,6 +5,7 @@ import type { Network } from '#protocol/network.ts';
 import { isKernelError, type KernelError } from '#native/errors.ts';
 import type { Link, LinkChange } from '#native/link.ts';
 import type { Namespace } from '#native/namespace.ts';
+import type { Bridges } from '../bridges/bridges.ts';
 import type { Kernel } from '../kernel.ts';
 import { conflictOf, overlapWithHost } from '../own-addresses.ts';
 import { refuseSmallMtu } from './ipv6.ts';
@@ -24,12 +25,14 @@ type Asked = Pick<AttachRequest, 'mtu' | 'mac' | 'addresses'>;
 export class MacvlanParent {
   readonly #kernel: Kernel;
   readonly #network: Network;
+  readonly #bridges: Pick<Bridges, 'release'>;
   readonly #mode: keyof typeof MODES;
   #found: { readonly link: Link; readonly mtu: number } | undefined;
 
-  constructor(kernel: Kernel, network: Network) {
+  constructor(kernel: Kernel, network: Network, bridges: Pick<Bridges, 'release'>) {
     this.#kernel = kernel;
     this.#network = network;
+    this.#bridges = bridges;
     this.#mode = network.mode ?? 'bridge';
   }
 
@@ -46,6 +49,8 @@ export class MacvlanParent {
     if (link.mac === undefined || link.mac.isZero) {
       throw this.#error('UNSUPPORTED', `${link.name} is no Ethernet device`);
     }
+    // It may still be the uplink of a network that is gone.
+    if (link.master !== undefined) this.#bridges.release(link.name);
     this.#refuseOverlap();
     if (mac !== undefined) refuseGatewayMac(this.#kernel, mac, this.#network, link);
     refuseHostAddresses(this.#kernel, link, addresses, 'addresses');

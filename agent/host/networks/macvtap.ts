@@ -15,6 +15,7 @@ import {
 import { writeSysctl } from '#native/sysctl.ts';
 import { VNET_HDR_SIZE } from '#native/tun.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import type { Bridges } from '../bridges/bridges.ts';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import {
@@ -51,6 +52,7 @@ export interface MacvtapOptions {
   readonly removal: Removal;
   readonly journal: Pick<Journal, 'namesDevice'>;
   readonly firewall: Firewall;
+  readonly bridges: Pick<Bridges, 'release'>;
   /** Finds a macvtap's character device. */
   readonly findDevice?: typeof characterDevice;
 }
@@ -79,7 +81,7 @@ export class Macvtap implements NetworkType {
       ['network.dhcp', network.dhcp !== undefined],
     ]);
     refuseWithoutIpv6(network);
-    const parent = new MacvlanParent(this.#options.kernel, network);
+    const parent = new MacvlanParent(this.#options.kernel, network, this.#options.bridges);
     const { deviceName, named } = known;
     if (request.kind === 'container')
       return this.#macvlans.check(request, { network, parent, named });

@@ -158,7 +158,7 @@ export function networkTypesOver(parts: {
   const types: NetworkTypes = {
     bridged: new Bridged(ports),
     'host-only': new HostOnly({ ...ports, portMaps }),
-    macvtap: new Macvtap(parts),
+    macvtap: new Macvtap(ports),
     isolated: new Isolated({ kernel, journal, namespaces }),
     sriov: new Sriov({ kernel, journal, log }),
   };

@@ -60,6 +60,9 @@ export interface Preview {
 }
 
 interface Failure {
+  readonly action: Action;
+  /** It was repaired, and differs again: somebody works against it. */
+  readonly again: boolean;
   readonly waitMs: number;
   readonly until: number;
   readonly reason: string;
@@ -232,7 +235,20 @@ export class Reconcile {
 
   #noteDirtyNetworks(names: readonly string[]): void {
     for (const name of names) this.#dirtyNetworks.add(name);
-    if (names.length > 0) this.#gather();
+    if (names.length === 0) return;
+    this.#tryAgain(new Set(names));
+    this.#gather();
+  }
+
+  /** The bridge or the uplink of these networks has changed: what has failed need not wait for the end of its pause. */
+  #tryAgain(networks: ReadonlySet<string>): void {
+    for (const [subject, { action, again }] of this.#failures) {
+      const { kind, id } = action;
+      const ofNetwork = kind === 'network' ? id : this.#options.journal.get(id)?.request.network;
+      if (again || !networks.has(ofNetwork ?? '')) continue;
+      this.#failures.delete(subject);
+      if (kind !== 'network') this.#dirty.add(id);
+    }
   }
 
   #gather(): void {
@@ -371,7 +387,8 @@ export class Reconcile {
         done.add(key);
         const relapses = isRepeatable(action) ? this.#relapses[action.kind] : undefined;
         const again = relapses?.note(action.id, performance.now()) === true;
-        if (before.has(key) || again) this.#noteFailure(action, 'it differs again after a repair');
+        if (before.has(key) || again)
+          this.#noteFailure(action, 'it differs again after a repair', true);
         else this.#failures.delete(subjectOf(action));
       } catch (error) {
         this.#noteFailure(action, error);
@@ -382,12 +399,13 @@ export class Reconcile {
     return done;
   }
 
-  #noteFailure(action: Action, error: unknown): void {
+  #noteFailure(action: Action, error: unknown, again = false): void {
     const { id, kind, differences } = action;
     const before = this.#failures.get(subjectOf(action))?.waitMs;
     const waitMs = before === undefined ? BACKOFF_FIRST_MS : Math.min(before * 2, BACKOFF_MOST_MS);
     const reason = error instanceof Error ? error.message : String(error);
-    this.#failures.set(subjectOf(action), { waitMs, until: performance.now() + waitMs, reason });
+    const until = performance.now() + waitMs;
+    this.#failures.set(subjectOf(action), { action, again, waitMs, until, reason });
     const { log } = this.#options;
     log.warn({ id, action: kind, differences, waitMs, error: String(error) }, 'not repaired yet');
   }

@@ -23,7 +23,7 @@ export async function remake(
   record: OnNetwork,
 ): Promise<Attachment> {
   const { attachment, network, deviceName } = record;
-  const { inside } = type.describe(record);
+  const { inside, device } = type.describe(record);
   // A namespace that was made for the device alone is used again if it still exists.
   const own = inside?.madeAgain === true ? inside.netns : undefined;
   const stands = own !== undefined && namespaceIdentity(own) !== undefined;
@@ -32,7 +32,9 @@ export async function remake(
   const beside = Object.keys(attachment.bandwidth).length > 0 || own !== undefined;
   // A device that has the name already is one that an agent has made before it died.
   const leftover = attachments.hasLeftover(record);
-  if (leftover || (beside && !stands)) await type.detach(record).removed;
+  // So may be one that lies in the workload's namespace, which only its type finds.
+  const isInside = device === undefined && own === undefined;
+  if (leftover || isInside || (beside && !stands)) await type.detach(record).removed;
   using checked = type.check(request, network, { deviceName });
   checked.prepare();
   using undo = new DisposableStack();

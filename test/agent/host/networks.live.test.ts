@@ -197,6 +197,46 @@ test('an uplink that is taken out, or is gone and back, is a port again', async 
   await until('it is let go', () => only(ip('link', 'show', 'nic0'))['master'] === undefined);
 });
 
+test('a NIC is free for another network, whatever its type, as soon as its network is deleted', async () => {
+  const uplink = { device: 'nic0' };
+  const types = [
+    { type: 'bridged', uplink },
+    { type: 'macvtap', parent: 'nic0' },
+    { type: 'host-only', uplink },
+    { type: 'bridged', uplink },
+  ] as const;
+  for (const [n, keys] of types.entries()) {
+    network = `nic-${n}`;
+    await stack.client.putNetwork({ network, subnet: `10.73.${n}.0/24`, ...keys });
+    await attach('first');
+    await detach('first');
+    await stack.client.deleteNetwork(network);
+  }
+});
+
+test('an adopted bridge that its owner makes again has its ports again, with nobody’s help', async () => {
+  const owner = ['link add own0 type bridge', 'addr add 10.74.0.1/24 dev own0', 'link set own0 up'];
+  for (const command of owner) run(command);
+  network = 'own0';
+  await stack.client.putNetwork({ network, subnet: '10.74.0.0/24', gateway: '10.74.0.1' });
+  const { device } = await attach('on-own');
+  run('link delete own0');
+  await until('it is told', async () => {
+    const { differences } = await stack.client.check(stack.host, {});
+    return differences.some(({ id, what }) => id === 'own0' && what === 'bridge');
+  });
+  expect(deviceNames()).not.toContain('own0');
+  for (const command of owner) run(command);
+  await until(
+    'its port is back',
+    () => ip('link', 'show', device?.name ?? '')[0]?.['master'] === 'own0',
+  );
+  await until('all agrees', inSync);
+  await detach('on-own');
+  await stack.client.deleteNetwork('own0');
+  run('link delete own0');
+});
+
 test('a network that would take the host from its segment is refused, and the host stays on it', async () => {
   run('addr add 192.168.50.5/24 dev wire0');
   const cases = [
