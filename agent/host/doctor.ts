@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { isKernelError } from '#native/errors.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
-import type { Network } from '#protocol/network.ts';
+import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { appliedIn } from './bridges/applied.ts';
 import { compareBridge } from './bridges/comparison.ts';
 import { type BridgeProblem, problemsOf } from './bridges/problems.ts';
@@ -89,10 +89,11 @@ function networksOn(
   });
   const known = typeof networks === 'string' ? [] : networks;
   const overlaps = known.flatMap((network) => {
-    const { uplink, bridge, parent } = network;
+    const { uplink, parent } = network;
     const nic = uplink?.device ?? parent;
-    // One whose NIC is elsewhere is for other hosts.
-    const comesHere = nic === undefined ? bridge !== undefined : kernel.links.indexOf(nic) !== null;
+    // One whose NIC is elsewhere is for other hosts; one that is neither on a NIC nor on a bridge takes nothing from any.
+    const comesHere =
+      nic === undefined ? gatewayHolder(network) === 'bridge' : kernel.links.indexOf(nic) !== null;
     const overlap = comesHere ? overlapWithHost(kernel, network) : undefined;
     return overlap === undefined
       ? []
@@ -145,7 +146,7 @@ const networkFindings = ({ differing, overlaps, networksUnknown }: Observed): Fi
     problems.map(({ reason, commands }) => problem(`network ${network}`, reason, commands)),
   ),
   ...[...overlaps].map(([network, reason]) =>
-    advice(`network ${network}`, `${reason}: an attach to it here is refused`),
+    advice(`network ${network}`, `${reason}: the first attach to it here is refused`),
   ),
   ...(networksUnknown === undefined
     ? []

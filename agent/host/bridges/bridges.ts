@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import { InterfaceAddress, MacAddress } from '#protocol/address.ts';
+import { InterfaceAddress, IpPrefix, MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
 import type { AssignedAddress } from '#native/address.ts';
@@ -272,12 +272,29 @@ export class Bridges {
       if (description === undefined) continue;
       const snapshot = look(kernel, description);
       const differences = compareBridge(description, snapshot);
-      const problems = problemsOf(description, snapshot, differences);
+      const problems = [
+        ...problemsOf(description, snapshot, differences),
+        ...this.#overlapsOf(description),
+      ];
       if (problems.length === 0) this.#problems.delete(network);
       else this.#problems.set(network, problems);
       if (differences.length > 0) found.push({ network, differences });
     }
     return found;
+  }
+
+  /** What the host has been given in a subnet since the network came here: workloads may not reach each other, or it. */
+  #overlapsOf({ network, bridge, uplink, subnets }: BridgeDescription): BridgeProblem[] {
+    const { links } = this.#options.kernel;
+    const prefixes = subnets.map((text) => IpPrefix.parse(text));
+    return this.#heldAddresses().flatMap(({ ifindex, address }) => {
+      const own = IpPrefix.around(address.address, address.prefixLength);
+      const subnet = prefixes.find((one) => one.family === own.family && one.overlaps(own));
+      const device = subnet && links.nameOf(ifindex);
+      if (subnet === undefined || device === bridge || device === uplink?.device) return [];
+      const reason = `network ${network}: this host has ${address.toString()} on ${device ?? `#${ifindex}`}, in its subnet ${subnet.toString()}`;
+      return [{ kind: 'foreign' as const, reason, commands: [] }];
+    });
   }
 
   /** What only an operator can change, in words, by network: as it was when each was compared last. */

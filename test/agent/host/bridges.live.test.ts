@@ -374,7 +374,14 @@ describe('what the host has in the way', () => {
     expect(bridges.ownAddresses(network).size).toBe(0);
     for (const command of ['10.1.0.8/24 dev br0', '10.1.0.9/32 dev lo']) run(`addr add ${command}`);
     expect([...bridges.ownAddresses(network).keys()].toSorted()).toEqual(['10.1.0.8', '10.1.0.9']);
+    // It is told as well, but for what it has on the bridge itself.
+    expect(compare(bridges)).toEqual([]);
+    expect(bridges.problems.map(({ reason }) => reason)).toEqual([
+      expect.stringMatching(/network br0: this host has 10\.1\.0\.9\/32 on lo/),
+    ]);
     run('addr del 10.1.0.9/32 dev lo');
+    expect(compare(bridges)).toEqual([]);
+    expect(bridges.problems).toEqual([]);
   });
 
   test.each([
