@@ -624,8 +624,17 @@ const traceOf = ({
   ...(tracestate !== undefined && { tracestate }),
 });
 
+/** By definition: thousands of records share one. */
+const bare = new WeakMap<Network, Network>();
+
 /** Leaves out pool, reservations and exclusions: they can be large, and no device needs them. */
-export const withoutAddresses = ({ ipv6, ...network }: Network): Network => {
+export function withoutAddresses(network: Network): Network {
+  const known = bare.get(network) ?? stripped(network);
+  bare.set(network, known);
+  return known;
+}
+
+const stripped = ({ ipv6, ...network }: Network): Network => {
   const { pool: _pool, reservations: _reservations, exclude: _exclude, ...rest } = network;
   if (ipv6 === undefined) return rest;
   const { subnet, gateway } = ipv6;

@@ -126,6 +126,8 @@ export class Journal {
   readonly #deviceNames = new Map<string, string>();
   /** Ids by the workload's MAC, which is unique only within a network. */
   readonly #macs = new Map<string, ReadonlySet<string>>();
+  /** The networks of records that are being loaded, by their text. */
+  readonly #networks = new Map<string, Network>();
   /** Ids of the VMs that were attached before the reboot, as `load` found them. */
   ofEarlierBoot: readonly string[] = [];
 
@@ -151,6 +153,7 @@ export class Journal {
       if (record.bootId === this.#bootId) this.#removeCopy(record.id);
       else this.put(record, announcement);
     }
+    this.#networks.clear();
     for (const record of this.values()) this.#copy(record);
     this.ofEarlierBoot = this.values()
       .filter(({ state, request, bootId }) => {
@@ -248,7 +251,7 @@ export class Journal {
         rmSync(path, { force: true });
       } else if (name.endsWith('.json')) {
         try {
-          const stored = parseRecord(readFileSync(path, 'utf8'));
+          const stored = parseRecord(readFileSync(path, 'utf8'), this.#networks);
           const { id } = stored.record;
           if (`${id}.json` !== name) throw new Error(`is of attachment ${id}`);
           records.push(stored);
@@ -270,7 +273,7 @@ export class Journal {
     const records = new Map<string, Stored>();
     for (const [id, text] of this.#copies.load()) {
       try {
-        records.set(id, parseRecord(text));
+        records.set(id, parseRecord(text, this.#networks));
       } catch (error) {
         this.#log.error(
           { id, error: String(error) },
@@ -408,7 +411,7 @@ interface Stored {
   readonly announcement: Announcement | undefined;
 }
 
-function parseRecord(text: string): Stored {
+function parseRecord(text: string, networks: Map<string, Network>): Stored {
   const record: unknown = JSON.parse(text);
   const version = versionOf(record);
   if (version > RECORD_VERSION) throw new OfNewerRelease(`is of version ${version}`);
@@ -418,9 +421,17 @@ function parseRecord(text: string): Stored {
   const parsed = {
     ...fields,
     request: parseRequest(attachRequestSchema, record.request),
-    ...(network !== undefined && { network: parseNetwork(network) }),
+    ...(network !== undefined && { network: parsedNetwork(network, networks) }),
   };
   return { record: parsed, announcement: announce };
+}
+
+/** Thousands of records may be of one network, and share it. */
+function parsedNetwork(network: Network, networks: Map<string, Network>): Network {
+  const text = JSON.stringify(network);
+  const known = networks.get(text) ?? parseNetwork(network);
+  networks.set(text, known);
+  return known;
 }
 
 function versionOf(value: unknown): number {
