@@ -146,6 +146,21 @@ export class Links {
     }
   }
 
+  /** All devices of the namespace of that number (`NamespaceIds`); none when there is no such namespace. */
+  listIn(namespaceId: number): Link[] {
+    const attributes = {
+      IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS,
+      IFLA_TARGET_NETNSID: namespaceId,
+    };
+    const subject = `links of namespace #${namespaceId}`;
+    try {
+      return this.#socket.dump(linkRequest(RTM_GETLINK, subject, {}, attributes), parseLink);
+    } catch (error) {
+      if (isKernelError(error, 'EINVAL')) return [];
+      throw error;
+    }
+  }
+
   /** The index of the device of that name, null when there is none. Much cheaper than `get`. */
   indexOf(name: string): number | null {
     return this.#socket.deviceIndex(name);

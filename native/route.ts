@@ -1,6 +1,7 @@
 import { IpAddress, IpPrefix } from '#protocol/address.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
 import type { Received } from './netlink-message.ts';
+import { type Nexthop, nexthopsOf } from './nexthop.ts';
 import {
   AF_INET,
   AF_INET6,
@@ -24,6 +25,7 @@ import {
 export interface Route {
   /** Absent: the default route, of the family of `via`; without `via`, IPv4's. */
   readonly to?: IpPrefix;
+  /** Of a route that is read it may be of another family than `to`: a router of IPv6 for IPv4. */
   readonly via?: IpAddress;
   readonly ifindex?: number;
   /** Default: main (254). */
@@ -33,12 +35,16 @@ export interface Route {
   readonly local?: boolean;
   /** Read only. Indices of the devices of a route with several next hops, which has no `ifindex` of its own. */
   readonly nexthops?: readonly number[];
+  /** Read only. The number of the next hop that the route names; `list` answers `via` and devices of it, too. */
+  readonly nexthopId?: number;
 }
 
 const MAX_TABLE_BYTE = 255;
 const NEXTHOP_BYTES = 8;
 const NEXTHOP_INDEX_OFFSET = 4;
 const NEXTHOP_PADDING = 4;
+/** The family at the head of `struct rtvia`. */
+const VIA_FAMILY_BYTES = 2;
 
 /** Unicast routes of one network namespace. */
 export class Routes {
@@ -83,9 +89,12 @@ export class Routes {
       },
       (message) => parseRoute(message, local),
     );
-    return rows
+    const found = rows
       .filter((row) => row !== null)
       .filter((row) => table === undefined || row.table === table);
+    if (!found.some(isUnresolved)) return found;
+    const nexthops = nexthopsOf(this.#socket);
+    return found.map((route) => (isUnresolved(route) ? resolved(route, nexthops) : route));
   }
 }
 
@@ -135,6 +144,8 @@ export function parseRoute({ body }: Received, local = false): Route | null {
   if (header.rtm_type !== (local ? RTN_LOCAL : RTN_UNICAST)) return null;
   if (ipFamily === undefined) return null;
   const { RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_MULTIPATH } = attributes;
+  const { RTA_VIA, RTA_NH_ID } = attributes;
+  const via = RTA_GATEWAY ?? (RTA_VIA && routerIn(RTA_VIA));
   if (header.rtm_dst_len > bitsOf(RTA_DST?.family ?? ipFamily)) return null;
   const to =
     RTA_DST === undefined
@@ -143,12 +154,36 @@ export function parseRoute({ body }: Received, local = false): Route | null {
   return {
     ...(to !== undefined && { to }),
     ...(local && { local }),
-    ...(RTA_GATEWAY !== undefined && { via: RTA_GATEWAY }),
+    ...(via !== undefined && { via }),
     ...(RTA_OIF !== undefined && { ifindex: RTA_OIF }),
     table: RTA_TABLE ?? header.rtm_table,
     ...(RTA_PRIORITY !== undefined && { metric: RTA_PRIORITY }),
     ...(RTA_MULTIPATH !== undefined && { nexthops: nexthopDevices(RTA_MULTIPATH) }),
+    ...(RTA_NH_ID !== undefined && { nexthopId: RTA_NH_ID }),
   };
+}
+
+/** With `nexthop_compat_mode` the kernel tells devices and routers of a next hop with each route that names it. */
+const isUnresolved = ({ nexthopId, ifindex, nexthops }: Route): boolean =>
+  nexthopId !== undefined && ifindex === undefined && nexthops === undefined;
+
+function resolved(route: Route, known: ReadonlyMap<number, Nexthop>): Route {
+  // A route goes with its next hop: one that has gone since the routes were read leads nowhere.
+  const { via, ifindex, members } = known.get(route.nexthopId ?? 0) ?? {};
+  return {
+    ...route,
+    ...(via !== undefined && { via }),
+    ...(ifindex !== undefined && { ifindex }),
+    ...(members !== undefined && {
+      nexthops: members.flatMap((id) => known.get(id)?.ifindex ?? []),
+    }),
+  };
+}
+
+/** `struct rtvia` (linux/rtnetlink.h). */
+function routerIn(via: Uint8Array): IpAddress | undefined {
+  const address = via.subarray(VIA_FAMILY_BYTES);
+  return address.length === 4 || address.length === 16 ? IpAddress.fromBytes(address) : undefined;
 }
 
 /** `struct rtnexthop` (linux/rtnetlink.h): length, flags and hops, index; then attributes, padded to four bytes. */

@@ -23,7 +23,8 @@ import {
 import type { Writer } from './writer.ts';
 
 // The messages of NETLINK_ROUTE (man 7 rtnetlink) under the kernel's names: linux/rtnetlink.h, if_link.h,
-// if_addr.h, neighbour.h, veth.h, fib_rules.h, net_namespace.h. What is not declared here is skipped when read.
+// if_addr.h, neighbour.h, veth.h, fib_rules.h, net_namespace.h, nexthop.h. What is not declared here is skipped when
+// read.
 
 export const NLMSG_ERROR = 2;
 export const NLMSG_DONE = 3;
@@ -44,6 +45,7 @@ export const RTM_NEWRULE = 32;
 export const RTM_DELRULE = 33;
 export const RTM_NEWNSID = 88;
 export const RTM_GETNSID = 90;
+export const RTM_GETNEXTHOP = 106;
 
 export const NLM_F_REQUEST = 0x1;
 export const NLM_F_ACK = 0x4;
@@ -338,6 +340,18 @@ export const ROUTE = {
   /** Read only: `struct rtnexthop` and its attributes, one after the other. */
   RTA_MULTIPATH: bytes(9),
   RTA_TABLE: u32(15),
+  /** Read only: `struct rtvia`, a router of another family than the route's (u16), and its address. */
+  RTA_VIA: bytes(18),
+  /** Of a next hop that is an object of its own. Unless `nexthop_compat_mode` is on, the route says no more of it. */
+  RTA_NH_ID: u32(30),
+} as const;
+
+export const NEXTHOP = {
+  NHA_ID: u32(1),
+  /** Read only: `struct nexthop_grp` for each member. */
+  NHA_GROUP: bytes(2),
+  NHA_OIF: u32(5),
+  NHA_GATEWAY: ip(6),
 } as const;
 
 export const RULE = {
@@ -389,6 +403,18 @@ export const routeMessage = family(
     rtm_flags: 'u32',
   },
   ROUTE,
+);
+
+/** struct nhmsg. */
+export const nexthopMessage = family(
+  {
+    nh_family: 'u8',
+    nh_scope: 'u8',
+    nh_protocol: 'u8',
+    resvd: 'pad1',
+    nh_flags: 'u32',
+  },
+  NEXTHOP,
 );
 
 export const ruleMessage = family(

@@ -13,6 +13,7 @@ import {
 } from '#native/codec.ts';
 import { parseLink } from '#native/link.ts';
 import { parseNeighbour } from '#native/neighbour.ts';
+import { parseNexthop } from '#native/nexthop.ts';
 import { parseRoute } from '#native/route.ts';
 import {
   ADDRESS,
@@ -23,7 +24,9 @@ import {
   LINK_KINDS,
   linkMessage,
   NEIGHBOUR,
+  NEXTHOP,
   neighbourMessage,
+  nexthopMessage,
   NAMESPACE_ID,
   namespaceIdMessage,
   ROUTE,
@@ -174,6 +177,12 @@ const families: [
     plain(ROUTE),
   ],
   [
+    'next hop',
+    nexthopMessage,
+    fc.record({ nh_family: u8, nh_scope: u8, nh_protocol: u8, nh_flags: u32 }),
+    plain(NEXTHOP),
+  ],
+  [
     'neighbour',
     neighbourMessage,
     fc.record({ ndm_family: u8, ndm_ifindex: i32, ndm_state: u16, ndm_flags: u8, ndm_type: u8 }),
@@ -239,7 +248,7 @@ describe('values that no message can hold', () => {
 });
 
 describe('bad bytes', () => {
-  const parsers = [parseLink, parseAddress, parseRoute, parseNeighbour];
+  const parsers = [parseLink, parseAddress, parseRoute, parseNexthop, parseNeighbour];
 
   /** Every decoder reads the bytes or refuses them. */
   function harmless(body: Buffer): void {

@@ -613,10 +613,7 @@ export class Bridges {
     if (uplink === undefined) return;
     refuseAsUplink(kernel, uplink, nic, { name: bridge, index: link.index });
     applied.noteUplink(nic.name, { up: nic.up });
-    kernel.links.set(nic, {
-      ...(nic.master !== link.index && { master: link.index }),
-      up: true,
-    });
+    becomePort(kernel, nic, link);
     if (nic.master !== link.index) {
       log.info({ bridge, uplink: nic.name }, 'uplink taken into the bridge');
     }
@@ -789,6 +786,19 @@ function settingOf(bridge: string, name: string): string[] {
 function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
   kernel.links.set(link, { mtu: mtu === LEAST_MTU ? mtu + 1 : mtu - 1 });
   kernel.links.set(link, { mtu });
+}
+
+/** DEVICE_BUSY: a device stands on the NIC that this host does not see, in a namespace without a number here. */
+function becomePort({ links }: Kernel, nic: Link, bridge: Link): void {
+  try {
+    links.set(nic, { ...(nic.master !== bridge.index && { master: bridge.index }), up: true });
+  } catch (error) {
+    if (!isKernelError(error, 'EBUSY')) throw error;
+    throw new VoltError('DEVICE_BUSY', `uplink: ${nic.name} carries a macvlan or the like`, {
+      details: { path: 'uplink.device', device: nic.name },
+      cause: error,
+    });
+  }
 }
 
 function addAddress(kernel: Kernel, { index: ifindex }: Link, text: string): void {

@@ -9,12 +9,19 @@ import { isMadeByAgent } from '../ownership.ts';
 const MAIN_TABLE = 254;
 const DEFAULT_MTU = 1500;
 
+/**
+ * Kinds of devices that take all frames of the device that they stand on, as a bridge does: the kernel lets one of them
+ * have it (rx_handler). VLANs are none of them: they get their frames first, and work on a port.
+ */
+const TAKING: ReadonlySet<string> = new Set(['macvlan', 'macvtap', 'ipvlan', 'ipvtap', 'macsec']);
+
 type Uplink = NonNullable<BridgeDescription['uplink']>;
 
 /**
  * Throws if a NIC cannot become a port of a bridge. UNSUPPORTED: the NIC is not an Ethernet device, is a bridge, or was
  * made by an agent; or routes of the host lead out of the NIC, and are lost when it becomes a port (`allowDefaultRoute`
- * accepts that). DEVICE_BUSY: the NIC is a port of another device.
+ * accepts that). DEVICE_BUSY: the NIC is a port of another device; or a macvlan or the like stands on it, in this
+ * namespace or in another that has a number here.
  */
 export function refuseAsUplink(
   kernel: Kernel,
@@ -32,6 +39,13 @@ export function refuseAsUplink(
     if (nic.master === bridge.index) return;
     throw refuse('DEVICE_BUSY', 'is a port of another device already');
   }
+  const above = takingDevice(kernel, nic);
+  if (above !== undefined) {
+    throw refuse(
+      'DEVICE_BUSY',
+      `carries ${above.kind} ${above.name}, and cannot be a port before that is gone`,
+    );
+  }
   if (allowDefaultRoute) return;
   const used = kernel.routes.list().find((route) => leadsOut(route, nic.index));
   if (used === undefined) return;
@@ -40,6 +54,24 @@ export function refuseAsUplink(
     `carries this host's ${nameOf(used)}, which is lost when it becomes a port of ${bridge.name}; ` +
       'set "allowDefaultRoute": true if that is wanted',
   );
+}
+
+/** A device on a NIC of this namespace that keeps the NIC from becoming a port. */
+function takingDevice({ links, namespaceIds }: Kernel, nic: Link): Link | undefined {
+  const standsOn = ({ kind = '', linkIndex }: Link): boolean =>
+    TAKING.has(kind) && linkIndex === nic.index;
+  const here = links.list().find((link) => standsOn(link) && link.linkNamespaceId === undefined);
+  if (here !== undefined) return here;
+  // There, the NIC is told by the number that this namespace has here, too.
+  const isHere = (id: number | undefined): boolean => {
+    const same = id === undefined ? null : links.getIn(id, nic.index);
+    return same?.name === nic.name && same.mac?.toString() === nic.mac?.toString();
+  };
+  for (const id of namespaceIds.list()) {
+    const there = links.listIn(id).find((link) => standsOn(link) && isHere(link.linkNamespaceId));
+    if (there !== undefined) return there;
+  }
+  return undefined;
 }
 
 /** The MTU towards other hosts: the smallest MTU of the devices that carry default routes, and 1500 at most. */
