@@ -4,10 +4,11 @@ import { isKernelError } from './errors.ts';
 import type { Namespace } from './namespace.ts';
 import type { NetlinkSocket, Request } from './netlink.ts';
 import type { Received } from './netlink-message.ts';
-import type { BRIDGE_PORT, LINK, VF_INFO } from './rtnetlink.ts';
+import type { BRIDGE, BRIDGE_PORT, LINK, VF_INFO } from './rtnetlink.ts';
 import type { Steps } from './steps.ts';
 import {
   AF_BRIDGE,
+  IFF_NOARP,
   IFF_UP,
   type LinkInfo,
   linkMessage,
@@ -80,6 +81,8 @@ export interface Link {
   };
   /** Ethernet (ARPHRD_ETHER): what a bridge takes as a port. Loopback and tunnels of IP packets are not. */
   readonly ethernet: boolean;
+  /** IFF_NOARP: it neither answers nor asks who has an address, by ARP or by neighbour discovery. */
+  readonly noArp?: true;
   /** Of a bridge with spanning tree: for so long a new port passes nothing, twice. */
   readonly forwardDelayMs?: number;
   /** Of a macvlan or macvtap: 1 private, 2 vepa, 4 bridge, 8 passthru. */
@@ -98,6 +101,7 @@ export interface Link {
 export interface LinkChange {
   readonly name?: string;
   readonly up?: boolean;
+  readonly arp?: boolean;
   readonly mtu?: number;
   readonly mac?: MacAddress;
   /** Index of a bridge; null takes the port out. */
@@ -268,10 +272,11 @@ export class Links {
   /** The request of `set`, for a batch. */
   change(link: LinkReference, change: LinkChange): Request {
     const index = indexOf(link);
-    const { name, up, mtu, mac, master, group, alias, namespace } = change;
+    const { name, up, arp, mtu, mac, master, group, alias, namespace } = change;
     const header = {
       ifi_index: index,
-      ...(up !== undefined && { ifi_flags: up ? IFF_UP : 0, ifi_change: IFF_UP }),
+      ifi_flags: (up === true ? IFF_UP : 0) | (arp === false ? IFF_NOARP : 0),
+      ifi_change: (up === undefined ? 0 : IFF_UP) | (arp === undefined ? 0 : IFF_NOARP),
     };
     const attributes: Values<typeof LINK> = {
       ...(name !== undefined && { IFLA_IFNAME: name }),
@@ -283,6 +288,13 @@ export class Links {
       ...(namespace !== undefined && { IFLA_NET_NS_FD: namespace.fd }),
     };
     return linkRequest(RTM_SETLINK, subjectOf(link), header, attributes);
+  }
+
+  /** Changes settings of a bridge itself. The kernel takes those of a kind of device with RTM_NEWLINK alone. */
+  setBridge(link: LinkReference, data: Values<typeof BRIDGE>): void {
+    const header = { ifi_index: indexOf(link) };
+    const attributes = { IFLA_LINKINFO: { kind: 'bridge', data } } as const;
+    this.#socket.request(linkRequest(RTM_NEWLINK, subjectOf(link), header, attributes));
   }
 
   /** Changes how a bridge treats one of its ports. */
@@ -427,6 +439,7 @@ export function parseLink({ body }: Received): Link {
     mtu: attributes.IFLA_MTU ?? 0,
     up: (header.ifi_flags & IFF_UP) !== 0,
     carrier,
+    ...((header.ifi_flags & IFF_NOARP) !== 0 && { noArp: true as const }),
     ethernet: header.ifi_type === ARPHRD_ETHER,
     group: attributes.IFLA_GROUP ?? 0,
     ...(info !== undefined && info.kind !== 'none' && { kind: kindName(info) }),

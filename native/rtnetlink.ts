@@ -69,6 +69,7 @@ export const AF_BRIDGE = 7;
 export const AF_INET6 = 10;
 
 export const IFF_UP = 0x1;
+export const IFF_NOARP = 0x80;
 export const RTEXT_FILTER_VF = 0x1;
 export const RTEXT_FILTER_SKIP_STATS = 0x8;
 export const IFA_F_NODAD = 0x02;
@@ -90,7 +91,7 @@ export const RT_SCOPE_LINK = 253;
 export const RT_SCOPE_HOST = 254;
 
 /** IFLA_INFO_DATA of a bridge. Times are in hundredths of a second. */
-const BRIDGE = {
+export const BRIDGE = {
   IFLA_BR_FORWARD_DELAY: u32(1),
   IFLA_BR_HELLO_TIME: u32(2),
   IFLA_BR_MAX_AGE: u32(3),
@@ -110,6 +111,7 @@ const BRIDGE = {
 
 /** Of a bridge's port: IFLA_PROTINFO in messages of AF_BRIDGE, IFLA_INFO_SLAVE_DATA in others. */
 export const BRIDGE_PORT = {
+  /** linux/if_bridge.h: 0 disabled, 1 listening, 2 learning, 3 forwarding, 4 blocking. */
   IFLA_BRPORT_STATE: u8(1),
   IFLA_BRPORT_PRIORITY: u16(2),
   IFLA_BRPORT_COST: u32(3),

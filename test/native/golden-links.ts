@@ -1,6 +1,7 @@
 import { IpAddress, MacAddress } from '#protocol/address.ts';
 import {
   AF_BRIDGE,
+  IFF_NOARP,
   IFF_UP,
   linkMessage,
   RTM_DELLINK,
@@ -51,6 +52,25 @@ export const GOLDEN_LINKS: readonly Golden[] = [
       '0700030062320000',
       '2c0012000a00010062726964676500001c00020008000100c800000008000500000000000500170000000000',
     ],
+  }),
+  golden({
+    command: 'ip link set dev br0 type bridge stp_state 0',
+    type: RTM_NEWLINK,
+    family: linkMessage,
+    header: { ifi_index: 101 },
+    attributes: { IFLA_LINKINFO: { kind: 'bridge', data: { IFLA_BR_STP_STATE: 0 } } },
+    hex: [
+      '00000000650000000000000000000000',
+      '1c0012000a00010062726964676500000c0002000800050000000000',
+    ],
+  }),
+  golden({
+    command: 'ip link set dev br0 arp on',
+    type: RTM_NEWLINK,
+    family: linkMessage,
+    header: { ifi_index: 101, ifi_change: IFF_NOARP },
+    attributes: {},
+    hex: ['00000000650000000000000080000000'],
   }),
   golden({
     command:

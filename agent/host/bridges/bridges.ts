@@ -56,10 +56,22 @@ interface Described {
   readonly facts: Facts;
 }
 
+interface Standing {
+  readonly mac?: MacAddress | undefined;
+  readonly mtu?: number | undefined;
+  readonly adopted: boolean;
+}
+
 export interface NeedsOfType extends BridgeNeeds {
   /** What the firewall has to hold for the bridge, which the agent `made` or adopted. */
   readonly facts: Facts;
 }
+
+// linux/if_bridge.h.
+const BR_STATE_DISABLED = 0;
+const BR_STATE_FORWARDING = 3;
+/** States that a port of a bridge without spanning tree stays in. */
+const SETTLED: ReadonlySet<number> = new Set([BR_STATE_DISABLED, BR_STATE_FORWARDING]);
 
 /** RFC 791; the kernel makes no bridge that carries less. */
 const LEAST_MTU = 68;
@@ -123,7 +135,9 @@ export class Bridges {
 
   /** The MTU that the bridge has, or will have. */
   mtuOf(network: Network, { link, uplink }: BridgeSnapshot): number {
-    return link?.mtu ?? network.mtu ?? uplink?.mtu ?? wayOutMtu(this.#options.kernel);
+    const description = this.describe(network);
+    if (link !== null && !isBridgeOf(link, description)) return link.mtu;
+    return description.mtu ?? link?.mtu ?? uplink?.mtu ?? wayOutMtu(this.#options.kernel);
   }
 
   /**
@@ -203,9 +217,13 @@ export class Bridges {
   resume(network: Network): void {
     const { description, facts } = this.#describe(network);
     const { link } = glance(this.#options.kernel, description);
-    if (this.#options.applied.descriptionOf(network.network) === undefined) {
+    const before = this.#options.applied.descriptionOf(network.network);
+    if (before === undefined) {
       // Of an agent that kept no account.
       this.#options.applied.put(description);
+    } else if (before.mtu === undefined && network.mtu === undefined && description.mtu) {
+      // Of one that did not note the MTU.
+      this.#options.applied.put({ ...before, mtu: description.mtu });
     }
     this.#keep(network, facts);
     if (link !== null) this.#protect(description, facts, link);
@@ -390,22 +408,23 @@ export class Bridges {
     const needs = needsOf(network);
     if (needs === undefined) throw new Error(`network ${network.network} has no bridge`);
     const { facts, ...rest } = needs;
-    const { mac = bridgeMac(host, network), adopted } = this.#standing(network);
-    return { description: describeBridge(network, { mac, adopted, needs: rest }), facts };
+    const { mac = bridgeMac(host, network), adopted, ...standing } = this.#standing(network);
+    const mtu = network.mtu ?? standing.mtu;
+    return { description: describeBridge(network, { mac, mtu, adopted, needs: rest }), facts };
   }
 
   /**
-   * What stands is kept: the MAC that a bridge of ours was made with, also when the host has another id by now, and that a
-   * bridge is somebody else's, also while it is gone.
+   * What stands is kept: MAC and MTU that a bridge of ours was made with, also when the host has another id or way out by
+   * now, and that a bridge is somebody else's, also while it is gone.
    */
-  #standing(network: Network): { readonly mac?: MacAddress; readonly adopted: boolean } {
+  #standing(network: Network): Standing {
     const { kernel, applied } = this.#options;
     const before = applied.descriptionOf(network.network);
     const isAnycast = gatewayHolder(network) === 'anycast';
     if (before?.bridge === network.bridge) {
       const mac = MacAddress.parse(before.mac);
       const own = isAnycast || mac.equals(anycastMac(network)) ? {} : { mac };
-      return { ...own, adopted: before.adopted === true };
+      return { ...own, mtu: before.mtu, adopted: before.adopted === true };
     }
     const link = kernel.links.get(network.bridge);
     if (link === null) return { adopted: false };
@@ -414,7 +433,10 @@ export class Bridges {
     const isOurs = isMadeByAgent(link) && (tag === undefined || tag === network.network);
     if (!isOurs) return { adopted: tag === undefined && !isMadeByAgent(link) };
     const isOther = !isAnycast && link.mac?.equals(anycastMac(network)) === false;
-    return { adopted: false, ...(isOther && { mac: link.mac }) };
+    return {
+      ...{ adopted: false, mtu: tag === undefined ? undefined : link.mtu },
+      ...(isOther && { mac: link.mac }),
+    };
   }
 
   /** An adopted bridge that its owner has deleted. Where nobody is attached any more, the network begins anew. */
@@ -473,8 +495,11 @@ export class Bridges {
 
   #apply(description: BridgeDescription, facts: Facts | undefined, found: Link | null): Link {
     const { kernel, applied } = this.#options;
-    if (found === null && !this.#renamedBack(description) && !this.#make(description)) {
-      applied.put(asMadeBy(kernel.links.get(description.bridge), description));
+    if (found === null && !this.#renamedBack(description)) {
+      const made = this.#withMtu(description);
+      applied.put(made);
+      if (!this.#make(made))
+        applied.put(asMadeBy(kernel.links.get(description.bridge), description));
     }
     const now = applied.descriptionOf(description.network) ?? description;
     return this.#repair(now, facts, look(kernel, now));
@@ -489,6 +514,15 @@ export class Bridges {
     links.set(link, { name });
     this.#options.log.warn({ bridge: name, name: link.name }, 'bridge has its name again');
     return true;
+  }
+
+  /** With the MTU that the bridge is going to be made with. */
+  #withMtu(description: BridgeDescription): BridgeDescription {
+    const { kernel } = this.#options;
+    const { mtu, uplink } = description;
+    if (mtu !== undefined) return description;
+    const nic = uplink === undefined ? null : kernel.links.get(uplink.device);
+    return { ...description, mtu: nic?.mtu ?? wayOutMtu(kernel) };
   }
 
   /** False where somebody, networkd for one, has made it between the look and the making. */
@@ -577,7 +611,13 @@ export class Bridges {
         links.set(link, { mac: MacAddress.parse(description.mac) });
         return;
       case 'bridge.mtu':
-        links.set(link, { mtu: Number(expected) });
+        this.#setMtu(description, link, Number(expected));
+        return;
+      case 'bridge.stp_state':
+        switchSpanningTreeOff(kernel, link);
+        return;
+      case 'bridge.arp':
+        links.set(link, { arp: true });
         return;
       case 'bridge.address':
         if (expected === null) removeAddress(kernel, link, String(observed));
@@ -603,6 +643,19 @@ export class Bridges {
         }
         const setting = settingOf(bridge, what.slice('bridge.'.length));
         this.#set(setting, String(expected));
+      }
+    }
+  }
+
+  /** Below 1280 the kernel takes IPv6 off a device, and gives it back with the settings of a new device. */
+  #setMtu(description: BridgeDescription, link: Link, mtu: number): void {
+    const { links } = this.#options.kernel;
+    links.set(link, { mtu });
+    if (link.settings?.['ipv6.accept_ra'] !== undefined) return;
+    const now = links.get(link.index);
+    for (const one of now === null ? [] : compareBridge(description, { link: now })) {
+      if (one.what.startsWith('bridge.ipv6.')) {
+        this.#put(description, one, { link, uplink: null });
       }
     }
   }
@@ -747,6 +800,7 @@ function isDisturbed(
   if (gone || !link.up) return true;
   const tagged = bridgeTagOf(link) !== undefined;
   if (!isMadeByAgent(link)) return tagged;
+  if (link.noArp === true || link.forwardDelayMs !== undefined) return true;
   return !tagged || link.mac !== mac || (mtu !== undefined && mtu !== link.mtu);
 }
 
@@ -786,6 +840,21 @@ function settingOf(bridge: string, name: string): string[] {
 function pinMtu(kernel: Kernel, link: Link, mtu: number): void {
   kernel.links.set(link, { mtu: mtu === LEAST_MTU ? mtu + 1 : mtu - 1 });
   kernel.links.set(link, { mtu });
+}
+
+/** Ports that came while there was spanning tree would pass nothing for up to 30 s more, by timers that go on. */
+function switchSpanningTreeOff({ links }: Kernel, bridge: Link): void {
+  links.setBridge(bridge, { IFLA_BR_STP_STATE: 0 });
+  for (const port of links.list()) {
+    const state = port.bridgePort?.IFLA_BRPORT_STATE;
+    if (port.master !== bridge.index || state === undefined || SETTLED.has(state)) continue;
+    try {
+      links.setBridgePort(port, { IFLA_BRPORT_STATE: BR_STATE_FORWARDING });
+    } catch (error) {
+      // It is down by now, or gone.
+      if (!isKernelError(error, 'ENETDOWN', 'ENODEV', 'EOPNOTSUPP', 'EINVAL')) throw error;
+    }
+  }
 }
 
 /** DEVICE_BUSY: a device stands on the NIC that this host does not see, in a namespace without a number here. */

@@ -56,6 +56,8 @@ function compareOwn(
     ...(isMadeByAgent(link) ? [] : [difference('bridge.group', DEVICE_GROUP, link.group)]),
     ...(found === mac ? [] : [difference('bridge.mac', mac, found)]),
     ...(mtu === undefined || mtu === link.mtu ? [] : [difference('bridge.mtu', mtu, link.mtu)]),
+    ...(link.forwardDelayMs === undefined ? [] : [difference('bridge.stp_state', 0, 1)]),
+    ...(link.noArp === true ? [difference('bridge.arp', true, false)] : []),
     ...compareSettings(ownSettings, link),
     ...missing('bridge.address', linkLocal === undefined ? [] : [linkLocal], addresses),
     ...missing('bridge.address', gateways, addresses),

@@ -30,7 +30,10 @@ export interface BridgeDescription extends BridgeNeeds {
   readonly bridge: string;
   /** MAC of a bridge that the agent makes. It is fixed: otherwise the bridge would take the lowest MAC of its ports. */
   readonly mac: string;
-  /** Absent: the bridge is made with the MTU of its uplink or, without one, of the way out. */
+  /**
+   * The network's, or that which a bridge of the agent's own was made with: of its uplink or, without one, of the way out.
+   * Absent while there is no such bridge.
+   */
   readonly mtu?: number | undefined;
   /** `10.42.0.0/24`. */
   readonly subnets: readonly string[];
@@ -55,10 +58,15 @@ export function describeBridge(
   {
     mac,
     adopted,
+    mtu,
     needs,
-  }: { readonly mac: MacAddress; readonly adopted: boolean; readonly needs: BridgeNeeds },
+  }: Pick<BridgeDescription, 'mtu'> & {
+    readonly mac: MacAddress;
+    readonly adopted: boolean;
+    readonly needs: BridgeNeeds;
+  },
 ): BridgeDescription {
-  const { uplink, mtu } = network;
+  const { uplink } = network;
   const holder = gatewayHolder(network);
   const addresses = gatewayAddresses(network).map(String);
   return {

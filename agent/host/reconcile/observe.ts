@@ -27,6 +27,8 @@ export type SeenLink = Pick<
   | 'alias'
   | 'settings'
   | 'bridgePort'
+  | 'forwardDelayMs'
+  | 'noArp'
 > & { readonly mac?: string };
 
 /** What is there, as far as it was looked at. */

@@ -119,6 +119,10 @@ describe.each(NETS)('a $type network', (network) => {
       ['bridge.up', 'link set br0 down'],
       ['bridge.mac', 'link set br0 address 02:00:00:00:00:99'],
       ['bridge.mtu', 'link set br0 mtu 1300'],
+      // Takes IPv6 away, with addresses and settings.
+      ['bridge.mtu', 'link set br0 mtu 1200'],
+      ['bridge.stp_state', 'link set br0 type bridge stp_state 1'],
+      ['bridge.arp', 'link set br0 arp off'],
       ['bridge.group', 'link set br0 group 0'],
       ['bridge.alias', 'link set br0 alias other'],
       ['bridge', 'link delete br0'],
@@ -196,6 +200,66 @@ describe.each(NETS)('a $type network', (network) => {
     inUse.clear();
     bridges.revise(new Map(), [], new Set());
     expect(host()).toEqual(before);
+  });
+});
+
+describe('a network without an MTU', () => {
+  const [, given] = NETS;
+  if (given === undefined) throw new Error('no network');
+  const { mtu: _, ...network } = given;
+  const mtuNow = (): unknown => ip('link', 'show', 'br0')[0]?.['mtu'];
+
+  test('keeps the MTU that its bridge was made with, also when that is made again', () => {
+    run('link set nic0 up');
+    run('addr add 192.0.2.1/24 dev nic0');
+    run('route add default via 192.0.2.2');
+    const bridges = agent();
+    attach(bridges, network);
+    expect(mtuNow()).toBe(1450);
+    // The next one is no port of anything; the way out is another by now.
+    run('link set nic0 mtu 1420');
+    for (const how of ['link set br0 mtu 1000', 'link delete br0']) {
+      run(how);
+      expect(compare(bridges)).toHaveLength(1);
+      bridges.repair('br0');
+      expect(compare(bridges)).toEqual([]);
+      expect(mtuNow()).toBe(1450);
+    }
+    run('link set br0 mtu 1000');
+    expect(bridges.mtuOf(network, bridges.look(network))).toBe(1450);
+    attach(bridges, network);
+    expect(mtuNow()).toBe(1450);
+    bridges.remove('br0');
+    attach(bridges, network);
+    expect(mtuNow()).toBe(1420);
+  });
+
+  test('has it from the bridge that an agent without an account has left', () => {
+    attach(agent(), network);
+    const bridges = agent();
+    bridges.resume(network);
+    run('link set br0 mtu 1000');
+    bridges.repair('br0');
+    expect(mtuNow()).toBe(1500);
+  });
+
+  test('has its bridge keep the MTU when it loses its own', () => {
+    const bridges = agent();
+    attach(bridges, given);
+    bridges.ensureAll(network);
+    expect([mtuNow(), compare(bridges)]).toEqual([1400, []]);
+    run('link set br0 mtu 1300');
+    bridges.repair('br0');
+    expect(mtuNow()).toBe(1400);
+  });
+
+  test('leaves the MTU of a bridge that was there, whatever it gets', () => {
+    run('link add br0 address 02:00:00:00:00:33 type bridge');
+    const bridges = agent();
+    attach(bridges, network);
+    run('link set br0 mtu 1300');
+    bridges.repair('br0');
+    expect([mtuNow(), bridges.mtuOf(network, bridges.look(network))]).toEqual([1300, 1300]);
   });
 });
 

@@ -17,6 +17,14 @@ const addressesOf = (device: string): string[] =>
     .flatMap(({ addr_info: all }) => all)
     .map(({ local, prefixlen }) => `${local}/${prefixlen}`);
 
+/** What an agent has made of a bridge. */
+function lookOf(device: string): unknown {
+  const { linkinfo, flags, ...row } = only(ip('-d', 'link', 'show', device));
+  const { info_data: made } = linkinfo as { info_data: Record<string, unknown> };
+  const kept = ['UP', 'NOARP'].map((flag) => flags.includes(flag));
+  return [row['address'], row['ifalias'], row['mtu'], made['stp_state'], ...kept];
+}
+
 const NET = {
   subnet: '10.71.0.0/24',
   gateway: '10.71.0.1',
@@ -70,24 +78,37 @@ describe.each(['bridged', 'host-only'] as const)('a %s network', (type) => {
     ['loses its gateway of IPv6', (bridge: string) => `addr del fd71::1/64 dev ${bridge}`],
     ['gets another MAC', (bridge: string) => `link set ${bridge} address 02:00:00:00:00:77`],
     ['loses its alias', (bridge: string) => `link set ${bridge} alias other`],
+    ['gets another MTU', (bridge: string) => `link set ${bridge} mtu 1400`],
+    ['gets an MTU without IPv6', (bridge: string) => `link set ${bridge} mtu 1000`],
+    ['gets spanning tree', (bridge: string) => `link set ${bridge} type bridge stp_state 1`],
+    ['is told to answer no ARP', (bridge: string) => `link set ${bridge} arp off`],
     ['is deleted', (bridge: string) => `link del ${bridge}`],
   ])('its bridge %s and is right again, with its workload on it', async (_what, command) => {
     await stack.client.putNetwork({ ...NET, network, type });
     const { device } = await attach('one');
-    const before = only(ip('link', 'show', network));
+    const before = lookOf(network);
     run(command(network));
     await until('the bridge is right', async () => {
-      const now = only(ip('link', 'show', network));
-      expect([now['address'], now['ifalias'], now.flags.includes('UP')]).toEqual([
-        before['address'],
-        before['ifalias'],
-        true,
-      ]);
+      expect(lookOf(network)).toEqual(before);
       expect(addressesOf(network)).toEqual(expect.arrayContaining(GATEWAYS));
       expect(only(ip('link', 'show', device?.name ?? ''))['master']).toBe(network);
       return inSync();
     });
     await detach('one');
+    await stack.client.deleteNetwork(network);
+  });
+
+  test('a port that comes while its bridge has spanning tree passes frames at once', async () => {
+    await stack.client.putNetwork({ ...NET, network, type });
+    await attach('one');
+    run(`link set ${network} type bridge stp_state 1`);
+    await attachContainer('late');
+    execFileSync('ip', 'netns exec late ping -c 1 -W 5 10.71.0.1'.split(' '));
+    execFileSync('ip', 'netns exec late ping -6 -c 1 -W 5 fd71::1'.split(' '));
+    await until('all agree', inSync);
+    await detach('one');
+    await detach('late');
+    removeNamespace('late');
     await stack.client.deleteNetwork(network);
   });
 
