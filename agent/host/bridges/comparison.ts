@@ -97,7 +97,7 @@ function compareSettings(expected: LinkSettings, { settings = {} }: Link): Bridg
 
 function compareUplink(
   { uplink, bridge }: BridgeDescription,
-  { uplink: found }: BridgeSnapshot,
+  { uplink: found, uplinkMaster }: BridgeSnapshot,
   link: Link,
 ): BridgeDifference[] {
   if (uplink === undefined || found === undefined) return [];
@@ -107,7 +107,7 @@ function compareUplink(
   return [
     ...(found.master === link.index
       ? []
-      : [difference('uplink.bridge', bridge, found.master ?? null)]),
+      : [difference('uplink.bridge', bridge, uplinkMaster ?? found.master ?? null)]),
     ...(found.up ? [] : [difference('uplink.up', true, false)]),
   ];
 }

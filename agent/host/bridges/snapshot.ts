@@ -16,6 +16,8 @@ export interface BridgeSnapshot {
   readonly link: Link | null;
   /** The device that the network names as uplink; null if there is no such device. */
   readonly uplink?: Link | null;
+  /** Name of the device that the uplink is a port of, where that is not this bridge. */
+  readonly uplinkMaster?: string;
   /** Addresses of the bridge: `10.42.0.1/24`. */
   readonly addresses?: readonly string[];
   /** Who has switched on the host's forwarding, by family. A family that the kernel does not have is missing. */
@@ -27,10 +29,12 @@ export interface BridgeSnapshot {
 /** Reads the bridge, and the uplink if there is one, with one netlink request each: what an attach needs. */
 export function glance(kernel: Kernel, { bridge, uplink }: BridgeDescription): BridgeSnapshot {
   const { links } = kernel;
-  return {
-    link: links.get(bridge),
-    ...(uplink !== undefined && { uplink: links.get(uplink.device) }),
-  };
+  const link = links.get(bridge);
+  if (uplink === undefined) return { link };
+  const nic = links.get(uplink.device);
+  const { master } = nic ?? {};
+  const other = master === undefined || master === link?.index ? null : links.nameOf(master);
+  return { link, uplink: nic, ...(other !== null && { uplinkMaster: other }) };
 }
 
 /** Reads all of a network's objects. */

@@ -37,7 +37,8 @@ export function refuseAsUplink(
   if (isMadeByAgent(nic)) throw refuse('UNSUPPORTED', 'is a device that an agent made');
   if (nic.master !== undefined) {
     if (nic.master === bridge.index) return;
-    throw refuse('DEVICE_BUSY', 'is a port of another device already');
+    const other = kernel.links.nameOf(nic.master) ?? 'another device';
+    throw refuse('DEVICE_BUSY', `is a port of ${other} already`);
   }
   const above = takingDevice(kernel, nic);
   if (above !== undefined) {

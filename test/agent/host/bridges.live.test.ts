@@ -263,6 +263,18 @@ describe('a network without an MTU', () => {
   });
 });
 
+test('an uplink that is a port of another bridge is told by the name of that bridge', () => {
+  const [network] = NETS;
+  if (network === undefined) throw new Error('no network');
+  const bridges = agent();
+  attach(bridges, network);
+  run('link add other0 type bridge');
+  run('link set nic0 master other0');
+  expect(compare(bridges).flatMap(({ differences }) => differences)).toEqual([
+    { what: 'uplink.bridge', expected: 'br0', observed: 'other0', repairable: true },
+  ]);
+});
+
 test('a bridge that another agent is making keeps the MAC that it was made with', () => {
   const [, network] = NETS;
   if (network === undefined) throw new Error('no network');
