@@ -693,6 +693,11 @@ export class Bridges {
       before.forwards.filter((family) => !this.#forwards(family, before, after)),
     );
     if (!leaves) {
+      // It was made of the MAC that the bridge had then, which is another host's too where the gateway is anycast.
+      const stale = before.mac === after.mac ? undefined : before.linkLocal;
+      if (stale !== undefined && link !== null && isBridgeOf(link, before)) {
+        removeAddress(kernel, link, stale);
+      }
       for (const to of before.localRoutes) {
         if (link !== null && !after.localRoutes.includes(to))
           removeLocalRoute(kernel, to, link.index);

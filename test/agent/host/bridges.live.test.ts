@@ -275,6 +275,28 @@ test('an uplink that is a port of another bridge is told by the name of that bri
   ]);
 });
 
+test.each(['router', 'anycast'] as const)(
+  'the link-local address of another gateway mode goes when the mode is %s, and no other does',
+  (gatewayMode) => {
+    const [given] = NETS;
+    if (given === undefined) throw new Error('no network');
+    const others = gatewayMode === 'router' ? 'anycast' : 'router';
+    const bridges = agent();
+    attach(bridges, { ...given, gatewayMode: others });
+    const { linkLocal: before } = bridges.describe({ ...given, gatewayMode: others });
+    run('addr add fe80::99/64 dev br0 nodad');
+    bridges.ensureAll({ ...given, gatewayMode });
+    const { linkLocal: after } = bridges.describe({ ...given, gatewayMode });
+    const held = ip('addr', 'show', 'br0')
+      .flatMap(({ addr_info: all }) => all)
+      .map(({ local, prefixlen }) => `${local}/${prefixlen}`)
+      .filter((one) => one.startsWith('fe80'));
+    expect(held.toSorted()).toEqual(['fe80::99/64', after].toSorted());
+    expect(after).not.toBe(before);
+    expect(compare(bridges)).toEqual([]);
+  },
+);
+
 test('a bridge that another agent is making keeps the MAC that it was made with', () => {
   const [, network] = NETS;
   if (network === undefined) throw new Error('no network');
