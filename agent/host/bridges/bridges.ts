@@ -592,7 +592,7 @@ export class Bridges {
     { what, expected, observed }: BridgeDifference,
     { link, uplink }: { readonly link: Link; readonly uplink: Link | null },
   ): void {
-    const { kernel } = this.#options;
+    const { kernel, applied, forwarding } = this.#options;
     const { network, bridge } = description;
     const { links } = kernel;
     switch (what) {
@@ -626,9 +626,12 @@ export class Bridges {
       case 'bridge.route':
         addLocalRoute(kernel, String(expected), link.index);
         return;
-      case 'bridge.ipv6.forwarding':
-        this.#options.forwarding.makeRouter(bridge);
+      case 'bridge.ipv6.forwarding': {
+        const path = settingOf(bridge, 'ipv6.forwarding').join('/');
+        applied.noteSetting(path, { found: String(observed), set: String(expected) });
+        forwarding.makeRouter(bridge);
         return;
+      }
       case 'bridge.up':
         links.set(link, { up: true });
         return;
@@ -638,7 +641,7 @@ export class Bridges {
         return;
       default: {
         if (what.startsWith('sysctl ')) {
-          this.#options.forwarding.switchOn(description.forwards);
+          forwarding.switchOn(description.forwards);
           return;
         }
         const setting = settingOf(bridge, what.slice('bridge.'.length));
@@ -702,23 +705,24 @@ export class Bridges {
         if (link !== null && !after.localRoutes.includes(to))
           removeLocalRoute(kernel, to, link.index);
       }
-      const unset = Object.keys(before.bridgeSettings).filter(
-        (name) => !Object.hasOwn(after.bridgeSettings, name),
-      );
-      for (const name of unset)
-        this.#unset(settingOf(before.bridge, name), before.adopted === true);
+      this.#restoreAll(before, settingNames(after));
       return;
     }
     firewall.remove(`bridge:${before.bridge}`);
-    if (link === null || link.kind !== 'bridge') return;
-    if (isBridgeOf(link, before)) {
+    if (link !== null && link.kind !== 'bridge') return;
+    if (link !== null && isBridgeOf(link, before)) {
       kernel.links.delete(link);
       log.info({ bridge: link.name, network: before.network }, 'bridge removed');
-      return;
+    } else if (link !== null) {
+      for (const to of before.localRoutes) removeLocalRoute(kernel, to, link.index);
     }
-    for (const to of before.localRoutes) removeLocalRoute(kernel, to, link.index);
-    for (const name of Object.keys(before.bridgeSettings)) {
-      this.#restore(settingOf(before.bridge, name));
+    this.#restoreAll(before, []);
+  }
+
+  /** Restores the settings of a bridge but those that are `kept`; of a bridge that is gone, forgets them. */
+  #restoreAll(before: BridgeDescription, kept: readonly string[]): void {
+    for (const name of settingNames(before)) {
+      if (!kept.includes(name)) this.#restore(settingOf(before.bridge, name));
     }
   }
 
@@ -734,12 +738,6 @@ export class Bridges {
     return [...others, ...(after === undefined ? [] : [after])].some(({ forwards }) =>
       forwards.includes(family),
     );
-  }
-
-  /** A setting that a network of this bridge does not need any more. */
-  #unset(path: readonly string[], adopted: boolean): void {
-    if (adopted) this.#restore(path);
-    else if (readIfThere(path) !== undefined) writeSysctl(path, '0');
   }
 
   /** Gives a setting the value that was found, unless somebody has changed it since. */
@@ -833,6 +831,9 @@ function asMadeBy(link: Link | null, described: BridgeDescription): BridgeDescri
     ...(linkLocal !== undefined && { linkLocal: `${link.mac.linkLocal().toString()}/64` }),
   };
 }
+
+const settingNames = ({ bridgeSettings, ownSettings }: BridgeDescription): string[] =>
+  Object.keys({ ...bridgeSettings, ...ownSettings });
 
 /** `ipv4.route_localnet` of a bridge, as components below `/proc/sys`. */
 function settingOf(bridge: string, name: string): string[] {

@@ -15,11 +15,11 @@ export interface BridgeNeeds {
   readonly localRoutes: readonly string[];
 }
 
-/** Needs of a network whose workloads use this host as a router. The host ignores advertisements of other routers. */
+/** Needs of a network whose workloads use this host as a router. */
 export const routerNeeds = ({
   ipv6,
 }: Pick<Network, 'ipv6'>): Pick<BridgeNeeds, 'bridgeSettings' | 'forwards'> => ({
-  bridgeSettings: ipv6 === undefined ? {} : { 'ipv6.forwarding': 1 },
+  bridgeSettings: {},
   forwards: ipv6 === undefined ? [4] : [4, 6],
 });
 export const NO_ROUTER = { bridgeSettings: {}, forwards: [] } as const;
@@ -81,10 +81,13 @@ export function describeBridge(
     undecided: holder === 'undecided' ? addresses : [],
     ...(network.ipv6 !== undefined && { linkLocal: `${mac.linkLocal().toString()}/64` }),
     // New devices may have IPv6 switched off (`default.disable_ipv6`), but a gateway needs IPv6 addresses. The host
-    // must not take routes from router advertisements of workloads.
+    // must not take routes from router advertisements of workloads. Where it routes for them it says so to its
+    // neighbours, but not on an adopted bridge: packets are forwarded without, and the host itself may have its address
+    // and route by advertisements there, which a router ignores.
     ownSettings: {
       ...(network.ipv6 !== undefined && { 'ipv6.disable_ipv6': 0 }),
       'ipv6.accept_ra': 0,
+      ...(needs.forwards.includes(6) && { 'ipv6.forwarding': 1 }),
     },
     ...(uplink !== undefined && {
       uplink: { device: uplink.device, allowDefaultRoute: uplink.allowDefaultRoute === true },

@@ -110,10 +110,9 @@ export class HostOnly implements NetworkType {
  * 127.0.0.1. These replies come in by the bridge.
  */
 export const hostOnlyNeeds = (network: Network): NeedsOfType => {
-  const needs = routerNeeds(network);
   return {
-    ...needs,
-    bridgeSettings: { ...needs.bridgeSettings, 'ipv4.route_localnet': 1 },
+    ...routerNeeds(network),
+    bridgeSettings: { 'ipv4.route_localnet': 1 },
     localRoutes: network.ipv6 === undefined ? [] : ['::1/128'],
     facts: () => [
       ...hostOnlyFacts(network),

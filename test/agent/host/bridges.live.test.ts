@@ -139,10 +139,10 @@ describe.each(NETS)('a $type network', (network) => {
         const file = `/proc/sys/net/${family}/conf/br0/${key}`;
         return [`bridge.${name}`, () => writeFileSync(file, '0')];
       }),
-      ...Object.keys({ ...description.ownSettings }).map((name): [string, () => void] => {
+      ...Object.entries(description.ownSettings).map(([name, value]): [string, () => void] => {
         const [family, key] = name.split('.');
         const file = `/proc/sys/net/${family}/conf/br0/${key}`;
-        return [`bridge.${name}`, () => writeFileSync(file, '1')];
+        return [`bridge.${name}`, () => writeFileSync(file, value === 0 ? '1' : '0')];
       }),
       ...description.forwards.map((family): [string, () => void] => [
         `sysctl ${SWITCHES[family].join('.')}`,
@@ -415,6 +415,39 @@ test('a setting that somebody has changed since is left', () => {
   inUse.clear();
   bridges.revise(new Map(), [], new Set());
   expect(readFileSync('/proc/sys/net/ipv4/ip_forward', 'utf8').trim()).toBe('1');
+});
+
+describe('settings of a bridge', () => {
+  const [, network] = NETS;
+  if (network === undefined) throw new Error('no network');
+  const PATHS = ['ipv4/conf/br0/route_localnet', 'ipv6/conf/br0/forwarding'] as const;
+  const settings = (): string[] =>
+    PATHS.map((path) => readFileSync(`/proc/sys/net/${path}`, 'utf8').trim());
+  const detach = (bridges: Bridges, ...networks: Network[]): void => {
+    inUse.clear();
+    bridges.revise(new Map(networks.map((one) => [one.network, one])), [], new Set());
+  };
+
+  test('one of ours that routes no more is no router', () => {
+    const bridges = agent();
+    attach(bridges, network);
+    expect(settings()).toEqual(['1', '1']);
+    const { nat: _, ...rest } = network;
+    detach(bridges, { ...rest, type: 'bridged' });
+    expect(settings()).toEqual(['0', '0']);
+    expect(compare(bridges)).toEqual([]);
+  });
+
+  test('those of one that is gone are not given to another of its name', () => {
+    const bridges = agent();
+    attach(bridges, network);
+    detach(bridges);
+    run('link add br0 address 02:00:00:00:00:33 type bridge');
+    for (const path of PATHS) writeFileSync(`/proc/sys/net/${path}`, '1');
+    attach(bridges, network);
+    detach(bridges);
+    expect(settings()).toEqual(['1', '1']);
+  });
 });
 
 describe('what the host has in the way', () => {
