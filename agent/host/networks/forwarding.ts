@@ -14,6 +14,8 @@ export type Family = 4 | 6;
 export const IPV4_FORWARDING = ['net', 'ipv4', 'ip_forward'];
 export const IPV6_FORWARDING = ['net', 'ipv6', 'conf', 'all', 'forwarding'];
 
+const ACCEPT_REDIRECTS = ['net', 'ipv4', 'conf', 'all', 'accept_redirects'];
+
 const FAMILIES = [4, 6] as const;
 export const SWITCHES = { 4: IPV4_FORWARDING, 6: IPV6_FORWARDING } as const;
 
@@ -23,7 +25,6 @@ export const SWITCHES = { 4: IPV4_FORWARDING, 6: IPV6_FORWARDING } as const;
  * operator who writes 1 takes over, and a reboot forgets both.
  */
 const SWITCHED_BY_AGENT = '2';
-const SWITCHED_BY_OPERATOR = '1';
 
 const OWNER = 'forwarding';
 /** Delay between an event and the look at the switches: each new device causes events, too. */
@@ -74,11 +75,14 @@ export class Forwarding implements Disposable {
 
   /** Makes the host forward these families. Each setting that this changes is logged. */
   switchOn(families: readonly Family[]): void {
-    if (families.includes(4) && forwardingSwitch(4) === 'nobody') this.#switchOn4();
-    if (families.includes(6) && forwardingSwitch(6) === 'nobody') this.#switchOn6();
+    for (const family of families) {
+      if (forwardingSwitch(family) !== 'nobody') continue;
+      this.#closeAlso(family);
+      this.#write(family, SWITCHED_BY_AGENT);
+    }
   }
 
-  /** Makes the host a router on one bridge: it then ignores router advertisements of workloads. */
+  /** Makes the host a router on a bridge of the agent's own: it then ignores router advertisements of workloads. */
   makeRouter(bridge: string): void {
     this.#keepingRoutes(() => this.#set(ofDevice(6, bridge), '1'));
   }
@@ -86,14 +90,7 @@ export class Forwarding implements Disposable {
   /** Switches off what `switchOn` has switched on. What an operator has switched on stays. */
   switchOff(families: readonly Family[] = FAMILIES): void {
     for (const family of families) {
-      if (forwardingSwitch(family) !== 'agent') continue;
-      const kept = this.#kernel.links
-        .list()
-        .filter(isOfHost)
-        .map(({ name }) => ofDevice(family, name))
-        .filter((path) => readIfThere(path) === SWITCHED_BY_OPERATOR);
-      this.#set(SWITCHES[family], '0');
-      for (const path of kept) writeIfThere(path, SWITCHED_BY_OPERATOR);
+      if (forwardingSwitch(family) === 'agent') this.#write(family, '0');
     }
     this.#revise();
   }
@@ -124,35 +121,19 @@ export class Forwarding implements Disposable {
     this.#close(FAMILIES.filter((one) => one === family || forwardingSwitch(one) === 'agent'));
   }
 
-  /** The switch overwrites the setting of every device; devices whose setting means something get it back. */
-  #switchOn4(): void {
-    const opened = openedByOperator(this.#kernel);
-    const macvtaps = this.#kernel.links.list().filter(isOwnMacvtap);
-    this.#closeAlso(4);
-    this.#set(IPV4_FORWARDING, SWITCHED_BY_AGENT);
-    for (const name of opened) writeIfThere(ofDevice(4, name), SWITCHED_BY_OPERATOR);
-    // While no guest holds a macvtap, the kernel gives its packets to the host, which must not forward them.
-    for (const { name } of macvtaps) writeIfThere(ofDevice(4, name), '0');
-  }
-
   /**
-   * IPv6 is forwarded by the whole host or not at all. The setting of a device, which the switch overwrites, too, says
-   * whether the host is a router there and so ignores router advertisements. Devices, and the default for new ones, get
-   * their setting back: otherwise the host would lose its own routes.
+   * Writes a switch. The kernel overwrites other settings with it, which get back what was found there: the forwarding of
+   * each device and the default for new ones, and with IPv4 `all.accept_redirects`, which a hardened host has switched off.
    */
-  #switchOn6(): void {
-    const devices = this.#kernel.links.list().filter(isOfHost);
-    const found = ['default', ...devices.map(({ name }) => name)].map((name) => ({
-      name,
-      value: readIfThere(ofDevice(6, name)),
-    }));
-    this.#closeAlso(6);
-    this.#keepingRoutes(() => {
-      this.#set(IPV6_FORWARDING, SWITCHED_BY_AGENT);
-      for (const { name, value } of found) {
-        if (value !== undefined) writeIfThere(ofDevice(6, name), value);
-      }
-    });
+  #write(family: Family, value: string): void {
+    const links = this.#kernel.links.list();
+    const beside = family === 4 ? besideSwitch4(links) : besideSwitch6(links);
+    const write = (): void => {
+      this.#set(SWITCHES[family], value);
+      for (const [path, before] of beside) writeIfThere(path, before);
+    };
+    if (family === 4) write();
+    else this.#keepingRoutes(write);
   }
 
   /**
@@ -187,6 +168,37 @@ const acceptRa = (name: string): string[] => ['net', 'ipv6', 'conf', name, 'acce
 /** Devices with a setting of their own: not the ports of workloads, of which there may be thousands. */
 const isOfHost = (link: Link): boolean => !isMadeByAgent(link) || link.kind === 'bridge';
 const isOwnMacvtap = (link: Link): boolean => isMadeByAgent(link) && link.kind === 'macvtap';
+
+/** Settings that the kernel overwrites with a switch, and their values now. */
+type Beside = (readonly [path: readonly string[], value: string])[];
+
+/**
+ * inet_forward_change (net/ipv4/devinet.c). IPv4 is forwarded from each device whose own setting says so. A 0 there is not
+ * kept: the switch is for all devices, and for those that come later. That of an own macvtap is: while no guest holds it,
+ * the kernel gives its packets to the host, which must not forward them.
+ */
+const besideSwitch4 = (links: readonly Link[]): Beside => [
+  ...found([ACCEPT_REDIRECTS, ...links.filter(isOwnMacvtap).map(({ name }) => ofDevice(4, name))]),
+  ...found(hostSettings(4, links)).filter(([, value]) => value !== '0'),
+];
+
+/**
+ * addrconf_fixup_forwarding (net/ipv6/addrconf.c). IPv6 is forwarded by the whole host or not at all. The setting of a
+ * device says whether the host is a router there and so ignores router advertisements: it would lose its own routes.
+ */
+const besideSwitch6 = (links: readonly Link[]): Beside => found(hostSettings(6, links));
+
+const hostSettings = (family: Family, links: readonly Link[]): string[][] =>
+  ['default', ...links.filter(isOfHost).map(({ name }) => name)].map((name) =>
+    ofDevice(family, name),
+  );
+
+/** Without those that have the value of the switch: the kernel has set them with it. */
+const found = (paths: readonly (readonly string[])[]): Beside =>
+  paths.flatMap((path) => {
+    const value = readIfThere(path);
+    return value === undefined || value === SWITCHED_BY_AGENT ? [] : [[path, value] as const];
+  });
 
 /** Devices for which an operator has switched IPv4 forwarding on, one by one. */
 const openedByOperator = ({ links }: Kernel): string[] =>
