@@ -206,6 +206,7 @@ export class Agent {
       devices: this.#hostNetwork.devices,
       bridges: this.#hostNetwork.bridges,
       firewall: this.#hostNetwork.firewall,
+      forwarding: this.#hostNetwork.forwarding,
       locks,
       detaches,
       hostLeases,

@@ -116,6 +116,7 @@ export class ModelKernel {
         repair: () => {},
         disturbedBy: () => [],
         networksOn: () => [],
+        networksForwarding: () => [],
       },
       ownAddresses: () => new Map(),
       dryRuns: { dryRun: async () => [], close: async () => {} },
@@ -131,7 +132,12 @@ export class ModelKernel {
         problem: undefined,
         [Symbol.dispose]: () => {},
       },
-      forwarding: { start: () => {}, switchOff: () => {}, [Symbol.dispose]: () => {} },
+      forwarding: {
+        start: () => {},
+        switchOff: () => {},
+        onSwitchedOff: () => {},
+        [Symbol.dispose]: () => {},
+      },
       devices: {
         observe: () => observe(true),
         lookUp: () => observe(false),

@@ -363,6 +363,13 @@ export class Bridges {
       .map(({ network }) => network);
   }
 
+  /** The networks that need the host to forward one of these families. */
+  networksForwarding(families: readonly (4 | 6)[]): string[] {
+    return this.#options.applied.descriptions
+      .filter(({ forwards }) => forwards.some((family) => families.includes(family)))
+      .map(({ network }) => network);
+  }
+
   /** Takes networks off this host that nobody is attached to; answers which. */
   clean(): string[] {
     const used = this.#options.inUse();

@@ -51,6 +51,7 @@ export class Forwarding implements Disposable {
   readonly #log: Log;
   #watch: Disposable | undefined;
   #look: NodeJS.Timeout | undefined;
+  #tellSwitchedOff: ((families: readonly Family[]) => void) | undefined;
   /** The families for which the firewall has such a rule. */
   #closed: readonly Family[] = [];
 
@@ -67,10 +68,17 @@ export class Forwarding implements Disposable {
       this.#look ??= setTimeout(() => {
         this.#look = undefined;
         this.#revise();
+        const off = FAMILIES.filter((family) => forwardingSwitch(family) === 'nobody');
+        if (off.length > 0) this.#tellSwitchedOff?.(off);
       }, LOOK_MS).unref();
     };
     const groups = [RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF];
     this.#watch ??= subscribe(groups, { onMessage: look, onOverrun: look });
+  }
+
+  /** Calls `tell` after each change of forwarding settings that leaves switches of these families off. */
+  onSwitchedOff(tell: (families: readonly Family[]) => void): void {
+    this.#tellSwitchedOff = tell;
   }
 
   /** Makes the host forward these families. Each setting that this changes is logged. */

@@ -32,7 +32,10 @@ export interface HostNetwork {
     Firewall,
     'start' | 'restore' | 'unload' | 'onRestored' | 'problem' | typeof Symbol.dispose
   >;
-  readonly forwarding: Pick<Forwarding, 'start' | 'switchOff' | typeof Symbol.dispose>;
+  readonly forwarding: Pick<
+    Forwarding,
+    'start' | 'switchOff' | 'onSwitchedOff' | typeof Symbol.dispose
+  >;
   /**
    * Finds the namespace that `netns` of a request leads to, and tells whether the namespace of an attachment is gone.
    */
@@ -64,6 +67,7 @@ export interface HostNetwork {
     | 'clean'
     | 'disturbedBy'
     | 'networksOn'
+    | 'networksForwarding'
     | 'problems'
     | 'warningsOf'
   >;

@@ -1,5 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Firewall } from '../firewall/firewall.ts';
+import type { Forwarding } from '../networks/forwarding.ts';
 import type { Difference } from '#protocol/attachment.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { HostLeases } from '../../attachments/host-leases.ts';
@@ -19,6 +20,7 @@ import { isTagOf, taggedId } from '../ownership.ts';
 export interface ReconcileOptions extends RepairsOptions {
   readonly periodSeconds: number;
   readonly firewall: Pick<Firewall, 'restore' | 'onRestored'>;
+  readonly forwarding: Pick<Forwarding, 'onSwitchedOff'>;
   /** All leases of this host, by id. */
   readonly hostLeases: Pick<HostLeases, 'listed' | 'release'>;
   readonly standing: Pick<Standing, 'refusal'>;
@@ -120,8 +122,12 @@ export class Reconcile {
   }
 
   start(): void {
+    const { firewall, forwarding, bridges } = this.#options;
     this.#watchHost();
-    this.#options.firewall.onRestored((found) => this.#repairs.toldFirewall(found));
+    firewall.onRestored((found) => this.#repairs.toldFirewall(found));
+    forwarding.onSwitchedOff((families) => {
+      this.#noteDirtyNetworks(bridges.networksForwarding(families));
+    });
     this.#period.start();
   }
 

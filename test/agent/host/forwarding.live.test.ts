@@ -132,7 +132,11 @@ beforeAll(async () => {
   run('link set switch up');
   onSwitch('east', '203.0.113.2/24');
   onSwitch('west', '203.0.113.3/24');
-  stack = await startStack({ networks: [PLAIN, OTHER, ROUTED, HOST_ONLY] });
+  stack = await startStack({
+    networks: [PLAIN, OTHER, ROUTED, HOST_ONLY],
+    // Nothing here waits for the next comparison of the whole host.
+    config: { reconcileSeconds: 3600 },
+  });
   await attach('plain', 'plain0');
   await attach('other', 'other0');
   advertise('left');
@@ -203,6 +207,17 @@ test('the host keeps its routes of router advertisements, and hears new ones', a
   for (const name of ['left', 'later', 'default']) {
     expect([ofDevice(name, 'forwarding'), ofDevice(name, 'accept_ra')]).toEqual(['0', '1']);
   }
+  await closed();
+});
+
+test.each([
+  ['IPv4', IPV4],
+  ['IPv6', IPV6],
+])('when somebody switches %s off, it is on again at once', async (_family, path) => {
+  writeFileSync(path, '0');
+  await until('it is on again', () => setting(path) === '2');
+  expect(await reached('inner', [...LEFT, ...RIGHT])).toEqual([...LEFT, ...RIGHT]);
+  expect(defaultRoutes('left')).toEqual(['fe80::99']);
   await closed();
 });
 
