@@ -291,7 +291,7 @@ test.each(['router', 'anycast'] as const)(
       .flatMap(({ addr_info: all }) => all)
       .map(({ local, prefixlen }) => `${local}/${prefixlen}`)
       .filter((one) => one.startsWith('fe80'));
-    expect(held.toSorted()).toEqual(['fe80::99/64', after].toSorted());
+    expect(held.toSorted()).toEqual(['fe80::99/64', after ?? ''].toSorted());
     expect(after).not.toBe(before);
     expect(compare(bridges)).toEqual([]);
   },

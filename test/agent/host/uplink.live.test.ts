@@ -1,7 +1,8 @@
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { addNamespace, ip, only } from '../../support/kernel.ts';
+import { until } from '../../support/agent.ts';
+import { addNamespace, deviceNames, ip, nftElements, only } from '../../support/kernel.ts';
 import { startStack, type Stack } from '../../support/stack.ts';
 
 // A NIC of the host as a port of the bridge, with a peer on its wire.
@@ -129,6 +130,9 @@ describe('another NIC', () => {
       await stack.gone(id);
     }
     await stack.client.deleteNetwork(network);
+    await until('nothing of the network is left', () =>
+      [...deviceNames(), ...nftElements()].every((one) => !one.includes(network)),
+    );
   });
 
   const setCompatMode = (mode: string): void => {
