@@ -175,7 +175,9 @@ about('a device on the host', () => {
     ['on another bridge', { master: 3 }, ['mend a10: device.bridge']],
     ["somebody else's under the same index", { alias: 'mine', group: 0 }, ['remake a10: device']],
     ['with a text of somebody in its alias', { alias: 'mine' }, ['mend a10: device.alias']],
-    ['of an earlier generation', { alias: 'volt:a10#6' }, ['remake a10: device']],
+    // Index, name and group are the record's: no other device has all three.
+    ['with an earlier alias of its own', { alias: 'volt:a10#6' }, ['mend a10: device.alias']],
+    ['with the alias of another', { alias: 'volt:zz#9' }, ['mend a10: device.alias']],
   ];
   for (const [name, change, actions] of cases) {
     test(`${name}: ${actions.join() || 'nothing is done'}`, () => {
