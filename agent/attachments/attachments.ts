@@ -360,10 +360,15 @@ export class Attachments {
       process.nextTick(resolve);
     });
     const { network } = request;
+    let begunMs = 0;
     const obstacle = failureOf(() => {
       checked.prepare();
       // Where leases are refused, devices would be made and deleted for nothing.
-      if (!this.#refused.has(network)) checked.begin?.(macCandidate(request));
+      const { begin } = checked;
+      if (begin === undefined || this.#refused.has(network)) return;
+      const began = performance.now();
+      tracedStepSync('kernel', () => begin(macCandidate(request)));
+      begunMs = performance.now() - began;
     });
     let lease: Lease;
     try {
@@ -371,6 +376,10 @@ export class Attachments {
       this.#refused.delete(network);
     } catch (error) {
       this.#refused.add(network);
+      await checked.abandon?.().catch((reason: unknown) => {
+        // Reconcile deletes it, since no record has its name.
+        this.#options.log.warn({ id: record.id, error: String(reason) }, 'device not deleted yet');
+      });
       if (held !== undefined) journal.put(held);
       else if (mayHaveBeenDone(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
@@ -396,7 +405,7 @@ export class Attachments {
         {
           requestId: request.requestId,
           ...storedPosition(call.position),
-          durationMs: { ipam: leased - started, kernel: kernelDone - leased },
+          durationMs: { ipam: leased - started, kernel: begunMs + kernelDone - leased },
           ...traceOf(call.trace),
         },
       );

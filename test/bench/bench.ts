@@ -12,6 +12,8 @@ const BENCHES: Readonly<Record<string, (numbers: readonly number[]) => Promise<v
   ipam: async () => (await import('./ipam.ts')).benchIpam(),
   functions: async () => (await import('./functions.ts')).benchFunctions(),
   memory: async () => (await import('./memory.ts')).benchMemory(),
+  rate: async () => (await import('./rate.ts')).benchRate(),
+  rest: async () => (await import('./rest.ts')).benchRest(),
   restart: async () => (await import('./restart.ts')).benchRestart(),
   start: async () => (await import('./start.ts')).benchStart(),
 };

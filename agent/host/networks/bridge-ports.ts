@@ -159,6 +159,14 @@ export class BridgePorts {
         const place = bridge.ensureStanding();
         if (place !== null) start(place, mac);
       },
+      abandon: async () => {
+        const left = started?.leave();
+        if (left === undefined) return;
+        // A TAP's descriptor goes first: the device is persistent by now.
+        started?.[Symbol.dispose]();
+        started = undefined;
+        await this.#options.removal.delete({ index: left.index, alias: undefined });
+      },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         bridge.refuseOwn(lease);
         const place = bridge.ensure();

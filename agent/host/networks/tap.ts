@@ -33,6 +33,8 @@ export type TapFinish = Pick<TapOrder, 'lease' | 'tag' | 'port'>;
 export interface StartedDevice<Finish> extends Disposable {
   /** Gives the device what the lease says, and sets it up. */
   readonly finish: (order: Finish, undo: DisposableStack) => Device;
+  /** Leaves the device to the caller, who deletes it: disposing deletes it on the main thread, which takes some 20 ms. */
+  readonly leave: () => { readonly index: number };
 }
 
 /** A place on a bridge. */
@@ -110,6 +112,11 @@ export function startTap(
         vnetHdr,
         ...(vnetHdr && { vnetHdrSize: VNET_HDR_SIZE }),
       };
+    },
+    leave: () => {
+      // Its descriptor is closed by whoever disposes of this; without it the device would go at once.
+      tap.persist();
+      return { index };
     },
     [Symbol.dispose]: () => own.dispose(),
   };

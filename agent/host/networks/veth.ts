@@ -90,6 +90,10 @@ export function startVeth(
         },
       };
     },
+    leave: () => {
+      own.move();
+      return { index: link.index };
+    },
     [Symbol.dispose]: () => own.dispose(),
   };
 }

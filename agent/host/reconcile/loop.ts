@@ -124,6 +124,11 @@ export class Reconcile {
   start(): void {
     const { firewall, forwarding, bridges } = this.#options;
     this.#watchHost();
+    // What stands from before is not being made.
+    for (const { attachment } of this.#options.journal.values()) {
+      const { device } = attachment ?? {};
+      if (device) this.#settled.add(device.ifindex);
+    }
     firewall.onRestored((found) => this.#repairs.toldFirewall(found));
     forwarding.onSwitchedOff((families) => {
       this.#noteDirtyNetworks(bridges.networksForwarding(families));
@@ -220,8 +225,9 @@ export class Reconcile {
    * Each step of making a device is reported, and read when the device is finished and recorded. The report of the last
    * step agrees with the record; what differs after that is somebody else's doing.
    */
-  #isBeingMade({ createdAt }: AttachmentRecord, { index }: SeenLink): boolean {
-    return !this.#settled.has(index) && Date.now() - Date.parse(createdAt) < NEW_FOR_MS;
+  #isBeingMade({ state, createdAt }: AttachmentRecord, { index }: SeenLink): boolean {
+    if (state !== 'attached' || this.#settled.has(index)) return false;
+    return Date.now() - Date.parse(createdAt) < NEW_FOR_MS;
   }
 
   /**

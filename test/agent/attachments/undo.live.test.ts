@@ -83,3 +83,32 @@ describe('a message that fails within the attach leaves nothing', () => {
     180_000,
   );
 });
+
+test('attaches that the ledger refuses leave no device, however many come at once', async () => {
+  const network = { network: 'undo0', subnet: '10.46.0.0/29', gateway: '10.46.0.1' };
+  await using stack = await startStack({ networks: [network] });
+  const attach = (kind: (typeof KINDS)[number], id: string) =>
+    stack.client.attach(stack.host, { id, workload: `${kind}-${id}`, kind, network: 'undo0' });
+  // The bridge stands: devices are begun before their leases are there.
+  await attach('vm', 'first');
+  const ids = Array.from({ length: 60 }, (_, n) => `many-${n}`);
+  const settled = await Promise.allSettled(
+    ids.map((id, n) => attach(n % 2 === 0 ? 'vm' : 'container', id)),
+  );
+  const attached = settled.flatMap((one) => (one.status === 'fulfilled' ? one.value : []));
+  const codes = settled.flatMap((one) =>
+    one.status === 'rejected' ? (one.reason as { code?: string }).code : [],
+  );
+  expect(attached).toHaveLength(4);
+  expect(new Set(codes)).toEqual(new Set(['POOL_EXHAUSTED']));
+  const names = attached.flatMap(({ attachment: { device } }) => [
+    device?.name ?? '',
+    ...(device?.peer === undefined ? [] : [device.peer.name]),
+  ]);
+  expect(deviceNames().toSorted()).toEqual(['lo', 'tap-first', 'undo0', ...names].toSorted());
+  expect((await stack.client.list(stack.host, {})).attachments).toHaveLength(5);
+  for (const id of ['first', ...attached.map(({ attachment }) => attachment.id)]) {
+    await stack.client.detach(stack.host, { id });
+    await stack.gone(id);
+  }
+});

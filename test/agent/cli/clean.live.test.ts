@@ -30,7 +30,10 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await stack[Symbol.asyncDispose]();
-  execFileSync('ip', 'link del nic0'.split(' '));
+  // Attachments outlive their agent, and the next test's are of the same names.
+  for (const name of deviceNames()) {
+    if (!['lo', 'wire0'].includes(name)) execFileSync('ip', ['link', 'delete', name]);
+  }
 });
 
 const voltnet = (...words: string[]) => {
