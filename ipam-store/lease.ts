@@ -231,13 +231,7 @@ function wantedOf(
 }
 
 /** The MAC asked for, or one derived from the id; each try derives another. */
-export const macOf = ({ request }: Ask, tries: number): string => macCandidate(request, tries);
-
-/** The MAC that a new lease has unless another attachment of the network has it: the first candidate. */
-export function macCandidate(
-  { id, mac }: { readonly id: string; readonly mac?: string | undefined },
-  tries = 1,
-): string {
+export function macOf({ request: { id, mac } }: Ask, tries: number): string {
   if (mac !== undefined) return unicast(mac).toString();
   return deriveMac(tries === 1 ? id : `${id} ${tries}`).toString();
 }

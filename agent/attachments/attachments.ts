@@ -17,7 +17,6 @@ import {
   RevisionChanged,
   type Self,
 } from '#ipam-store/ledger.ts';
-import { macCandidate } from '#ipam-store/lease.ts';
 import { endedLease, type EventLog } from '../storage/events.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
@@ -98,8 +97,6 @@ const MAX_DRY_RUN_MS = 5_000;
 export class Attachments {
   readonly #options: AttachmentsOptions;
   readonly #networks = new Map<string, Revised>();
-  /** Networks of which the ledger has refused the last lease. */
-  readonly #refused = new Set<string>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -359,27 +356,11 @@ export class Attachments {
     await new Promise<void>((resolve) => {
       process.nextTick(resolve);
     });
-    const { network } = request;
-    let begunMs = 0;
-    const obstacle = failureOf(() => {
-      checked.prepare();
-      // Where leases are refused, devices would be made and deleted for nothing.
-      const { begin } = checked;
-      if (begin === undefined || this.#refused.has(network)) return;
-      const began = performance.now();
-      tracedStepSync('kernel', () => begin(macCandidate(request)));
-      begunMs = performance.now() - began;
-    });
+    const obstacle = failureOf(() => checked.prepare());
     let lease: Lease;
     try {
       lease = await granting;
-      this.#refused.delete(network);
     } catch (error) {
-      this.#refused.add(network);
-      await checked.abandon?.().catch((reason: unknown) => {
-        // Reconcile deletes it, since no record has its name.
-        this.#options.log.warn({ id: record.id, error: String(reason) }, 'device not deleted yet');
-      });
       if (held !== undefined) journal.put(held);
       else if (mayHaveBeenDone(error))
         this.#options.detaches.begin(record, this.#failure(request, call));
@@ -405,7 +386,7 @@ export class Attachments {
         {
           requestId: request.requestId,
           ...storedPosition(call.position),
-          durationMs: { ipam: leased - started, kernel: begunMs + kernelDone - leased },
+          durationMs: { ipam: leased - started, kernel: kernelDone - leased },
           ...traceOf(call.trace),
         },
       );

@@ -33,8 +33,8 @@ import { refuseWithoutIpv6 } from './ipv6.ts';
 import { filterFacts } from './port-facts.ts';
 import type { Removal } from './removal.ts';
 import { refuseHostAddresses } from './taken.ts';
-import { type BridgePort, CLOSED_TO_IPV6, type StartedDevice, startTap } from './tap.ts';
-import { startVeth, type VethFinish } from './veth.ts';
+import { type BridgePort, CLOSED_TO_IPV6, makeTap } from './tap.ts';
+import { makeVeth } from './veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './workload.ts';
 import { describedInside } from './interface.ts';
 
@@ -45,19 +45,6 @@ export interface BridgePortsOptions {
   readonly journal: Pick<Journal, 'namesDevice'>;
   readonly firewall: Firewall;
   readonly bridges: Bridges;
-}
-
-interface PortPlace {
-  /** The index of the bridge. */
-  readonly master: number;
-  readonly mtu: number;
-}
-
-/** A port of either kind before it is made. */
-interface CheckedDevice extends Disposable {
-  readonly name: string;
-  readonly prepare: () => void;
-  readonly start: (place: PortPlace, mac: string) => StartedDevice<VethFinish>;
 }
 
 /** The firewall's owner of the facts of an attachment's port. */
@@ -99,16 +86,20 @@ export class BridgePorts {
     name: string,
   ): CheckedAttach {
     const { kernel } = this.#options;
-    const { tap } = request;
-    return this.#checked(
-      { request, network, bridge },
-      {
-        name,
-        prepare: () => {},
-        start: (place, mac) => startTap(kernel, { name, tap, mac, ...place }),
-        [Symbol.dispose]: () => {},
+    return {
+      deviceName: name,
+      prepare: () => bridge.look(request),
+      attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
+        bridge.refuseOwn(lease);
+        const { master, mtu } = bridge.ensure();
+        const port = this.#port({ request, network, lease, master }, undo);
+        const tag = deviceTag(lease);
+        const device = makeTap(kernel, { name, mtu, tap: request.tap, lease, tag, port }, undo);
+        bridge.keepMtu();
+        return attached(network, device);
       },
-    );
+      [Symbol.dispose]: () => {},
+    };
   }
 
   #checkedVeth(
@@ -121,67 +112,23 @@ export class BridgePorts {
     const { netns } = request;
     const peerName = netns === undefined ? names.container : (request.ifname ?? DEFAULT_IFNAME);
     const namespace = netns === undefined ? undefined : new RequestedNamespace(netns, names.named);
-    const pair = { name: names.host, peerName, ...(namespace !== undefined && { namespace }) };
-    return this.#checked(
-      { request, network, bridge },
-      {
-        name: names.host,
-        prepare: () => namespace?.enter(peerName),
-        start: (place, mac) => startVeth(kernel, { ...pair, mac, ...place }),
-        [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
-      },
-    );
-  }
-
-  #checked(
-    order: {
-      readonly request: AttachRequest;
-      readonly network: Network;
-      readonly bridge: NetworkBridge;
-    },
-    device: CheckedDevice,
-  ): CheckedAttach {
-    const { request, network, bridge } = order;
-    const own = new DisposableStack();
-    own.use(device);
-    let started: (StartedDevice<VethFinish> & PortPlace) | undefined;
-    const start = (place: PortPlace, mac: string): StartedDevice<VethFinish> => {
-      started = { ...own.use(device.start(place, mac)), ...place };
-      return started;
-    };
     return {
-      deviceName: device.name,
+      deviceName: names.host,
       prepare: () => {
         bridge.look(request);
-        device.prepare();
-      },
-      begin: (mac) => {
-        const place = bridge.ensureStanding();
-        if (place !== null) start(place, mac);
-      },
-      abandon: async () => {
-        const left = started?.leave();
-        if (left === undefined) return;
-        // A TAP's descriptor goes first: the device is persistent by now.
-        started?.[Symbol.dispose]();
-        started = undefined;
-        await this.#options.removal.delete({ index: left.index, alias: undefined });
+        namespace?.enter(peerName);
       },
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         bridge.refuseOwn(lease);
-        const place = bridge.ensure();
-        // The bridge may have been made again since.
-        if (started !== undefined && started.master !== place.master) {
-          started[Symbol.dispose]();
-          started = undefined;
-        }
-        const { finish } = started ?? start(place, lease.mac);
-        const port = this.#port({ request, network, lease, master: place.master }, undo);
-        const made = finish({ lease, tag: deviceTag(lease), port, network }, undo);
+        const { master, mtu } = bridge.ensure();
+        const port = this.#port({ request, network, lease, master }, undo);
+        const inside = namespace === undefined ? {} : { namespace };
+        const order = { name: names.host, peerName, mtu, port, lease, network, ...inside };
+        const device = makeVeth(kernel, { ...order, tag: deviceTag(lease) }, undo);
         bridge.keepMtu();
-        return attached(network, made);
+        return attached(network, device);
       },
-      [Symbol.dispose]: () => own.dispose(),
+      [Symbol.dispose]: () => namespace?.[Symbol.dispose](),
     };
   }
 

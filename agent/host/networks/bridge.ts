@@ -72,12 +72,6 @@ export class NetworkBridge {
     return { master: link.index, mtu: this.#portMtu };
   }
 
-  /** As `ensure`, if the bridge stands as it was made; null where it has to be made, or is not known here yet. */
-  ensureStanding(): { readonly master: number; readonly mtu: number } | null {
-    const isKnown = this.#options.bridges.isKnown(this.#network);
-    return isKnown && (this.#seen?.link ?? null) !== null ? this.ensure() : null;
-  }
-
   /** To be called after the port is made: a bridge that was there before keeps its MTU. */
   keepMtu(): void {
     const link = this.#seen?.link ?? null;

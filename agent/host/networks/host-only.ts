@@ -47,8 +47,6 @@ export class HostOnly implements NetworkType {
         port.prepare();
         portMaps.check(id, ports, network);
       },
-      begin: (mac) => port.begin?.(mac),
-      abandon: async () => port.abandon?.(),
       attach: (lease: Lease, undo: DisposableStack): AttachedDevice => {
         const attached = port.attach(lease, undo);
         if (ports.length === 0) return attached;

@@ -41,17 +41,7 @@ export interface CheckedAttach extends Disposable {
    */
   prepare(): void;
   /**
-   * Makes what needs no lease, after `prepare` and while the ledger works, for the MAC that the lease will most likely
-   * have: the device is there, and down.
-   */
-  readonly begin?: (mac: string) => void;
-  /**
-   * Takes away what `begin` has made, if no `attach` follows. Resolves when the kernel has deleted it, many at a time off
-   * the main thread: where Redis fails, hundreds of attaches fail together.
-   */
-  readonly abandon?: () => Promise<void>;
-  /**
-   * Makes the device, or what `begin` has left to do, synchronously and in as few messages as the kernel allows. Each step registers its
+   * Makes the device, synchronously and in as few messages as the kernel allows. Each step registers its
    * undo before the next begins; the caller runs them when this throws.
    */
   attach(lease: Lease, undo: DisposableStack): AttachedDevice;
