@@ -139,7 +139,7 @@ const recordSchema = z.looseObject({
 function* rewriteFiles(folder: string, from: string, to: string): Iterable<string> {
   for (const name of recordsIn(folder)) {
     const path = join(folder, name);
-    const record = rewritten(readFileSync(path, 'utf8'), from, to);
+    const record = rewritten(textIn(path), from, to);
     if (record === undefined) continue;
     writeFileSync(`${path}.tmp`, `${JSON.stringify(record, null, 2)}\n`, {
       mode: 0o600,
@@ -177,6 +177,15 @@ function recordsIn(folder: string): string[] {
     return readdirSync(folder).filter((name) => name.endsWith('.json'));
   } catch {
     return [];
+  }
+}
+
+/** Empty for what cannot be read. */
+function textIn(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
   }
 }
 

@@ -4,6 +4,7 @@ import { isKernelError } from '#native/errors.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { appliedIn } from './bridges/applied.ts';
+import type { BridgeDescription } from './bridges/description.ts';
 import { compareBridge } from './bridges/comparison.ts';
 import { type BridgeProblem, problemsOf } from './bridges/problems.ts';
 import { look } from './bridges/snapshot.ts';
@@ -39,6 +40,8 @@ export interface Observed {
   readonly tun: boolean;
   /** What only an operator can change of the networks that this host has, by network. */
   readonly differing: ReadonlyMap<string, readonly BridgeProblem[]>;
+  /** Why the agent's account of its networks cannot be read. */
+  readonly accountUnread: string | undefined;
   /** What the host itself has in a subnet of a network, in words, by network. */
   readonly overlaps: ReadonlyMap<string, string>;
   /** Why nobody knows which networks the fleet has. */
@@ -80,9 +83,16 @@ export function observeHost({ table, runtimeDir, networks }: Look): Observed {
 function networksOn(
   runtimeDir: string,
   networks: Look['networks'],
-): Pick<Observed, 'differing' | 'overlaps' | 'networksUnknown'> {
+): Pick<Observed, 'differing' | 'accountUnread' | 'overlaps' | 'networksUnknown'> {
   using kernel = new Kernel();
-  const differing = appliedIn(runtimeDir).map((description) => {
+  let applied: readonly BridgeDescription[] = [];
+  let accountUnread: string | undefined;
+  try {
+    applied = appliedIn(runtimeDir);
+  } catch (error) {
+    accountUnread = error instanceof Error ? error.message : String(error);
+  }
+  const differing = applied.map((description) => {
     const seen = look(kernel, description);
     const differences = compareBridge(description, seen);
     return [description.network, problemsOf(description, seen, differences)] as const;
@@ -101,6 +111,7 @@ function networksOn(
   });
   return {
     differing: new Map(differing),
+    accountUnread,
     overlaps: new Map(overlaps),
     networksUnknown: typeof networks === 'string' ? networks : undefined,
   };
@@ -141,7 +152,15 @@ export function diagnose(observed: Observed): Finding[] {
   ];
 }
 
-const networkFindings = ({ differing, overlaps, networksUnknown }: Observed): Finding[] => [
+const networkFindings = ({
+  differing,
+  accountUnread,
+  overlaps,
+  networksUnknown,
+}: Observed): Finding[] => [
+  ...(accountUnread === undefined
+    ? []
+    : [problem('networks.json', `what the agent has made cannot be read: ${accountUnread}`, [])]),
   ...[...differing].flatMap(([network, problems]) =>
     problems.map(({ reason, commands }) => problem(`network ${network}`, reason, commands)),
   ),

@@ -1,4 +1,5 @@
 import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Network } from '#protocol/network.ts';
 import { diagnose, type Finding, observeHost } from '#agent/host/doctor.ts';
@@ -131,6 +132,16 @@ test('what cannot be seen or used is said', () => {
     'ok bridge doc0',
     'advice networks',
   ]);
+});
+
+test("an agent's account that cannot be read is told, and the rest is looked at all the same", () => {
+  const runtimeDir = mkdtempSync('/run/volt-test-doctor-');
+  writeFileSync(`${runtimeDir}/networks.json`, '{"version":1,"netw');
+  const found = diagnose(observeHost({ table: 'volt', runtimeDir, networks: [] }));
+  expect(found.filter(({ severity }) => severity === 'problem')).toMatchObject([
+    { subject: 'networks.json', seen: expect.stringContaining('cannot be read') },
+  ]);
+  expect(found.map(({ subject }) => subject)).toContain('bridge doc0');
 });
 
 describe('of networks', () => {
