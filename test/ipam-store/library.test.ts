@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { compareVersions, librarySource } from '#ipam-store/library.ts';
+import { freePort } from '#test/support/servers.ts';
 import { put, until, VOLT0 } from './fixture.ts';
 import {
   beat,
@@ -238,7 +239,9 @@ test('a server that wants a password says which settings have it', async () => {
 });
 
 test('a server that is none of ours to use is named for what it is', async () => {
-  const { redis } = await server('--cluster-enabled', 'yes');
+  // By itself Redis takes its port + 10,000 for the cluster, which may be that of an outgoing connection.
+  const bus = String(await freePort());
+  const { redis } = await server('--cluster-enabled', 'yes', '--cluster-port', bus);
   const { ledger } = connecting(redis.url);
   await until(() => stateOf(ledger) === 'incompatible');
   expect(ledger.status.reason).toBe('the server is of a cluster, and redis.mode is "single"');

@@ -167,12 +167,17 @@ async function launch(command: readonly string[], port: number): Promise<ChildPr
 // a port between here and the start of its server.
 const FIRST_PORT = 10_000;
 const LAST_PORT = 32_000;
+// Test files that run side by side, each in a process, have ports of their own: a server that is killed and
+// started again finds its port free, and no two look at one free port at the same time.
+const SHARES = 8;
+const SHARE = Math.floor((LAST_PORT - FIRST_PORT) / SHARES);
+const firstOfShare = FIRST_PORT + (Number(process.env['VITEST_POOL_ID'] ?? 0) % SHARES) * SHARE;
 const given = new Set<number>();
 
 /** A port of 127.0.0.1 that nobody listens on, given to nobody else in this process. */
 export async function freePort(): Promise<number> {
   for (;;) {
-    const port = randomInt(FIRST_PORT, LAST_PORT);
+    const port = randomInt(firstOfShare, firstOfShare + SHARE);
     if (given.has(port) || !(await canListen(port))) continue;
     given.add(port);
     return port;
