@@ -37,6 +37,7 @@ import { createEndpoints } from './bus/service.ts';
 import { NetworkRevisions } from './fleet/network-revisions.ts';
 import { Session } from './fleet/session.ts';
 import { Slices } from './schedule/slices.ts';
+import { Stretches } from './schedule/stretches.ts';
 import { Standing } from './fleet/standing.ts';
 import { IdLocks } from './schedule/id-lock.ts';
 import type { UnexpectedErrors } from './health/unexpected.ts';
@@ -66,6 +67,8 @@ export interface AgentOptions {
   readonly unexpected: Pick<UnexpectedErrors, 'seen'>;
   /** Cuts long work into slices. The default is good for a host. */
   readonly slices?: Slices;
+  /** Gives the kernel work of requests its turns. The default is good for a host. */
+  readonly stretches?: Stretches;
 }
 
 /** The parts of one running agent, made in the order in which they need each other. */
@@ -134,6 +137,7 @@ export class Agent {
     const events = this.#events;
     const locks = new IdLocks();
     const detaches = new Detaches({ self, ledger, journal, events, networkTypes, log });
+    const stretches = options.stretches ?? new Stretches();
     this.#attachments = new Attachments({
       self,
       ledger,
@@ -148,12 +152,16 @@ export class Agent {
       namespaces: this.#hostNetwork.namespaces,
       locks,
       detaches,
+      stretches,
       log,
     });
     const attachments = this.#attachments;
     const requestLog = new RequestLog({ stateDir, log });
     this.#requestLog = requestLog;
-    const updates = new Updates({ ledger, journal, events, networkTypes, attachments: onHost });
+    const updates = new Updates({
+      ...{ ledger, journal, events, networkTypes, stretches },
+      attachments: onHost,
+    });
     const requests = new Requests({
       host,
       attachments,
@@ -166,7 +174,7 @@ export class Agent {
       clocks: this.#clocks,
     });
     this.#requests = requests;
-    const admission = new Admission();
+    const admission = new Admission({ crowded: () => stretches.crowded });
     const slices = options.slices ?? new Slices({ comesFirst: () => admission.hasChanges });
     const jobs = new Jobs({
       host,

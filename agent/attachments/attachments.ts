@@ -35,6 +35,7 @@ import { tellRepaired } from '../host/reconcile/repairs.ts';
 import type { HostNetwork } from '../host/networks/types.ts';
 import type { NamedNamespace } from '../host/networks/workload.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
+import type { Stretches } from '../schedule/stretches.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from '../trace.ts';
 
@@ -58,6 +59,7 @@ export interface AttachmentsOptions {
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
   readonly detaches: Detaches;
+  readonly stretches: Stretches;
   /** The host's own addresses in a network's subnets: the ledger grants none of them. Default: none. */
   readonly ownAddresses: HostNetwork['ownAddresses'];
   /** Why workloads of a network may have no traffic on this host. */
@@ -282,14 +284,16 @@ export class Attachments {
     if (record === undefined) return this.#detachUnknown(request, call);
     if (record.state === 'detaching') return { detached: true, releasing: true };
     refuseOtherGeneration(record, generation);
-    this.#options.detaches.begin(record, {
+    const { detaches, stretches } = this.#options;
+    const intent: DetachIntent = {
       reason: 'requested',
       requestId,
       ...(generation !== undefined && { generation }),
       ...storedPosition(call.position),
       startedAt: new Date().toISOString(),
       ...traceOf(call.trace),
-    });
+    };
+    await stretches.run(() => detaches.begin(record, intent));
     return { detached: true, releasing: true };
   }
 
@@ -347,8 +351,9 @@ export class Attachments {
   }
 
   /** Makes lease, device, record and event. If one fails, those before it are undone. */
-  async #make({ request, revised, checked, record, held, call }: Making): Promise<AttachAnswer> {
-    const { journal } = this.#options;
+  async #make(making: Making): Promise<AttachAnswer> {
+    const { request, revised, checked, record, held, call } = making;
+    const { journal, stretches } = this.#options;
     const started = performance.now();
     journal.put(record);
     const granting = tracedStep('ipam', () => this.#acquire(request, revised, call.deadline));
@@ -367,30 +372,10 @@ export class Attachments {
       else journal.remove(record.id);
       throw error;
     }
-    const leased = performance.now();
+    const ipamMs = performance.now() - started;
     try {
       if (obstacle !== undefined) throw obstacle.error;
-      using undo = new DisposableStack();
-      const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
-      const kernelDone = performance.now();
-      const attachment = this.#attachmentOf({
-        request,
-        network: revised.network,
-        lease,
-        made,
-        record,
-      });
-      const { generation } = lease;
-      this.#options.events.putAttached(
-        { ...record, state: 'attached', generation, attachment },
-        {
-          requestId: request.requestId,
-          ...storedPosition(call.position),
-          durationMs: { ipam: leased - started, kernel: kernelDone - leased },
-          ...traceOf(call.trace),
-        },
-      );
-      undo.move();
+      const attachment = await stretches.run(() => this.#makeNow(making, lease, ipamMs));
       const warnings = this.#options.warningsOf(request.network);
       return {
         attachment,
@@ -410,6 +395,31 @@ export class Attachments {
       await this.#options.detaches.finished(record.id, call.deadline).catch(() => {});
       throw error;
     }
+  }
+
+  /** Device, record and announcement, in one stretch. `ipamMs`: how long the lease took. */
+  #makeNow(
+    { request, revised, checked, record, call }: Making,
+    lease: Lease,
+    ipamMs: number,
+  ): Attachment {
+    const began = performance.now();
+    using undo = new DisposableStack();
+    const made = tracedStepSync('kernel', () => checked.attach(lease, undo));
+    const kernelMs = performance.now() - began;
+    const { network } = revised;
+    const attachment = this.#attachmentOf({ request, network, lease, made, record });
+    this.#options.events.putAttached(
+      { ...record, state: 'attached', generation: lease.generation, attachment },
+      {
+        requestId: request.requestId,
+        ...storedPosition(call.position),
+        durationMs: { ipam: ipamMs, kernel: kernelMs },
+        ...traceOf(call.trace),
+      },
+    );
+    undo.move();
+    return attachment;
   }
 
   /** Each job has an `attached` event of its own, even if it found its attachment there already. */

@@ -13,6 +13,7 @@ import type { EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, Journal } from '../storage/journal.ts';
 import type { HostAttachments } from '../host/host-attachments.ts';
 import type { NetworkTypes } from '../host/networks/network-type.ts';
+import type { Stretches } from '../schedule/stretches.ts';
 import { tracedStepSync } from '../trace.ts';
 
 export interface UpdatesOptions {
@@ -21,6 +22,7 @@ export interface UpdatesOptions {
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
   readonly attachments: Pick<HostAttachments, 'update'>;
+  readonly stretches: Stretches;
 }
 
 /** Changes live attachments. New settings are in force before old ones are removed, so that no packet is lost. */
@@ -36,7 +38,7 @@ export class Updates {
     request: UpdateRequest & { readonly requestId: string },
     call: Call,
   ): Promise<UpdateAnswer> {
-    const { journal, events, networkTypes, attachments } = this.#options;
+    const { journal, events, networkTypes, attachments, stretches } = this.#options;
     const record = journal.get(request.id);
     if (record?.attachment === undefined || record.state !== 'attached') {
       throw new VoltError('NOT_FOUND', `${request.id} is not attached on this host`);
@@ -50,18 +52,21 @@ export class Updates {
     if (type === undefined) throw new VoltError('UNSUPPORTED', `${record.networkType} networks`);
     const before = record.attachment;
     const after = changed(before, request);
-    const started = performance.now();
-    using undo = new DisposableStack();
-    tracedStepSync('kernel', () => {
-      type.checkChange({ before, after, network });
-      const change = {
-        before: { ...record, attachment: before, network },
-        after: { ...record, attachment: after, network },
-      };
-      attachments.update(change, undo);
+    const kernelMs = await stretches.run(() => {
+      const started = performance.now();
+      using undo = new DisposableStack();
+      tracedStepSync('kernel', () => {
+        type.checkChange({ before, after, network });
+        const change = {
+          before: { ...record, attachment: before, network },
+          after: { ...record, attachment: after, network },
+        };
+        attachments.update(change, undo);
+      });
+      journal.put(updatedRecord(record, after));
+      undo.move();
+      return performance.now() - started;
     });
-    journal.put(updatedRecord(record, after));
-    undo.move();
     events.add({
       type: 'updated',
       network: after.network,
@@ -70,7 +75,7 @@ export class Updates {
       requestId: request.requestId,
       trace: call.trace,
       body: after,
-      durationMs: { kernel: performance.now() - started },
+      durationMs: { kernel: kernelMs },
     });
     return { attachment: after };
   }

@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { VoltError } from '#protocol/errors.ts';
 
 /** The requests that begin in one turn of the event loop. The synchronous part of a change takes one to two milliseconds. */
-const PER_TURN = { change: 8, read: 16 } as const;
+const PER_TURN = { change: 4, read: 16 } as const;
 /** The reads among them while changes wait. */
 const READS_BESIDE_CHANGES = 2;
 
@@ -78,6 +78,12 @@ export class Admission {
   /** In this turn of the event loop. */
   #begun = { change: 0, read: 0 };
   #scheduled = false;
+  readonly #crowded: () => boolean;
+
+  /** `crowded`: whether enough changes are under way that wait for their kernel work. */
+  constructor({ crowded = () => false }: { crowded?: () => boolean } = {}) {
+    this.#crowded = crowded;
+  }
 
   /** Whether changes wait or are under way. */
   get hasChanges(): boolean {
@@ -127,7 +133,7 @@ export class Admission {
   async #turn(name: LaneName, place: Place, about: Who['about']): Promise<void> {
     this.#schedule();
     const isFree = !this.#changes.ready && !this.#reads.ready;
-    if ((name === 'change' || name === 'read') && isFree && this.#begun[name] < PER_TURN[name]) {
+    if ((name === 'change' || name === 'read') && isFree && this.#hasRoom(name)) {
       this.#begun[name] += 1;
       place.lane.begin(place);
       return;
@@ -157,8 +163,13 @@ export class Admission {
     this.#beginExpensive();
   }
 
+  /** Whether another request of this kind may begin in this turn. */
+  #hasRoom(name: keyof typeof PER_TURN): boolean {
+    return this.#begun[name] < PER_TURN[name] && !(name === 'change' && this.#crowded());
+  }
+
   #beginFrom(lane: Lane, most: number, name: keyof typeof PER_TURN): void {
-    while (this.#begun[name] < most && lane.ready) {
+    while (this.#begun[name] < most && this.#hasRoom(name) && lane.ready) {
       lane.beginNext();
       this.#begun[name] += 1;
     }

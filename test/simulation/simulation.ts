@@ -9,6 +9,7 @@ import { Agent } from '#agent/agent.ts';
 import { type Config, loadConfig } from '#agent/config.ts';
 import { asRecorded, keepIdentity, readIdentity, writeIdentity } from '#agent/fleet/identity.ts';
 import { Slices } from '#agent/schedule/slices.ts';
+import { Stretches } from '#agent/schedule/stretches.ts';
 import type { SeqpacketServer } from '#native/seqpacket.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import {
@@ -253,6 +254,7 @@ class Simulation {
         ledger,
         // So that everything else may come between any two steps of an observation.
         slices: new Slices({ sliceMs: 0 }),
+        stretches: new Stretches({ turnMs: 0 }),
         makeBus: (options) => this.#bus.connect(host.place, config.host, life, options),
         openHostNetwork: () => host.kernel.open(life),
         listen: () => ({ close: () => {} }) as SeqpacketServer,

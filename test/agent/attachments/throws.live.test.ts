@@ -7,8 +7,9 @@ import { until } from '#test/support/agent.ts';
 import { type Stack, startStack } from '#test/support/stack.ts';
 
 // Whatever a step throws on the way of a request, a job or an event, that way ends: the request is answered, the job
-// comes to its end, the event is published, and nobody else notices. Left out is agent/bus/admission.ts: its lanes count who
-// is in them, in functions that do nothing else, and one that did not count would leave its lane a place short.
+// comes to its end, the event is published, and nobody else notices. Left out are agent/bus/admission.ts, whose lanes
+// count who is in them, in functions that do nothing else, so that one that did not count would leave its lane a place
+// short, and agent/schedule/stretches.ts, which in the same way does nothing but begin what waits.
 
 const FILES = [
   ...['bus/inbound', 'bus/bus', 'bus/service', 'bus/error-answer', 'bus/jobs', 'bus/job-queue'],

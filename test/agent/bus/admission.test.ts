@@ -232,3 +232,18 @@ describe('a request that turns out dearer than it looked', () => {
     await Promise.all(full);
   });
 });
+
+test('while enough changes wait for their kernel work no more begin, and reads do', async () => {
+  let crowded = true;
+  const admission = new Admission({ crowded: () => crowded });
+  const begun: string[] = [];
+  const pass = (lane: LaneName): Promise<void> =>
+    admission.passIn(lane, { caller: 'one', deadline: soon() }, async () => void begun.push(lane));
+  const all = [pass('change'), pass('change'), pass('read')];
+  await all[2];
+  for (let turn = 0; turn < 5; turn += 1) await nextTurn();
+  expect(begun).toEqual(['read']);
+  crowded = false;
+  await Promise.all(all);
+  expect(begun).toEqual(['read', 'change', 'change']);
+});
