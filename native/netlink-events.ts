@@ -1,3 +1,4 @@
+import type { Descriptor } from './descriptor.ts';
 import { isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import type { Namespace } from './namespace.ts';
@@ -60,6 +61,40 @@ export function subscribe(
       descriptor.close();
     },
   };
+}
+
+/**
+ * Tells whether anything has changed in multicast groups (as for `subscribe`), for whoever keeps a copy of what is there. It is
+ * asked, one system call while nothing has changed, and does without the event loop: a change that was made before the
+ * question is in the answer.
+ */
+export class Changes implements Disposable {
+  readonly #descriptor: Descriptor;
+  readonly #buffer = Buffer.alloc(EVENT_BYTES);
+
+  constructor(
+    groups: readonly number[],
+    { namespace }: { namespace?: Namespace | undefined } = {},
+  ) {
+    this.#descriptor = openNetlink(namespace, (fd) => {
+      for (const group of groups) setOption(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group);
+    });
+  }
+
+  /** Whether there were changes since this was asked last. True, too, where they were lost. */
+  any(): boolean {
+    let changed = false;
+    const note = (): void => {
+      changed = true;
+    };
+    const handlers = { onMessage: note, onOverrun: note };
+    while (takeDatagram(this.#descriptor.fd, this.#buffer, handlers));
+    return changed;
+  }
+
+  [Symbol.dispose](): void {
+    this.#descriptor.close();
+  }
 }
 
 /** False when there is nothing to read for now. */

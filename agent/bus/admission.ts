@@ -90,11 +90,6 @@ export class Admission {
     return !this.#changes.isEmpty;
   }
 
-  /** `passIn` of what changes something. */
-  pass<T>(caller: string, deadline: number, work: () => Promise<T>): Promise<T> {
-    return this.passIn('change', { caller, deadline }, work);
-  }
-
   /**
    * Does the work in the caller's turn, which comes before `deadline` (`performance.now()` time) or not at all
    * (DEADLINE_EXCEEDED). OVERLOADED if too many requests are in its lane.

@@ -5,8 +5,10 @@ import {
   type NatsConnection,
   type SubscriptionOptions,
 } from 'nats';
+import { decode } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { parseTraceContext, type TraceContext } from '#protocol/trace-context.ts';
+import type { About } from './admission.ts';
 
 // Messages that anybody may have sent arrive here first. They may have malformed headers, or reply subjects on which
 // the agent may speak and the sender may not. No exception while a message is handled reaches the reader of the
@@ -139,4 +141,16 @@ export function guardInbound(connection: NatsConnection, options: InboundOptions
       },
     });
   };
+}
+
+/** The attachment that a change is about. Undefined for a payload that is refused when its turn comes. */
+export function aboutOf(operation: string, payload: Uint8Array): About | undefined {
+  try {
+    const request = decode(payload);
+    const id: unknown =
+      typeof request === 'object' && request !== null && 'id' in request ? request.id : undefined;
+    return typeof id === 'string' ? { operation, id } : undefined;
+  } catch {
+    return undefined;
+  }
 }

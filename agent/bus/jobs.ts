@@ -8,12 +8,12 @@ import { toErrorBody, VoltError } from '#protocol/errors.ts';
 import { ID_PATTERN } from '#protocol/names.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type JobOperation, subjects } from '#protocol/subjects.ts';
-import type { Admission } from './admission.ts';
+import type { About, Admission } from './admission.ts';
 import type { Call } from '../attachments/attachments.ts';
 import type { Clocks } from '../health/clocks.ts';
 import { toVoltError } from '../errors.ts';
 import type { EventLog } from '../storage/events.ts';
-import type { Headers } from './inbound.ts';
+import { aboutOf, type Headers } from './inbound.ts';
 import type { Log } from '../log.ts';
 import type { RequestLog, Position } from '../attachments/request-log.ts';
 import type { JobCall, Requests } from '../attachments/requests.ts';
@@ -111,7 +111,8 @@ export class Jobs {
     const progress: Progress = { told: false, succeeded: false };
     try {
       const deadline = performance.now() + ATTEMPT_MS;
-      await admission.pass(CALLER, deadline, () =>
+      const about = (): About | undefined => operation && aboutOf(operation, delivery.payload);
+      await admission.passIn('change', { caller: CALLER, deadline, about }, () =>
         tracedRequest(trace, () => this.#run(operation, delivery, { trace, deadline, progress })),
       );
     } catch (cause) {

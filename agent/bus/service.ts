@@ -29,7 +29,8 @@ import {
   subjects,
 } from '#protocol/subjects.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
-import { type About, type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
+import { type Admission, isExpensive, type LaneName, type Move } from './admission.ts';
+import { aboutOf } from './inbound.ts';
 import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from '../attachments/attachments.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
@@ -281,18 +282,6 @@ const ledgerOperations = ({
     fleetCheck.check(request, deadline),
   ),
 ];
-
-/** Undefined for a payload that is refused when its turn comes. */
-function aboutOf(name: string, payload: Uint8Array): About | undefined {
-  try {
-    const request = decode(payload);
-    const id: unknown =
-      typeof request === 'object' && request !== null && 'id' in request ? request.id : undefined;
-    return typeof id === 'string' ? { operation: name, id } : undefined;
-  } catch {
-    return undefined;
-  }
-}
 
 /** The way of every request: limits, decoding, trace, and an answer whatever happens. */
 class Gate {

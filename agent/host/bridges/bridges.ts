@@ -60,8 +60,6 @@ export interface NeedsOfType extends BridgeNeeds {
   readonly facts: BridgeFacts;
 }
 
-const HELD_MS = 1_000;
-
 /** What of one network is not as described. */
 export interface NetworkDifferences {
   readonly network: string;
@@ -80,10 +78,7 @@ export class Bridges {
   readonly #networks = new Map<string, Described>();
   readonly #problems = new Map<string, readonly BridgeProblem[]>();
   /** The addresses of this host, as they were read last. */
-  #held:
-    | { readonly list: readonly AssignedAddress[]; readonly count: number; readonly until: number }
-    | undefined;
-
+  #held: readonly AssignedAddress[] | undefined;
   readonly #maker: BridgeMaker;
 
   constructor(options: BridgesOptions) {
@@ -98,15 +93,12 @@ export class Bridges {
     return new Map([...own].filter(([address]) => !gateways.has(address)));
   }
 
-  /** Read again after a second, or at once when the host has more or fewer IPv4 addresses: every attach asks. */
+  /** Read again when one has changed: every attach asks. */
   #heldAddresses(): readonly AssignedAddress[] {
-    const { addresses } = this.#options.kernel;
-    const count = addresses.count();
-    const now = performance.now();
-    if (this.#held === undefined || this.#held.count !== count || now >= this.#held.until) {
-      this.#held = { list: addresses.list(), count, until: now + HELD_MS };
-    }
-    return this.#held.list;
+    const { kernel } = this.#options;
+    if (kernel.addressesChanged()) this.#held = undefined;
+    this.#held ??= kernel.addresses.list();
+    return this.#held;
   }
 
   /** Networks that have something on this host. */

@@ -4,11 +4,18 @@ import { Admission, type LaneName } from '#agent/bus/admission.ts';
 
 const soon = (): number => performance.now() + 5_000;
 
+const change = <T>(
+  admission: Admission,
+  caller: string,
+  deadline: number,
+  work: () => Promise<T>,
+): Promise<T> => admission.passIn('change', { caller, deadline }, work);
+
 test('whoever sends one request is not kept waiting by whoever sends hundreds', async () => {
   const admission = new Admission();
   const begun: string[] = [];
   const pass = (caller: string, name: string): Promise<void> =>
-    admission.pass(caller, soon(), async () => void begun.push(name));
+    change(admission, caller, soon(), async () => void begun.push(name));
   const flood = Array.from({ length: 300 }, (_, n) => pass('flood', `flood ${n}`));
   const others = ['one', 'two'].map((name) => pass(name, name));
   await Promise.all([...flood, ...others]);
@@ -46,7 +53,7 @@ test('between two turns of the event loop no more begin than do not hold it up',
   const admission = new Admission();
   let begun = 0;
   const all = Array.from({ length: 100 }, () =>
-    admission.pass('flood', soon(), async () => void (begun += 1)),
+    change(admission, 'flood', soon(), async () => void (begun += 1)),
   );
   const perTurn: number[] = [];
   while (begun < 100) {
@@ -61,20 +68,22 @@ test('between two turns of the event loop no more begin than do not hold it up',
 test('full, it refuses whoever has more than its share, and nobody else', async () => {
   const admission = new Admission();
   const { promise: held, resolve: letGo } = Promise.withResolvers<void>();
-  const flood = Array.from({ length: 1_024 }, () => admission.pass('flood', soon(), () => held));
-  await expect(admission.pass('flood', soon(), () => held)).rejects.toMatchObject(refusal);
-  const other = Array.from({ length: 512 }, () => admission.pass('other', soon(), () => held));
-  await expect(admission.pass('other', soon(), () => held)).rejects.toMatchObject(refusal);
-  const third = admission.pass('third', soon(), () => held);
+  const flood = Array.from({ length: 1_024 }, () => change(admission, 'flood', soon(), () => held));
+  await expect(change(admission, 'flood', soon(), () => held)).rejects.toMatchObject(refusal);
+  const other = Array.from({ length: 512 }, () => change(admission, 'other', soon(), () => held));
+  await expect(change(admission, 'other', soon(), () => held)).rejects.toMatchObject(refusal);
+  const third = change(admission, 'third', soon(), () => held);
   letGo();
   await Promise.all([...flood, ...other, third]);
-  await admission.pass('flood', soon(), async () => {});
+  await change(admission, 'flood', soon(), async () => {});
 });
 
 test('what nobody waits for any more is not begun', async () => {
   const admission = new Admission();
-  const flood = Array.from({ length: 100 }, () => admission.pass('flood', soon(), async () => {}));
-  const late = admission.pass('late', performance.now() - 1, async () => {
+  const flood = Array.from({ length: 100 }, () =>
+    change(admission, 'flood', soon(), async () => {}),
+  );
+  const late = change(admission, 'late', performance.now() - 1, async () => {
     throw new Error('is not to run');
   });
   await expect(late).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
@@ -226,7 +235,7 @@ describe('a request that turns out dearer than it looked', () => {
     const outcomes = await Promise.allSettled(refused);
     expect(outcomes.every(({ status }) => status === 'rejected')).toBe(true);
     await Promise.all(
-      Array.from({ length: 1_024 }, () => admission.pass('one', soon(), async () => {})),
+      Array.from({ length: 1_024 }, () => change(admission, 'one', soon(), async () => {})),
     );
     letGo();
     await Promise.all(full);

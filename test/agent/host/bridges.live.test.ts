@@ -513,6 +513,12 @@ describe('what the host has in the way', () => {
     run('addr del 10.1.0.9/32 dev lo');
     expect(compare(bridges)).toEqual([]);
     expect(bridges.problems).toEqual([]);
+    // One for another: there are as many as before.
+    run('addr del 10.1.0.8/24 dev br0');
+    run('addr add 10.1.0.11/32 dev lo');
+    expect([...bridges.ownAddresses(network).keys()]).toEqual(['10.1.0.11']);
+    run('addr del 10.1.0.11/32 dev lo');
+    expect(bridges.ownAddresses(network).size).toBe(0);
   });
 
   test.each([
