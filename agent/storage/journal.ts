@@ -333,6 +333,7 @@ export class Journal {
   #copy(record: AttachmentRecord, announcement?: Announcement): void {
     if (record.request.kind !== 'vm' || record.state === 'attaching') return;
     const copied = this.#copied.get(record.id);
+    if (copied === record) return;
     if (copied !== undefined && isSameForNextBoot(copied, record)) return;
     this.#copied.delete(record.id);
     try {
