@@ -51,6 +51,8 @@ export class AppendLog {
   #inSync: ReadonlySet<number> = new Set();
   /** Descriptors of finished segments that are still to be synced. */
   readonly #retired = new Set<number>();
+  /** The newest segment that the folder shows also after a power failure. */
+  #syncedSegment = 0;
   #syncing: Promise<void> | undefined;
   #next: Promise<void> | undefined;
 
@@ -183,7 +185,11 @@ export class AppendLog {
       // A segment that was written to meanwhile waits for the next sync.
       if (!this.#unsynced.has(fd) && this.#retired.delete(fd)) closeSync(fd);
     }
+    // Each sync of a folder makes the disk write out its cache, also where nothing has changed.
+    const newest = this.#segment;
+    if (this.#syncedSegment === newest) return;
     await syncFolder(this.#folder);
+    this.#syncedSegment = newest;
   }
 
   #open(): number {
