@@ -50,13 +50,13 @@ const LATE_FRAGMENT = 'ip frag-off & 0x1fff != 0';
  */
 const DHCP_ANSWER_INSIDE = '@nh,4,4 5 @nh,176,16 68 @nh,192,5 0';
 const SOLICITATION =
-  'ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit icmpv6 code 0';
+  'ip6 nexthdr 58 ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit icmpv6 code 0';
 /** Duplicate address detection (RFC 4862), without and with a nonce (RFC 7527). */
 const DETECTIONS = [`${SOLICITATION} ip6 length 24`, `${SOLICITATION} ip6 length 32 @th,192,8 14`];
 /** RFC 2710, RFC 3810. */
 const LISTENER_REPORTS = ['mld-listener-report', 'mld-listener-done', 'mld2-listener-report'];
 /** A neighbour advertisement with the one option that it may have, the target's link-layer address. */
-const ADVERTISED = 'ip6 nexthdr ipv6-icmp ip6 length 32 @th,192,16 0x0201';
+const ADVERTISED = 'ip6 nexthdr 58 ip6 length 32 @th,192,16 0x0201';
 const TARGET = '@th,64,128';
 const LINK_LAYER = '@th,208,48';
 /** A target within fe80::/10 that is no link-local address of the host. */
@@ -102,9 +102,9 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   // take its contents.
   own_v4: {
     rules: [
-      'meta l4proto udp goto udp_v4',
+      'meta l4proto 17 goto udp_v4',
       'igmp type membership-query counter drop',
-      'meta l4proto != udp goto ok',
+      'meta l4proto != 17 goto ok',
       'counter drop',
     ],
   },
@@ -136,7 +136,7 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
         `${detection} ${side} . ${TARGET} @nd6 goto ok`,
         `${detection} ${side} ${ANY_LOCAL_TARGET} goto ok`,
       ]),
-      'ip6 nexthdr ipv6-icmp icmpv6 type nd-router-solicit ip6 length 8 goto ok',
+      'ip6 nexthdr 58 icmpv6 type nd-router-solicit ip6 length 8 goto ok',
       ...LISTENER_REPORTS.map((report) => `ip6 hoplimit 1 icmpv6 type ${report} goto ok`),
       'counter drop',
     ],
@@ -146,10 +146,10 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   own_v6: {
     rules: [
       'frag frag-off != 0 goto ok',
-      'meta l4proto ipv6-icmp goto icmp_v6',
-      'meta l4proto udp goto udp_v6',
+      'meta l4proto 58 goto icmp_v6',
+      'meta l4proto 17 goto udp_v6',
       // This rule does not match if the header chain cannot be followed to its end: then nftables knows no protocol.
-      'meta l4proto != ipv6-icmp goto ok',
+      'meta l4proto != 58 goto ok',
       'counter drop',
     ],
   },
@@ -170,15 +170,15 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   },
   neighbour_solicit: {
     rules: [
-      'ip6 nexthdr ipv6-icmp ip6 length 24 goto ok',
-      `ip6 nexthdr ipv6-icmp ip6 length 32 @th,192,16 0x0101 ${side} . ${LINK_LAYER} @ndmac goto ok`,
+      'ip6 nexthdr 58 ip6 length 24 goto ok',
+      `ip6 nexthdr 58 ip6 length 32 @th,192,16 0x0101 ${side} . ${LINK_LAYER} @ndmac goto ok`,
       'counter drop',
     ],
   },
   neighbour_advert: {
     rules: [
-      `ip6 nexthdr ipv6-icmp ip6 length 24 ${side} . ${TARGET} @nd6 goto ok`,
-      `ip6 nexthdr ipv6-icmp ip6 length 24 ${side} ${ANY_LOCAL_TARGET} goto ok`,
+      `ip6 nexthdr 58 ip6 length 24 ${side} . ${TARGET} @nd6 goto ok`,
+      `ip6 nexthdr 58 ip6 length 24 ${side} ${ANY_LOCAL_TARGET} goto ok`,
       `${ADVERTISED} ${side} . ${TARGET} @nd6 ${side} . ${LINK_LAYER} @ndmac goto ok`,
       `${ADVERTISED} ${side} . ${LINK_LAYER} @ndmac ${side} ${ANY_LOCAL_TARGET} goto ok`,
       'counter drop',
@@ -186,8 +186,8 @@ const portChains = (side: Side, ok: readonly string[]): Ruleset['chains'] => ({
   },
   router_solicit: {
     rules: [
-      'ip6 nexthdr ipv6-icmp ip6 length 8 goto ok',
-      `ip6 nexthdr ipv6-icmp ip6 length 16 @th,64,16 0x0101 ${side} . @th,80,48 @ndmac goto ok`,
+      'ip6 nexthdr 58 ip6 length 8 goto ok',
+      `ip6 nexthdr 58 ip6 length 16 @th,64,16 0x0101 ${side} . @th,80,48 @ndmac goto ok`,
       'counter drop',
     ],
   },
