@@ -83,7 +83,8 @@ export interface VethPort extends Port {
  */
 export function createTap(bridge: string, workload: string, options: TapOptions = {}): TapPort {
   return withVoltErrors(() => {
-    const { mtu, mac: ownMac, queues, vnetHdr } = options;
+    const { mtu, mac: ownMac, queues, vnetHdr, ...unknown } = options;
+    refuseUnknown(unknown);
     const tap = { queues, vnetHdr };
     const request = parseArguments({ workload, kind: 'vm', mtu, mac: ownMac, tap });
     using kernel = new Kernel();
@@ -118,7 +119,8 @@ export function createTap(bridge: string, workload: string, options: TapOptions 
  */
 export function createVeth(bridge: string, workload: string, options: VethOptions = {}): VethPort {
   return withVoltErrors(() => {
-    const { mtu, mac: ownMac, netns, ifname } = options;
+    const { mtu, mac: ownMac, netns, ifname, addresses: _a, gateways: _g, ...unknown } = options;
+    refuseUnknown(unknown);
     const given = { workload, kind: 'container', mtu, mac: ownMac, netns, ifname };
     const request = parseArguments(given);
     const { addresses, network } = parseAddresses(options);
@@ -186,6 +188,12 @@ function findBridge({ links }: Kernel, name: string): Link {
     throw new VoltError('UNSUPPORTED', message, { details });
   }
   return link;
+}
+
+/** A misspelt option would be one that has no effect. */
+function refuseUnknown(options: object): void {
+  const [name] = Object.keys(options);
+  if (name !== undefined) throw invalid(name, 'there is no such option');
 }
 
 /** The arguments under the rules of an attach request. */

@@ -19,6 +19,7 @@ import { MachineError, readMachine } from './fleet/machine.ts';
 import { checkAccess } from './bus/nats-access.ts';
 import { openHostNetwork } from './host/networks/types.ts';
 import { FolderError, ownFolder } from './fleet/own-folders.ts';
+import { checkRights, RightsError } from './rights.ts';
 import { startTelemetry } from './telemetry.ts';
 import { UnexpectedErrors } from './health/unexpected.ts';
 
@@ -103,6 +104,7 @@ async function main(): Promise<void> {
     host: config.host,
     version: VERSION,
   });
+  mendable(checkRights, RightsError);
   const machine = mendable(readMachine, MachineError);
   using _lock = exclusive(config, log);
   const identity = mendable(() => keepIdentity(config, machine), IdentityError);

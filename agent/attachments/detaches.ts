@@ -19,6 +19,8 @@ export interface DetachesOptions {
 
 const RETRY_FIRST_MS = 50;
 const RETRY_MOST_MS = 5_000;
+/** The same reason again is told after so long. */
+const TELL_AGAIN_MS = 60_000;
 
 /**
  * Detaches under way. The first half is done when `begin` returns: the record says so, the port is closed and its name
@@ -79,6 +81,7 @@ export class Detaches {
     remove: () => Promise<void>,
   ): Promise<void> {
     const { journal, log } = this.#options;
+    let told = { reason: '', atMs: 0 };
     for (let waitMs = RETRY_FIRST_MS; !this.#stopped;) {
       try {
         await remove();
@@ -89,7 +92,12 @@ export class Detaches {
         this.#releasing.delete(record.id);
         return;
       } catch (error) {
-        log.warn({ id: record.id, error: String(error) }, 'detach not finished yet: trying again');
+        const reason = String(error);
+        const nowMs = performance.now();
+        if (reason !== told.reason || nowMs - told.atMs >= TELL_AGAIN_MS) {
+          told = { reason, atMs: nowMs };
+          log.warn({ id: record.id, error: reason }, 'detach not finished yet: trying again');
+        }
         await sleep(waitMs, undefined, { ref: false });
         waitMs = Math.min(waitMs * 2, RETRY_MOST_MS);
       }

@@ -34,7 +34,7 @@ export function problemOfUser(
 const ADDRESS = /^((?:nats|tls|wss?):\/\/)?(?:(.*)@)?([^\s@/?#]+)\/?$/;
 
 /**
- * Reads `nats://host:4222`, also several separated by commas, also with `user:password@` or `token@`, whose special
+ * Reads `nats://host:4222`, or without the scheme `host:4222`, also several separated by commas, also with `user:password@` or `token@`, whose special
  * characters are percent-encoded. Throws Error; no message quotes the text, which may hold a password.
  */
 export function parseNatsUrl(text: string): NatsUrl {
@@ -42,7 +42,9 @@ export function parseNatsUrl(text: string): NatsUrl {
   const users = new Set<string>();
   for (const one of text.split(',')) {
     const [, scheme = '', userinfo, address] = ADDRESS.exec(one.trim()) ?? [];
-    if (address === undefined || !isReachable(addressOf(address))) {
+    // A word alone is rather a mistake than the name of a server.
+    const isWord = scheme === '' && !/:\d+$/.test(address ?? '');
+    if (address === undefined || isWord || !isReachable(addressOf(address))) {
       throw new Error('must be addresses like nats://host:4222, separated by commas');
     }
     servers.push(`${scheme}${address}`);

@@ -52,3 +52,7 @@ export function oneOf<Value extends string>(
   if (known !== undefined) return known;
   throw new UsageError(`${flag} "${value}": must be ${values.join(', ')}`);
 }
+
+/** `1 lease`, `2 leases`. */
+export const counted = (number: number, noun: string): string =>
+  `${number} ${noun}${number === 1 ? '' : 's'}`;

@@ -87,6 +87,7 @@ export function attachmentDetails(attachment: Attachment): Page {
       peer &&
         `${peer.name}, ifindex ${peer.ifindex}, ${peer.mac}${peer.netns === undefined ? ' on the host' : ` in ${peer.netns}`}`,
     ],
+    ['namespace', peer?.netns === undefined ? attachment.netns : undefined],
     ...(attachment.ports ?? []).map(
       ({ protocol, hostAddress, hostPort, port }) =>
         ['port', `${hostAddress ?? '*'}:${hostPort} -> ${port}/${protocol}`] as const,

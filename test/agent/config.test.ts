@@ -100,6 +100,7 @@ describe('what is wrong is named with its key and where it was given', () => {
     ],
     ['a port that is none', '{"nats":{"url":"nats://h:99999"}}', {}, /^nats\.url: .*addresses/],
     ['a port in words', '{"nats":{"url":"nats://a:1,h:nats"}}', {}, /^nats\.url: .*addresses/],
+    ['a word', '{"nats":{"url":"foo"}}', {}, /^nats\.url: .*addresses/],
     ['an open bracket', '{"nats":{"url":"nats://[::1"}}', {}, /^nats\.url: .*addresses/],
     ['no JSON', '{', {}, /not JSON/],
     ['no object', '[]', {}, /one JSON object/],

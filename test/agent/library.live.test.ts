@@ -14,6 +14,8 @@ import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 // The library face on real bridges: what it makes, what passes, what it refuses, and what it leaves.
 
 const VNET_HDR_BYTES = 12;
+/** As a program in plain JavaScript may have it. */
+const misspelt: object = { queue: 2 };
 
 const run = (...command: string[]): string =>
   execFileSync(requireTool(command[0] ?? ''), command.slice(1), { encoding: 'utf8' });
@@ -238,6 +240,8 @@ describe('refused, and nothing left', () => {
     ['a workload', 'INVALID_REQUEST', 'workload', () => createTap('br0', 'vm/a')],
     ['queues', 'INVALID_REQUEST', 'tap.queues', () => createTap('br0', 'vm-a', { queues: 0 })],
     ['an MTU', 'INVALID_REQUEST', 'mtu', () => createTap('br0', 'vm-a', { mtu: 1501 })],
+    ['a misspelt option', 'INVALID_REQUEST', 'queue', () => createTap('br0', 'vm-a', misspelt)],
+    ['another of a veth', 'INVALID_REQUEST', 'queue', () => createVeth('br0', 'c-a', misspelt)],
     [
       'a MAC',
       'INVALID_REQUEST',

@@ -3,6 +3,7 @@ import { HOST_PATTERN } from '#protocol/names.ts';
 import { UsageError } from '../errors.ts';
 import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
 import type { Shell } from '../shell.ts';
+import { counted } from '../units.ts';
 import { hostTable } from '../views.ts';
 
 /**
@@ -63,7 +64,7 @@ fenced where somebody else has been given it since. Exit code 5 while its agent 
         .output()
         .result(answer, () => [
           answer.forgotten
-            ? `${name} forgotten, ${answer.released} leases ended`
+            ? `${name} forgotten, ${counted(answer.released, 'lease')} ended`
             : `${name} was not known`,
         ]);
     });
@@ -129,7 +130,7 @@ the agent of this machine over its local socket, and the next attach makes anew 
       const cleaned = await cleanAll(file);
       const { attachments, networks, devices } = cleaned;
       output.result(cleaned, () => [
-        `${attachments} attachments and ${devices.length} other devices removed`,
+        `${counted(attachments, 'attachment')} and ${counted(devices.length, 'other device')} removed`,
         `networks taken off this host: ${listed(networks)}`,
       ]);
     });
@@ -179,7 +180,7 @@ With the id that the host has, it takes up another /etc/machine-id.`,
       const renamed = await rename(to, file, (text) => output.note(text));
       const { from, moved, records } = renamed;
       output.result(renamed, () => [
-        `${from} is ${to}: ${moved ?? 'no'} leases, ${records} records`,
+        `${from} is ${to}: ${counted(moved ?? 0, 'lease')}, ${counted(records, 'record')}`,
         ...(moved === null ? [`the ledger has nothing of this machine as ${from}`] : []),
       ]);
     });

@@ -4,6 +4,7 @@ import type { Connected } from '../connect.ts';
 import { UsageError } from '../errors.ts';
 import type { Page } from '../page.ts';
 import type { Shell } from '../shell.ts';
+import { counted } from '../units.ts';
 import { jobTable } from '../views.ts';
 
 type HostState = LedgerHostsAnswer['hosts'][number]['state'];
@@ -79,7 +80,9 @@ and drops it.`,
       const deleted = await shell.withClient(({ jetStream, settings: { subjectPrefix } }) =>
         jetStream((manager) => deleteWaitingJobs(manager, subjectPrefix, host)),
       );
-      shell.output().result({ host, deleted }, () => [`${deleted} jobs of ${host} deleted`]);
+      shell
+        .output()
+        .result({ host, deleted }, () => [`${counted(deleted, 'job')} of ${host} deleted`]);
     });
 }
 

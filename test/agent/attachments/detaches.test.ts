@@ -22,7 +22,7 @@ beforeEach(() => {
 afterEach(() => rmSync(folder, { recursive: true }));
 
 /** The `release` of the ledger is this. */
-function detaching(release: () => Promise<'released' | 'absent'>) {
+function detaching(release: () => Promise<'released' | 'absent'>, warn?: (of: object) => void) {
   const records = join(folder, 'run', 'attachments');
   mkdirSync(records, { recursive: true });
   writeFileSync(join(records, 'a-vm.json'), JSON.stringify(golden['a-vm']));
@@ -33,6 +33,7 @@ function detaching(release: () => Promise<'released' | 'absent'>) {
   const shared = { self, journal, networkTypes: {}, log, ledger: { release } };
   const detaches = new Detaches({
     ...shared,
+    ...(warn && { log: { warn } }),
     events: { add: () => {} },
   } as never);
   const hostLeases = new HostLeases({ ...shared, detaches } as never);
@@ -68,4 +69,22 @@ test('a lease is not said to be held from when its release is on its way until i
   answers[2]?.resolve('released');
   await detaches.idle();
   expect(held()).toEqual([]);
+});
+
+test('a detach that waits says why once, and again when the reason is another', async () => {
+  const reasons = ['away', 'away', 'away', 'busy', 'busy'];
+  const told: string[] = [];
+  const { begin, detaches } = detaching(
+    () => {
+      const reason = reasons.shift();
+      return reason === undefined
+        ? Promise.resolve('released')
+        : Promise.reject(new VoltError('STORE_UNAVAILABLE', reason));
+    },
+    (of) => told.push(JSON.stringify(of)),
+  );
+  begin();
+  await vi.waitFor(() => expect(reasons).toEqual([]), { timeout: 30_000 });
+  await detaches.idle();
+  expect(told).toEqual([expect.stringContaining('away'), expect.stringContaining('busy')]);
 });

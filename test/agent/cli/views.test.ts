@@ -84,6 +84,13 @@ describe('views', () => {
     );
   });
 
+  test('one in a namespace that the agent has made, without a device on the host', () => {
+    const isolated = { ...vm, device: null, ports: [], netns: '/run/netns/volt-web' };
+    expect(text(attachmentDetails(isolated))).toContain(
+      'device      none\nnamespace   /run/netns/volt-web\n',
+    );
+  });
+
   test('differences', () => {
     const differences = [
       { id: 'web', what: 'mtu', expected: 1500, observed: 1400 },
