@@ -1,9 +1,9 @@
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { canonical } from '#protocol/attachment.ts';
 import { fromErrorBody, toErrorBody, VoltError } from '#protocol/errors.ts';
-import { AppendLog, type Header, type Place } from '../storage/append-log.ts';
+import { AppendLog } from '../storage/append-log.ts';
 import type { Log } from '../log.ts';
+import { encodeHeader, hashOf, type OutcomeHeader, parseHeader } from './outcome-header.ts';
+import { OutcomeIndex, type OutcomeIndexOptions } from './outcome-index.ts';
 
 /** Operations whose outcome is remembered: those that change an attachment. */
 export type RememberedOperation = 'attach' | 'detach' | 'update';
@@ -46,11 +46,6 @@ export interface Asked {
 
 export type Remembered = { readonly answer: object } | { readonly error: VoltError };
 
-interface Entry {
-  readonly place: Place;
-  readonly content: string;
-}
-
 /** Longer than any request waits in the job stream, and longer than callers repeat a request. */
 const KEEP_MS = 24 * 3_600_000;
 const SEGMENT_MS = 3_600_000;
@@ -61,34 +56,50 @@ const SYNC_AFTER_MS = 100;
 
 /**
  * The outcomes of requests, for 24 hours, across restarts and reboots: a repeated request gets the first answer.
- * Answers stay on disk; memory holds their places. For each attachment it also keeps the place in the job stream of the
- * last attach and the last detach that ran, so that an older job can be refused.
+ * Answers stay on disk; memory holds their places, some 30 bytes for each. For each attachment it also keeps the place
+ * in the job stream of the last attach and the last detach that ran, so that an older job can be refused.
  */
 export class RequestLog {
+  readonly #folder: string;
   readonly #entries: AppendLog;
+  readonly #index: OutcomeIndex;
   readonly #log: Log;
-  /** By operation and request id. */
-  readonly #places = new Map<string, Entry>();
-  readonly #order = new Map<string, { attach?: Position; detach?: Position }>();
-  /** Segments, oldest first, each with the keys that are forgotten when it is dropped. */
-  readonly #segments = new Map<number, Segment>();
   readonly #maxEntries: number;
   #syncTimer: NodeJS.Timeout | undefined;
 
-  constructor(options: { stateDir: string; log: Log; maxEntries?: number }) {
-    const { stateDir, log, maxEntries = MAX_ENTRIES } = options;
-    this.#entries = new AppendLog({ folder: join(stateDir, 'outcomes'), log });
+  constructor(
+    options: { stateDir: string; log: Log; maxEntries?: number } & Pick<
+      OutcomeIndexOptions,
+      'hash'
+    >,
+  ) {
+    const { stateDir, log, hash, maxEntries = MAX_ENTRIES } = options;
+    this.#folder = join(stateDir, 'outcomes');
+    this.#entries = new AppendLog({ folder: this.#folder, log });
+    this.#index = new OutcomeIndex({
+      fileOf: (segment) => this.#entries.fileOf(segment),
+      log,
+      ...(hash !== undefined && { hash }),
+    });
     this.#log = log;
     this.#maxEntries = maxEntries;
   }
 
   load(): void {
-    this.#entries.load((header, place) => {
-      const read = entryOf(header);
-      if (read === null) return;
-      this.#note(read, place);
-    });
+    this.#entries.load(
+      (header, place) => {
+        const outcome = parseHeader(header);
+        if (outcome !== null) this.#index.note(outcome, place);
+      },
+      (segment) => this.#index.take(segment),
+    );
     this.#forgetOld();
+    this.#index.tidy(this.#folder);
+  }
+
+  /** The size of the index in memory. */
+  get indexBytes(): number {
+    return this.#index.bytes;
   }
 
   /**
@@ -96,21 +107,20 @@ export class RequestLog {
    * its request id.
    */
   find({ operation, requestId, content }: Asked): Remembered | undefined {
-    if (requestId === undefined) return undefined;
-    const entry = this.#places.get(keyOf(operation, requestId));
+    const entry = this.#entryOf(operation, requestId);
     if (entry === undefined) return undefined;
-    if (entry.content !== hashOf(content)) {
+    if (entry.header.content !== hashOf(content)) {
       const message = `requestId: ${requestId} was the id of another ${operation} within 24 hours`;
       throw new VoltError('INVALID_REQUEST', message, { details: { path: 'requestId' } });
     }
-    const body: unknown = JSON.parse(this.#entries.read(entry.place));
+    const body: unknown = JSON.parse(entry.body);
     const error = fromErrorBody(body);
     if (error !== null) return { error };
     return typeof body === 'object' && body !== null ? { answer: body } : undefined;
   }
 
   knows(operation: RememberedOperation, requestId: string | undefined): boolean {
-    return requestId !== undefined && this.#places.has(keyOf(operation, requestId));
+    return this.#entryOf(operation, requestId) !== undefined;
   }
 
   /** Remembers the outcome of a request. An outcome that the disk refuses is logged, and not remembered. */
@@ -120,7 +130,7 @@ export class RequestLog {
     if (requestId === undefined && position === undefined) return;
     const failed = 'error' in outcome;
     const atMs = Date.now();
-    const read = {
+    const header = {
       operation,
       id,
       requestId,
@@ -131,9 +141,9 @@ export class RequestLog {
     try {
       const body = failed ? toErrorBody(outcome.error) : outcome.answer;
       this.#beginSegment(atMs);
-      const place = this.#entries.append(headerOf(read), JSON.stringify(body));
-      const isNew = !this.#segments.has(place.segment);
-      this.#note(read, place);
+      const place = this.#entries.append(encodeHeader(header), JSON.stringify(body));
+      const isNew = !this.#index.segments.has(place.segment);
+      this.#index.note(header, place);
       if (isNew) this.#forgetOld();
       this.#syncTimer ??= setTimeout(() => void this.sync().catch(() => {}), SYNC_AFTER_MS).unref();
     } catch (error) {
@@ -146,7 +156,7 @@ export class RequestLog {
 
   /** The place in the job stream of the last attach (or detach) of this attachment that ran. */
   lastOf(id: string, operation: 'attach' | 'detach'): Position | undefined {
-    return this.#order.get(id)?.[operation];
+    return this.#index.lastOf(id, operation);
   }
 
   /** Resolves when all outcomes that were kept survive a power failure. */
@@ -162,6 +172,7 @@ export class RequestLog {
       );
       throw error;
     }
+    await this.#index.save(this.#entries.current);
   }
 
   close(): void {
@@ -169,115 +180,49 @@ export class RequestLog {
     this.#entries.close();
   }
 
-  #note({ operation, id, requestId, atMs, content, position }: Read, place: Place): void {
-    const { bytes, segment: number } = place;
-    const segment = this.#segments.get(number) ?? { beganMs: atMs, bytes: 0, entries: 0, keys: [] };
-    this.#segments.set(number, segment);
-    segment.bytes += bytes;
-    segment.entries += 1;
-    if (requestId !== undefined) {
-      const key = keyOf(operation, requestId);
-      this.#places.set(key, { place, content });
-      segment.keys.push(key);
+  /** What the log has of this request. Throws the error of the disk. */
+  #entryOf(
+    operation: RememberedOperation,
+    requestId: string | undefined,
+  ): { readonly header: OutcomeHeader; readonly body: string } | undefined {
+    if (requestId === undefined) return undefined;
+    for (const extent of this.#index.placesOf(operation, requestId)) {
+      const entry = this.#entries.readEntry(extent);
+      const header = entry && parseHeader(entry.header);
+      if (!header) {
+        this.#log.warn({ operation, requestId, ...extent }, 'outcome forgotten: it is damaged');
+      } else if (header.operation === operation && header.requestId === requestId) {
+        return { header, body: entry.body };
+      }
     }
-    if (position === undefined || operation === 'update') return;
-    const known = this.#order.get(id) ?? {};
-    const last = known[operation];
-    if (last === undefined || isBefore(last, position)) {
-      this.#order.set(id, { ...known, [operation]: position });
-    }
+    return undefined;
   }
 
   #beginSegment(nowMs: number): void {
-    const current = this.#segments.get(this.#entries.current);
+    const current = this.#index.segments.get(this.#entries.current);
     if (current !== undefined && nowMs - current.beganMs >= SEGMENT_MS) this.#entries.rotate();
   }
 
   #forgetOld(): void {
     const nowMs = Date.now();
-    const all = [...this.#segments];
+    const all = [...this.#index.segments];
     let bytes = all.reduce((sum, [, one]) => sum + one.bytes, 0);
     let entries = all.reduce((sum, [, one]) => sum + one.entries, 0);
-    let oldestMs = nowMs - KEEP_MS;
     for (const [index, [number, segment]] of all.entries()) {
       const isOld = nowMs - segment.beganMs > KEEP_MS + SEGMENT_MS;
-      const next = all[index + 1]?.[1];
       // The current segment stays.
-      if (next === undefined || !(isOld || bytes > MAX_BYTES || entries > this.#maxEntries)) break;
+      const isLast = index === all.length - 1;
+      if (isLast || !(isOld || bytes > MAX_BYTES || entries > this.#maxEntries)) break;
       if (!isOld) {
         this.#log.warn(
           { requestLog: segment.entries },
           'too many outcomes: the oldest forgotten early',
         );
-        oldestMs = Math.max(oldestMs, next.beganMs);
       }
-      this.#drop(number, segment);
+      this.#entries.drop(number);
+      this.#index.drop(number);
       bytes -= segment.bytes;
       entries -= segment.entries;
     }
-    const oldest = BigInt(oldestMs) * 1_000_000n;
-    for (const [id, { attach, detach }] of this.#order) {
-      if ((attach?.storedNs ?? 0n) < oldest && (detach?.storedNs ?? 0n) < oldest) {
-        this.#order.delete(id);
-      }
-    }
-  }
-
-  #drop(number: number, { keys }: Segment): void {
-    this.#entries.drop(number);
-    this.#segments.delete(number);
-    for (const key of keys) {
-      if (this.#places.get(key)?.place.segment === number) this.#places.delete(key);
-    }
   }
 }
-
-interface Segment {
-  readonly beganMs: number;
-  bytes: number;
-  entries: number;
-  readonly keys: string[];
-}
-
-interface Read {
-  readonly operation: RememberedOperation;
-  readonly id: string;
-  readonly requestId: string | undefined;
-  readonly atMs: number;
-  readonly content: string;
-  readonly position: Position | undefined;
-}
-
-const keyOf = (operation: string, requestId: string): string => `${operation} ${requestId}`;
-
-const headerOf = ({ operation, id, requestId, atMs, content, position }: Read): Header => ({
-  operation,
-  id,
-  atMs,
-  content,
-  ...(requestId !== undefined && { requestId }),
-  ...(position !== undefined && {
-    storedNs: String(position.storedNs),
-    sequence: position.sequence,
-  }),
-});
-
-function entryOf(header: Header): Read | null {
-  const { operation, id, requestId, atMs, content, storedNs, sequence } = header;
-  if (operation !== 'attach' && operation !== 'detach' && operation !== 'update') return null;
-  if (typeof id !== 'string' || typeof atMs !== 'number' || typeof content !== 'string')
-    return null;
-  const placed = typeof storedNs === 'string' && /^\d+$/.test(storedNs);
-  return {
-    operation,
-    id,
-    requestId: typeof requestId === 'string' ? requestId : undefined,
-    atMs,
-    content,
-    position:
-      placed && typeof sequence === 'number' ? { storedNs: BigInt(storedNs), sequence } : undefined,
-  };
-}
-
-const hashOf = (content: object): string =>
-  createHash('sha256').update(canonical(content)).digest('base64url').slice(0, 22);

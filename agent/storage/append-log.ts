@@ -16,12 +16,26 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { Log } from '../log.ts';
 
-/** Where an entry's body lies. */
+/** Where an entry lies: its header begins at `start`, its body at `offset`. `bytes` is the size of the body. */
 export interface Place {
   readonly segment: number;
+  readonly start: number;
   readonly offset: number;
   readonly bytes: number;
 }
+
+/** The bytes of an entry: header, body, and the ends of their lines. */
+export interface Extent {
+  readonly segment: number;
+  readonly start: number;
+  readonly size: number;
+}
+
+export const extentOf = ({ segment, start, offset, bytes }: Place): Extent => ({
+  segment,
+  start,
+  size: offset + bytes + 1 - start,
+});
 
 /** The line before the body of an entry: small, since every start reads it. */
 export type Header = Readonly<Record<string, unknown>>;
@@ -63,16 +77,21 @@ export class AppendLog {
 
   /**
    * Shows all entries in the order in which they were appended. Entries that cannot be read are reported and skipped.
+   * A segment of which the caller says that it `knows` the entries is not read.
    */
-  load(visit: (header: Header, place: Place, body: () => string) => void): void {
+  load(
+    visit: (header: Header, place: Place, body: () => string) => void,
+    knows: (segment: number) => boolean = () => false,
+  ): void {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
     for (const name of readdirSync(this.#folder).toSorted()) {
       if (!SEGMENT_NAME.test(name)) continue;
       const segment = Number(name.slice(0, 12));
       this.#segment = Math.max(this.#segment, segment);
+      if (knows(segment)) continue;
       const bytes = readFileSync(join(this.#folder, name));
-      const end = eachEntry(bytes, (header, offset, length) => {
-        visit(header, { segment, offset, bytes: length }, () =>
+      const end = eachEntry(bytes, ({ header, start, offset, length }) => {
+        visit(header, { segment, start, offset, bytes: length }, () =>
           bytes.toString('utf8', offset, offset + length),
         );
       });
@@ -104,17 +123,30 @@ export class AppendLog {
     }
     this.#length += entry.length;
     this.#unsynced.add(fd);
-    return { segment: this.#segment, offset: start + Buffer.byteLength(line), bytes };
+    return { segment: this.#segment, start, offset: start + Buffer.byteLength(line), bytes };
   }
 
   /** The body of an entry. Throws if its segment is gone. */
   read({ segment, offset, bytes }: Place): string {
-    const fd = openSync(this.#path(segment), 'r');
+    return this.#bytes(segment, offset, bytes).toString('utf8');
+  }
+
+  /** The entry with these bytes. Null if they are damaged. Throws if its segment is gone. */
+  readEntry({ segment, start, size }: Extent): { header: Header; body: string } | null {
+    const bytes = this.#bytes(segment, start, size);
+    const entry = entryAt(bytes, 0);
+    if (entry?.end !== size) return null;
+    const { header, offset, length } = entry;
+    return { header, body: bytes.toString('utf8', offset, offset + length) };
+  }
+
+  #bytes(segment: number, start: number, size: number): Buffer {
+    const fd = openSync(this.fileOf(segment), 'r');
     try {
-      const body = Buffer.alloc(bytes);
-      const got = readSync(fd, body, 0, bytes, offset);
-      if (got < bytes) throw new Error(`${this.#path(segment)} ends early`);
-      return body.toString('utf8');
+      const bytes = Buffer.alloc(size);
+      const got = readSync(fd, bytes, 0, size, start);
+      if (got < size) throw new Error(`${this.fileOf(segment)} ends early`);
+      return bytes;
     } finally {
       closeSync(fd);
     }
@@ -158,7 +190,7 @@ export class AppendLog {
   /** Removes a segment with all its entries. */
   drop(segment: number): void {
     if (segment === this.#segment) this.rotate();
-    rmSync(this.#path(segment), { force: true });
+    rmSync(this.fileOf(segment), { force: true });
   }
 
   close(): void {
@@ -195,7 +227,7 @@ export class AppendLog {
   #open(): number {
     if (this.#fd !== undefined) return this.#fd;
     this.#segment += 1;
-    this.#fd = openSync(this.#path(this.#segment), 'w', 0o600);
+    this.#fd = openSync(this.fileOf(this.#segment), 'w', 0o600);
     this.#length = 0;
     return this.#fd;
   }
@@ -209,28 +241,40 @@ export class AppendLog {
     else closeSync(fd);
   }
 
-  #path(segment: number): string {
+  fileOf(segment: number): string {
     return join(this.#folder, `${String(segment).padStart(12, '0')}.log`);
   }
 }
 
 /** Visits all whole entries and returns the offset at which the last of them ends. */
-function eachEntry(
-  bytes: Buffer,
-  visit: (header: Header, offset: number, length: number) => void,
-): number {
+function eachEntry(bytes: Buffer, visit: (entry: Entry) => void): number {
   let at = 0;
   for (;;) {
-    const lineEnd = bytes.indexOf(NEWLINE, at);
-    if (lineEnd === -1) return at;
-    const header = headerOf(bytes.toString('utf8', at, lineEnd));
-    if (header === null) return at;
-    const offset = lineEnd + 1;
-    const end = offset + header.bytes;
-    if (bytes[end] !== NEWLINE) return at;
-    visit(header, offset, header.bytes);
-    at = end + 1;
+    const entry = entryAt(bytes, at);
+    if (entry === null) return at;
+    visit(entry);
+    at = entry.end;
   }
+}
+
+/** An entry in a buffer: where its header and its body begin, how long the body is, and where the entry ends. */
+interface Entry {
+  readonly header: Header;
+  readonly start: number;
+  readonly offset: number;
+  readonly length: number;
+  readonly end: number;
+}
+
+/** The whole entry that begins here. */
+function entryAt(bytes: Buffer, start: number): Entry | null {
+  const lineEnd = bytes.indexOf(NEWLINE, start);
+  if (lineEnd === -1) return null;
+  const header = headerOf(bytes.toString('utf8', start, lineEnd));
+  if (header === null) return null;
+  const [offset, length] = [lineEnd + 1, header.bytes];
+  if (bytes[offset + length] !== NEWLINE) return null;
+  return { header, start, offset, length, end: offset + length + 1 };
 }
 
 function headerOf(line: string): (Header & { readonly bytes: number }) | null {

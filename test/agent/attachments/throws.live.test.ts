@@ -15,6 +15,7 @@ const FILES = [
   ...['bus/inbound', 'bus/bus', 'bus/service', 'bus/error-answer', 'bus/jobs', 'bus/job-queue'],
   ...['schedule/slices', 'schedule/shared-run', 'errors'],
   ...['attachments/queries', 'attachments/requests', 'attachments/request-log'],
+  ...['attachments/outcome-header', 'attachments/outcome-index', 'storage/hash-rows'],
   'schedule/id-lock',
   ...['storage/events', 'storage/outbox', 'storage/append-log'],
 ].map((name) => `agent/${name}.ts`);
