@@ -36,7 +36,7 @@ export async function benchMemory(): Promise<void> {
   const connection = await connect({ servers: nats.url });
   const client = new VoltNetworkClient({ connection, headers, timeoutMs: 60_000 });
   // $0 is the launcher that the fixture would have run.
-  const bare = ['sh', '-c', `exec ${ROOT}deploy/bin/node ${ROOT}agent/main.ts "$@"`];
+  const bare = ['sh', '-c', `exec ${ROOT}deploy/bin/node ${ROOT}agent/start.js "$@"`];
   const subjects: Subject[] = [];
   for (const [n, name] of ['as installed', 'without its settings'].entries()) {
     const agent = await startAgent({
