@@ -170,8 +170,8 @@ const limitDiffering = (
 function factsDiffering({ filter, maps, id }: Description, { facts }: Snapshot): Compared[] {
   if (facts === undefined) return [];
   const holds = (owner: string, wanted: ReadonlySet<string>): boolean => {
-    const held = facts.get(owner) ?? new Set();
-    return held.size === wanted.size && [...wanted].every((key) => held.has(key));
+    const held = facts.get(owner) ?? [];
+    return held.length === wanted.size && held.every((key) => wanted.has(key));
   };
   const filtered = filter === undefined || holds(filter.owner, factKeys(filterFacts(filter)));
   const own = maps === undefined ? undefined : mapFacts(id, maps);

@@ -125,7 +125,7 @@ export class Journal {
   /** Ids by the name of the device. */
   readonly #deviceNames = new Map<string, string>();
   /** Ids by the workload's MAC, which is unique only within a network. */
-  readonly #macs = new Map<string, ReadonlySet<string>>();
+  readonly #macs = new Map<string, readonly string[]>();
   /** The networks of records that are being loaded, by their text. */
   readonly #networks = new Map<string, Network>();
   /** Ids of the VMs that were attached before the reboot, as `load` found them. */
@@ -187,7 +187,7 @@ export class Journal {
 
   /** Records of workloads with this MAC. */
   ofMac(mac: string): AttachmentRecord[] {
-    return [...(this.#macs.get(mac) ?? [])].flatMap((id) => this.#records.get(id) ?? []);
+    return (this.#macs.get(mac) ?? []).flatMap((id) => this.#records.get(id) ?? []);
   }
 
   /** The announcement of this attachment whose event is still to be stored. */
@@ -313,7 +313,7 @@ export class Journal {
       this.#untold.set(id, { announcement, attachment });
     }
     const mac = attachment?.mac;
-    if (mac !== undefined) this.#macs.set(mac, new Set(this.#macs.get(mac)).add(id));
+    if (mac !== undefined) this.#macs.set(mac, [...(this.#macs.get(mac) ?? []), id]);
   }
 
   #forget(id: string): void {
@@ -323,9 +323,8 @@ export class Journal {
     if (this.#deviceNames.get(deviceName) === id) this.#deviceNames.delete(deviceName);
     this.#records.delete(id);
     const mac = record?.attachment?.mac ?? '';
-    const others = new Set(this.#macs.get(mac));
-    others.delete(id);
-    if (others.size > 0) this.#macs.set(mac, others);
+    const others = (this.#macs.get(mac) ?? []).filter((other) => other !== id);
+    if (others.length > 0) this.#macs.set(mac, others);
     else this.#macs.delete(mac);
   }
 

@@ -43,10 +43,12 @@ export class Firewall implements Disposable {
   readonly #exclusive: boolean;
   /** The name of our table in each family. */
   readonly #table: string;
-  /** Facts by owner. */
-  readonly #wanted = new Map<string, Facts>();
-  /** How many owners have a fact, by its key. The kernel has each fact once. */
-  readonly #holders = new Map<string, number>();
+  /** Facts by key (`keyOf`). The kernel has each once. */
+  readonly #facts = new Map<string, Fact>();
+  /** The keys of each owner's facts. */
+  readonly #keys = new Map<string, readonly string[]>();
+  /** How many owners a fact has, by its key, where there are several. */
+  readonly #shared = new Map<string, number>();
   #nftables: Nftables | undefined;
   #problem: unknown;
   #watch: Disposable | undefined;
@@ -113,24 +115,21 @@ export class Firewall implements Disposable {
 
   /** Replaces the facts of an owner. Facts that are put before `start` are noted, and `start` loads them. */
   put(owner: string, facts: readonly Fact[]): void {
-    const before = this.#wanted.get(owner) ?? NO_FACTS;
-    const after = new Map(facts.map((fact) => [keyOf(fact), fact]));
-    this.#exchange(owner, before, after);
+    this.#exchange(owner, new Map(facts.map((fact) => [keyOf(fact), fact])));
   }
 
   /** Removes the facts of an owner. Success when it has none. */
   remove(owner: string): void {
-    const before = this.#wanted.get(owner);
-    if (before !== undefined) this.#exchange(owner, before, NO_FACTS);
+    if (this.has(owner)) this.#exchange(owner, NO_FACTS);
   }
 
   /** The keys (`keyOf`) of an owner's facts. */
-  held(owner: string): ReadonlySet<string> {
-    return new Set(this.#wanted.get(owner)?.keys());
+  held(owner: string): readonly string[] {
+    return this.#keys.get(owner) ?? [];
   }
 
   has(owner: string): boolean {
-    return this.#wanted.has(owner);
+    return this.#keys.has(owner);
   }
 
   /**
@@ -183,7 +182,13 @@ export class Firewall implements Disposable {
   }
 
   /** When the kernel refuses, the owner keeps its old facts, so that a repeat tries the same change again. */
-  #exchange(owner: string, before: Facts, after: Facts): void {
+  #exchange(owner: string, after: Facts): void {
+    const before: Facts = new Map(
+      this.held(owner).flatMap((key) => {
+        const fact = this.#facts.get(key);
+        return fact === undefined ? [] : [[key, fact] as const];
+      }),
+    );
     const { added, dropped } = this.#note(owner, before, after);
     try {
       this.#apply(added, dropped);
@@ -195,28 +200,27 @@ export class Firewall implements Disposable {
 
   /** Notes the new facts of an owner; answers which of them the kernel has to add and to drop. */
   #note(owner: string, before: Facts, after: Facts): { added: Fact[]; dropped: Fact[] } {
-    if (after.size === 0) this.#wanted.delete(owner);
-    else this.#wanted.set(owner, after);
+    if (after.size === 0) this.#keys.delete(owner);
+    else this.#keys.set(owner, [...after.keys()]);
     const added: Fact[] = [];
     const dropped: Fact[] = [];
     for (const [key, fact] of after) {
       if (before.has(key)) continue;
-      const holders = this.#holders.get(key) ?? 0;
-      this.#holders.set(key, holders + 1);
-      if (holders === 0) added.push(fact);
+      if (this.#facts.has(key)) {
+        this.#shared.set(key, (this.#shared.get(key) ?? 1) + 1);
+      } else {
+        this.#facts.set(key, fact);
+        added.push(fact);
+      }
     }
     for (const [key, fact] of before) {
       if (after.has(key)) continue;
-      const holders = this.#holders.get(key) ?? 0;
-      if (holders > 1) this.#holders.set(key, holders - 1);
-      else if (this.#holders.delete(key)) dropped.push(fact);
+      const owners = this.#shared.get(key) ?? 1;
+      if (owners > 2) this.#shared.set(key, owners - 1);
+      else if (owners === 2) this.#shared.delete(key);
+      else if (this.#facts.delete(key)) dropped.push(fact);
     }
     return { added, dropped };
-  }
-
-  #facts(): Fact[] {
-    const all = new Map([...this.#wanted.values()].flatMap((facts) => [...facts]));
-    return [...all.values()];
   }
 
   #apply(added: readonly Fact[], dropped: readonly Fact[]): void {
@@ -272,7 +276,7 @@ export class Firewall implements Disposable {
         })),
       ),
       ...this.#endedChains(nftables),
-      ...this.#changes('add', this.#facts()),
+      ...this.#changes('add', [...this.#facts.values()]),
     ]);
   }
 
@@ -328,7 +332,7 @@ export class Firewall implements Disposable {
   }
 
   #expectedOf({ family, sets }: Ruleset): NftContent[] {
-    const facts = this.#facts().filter(({ ruleset }) => ruleset.family === family);
+    const facts = [...this.#facts.values()].filter(({ ruleset }) => ruleset.family === family);
     const elements = Map.groupBy(facts.filter(isElement), ({ set }) => set);
     const own = (this.#rules ?? []).filter(({ what }) => what.startsWith(`${family} `));
     const onDevices = this.#rules === undefined ? [] : facts.filter(isChain);

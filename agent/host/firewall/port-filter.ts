@@ -304,17 +304,19 @@ function portFacts(port: FilteredPort, fact: typeof bridge | typeof device): Fac
   const addresses = port.addresses.map((text) => IpAddress.parse(text.split('/')[0] ?? text));
   const v4 = addresses.filter(({ family }) => family === 4);
   const v6 = [mac.linkLocal(), ...addresses.filter(({ family }) => family === 6)];
+  // The firewall keeps facts: two of them share an element where they can.
+  const own = { key: [name, mac] };
   return [
-    fact('mac', { key: [name, mac] }),
+    fact('mac', own),
     ...v4.flatMap((address) => [
       fact('arp4', { key: [name, mac, address] }),
       fact('src4', { key: [name, address] }),
     ]),
-    ...v6.flatMap((address) => [
-      fact('src6', { key: [name, address] }),
-      fact('nd6', { key: [name, address] }),
-    ]),
-    fact('ndmac', { key: [name, mac] }),
+    ...v6.flatMap((address) => {
+      const source = { key: [name, address] };
+      return [fact('src6', source), fact('nd6', source)];
+    }),
+    fact('ndmac', own),
     ...(linkLocal === 'any' ? [fact('anylocal', { key: [name] })] : []),
     fact('ports', { key: [name] }),
   ];

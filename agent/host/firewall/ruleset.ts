@@ -47,7 +47,8 @@ export function keyOf(fact: Fact): string {
     return `${family} ${fact.hook} ${fact.chain} ${fact.device} ${fact.goto}`;
   const { key, end = [], data = [] } = fact.element;
   const values = [key, end, data].map((part) => part.map(String).join(' . '));
-  return `${family} ${fact.set} ${values.join(' : ')}`;
+  // Joined, since V8 keeps the parts of a text that was made by `+` or in a template.
+  return [family, fact.set, values.join(' : ')].join(' ');
 }
 
 /**

@@ -49,7 +49,7 @@ export interface Observed {
   /** What lies in workloads' namespaces, by attachment id. */
   readonly inside: ReadonlyMap<string, SeenInside>;
   /** What the firewall was told to hold, by whose it is; absent where the firewall was not asked. */
-  readonly facts?: ReadonlyMap<string, ReadonlySet<string>>;
+  readonly facts?: ReadonlyMap<string, readonly string[]>;
   /** Virtual functions of VMs, by attachment id. */
   readonly functions?: ReadonlyMap<string, SeenFunction>;
   /** Bits a second that may leave a device, by index, and where what comes in by it is handed to. */
@@ -217,7 +217,7 @@ function* beside(
   const elsewhere = new Set<string>();
   const inside = new Map<string, SeenInside>();
   const redirects = new Map<number, number>();
-  const facts = new Map<string, ReadonlySet<string>>();
+  const facts = new Map<string, readonly string[]>();
   const functions = new Map<string, SeenFunction>();
   for (const { record, description } of looked) {
     yield;
