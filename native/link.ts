@@ -187,7 +187,12 @@ export class Links {
 
   /** The same, with pauses (`NetlinkSocket.dumpSteps`). */
   listSteps(): Steps<Link[]> {
-    return this.#socket.dumpSteps(ALL_LINKS, parseLink);
+    return this.pickSteps((link) => link);
+  }
+
+  /** What `pick` takes of each device, so that the rest of thousands is not kept. */
+  pickSteps<T>(pick: (link: Link) => T): Steps<T[]> {
+    return this.#socket.dumpSteps(ALL_LINKS, (message) => pick(parseLink(message)));
   }
 
   /** All bridges: the kernel tells of no other devices, where it knows of bridges at all. */

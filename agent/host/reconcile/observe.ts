@@ -87,11 +87,6 @@ export interface Looking {
   readonly deep: boolean;
 }
 
-interface Looked {
-  readonly record: AttachmentRecord;
-  readonly description: Description | undefined;
-}
-
 /**
  * Reads what concerns these records: two dumps, a third where ports are filtered, a fourth where there are limits, and
  * a look at the file of each namespace. A table that keeps changing while it is read is looked up device by device
@@ -103,21 +98,16 @@ export function* observeHost(
   records: readonly AttachmentRecord[],
 ): Steps<Observed> {
   using kernel = new Kernel();
-  const looked: Looked[] = [];
-  for (const record of records) {
-    yield;
-    looked.push({ record, description: looking.describe(record) });
-  }
   try {
     const addresses = new Map<number, Set<string>>();
     for (const { ifindex, address } of yield* kernel.addresses.listSteps()) {
       const own = addresses.get(ifindex) ?? new Set();
       addresses.set(ifindex, own.add(address.toString()));
     }
-    const limits = looked.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
-    const forwarding = yield* forwardingOf(kernel, looked);
-    const links = yield* kernel.links.listSteps();
-    const rest = yield* beside({ ...looking, kernel }, looked);
+    const limits = records.some(isLimited) ? yield* kernel.traffic.limitsSteps() : NO_LIMITS;
+    const forwarding = yield* forwardingOf({ ...looking, kernel }, records);
+    const links = yield* kernel.links.pickSteps(seen);
+    const rest = yield* beside({ ...looking, kernel }, records);
     return { whole: true, ...(yield* byKey(links)), addresses, limits, forwarding, ...rest };
   } catch (error) {
     if (!isKernelError(error, 'EINTR')) throw error;
@@ -129,22 +119,21 @@ export function* observeHost(
 export function* lookUp(looking: Looking, records: readonly AttachmentRecord[]): Steps<Observed> {
   const { kernel, describe } = looking;
   const { links } = kernel;
-  const looked = records.map((record) => ({ record, description: describe(record) }));
-  const found: Link[] = [];
+  const found: SeenLink[] = [];
   const bridges = new Set<string>();
   const note = (which: number | string): boolean => {
     // Most that are asked for are there, or are to be made again; the latter costs next to nothing.
     const there = typeof which === 'string' ? links.indexOf(which) : links.nameOf(which);
     const link = there === null ? null : links.get(which);
-    if (link !== null) found.push(link);
+    if (link !== null) found.push(seen(link));
     return link !== null;
   };
-  for (const one of looked) {
+  for (const record of records) {
     yield;
-    const { device } = one.description ?? {};
+    const { device } = describe(record) ?? {};
     if (device === undefined) continue;
-    if (isLimited(one)) note(ifbName(device.ifindex));
-    const named = note(one.record.deviceName);
+    if (isLimited(record)) note(ifbName(device.ifindex));
+    const named = note(record.deviceName);
     const there = found.at(-1)?.index === device.ifindex || note(device.ifindex);
     if (device.port !== undefined && (named || there)) bridges.add(device.port.bridge);
   }
@@ -155,13 +144,13 @@ export function* lookUp(looking: Looking, records: readonly AttachmentRecord[]):
       .map(({ index }) => [index, addressesOf(kernel, index)] as const),
   );
   const limits = new Map<number, number>();
-  for (const { index } of looked.some(isLimited) ? found : []) {
+  for (const { index } of records.some(isLimited) ? found : []) {
     yield;
     const limit = kernel.traffic.limitOf(index);
     if (limit !== null) limits.set(index, limit);
   }
-  const forwarding = yield* forwardingOf(kernel, looked);
-  const rest = yield* beside(looking, looked);
+  const forwarding = yield* forwardingOf(looking, records);
+  const rest = yield* beside(looking, records);
   return { whole: false, ...(yield* byKey(found)), addresses, limits, forwarding, ...rest };
 }
 
@@ -171,17 +160,20 @@ const NO_LIMITS: ReadonlyMap<number, number> = new Map();
 export const forwardingKey = ({ ifindex, mac }: { ifindex: number; mac: string }): string =>
   `${ifindex} ${mac}`;
 
-const isForwarded = ({ description }: Looked): boolean => description?.device?.port?.fixed === true;
-
 /**
  * Asked for one by one: of a dump the kernel goes through all entries of a bridge for each of its ports, which takes a
  * second for 10,000 attachments.
  */
-function* forwardingOf(kernel: Kernel, looked: readonly Looked[]): Steps<ReadonlySet<string>> {
+function* forwardingOf(
+  { kernel, describe }: Looking,
+  records: readonly AttachmentRecord[],
+): Steps<ReadonlySet<string>> {
   const keys = new Set<string>();
-  for (const { description } of looked.filter(isForwarded)) {
+  for (const record of records) {
     yield;
-    for (const key of forwardingFor(kernel, description?.device)) keys.add(key);
+    const device = describe(record)?.device;
+    if (device?.port?.fixed !== true) continue;
+    for (const key of forwardingFor(kernel, device)) keys.add(key);
   }
   return keys;
 }
@@ -203,13 +195,13 @@ function forwardingFor(kernel: Kernel, device: Description['device']): string[] 
   }
 }
 
-const isLimited = ({ description }: Looked): boolean =>
-  Object.keys(description?.device?.limits ?? {}).length > 0;
+const isLimited = ({ attachment }: AttachmentRecord): boolean =>
+  Object.keys(attachment?.bandwidth ?? {}).length > 0;
 
-/** What is in no table of devices. */
+/** What is in no table of devices. Each record is described when it is its turn: all at once are many megabytes. */
 function* beside(
-  { kernel, firewall, deep }: Looking,
-  looked: readonly Looked[],
+  { kernel, firewall, describe, deep }: Looking,
+  records: readonly AttachmentRecord[],
 ): Steps<
   Pick<Observed, 'namespaces' | 'elsewhere' | 'inside' | 'redirects' | 'facts' | 'functions'>
 > {
@@ -219,8 +211,9 @@ function* beside(
   const redirects = new Map<number, number>();
   const facts = new Map<string, readonly string[]>();
   const functions = new Map<string, SeenFunction>();
-  for (const { record, description } of looked) {
+  for (const record of records) {
     yield;
+    const description = describe(record);
     const { id, attachment } = record;
     const { netns } = attachment ?? {};
     const identity = netns === undefined ? undefined : knownOf(() => namespaceIdentity(netns));
@@ -331,7 +324,7 @@ export function* taggedDevices(): Steps<Map<string, string>> {
   // A socket of its own, since a dump that pauses keeps it.
   using kernel = new Kernel();
   const devices = new Map<string, string>();
-  for (const { alias, name } of yield* kernel.links.listSteps()) {
+  for (const { alias, name } of yield* kernel.links.pickSteps(seen)) {
     const id = taggedId(alias);
     if (id !== undefined) devices.set(id, name);
   }
@@ -346,15 +339,15 @@ const addressesOf = (kernel: Kernel, ifindex: number): Set<string> =>
       .map(({ address }) => address.toString()),
   );
 
-export const seen = ({ mac, ...link }: Link): SeenLink =>
+/** What of a link is compared: of ten thousand links the rest is megabytes. */
+export const seen = ({ mac, tun: _tun, vfs: _vfs, parentDevice: _of, ...link }: Link): SeenLink =>
   mac === undefined ? link : { ...link, mac: mac.toString() };
 
-function* byKey(found: readonly Link[]): Steps<Pick<Observed, 'links' | 'names'>> {
+function* byKey(found: readonly SeenLink[]): Steps<Pick<Observed, 'links' | 'names'>> {
   const links = new Map<number, SeenLink>();
   const names = new Map<string, SeenLink>();
-  for (const one of found) {
+  for (const link of found) {
     yield;
-    const link = seen(one);
     links.set(link.index, link);
     names.set(link.name, link);
   }
