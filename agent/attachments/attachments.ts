@@ -67,6 +67,10 @@ export interface AttachmentsOptions {
   readonly log: Log;
 }
 
+/** Most attachments have no routes, labels and so on: thousands of records share the same nothing. */
+const NO_LIST: never[] = [];
+const NO_FIELDS = Object.freeze({});
+
 interface Revised {
   readonly network: Network;
   readonly revision: number;
@@ -512,13 +516,13 @@ export class Attachments {
         const gateway = gateways.find((one) => one?.includes(':') === address.includes(':'));
         return gateway === undefined ? { address } : { address, gateway };
       }),
-      routes: network.routes ?? [],
-      dns: network.dns ?? {},
-      ports: request.ports ?? [],
-      bandwidth: request.bandwidth ?? {},
+      routes: network.routes ?? NO_LIST,
+      dns: network.dns ?? NO_FIELDS,
+      ports: request.ports ?? NO_LIST,
+      bandwidth: request.bandwidth ?? NO_FIELDS,
       lease: leaseFields(lease),
       createdAt: record.createdAt,
-      labels: request.labels ?? {},
+      labels: request.labels ?? NO_FIELDS,
     };
   }
 
