@@ -51,6 +51,10 @@ case $purpose in
   bench)
     servers
     need_file /usr/lib/cni/bridge containernetworking-plugins
+    need_file /usr/lib/podman/netavark netavark
+    need cc gcc
+    need_file /usr/include/linux/if_tun.h linux-libc-dev
+    need_file /usr/include/stdio.h libc6-dev
     ;;
   run) ;;
   *)

@@ -1,163 +1,132 @@
-import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { addNamespace, removeNamespace } from '../support/kernel.ts';
-import { type Stack, startStack } from '../support/stack.ts';
-import { requireTool } from '../support/tools.ts';
-import { printFigures, timed } from './figures.ts';
+import { startStack, type Stack } from '../support/stack.ts';
+import { inTurns, type Table, type Turns } from './figures.ts';
+import { Floor } from './floor.ts';
+import { cycleMany, WIDE } from './many.ts';
+import { agentRival, cni, floorRivals, ipBatch, netavark, type Rival } from './rivals.ts';
+import type { Sizes } from './sizes.ts';
 
-const BLOCKS = 5;
-const BLOCK_LENGTH = 16;
-/** Blocks not counted: the agent's code is compiled while it runs. */
-const WARM_UP_BLOCKS = 50;
-const CNI_FOLDER = '/usr/lib/cni';
+/** The agent's code is compiled while these run. */
+const WARM_UP = 400;
+const CONTAINER = 'this agent, container';
+const VM = 'this agent, VM';
 
-/**
- * A container's attach (interface, bridge, address, route), warm, one at a time: this agent over NATS, the
- * same operations with `ip -batch`, and the CNI plugins bridge and host-local. They take turns in blocks, so
- * that each is timed warm and all see the same machine.
- */
-export async function benchAttach(): Promise<void> {
+/** One attach after the other: this agent over NATS beside everybody else who does the same. */
+export async function benchAttach({ rounds, block }: Sizes): Promise<Table[]> {
   await using stack = await startStack({ networks: [WIDE] });
-  const folder = mkdtempSync(join(tmpdir(), 'volt-bench-'));
-  const slots = Array.from({ length: BLOCK_LENGTH }, (_, n) => `bench${n}`);
-  const agent = [agentContainer(stack), agentVm(stack)];
-  const rivals = [...agent, ipBatch(folder), cni(folder)];
-  const attach = new Map<string, number[]>(rivals.map(({ name }) => [name, []]));
-  const detach = new Map<string, number[]>(rivals.map(({ name }) => [name, []]));
-  const block = async (rival: Rival, counted: boolean): Promise<void> => {
-    for (const slot of slots) addNamespace(slot);
-    await rival.prepare?.();
-    for (const slot of slots) {
-      const ms = await timed(() => rival.attach(slot));
-      if (counted) attach.get(rival.name)?.push(ms);
-    }
-    for (const slot of slots) {
-      const ms = await timed(() => rival.detach(slot));
-      if (counted) detach.get(rival.name)?.push(ms);
-    }
-    for (const slot of slots) {
-      await rival.settle?.(slot);
-      removeNamespace(slot);
-    }
-  };
-  try {
-    for (let n = 0; n < WARM_UP_BLOCKS; n += 1)
-      for (const rival of agent) await block(rival, false);
-    for (let n = 0; n < BLOCKS; n += 1) for (const rival of rivals) await block(rival, true);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
+  await using floor = new Floor();
+  const c = floorRivals(floor, block);
+  const order = { network: WIDE.network, places: block };
+  const rivals = [
+    agentRival(stack, { ...order, name: CONTAINER, kind: 'container' }),
+    agentRival(stack, { ...order, name: VM, kind: 'vm' }),
+    ...[c.tap, c.veth, ipBatch(block), cni(block), netavark(block)],
+  ];
+  await cycleMany(stack, WIDE.network, WARM_UP);
+  const turns = await inTurns(rivals, rounds, (rival, note) => turnOf(rival, block, note));
+  return [attachTable(turns, rivals, { rounds, block }), detachTable(turns, rivals)];
+}
+
+/** A turn: so many attaches, then as many detaches. */
+export async function turnOf(
+  rival: Rival,
+  block: number,
+  note: (what: string, ms: number) => void,
+): Promise<void> {
+  await rival.prepare?.();
+  for (let place = 0; place < block; place += 1) note('attach', await rival.attach(place));
+  if (rival.detach !== undefined) {
+    for (let place = 0; place < block; place += 1) note('detach', await rival.detach(place));
   }
-  const series = (times: Map<string, number[]>) =>
-    [...times].map(([name, values]) => ({ name, times: values })).toReversed();
-  const title = `${BLOCKS} blocks of ${BLOCK_LENGTH}, ratio to CNI's`;
-  printFigures(`attach, ${title}`, series(attach));
-  printFigures(`detach until answered, ${title}`, series(detach));
+  await rival.settle?.();
 }
 
-/** Nothing is used twice within the cool-down. */
-const WIDE = { network: 'volt0', subnet: '10.42.0.0/16', gateway: '10.42.0.1' };
-
-interface Rival {
-  readonly name: string;
-  /** A slot is the name of a network namespace, and of what is attached. */
-  readonly attach: (slot: string) => unknown;
-  readonly detach: (slot: string) => unknown;
-  readonly prepare?: () => Promise<unknown>;
-  /** What follows the answer, and is waited for before the next turn. */
-  readonly settle?: (slot: string) => Promise<unknown>;
-}
-
-const agentContainer = ({ client, host, gone }: Stack): Rival => ({
-  name: 'volt-network-agent, container',
-  prepare: () => talk({ client, host }),
-  attach: (slot) =>
-    client.attach(host, {
-      id: slot,
-      workload: `container-${slot}`,
-      kind: 'container',
-      network: 'volt0',
-      netns: `/run/netns/${slot}`,
-    }),
-  detach: (slot) => client.detach(host, { id: slot }),
-  settle: gone,
-});
-
-const agentVm = ({ client, host, gone }: Stack): Rival => ({
-  name: 'volt-network-agent, VM',
-  prepare: () => talk({ client, host }),
-  attach: (slot) =>
-    client.attach(host, { id: slot, workload: `vm-${slot}`, kind: 'vm', network: 'volt0' }),
-  detach: (slot) => client.detach(host, { id: slot }),
-  settle: gone,
-});
-
-/** While the others had their turn, the agent and its connection were idle. */
-async function talk({ client, host }: Pick<Stack, 'client' | 'host'>): Promise<void> {
-  for (let n = 0; n < 10; n += 1) await client.list(host, { limit: 1 });
-}
-
-function ipBatch(folder: string): Rival {
-  const ip = requireTool('ip');
-  execFileSync(ip, ['link', 'add', 'rival0', 'type', 'bridge']);
-  execFileSync(ip, ['addr', 'add', '10.80.0.1/24', 'dev', 'rival0']);
-  execFileSync(ip, ['link', 'set', 'rival0', 'up']);
-  const batch = (name: string, lines: readonly string[]): string => {
-    const file = join(folder, name);
-    writeFileSync(file, `${lines.join('\n')}\n`);
-    return file;
-  };
-  const inside = batch('inside', [
-    'link set lo up',
-    'addr add 10.80.0.2/24 dev eth0',
-    'link set eth0 up',
-    'route add default via 10.80.0.1',
-  ]);
-  return {
-    name: 'ip -batch, twice',
-    attach: (slot) => {
-      const outside = batch(slot, [
-        `link add ${slot}-h type veth peer name eth0 netns ${slot}`,
-        `link set ${slot}-h master rival0 up`,
-      ]);
-      execFileSync(ip, ['-batch', outside]);
-      execFileSync(ip, ['-n', slot, '-batch', inside]);
-    },
-    detach: (slot) => execFileSync(ip, ['link', 'delete', `${slot}-h`]),
-  };
-}
-
-function cni(folder: string): Rival {
-  const config = JSON.stringify({
-    cniVersion: '1.0.0',
-    name: 'rival',
-    type: 'bridge',
-    bridge: 'rival1',
-    isGateway: true,
-    ipam: {
-      type: 'host-local',
-      dataDir: join(folder, 'cni'),
-      subnet: '10.81.0.0/24',
-      routes: [{ dst: '0.0.0.0/0' }],
-    },
+function attachTable(
+  turns: Turns,
+  rivals: readonly Rival[],
+  { rounds, block }: Pick<Sizes, 'rounds' | 'block'>,
+): Table {
+  const ratio = (rival: string, base: string, bound?: number) => ({
+    name: `${rival} / ${base}`,
+    unit: 'ratio',
+    values: turns.ratios('attach', rival, base),
+    ...(bound !== undefined && { bound }),
   });
-  const run = (command: string, slot: string): void => {
-    execFileSync(join(CNI_FOLDER, 'bridge'), {
-      input: config,
-      env: {
-        CNI_COMMAND: command,
-        CNI_CONTAINERID: slot,
-        CNI_NETNS: `/run/netns/${slot}`,
-        CNI_IFNAME: 'eth0',
-        CNI_PATH: CNI_FOLDER,
-        PATH: process.env['PATH'] ?? '',
-      },
-    });
-  };
   return {
-    name: 'CNI bridge + host-local',
-    attach: (slot) => run('ADD', slot),
-    detach: (slot) => run('DEL', slot),
+    name: 'attach',
+    title: 'An attach, warm, one after the other',
+    how:
+      `${rounds} rounds; in each, everybody has one turn of ${block} attaches, one after the other. A ratio is the ` +
+      'median over the rounds of the ratio of two medians of a turn. This agent: from the request on the bus to the ' +
+      'reply, with lease, record and port filter. C: the same device by raw netlink, and nothing else. The others: ' +
+      'start to end of their processes. netavark has an internal network, without a default route, since it starts ' +
+      'iptables a dozen times on any other; its address is given to it.',
+    decisive: [
+      ratio(VM, 'C, TAP', 3),
+      ratio(CONTAINER, 'C, veth pair', 2.2),
+      ratio(CONTAINER, 'CNI bridge + host-local', 0.14),
+      ratio(CONTAINER, 'ip -batch, twice', 0.2),
+      ratio(CONTAINER, 'netavark, internal'),
+    ],
+    shown: rivals.map(({ name }) => ({ name, unit: 'ms', values: turns.values('attach', name) })),
   };
+}
+
+function detachTable(turns: Turns, rivals: readonly Rival[]): Table {
+  const those = rivals.filter(({ detach }) => detach !== undefined);
+  const others = those.map(({ name }) => name).filter((name) => ![CONTAINER, VM].includes(name));
+  return {
+    name: 'detach',
+    title: 'A detach, one after the other',
+    how:
+      'The detaches of the same turns. This agent: until it has answered, when port and name are free and the rest ' +
+      'is under way. The others: start to end of their processes.',
+    decisive: others.map((name) => ({
+      name: `${CONTAINER} / ${name}`,
+      unit: 'ratio',
+      values: turns.ratios('detach', CONTAINER, name),
+    })),
+    shown: those.map(({ name }) => ({ name, unit: 'ms', values: turns.values('detach', name) })),
+  };
+}
+
+/** The first attach of an agent that has just started, which also makes the bridge of its network. */
+export async function benchCold({ coldStarts }: Sizes): Promise<Table[]> {
+  const names = { vm: 'cold, VM', container: 'cold, container' };
+  const times = { vm: new Array<number>(), container: new Array<number>() };
+  await using stack = await startStack({ networks: [] });
+  for (let n = 0; n < coldStarts; n += 1) {
+    for (const kind of ['vm', 'container'] as const) times[kind].push(await cold(stack, kind, n));
+  }
+  return [
+    {
+      name: 'cold',
+      title: 'The first attach of an agent, cold',
+      how:
+        `${coldStarts} agents of each kind, started for it. Nothing of the network is on the host: the attach also ` +
+        'reads the network, makes its bridge and its rules, and runs code that was never run.',
+      decisive: [],
+      shown: (['vm', 'container'] as const).map((kind) => ({
+        name: names[kind],
+        unit: 'ms',
+        values: times[kind],
+      })),
+    },
+  ];
+}
+
+async function cold(stack: Stack, kind: 'vm' | 'container', n: number): Promise<number> {
+  const network = `${kind === 'vm' ? 'v' : 'c'}${n}`;
+  const octet = 50 + n * 2 + (kind === 'vm' ? 0 : 1);
+  await stack.client.putNetwork({
+    network,
+    subnet: `10.${octet}.0.0/24`,
+    gateway: `10.${octet}.0.1`,
+  });
+  await stack.agent.restart();
+  await stack.agent.ready();
+  const rival = agentRival(stack, { name: network, kind, network, places: 1 });
+  const ms = await rival.attach(0);
+  await rival.detach?.(0);
+  await rival.settle?.();
+  return ms;
 }

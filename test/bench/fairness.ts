@@ -1,42 +1,30 @@
-import { readFileSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, headers, type NatsConnection } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { subjects } from '#protocol/subjects.ts';
-import { until } from '../support/agent.ts';
 import { Flood } from '../support/flood.ts';
 import { startStack } from '../support/stack.ts';
-import { attachMany, networksFor } from './many.ts';
 import { timed } from './figures.ts';
+import { held, PROBED } from './loop.ts';
+import { attachMany, networksFor } from './many.ts';
+import type { Sizes } from './sizes.ts';
 
-const ATTACHMENTS = Number(process.env['VOLT_BENCH_ATTACHMENTS'] ?? 10_000);
-const ATTACHES = Number(process.env['VOLT_BENCH_ATTACHES'] ?? 150);
+const ATTACHES = 150;
 const INBOXES = 500;
 const ROUNDS = 5;
-const PROBE = new URL('./loop-probe.ts', import.meta.url).pathname;
-const PROBE_FILE = '/run/volt-bench-probe';
 /** What a request may hold the loop. */
 const BOUND_MS = 20;
-
-interface Held {
-  readonly heldMs: number;
-  readonly cpuMs: number;
-  readonly rssMiB: number;
-}
 
 /**
  * What expensive reads of one caller cost another on a host with very many attachments: how long the agent's event loop
  * is held by each of them alone, and how long an attach takes beside hundreds of them.
  */
-export async function benchFairness(): Promise<void> {
-  const networks = networksFor(ATTACHMENTS + ATTACHES * 6);
-  await using stack = await startStack({
-    networks,
-    env: { NODE_OPTIONS: `--import=${PROBE}`, VOLT_BENCH_PROBE: PROBE_FILE },
-  });
+export async function benchFairness({ attachments }: Sizes): Promise<void> {
+  const networks = networksFor(attachments + ATTACHES * 6);
+  await using stack = await startStack({ networks, env: PROBED });
   const { agent, client, host } = stack;
-  const ms = await timed(() => attachMany(stack, networks, ATTACHMENTS));
-  process.stdout.write(`${ATTACHMENTS} attachments made in ${(ms / 1_000).toFixed(1)} s\n`);
+  const ms = await timed(() => attachMany(stack, networks, attachments));
+  process.stdout.write(`${attachments} attachments made in ${(ms / 1_000).toFixed(1)} s\n`);
   const at = subjects('volt.net.v1');
   const ask = (n: number) =>
     ({ id: `dry${n}`, workload: `dry${n}`, kind: 'vm', network: 'n0', dryRun: true }) as const;
@@ -126,15 +114,3 @@ async function beside(
 
 const note = (name: string, error: unknown): void =>
   void process.stdout.write(`  ${name}: ${String(error)}\n`);
-
-/** How long the loop was held since it was asked last. */
-async function held(pid: number): Promise<Held> {
-  rmSync(PROBE_FILE, { force: true });
-  process.kill(pid, 'SIGUSR2');
-  let line = '';
-  await until('the probe answers', () => {
-    line = readFileSync(PROBE_FILE, 'utf8');
-    return line.endsWith('\n');
-  });
-  return JSON.parse(line) as Held;
-}

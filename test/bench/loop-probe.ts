@@ -1,8 +1,11 @@
 import { appendFileSync } from 'node:fs';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { isMainThread } from 'node:worker_threads';
 
 // Preloaded into an agent (`--import`): measures for how long its event loop was held. At SIGUSR2 it appends what it
-// has measured since to the file that VOLT_BENCH_PROBE names, and begins anew.
+// has measured since to the file that VOLT_BENCH_PROBE names, collects all garbage to tell what is kept, and begins
+// anew. Without VOLT_BENCH_LOOK it only tells of memory, and takes no processor time of an agent at rest.
 
 const file = process.env['VOLT_BENCH_PROBE'];
 
@@ -13,7 +16,7 @@ if (isMainThread && file !== undefined) {
   let wall = performance.now();
   let cpu = process.threadCpuUsage();
   let most = { heldMs: 0, cpuMs: 0 };
-  const look = setInterval(() => {
+  const look = (): void => {
     const now = performance.now();
     const used = process.threadCpuUsage(cpu);
     const cpuMs = (used.user + used.system) / 1_000;
@@ -23,11 +26,22 @@ if (isMainThread && file !== undefined) {
     };
     wall = now;
     cpu = process.threadCpuUsage();
-  }, LOOK_MS);
-  look.unref();
+  };
+  if (process.env['VOLT_BENCH_LOOK'] === '1') setInterval(look, LOOK_MS).unref();
   process.on('SIGUSR2', () => {
     const rssMiB = process.memoryUsage.rss() / 2 ** 20;
-    appendFileSync(file, `${JSON.stringify({ ...most, rssMiB })}\n`);
+    collect();
+    const { heapUsed, external } = process.memoryUsage();
+    const keptMiB = (heapUsed + external) / 2 ** 20;
+    appendFileSync(file, `${JSON.stringify({ ...most, rssMiB, keptMiB })}\n`);
     most = { heldMs: 0, cpuMs: 0 };
+    wall = performance.now();
+    cpu = process.threadCpuUsage();
   });
+}
+
+function collect(): void {
+  setFlagsFromString('--expose-gc');
+  const gc: unknown = runInNewContext('gc');
+  if (typeof gc === 'function') gc();
 }

@@ -1,15 +1,13 @@
-import { readFileSync } from 'node:fs';
 import { connect, headers, type NatsConnection } from 'nats';
 import { fileURLToPath } from 'node:url';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { type RunningAgent, startAgent } from '../support/agent.ts';
 import { startNats, startRedis } from '../support/servers.ts';
-import { printFigures, printFloors } from './figures.ts';
+import type { Figure, Table } from './figures.ts';
+import { residentMiBOf } from './many.ts';
+import type { Sizes } from './sizes.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
-/** Attaches, each with its detach. */
-const CYCLES = Number(process.env['VOLT_BENCH_CYCLES'] ?? 1_500);
-const BAD_MESSAGES = Number(process.env['VOLT_BENCH_BAD_MESSAGES'] ?? 30_000);
 const BLOCKS = 6;
 const IN_FLIGHT = 32;
 /** Attaches one at a time, after each block. */
@@ -31,7 +29,8 @@ interface Subject {
  * the buffers of large messages, up to 64 MiB.
  * Beside the agent as installed one without what its launcher sets, in the same run, block by block.
  */
-export async function benchMemory(): Promise<void> {
+export async function benchMemory(sizes: Sizes): Promise<Table[]> {
+  const { cycles: count, badMessages: bad } = sizes;
   const [nats, redis] = await Promise.all([startNats(), startRedis()]);
   const connection = await connect({ servers: nats.url });
   const client = new VoltNetworkClient({ connection, headers, timeoutMs: 60_000 });
@@ -61,25 +60,24 @@ export async function benchMemory(): Promise<void> {
   for (let block = 0; block < BLOCKS; block += 1) {
     // In both orders: whoever has just worked is warm, and whoever is second finds the servers so.
     const order = block % 2 === 0 ? subjects : subjects.toReversed();
-    for (const one of order) await cycles(client, one, CYCLES / BLOCKS);
+    for (const one of order) await cycles(client, one, count / BLOCKS);
     await attachInTurn(client, subjects);
   }
   note(subjects);
   for (const share of [1, 2]) {
-    for (const { agent } of subjects) await badMessages(connection, agent.host, BAD_MESSAGES / 2);
+    for (const { agent } of subjects) await badMessages(connection, agent.host, bad / 2);
     if (share === 1) note(subjects);
   }
   note(subjects);
-  print(subjects);
   for (const { agent } of subjects) await agent.stop();
   await connection.close();
   await Promise.all([nats.stop(), redis.stop()]);
+  return tables(subjects, sizes);
 }
 
 function note(subjects: readonly Subject[]): void {
   for (const { agent, residentMiB } of subjects) {
-    const status = readFileSync(`/proc/${agent.pid}/status`, 'utf8');
-    residentMiB.push(Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) / 1_024);
+    residentMiB.push(residentMiBOf(agent.pid));
   }
 }
 
@@ -139,33 +137,54 @@ function badMessage(n: number): Uint8Array {
   return kinds[n % kinds.length]?.() ?? Buffer.alloc(0);
 }
 
-const MOMENTS = [
-  'fresh',
-  `${CYCLES} attaches and detaches`,
-  `${BAD_MESSAGES / 2} bad messages`,
-  `${BAD_MESSAGES} bad messages`,
-];
-
-function print(subjects: readonly Subject[]): void {
+/** Of the agent as installed; the other one is what its settings are held against. */
+function tables(subjects: readonly Subject[], { cycles: count, badMessages: bad }: Sizes): Table[] {
   const [installed, bare] = subjects;
-  if (installed === undefined || bare === undefined) return;
-  process.stdout.write(`\nresident, MiB\n  ${''.padEnd(34)}`);
-  process.stdout.write(`${subjects.map(({ name }) => name.padStart(24)).join('')}\n`);
-  for (const [n, moment] of MOMENTS.entries()) {
-    const figures = subjects.map(({ residentMiB }) =>
-      (residentMiB[n] ?? 0).toFixed(0).padStart(24),
-    );
-    process.stdout.write(`  ${moment.padEnd(34)}${figures.join('')}\n`);
-  }
-  printFigures('attach of a VM, one at a time, in turn', [bare, installed]);
-  const [fresh = 0, , , end = 0] = installed.residentMiB;
-  printFloors([
-    { what: 'resident at the end / fresh', figure: end / fresh, bound: 1.9, sense: '<=' },
+  if (installed === undefined || bare === undefined) return [];
+  const moments = [
+    'fresh',
+    `after ${count} attaches and detaches`,
+    `after ${bad / 2} bad messages`,
+    `after ${bad} bad messages`,
+  ];
+  const [fresh = 0, cycled = 0, , end = 0] = installed.residentMiB;
+  const resident = ({ name, residentMiB }: Subject): Figure[] =>
+    moments.map((moment, n) => ({
+      name: `${name}, ${moment}`,
+      unit: 'MiB',
+      values: [residentMiB[n] ?? Number.NaN],
+    }));
+  return [
     {
-      what: 'at the end / without its settings',
-      figure: end / (bare.residentMiB[3] ?? 0),
-      bound: 0.85,
-      sense: '<=',
+      name: 'memory',
+      title: 'Resident memory',
+      how:
+        'Of an agent as installed, and of one without what its launcher sets, block by block in turns. What is more ' +
+        "than at the start is garbage that waits for V8's next full collection.",
+      decisive: [
+        { name: 'fresh', unit: 'MiB', values: [fresh], bound: 110 },
+        {
+          name: `more after ${count} attaches and detaches`,
+          unit: 'MiB',
+          values: [cycled - fresh],
+          bound: 20,
+        },
+        { name: 'after bad messages / fresh', unit: 'ratio', values: [end / fresh], bound: 1.9 },
+        {
+          name: 'after bad messages / without its settings',
+          unit: 'ratio',
+          values: [end / (bare.residentMiB[3] ?? Number.NaN)],
+          bound: 0.85,
+        },
+      ],
+      shown: [...resident(installed), ...resident(bare)],
     },
-  ]);
+    {
+      name: 'memory-attach',
+      title: 'An attach of an agent with its settings, and without',
+      how: 'VMs, one at a time, in turns with the blocks above.',
+      decisive: [],
+      shown: subjects.map(({ name, times }) => ({ name, unit: 'ms', values: times })),
+    },
+  ];
 }

@@ -1,69 +1,154 @@
-import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { startStack, type Stack } from '../support/stack.ts';
-import { type BenchNetwork, networksFor } from './many.ts';
+import { type Figure, inTurns, quantile, type Table } from './figures.ts';
+import { Floor } from './floor.ts';
+import { attachVms, cpuMsOf, cycleMany, detachVms, inFlight, untilNone, WIDE } from './many.ts';
+import type { Sizes } from './sizes.ts';
 
-const IN_FLIGHT = [1, 8, 32, 128];
-const ATTACHES = Number(process.env['VOLT_BENCH_ATTACHES'] ?? 1_000);
-/** The agent's code is compiled while these run. */
 const WARM_UP = 400;
-/** USER_HZ of every Linux that Node runs on. */
-const TICK_MS = 10;
+const C = 'C, one by one';
+const JOBS = 'as jobs, until the event';
+/** Jobs that are being stored at a time. */
+const SUBMITTED = 32;
+const PATIENCE_MS = 60_000;
+/** Attaches in flight, and the least share of C's rate. */
+const BOUNDS = [
+  [1, 0.3],
+  [8, 0.5],
+  [32, 0.5],
+  [128, 0.5],
+] as const;
+
+type Note = (what: string, value: number) => void;
+
+interface Rival {
+  readonly name: string;
+  readonly turn: (note: Note) => Promise<void>;
+}
 
 /**
- * VMs attached one after the other and many at once, by one caller: how many a second, how long each waits, and what of a
- * processor the agent needs for one. Servers, client and agent share the machine, so that the rate is what is left of it.
+ * VMs attached many at once, and as jobs, by one caller: how many a second, how long each waits, and what of a processor
+ * the agent needs for one. Servers, client and agent share the machine, so that the rate is what is left of it.
  */
-export async function benchRate(): Promise<void> {
-  const networks = networksFor(WARM_UP + ATTACHES * IN_FLIGHT.length);
-  await using stack = await startStack({ networks });
-  await attachAll(stack, networks, { prefix: 'w', count: WARM_UP, inFlight: 32 });
-  process.stdout.write(`\nattaches of VMs, ${ATTACHES} each\n`);
-  process.stdout.write(`  in flight${'a second'.padStart(12)}${'CPU ms each'.padStart(14)}`);
-  process.stdout.write(`${'p50 ms'.padStart(10)}${'p99 ms'.padStart(10)}\n`);
-  for (const inFlight of IN_FLIGHT) {
-    const before = cpuMsOf(stack.agent.pid);
-    const started = performance.now();
-    const order = { prefix: `f${inFlight}-`, count: ATTACHES, inFlight };
-    const times = (await attachAll(stack, networks, order)).toSorted((a, b) => a - b);
-    const tookMs = performance.now() - started;
-    const cpuMs = (cpuMsOf(stack.agent.pid) - before) / ATTACHES;
-    const at = (share: number): number => times[Math.floor(times.length * share)] ?? Number.NaN;
-    const figures = [
-      ((ATTACHES / tookMs) * 1_000).toFixed(0).padStart(12),
-      cpuMs.toFixed(2).padStart(14),
-      at(0.5).toFixed(1).padStart(10),
-      at(0.99).toFixed(1).padStart(10),
-    ];
-    process.stdout.write(`  ${String(inFlight).padStart(9)}${figures.join('')}\n`);
-  }
+export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Table[]> {
+  await using stack = await startStack({ networks: [WIDE] });
+  await using floor = new Floor();
+  await cycleMany(stack, WIDE.network, WARM_UP);
+  const agents = BOUNDS.map(([limit]) => ({
+    name: nameOf(limit),
+    turn: (note: Note) => manyAtOnce(stack, { count: attaches, limit }, note),
+  }));
+  const rivals: Rival[] = [
+    {
+      name: C,
+      turn: async (note) => {
+        note('rate', attaches / (await floor.taps(attaches)));
+        await floor.clear();
+      },
+    },
+    ...agents,
+    { name: JOBS, turn: (note) => asJobs(stack, attaches, note) },
+  ];
+  const turns = await inTurns(rivals, rounds, (rival, note) => rival.turn(note));
+  const ratio = (name: string, bound: number): Figure => ({
+    ...{ name: `${name} / ${C}`, unit: 'ratio', bound, sense: '>=' },
+    values: turns.ratios('rate', name, C),
+  });
+  const at32 = quantile(turns.values('wait', nameOf(32)), 0.99);
+  return [
+    {
+      name: 'rate',
+      title: 'Attaches a second',
+      how:
+        `${rounds} rounds; in each, everybody makes ${attaches} TAPs, beginning with none. This agent's client, its ` +
+        'servers and the agent share the machine. C makes its TAPs one after the other, beside as many of its own.',
+      decisive: [
+        ...BOUNDS.map(([limit, bound]) => ratio(nameOf(limit), bound)),
+        ratio(JOBS, 0.4),
+        { name: 'p99 at 32 in flight', unit: 'ms', values: [at32], bound: 60 },
+      ],
+      shown: rivals.map(({ name }) => ({
+        name,
+        unit: 'a second',
+        values: turns.values('rate', name),
+      })),
+    },
+    {
+      name: 'wait',
+      title: 'How long each of many waits',
+      how: 'The attaches of the same turns: from request to reply. CPU: of the agent, for each of them.',
+      decisive: [],
+      shown: [
+        ...agents.map(({ name }) => ({ name, unit: 'ms', values: turns.values('wait', name) })),
+        ...agents.map(({ name }) => ({
+          name: `CPU, ${name}`,
+          unit: 'ms',
+          values: turns.values('cpu', name),
+        })),
+      ],
+    },
+  ];
 }
 
-/** Answers how long each took, in milliseconds. */
-async function attachAll(
+const nameOf = (limit: number): string => `${limit} in flight`;
+
+let given = 0;
+const newPrefix = (): string => {
+  given += 1;
+  return `q${given}-`;
+};
+
+/** One turn: attached, counted, and detached again. */
+export async function manyAtOnce(
+  stack: Pick<Stack, 'client' | 'host' | 'agent'>,
+  { count, limit, network = WIDE.network }: { count: number; limit: number; network?: string },
+  note: Note,
+): Promise<void> {
+  const prefix = newPrefix();
+  const before = cpuMsOf(stack.agent.pid);
+  const started = performance.now();
+  const times = await attachVms(stack, [{ network }], { prefix, count, limit });
+  note('rate', (count / (performance.now() - started)) * 1_000);
+  note('cpu', (cpuMsOf(stack.agent.pid) - before) / count);
+  for (const ms of times) note('wait', ms);
+  await detachVms(stack, { prefix, count });
+  await untilNone(stack);
+}
+
+/** Stored in the work queue, some at a time, until the events of all have been seen. */
+async function asJobs(stack: Stack, count: number, note: Note): Promise<void> {
+  const { client, host } = stack;
+  const prefix = newPrefix();
+  using seen = eventsOf(stack, prefix, count);
+  const started = performance.now();
+  await inFlight(SUBMITTED, count, (n) => {
+    const id = `${prefix}${n}`;
+    return client.submitAttach(host, { id, workload: id, kind: 'vm', network: WIDE.network });
+  });
+  await seen.all;
+  note('rate', (count / (performance.now() - started)) * 1_000);
+  await detachVms(stack, { prefix, count });
+  await untilNone(stack);
+}
+
+/** Resolves `all` when so many attachments of that prefix have been told of. */
+function eventsOf(
   { client, host }: Stack,
-  networks: readonly BenchNetwork[],
-  { prefix, count, inFlight }: { prefix: string; count: number; inFlight: number },
-): Promise<number[]> {
-  const times: number[] = [];
-  let next = 0;
-  const one = async (): Promise<void> => {
-    while (next < count) {
-      const n = next;
-      next += 1;
-      const id = `${prefix}${n}`;
-      const network = networks[n % networks.length]?.network ?? '';
-      const started = performance.now();
-      const request = { id, workload: `vm-${id}`, kind: 'vm', network } as const;
-      await client.attach(host, request, { timeoutMs: 60_000 });
-      times.push(performance.now() - started);
+  prefix: string,
+  count: number,
+): Disposable & { readonly all: Promise<void> } {
+  const ending = new AbortController();
+  const events = client.watch({ host, types: ['attached'], signal: ending.signal });
+  const seen = new Set<string>();
+  const watch = async (): Promise<void> => {
+    for await (const { subject } of events) {
+      if (subject.startsWith(prefix)) seen.add(subject);
+      if (seen.size === count) return;
     }
   };
-  await Promise.all(Array.from({ length: inFlight }, one));
-  return times;
-}
-
-/** User and system time of a process (proc_pid_stat(5)), in milliseconds. */
-export function cpuMsOf(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ') ?? [];
-  return (Number(fields[11]) + Number(fields[12])) * TICK_MS;
+  const late = async (): Promise<never> => {
+    await sleep(PATIENCE_MS, undefined, { ref: false });
+    throw new Error(`${count - seen.size} of ${count} jobs have no event after a minute`);
+  };
+  return { all: Promise.race([watch(), late()]), [Symbol.dispose]: () => ending.abort() };
 }

@@ -1,36 +1,60 @@
-import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startStack } from '../support/stack.ts';
-import { attachMany, networksFor } from './many.ts';
-import { cpuMsOf } from './rate.ts';
+import { type Table, timed } from './figures.ts';
+import { held, WEIGHED } from './loop.ts';
+import { attachMany, cpuMsOf, cycleMany, networksFor, residentMiBOf, WIDE } from './many.ts';
+import type { Sizes } from './sizes.ts';
 
-const ATTACHMENTS = Number(process.env['VOLT_BENCH_ATTACHMENTS'] ?? 10_000);
+const WARM_UP = 400;
 const CHECKS = 4;
-const REST_MS = 60_000;
+/** Until the events of the last attaches are out. */
+const SETTLED_MS = 3_000;
 
 /** What an agent takes of a host with very many attachments, of which nobody wants anything. */
-export async function benchRest(): Promise<void> {
-  const networks = networksFor(ATTACHMENTS);
-  await using stack = await startStack({ networks });
+export async function benchRest({ attachments, restSeconds }: Sizes): Promise<Table[]> {
+  const networks = networksFor(attachments);
+  await using stack = await startStack({
+    networks: [...networks, WIDE],
+    env: WEIGHED,
+    // As a host has it, and not as tests do.
+    config: { heartbeatSeconds: 5 },
+  });
   const { agent, client, host } = stack;
-  const note = (what: string, more = ''): void => {
-    const status = readFileSync(`/proc/${agent.pid}/status`, 'utf8');
-    const residentMiB = Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) / 1_024;
-    process.stdout.write(
-      `  ${what.padEnd(30)}${residentMiB.toFixed(0).padStart(6)} MiB  ${more}\n`,
-    );
-  };
-  process.stdout.write(`\nan agent with ${ATTACHMENTS} attachments\n`);
-  note('fresh');
-  await attachMany(stack, networks, ATTACHMENTS);
-  note('made');
-  for (let n = 1; n <= 3; n += 1) {
-    const before = cpuMsOf(agent.pid);
-    await sleep(REST_MS);
-    const percent = ((cpuMsOf(agent.pid) - before) / REST_MS) * 100;
-    note(`after ${n * (REST_MS / 1_000)} s of rest`, `${percent.toFixed(2)} % of a processor`);
+  await cycleMany(stack, WIDE.network, WARM_UP);
+  const before = await held(agent.pid);
+  await attachMany(stack, networks, attachments);
+  await sleep(SETTLED_MS);
+  const after = await held(agent.pid);
+  const eachKiB = ((after.keptMiB - before.keptMiB) * 1_024) / attachments;
+  const atRest = cpuMsOf(agent.pid);
+  await sleep(restSeconds * 1_000);
+  const percent = (cpuMsOf(agent.pid) - atRest) / (restSeconds * 10);
+  const rested = residentMiBOf(agent.pid);
+  const beforeChecks = cpuMsOf(agent.pid);
+  const checks: number[] = [];
+  for (let n = 0; n < CHECKS; n += 1) {
+    checks.push(await timed(() => client.check(host, {}, { timeoutMs: 60_000 })));
   }
-  const before = cpuMsOf(agent.pid);
-  for (let n = 0; n < CHECKS; n += 1) await client.check(host, {}, { timeoutMs: 60_000 });
-  note(`after ${CHECKS} checks`, `${((cpuMsOf(agent.pid) - before) / CHECKS).toFixed(0)} ms each`);
+  const checkMs = (cpuMsOf(agent.pid) - beforeChecks) / CHECKS;
+  return [
+    {
+      name: 'rest',
+      title: `An agent at rest with ${attachments.toLocaleString('en')} attachments`,
+      how:
+        'Memory for each attachment: what the heap and its buffers hold after a full collection, before and after all ' +
+        `of them were made. Processor: of all threads of the agent, in ${restSeconds} s in which nobody asks for ` +
+        'anything, with the intervals of the default configuration.',
+      decisive: [
+        { name: 'memory for each attachment', unit: 'KiB', values: [eachKiB], bound: 4 },
+        { name: 'processor at rest', unit: '%', values: [percent], bound: 1 },
+      ],
+      shown: [
+        { name: 'resident before', unit: 'MiB', values: [before.rssMiB] },
+        { name: 'resident with all', unit: 'MiB', values: [after.rssMiB] },
+        { name: 'resident after the rest', unit: 'MiB', values: [rested] },
+        { name: 'a check of all', unit: 'ms', values: checks },
+        { name: 'processor for a check of all', unit: 'ms', values: [checkMs] },
+      ],
+    },
+  ];
 }

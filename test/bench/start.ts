@@ -1,12 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { startStack } from '../support/stack.ts';
-import { printFigures, timed } from './figures.ts';
+import { type Table, timed } from './figures.ts';
 
 const VOLTNET = new URL('../../deploy/bin/voltnet', import.meta.url).pathname;
 const ROUNDS = 15;
 
 /** How long `voltnet` takes from start to end, as a whole process. */
-export async function benchStart(): Promise<void> {
+export async function benchStart(): Promise<Table[]> {
   await using stack = await startStack();
   const env = { ...process.env, VOLT_NET_NATS_URL: stack.nats.url, VOLT_NET_HOST: stack.host };
   const commands = { '--help': ['--help'], '--version': ['--version'], list: ['list', '--json'] };
@@ -18,8 +18,13 @@ export async function benchStart(): Promise<void> {
       if (round > 0) times.set(name, [...(times.get(name) ?? []), ms]);
     }
   }
-  printFigures(
-    `voltnet, whole process, ${ROUNDS} runs`,
-    [...times].map(([name, values]) => ({ name: `voltnet ${name}`, times: values })),
-  );
+  return [
+    {
+      name: 'start',
+      title: 'The command line',
+      how: `\`voltnet\` from start to end, as a whole process, ${ROUNDS} times.`,
+      decisive: [],
+      shown: [...times].map(([name, values]) => ({ name: `voltnet ${name}`, unit: 'ms', values })),
+    },
+  ];
 }

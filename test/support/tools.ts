@@ -9,6 +9,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   bridge: 'iproute2',
   ping: 'iputils-ping',
   strace: 'strace',
+  cc: 'gcc libc6-dev',
   setpriv: 'util-linux',
   unshare: 'util-linux',
   'systemd-analyze': 'systemd',
