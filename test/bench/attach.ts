@@ -16,12 +16,13 @@ export async function benchAttach({ rounds, block }: Sizes): Promise<Table[]> {
   await using floor = new Floor();
   const c = floorRivals(floor, block);
   const order = { network: WIDE.network, places: block };
-  const rivals = [
+  const agents = [
     agentRival(stack, { ...order, name: CONTAINER, kind: 'container' }),
     agentRival(stack, { ...order, name: VM, kind: 'vm' }),
-    ...[c.tap, c.veth, ipBatch(block), cni(block), netavark(block)],
   ];
+  const rivals = [...agents, ...[c.tap, c.veth, ipBatch(block), cni(block), netavark(block)]];
   await cycleMany(stack, WIDE.network, WARM_UP);
+  await inTurns(agents, rounds, (rival) => turnOf(rival, block, () => {}));
   const turns = await inTurns(rivals, rounds, (rival, note) => turnOf(rival, block, note));
   return [attachTable(turns, rivals, { rounds, block }), detachTable(turns, rivals)];
 }

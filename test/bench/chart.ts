@@ -1,4 +1,4 @@
-import { type Figure, quantile, shown, type Table } from './figures.ts';
+import { type Figure, median, quantile, shown, type Table } from './figures.ts';
 
 // Charts as SVG text: a bar to the median of each row, a line on to p95 and p99. The colours follow the reader's choice
 // of light or dark, and the ground is the page's own.
@@ -52,21 +52,24 @@ export function chartOf({ title, shown: figures }: Table): string | undefined {
 
 function rowOf({ name, values }: Figure, y: number, scale: number): string[] {
   const at = (share: number): string => (LABEL_WIDTH + quantile(values, share) * scale).toFixed(1);
+  const length = median(values) * scale;
   const middle = y + ROW_HEIGHT / 2;
   const top = middle - BAR_HEIGHT / 2;
-  const bar = (quantile(values, 0.5) * scale).toFixed(1);
   const mark = (share: number): string =>
     `<path class="tail" d="M${at(share)} ${top + 2}v${BAR_HEIGHT - 4}"/>`;
   const tail =
     values.length < 2
       ? []
-      : [`<path class="tail" d="M${at(0.5)} ${middle}H${at(0.99)}"/>`, mark(0.95), mark(0.99)];
-  const end = Number(at(values.length < 2 ? 0.5 : 0.99)) + 8;
+      : [
+          `<path class="tail" d="M${(LABEL_WIDTH + length).toFixed(1)} ${middle}H${at(0.99)}"/>`,
+          ...[0.95, 0.99].map(mark),
+        ];
+  const end = Number(at(0.99)) + 8;
   return [
     `<text x="${LABEL_WIDTH - 8}" y="${middle + 4}" text-anchor="end">${escaped(name)}</text>`,
-    `<rect class="bar" x="${LABEL_WIDTH}" y="${top}" width="${bar}" height="${BAR_HEIGHT}" rx="2"/>`,
+    `<rect class="bar" x="${LABEL_WIDTH}" y="${top}" width="${length.toFixed(1)}" height="${BAR_HEIGHT}" rx="2"/>`,
     ...tail,
-    `<text class="small" x="${end.toFixed(1)}" y="${middle + 4}">${shown(quantile(values, 0.5))}</text>`,
+    `<text class="small" x="${end.toFixed(1)}" y="${middle + 4}">${shown(median(values))}</text>`,
   ];
 }
 

@@ -4,8 +4,8 @@ import { runInNewContext } from 'node:vm';
 import { isMainThread } from 'node:worker_threads';
 
 // Preloaded into an agent (`--import`): measures for how long its event loop was held. At SIGUSR2 it appends what it
-// has measured since to the file that VOLT_BENCH_PROBE names, collects all garbage to tell what is kept, and begins
-// anew. Without VOLT_BENCH_LOOK it only tells of memory, and takes no processor time of an agent at rest.
+// has measured since to the file that VOLT_BENCH_PROBE names, and begins anew. Without VOLT_BENCH_LOOK it tells of memory
+// alone, after a full collection, and takes no processor time of an agent at rest.
 
 const file = process.env['VOLT_BENCH_PROBE'];
 
@@ -27,10 +27,12 @@ if (isMainThread && file !== undefined) {
     wall = now;
     cpu = process.threadCpuUsage();
   };
-  if (process.env['VOLT_BENCH_LOOK'] === '1') setInterval(look, LOOK_MS).unref();
+  const isLooking = process.env['VOLT_BENCH_LOOK'] === '1';
+  if (isLooking) setInterval(look, LOOK_MS).unref();
   process.on('SIGUSR2', () => {
     const rssMiB = process.memoryUsage.rss() / 2 ** 20;
-    collect();
+    // A full collection throws away compiled code, too, which the next requests would miss.
+    if (!isLooking) collect();
     const { heapUsed, external } = process.memoryUsage();
     const keptMiB = (heapUsed + external) / 2 ** 20;
     appendFileSync(file, `${JSON.stringify({ ...most, rssMiB, keptMiB })}\n`);

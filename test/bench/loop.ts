@@ -22,7 +22,7 @@ export interface Held {
   /** Of the longest hold: what the thread itself has used. The rest is of others on the machine. */
   readonly cpuMs: number;
   readonly rssMiB: number;
-  /** What the heap and its buffers hold after a collection. */
+  /** What the heap and its buffers hold; of `WEIGHED` agents, after a full collection. */
   readonly keptMiB: number;
 }
 

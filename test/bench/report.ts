@@ -47,9 +47,10 @@ const decisiveRow = (figure: Figure): string[] => [
 ];
 
 function shownRow({ name, unit, values }: Figure): string[] {
-  const parts = [0.5, 0.95, 0.99].map((share) => shown(quantile(values, share)));
-  const [only = ''] = parts;
-  return [name, ...(values.length < 2 ? [only, '', ''] : parts), unit, String(values.length)];
+  const tails = [0.95, 0.99].map((share) =>
+    values.length < 2 ? '' : shown(quantile(values, share)),
+  );
+  return [name, shown(median(values)), ...tails, unit, String(values.length)];
 }
 
 const DECISIVE_HEAD = ['', 'figure', 'nine of ten', 'bound', ''];

@@ -110,7 +110,8 @@ async function restarted({ agent }: Stack): Promise<readonly Line[]> {
   // What the process of before has written last is none of it.
   const log = (): string => {
     const text = agent.output().slice(before);
-    return text.slice(Math.max(0, text.lastIndexOf('"msg":"ready"')));
+    const ready = text.lastIndexOf('"msg":"ready"');
+    return text.slice(Math.max(0, text.lastIndexOf('\n', ready)));
   };
   await until('the agent is sure', () => log().includes('"agreement":"agrees"'), PATIENCE_MS);
   return log()
