@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { readFileSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -74,8 +74,7 @@ export function checkOut(revision: string): Tree {
   const name = git('rev-parse', '--short', commit);
   const folder = join(tmpdir(), `tree-${name}`);
   process.once('exit', () => {
-    rmSync(folder, { recursive: true, force: true });
-    git('worktree', 'prune');
+    git('worktree', 'remove', '--force', folder);
   });
   git('worktree', 'add', '--quiet', '--detach', folder, commit);
   const lock = (tree: string): string => readFileSync(join(tree, 'package-lock.json'), 'utf8');

@@ -4,7 +4,7 @@ import { cpus, release, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { requireTool } from '../support/tools.ts';
-import { CNI_FOLDER, NETAVARK } from './rivals.ts';
+import { NETAVARK } from './rivals.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 /** File systems in memory: a state folder there would cost less than it does on a host. */
@@ -45,11 +45,12 @@ export function versions(): Facts {
   return {
     'Volt Unified Networking': commit(),
     Node: process.version,
-    'nats-server': firstLine('nats-server', '--version'),
+    'nats-server': firstLine('nats-server', '--version').replace(/^.*v/, ''),
     Redis: firstLine('redis-server', '--version').replace(/^.*v=(\S+).*$/, '$1'),
     iproute2: firstLine('ip', '-V').replace(/^.*iproute2-([^,]*).*$/, '$1'),
     'C compiler': firstLine('cc', '--version'),
-    'CNI plugins': firstLine(join(CNI_FOLDER, 'bridge')).replace(/^CNI bridge plugin /, ''),
+    // Debian's own do not know.
+    'CNI plugins': firstLine('dpkg-query', '-W', '-f', '${Version}', 'containernetworking-plugins'),
     netavark: firstLine(NETAVARK, '--version').replace(/^netavark /, ''),
   };
 }

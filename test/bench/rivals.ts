@@ -9,7 +9,7 @@ import { timed } from './figures.ts';
 import type { Floor } from './floor.ts';
 
 /** Where Debian installs the plugins of CNI, and netavark. */
-export const CNI_FOLDER = '/usr/lib/cni';
+const CNI_FOLDER = '/usr/lib/cni';
 export const NETAVARK = '/usr/lib/podman/netavark';
 
 /** Who makes and removes one device after the other. A place is a number below the length of its turn. */
