@@ -1,4 +1,4 @@
-import { startStack, type Stack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { inTurns, type Table, type Turns } from './figures.ts';
 import { Floor } from './floor.ts';
 import { cycleMany, WIDE } from './many.ts';
@@ -12,7 +12,7 @@ const VM = 'this agent, VM';
 
 /** One attach after the other: this agent over NATS beside everybody else who does the same. */
 export async function benchAttach({ rounds, block }: Sizes): Promise<Table[]> {
-  await using stack = await startStack({ networks: [WIDE] });
+  await using stack = await startHost({ networks: [WIDE] });
   await using floor = new Floor();
   const c = floorRivals(floor, block);
   const order = { network: WIDE.network, places: block };
@@ -94,7 +94,7 @@ function detachTable(turns: Turns, rivals: readonly Rival[]): Table {
 export async function benchCold({ coldStarts }: Sizes): Promise<Table[]> {
   const names = { vm: 'cold, VM', container: 'cold, container' };
   const times = { vm: new Array<number>(), container: new Array<number>() };
-  await using stack = await startStack({ networks: [] });
+  await using stack = await startHost({ networks: [] });
   for (let n = 0; n < coldStarts; n += 1) {
     for (const kind of ['vm', 'container'] as const) times[kind].push(await cold(stack, kind, n));
   }

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { connect, headers } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { startStack, type Stack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { requireTool } from '../support/tools.ts';
 import { inTurns, quantile, type Table, timed } from './figures.ts';
 import { Floor } from './floor.ts';
@@ -25,7 +25,7 @@ export async function benchDrain(sizes: Sizes): Promise<Table[]> {
   const { turns: rounds, detaches, drained } = sizes;
   // Twice as many as are there at a time: an address is not given again at once.
   const networks = networksFor(2 * rounds * (detaches + 2 * drained));
-  await using stack = await startStack({ networks: [...networks, ANOTHER] });
+  await using stack = await startHost({ networks: [...networks, ANOTHER] });
   await using floor = new Floor();
   await cycleMany(stack, ANOTHER.network, WARM_UP);
   const connection = await connect({ servers: stack.nats.url });

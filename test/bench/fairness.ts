@@ -3,7 +3,7 @@ import { connect, headers, type NatsConnection } from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { subjects } from '#protocol/subjects.ts';
 import { Flood } from '../support/flood.ts';
-import { startStack } from '../support/stack.ts';
+import { startHost } from './host.ts';
 import { timed } from './figures.ts';
 import { held, PROBED } from './loop.ts';
 import { attachMany, networksFor } from './many.ts';
@@ -21,7 +21,7 @@ const BOUND_MS = 20;
  */
 export async function benchFairness({ attachments }: Sizes): Promise<void> {
   const networks = networksFor(attachments + ATTACHES * 6);
-  await using stack = await startStack({ networks, env: PROBED });
+  await using stack = await startHost({ networks, env: PROBED });
   const { agent, client, host } = stack;
   const ms = await timed(() => attachMany(stack, networks, attachments));
   process.stdout.write(`${attachments} attachments made in ${(ms / 1_000).toFixed(1)} s\n`);

@@ -3,7 +3,7 @@ import { readFileSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { until } from '../support/agent.ts';
-import { startStack, type Stack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { quantile, type Table } from './figures.ts';
 import { attachMany, attachVms, networksFor, WIDE } from './many.ts';
 import type { Sizes } from './sizes.ts';
@@ -46,7 +46,7 @@ export async function held(pid: number): Promise<Held> {
 /** How long the agent's event loop is held on a host with very many attachments, and what another caller waits then. */
 export async function benchLoop({ attachments, attaches }: Sizes): Promise<Table[]> {
   const networks = networksFor(attachments);
-  await using stack = await startStack({ networks: [...networks, WIDE], env: PROBED });
+  await using stack = await startHost({ networks: [...networks, WIDE], env: PROBED });
   const { agent, client, host } = stack;
   await attachMany(stack, networks, attachments);
   await using gets = new Gets(stack);

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Stack } from '../support/stack.ts';
+import type { Stack } from './host.ts';
 
 /** A bridge holds 1,023 ports. */
 const PER_BRIDGE = 900;

@@ -3,6 +3,7 @@ import { fileURLToPath } from 'node:url';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { type RunningAgent, startAgent } from '../support/agent.ts';
 import { startNats, startRedis } from '../support/servers.ts';
+import { HEARTBEAT_SECONDS, REDIS_ARGS } from './host.ts';
 import type { Figure, Table } from './figures.ts';
 import { residentMiBOf } from './many.ts';
 import type { Sizes } from './sizes.ts';
@@ -31,7 +32,7 @@ interface Subject {
  */
 export async function benchMemory(sizes: Sizes): Promise<Table[]> {
   const { cycles: count, badMessages: bad } = sizes;
-  const [nats, redis] = await Promise.all([startNats(), startRedis()]);
+  const [nats, redis] = await Promise.all([startNats(), startRedis({ args: REDIS_ARGS })]);
   const connection = await connect({ servers: nats.url });
   const client = new VoltNetworkClient({ connection, headers, timeoutMs: 60_000 });
   // $0 is the launcher that the fixture would have run.
@@ -41,6 +42,7 @@ export async function benchMemory(sizes: Sizes): Promise<Table[]> {
     const agent = await startAgent({
       config: {
         host: `h${n}`,
+        heartbeatSeconds: HEARTBEAT_SECONDS,
         nats: { url: nats.url },
         redis: { url: redis.url },
         nftablesTable: `volt${n}`,

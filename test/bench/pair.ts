@@ -1,4 +1,4 @@
-import { startStack, type Stack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { inTurns, type Turns } from './figures.ts';
 import { cycleMany } from './many.ts';
 import { manyAtOnce } from './rate.ts';
@@ -33,7 +33,7 @@ export async function startSides(
     const network = `side${n}`;
     const second = 40 + n;
     const wide = { network, subnet: `10.${second}.0.0/16`, gateway: `10.${second}.0.1` };
-    const stack = await startStack({
+    const stack = await startHost({
       networks: [wide],
       config: {
         host: `side${n}`,

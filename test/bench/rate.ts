@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startStack, type Stack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { type Figure, inTurns, quantile, type Table } from './figures.ts';
 import { Floor } from './floor.ts';
 import { attachVms, cpuMsOf, cycleMany, detachVms, inFlight, untilNone, WIDE } from './many.ts';
@@ -31,7 +31,7 @@ interface Rival {
  * the agent needs for one. Servers, client and agent share the machine, so that the rate is what is left of it.
  */
 export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Table[]> {
-  await using stack = await startStack({ networks: [WIDE] });
+  await using stack = await startHost({ networks: [WIDE] });
   await using floor = new Floor();
   await cycleMany(stack, WIDE.network, WARM_UP);
   const agents = BOUNDS.map(([limit]) => ({

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startStack } from '../support/stack.ts';
+import { startHost } from './host.ts';
 import { type Table, timed } from './figures.ts';
 import { held, WEIGHED } from './loop.ts';
 import { attachMany, cpuMsOf, cycleMany, networksFor, residentMiBOf, WIDE } from './many.ts';
@@ -13,11 +13,9 @@ const SETTLED_MS = 3_000;
 /** What an agent takes of a host with very many attachments, of which nobody wants anything. */
 export async function benchRest({ attachments, restSeconds }: Sizes): Promise<Table[]> {
   const networks = networksFor(attachments);
-  await using stack = await startStack({
+  await using stack = await startHost({
     networks: [...networks, WIDE],
     env: WEIGHED,
-    // As a host has it, and not as tests do.
-    config: { heartbeatSeconds: 5 },
   });
   const { agent, client, host } = stack;
   await cycleMany(stack, WIDE.network, WARM_UP);

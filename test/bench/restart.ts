@@ -12,7 +12,7 @@ import { type ElementChange, Nftables } from '#native/nftables.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import { createTap } from '#native/tun.ts';
 import { until } from '../support/agent.ts';
-import { type Stack, startStack } from '../support/stack.ts';
+import { startHost, type Stack } from './host.ts';
 import { type Table, timed } from './figures.ts';
 import { attachMany } from './many.ts';
 import type { Sizes } from './sizes.ts';
@@ -35,7 +35,7 @@ export async function benchRestart({ attachments: count }: Sizes): Promise<Table
     subnet: `10.${60 + n}.0.0/22`,
     gateway: `10.${60 + n}.0.1`,
   }));
-  await using stack = await startStack({ networks });
+  await using stack = await startHost({ networks });
   const { agent } = stack;
   const made = (await timed(() => attachMany(stack, networks, count))) / 1_000;
   const ready: number[] = [];

@@ -3,7 +3,7 @@ import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Namespace } from '#native/namespace.ts';
-import type { Stack } from '../support/stack.ts';
+import type { Stack } from './host.ts';
 import { requireTool } from '../support/tools.ts';
 import { timed } from './figures.ts';
 import type { Floor } from './floor.ts';

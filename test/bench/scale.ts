@@ -1,4 +1,4 @@
-import { startStack } from '../support/stack.ts';
+import { startHost } from './host.ts';
 import { type Figure, median, type Table } from './figures.ts';
 import { Floor } from './floor.ts';
 import { attachVms, cycleMany, networksFor, WIDE } from './many.ts';
@@ -15,7 +15,7 @@ const HALF = 0.5;
 /** An attach beside the attachments that are there already, on bridges of their own. */
 export async function benchScale({ attachments, rounds, block }: Sizes): Promise<Table[]> {
   const networks = networksFor(attachments);
-  await using stack = await startStack({ networks: [...networks, WIDE] });
+  await using stack = await startHost({ networks: [...networks, WIDE] });
   await using floor = new Floor();
   await cycleMany(stack, WIDE.network, WARM_UP);
   const rival = agentRival(stack, {

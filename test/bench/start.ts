@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { startStack } from '../support/stack.ts';
+import { startHost } from './host.ts';
 import { type Table, timed } from './figures.ts';
 
 const VOLTNET = new URL('../../deploy/bin/voltnet', import.meta.url).pathname;
@@ -7,7 +7,7 @@ const ROUNDS = 15;
 
 /** How long `voltnet` takes from start to end, as a whole process. */
 export async function benchStart(): Promise<Table[]> {
-  await using stack = await startStack();
+  await using stack = await startHost();
   const env = { ...process.env, VOLT_NET_NATS_URL: stack.nats.url, VOLT_NET_HOST: stack.host };
   const commands = { '--help': ['--help'], '--version': ['--version'], list: ['list', '--json'] };
   const times = new Map<string, number[]>();

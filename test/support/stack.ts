@@ -45,11 +45,16 @@ export async function startStack(
     wrap?: readonly string[];
     /** Of nats-server, as in its configuration file. */
     natsConfig?: string;
+    /** Of redis-server, as on its command line. */
+    redisArgs?: readonly string[];
   } = {},
 ): Promise<Stack> {
-  const { networks = [VOLT0], config, env, wrap, natsConfig } = options;
+  const { networks = [VOLT0], config, env, wrap, natsConfig, redisArgs = [] } = options;
   const natsOptions = natsConfig === undefined ? {} : { config: natsConfig };
-  const [nats, redis] = await Promise.all([startNats(natsOptions), startRedis()]);
+  const [nats, redis] = await Promise.all([
+    startNats(natsOptions),
+    startRedis({ args: redisArgs }),
+  ]);
   const agent = await startAgent({
     config: { nats: { url: nats.url }, redis: { url: redis.url }, ...config },
     ...(env !== undefined && { env }),
