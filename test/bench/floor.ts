@@ -14,7 +14,8 @@ const SOURCE = fileURLToPath(new URL('floor.c', import.meta.url));
 const GROUP = 77;
 const BRIDGE_GROUP = 78;
 const BRIDGE = 'floor0';
-const GATEWAY = '10.79.0.1';
+/** No network of a bench is there. */
+const GATEWAY = '172.31.0.1';
 const BRIDGE_MAC = '02:00:00:00:4f:01';
 
 /** What C took for one device, in milliseconds. */
@@ -63,7 +64,7 @@ export class Floor implements AsyncDisposable {
   /** A veth pair whose other end is `eth0` in a namespace. */
   async veth(netns: string): Promise<FloorTime> {
     const n = this.#next();
-    const address = `10.79.${1 + ((n >> 8) % 250)}.${n & 255}`;
+    const address = `172.31.${1 + ((n >> 8) % 250)}.${n & 255}`;
     return this.#ask(`veth floor-v${n} ${macOf(n)} ${netns} ${address}`);
   }
 

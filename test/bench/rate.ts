@@ -34,25 +34,30 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
   await using stack = await startHost({ networks: [WIDE] });
   await using floor = new Floor();
   await cycleMany(stack, WIDE.network, WARM_UP);
+  /** C first, the agent right after it: the ratio is of two that are next to each other. */
+  const beside =
+    (turn: (note: Note) => Promise<void>): Rival['turn'] =>
+    async (note) => {
+      const c = attaches / (await floor.taps(attaches));
+      await floor.clear();
+      note('C', c);
+      await turn((what, value) => {
+        note(what, value);
+        if (what === 'rate') note('share', value / c);
+      });
+    };
   const agents = BOUNDS.map(([limit]) => ({
     name: nameOf(limit),
-    turn: (note: Note) => manyAtOnce(stack, { count: attaches, limit }, note),
+    turn: beside((note) => manyAtOnce(stack, { count: attaches, limit }, note)),
   }));
   const rivals: Rival[] = [
-    {
-      name: C,
-      turn: async (note) => {
-        note('rate', attaches / (await floor.taps(attaches)));
-        await floor.clear();
-      },
-    },
     ...agents,
-    { name: JOBS, turn: (note) => asJobs(stack, attaches, note) },
+    { name: JOBS, turn: beside((note) => asJobs(stack, attaches, note)) },
   ];
   const turns = await inTurns(rivals, rounds, (rival, note) => rival.turn(note));
   const ratio = (name: string, bound: number): Figure => ({
     ...{ name: `${name} / ${C}`, unit: 'ratio', bound, sense: '>=' },
-    values: turns.ratios('rate', name, C),
+    values: turns.values('share', name),
   });
   const at32 = quantile(turns.values('wait', nameOf(32)), 0.99);
   return [
@@ -60,18 +65,26 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
       name: 'rate',
       title: 'Attaches a second',
       how:
-        `${rounds} rounds; in each, everybody makes ${attaches} TAPs, beginning with none. This agent's client, its ` +
-        'servers and the agent share the machine. C makes its TAPs one after the other, beside as many of its own.',
+        `${rounds} rounds of ${attaches} TAPs, beginning with none. C has its turn right before each of this agent's, ` +
+        "and makes its TAPs one after the other, beside as many of its own. This agent's client, its servers and the " +
+        'agent share the machine.',
       decisive: [
         ...BOUNDS.map(([limit, bound]) => ratio(nameOf(limit), bound)),
         ratio(JOBS, 0.4),
         { name: 'p99 at 32 in flight', unit: 'ms', values: [at32], bound: 60 },
       ],
-      shown: rivals.map(({ name }) => ({
-        name,
-        unit: 'a second',
-        values: turns.values('rate', name),
-      })),
+      shown: [
+        ...rivals.map(({ name }) => ({
+          name,
+          unit: 'a second',
+          values: turns.values('rate', name),
+        })),
+        {
+          name: C,
+          unit: 'a second',
+          values: rivals.flatMap(({ name }) => turns.values('C', name)),
+        },
+      ],
     },
     {
       name: 'wait',

@@ -26,7 +26,7 @@ export interface Sizes {
 
 export const FULL: Sizes = {
   rounds: 100,
-  block: 4,
+  block: 8,
   turns: 8,
   attaches: 256,
   detaches: 640,
@@ -42,7 +42,7 @@ export const FULL: Sizes = {
 /** To see whether all of it works: the figures say little. */
 export const QUICK: Sizes = {
   rounds: 10,
-  block: 2,
+  block: 4,
   turns: 2,
   attaches: 64,
   detaches: 128,
