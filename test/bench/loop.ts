@@ -5,7 +5,7 @@ import { Worker } from 'node:worker_threads';
 import { until } from '../support/agent.ts';
 import { startHost, type Stack } from './host.ts';
 import { quantile, type Table } from './figures.ts';
-import { attachMany, attachVms, networksFor, WIDE } from './many.ts';
+import { attachMany, attachVms, networksFor, untilQuiet, WIDE } from './many.ts';
 import type { Sizes } from './sizes.ts';
 
 const PROBE = new URL('./loop-probe.ts', import.meta.url).pathname;
@@ -49,6 +49,7 @@ export async function benchLoop({ attachments, attaches }: Sizes): Promise<Table
   await using stack = await startHost({ networks: [...networks, WIDE], env: PROBED });
   const { agent, client, host } = stack;
   await attachMany(stack, networks, attachments);
+  await untilQuiet(stack);
   await using gets = new Gets(stack);
   let round = 0;
   const loads: Readonly<Record<string, () => Promise<unknown>>> = {
@@ -97,11 +98,18 @@ export async function benchLoop({ attachments, attaches }: Sizes): Promise<Table
           bound: GET_MS,
         })),
       ],
-      shown: names.map((name) => ({
-        name: `get beside ${name}`,
-        unit: 'ms',
-        values: of(name).gets,
-      })),
+      shown: [
+        ...names.map((name) => ({
+          name: `get beside ${name}`,
+          unit: 'ms',
+          values: of(name).gets,
+        })),
+        ...names.map((name) => ({
+          name: `longest turn, ${name}`,
+          unit: 'ms',
+          values: of(name).held,
+        })),
+      ],
     },
   ];
 }

@@ -1,10 +1,13 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { until } from '../support/agent.ts';
 import type { Stack } from './host.ts';
 
 /** A bridge holds 1,023 ports. */
 const PER_BRIDGE = 900;
 const IN_FLIGHT = 256;
+const PATIENCE_MS = 600_000;
+const QUIET_MS = 2_000;
 const PATIENT = { timeoutMs: 60_000 };
 /** USER_HZ of every Linux that Node runs on. */
 const TICK_MS = 10;
@@ -88,13 +91,20 @@ export async function untilNone(
   { client, host }: Served,
   which: { readonly state?: 'detaching' } = {},
 ): Promise<void> {
-  const end = performance.now() + 600_000;
+  const end = performance.now() + PATIENCE_MS;
   while (performance.now() < end) {
     const { attachments } = await client.list(host, { ...which, limit: 1 });
     if (attachments.length === 0) return;
     await sleep(5);
   }
   throw new Error('attachments are left after ten minutes');
+}
+
+/** Until the events of all that was done are out, and the agent has nothing more to do. */
+export async function untilQuiet({ agent }: Pick<Stack, 'agent'>): Promise<void> {
+  const isOut = async (): Promise<boolean> => (await agent.health())['eventsPending'] === 0;
+  await until('all events are out', isOut, PATIENCE_MS);
+  await sleep(QUIET_MS);
 }
 
 /** Attaches and detaches so many VMs, some at a time, until nothing is left of them. */

@@ -2,13 +2,19 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { startHost } from './host.ts';
 import { type Table, timed } from './figures.ts';
 import { held, WEIGHED } from './loop.ts';
-import { attachMany, cpuMsOf, cycleMany, networksFor, residentMiBOf, WIDE } from './many.ts';
+import {
+  attachMany,
+  cpuMsOf,
+  cycleMany,
+  networksFor,
+  residentMiBOf,
+  untilQuiet,
+  WIDE,
+} from './many.ts';
 import type { Sizes } from './sizes.ts';
 
 const WARM_UP = 400;
 const CHECKS = 4;
-/** Until the events of the last attaches are out. */
-const SETTLED_MS = 3_000;
 
 /** What an agent takes of a host with very many attachments, of which nobody wants anything. */
 export async function benchRest({ attachments, restSeconds }: Sizes): Promise<Table[]> {
@@ -21,7 +27,7 @@ export async function benchRest({ attachments, restSeconds }: Sizes): Promise<Ta
   await cycleMany(stack, WIDE.network, WARM_UP);
   const before = await held(agent.pid);
   await attachMany(stack, networks, attachments);
-  await sleep(SETTLED_MS);
+  await untilQuiet(stack);
   const after = await held(agent.pid);
   const eachKiB = ((after.keptMiB - before.keptMiB) * 1_024) / attachments;
   const atRest = cpuMsOf(agent.pid);

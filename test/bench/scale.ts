@@ -1,7 +1,7 @@
 import { startHost } from './host.ts';
 import { type Figure, median, type Table } from './figures.ts';
 import { Floor } from './floor.ts';
-import { attachVms, cycleMany, networksFor, WIDE } from './many.ts';
+import { attachVms, cycleMany, networksFor, untilQuiet, WIDE } from './many.ts';
 import { agentRival } from './rivals.ts';
 import type { Sizes } from './sizes.ts';
 import { turnOf } from './attach.ts';
@@ -21,6 +21,7 @@ export async function benchScale({ attachments, rounds, block }: Sizes): Promise
   const rival = agentRival(stack, {
     ...{ name: 'agent', kind: 'vm', network: WIDE.network, places: block },
   });
+  for (let round = 0; round < rounds; round += 1) await turnOf(rival, block, () => {});
   const agent = new Map<number, number[]>();
   const c = new Map<number, number[]>();
   let there = 0;
@@ -28,6 +29,7 @@ export async function benchScale({ attachments, rounds, block }: Sizes): Promise
     const count = Math.round(attachments * step) - there;
     await attachVms(stack, networks, { prefix: `s${step}-`, count, limit: 64 });
     there += count;
+    await untilQuiet(stack);
     const times: number[] = [];
     const floors: number[] = [];
     for (let round = 0; round < rounds; round += 1) {
