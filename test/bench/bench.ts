@@ -45,8 +45,13 @@ async function main(words: readonly string[]): Promise<number> {
     const seconds = (performance.now() - started) / 1_000;
     process.stderr.write(`${order.name}: ${seconds.toFixed(0)} s\n`);
   }
-  const command = ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' ');
-  const report = { date: new Date().toISOString(), command, ...facts, sizes, tables };
+  const report = {
+    date: new Date().toISOString(),
+    command: options.command,
+    ...facts,
+    sizes,
+    tables,
+  };
   if (toError) process.stdout.write(`${JSON.stringify(report)}\n`);
   else if (json !== undefined) writeFileSync(json, `${JSON.stringify(report, null, 2)}\n`);
   if (failed.length > 0) {

@@ -214,6 +214,23 @@ static void make_pair(const char *name, const unsigned char mac[6], int netns, i
   exchange(kernel, name, index, peer);
 }
 
+/* Whether the namespace has addresses: a container that has some is set up in another way. */
+static void ask_for_addresses(int inside) {
+  struct ifaddrmsg *any = begin(RTM_GETADDR, NLM_F_DUMP, sizeof *any);
+  any->ifa_family = AF_INET;
+  end();
+  checked(send(inside, batch.bytes, batch.length, 0), "send", "addresses");
+  batch.length = batch.count = 0;
+  for (;;) {
+    static char answer[32768];
+    int length = checked(recv(inside, answer, sizeof answer, 0), "recv", "addresses");
+    for (struct nlmsghdr *one = (void *)answer; NLMSG_OK(one, length); one = NLMSG_NEXT(one, length)) {
+      if (one->nlmsg_type == NLMSG_DONE) return;
+      if (one->nlmsg_type == NLMSG_ERROR) fail("dump", "addresses");
+    }
+  }
+}
+
 /* Address, loopback and interface up, default route: one message to the kernel. */
 static void configure(int inside, int eth0, struct in_addr address) {
   struct ifaddrmsg *own = begin(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, sizeof *own);
@@ -258,6 +275,7 @@ static double make_veth(const char *name, const char *mac_text, const char *path
   checked(setns(netns, CLONE_NEWNET), "setns", path);
   set_ipv6("eth0", "accept_ra", "0");
   checked(setns(home_netns, CLONE_NEWNET), "setns", "home");
+  ask_for_addresses(inside);
   configure(inside, eth0, address);
   close(inside);
   close(netns);

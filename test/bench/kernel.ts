@@ -1,10 +1,16 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { MacAddress } from '#protocol/address.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import { Firewall } from '#agent/host/firewall/firewall.ts';
 import { Kernel } from '#agent/host/kernel.ts';
+import type { NetworkType } from '#agent/host/networks/network-type.ts';
 import { Removal } from '#agent/host/networks/removal.ts';
+import { type BridgePort, makeTap } from '#agent/host/networks/tap.ts';
 import { networkTypesOver } from '#agent/host/networks/types.ts';
+import { makeVeth } from '#agent/host/networks/veth.ts';
+import { DEFAULT_IFNAME, RequestedNamespace } from '#agent/host/networks/workload.ts';
+import { deviceTag } from '#agent/host/ownership.ts';
 import { createLog } from '#agent/log.ts';
 import { type Figure, inTurns, type Table } from './figures.ts';
 import { Floor } from './floor.ts';
@@ -17,6 +23,16 @@ const PER_ATTACH = 2;
 const WARM_UP_TURNS = 40;
 /** Containers announce their addresses some time after their attach. */
 const ANNOUNCED_MS = 60;
+const MTU = 1_500;
+const BRIDGE_MAC = '02:00:00:00:4b:01';
+const C_TAP = 'C, TAP';
+const AGENT_TAP = 'agent, TAP';
+const WHOLE_TAP = 'agent, TAP, whole stretch';
+const C_VETH = 'C, veth pair';
+const AGENT_VETH = 'agent, veth pair';
+const WHOLE_VETH = 'agent, veth pair, whole stretch';
+/** With the port filter, as networks have it by default. */
+const NETWORK = parseNetwork({ network: 'k0', subnet: '10.71.0.0/16', gateway: '10.71.0.1' });
 const NO_RECORDS = { namesDevice: () => false, get: () => undefined, values: () => [] };
 
 interface Rival {
@@ -25,7 +41,7 @@ interface Rival {
   readonly clear: () => Promise<void>;
 }
 
-/** What the agent's own kernel operations take, beside the same messages from C. No servers, no agent. */
+/** What the agent's own kernel operations take, beside the same messages from C. No servers, no agent process. */
 export async function benchKernel({ rounds, block }: Sizes): Promise<Table[]> {
   const places = block * PER_ATTACH;
   await using floor = new Floor();
@@ -39,25 +55,14 @@ export async function benchKernel({ rounds, block }: Sizes): Promise<Table[]> {
       await agent.clear();
     },
   };
+  const path = (place: number): string => inside[place] ?? '';
   const rivals: Rival[] = [
-    { ...c, name: 'C, TAP', make: async () => (await floor.tap()).stretchMs },
-    { ...own, name: 'agent, TAP', make: () => agent.attach('vm', 'plain') },
-    { ...own, name: 'agent, TAP, port filter', make: () => agent.attach('vm', 'filtered') },
-    {
-      ...c,
-      name: 'C, veth pair',
-      make: async (place) => (await floor.veth(inside[place] ?? '')).stretchMs,
-    },
-    {
-      ...announcing,
-      name: 'agent, veth pair',
-      make: (place) => agent.attach('container', 'plain', inside[place]),
-    },
-    {
-      ...announcing,
-      name: 'agent, veth pair, port filter',
-      make: (place) => agent.attach('container', 'filtered', inside[place]),
-    },
+    { ...c, name: C_TAP, make: async () => (await floor.tap()).stretchMs },
+    { ...own, name: AGENT_TAP, make: () => agent.tap() },
+    { ...own, name: WHOLE_TAP, make: () => agent.attach('vm') },
+    { ...c, name: C_VETH, make: async (place) => (await floor.veth(path(place))).stretchMs },
+    { ...announcing, name: AGENT_VETH, make: (place) => agent.veth(path(place)) },
+    { ...announcing, name: WHOLE_VETH, make: (place) => agent.attach('container', path(place)) },
   ];
   const turn = async (rival: Rival, note: (what: string, ms: number) => void): Promise<void> => {
     for (let place = 0; place < places; place += 1) note('make', await rival.make(place));
@@ -76,15 +81,15 @@ export async function benchKernel({ rounds, block }: Sizes): Promise<Table[]> {
       name: 'kernel',
       title: 'The kernel phase',
       how:
-        `The synchronous stretch of an attach, from the lease to the device that is up, as the agent runs it, in a ` +
-        `process without servers; ${rounds} rounds of ${places} devices each. C sends the same messages. On a network ` +
-        'with the port filter the agent also writes the elements of nftables, the settings of the port and its ' +
-        'forwarding entry, which C does not: those rows are shown for what the filter adds.',
+        `What an agent asks of the kernel for one device, in a process without servers; ${rounds} rounds of ${places} ` +
+        'devices each. C sends the same messages. The ' +
+        'whole stretch is everything between the lease and the answer, on a network with the port filter: a look at ' +
+        'the bridge, elements of nftables, settings of the port and its forwarding entry, which C does not do.',
       decisive: [
-        ratio('agent, TAP', 'C, TAP', 1.25),
-        ratio('agent, veth pair', 'C, veth pair', 1.25),
-        ratio('agent, TAP, port filter', 'C, TAP'),
-        ratio('agent, veth pair, port filter', 'C, veth pair'),
+        ratio(AGENT_TAP, C_TAP, 1.25),
+        ratio(AGENT_VETH, C_VETH, 1.25),
+        ratio(WHOLE_TAP, C_TAP),
+        ratio(WHOLE_VETH, C_VETH),
       ],
       shown: rivals.map(({ name }) => ({ name, unit: 'ms', values: turns.values('make', name) })),
     },
@@ -95,19 +100,17 @@ export async function benchKernel({ rounds, block }: Sizes): Promise<Table[]> {
 class AgentKernel implements Disposable {
   readonly #kernel = new Kernel();
   readonly #firewall: Firewall;
-  readonly #types: ReturnType<typeof networkTypesOver>;
-  readonly #networks = {
-    plain: networkOf('plain', 71, false),
-    filtered: networkOf('filtered', 72, true),
-  };
+  readonly #type: NetworkType;
+  readonly #port: BridgePort;
   readonly #made: { readonly index: number; readonly id: string }[] = [];
   #generation = 0;
 
   constructor() {
     const log = createLog('silent', 'bench');
+    const { links } = this.#kernel;
     this.#firewall = new Firewall({ log, table: 'bench' });
     this.#firewall.start();
-    this.#types = networkTypesOver({
+    const types = networkTypesOver({
       host: 'bench',
       kernel: this.#kernel,
       removal: new Removal(this.#kernel, log),
@@ -115,30 +118,44 @@ class AgentKernel implements Disposable {
       firewall: this.#firewall,
       log,
     });
+    const type = types[NETWORK.type];
+    if (type === undefined) throw new Error(`no network type ${NETWORK.type}`);
+    this.#type = type;
+    const bridge = links.createBridge({ name: 'bare0', mac: MacAddress.parse(BRIDGE_MAC) });
+    links.set(bridge, { up: true });
+    this.#port = { bridge: bridge.name, master: bridge.index, beforeUp: () => {} };
   }
 
-  /** Milliseconds of the stretch: what comes before it the agent does while it waits for the lease. */
-  attach(kind: 'vm' | 'container', which: 'plain' | 'filtered', netns?: string): number {
-    this.#generation += 1;
-    const id = `k${this.#generation}`;
-    const network = this.#networks[which];
-    const request = {
-      id,
-      workload: id,
-      kind,
-      network: which,
-      ...(netns !== undefined && { netns }),
-    };
-    const type = this.#types[network.type];
-    if (type === undefined) throw new Error(`no network type ${network.type}`);
-    using checked = type.check(request, network);
+  /** Milliseconds of a TAP alone. */
+  tap(): number {
+    const lease = this.#lease('vm');
+    const order = { tap: undefined, port: this.#port, lease, tag: deviceTag(lease), mtu: MTU };
+    const name = `bare-${lease.id}`;
+    return this.#timed(lease, () =>
+      makeTap(this.#kernel, { ...order, name }, new DisposableStack()),
+    );
+  }
+
+  /** Milliseconds of a veth pair and its end inside; the namespace is open before. */
+  veth(netns: string): number {
+    const lease = this.#lease('container');
+    using namespace = new RequestedNamespace(netns);
+    namespace.enter(DEFAULT_IFNAME);
+    const order = { port: this.#port, lease, tag: deviceTag(lease), mtu: MTU, network: NETWORK };
+    const names = { name: `bare-${lease.id}`, peerName: DEFAULT_IFNAME };
+    return this.#timed(lease, () =>
+      makeVeth(this.#kernel, { ...order, ...names, namespace }, new DisposableStack()),
+    );
+  }
+
+  /** Milliseconds of the whole stretch: what comes before it the agent does while it waits for the lease. */
+  attach(kind: Lease['kind'], netns?: string): number {
+    const lease = this.#lease(kind);
+    const { id, workload, network } = lease;
+    const request = { id, workload, kind, network, ...(netns !== undefined && { netns }) };
+    using checked = this.#type.check(request, NETWORK);
     checked.prepare();
-    const lease = this.#lease(id, kind, which);
-    const started = performance.now();
-    const { device } = checked.attach(lease, new DisposableStack());
-    const ms = performance.now() - started;
-    if (device !== null) this.#made.push({ index: device.ifindex, id });
-    return ms;
+    return this.#timed(lease, () => checked.attach(lease, new DisposableStack()).device);
   }
 
   /** Removes all devices that were made; bridges stay. */
@@ -155,23 +172,24 @@ class AgentKernel implements Disposable {
     this.#kernel[Symbol.dispose]();
   }
 
-  #lease(id: string, kind: 'vm' | 'container', network: 'plain' | 'filtered'): Lease {
+  #timed({ id }: Lease, make: () => { readonly ifindex: number } | null): number {
+    const started = performance.now();
+    const device = make();
+    const ms = performance.now() - started;
+    if (device !== null) this.#made.push({ index: device.ifindex, id });
+    return ms;
+  }
+
+  #lease(kind: Lease['kind']): Lease {
+    this.#generation += 1;
     const n = this.#generation;
+    const id = `k${n}`;
     const octets = [n >> 8, n].map((part) => (part & 255).toString(16).padStart(2, '0'));
-    const second = network === 'plain' ? 71 : 72;
     return {
-      ...{ id, kind, network, workload: id, generation: n, host: 'bench', bootId: 'bench' },
+      ...{ id, kind, network: NETWORK.network, workload: id, generation: n },
+      ...{ host: 'bench', bootId: 'bench', grantedAt: '2026-01-01T00:00:00Z' },
       mac: `02:4b:00:00:${octets.join(':')}`,
-      addresses: [`10.${second}.${1 + ((n >> 8) % 250)}.${n & 255}/16`],
-      grantedAt: '2026-01-01T00:00:00Z',
+      addresses: [`10.71.${1 + ((n >> 8) % 250)}.${n & 255}/16`],
     };
   }
 }
-
-const networkOf = (network: string, second: number, filter: boolean) =>
-  parseNetwork({
-    network,
-    subnet: `10.${second}.0.0/16`,
-    gateway: `10.${second}.0.1`,
-    filter,
-  });

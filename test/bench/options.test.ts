@@ -6,7 +6,8 @@ const BENCHES = { suite: ['attach', 'rate'], others: ['fleet'] };
 const parse = (...words: string[]) => parseOptions(words, BENCHES);
 
 test('nothing means the suite, in full', () => {
-  expect(parse()).toEqual({ names: [], sizes: FULL, write: false });
+  const command = 'npm run bench';
+  expect(parse()).toEqual({ names: [], sizes: FULL, write: false, command });
 });
 
 test('words are benches, and numbers sizes', () => {
@@ -27,6 +28,12 @@ test('--json takes a file or standard output, --against a commit', () => {
     against: 'HEAD~3',
     names: [],
   });
+});
+
+test('what is told of the command has all that the figures depend on, and no path', () => {
+  const words = ['rate', '--json', '/somewhere/else', '--quick', '--rounds', '3'];
+  expect(parse(...words).command).toBe('npm run bench -- rate --quick --rounds 3');
+  expect(parse('--write').command).toBe('npm run bench -- --write');
 });
 
 describe('refused', () => {

@@ -11,6 +11,8 @@ export interface Options {
   readonly against?: string;
   /** Write the page and its charts. */
   readonly write: boolean;
+  /** What was typed, as far as it has to do with the figures: no path of this machine. */
+  readonly command: string;
 }
 
 interface Given {
@@ -52,6 +54,14 @@ export function parseOptions(
     command.error('--write is for the whole suite', { exitCode: 64 });
   }
   const { rounds, attachments, json, against } = given;
+  const told = [
+    ...command.args,
+    ...(given.quick === true ? ['--quick'] : []),
+    ...(rounds === undefined ? [] : ['--rounds', rounds]),
+    ...(attachments === undefined ? [] : ['--attachments', attachments]),
+    ...(against === undefined ? [] : ['--against', against]),
+    ...(given.write === true ? ['--write'] : []),
+  ];
   return {
     names,
     sizes: {
@@ -63,6 +73,7 @@ export function parseOptions(
     ...(json !== undefined && { json }),
     ...(against !== undefined && { against }),
     write: given.write === true,
+    command: ['npm run bench', ...(told.length > 0 ? ['--', ...told] : [])].join(' '),
   };
 }
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { chartOf } from './chart.ts';
 import type { Table } from './figures.ts';
-import { pageOf, type Report, textOf, writePage } from './report.ts';
+import { pageOf, type Report, textOf, wrapped, writePage } from './report.ts';
 import { QUICK } from './sizes.ts';
 
 const table: Table = {
@@ -53,6 +53,14 @@ test('the page names machine, versions and date, and has each row and a chart', 
   expect(page).toContain('| agent / C | 2.50 | 2.00 – 3.00 | ≤ 2.20 | MISSED |');
   expect(page).toContain('| agent \\| bus | 2.50 | 4.00 | 4.00 | ms | 4 |');
   expect(page).toContain('](benchmarks/attach.svg)');
+});
+
+test('paragraphs are wrapped, and no word is lost', () => {
+  const words = Array.from({ length: 60 }, (_, n) => `word${n}`);
+  const lines = wrapped(words.join(' '));
+  expect(lines.join(' ').split(' ')).toEqual(words);
+  expect(lines.length).toBeGreaterThan(1);
+  for (const line of lines) expect(line.length).toBeLessThanOrEqual(120);
 });
 
 test('each line of a table on the page has as many cells as its head', () => {

@@ -19,6 +19,7 @@ export interface Report {
 
 const CHARTS = 'benchmarks';
 const PAGE = 'benchmarks.md';
+const PAGE_WIDTH = 120;
 
 /** `0.12`, `41.0 ms`. */
 const withUnit = (value: number, unit: string): string =>
@@ -86,22 +87,25 @@ const padded = (line: readonly string[], widths: readonly number[]): string =>
 export function pageOf(report: Report): string {
   const { date, command, machine, versions, tables } = report;
   const facts = Object.entries({ date: date.slice(0, 10), ...machine, ...versions });
-  const { rounds, attachments } = report.sizes;
   return [
     '# Benchmarks',
     '',
-    `Written by \`${command}\`: change the bench, not this page. What decides are ratios of things that were measured ` +
-      'in turns on one machine; times are beside them, and drift with the machine. Each row says what was held ' +
-      'against it. Servers, agent, rivals and bench share the processors.',
+    ...wrapped(
+      `Written by \`${command}\`: change the bench, not this page. What decides are ratios of things that were ` +
+        'measured in turns on one machine; times are beside them, and drift with the machine. Each row says what was ' +
+        'held against it. Servers, agent, rivals and bench share the processors.',
+    ),
     '',
     ...markdownTable(
       ['machine and versions', ''],
       facts.map(([name, value]) => [name, value]),
     ),
     '',
-    `${rounds} rounds at least where rivals take turns, up to ${attachments.toLocaleString('en')} attachments. The ` +
-      'state folder of the agent and the data of the servers are on the disk that is named above, the runtime folder ' +
-      'is in memory, as on a host. “nine of ten”: between which values nine of ten rounds lie.',
+    ...wrapped(
+      'The state folder of the agent and the data of the servers are on the disk that is named above, the runtime ' +
+        'folder is in memory, as on a host. “nine of ten”: between which values nine of ten rounds lie. p95 and p99 ' +
+        'are of all values of all rounds.',
+    ),
     ...tables.flatMap(sectionOf),
     '',
   ].join('\n');
@@ -113,7 +117,7 @@ function sectionOf(table: Table): string[] {
     '',
     `## ${table.title}`,
     '',
-    table.how,
+    ...wrapped(table.how),
     ...(table.decisive.length === 0
       ? []
       : ['', ...markdownTable(DECISIVE_HEAD, table.decisive.map(decisiveRow))]),
@@ -124,9 +128,20 @@ function sectionOf(table: Table): string[] {
   ];
 }
 
+/** Lines of a paragraph. */
+export function wrapped(text: string): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(' ')) {
+    const last = lines.at(-1);
+    if (last === undefined || last.length + word.length >= PAGE_WIDTH) lines.push(word);
+    else lines[lines.length - 1] = `${last} ${word}`;
+  }
+  return lines;
+}
+
 function markdownTable(head: readonly string[], rows: readonly (readonly string[])[]): string[] {
   const line = (cells: readonly string[]): string =>
-    `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`.replaceAll('|  |', '| |');
+    `|${cells.map((cell) => ` ${cell.replaceAll('|', '\\|')} `.replace(/^ +$/, ' ')).join('|')}|`;
   return [
     line(head),
     `|${head.map((_, n) => (n === 0 ? '---' : '--:')).join('|')}|`,
