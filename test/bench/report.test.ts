@@ -75,13 +75,21 @@ test('each line of a table on the page has as many cells as its head', () => {
 test('a chart has a bar for each figure of its unit, as long as its median, and escapes names', () => {
   const svg = chartOf(table) ?? '';
   const bars = [...svg.matchAll(/<rect class="bar"[^>]* width="([\d.]+)"/g)];
-  expect(bars.map(([, width]) => Number(width))).toEqual([237.5, 95]);
+  expect(bars.map(([, width]) => Number(width))).toEqual([197.9, 79.2]);
   expect(svg).toContain('An attach &lt;warm&gt;');
   expect(svg).not.toContain('memory');
   expect(svg).toContain('prefers-color-scheme: dark');
   expect(svg.match(/<(text|title|style|svg)\b/g)?.length).toBe(
     svg.match(/<\/(text|title|style|svg)>/g)?.length,
   );
+});
+
+test('a p99 far out leaves the bars their length, and has no mark', () => {
+  const values = [...Array.from({ length: 98 }, () => 1), 1, 1_000, 1_000];
+  const far = { ...table, shown: ['a', 'b'].map((name) => ({ name, unit: 'ms', values })) };
+  const svg = chartOf(far) ?? '';
+  expect(svg).toContain('width="316.7"');
+  expect(svg.match(/v10/g)).toHaveLength(2);
 });
 
 test('where there is nothing to compare there is no chart', () => {
