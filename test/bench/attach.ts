@@ -2,7 +2,7 @@ import { startHost, type Stack } from './host.ts';
 import { inTurns, type Table, type Turns } from './figures.ts';
 import { Floor } from './floor.ts';
 import { cycleMany, WIDE } from './many.ts';
-import { agentRival, cni, floorRivals, ipBatch, netavark, type Rival } from './rivals.ts';
+import { agentRival, cni, floorRivals, ipBatch, netavark, type Rival, turnOf } from './rivals.ts';
 import type { Sizes } from './sizes.ts';
 
 /** The agent's code is compiled while these run. */
@@ -25,20 +25,6 @@ export async function benchAttach({ rounds, block }: Sizes): Promise<Table[]> {
   await inTurns(agents, rounds, (rival) => turnOf(rival, block, () => {}));
   const turns = await inTurns(rivals, rounds, (rival, note) => turnOf(rival, block, note));
   return [attachTable(turns, rivals, { rounds, block }), detachTable(turns, rivals)];
-}
-
-/** A turn: so many attaches, then as many detaches. */
-export async function turnOf(
-  rival: Rival,
-  block: number,
-  note: (what: string, ms: number) => void,
-): Promise<void> {
-  await rival.prepare?.();
-  for (let place = 0; place < block; place += 1) note('attach', await rival.attach(place));
-  if (rival.detach !== undefined) {
-    for (let place = 0; place < block; place += 1) note('detach', await rival.detach(place));
-  }
-  await rival.settle?.();
 }
 
 function attachTable(

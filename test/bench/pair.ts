@@ -2,8 +2,7 @@ import { startHost, type Stack } from './host.ts';
 import { inTurns, type Turns } from './figures.ts';
 import { cycleMany } from './many.ts';
 import { manyAtOnce } from './rate.ts';
-import { agentRival, type Rival } from './rivals.ts';
-import { turnOf } from './attach.ts';
+import { agentRival, type Rival, turnOf } from './rivals.ts';
 
 const WARM_UP = 400;
 /** So that neither takes the other's devices for strays: what nobody has is removed after two looks at everything. */

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startHost, type Stack } from './host.ts';
-import { type Figure, inTurns, quantile, type Table } from './figures.ts';
+import { type Figure, inTurns, quantile, type Table, type Turns } from './figures.ts';
 import { Floor } from './floor.ts';
 import { attachVms, cpuMsOf, cycleMany, detachVms, inFlight, untilNone, WIDE } from './many.ts';
 import type { Sizes } from './sizes.ts';
@@ -55,6 +55,14 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
     { name: JOBS, turn: beside((note) => asJobs(stack, attaches, note)) },
   ];
   const turns = await inTurns(rivals, rounds, (rival, note) => rival.turn(note));
+  return tablesOf(turns, { rounds, attaches });
+}
+
+function tablesOf(
+  turns: Turns,
+  { rounds, attaches }: { rounds: number; attaches: number },
+): Table[] {
+  const many = BOUNDS.map(([limit]) => nameOf(limit));
   const ratio = (name: string, bound: number): Figure => ({
     ...{ name: `${name} / ${C}`, unit: 'ratio', bound, sense: '>=' },
     values: turns.values('share', name),
@@ -74,7 +82,7 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
         { name: 'p99 at 32 in flight', unit: 'ms', values: [at32], bound: 60 },
       ],
       shown: [
-        ...rivals.map(({ name }) => ({
+        ...[...many, JOBS].map((name) => ({
           name,
           unit: 'a second',
           values: turns.values('rate', name),
@@ -82,7 +90,7 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
         {
           name: C,
           unit: 'a second',
-          values: rivals.flatMap(({ name }) => turns.values('C', name)),
+          values: [...many, JOBS].flatMap((name) => turns.values('C', name)),
         },
       ],
     },
@@ -92,8 +100,8 @@ export async function benchRate({ turns: rounds, attaches }: Sizes): Promise<Tab
       how: 'The attaches of the same turns: from request to reply. CPU: of the agent, for each of them.',
       decisive: [],
       shown: [
-        ...agents.map(({ name }) => ({ name, unit: 'ms', values: turns.values('wait', name) })),
-        ...agents.map(({ name }) => ({
+        ...many.map((name) => ({ name, unit: 'ms', values: turns.values('wait', name) })),
+        ...many.map((name) => ({
           name: `CPU, ${name}`,
           unit: 'ms',
           values: turns.values('cpu', name),

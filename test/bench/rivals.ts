@@ -25,6 +25,20 @@ export interface Rival {
   readonly settle?: () => Promise<void>;
 }
 
+/** A turn: so many attaches, then as many detaches. */
+export async function turnOf(
+  rival: Rival,
+  block: number,
+  note: (what: string, ms: number) => void,
+): Promise<void> {
+  await rival.prepare?.();
+  for (let place = 0; place < block; place += 1) note('attach', await rival.attach(place));
+  if (rival.detach !== undefined) {
+    for (let place = 0; place < block; place += 1) note('detach', await rival.detach(place));
+  }
+  await rival.settle?.();
+}
+
 /** Namespaces of one rival, which it uses again in each turn: those that are deleted would disturb the others. */
 export function namespaces(count: number): string[] {
   return Array.from({ length: count }, () => {

@@ -2,9 +2,8 @@ import { startHost } from './host.ts';
 import { type Figure, median, type Table } from './figures.ts';
 import { Floor } from './floor.ts';
 import { attachVms, cycleMany, networksFor, untilQuiet, WIDE } from './many.ts';
-import { agentRival } from './rivals.ts';
+import { agentRival, turnOf } from './rivals.ts';
 import type { Sizes } from './sizes.ts';
-import { turnOf } from './attach.ts';
 
 const WARM_UP = 400;
 /** What may be there, as shares of the most. */
