@@ -69,7 +69,7 @@ export interface Tree {
  */
 export function checkOut(revision: string): Tree {
   const git = (...words: string[]): string =>
-    execFileSync('git', ['-C', ROOT, ...words], { encoding: 'utf8' }).trim();
+    execFileSync('git', ['-C', ROOT, ...words], { encoding: 'utf8', stdio: 'pipe' }).trim();
   const commit = git('rev-parse', '--verify', '--end-of-options', `${revision}^{commit}`);
   const name = git('rev-parse', '--short', commit);
   const folder = join(tmpdir(), `tree-${name}`);
@@ -82,7 +82,14 @@ export function checkOut(revision: string): Tree {
     symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
   } else {
     process.stderr.write(`installing the npm packages of ${name}\n`);
-    const words = ['ci', '--include=optional', '--no-audit', '--no-fund', '--loglevel=error'];
+    const words = [
+      'ci',
+      '--omit=dev',
+      '--include=optional',
+      '--no-audit',
+      '--no-fund',
+      '--loglevel=error',
+    ];
     execFileSync('npm', words, { cwd: folder, stdio: ['ignore', 'ignore', 'inherit'] });
   }
   return { folder, name };
