@@ -38,8 +38,8 @@ const WORD = 2 ** 32;
 
 /**
  * Where in the log the outcome of a request is, and the last attach and detach of each attachment. It takes some 30
- * bytes for each outcome, and 55 for each attachment that a job has named. Each finished segment has a file with its
- * part of the index beside it, so that a start does not read the outcomes.
+ * bytes for each outcome, and 50 for each last attach and each last detach, of those that were jobs. Each finished
+ * segment has a file with its part of the index beside it, so that a start does not read the outcomes.
  */
 export class OutcomeIndex {
   readonly #options: OutcomeIndexOptions;
