@@ -19,7 +19,6 @@ import { MachineError, readMachine } from './fleet/machine.ts';
 import { checkAccess } from './bus/nats-access.ts';
 import { openHostNetwork } from './host/networks/types.ts';
 import { FolderError, ownFolder } from './fleet/own-folders.ts';
-import { checkRights, RightsError } from './rights.ts';
 import { startTelemetry } from './telemetry.ts';
 import { UnexpectedErrors } from './health/unexpected.ts';
 
@@ -97,6 +96,8 @@ const flagsSchema = z.object({
 });
 
 async function main(): Promise<void> {
+  // In place of node and its flags, for ps and top.
+  process.title = SERVICE_NAME;
   const config = configured();
   const log = createLog(config.logLevel, config.host);
   const telemetry = await startTelemetry({
@@ -104,7 +105,6 @@ async function main(): Promise<void> {
     host: config.host,
     version: VERSION,
   });
-  mendable(checkRights, RightsError);
   const machine = mendable(readMachine, MachineError);
   using _lock = exclusive(config, log);
   const identity = mendable(() => keepIdentity(config, machine), IdentityError);

@@ -54,10 +54,13 @@ let client: VoltNetworkClient;
 
 beforeAll(async () => {
   [nats, redis] = await Promise.all([startNats(), startRedis()]);
-  const config = { host: HOST, nats: { url: nats.url }, redis: { url: redis.url } };
+  const config = { nats: { url: nats.url }, redis: { url: redis.url } };
   const wrapper = (program: string) => `#!/bin/sh\nexec ${INSTALLED}/deploy/bin/${program} "$@"\n`;
   systemd = await startSystemd({
-    etc: { 'volt/network/agent.json': JSON.stringify({ ...config, heartbeatSeconds: 1 }) },
+    etc: {
+      'volt/network/agent.json': JSON.stringify({ ...config, heartbeatSeconds: 1 }),
+      'volt/network/environment': `VOLT_NET_HOST=${HOST}\n`,
+    },
     bin: { 'volt-network-agent': wrapper('volt-network-agent'), voltnet: wrapper('voltnet') },
   });
   systemd.put({

@@ -65,7 +65,9 @@ describe('a ledger behind sentinels', () => {
   test('leaves a master that others have deposed, and counts no lease that went with it', async () => {
     const fleet = await fleetOf();
     const ledger = await ledgerOf('', through(fleet, { minReplicas: 1 }));
-    const record = await persist(ledger, () => put(ledger, VOLT0));
+    // With an address for as long as the sentinels may take.
+    const wide = { network: 'volt0', subnet: '10.42.0.0/16', gateway: '10.42.0.1' };
+    const record = await persist(ledger, () => put(ledger, wide));
     const [sentinel] = fleet.sentinels;
     await rawOf(sentinel?.port ?? 0).call('SENTINEL', 'FAILOVER', fleet.masterName);
     const counted: string[] = [];
