@@ -1,5 +1,4 @@
 import { randomUUID } from 'node:crypto';
-import type { Msg, MsgHdrs, NatsConnection, PubAck, Subscription } from 'nats';
 import type {
   AttachAnswer,
   Attachment,
@@ -21,14 +20,16 @@ import type {
 } from './attachment.ts';
 import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
-import { decodeSubject, eventSource, type EventType } from './events.ts';
-import { fromNatsError, isOfOtherStream } from './nats-errors.ts';
+import { JetStream } from './jetstream.ts';
+import { fromNatsError, isOfOtherStream, isTooLarge } from './nats-errors.ts';
+import type { NatsHeaders, NatsLike, NatsMessage } from './nats.ts';
 import type {
   LedgerCheckAnswer,
   LedgerCheckRequest,
   LedgerForgetAnswer,
   LedgerHostsAnswer,
   LedgerHostsRequest,
+  LedgerLease,
   LedgerLeasesAnswer,
   LedgerLeasesRequest,
 } from './ledger.ts';
@@ -42,6 +43,8 @@ import { DEFAULT_INBOX_PREFIX, requestOnce, unguessableInbox } from './inbox.ts'
 import { IS_ANSWER, type IsAnswer } from './outlines.ts';
 import {
   DEFAULT_PREFIX,
+  EVENT_STREAM,
+  eventStreamOf,
   type HostOperation,
   JOB_STREAM,
   jobMessageId,
@@ -50,6 +53,55 @@ import {
   type Subjects,
   subjects,
 } from './subjects.ts';
+import type { StoredEvent, VoltEvent } from './volt-event.ts';
+import { Events, isPlaced, type WatchOptions, type WatchPlace } from './watch.ts';
+
+export { VoltError } from './errors.ts';
+export type { ErrorCode } from './errors.ts';
+export type { EventType } from './events.ts';
+export type { NatsHeaders, NatsLike, NatsMessage, NatsSubscription } from './nats.ts';
+export type { EventBody, EventOf, StoredEvent, VoltEvent } from './volt-event.ts';
+export type { WatchOptions, WatchPlace } from './watch.ts';
+export type {
+  Attachment,
+  AttachAnswer,
+  AttachRequest,
+  CheckAnswer,
+  CheckRequest,
+  DetachAnswer,
+  DetachRequest,
+  Difference,
+  DryRunAnswer,
+  FleetAttachment,
+  FleetListAnswer,
+  FleetListRequest,
+  GetAnswer,
+  GetRequest,
+  ListAnswer,
+  ListRequest,
+  NetworkListRequest,
+  UpdateAnswer,
+  UpdateRequest,
+} from './attachment.ts';
+export type {
+  LedgerCheckAnswer,
+  LedgerCheckRequest,
+  LedgerDifference,
+  LedgerForgetAnswer,
+  LedgerHostsAnswer,
+  LedgerHostsRequest,
+  LedgerLease,
+  LedgerLeasesAnswer,
+  LedgerLeasesRequest,
+} from './ledger.ts';
+export type {
+  Network,
+  NetworkDeleteAnswer,
+  NetworkGetAnswer,
+  NetworkListAnswer,
+  NetworkPutAnswer,
+  NetworkUsage,
+} from './network.ts';
 
 // This file loads no schema. It checks only the outline of an answer, and unknown keys pass through. zod would double
 // the time to import this file, at each start of `voltnet`.
@@ -61,10 +113,10 @@ export interface TraceContext {
 }
 
 export interface ClientOptions {
-  /** A connection of the package `nats`. The caller closes it. */
-  readonly connection: NatsConnection;
+  /** A connection of the package `nats`, or of `@nats-io/transport-node`. The caller closes it. */
+  readonly connection: NatsLike;
   /** `headers` of the same package: it makes the header object that the connection understands. */
-  readonly headers: () => MsgHdrs;
+  readonly headers: () => NatsHeaders;
   readonly prefix?: string;
   /** The connection's `inboxPrefix`, if it was made with one. Default `_INBOX`. */
   readonly inboxPrefix?: string;
@@ -94,35 +146,17 @@ export interface SubmittedJob {
   readonly duplicate: boolean;
 }
 
-/** One event, as it came. */
-export interface VoltEvent {
-  readonly id: string;
-  /** One of EVENT_TYPES, or a type of a newer agent: skip an event whose type you do not know. */
-  readonly type: string;
-  /** The host whose agent published the event. */
-  readonly host: string;
-  readonly network: string;
-  /** The attachment, network or host that the event is about. */
-  readonly subject: string;
-  readonly time: string;
-  readonly traceparent?: string;
-  readonly body: Readonly<Record<string, unknown>>;
-}
-
-export interface WatchOptions {
-  readonly host?: string;
-  readonly network?: string;
-  readonly types?: readonly EventType[];
-  /** Ends the iteration. */
-  readonly signal?: AbortSignal;
+/** What was attached on a host, and everything that happened since. */
+export interface Listed {
+  readonly attachments: readonly Attachment[];
+  /** An event may tell of what `attachments` shows already, never the other way round. */
+  readonly events: AsyncGenerator<StoredEvent, void, undefined>;
 }
 
 /** Also the protocol's default, for a request without `volt-timeout-ms`. */
 const DEFAULT_TIMEOUT_MS = 10_000;
 // The agent gives up at the caller's deadline; its answer still has to travel.
 const ANSWER_GRACE_MS = 500;
-/** An error code of the package `nats`. */
-const MAX_PAYLOAD_EXCEEDED = 'MAX_PAYLOAD_EXCEEDED';
 
 /**
  * The client for an orchestrator. Errors are VoltError: those of the agent; AGENT_UNAVAILABLE when no agent serves the
@@ -130,8 +164,10 @@ const MAX_PAYLOAD_EXCEEDED = 'MAX_PAYLOAD_EXCEEDED';
  * harmless); INVALID_REQUEST for a request that cannot be sent.
  */
 export class VoltNetworkClient {
-  readonly #connection: NatsConnection;
-  readonly #headers: () => MsgHdrs;
+  readonly #connection: NatsLike;
+  readonly #headers: () => NatsHeaders;
+  readonly #jetStream: JetStream;
+  readonly #events: Events;
   readonly #subjects: Subjects;
   /** The stream for jobs: agents take jobs from no other. */
   readonly #ownJobStream: string;
@@ -150,7 +186,16 @@ export class VoltNetworkClient {
     this.#ownJobStream = jobStreamOf(prefix);
     this.#jobStream = this.#ownJobStream;
     this.#inbox = unguessableInbox(options.inboxPrefix ?? DEFAULT_INBOX_PREFIX);
+    this.#jetStream = new JetStream(this.#connection, this.#inbox);
     this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    this.#events = new Events({
+      connection: this.#connection,
+      jetStream: this.#jetStream,
+      subjects: this.#subjects,
+      // The fleet's streams may have the names of an earlier release, without the prefix.
+      streams: [eventStreamOf(prefix), EVENT_STREAM],
+      timeoutMs: this.#timeoutMs,
+    });
     this.#traceContext = options.traceContext ?? (() => ({}));
   }
 
@@ -194,12 +239,34 @@ export class VoltNetworkClient {
     request: Omit<ListRequest, 'cursor'> = {},
     options?: CallOptions,
   ): AsyncGenerator<Attachment, void, undefined> {
-    let cursor: string | undefined;
-    do {
-      const page = await this.list(host, { ...request, cursor }, options);
+    for await (const page of pages((cursor) => this.list(host, { ...request, cursor }, options))) {
       yield* page.attachments;
-      ({ cursor } = page);
-    } while (cursor !== undefined);
+    }
+  }
+
+  /**
+   * All attachments of a host, and every event of its attachments since: none is missed between the two. Events are read
+   * from the stream, whose place is noted before the list is asked for; with `consumer`, they are what that has.
+   */
+  async listThenWatch(
+    host: string,
+    request: Omit<ListRequest, 'cursor' | 'limit' | 'allHosts'> = {},
+    options: CallOptions & Omit<WatchOptions, 'host' | 'network'> & { consumer?: string } = {},
+  ): Promise<Listed> {
+    const { types, signal, consumer } = options;
+    const place =
+      consumer === undefined ? { after: await this.lastSequence(options) } : { consumer };
+    const attachments: Attachment[] = [];
+    for await (const one of this.listAll(host, request, options)) attachments.push(one);
+    const { network } = request;
+    const events = this.watch({
+      host,
+      ...(network !== undefined && { network }),
+      ...(types !== undefined && { types }),
+      ...(signal !== undefined && { signal }),
+      ...place,
+    });
+    return { attachments, events };
   }
 
   /** One page of all attachments of the fleet, by network and id. This host's agent reads them from the ledger. */
@@ -238,6 +305,18 @@ export class VoltNetworkClient {
     options?: CallOptions,
   ): Promise<LedgerLeasesAnswer> {
     return this.#ask(this.#subjects.ledger('leases'), request, IS_ANSWER.ledgerLeases, options);
+  }
+
+  /** All pages, one lease at a time. */
+  async *eachLease(
+    request: Omit<LedgerLeasesRequest, 'cursor'> = {},
+    options?: CallOptions,
+  ): AsyncGenerator<LedgerLease, void, undefined> {
+    for await (const page of pages((cursor) =>
+      this.ledgerLeases({ ...request, cursor }, options),
+    )) {
+      yield* page.leases;
+    }
   }
 
   /** One page of the hosts that the ledger knows, and the state of the ledger. */
@@ -290,49 +369,30 @@ export class VoltNetworkClient {
     return this.#submit(host, 'detach', request, options);
   }
 
-  /**
-   * Live events from now on. The subscription exists when this returns: events of requests that are sent afterwards on
-   * the same connection are seen. The event stream keeps all events (`eventStreamOf`). Ends when `signal` aborts or the
-   * connection closes; a caller that does not iterate has to end it by `signal`. Messages that are no events of the
-   * protocol are skipped.
-   */
-  watch(options: WatchOptions = {}): AsyncGenerator<VoltEvent, void, undefined> {
-    const { host, network, types, signal } = options;
-    const subject = this.#subjects.events({
-      ...(host !== undefined && { host }),
-      ...(network !== undefined && { network }),
-    });
-    let subscription: Subscription;
-    try {
-      subscription = this.#connection.subscribe(subject);
-    } catch (cause) {
-      throw fromNatsError(cause, { subject });
-    }
-    const end = (): void => subscription.unsubscribe();
-    if (signal?.aborted === true) end();
-    signal?.addEventListener('abort', end, { once: true });
-    return this.#events(subscription, types, () => {
-      signal?.removeEventListener('abort', end);
-      end();
-    });
+  submitUpdate(host: string, request: UpdateRequest, options?: CallOptions): Promise<SubmittedJob> {
+    return this.#submit(host, 'update', request, options);
   }
 
-  async *#events(
-    subscription: Subscription,
-    types: readonly EventType[] | undefined,
-    end: () => void,
-  ): AsyncGenerator<VoltEvent, void, undefined> {
-    try {
-      for await (const message of subscription) {
-        const event = this.#eventOf(message);
-        if (event === null) continue;
-        if (types === undefined || types.some((type) => type === event.type)) yield event;
-      }
-    } catch (cause) {
-      throw fromNatsError(cause, { subject: subscription.getSubject() });
-    } finally {
-      end();
-    }
+  /** The place of the last event in the stream: with `watch({ after })` whatever comes later is read. */
+  lastSequence(options: CallOptions = {}): Promise<number> {
+    return this.#events.lastSequence(options.timeoutMs ?? this.#timeoutMs);
+  }
+
+  /**
+   * Without a place, live events from now on. The subscription exists when this returns: events of requests that are sent
+   * afterwards on the same connection are seen. What happens while the connection is lost is missed.
+   *
+   * With a place (`after`, `since`, `consumer`), events of the stream, in its order, each once, and then those that
+   * come; lost connections and servers that restart are survived. NOT_FOUND if the stream has no longer what follows
+   * `after`: list again. An event of a `consumer` is acknowledged when the next one is asked for.
+   *
+   * Ends when `signal` aborts or the connection is closed; a caller that does not iterate has to end it by `signal`.
+   * Messages that are no events of the protocol are skipped.
+   */
+  watch(options: WatchOptions & WatchPlace): AsyncGenerator<StoredEvent, void, undefined>;
+  watch(options?: WatchOptions): AsyncGenerator<VoltEvent, void, undefined>;
+  watch(options: WatchOptions & Partial<Record<'after' | 'since' | 'consumer', unknown>> = {}) {
+    return isPlaced(options) ? this.#events.replayed(options) : this.#events.live(options);
   }
 
   // Async, so that an invalid host name rejects the promise, as every other mistake does.
@@ -357,7 +417,7 @@ export class VoltNetworkClient {
     // Without this header the agent uses the same default.
     if (timeoutMs !== DEFAULT_TIMEOUT_MS) headers.set('volt-timeout-ms', String(timeoutMs));
     const payload = encoded(request);
-    let message: Msg;
+    let message: NatsMessage;
     try {
       message = await requestOnce(this.#connection, {
         subject,
@@ -380,20 +440,19 @@ export class VoltNetworkClient {
   async #submit(
     host: string,
     operation: JobOperation,
-    request: AttachRequest | DetachRequest,
+    request: AttachRequest | DetachRequest | UpdateRequest,
     options: CallOptions = {},
   ): Promise<SubmittedJob> {
     const requestId = request.requestId ?? randomUUID();
     const subject = this.#subjects.job(host, operation);
     const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
     const payload = encoded({ ...request, requestId });
-    const store = (streamName: string): Promise<PubAck> =>
-      this.#connection.jetstream().publish(subject, payload, {
-        msgID: jobMessageId({ host, operation, requestId }),
-        headers: this.#traceHeaders(options),
-        expect: { streamName },
-        timeout: timeoutMs,
-      });
+    const store = (streamName: string): Promise<Omit<SubmittedJob, 'requestId'>> => {
+      const headers = this.#traceHeaders(options);
+      headers.set('Nats-Msg-Id', jobMessageId({ host, operation, requestId }));
+      headers.set('Nats-Expected-Stream', streamName);
+      return this.#jetStream.publish({ subject, payload, headers, timeoutMs });
+    };
     try {
       const [own, tried] = [this.#ownJobStream, this.#jobStream];
       const stored = await store(tried).catch((cause: unknown) => {
@@ -402,7 +461,7 @@ export class VoltNetworkClient {
         this.#jobStream = tried === own ? JOB_STREAM : own;
         return store(this.#jobStream);
       });
-      return { requestId, sequence: stored.seq, duplicate: stored.duplicate };
+      return { requestId, ...stored };
     } catch (cause) {
       throw this.#notSent(cause, { subject, timeoutMs, payload });
     }
@@ -413,53 +472,32 @@ export class VoltNetworkClient {
     sent: { subject: string; timeoutMs: number; payload: Uint8Array },
   ): VoltError {
     const error = fromNatsError(cause, sent);
-    const isLarge =
-      cause instanceof Error && 'code' in cause && cause.code === MAX_PAYLOAD_EXCEEDED;
-    if (!isLarge) return error;
+    if (!isTooLarge(cause)) return error;
     const bytes = sent.payload.byteLength;
     const limit = this.#connection.info?.max_payload;
     const message = `${sent.subject}: ${bytes} bytes and headers are more than the ${limit} that this NATS server takes (max_payload)`;
     return new VoltError('TOO_LARGE', message, { details: { bytes, limit }, cause });
   }
 
-  #traceHeaders(options: TraceContext): MsgHdrs {
+  #traceHeaders(options: TraceContext): NatsHeaders {
     const context = options.traceparent === undefined ? this.#traceContext() : options;
     const headers = this.#headers();
     if (context.traceparent !== undefined) headers.set('traceparent', context.traceparent);
     if (context.tracestate !== undefined) headers.set('tracestate', context.tracestate);
     return headers;
   }
-
-  #eventOf(message: Msg): VoltEvent | null {
-    const subject = this.#subjects.match(message.subject);
-    if (subject?.kind !== 'event') return null;
-    const body = eventBody(message.data);
-    const header = headersOf(message);
-    if (body === null || header === null) return null;
-    // Permission to publish under one host's name does not allow events in the name of another.
-    if (header('ce-source') !== eventSource(subject.host)) return null;
-    const traceparent = header('traceparent');
-    return {
-      id: header('ce-id'),
-      type: subject.type,
-      host: subject.host,
-      network: subject.network,
-      subject: decodeSubject(header('ce-subject')),
-      time: header('ce-time'),
-      ...(traceparent !== '' && { traceparent }),
-      body,
-    };
-  }
 }
 
-/** Reads headers by name, '' for a missing one. Null if nats.js cannot parse the headers and throws. */
-function headersOf(message: Msg): ((name: string) => string) | null {
-  try {
-    const { headers } = message;
-    return (name) => headers?.get(name) ?? '';
-  } catch {
-    return null;
-  }
+/** Page after page: each but the last says where the next begins. */
+async function* pages<Page extends { readonly cursor?: string | undefined }>(
+  ask: (cursor: string | undefined) => Promise<Page>,
+): AsyncGenerator<Page, void, undefined> {
+  let cursor: string | undefined;
+  do {
+    const page = await ask(cursor);
+    yield page;
+    ({ cursor } = page);
+  } while (cursor !== undefined);
 }
 
 function encoded(request: object): Uint8Array {
@@ -478,14 +516,5 @@ function decoded(payload: Uint8Array, subject: string): unknown {
     return decodeAnswer(payload);
   } catch (cause) {
     throw new VoltError('INTERNAL', `the answer to ${subject} cannot be read`, { cause });
-  }
-}
-
-function eventBody(payload: Uint8Array): Record<string, unknown> | null {
-  try {
-    const body = decodeAnswer(payload);
-    return typeof body === 'object' && body !== null && !Array.isArray(body) ? { ...body } : null;
-  } catch {
-    return null;
   }
 }

@@ -1,11 +1,12 @@
 import { randomBytes } from 'node:crypto';
-import type { Msg, MsgHdrs, NatsConnection } from 'nats';
+import type { NatsHeaders, NatsLike, NatsMessage } from './nats.ts';
 
 /** The inbox prefix of NATS's client libraries. */
 export const DEFAULT_INBOX_PREFIX = '_INBOX';
 
 const BYTES = 16;
-const NO_RESPONDERS = 503;
+/** The status of the server's own message: nobody listens to the subject. */
+export const NO_RESPONDERS = 503;
 
 /**
  * A random subject for one answer. Client libraries number their inboxes: whoever has seen some of them knows the next
@@ -15,7 +16,7 @@ export const unguessableInbox = (prefix: string): string =>
   `${prefix}.${randomBytes(BYTES).toString('base64url')}`;
 
 /** With the `code` that the package `nats` would give it. */
-class RequestError extends Error {
+export class RequestError extends Error {
   readonly code: string;
 
   constructor(code: string) {
@@ -30,17 +31,17 @@ class RequestError extends Error {
  * for ever when the connection is closed, and leaves a rejection unhandled when it cannot publish.
  */
 export async function requestOnce(
-  connection: NatsConnection,
+  connection: NatsLike,
   question: {
     readonly subject: string;
     readonly payload: Uint8Array;
     readonly reply: string;
     readonly timeoutMs: number;
-    readonly headers?: MsgHdrs;
+    readonly headers?: NatsHeaders;
   },
-): Promise<Msg> {
+): Promise<NatsMessage> {
   const { subject, payload, reply, timeoutMs, headers } = question;
-  const { promise, resolve, reject } = Promise.withResolvers<Msg>();
+  const { promise, resolve, reject } = Promise.withResolvers<NatsMessage>();
   promise.catch(() => {}); // Nobody waits for it where the publication throws.
   const subscription = connection.subscribe(reply, {
     max: 1,
@@ -57,7 +58,10 @@ export async function requestOnce(
   });
   // The library finds by this whom to tell when the server does not permit a publication.
   Object.assign(subscription, { requestSubject: subject });
-  subscription.closed.then(() => reject(new RequestError('CONNECTION_CLOSED')), reject);
+  subscription.closed.then(
+    (reason) => reject(reason ?? new RequestError('CONNECTION_CLOSED')),
+    reject,
+  );
   const timer = setTimeout(() => reject(new RequestError('TIMEOUT')), timeoutMs);
   try {
     connection.publish(subject, payload, { reply, ...(headers !== undefined && { headers }) });

@@ -1,15 +1,22 @@
 import { type ErrorCode, VoltError } from './errors.ts';
 
-// Codes of the package `nats` (its enum ErrorCode), which is not imported: its errors are known by their
-// `code`, and those of JetStream by the number in `api_error`.
+// The libraries are not imported. Errors of `nats` 2 are known by their `code` (its enum ErrorCode), those of version 3 by
+// their `name`, and those of JetStream by the number in `api_error`.
 const CODES: Readonly<Record<string, ErrorCode>> = {
   TIMEOUT: 'DEADLINE_EXCEEDED',
   PERMISSIONS_VIOLATION: 'UNAUTHORIZED',
   AUTHORIZATION_VIOLATION: 'UNAUTHORIZED',
   MAX_PAYLOAD_EXCEEDED: 'TOO_LARGE',
   BAD_SUBJECT: 'INVALID_REQUEST',
+  PermissionViolationError: 'UNAUTHORIZED',
+  AuthorizationError: 'UNAUTHORIZED',
+  UserAuthenticationExpiredError: 'UNAUTHORIZED',
+  InvalidSubjectError: 'INVALID_REQUEST',
 };
+/** How each library says that a message is larger than the server takes. */
+const TOO_LARGE = new Set(['MAX_PAYLOAD_EXCEEDED', 'InvalidArgumentError']);
 const NO_RESPONDERS = '503';
+const STREAM_NOT_FOUND = 10_059;
 const EXPECTED_OTHER_STREAM = 10_060;
 
 // JSApiError numbers of nats-server: 10023 insufficient resources, 10047 storage, 10054 a message larger than
@@ -27,7 +34,7 @@ export function fromNatsError(
   { subject, timeoutMs }: { readonly subject: string; readonly timeoutMs?: number },
 ): VoltError {
   if (cause instanceof VoltError) return cause;
-  const natsCode = cause instanceof Error && 'code' in cause ? String(cause.code) : '';
+  const natsCode = natsCodeOf(cause);
   const code = JETSTREAM_CODES[jetStreamNumber(cause)] ?? CODES[natsCode] ?? 'AGENT_UNAVAILABLE';
   return new VoltError(code, `${subject}: ${reasonOf(cause, natsCode, timeoutMs)}`, { cause });
 }
@@ -35,6 +42,16 @@ export function fromNatsError(
 /** The stream that would have stored the message is not the one that its sender expected. */
 export const isOfOtherStream = (cause: unknown): boolean =>
   jetStreamNumber(cause) === EXPECTED_OTHER_STREAM;
+
+/** Of a publication: the server takes no message of this size. */
+export const isTooLarge = (cause: unknown): boolean => TOO_LARGE.has(natsCodeOf(cause));
+
+function natsCodeOf(cause: unknown): string {
+  if (!(cause instanceof Error)) return '';
+  return 'code' in cause ? String(cause.code) : cause.name;
+}
+
+export const isNoStream = (cause: unknown): boolean => jetStreamNumber(cause) === STREAM_NOT_FOUND;
 
 function jetStreamNumber(cause: unknown): number {
   if (!(cause instanceof Error) || !('api_error' in cause)) return 0;

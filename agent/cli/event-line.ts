@@ -2,8 +2,14 @@ import type { VoltEvent } from '#protocol/client.ts';
 import { type Line, marked, type Span } from './page.ts';
 import { isRecord } from './settings.ts';
 
+/** An event as it came: nothing is believed of its body. */
+type Told = Omit<VoltEvent, 'type' | 'body'> & {
+  readonly type: string;
+  readonly body: Readonly<Record<string, unknown>>;
+};
+
 /** One event on one line: time, type, host, network, subject, and how long the operation took. */
-export function eventLine(event: VoltEvent): Line {
+export function eventLine(event: Told): Line {
   const { type, host, network, time, body } = event;
   const grave = type === 'failed' || type === 'host-down';
   const parts: Span[] = [
@@ -19,7 +25,7 @@ export function eventLine(event: VoltEvent): Line {
     .flatMap((part, n) => (n === 0 ? [part] : ['  ', part]));
 }
 
-function subjectText({ subject, body }: VoltEvent): string {
+function subjectText({ subject, body }: Told): string {
   const { error, device, addresses, reason } = body;
   const parts = [subject];
   if (isRecord(error)) parts.push(`${textOf(error['code'])}: ${textOf(error['message'])}`);
@@ -31,7 +37,7 @@ function subjectText({ subject, body }: VoltEvent): string {
   return parts.filter((part) => part !== '').join(' ');
 }
 
-function durationText(body: VoltEvent['body']): string {
+function durationText(body: Told['body']): string {
   const { durationMs } = body;
   if (!isRecord(durationMs)) return '';
   return Object.entries(durationMs)

@@ -1,0 +1,146 @@
+import type { EventType } from './events.ts';
+import type { JetStream, StoredMessage } from './jetstream.ts';
+import { fromNatsError } from './nats-errors.ts';
+import type { NatsLike, NatsMessage, NatsSubscription } from './nats.ts';
+import { consumed, replay, type ReplayOptions, streamOf } from './replay.ts';
+import type { Subjects } from './subjects.ts';
+import { eventOf, type StoredEvent, type VoltEvent } from './volt-event.ts';
+
+export interface WatchOptions {
+  readonly host?: string;
+  readonly network?: string;
+  readonly types?: readonly EventType[];
+  /** Ends the iteration. */
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Where a watch of the stream begins: with the events after a sequence number (`0`: all that the stream has; `'last'`:
+ * those from now on), with those since a time (RFC 3339), or with what a durable consumer of the stream has not
+ * acknowledged yet.
+ */
+export type WatchPlace =
+  | { readonly after: number | 'last' }
+  | { readonly since: string | Date }
+  | { readonly consumer: string };
+
+export const isPlaced = (options: object): options is WatchOptions & WatchPlace =>
+  'after' in options || 'since' in options || 'consumer' in options;
+
+/** The events of a fleet, as they come and as its stream has them. What they promise stands at `watch` of the client. */
+export class Events {
+  readonly #connection: NatsLike;
+  readonly #jetStream: JetStream;
+  readonly #subjects: Subjects;
+  readonly #streams: readonly [string, string];
+  readonly #timeoutMs: number;
+
+  constructor(options: {
+    connection: NatsLike;
+    jetStream: JetStream;
+    subjects: Subjects;
+    /** The name of the stream, and the one that it may have instead. */
+    streams: readonly [string, string];
+    timeoutMs: number;
+  }) {
+    this.#connection = options.connection;
+    this.#jetStream = options.jetStream;
+    this.#subjects = options.subjects;
+    this.#streams = options.streams;
+    this.#timeoutMs = options.timeoutMs;
+  }
+
+  async lastSequence(timeoutMs: number): Promise<number> {
+    return (await streamOf(this.#replayOptions({}, timeoutMs))).last;
+  }
+
+  live(options: WatchOptions): AsyncGenerator<VoltEvent, void, undefined> {
+    const { signal } = options;
+    const subject = this.#filter(options);
+    let subscription: NatsSubscription;
+    try {
+      subscription = this.#connection.subscribe(subject);
+    } catch (cause) {
+      throw fromNatsError(cause, { subject });
+    }
+    const end = (): void => subscription.unsubscribe();
+    if (signal?.aborted === true) end();
+    signal?.addEventListener('abort', end, { once: true });
+    return this.#read(subscription, options, () => {
+      signal?.removeEventListener('abort', end);
+      end();
+    });
+  }
+
+  async *#read(
+    subscription: NatsSubscription,
+    options: WatchOptions,
+    end: () => void,
+  ): AsyncGenerator<VoltEvent, void, undefined> {
+    try {
+      for await (const message of subscription) {
+        const event = this.#asked(message, options);
+        if (event !== null) yield event;
+      }
+    } catch (cause) {
+      throw fromNatsError(cause, { subject: this.#filter(options) });
+    } finally {
+      end();
+    }
+  }
+
+  replayed(options: WatchOptions & WatchPlace): AsyncGenerator<StoredEvent, void, undefined> {
+    const replayOptions = this.#replayOptions(options, this.#timeoutMs);
+    if ('consumer' in options) {
+      return this.#stored(consumed({ ...replayOptions, consumer: options.consumer }), options);
+    }
+    const place =
+      'since' in options
+        ? { since: new Date(options.since).toISOString() }
+        : options.after === 'last'
+          ? this.lastSequence(this.#timeoutMs).then((after) => ({ after }))
+          : { after: options.after };
+    // Whoever iterates learns of the error.
+    if (place instanceof Promise) place.catch(() => {});
+    return this.#stored(replay({ ...replayOptions, place }), options);
+  }
+
+  async *#stored(
+    messages: AsyncGenerator<StoredMessage, void, undefined>,
+    options: WatchOptions,
+  ): AsyncGenerator<StoredEvent, void, undefined> {
+    for await (const { message, sequence } of messages) {
+      const event = this.#asked(message, options);
+      if (event !== null) yield { ...event, sequence };
+    }
+  }
+
+  #replayOptions(options: WatchOptions, timeoutMs: number): ReplayOptions {
+    return {
+      jetStream: this.#jetStream,
+      streams: this.#streams,
+      filter: this.#filter(options),
+      timeoutMs,
+      signal: options.signal,
+      isClosed: () => this.#connection.isClosed(),
+    };
+  }
+
+  #filter({ host, network }: WatchOptions): string {
+    return this.#subjects.events({
+      ...(host !== undefined && { host }),
+      ...(network !== undefined && { network }),
+    });
+  }
+
+  /** Null for what is no event, or none that was asked for: a durable consumer has a filter of its own. */
+  #asked(message: NatsMessage, { host, network, types }: WatchOptions): VoltEvent | null {
+    const event = eventOf(message, this.#subjects);
+    const isAsked =
+      event !== null &&
+      (host === undefined || event.host === host) &&
+      (network === undefined || event.network === network) &&
+      (types === undefined || types.includes(event.type));
+    return isAsked ? event : null;
+  }
+}
