@@ -98,18 +98,25 @@ async function* untilEnded(
   read: () => AsyncGenerator<StoredMessage | string, void, undefined>,
 ): AsyncGenerator<StoredMessage, void, undefined> {
   let heard = false;
-  while (signal?.aborted !== true && !isClosed()) {
+  const isOver = (): boolean => signal?.aborted === true || isClosed();
+  while (!isOver()) {
     try {
       for await (const one of read()) {
         heard = true;
         if (typeof one !== 'string') yield one;
       }
     } catch (cause) {
-      if (isClosed()) return;
+      if (isOver()) return;
       const error = fromNatsError(cause, { subject: filter });
       if (!heard || !error.retryable) throw error;
     }
-    if (!isClosed()) await sleep(RETRY_MS, undefined, { signal }).catch(() => {});
+    if (isOver()) return;
+    if (!heard) {
+      // nats-server says nothing where there is no such consumer.
+      const message = `${filter}: no such consumer, or JetStream does not answer`;
+      throw new VoltError('AGENT_UNAVAILABLE', message);
+    }
+    await sleep(RETRY_MS, undefined, { signal }).catch(() => {});
   }
 }
 

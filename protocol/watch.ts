@@ -1,3 +1,4 @@
+import { VoltError } from './errors.ts';
 import type { EventType } from './events.ts';
 import type { JetStream, StoredMessage } from './jetstream.ts';
 import { fromNatsError } from './nats-errors.ts';
@@ -96,7 +97,7 @@ export class Events {
     }
     const place =
       'since' in options
-        ? { since: new Date(options.since).toISOString() }
+        ? { since: timeOf(options.since) }
         : options.after === 'last'
           ? this.lastSequence(this.#timeoutMs).then((after) => ({ after }))
           : { after: options.after };
@@ -143,4 +144,13 @@ export class Events {
       (types === undefined || types.includes(event.type));
     return isAsked ? event : null;
   }
+}
+
+/** Text stays as it is: a Date would round what is finer than a millisecond. */
+function timeOf(since: string | Date): string {
+  if (typeof since === 'string' && !Number.isNaN(Date.parse(since))) return since;
+  if (since instanceof Date && !Number.isNaN(since.getTime())) return since.toISOString();
+  throw new VoltError('INVALID_REQUEST', 'since: must be a Date, or RFC 3339', {
+    details: { path: 'since' },
+  });
 }
