@@ -1,5 +1,5 @@
 import { AddressError, deriveMac, InterfaceAddress, IpAddress } from '#protocol/address.ts';
-import { type AttachRequest, attachRequestSchema } from '#protocol/attachment.ts';
+import { type Attachment, type AttachRequest, attachRequestSchema } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName, vethNames } from '#protocol/names.ts';
 import { parseRequest } from '#protocol/parse.ts';
@@ -10,7 +10,6 @@ import { openTap, unpersist } from '#native/tun.ts';
 import { toVoltError } from './errors.ts';
 import { Kernel } from './host/kernel.ts';
 import { keepMtu, portMtu } from './host/networks/bridge.ts';
-import { type Device } from './host/networks/network-type.ts';
 import { type BridgePort, makeTap, tapShape } from './host/networks/tap.ts';
 import { makeVeth } from './host/networks/veth.ts';
 import { DEFAULT_IFNAME, RequestedNamespace } from './host/networks/workload.ts';
@@ -21,6 +20,9 @@ import { isMadeByAgent, isStill, libraryTag } from './host/ownership.ts';
 
 /** Another process may take a name between the look and the making. */
 const NAME_TRIES = 8;
+
+/** The device on the bridge. */
+export type Device = NonNullable<Attachment['device']>;
 
 export interface PortOptions {
   /** Of both ends. Default: the bridge's. */

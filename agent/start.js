@@ -7,4 +7,4 @@ const FLUSH_MS = 30_000;
 
 useCompileCache();
 setTimeout(flushCompileCache, FLUSH_MS).unref();
-await import('./main.ts');
+await import('#agent/main.ts');

@@ -18,7 +18,7 @@ const MAX_PROCESSES = 4;
 const START_WITHIN_MS = 20_000;
 /** To start one takes some 150 ms, so an idle one waits a while. */
 const IDLE_MS = 10_000;
-const ENTRY = fileURLToPath(new URL('./aside-process.ts', import.meta.url));
+const ENTRY = fileURLToPath(import.meta.resolve('#native/aside-process.ts'));
 const ECHILD = 10;
 const ETIMEDOUT = 110;
 const F_GETFD = 1;

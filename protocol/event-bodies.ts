@@ -67,3 +67,8 @@ export const eventBodySchemas = {
   'host-up': onHost,
   'host-down': onHost,
 } as const satisfies Record<EventType, z.ZodType>;
+
+/** The same as types. */
+export type EventBodies = {
+  [Type in EventType]: z.infer<(typeof eventBodySchemas)[Type]>;
+};

@@ -1,6 +1,5 @@
-import type { z } from 'zod';
 import { decodeAnswer } from './envelope.ts';
-import type { eventBodySchemas } from './event-bodies.ts';
+import type { EventBodies } from './event-bodies.ts';
 import { decodeSubject, eventSource, type EventType } from './events.ts';
 import type { NatsMessage } from './nats.ts';
 import type { Subjects } from './subjects.ts';
@@ -9,7 +8,7 @@ import type { Subjects } from './subjects.ts';
  * The body of an event. Keys that are not named here are those of a newer agent. Where an event would have been too
  * large, `truncated` names the keys whose values were shortened, and those may lack what their type says.
  */
-export type EventBody<Type extends EventType> = z.infer<(typeof eventBodySchemas)[Type]> & {
+export type EventBody<Type extends EventType> = EventBodies[Type] & {
   readonly truncated?: readonly string[];
   readonly [key: string]: unknown;
 };

@@ -2,4 +2,4 @@
 import { useCompileCache } from '../compile-cache.js';
 
 useCompileCache();
-await import('./voltnet.ts');
+await import('#agent/cli/voltnet.ts');

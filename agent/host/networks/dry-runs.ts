@@ -19,7 +19,7 @@ export interface QueuedDryRun extends DryRunOrder {
   readonly knowsBridge: boolean;
 }
 
-const THREAD = new URL('./dry-run-thread.ts', import.meta.url);
+const THREAD = new URL(import.meta.resolve('#agent/host/networks/dry-run-thread.ts'));
 const IDLE_MS = 60_000;
 /** A thread that takes longer is stuck in the kernel, or has been lost. */
 const STUCK_MS = 30_000;
