@@ -22,6 +22,7 @@ import { decodeAnswer, encode } from './envelope.ts';
 import { fromErrorBody, VoltError } from './errors.ts';
 import { JetStream } from './jetstream.ts';
 import { fromNatsError, isOfOtherStream, isTooLarge } from './nats-errors.ts';
+import type { EventType } from './events.ts';
 import type { NatsHeaders, NatsLike, NatsMessage } from './nats.ts';
 import type {
   LedgerCheckAnswer,
@@ -147,10 +148,10 @@ export interface SubmittedJob {
 }
 
 /** What was attached on a host, and everything that happened since. */
-export interface Listed {
+export interface Listed<Type extends EventType = EventType> {
   readonly attachments: readonly Attachment[];
   /** An event may tell of what `attachments` shows already, never the other way round. */
-  readonly events: AsyncGenerator<StoredEvent, void, undefined>;
+  readonly events: AsyncGenerator<StoredEvent<Type>, void, undefined>;
 }
 
 /** Also the protocol's default, for a request without `volt-timeout-ms`. */
@@ -248,11 +249,12 @@ export class VoltNetworkClient {
    * All attachments of a host, and every event of its attachments since: none is missed between the two. Events are read
    * from the stream, whose place is noted before the list is asked for; with `consumer`, they are what that has.
    */
-  async listThenWatch(
+  async listThenWatch<Type extends EventType = EventType>(
     host: string,
     request: Omit<ListRequest, 'cursor' | 'limit' | 'allHosts'> = {},
-    options: CallOptions & Omit<WatchOptions, 'host' | 'network'> & { consumer?: string } = {},
-  ): Promise<Listed> {
+    options: CallOptions &
+      Omit<WatchOptions<Type>, 'host' | 'network'> & { consumer?: string } = {},
+  ): Promise<Listed<Type>> {
     const { types, signal, consumer } = options;
     const place =
       consumer === undefined ? { after: await this.lastSequence(options) } : { consumer };
@@ -389,8 +391,12 @@ export class VoltNetworkClient {
    * Ends when `signal` aborts or the connection is closed; a caller that does not iterate has to end it by `signal`.
    * Messages that are no events of the protocol are skipped.
    */
-  watch(options: WatchOptions & WatchPlace): AsyncGenerator<StoredEvent, void, undefined>;
-  watch(options?: WatchOptions): AsyncGenerator<VoltEvent, void, undefined>;
+  watch<Type extends EventType = EventType>(
+    options: WatchOptions<Type> & WatchPlace,
+  ): AsyncGenerator<StoredEvent<Type>, void, undefined>;
+  watch<Type extends EventType = EventType>(
+    options?: WatchOptions<Type>,
+  ): AsyncGenerator<VoltEvent<Type>, void, undefined>;
   watch(options: WatchOptions & Partial<Record<'after' | 'since' | 'consumer', unknown>> = {}) {
     return isPlaced(options) ? this.#events.replayed(options) : this.#events.live(options);
   }

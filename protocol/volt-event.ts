@@ -31,10 +31,12 @@ export interface EventOf<Type extends EventType> {
  * An event; `type` tells what is in `body`. A newer agent may have types that are not named here: skip an event whose type
  * you do not know.
  */
-export type VoltEvent = { [Type in EventType]: EventOf<Type> }[EventType];
+export type VoltEvent<Type extends EventType = EventType> = { [One in Type]: EventOf<One> }[Type];
 
 /** An event of the stream. `sequence` is its place there: who has handled it goes on with `watch({ after: sequence })`. */
-export type StoredEvent = VoltEvent & { readonly sequence: number };
+export type StoredEvent<Type extends EventType = EventType> = VoltEvent<Type> & {
+  readonly sequence: number;
+};
 
 /** The event in a message; null for a message that is no event of the protocol. */
 export function eventOf(message: NatsMessage, subjects: Subjects): VoltEvent | null {

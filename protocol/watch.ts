@@ -7,10 +7,10 @@ import { consumed, replay, type ReplayOptions, streamOf } from './replay.ts';
 import type { Subjects } from './subjects.ts';
 import { eventOf, type StoredEvent, type VoltEvent } from './volt-event.ts';
 
-export interface WatchOptions {
+export interface WatchOptions<Type extends EventType = EventType> {
   readonly host?: string;
   readonly network?: string;
-  readonly types?: readonly EventType[];
+  readonly types?: readonly Type[];
   /** Ends the iteration. */
   readonly signal?: AbortSignal;
 }

@@ -5,11 +5,11 @@ import { fileURLToPath } from 'node:url';
 import packageJson from '../../package.json' with { type: 'json' };
 import { prepareDeclarations } from './declarations.ts';
 
-// Makes the npm package in dist/: compiled JavaScript with its types, the launchers, and the documentation for users. Node
+// Makes the npm package in dist/, or in the folder that is given: compiled JavaScript with its types, the launchers, and the documentation for users. Node
 // does not run TypeScript below node_modules; a checkout needs nothing of this.
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
-const DIST = join(ROOT, 'dist');
+const DIST = process.argv[2] ?? join(ROOT, 'dist');
 const CODE = ['agent', 'ipam-store', 'native', 'protocol'];
 /** What is copied as it is. Of the documentation what is for users: no decisions, no tests. */
 const COPIED = [
@@ -50,9 +50,8 @@ function manifest(): object {
 
 rmSync(DIST, { recursive: true, force: true });
 const compiler = join(ROOT, 'node_modules/typescript/bin/tsc');
-execFileSync(process.execPath, [compiler, '--project', join(ROOT, 'tsconfig.build.json')], {
-  stdio: 'inherit',
-});
+const project = ['--project', join(ROOT, 'tsconfig.build.json'), '--outDir', DIST];
+execFileSync(process.execPath, [compiler, ...project], { stdio: 'inherit' });
 for (const name of COPIED) {
   mkdirSync(dirname(join(DIST, name)), { recursive: true });
   cpSync(join(ROOT, name), join(DIST, name), { recursive: true });

@@ -34,6 +34,12 @@ export function prepareDeclarations(of: {
       files.push(target.replace(/\.[jt]s$/, '.d.ts'));
     }
   }
+  for (const entry of entries) {
+    const path = join(folder, `${entry}.d.ts`);
+    // For `using`, which the compilers' default libraries may lack.
+    const lib = '/// <reference lib="esnext.disposable" />\n';
+    writeFileSync(path, `${lib}${readFileSync(path, 'utf8')}`);
+  }
   for (const name of readdirSync(folder, { recursive: true, encoding: 'utf8' })) {
     if (name.endsWith('.d.ts') && !needed.has(name)) rmSync(join(folder, name));
   }
