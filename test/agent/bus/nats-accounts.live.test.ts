@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { connect, headers, type NatsConnection } from 'nats';
+import { AckPolicy, connect, headers, type NatsConnection } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connectionOptionsOf } from '#agent/bus/nats-access.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
@@ -121,6 +121,32 @@ describe.each<Variant>(['nkeys', 'passwords'])('with %s', (variant) => {
     await until('gone', async () => (await client.list('h1')).attachments.length === 0);
     await expect(client.putNetwork({ ...VOLT0 })).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
     await expect(client.forgetHost('h2')).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
+  });
+
+  test('an orchestrator misses no event, by a consumer that the setup user has made', async () => {
+    const setup = await accounts.connectAs('setup');
+    const manager = await setup.jetstreamManager();
+    const consumer = 'orchestrator';
+    await manager.consumers.add('VOLT_NET_EVENTS', {
+      durable_name: consumer,
+      ack_policy: AckPolicy.Explicit,
+    });
+    await using orchestrator = await clientOf(accounts, 'orchestrator');
+    const { client } = orchestrator;
+    const { attachments, events } = await client.listThenWatch('h1', {}, { consumer });
+    expect(attachments).toEqual([]);
+    await client.attach('h1', vm('seen'));
+    await client.detach('h1', { id: 'seen' });
+    const told: string[] = [];
+    for await (const { type, subject } of events) {
+      if (subject === 'seen') told.push(type);
+      if (told.length === 2) break;
+    }
+    expect(told).toEqual(['attached', 'detached']);
+    // A consumer of its own it may not make.
+    await expect(client.watch({ after: 0 }).next()).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
+    await manager.consumers.delete('VOLT_NET_EVENTS', consumer);
+    await setup.close();
   });
 
   test('whoever may listen hears of what agents change, and misses no right', async () => {
