@@ -55,7 +55,7 @@ import {
   subjects,
 } from './subjects.ts';
 import type { StoredEvent, VoltEvent } from './volt-event.ts';
-import { Events, isPlaced, type WatchOptions, type WatchPlace } from './watch.ts';
+import { Events, placeIn, type WatchOptions, type WatchPlace } from './watch.ts';
 
 export { VoltError } from './errors.ts';
 export type { ErrorCode } from './errors.ts';
@@ -398,7 +398,8 @@ export class VoltNetworkClient {
     options?: WatchOptions<Type>,
   ): AsyncGenerator<VoltEvent<Type>, void, undefined>;
   watch(options: WatchOptions & Partial<Record<'after' | 'since' | 'consumer', unknown>> = {}) {
-    return isPlaced(options) ? this.#events.replayed(options) : this.#events.live(options);
+    const place = placeIn(options);
+    return place === null ? this.#events.live(options) : this.#events.replayed(options, place);
   }
 
   // Async, so that an invalid host name rejects the promise, as every other mistake does.

@@ -1,6 +1,6 @@
 import { VoltError } from './errors.ts';
 import type { EventType } from './events.ts';
-import type { JetStream, StoredMessage } from './jetstream.ts';
+import type { JetStream, StoredMessage, StreamPlace } from './jetstream.ts';
 import { fromNatsError } from './nats-errors.ts';
 import type { NatsLike, NatsMessage, NatsSubscription } from './nats.ts';
 import { consumed, replay, type ReplayOptions, streamOf } from './replay.ts';
@@ -25,8 +25,36 @@ export type WatchPlace =
   | { readonly since: string | Date }
   | { readonly consumer: string };
 
-export const isPlaced = (options: object): options is WatchOptions & WatchPlace =>
-  'after' in options || 'since' in options || 'consumer' in options;
+/** The place in the options of a watch; null for a live one. Throws INVALID_REQUEST for more than one, or for nonsense. */
+export function placeIn(
+  options: Partial<Record<'after' | 'since' | 'consumer', unknown>>,
+): WatchPlace | null {
+  const { after, since, consumer } = options;
+  const given = [after, since, consumer].filter((one) => one !== undefined);
+  if (given.length === 0) return null;
+  if (given.length > 1) throw invalid('after', 'one of after, since and consumer is a place');
+  if (since !== undefined) return { since: timeOf(since) };
+  if (consumer !== undefined) {
+    if (typeof consumer === 'string' && CONSUMER.test(consumer)) return { consumer };
+    throw invalid('consumer', 'must be the name of a consumer');
+  }
+  const isNumber = typeof after === 'number' && Number.isSafeInteger(after) && after >= 0;
+  if (after === 'last' || isNumber) return { after };
+  throw invalid('after', "must be a sequence number, or 'last'");
+}
+
+/** As JetStream takes them. Another character would address another subject. */
+const CONSUMER = /^[^\s.*>/\\]{1,256}$/;
+
+/** Text stays as it is: a Date would round what is finer than a millisecond. */
+function timeOf(since: unknown): string {
+  if (typeof since === 'string' && !Number.isNaN(Date.parse(since))) return since;
+  if (since instanceof Date && !Number.isNaN(since.getTime())) return since.toISOString();
+  throw invalid('since', 'must be a Date, or RFC 3339');
+}
+
+const invalid = (path: string, message: string): VoltError =>
+  new VoltError('INVALID_REQUEST', `${path}: ${message}`, { details: { path } });
 
 /** The events of a fleet, as they come and as its stream has them. What they promise stands at `watch` of the client. */
 export class Events {
@@ -90,20 +118,21 @@ export class Events {
     }
   }
 
-  replayed(options: WatchOptions & WatchPlace): AsyncGenerator<StoredEvent, void, undefined> {
+  replayed(options: WatchOptions, place: WatchPlace): AsyncGenerator<StoredEvent, void, undefined> {
     const replayOptions = this.#replayOptions(options, this.#timeoutMs);
-    if ('consumer' in options) {
-      return this.#stored(consumed({ ...replayOptions, consumer: options.consumer }), options);
+    if ('consumer' in place) {
+      return this.#stored(consumed({ ...replayOptions, consumer: place.consumer }), options);
     }
-    const place =
-      'since' in options
-        ? { since: timeOf(options.since) }
-        : options.after === 'last'
-          ? this.lastSequence(this.#timeoutMs).then((after) => ({ after }))
-          : { after: options.after };
-    // Whoever iterates learns of the error.
-    if (place instanceof Promise) place.catch(() => {});
-    return this.#stored(replay({ ...replayOptions, place }), options);
+    const begin = 'since' in place ? { since: timeOf(place.since) } : this.#behind(place.after);
+    return this.#stored(replay({ ...replayOptions, place: begin }), options);
+  }
+
+  #behind(after: number | 'last'): StreamPlace | Promise<StreamPlace> {
+    if (after !== 'last') return { after };
+    // Asked for now, and not when somebody begins to iterate, who then learns of an error.
+    const place = this.lastSequence(this.#timeoutMs).then((last) => ({ after: last }));
+    place.catch(() => {});
+    return place;
   }
 
   async *#stored(
@@ -144,13 +173,4 @@ export class Events {
       (types === undefined || types.includes(event.type));
     return isAsked ? event : null;
   }
-}
-
-/** Text stays as it is: a Date would round what is finer than a millisecond. */
-function timeOf(since: string | Date): string {
-  if (typeof since === 'string' && !Number.isNaN(Date.parse(since))) return since;
-  if (since instanceof Date && !Number.isNaN(since.getTime())) return since.toISOString();
-  throw new VoltError('INVALID_REQUEST', 'since: must be a Date, or RFC 3339', {
-    details: { path: 'since' },
-  });
 }
