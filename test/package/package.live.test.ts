@@ -28,6 +28,9 @@ const folder = mkdtempSync(join(tmpdir(), 'volt-test-package-'));
 const tarball = join(folder, `volt-network-${packageJson.version}.tgz`);
 let stack: Stack;
 let jobs = 0;
+const INSTALLED = '0.1.0-installed';
+
+const readManifest = (file: string): object => JSON.parse(readFileSync(file, 'utf8')) as object;
 
 /** An empty folder in which the package is installed, and beside it what its users install themselves. */
 function installedWith(...packages: readonly string[]): string {
@@ -56,10 +59,11 @@ beforeAll(async () => {
   const dist = join(folder, 'dist');
   execFileSync(process.execPath, [join(ROOT, 'deploy/package/build.ts'), dist]);
   execFileSync('npm', ['pack', '--silent', '--pack-destination', folder, dist]);
-  const agent = join(
-    installedWith('nats', `node-linux-${process.arch}`),
-    'node_modules/.bin/volt-network-agent',
-  );
+  const modules = join(installedWith('nats', `node-linux-${process.arch}`), 'node_modules');
+  // The agent tells its version: that of no other.
+  const manifest = join(modules, 'volt-network/package.json');
+  writeFileSync(manifest, JSON.stringify({ ...readManifest(manifest), version: INSTALLED }));
+  const agent = join(modules, '.bin/volt-network-agent');
   // In place of the checkout's agent, whose path follows.
   stack = await startStack({ wrap: ['sh', '-c', `shift; exec ${agent} "$@"`, 'sh'] });
 });
@@ -75,9 +79,8 @@ const blocksOf = (language: string): string =>
     .map(([, , text]) => text)
     .join('\n');
 
-test('the agent that serves these tests is that of the package', () => {
-  const command = readFileSync(`/proc/${stack.agent.pid}/cmdline`, 'utf8');
-  expect(command).toContain('/node_modules/volt-network/agent/main.js');
+test('the agent that serves these tests is that of the package', async () => {
+  expect(await stack.agent.health()).toMatchObject({ version: INSTALLED });
 });
 
 test('the package has no TypeScript but declarations, and these name neither zod nor NATS', () => {
