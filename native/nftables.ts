@@ -144,13 +144,18 @@ export interface ElementChange {
   readonly elements: readonly SetElement[];
 }
 
-/** A ruleset that libnftables or the kernel refused. `reason` is the library's own text. */
+/**
+ * A ruleset that libnftables or the kernel refused. `reason` is the library's own text, which does not tell the line: for
+ * what it refuses itself, libnftables 1.0.6 shows the first one.
+ */
 export class NftablesError extends Error {
   readonly code = 'NFTABLES';
   readonly reason: string;
 
   constructor(reason: string, commands: string) {
-    super(`nftables: ${reason} (in: ${excerpt(commands)})`);
+    const { length: lines } = commands.trim().split('\n');
+    const where = lines === 1 ? 'in' : `in one of ${lines} lines that begin with`;
+    super(`nftables: ${reason} (${where}: ${excerpt(commands)})`);
     this.name = 'NftablesError';
     this.reason = reason;
   }

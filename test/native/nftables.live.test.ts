@@ -41,7 +41,7 @@ describe('commands', () => {
         name: 'NftablesError',
         code: 'NFTABLES',
         reason: expect.stringContaining('No such file or directory'),
-        message: expect.stringContaining('add chain inet t c'),
+        message: expect.stringContaining('in one of 2 lines that begin with: add chain inet t c'),
       }),
     );
     expect(() => nftables.run('add nonsense')).toThrow('syntax error');
