@@ -55,9 +55,13 @@ export async function compare(
   return { plan: planned, observed, changed };
 }
 
+/** Whether the record is of an attachment that has its device: not one that is being made, or being taken away. */
+export const isKept = ({ state }: AttachmentRecord): boolean =>
+  state === 'attached' || state === 'fenced';
+
 /**
  * All differences of these records, both those that are repaired and those that are only reported. Records that changed
- * meanwhile are left out.
+ * meanwhile are left out, and so are those whose device comes or goes: a detach may wait for Redis for long.
  */
 export function* differencesIn(
   records: readonly AttachmentRecord[],
@@ -68,7 +72,8 @@ export function* differencesIn(
   const unknown = new Set(changed);
   for (const record of records) {
     yield;
-    const description = unknown.has(record.id) ? undefined : describe(record);
+    if (unknown.has(record.id) || !isKept(record)) continue;
+    const description = describe(record);
     if (description === undefined) continue;
     const { differences, reported } = compareOne(description, observed);
     found.push(...differences, ...reported);

@@ -7,7 +7,7 @@ import type { HostLeases } from '../../attachments/host-leases.ts';
 import { Rhythm } from '../../schedule/rhythm.ts';
 import type { Slices, Wanted } from '../../schedule/slices.ts';
 import type { Standing } from '../../fleet/standing.ts';
-import { compare, differencesIn } from './comparison.ts';
+import { compare, differencesIn, isKept } from './comparison.ts';
 import { agrees } from '../comparator.ts';
 import type { NetworkDifferences } from '../bridges/bridges.ts';
 import { MacChanges } from './mac-changes.ts';
@@ -440,5 +440,3 @@ const networkActions = (found: readonly NetworkDifferences[]): Action[] =>
 
 const networkDifferences = ({ network, differences }: NetworkDifferences): Difference[] =>
   differences.map(({ what, expected, observed }) => ({ id: network, what, expected, observed }));
-
-const isKept = ({ state }: AttachmentRecord): boolean => state === 'attached' || state === 'fenced';

@@ -168,6 +168,24 @@ test('a device that somebody changes again and again is repaired with pauses', a
   await until('it is as it was', () => linkOf(name)['mtu'] === device?.mtu);
 });
 
+test('a detach that waits for Redis is no difference', async () => {
+  const { client, host, redis, gone } = stack;
+  await attach('waits');
+  redis.pause();
+  try {
+    await client.detach(host, { id: 'waits' });
+    await until('its device is gone', () => !deviceNames().some((name) => /waits|vdel/.test(name)));
+    const { attachments } = await client.list(host, {});
+    expect(attachments).toMatchObject([{ id: 'waits', state: 'detaching' }]);
+    expect((await client.check(host, {}, { timeoutMs: 30_000 })).differences).toEqual([]);
+    const one = await client.check(host, { id: 'waits' }, { timeoutMs: 30_000 });
+    expect(one.differences).toEqual([]);
+  } finally {
+    redis.resume();
+  }
+  await gone('waits');
+});
+
 test('a bridge that lost its address or is down gets both back', async () => {
   await attach('b1');
   run('addr', 'flush', 'dev', 'volt0');
