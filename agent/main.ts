@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { Command } from 'commander';
 import { z } from 'zod';
 import { checkPasswords } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
@@ -12,6 +11,7 @@ import { SERVICE_NAME } from '#protocol/subjects.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { Agent } from './agent.ts';
 import { Bus } from './bus/bus.ts';
+import { createAgentCommand } from './cli/agent-command.ts';
 import { type Config, ConfigError, defaultHost, loadConfig } from './config.ts';
 import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './fleet/identity.ts';
 import { createLog, type Log } from './log.ts';
@@ -29,18 +29,7 @@ const EXIT_TEMPORARY = 75;
 
 /** Reads flags, variables and file; prints what is wrong with them and exits 78. */
 function configured(): Config {
-  const command = new Command(SERVICE_NAME)
-    .description('Network of the virtual machines and containers of this host.')
-    .version(VERSION)
-    .option('--config <file>', 'agent.json to read (default: /etc/volt/network/agent.json)')
-    .option('--host <id>', 'host id, instead of the host name')
-    .option('--nats <url>', 'NATS server')
-    .option('--redis <url>', 'Redis server')
-    .option('--runtime-dir <folder>', 'records, socket and lock')
-    .option('--state-dir <folder>', 'what survives a reboot')
-    .option('--networks-dir <folder>', 'network files')
-    .option('--log-level <level>', 'debug, info, warn or error')
-    .option('--check-config', 'print the checked configuration and exit')
+  const command = createAgentCommand(VERSION)
     .configureOutput({ outputError: (text, write) => write(shown(text)) })
     .parse();
   const flags = flagsSchema.parse(command.opts());
