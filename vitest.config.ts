@@ -7,6 +7,9 @@ const SOAK = 'test/soak/**/*.test.ts';
 /** What needs hardware that only the lab's guest has: `npm run test:lab`. */
 const LAB = 'test/lab/**/*.test.ts';
 
+/** What needs a Debian to install into: `npm run test:package`. */
+const PACKAGE = 'test/**/*.package.test.ts';
+
 /** What takes longest begins first: one of these that began last would go on alone. */
 const LONGEST = ['kill-points', 'history', 'pairs', 'recovery', 'conformance', 'throws', 'drift'];
 
@@ -37,7 +40,7 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE, SOAK, LAB] },
+        test: { name: 'unit', include: ['test/**/*.test.ts'], exclude: [LIVE, SOAK, LAB, PACKAGE] },
       },
       {
         extends: true,
@@ -51,6 +54,10 @@ export default defineConfig({
       {
         extends: true,
         test: { name: 'lab', include: [LAB] },
+      },
+      {
+        extends: true,
+        test: { name: 'package', include: [PACKAGE], setupFiles: ['test/support/live.ts'] },
       },
       {
         extends: true,

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a command of this project needs and the machine lacks: Debian packages (as root), npm packages
 # and, for virtual machines, a guest. Quick when all is there.
-# Usage: sh deploy/bootstrap.sh test|lab|demo|vm|bench|run
+# Usage: sh deploy/bootstrap.sh test|lab|package|demo|vm|bench|run
 set -eu
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 purpose=${1:-run}
@@ -42,6 +42,11 @@ case $purpose in
   lab)
     servers
     guest
+    ;;
+  package)
+    need ip iproute2
+    need nft nftables
+    need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
     ;;
   demo) servers ;;
   vm)
@@ -120,4 +125,5 @@ case $purpose in
 esac
 case $purpose in
   test) sh "$root/test/support/udev.sh" >/dev/null ;;
+  package) sh "$root/test/support/debian-root.sh" >/dev/null ;;
 esac

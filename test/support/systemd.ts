@@ -50,24 +50,44 @@ export async function startSystemd(view: {
   write(join(folder, 'etc'), view.etc, 0o644);
   write(join(folder, 'bin'), view.bin, 0o755);
   write(UNITS, STUBS, 0o644);
-  const cgroup = makeControlGroup(join(folder, 'cgroup'));
-  const [program, args] = dyingWithParent([
-    'sh',
-    '-c',
-    JOIN,
-    'sh',
-    cgroup,
-    SCRIPT,
+  const systemd = await boot({
     folder,
-    CHECKOUT,
-  ]);
+    words: ['sh', SCRIPT, folder, CHECKOUT],
+    isUp: ({ systemctl }) => systemctl('is-active', 'stand.target').trim() === 'active',
+  });
+  return {
+    ...systemd,
+    put: (files) => {
+      write(UNITS, files, 0o644);
+      systemd.systemctl('daemon-reload');
+    },
+  };
+}
+
+/** systemd as it was booted, whatever it has of units. */
+export type Booted = Omit<Systemd, 'put'>;
+
+/**
+ * Runs a command that becomes systemd as PID 1 of namespaces of its own, in a control group made for it, and waits until it
+ * is up. `folder` is the caller's, on a tmpfs, and is removed at the end; systemd's console is the file `console` there.
+ */
+export async function boot(of: {
+  readonly folder: string;
+  readonly words: readonly string[];
+  /** Whether what is run there has its root, too. */
+  readonly ownRoot?: boolean;
+  readonly isUp: (systemd: Pick<Systemd, 'run' | 'systemctl'>) => boolean;
+}): Promise<Booted> {
+  const { folder, words, ownRoot = false, isUp } = of;
+  const cgroup = makeControlGroup(join(folder, 'cgroup'));
+  const [program, args] = dyingWithParent(['sh', '-c', JOIN, 'sh', cgroup, ...words]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
   child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
   child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
   const said = (): string =>
     `${output}${existsSync(join(folder, 'console')) ? readFileSync(join(folder, 'console'), 'utf8') : ''}`;
-  const run: Systemd['run'] = (...words) => {
+  const run: Systemd['run'] = (...command) => {
     const target = [
       '--target',
       String(childOf(child)),
@@ -76,18 +96,19 @@ export async function startSystemd(view: {
       '--cgroup',
       '--uts',
       '--ipc',
+      ...(ownRoot ? ['--root', '--wd'] : []),
     ];
-    return spawnSync(requireTool('nsenter'), [...target, '--', ...words], { encoding: 'utf8' });
+    return spawnSync(requireTool('nsenter'), [...target, '--', ...command], { encoding: 'utf8' });
   };
-  const systemctl: Systemd['systemctl'] = (...words) => {
-    const { stdout, stderr, status } = run('systemctl', ...words);
+  const systemctl: Systemd['systemctl'] = (...command) => {
+    const { stdout, stderr, status } = run('systemctl', ...command);
     if (status === 0) return stdout;
-    throw new Error(`systemctl ${words.join(' ')}: ${status}\n${stdout}${stderr}${said()}`);
+    throw new Error(`systemctl ${command.join(' ')}: ${status}\n${stdout}${stderr}${said()}`);
   };
   try {
     await until('systemd is up', () => {
       if (child.exitCode !== null) throw new Error(`systemd ended: ${said()}`);
-      return systemctl('is-active', 'stand.target').trim() === 'active';
+      return isUp({ run, systemctl });
     });
   } catch (cause) {
     throw new Error(`systemd does not run here: ${said()}`, { cause });
@@ -96,10 +117,6 @@ export async function startSystemd(view: {
     run,
     systemctl,
     show: (unit, property) => systemctl('show', '--value', `--property=${property}`, unit).trim(),
-    put: (files) => {
-      write(UNITS, files, 0o644);
-      systemctl('daemon-reload');
-    },
     async [Symbol.asyncDispose]() {
       const exited = once(child, 'exit');
       child.kill('SIGKILL');
@@ -112,7 +129,7 @@ export async function startSystemd(view: {
 }
 
 // Into its control group first, so that this is the root of its view of them.
-const JOIN = 'echo $$ >"$1/cgroup.procs" && exec sh "$2" "$3" "$4"';
+const JOIN = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"';
 
 /** What units want of a whole system. */
 const STUBS = {
