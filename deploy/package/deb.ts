@@ -26,6 +26,7 @@ import packageJson from '../../package.json' with { type: 'json' };
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const LIBRARY = 'usr/lib/volt-network';
 const DOCUMENTATION = 'usr/share/doc/volt-network';
+const MOST_BYTES = 50_000_000;
 /** Debian's name of a machine type, and Node's. */
 const CPU = { amd64: 'x64', arm64: 'arm64' } as const;
 
@@ -61,6 +62,7 @@ function make(arch: keyof typeof CPU): void {
       stdio: ['ignore', 'ignore', 'inherit'],
       env: { ...process.env, SOURCE_DATE_EPOCH: String(seconds) },
     });
+    if (lstatSync(file).size > MOST_BYTES) throw new Error(`${file} has more than 50 MB`);
     process.stdout.write(`${file}\n`);
   } finally {
     rmSync(folder, { recursive: true });

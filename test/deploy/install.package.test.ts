@@ -211,6 +211,21 @@ describe('uninstall', () => {
     expect(traces()).toEqual([]);
   });
 
+  test('an agent that is masked is not started, and one that is disabled stays so', () => {
+    debian.shell(`systemctl mask ${UNIT}
+      cd /mnt/old; apt-get install ./volt-network_*.deb`);
+    expect(statusOf(`systemctl is-active ${UNIT}`)).not.toBe(0);
+    debian.shell(`systemctl unmask ${UNIT}; systemctl enable --now ${UNIT}
+      apt-get purge volt-network
+      cd /mnt/old; apt-get install ./volt-network_*.deb
+      systemctl disable --now ${UNIT}
+      cd /mnt/new; apt-get install ./volt-network_*.deb`);
+    expect(statusOf(`systemctl is-active ${UNIT}`)).not.toBe(0);
+    expect(debian.run('systemctl', 'is-enabled', UNIT).stdout).toBe('disabled\n');
+    debian.shell('apt-get purge volt-network');
+    expect(traces()).toEqual([]);
+  });
+
   test('every command of the page was typed', () => {
     expect([...untyped]).toEqual([]);
   });

@@ -1,16 +1,22 @@
 #!/bin/sh
 # Makes the package of this checkout, and the same again under a higher version, in .cache/deb/test/old and new. Both are
-# quick to make, and larger than what `npm run package:deb` makes.
+# quick to make, and larger than what `npm run package:deb` makes. Fails where the same is not the same bytes twice.
 set -eu
 root=$(dirname "$(dirname "$(dirname "$(readlink -f "$0")")")")
 cd "$root"
 node() { deploy/bin/node "$@"; }
 version=$(node -p 'require("./package.json").version')
-rm -rf .cache/deb/test
+made=.cache/deb/test
+rm -rf "$made"
+mkdir -p "$made/old" "$made/new" "$made/again"
 node deploy/package/build.ts
-for name in old new; do
-  mkdir -p ".cache/deb/test/$name"
-  [ "$name" = old ] && release=$version-1 || release=$version-2
-  node deploy/package/deb.ts --arch "$(dpkg --print-architecture)" --version "$release" --compression zstd \
-    --to ".cache/deb/test/$name" >&2
-done
+make() {
+  node deploy/package/deb.ts --arch "$(dpkg --print-architecture)" --version "$version-$1" --compression zstd \
+    --to "$made/$2" >&2
+}
+make 1 old
+make 2 new
+# The same commit gives the same bytes, whoever makes it and where.
+(umask 077 && TMPDIR=$(mktemp -d) && export TMPDIR TZ=Asia/Tokyo && make 1 again && rm -r "$TMPDIR")
+cmp "$made"/old/*.deb "$made"/again/*.deb
+rm -r "$made/again"
