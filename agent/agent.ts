@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
+import { refuseUnserved } from '#protocol/guest-services.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
@@ -17,6 +18,7 @@ import { Disk } from './storage/disk.ts';
 import { NetworkNotices } from './bus/network-notices.ts';
 import { Edits } from './attachments/edits.ts';
 import { EventLog } from './storage/events.ts';
+import { GuestServers } from './host/dnsmasq/guest-servers.ts';
 import { FleetCheck } from './fleet/fleet-check.ts';
 import { FleetList } from './fleet/fleet-list.ts';
 import { Followers } from './fleet/followers.ts';
@@ -82,6 +84,7 @@ export class Agent {
   readonly #requests: Requests;
   readonly #session: Session;
   readonly #followers: Followers;
+  readonly #guestServers: GuestServers;
   readonly #claimSocket: ClaimSocket;
   readonly #reconcile: Reconcile;
   readonly #journal: Journal;
@@ -148,7 +151,10 @@ export class Agent {
       attachments: onHost,
       dryRuns: this.#hostNetwork.dryRuns,
       ownAddresses: this.#hostNetwork.ownAddresses,
-      warningsOf: (network) => this.#hostNetwork.bridges.warningsOf(network),
+      warningsOf: (network) => [
+        ...this.#hostNetwork.bridges.warningsOf(network),
+        ...this.#guestServers.warningsOf(network),
+      ],
       namespaces: this.#hostNetwork.namespaces,
       locks,
       detaches,
@@ -251,6 +257,10 @@ export class Agent {
       listen: (subject) => this.#bus.listen(subject),
     });
     const followers = this.#followers;
+    this.#guestServers = new GuestServers({
+      ...{ host, runtimeDir, journal, log },
+      follow: (network, onChange) => followers.watch(network, onChange),
+    });
     this.#session = new Session({
       self,
       heartbeatSeconds: config.heartbeatSeconds,
@@ -367,6 +377,7 @@ export class Agent {
         firewall: this.#hostNetwork.firewall,
         reconcile: this.#reconcile,
         bridges: this.#hostNetwork.bridges,
+        guestServers: this.#guestServers,
         disk: this.#disk,
         clocks: this.#clocks,
         otherName: () => {
@@ -412,6 +423,7 @@ export class Agent {
     this.#bus.start();
     this.#session.start();
     this.#attachments.resume();
+    this.#guestServers.start();
     this.#reconcile.start();
     this.#disk.start();
     this.#conditions.start();
@@ -426,6 +438,7 @@ export class Agent {
     await this.#bus.stopTaking();
     await this.#reconcile.stop();
     await this.#attachments.stop(DRAIN_TIMEOUT_MS);
+    await this.#guestServers.stop();
     this.#followers.stop();
     const publishes = this.#bus.state === 'connected' && this.#standing.refusal === undefined;
     await this.#events.stop(publishes ? FLUSH_TIMEOUT_MS : 0);
@@ -511,6 +524,7 @@ export class Agent {
       const path = join(networksDir, file);
       try {
         const network = parseNetwork(JSON.parse(readFileSync(path, 'utf8')));
+        refuseUnserved(network);
         await this.#ledger.putNetwork(network, undefined, by);
       } catch (error) {
         const conflict = error instanceof VoltError && error.code === 'NETWORK_CONFLICT';

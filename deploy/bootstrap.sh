@@ -36,6 +36,11 @@ case $purpose in
     guest
     need strace strace
     need faketime faketime
+    need dnsmasq dnsmasq-base
+    need dhcp_release6 dnsmasq-utils
+    need dhclient isc-dhcp-client
+    need dig bind9-dnsutils
+    need perfdhcp kea-admin
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     need_file /lib/systemd/systemd-networkd systemd
     ;;

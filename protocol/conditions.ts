@@ -150,6 +150,12 @@ export const CONDITIONS = {
     remedy:
       'Put the network with "gatewayMode": "router", if the gateway is a machine on the segment, or "anycast", if each host is to have its address.',
   },
+  'guests-unserved': {
+    area: 'reconcile',
+    blocks: false,
+    remedy:
+      'Change what the reason names: dnsmasq is started again by itself. Workloads that ask get no DHCP, or no names, meanwhile.',
+  },
   'disk-refuses': {
     area: 'disk',
     blocks: true,

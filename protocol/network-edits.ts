@@ -29,7 +29,7 @@ export const NETWORK_EDITS: Readonly<Record<NetworkPath, Edit>> = {
   spoofCheck: 'fixed',
   trust: 'fixed',
   rate: 'fixed',
-  dhcp: 'fixed',
+  dhcp: ['bridged', 'host-only'],
   dns: 'applied',
   routes: 'applied',
   nat: 'applied',

@@ -39,10 +39,19 @@ const dns = z.strictObject({
   servers: z.array(address).max(8).optional(),
   search: z.array(domainName).max(16).optional(),
   domain: domainName.optional(),
+  /** The gateway answers DNS: the names of the network's workloads, and by way of `servers` all others. */
+  names: z.boolean().optional(),
 });
-const dhcp = z.union([z.boolean(), z.strictObject({ leaseSeconds: seconds.min(60).optional() })], {
-  error: 'must be true, false or {leaseSeconds: 60 or more}',
-});
+const dhcp = z.union(
+  [
+    z.boolean(),
+    z.strictObject({
+      leaseSeconds: seconds.min(60).optional(),
+      ntp: z.array(address).max(8).optional(),
+    }),
+  ],
+  { error: 'must be true, false or {leaseSeconds: 60 or more, ntp: addresses}' },
+);
 const nat = z.union([z.boolean(), z.strictObject({ ipv6: z.boolean().optional() })], {
   error: 'must be true, false or {ipv6: true or false}',
 });
@@ -135,6 +144,7 @@ export function parseNetwork(value: unknown): Network {
     }),
     ...(keys.exclude !== undefined && { exclude: keys.exclude.map(checkedExclude) }),
     ...(keys.dns !== undefined && { dns: checkedDns(keys.dns) }),
+    ...(typeof keys.dhcp === 'object' && { dhcp: checkedDhcp(keys.dhcp) }),
     bridge,
   };
   return keys.routes === undefined
@@ -260,6 +270,13 @@ function checkedDns(given: NonNullable<NetworkKeys['dns']>): NonNullable<Network
     at(`dns.servers.${index}`, () => IpAddress.parse(text)).toString(),
   );
   return { ...given, ...(servers !== undefined && { servers }) };
+}
+
+function checkedDhcp<Dhcp extends { ntp?: readonly string[] | undefined }>(given: Dhcp): Dhcp {
+  const ntp = given.ntp?.map((text, index) =>
+    at(`dhcp.ntp.${index}`, () => IpAddress.parse(text)).toString(),
+  );
+  return { ...given, ...(ntp !== undefined && { ntp }) };
 }
 
 function checkedRoutes(

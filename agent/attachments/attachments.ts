@@ -9,6 +9,7 @@ import {
   type DryRunAnswer,
 } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { workloadDns } from '#protocol/guest-services.ts';
 import type { Network } from '#protocol/network.ts';
 import {
   type Ledger,
@@ -517,7 +518,7 @@ export class Attachments {
         return gateway === undefined ? { address } : { address, gateway };
       }),
       routes: network.routes ?? NO_LIST,
-      dns: network.dns ?? NO_FIELDS,
+      dns: workloadDns(network),
       ports: request.ports ?? NO_LIST,
       bandwidth: request.bandwidth ?? NO_FIELDS,
       lease: leaseFields(lease),

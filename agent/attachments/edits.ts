@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Attachment } from '#protocol/attachment.ts';
+import { workloadDns } from '#protocol/guest-services.ts';
 import type { Network } from '#protocol/network.ts';
 import type { LetGo, NetworkRecord } from '#ipam-store/ledger.ts';
 import { withoutAddresses } from './attachments.ts';
@@ -93,7 +94,7 @@ function revised(before: Attachment, network: Network, letGo: readonly LetGo[]):
   return {
     ...rest,
     routes: network.routes ?? [],
-    dns: network.dns ?? {},
+    dns: workloadDns(network),
     ...(kept.length > 0 && { filterAddresses: kept }),
   };
 }

@@ -20,6 +20,7 @@ import {
   ledgerHostsRequestSchema,
   ledgerLeasesRequestSchema,
 } from '#protocol/ledger.ts';
+import { refuseUnserved } from '#protocol/guest-services.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import {
@@ -192,6 +193,7 @@ const networkOperations = ({
     networkPutRequestSchema,
     async ({ revision, ...keys }, { trace, deadline }) => {
       const network = parseNetwork(keys);
+      refuseUnserved(network);
       const answer = await ledger.putNetwork(network, revision, self, { deadline });
       watermark.noteNetwork(answer);
       events.add({

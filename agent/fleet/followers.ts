@@ -1,6 +1,7 @@
 import { subjects } from '#protocol/subjects.ts';
 import type { Pulse } from '#ipam-store/ledger.ts';
 import { type Followed, Follower } from '#ipam-store/follower.ts';
+import type { Difference } from '#ipam-store/replay.ts';
 
 export interface FollowersOptions {
   readonly ledger: Followed;
@@ -19,12 +20,26 @@ const MAX_FOLLOWED = 32;
 const MAX_LEASES = 100_000;
 /** Of one heartbeat. */
 const MAX_NAMED = 16;
+/** Whoever watches a network reads its log that often at most: every host of a large fleet may watch the same one. */
+const WATCHED_EVERY_MS = 300;
+
+type Watcher = (difference: Difference) => void;
 
 interface Entry {
   readonly follower: Follower;
   readonly unlisten: () => void;
+  readonly watchers: Set<Watcher>;
+  nudging: NodeJS.Timeout | undefined;
+  nudgedAt: number;
   askedAt: number;
   namedAt: number;
+}
+
+/** The leases of a network, while somebody watches them. */
+export interface Watched extends Disposable {
+  readonly leases: Follower['leases'];
+  /** False until all have been read once. */
+  readonly isWhole: boolean;
 }
 
 /**
@@ -52,19 +67,41 @@ export class Followers {
     return entry.follower;
   }
 
+  /** Follows a network until the result is disposed of; `onChange` is told of each change of its leases. */
+  watch(network: string, onChange: Watcher): Watched {
+    const follower = this.of(network);
+    const watchers = this.#entries.get(network)?.watchers;
+    watchers?.add(onChange);
+    return {
+      get leases() {
+        return follower.leases;
+      },
+      get isWhole() {
+        return follower.asOf !== undefined;
+      },
+      [Symbol.dispose]: () => watchers?.delete(onChange),
+    };
+  }
+
   #begin(network: string): Entry {
     const { ledger, subjectPrefix, listen } = this.#options;
-    const follower = new Follower({ network, ledger });
+    const watchers = new Set<Watcher>();
+    const onChange = (difference: Difference): void => {
+      for (const watcher of watchers) watcher(difference);
+    };
+    const follower = new Follower({ network, ledger, onChange });
     const unlisten = listen(subjects(subjectPrefix).changed(network, 'leases'));
     follower.start();
-    return { follower, unlisten, askedAt: 0, namedAt: 0 };
+    const times = { nudgedAt: 0, askedAt: 0, namedAt: 0 };
+    return { follower, unlisten, watchers, nudging: undefined, ...times };
   }
 
   #endSome(): void {
     let leases = 0;
     for (const { follower } of this.#entries.values()) leases += follower.leases.size;
-    for (const [network, { follower, askedAt }] of this.#entries) {
+    for (const [network, { follower, askedAt, watchers }] of this.#entries) {
       const { size } = this.#entries;
+      if (watchers.size > 0) continue;
       const isIdle = performance.now() - askedAt > IDLE_MS;
       if (!isIdle && size <= MAX_FOLLOWED && (leases <= MAX_LEASES || size === 1)) return;
       leases -= follower.leases.size;
@@ -75,13 +112,18 @@ export class Followers {
   #end(network: string): void {
     const entry = this.#entries.get(network);
     this.#entries.delete(network);
+    clearTimeout(entry?.nudging);
     entry?.unlisten();
     entry?.follower.stop();
   }
 
   /** Something may have happened in these networks. */
   nudge(networks: Iterable<string>): void {
-    for (const network of networks) this.#entries.get(network)?.follower.nudge();
+    for (const network of networks) {
+      const entry = this.#entries.get(network);
+      if (entry?.watchers.size === 0) entry.follower.nudge();
+      else if (entry !== undefined) nudgeSometimes(entry);
+    }
   }
 
   /** The networks that the next heartbeat names: those that were named longest ago. */
@@ -116,4 +158,16 @@ export class Followers {
   stop(): void {
     for (const network of this.#entries.keys()) this.#end(network);
   }
+}
+
+function nudgeSometimes(entry: Entry): void {
+  const waitMs = entry.nudgedAt + WATCHED_EVERY_MS - performance.now();
+  entry.nudging ??= setTimeout(
+    () => {
+      entry.nudging = undefined;
+      entry.nudgedAt = performance.now();
+      entry.follower.nudge();
+    },
+    Math.max(waitMs, 0),
+  ).unref();
 }

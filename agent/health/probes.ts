@@ -27,6 +27,7 @@ export interface Parts {
   readonly firewall: { readonly problem: string | undefined };
   readonly reconcile: { readonly unrepaired: ReadonlyMap<string, string> };
   readonly bridges: { readonly problems: readonly BridgeProblem[] };
+  readonly guestServers: { readonly problems: readonly string[] };
   readonly clocks: { readonly problems: ReturnType<Probe> };
   readonly disk: { readonly problems: readonly string[] };
   /** The name of the machine, if the host is recorded under another name. */
@@ -45,6 +46,7 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
   () => unrepairedConditions(parts.reconcile.unrepaired),
   () =>
     parts.bridges.problems.map(({ kind, reason }) => ({ name: NETWORK_CONDITIONS[kind], reason })),
+  () => parts.guestServers.problems.map((reason) => ({ name: 'guests-unserved', reason })),
   () => parts.clocks.problems,
   () => parts.disk.problems.map((reason) => ({ name: 'disk-refuses', reason })),
   () => {

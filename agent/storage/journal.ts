@@ -128,6 +128,7 @@ export class Journal {
   readonly #macs = new Map<string, readonly string[]>();
   /** The networks of records that are being loaded, by their text. */
   readonly #networks = new Map<string, Network>();
+  #onChange: (id: string) => void = () => {};
   /** Ids of the VMs that were attached before the reboot, as `load` found them. */
   ofEarlierBoot: readonly string[] = [];
 
@@ -164,6 +165,11 @@ export class Journal {
 
   get(id: string): AttachmentRecord | undefined {
     return this.#records.get(id);
+  }
+
+  /** `changed` is called after each change of a record; one listener. */
+  onChange(changed: (id: string) => void): void {
+    this.#onChange = changed;
   }
 
   values(): AttachmentRecord[] {
@@ -208,6 +214,7 @@ export class Journal {
     write(this.#folder, record, announcement);
     this.#keep(record, announcement);
     this.#copy(record, announcement);
+    this.#onChange(record.id);
   }
 
   /** As `put`, but goes on if the disk refuses the record. If the agent dies then, the next one repeats the work. */
@@ -217,6 +224,7 @@ export class Journal {
     } catch (error) {
       this.#log.error({ id: record.id, error: String(error) }, 'record not written to disk');
       this.#keep(record, this.#untold.get(record.id)?.announcement);
+      this.#onChange(record.id);
     }
   }
 
@@ -239,6 +247,7 @@ export class Journal {
     this.#forget(id);
     this.#ids.delete(id);
     this.#untold.delete(id);
+    this.#onChange(id);
   }
 
   #readAll(folder: string): Stored[] {

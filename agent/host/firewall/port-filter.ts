@@ -202,6 +202,8 @@ export const BRIDGE_FILTER = {
     trusted: { key: ['ifname'] },
     /** Ports in hairpin mode, twice: a frame for the port's own MAC may leave by the port that it came in by. */
     hairpin: { key: ['ifname', 'ifname'] },
+    /** Uplinks of networks whose hosts serve DHCP or names: each host serves its own workloads alone. */
+    serving: { key: ['ifname'] },
     /** Protocols whose frames are marked while they go from port to port. */
     marked: { key: ['ether_type'] },
   },
@@ -221,11 +223,40 @@ export const BRIDGE_FILTER = {
       hook: 'type filter hook forward priority -300; policy accept;',
       rules: [
         `meta protocol @marked meta mark set meta mark or ${BRIDGED}`,
+        'iifname @serving goto from_segment',
+        'oifname @serving jump to_segment',
         'iifname . oifname @hairpin iifname . ether daddr != @mac counter drop',
         'iifname @ports accept',
         'iifname @trusted accept',
         'oifname @ports counter drop',
         'oifname @trusted counter drop',
+      ],
+    },
+    // Answers of servers and routers of the segment: a workload has those of its own host.
+    from_segment: {
+      rules: [
+        'ether type ip udp dport 68 counter drop',
+        'ether type ip6 udp dport 546 counter drop',
+        'ether type ip6 icmpv6 type nd-router-advert counter drop',
+        'accept',
+      ],
+    },
+    to_segment: {
+      rules: [
+        'ether type ip udp dport 67 counter drop',
+        'ether type ip6 udp dport 547 counter drop',
+      ],
+    },
+    input: {
+      hook: 'type filter hook input priority -300; policy accept;',
+      rules: ['iifname @serving goto asked_by_segment'],
+    },
+    asked_by_segment: {
+      rules: [
+        'udp dport 53 counter drop',
+        'tcp dport 53 counter drop',
+        'udp dport 67 counter drop',
+        'udp dport 547 counter drop',
       ],
     },
     postrouting: {
@@ -324,6 +355,9 @@ function portFacts(port: FilteredPort, fact: typeof bridge | typeof device): Fac
 
 /** Exempts a port of a bridge from the filter: an uplink, or a port of a network with `filter: false`. */
 export const trustedFacts = (name: string): Fact[] => [bridge('trusted', { key: [name] })];
+
+/** Keeps DHCP and DNS of a host from the segment behind an uplink, and those of the segment from the workloads. */
+export const servingFacts = (uplink: string): Fact[] => [bridge('serving', { key: [uplink] })];
 
 /** Allows a port in hairpin mode to get its own frames back, if they are for its own MAC. */
 export const hairpinFacts = (name: string): Fact[] => [bridge('hairpin', { key: [name, name] })];

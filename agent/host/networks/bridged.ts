@@ -4,6 +4,7 @@ import type { Descriptor } from '#native/descriptor.ts';
 import type { Attached, Description } from '../description.ts';
 import type { NeedsOfType } from '../bridges/bridges.ts';
 import { NO_ROUTER, routerNeeds } from '../bridges/description.ts';
+import { refuseUnservedHere, segmentFacts } from '../dnsmasq/demands.ts';
 import { isolatedFacts, routingFacts } from '../firewall/host-nat.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import { BridgePorts, type BridgePortsOptions, describePort, portFilter } from './bridge-ports.ts';
@@ -26,10 +27,8 @@ export class Bridged implements NetworkType {
   }
 
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
-    refuseUnsupported(network, [
-      ['ports', (request.ports?.length ?? 0) > 0],
-      ['network.dhcp', network.dhcp !== undefined],
-    ]);
+    refuseUnsupported(network, [['ports', (request.ports?.length ?? 0) > 0]]);
+    refuseUnservedHere(network);
     return this.#ports.check(request, network, known);
   }
 
@@ -78,5 +77,6 @@ export const bridgedNeeds = (network: Network): NeedsOfType => ({
   facts: (made) => [
     ...routingFacts(network, made),
     ...(network.portIsolation === true ? isolatedFacts(network) : []),
+    ...segmentFacts(network),
   ],
 });

@@ -2,6 +2,7 @@ import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
+import { refuseUnservedHere, segmentFacts } from '../dnsmasq/demands.ts';
 import { hostOnlyFacts, isolatedFacts } from '../firewall/host-nat.ts';
 import type { NeedsOfType } from '../bridges/bridges.ts';
 import { routerNeeds } from '../bridges/description.ts';
@@ -14,7 +15,6 @@ import {
   type AttachmentChange,
   type CheckedAttach,
   type NetworkType,
-  refuseUnsupported,
   type RemovingDevice,
 } from './network-type.ts';
 import type { PortMaps } from './port-maps.ts';
@@ -37,7 +37,7 @@ export class HostOnly implements NetworkType {
   }
 
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
-    refuseUnsupported(network, [['network.dhcp', network.dhcp !== undefined]]);
+    refuseUnservedHere(network);
     const { portMaps } = this.#options;
     const { id, ports = [] } = request;
     const port = this.#ports.check(request, network, known);
@@ -116,6 +116,7 @@ export const hostOnlyNeeds = (network: Network): NeedsOfType => {
     facts: () => [
       ...hostOnlyFacts(network),
       ...(network.portIsolation === true ? isolatedFacts(network) : []),
+      ...segmentFacts(network),
     ],
   };
 };

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName } from '#protocol/names.ts';
+import { servesDhcp, servesNames } from '#protocol/guest-services.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
@@ -59,7 +60,8 @@ export class Isolated implements NetworkType {
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
       ['ifname', request.ifname !== undefined],
-      ['network.dhcp', network.dhcp !== undefined],
+      ['network.dhcp', servesDhcp(network)],
+      ['network.dns.names', servesNames(network)],
     ]);
     refuseWithoutIpv6(network);
     const { netns } = request;

@@ -2,6 +2,7 @@ import { MacAddress } from '#protocol/address.ts';
 import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { tapName } from '#protocol/names.ts';
+import { servesDhcp, servesNames } from '#protocol/guest-services.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
@@ -78,7 +79,8 @@ export class Macvtap implements NetworkType {
       ['ports', (request.ports?.length ?? 0) > 0],
       ['bandwidth', request.bandwidth !== undefined],
       ['network.portIsolation', network.portIsolation === true],
-      ['network.dhcp', network.dhcp !== undefined],
+      ['network.dhcp', servesDhcp(network)],
+      ['network.dns.names', servesNames(network)],
     ]);
     refuseWithoutIpv6(network);
     const parent = new MacvlanParent(this.#options.kernel, network, this.#options.bridges);

@@ -1,6 +1,7 @@
 import { MacAddress } from '#protocol/address.ts';
 import type { AttachRequest, Attachment } from '#protocol/attachment.ts';
 import { VoltError } from '#protocol/errors.ts';
+import { servesDhcp, servesNames } from '#protocol/guest-services.ts';
 import type { Network } from '#protocol/network.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { isKernelError } from '#native/errors.ts';
@@ -88,7 +89,8 @@ export class Sriov implements NetworkType {
       ['tap', request.tap !== undefined],
       ['dryRun', request.dryRun === true],
       ['network.portIsolation', network.portIsolation === true],
-      ['network.dhcp', network.dhcp !== undefined],
+      ['network.dhcp', servesDhcp(network)],
+      ['network.dns.names', servesNames(network)],
     ]);
     const { kind, netns, ifname = DEFAULT_IFNAME } = request;
     if (kind === 'container' && netns === undefined) {

@@ -1,0 +1,43 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { VoltError } from '#protocol/errors.ts';
+import { isServed, refuseUnserved, servesDhcp } from '#protocol/guest-services.ts';
+import type { Network } from '#protocol/network.ts';
+import { servingFacts } from '../firewall/port-filter.ts';
+import type { Fact } from '../firewall/ruleset.ts';
+
+/** Where Debian has daemons; the PATH of a service may lack them. */
+const MORE_FOLDERS = ['/usr/sbin', '/sbin', '/usr/local/sbin'];
+
+/** The path of a program of dnsmasq, or undefined where the host does not have it. */
+export function programPath(name: 'dnsmasq' | 'dhcp_release' | 'dhcp_release6'): string | undefined {
+  const folders = [...(process.env['PATH'] ?? '').split(':'), ...MORE_FOLDERS];
+  return folders
+    .filter((folder) => folder !== '')
+    .map((folder) => join(folder, name))
+    .find((path) => existsSync(path));
+}
+
+/**
+ * UNSUPPORTED: this host cannot serve what the network asks for. Its workloads would come up without an address, or
+ * without names.
+ */
+export function refuseUnservedHere(network: Network): void {
+  if (!isServed(network)) return;
+  refuseUnserved(network, 'network.');
+  const wanted = servesDhcp(network)
+    ? (['dnsmasq', 'dhcp_release', 'dhcp_release6'] as const)
+    : (['dnsmasq'] as const);
+  const missing = wanted.find((name) => programPath(name) === undefined);
+  if (missing === undefined) return;
+  const path = servesDhcp(network) ? 'network.dhcp' : 'network.dns.names';
+  throw new VoltError(
+    'UNSUPPORTED',
+    `${path}: this host has no ${missing} (Debian: apt-get install dnsmasq-base dnsmasq-utils)`,
+    { details: { path, program: missing } },
+  );
+}
+
+/** The firewall's facts of a network that is served, and has a segment beyond the host. */
+export const segmentFacts = (network: Network): Fact[] =>
+  isServed(network) && network.uplink !== undefined ? servingFacts(network.uplink.device) : [];
