@@ -94,7 +94,8 @@ export function refuseUnserved(network: ServedKeys, path: '' | 'network.' = ''):
 
 function refuseFirst(path: string, flaws: readonly (string | undefined)[]): void {
   const why = flaws.find((one) => one !== undefined);
-  if (why !== undefined) throw new VoltError('UNSUPPORTED', `${path}: ${why}`, { details: { path } });
+  if (why !== undefined)
+    throw new VoltError('UNSUPPORTED', `${path}: ${why}`, { details: { path } });
 }
 
 /** Requests are answered from the address that the host has in the subnet. */
@@ -111,7 +112,10 @@ function dhcpFlaws(network: ServedKeys): (string | undefined)[] {
   const { subnet, gateway, ipv6, dns } = network;
   const routes = classlessRoutes(network).length;
   // Each name with a byte for each of its labels' lengths, and one at its end.
-  const search = (workloadDns(network).search ?? []).reduce((sum, name) => sum + name.length + 2, 0);
+  const search = (workloadDns(network).search ?? []).reduce(
+    (sum, name) => sum + name.length + 2,
+    0,
+  );
   return [
     placeFlaw(network),
     subnet !== undefined && gateway === undefined ? 'needs a gateway' : undefined,

@@ -10,7 +10,9 @@ import type { Fact } from '../firewall/ruleset.ts';
 const MORE_FOLDERS = ['/usr/sbin', '/sbin', '/usr/local/sbin'];
 
 /** The path of a program of dnsmasq, or undefined where the host does not have it. */
-export function programPath(name: 'dnsmasq' | 'dhcp_release' | 'dhcp_release6'): string | undefined {
+export function programPath(
+  name: 'dnsmasq' | 'dhcp_release' | 'dhcp_release6',
+): string | undefined {
   const folders = [...(process.env['PATH'] ?? '').split(':'), ...MORE_FOLDERS];
   return folders
     .filter((folder) => folder !== '')

@@ -20,10 +20,7 @@ export interface GuestServersOptions {
   readonly runtimeDir: string;
   readonly journal: Pick<Journal, 'get' | 'values' | 'onChange'>;
   /** Follows the leases of a network; `onChange` is told of each change. */
-  readonly follow: (
-    network: string,
-    onChange: (difference: Difference) => void,
-  ) => FollowedNetwork;
+  readonly follow: (network: string, onChange: (difference: Difference) => void) => FollowedNetwork;
   readonly log: Log;
 }
 
@@ -67,7 +64,8 @@ export class GuestServers {
     for (const record of journal.values()) this.#note(record.id, record);
     for (const entry of this.#entries.values()) this.#follow(entry);
     for (const name of namesIn(foldersOf(runtimeDir))) {
-      if (!this.#entries.has(name)) this.#end(new NetworkServer({ ...this.#options, network: name }));
+      if (!this.#entries.has(name))
+        this.#end(new NetworkServer({ ...this.#options, network: name }));
     }
     for (const entry of this.#entries.values()) this.#forgetOthers(entry);
     journal.onChange((id) => this.#note(id, journal.get(id)));
@@ -172,7 +170,8 @@ export class GuestServers {
     );
     const { network = entry.network } = newest;
     entry.server.serve(servedTo(network, records));
-    if (network === entry.network && (entry.followed !== undefined) === servesNames(network)) return;
+    if (network === entry.network && (entry.followed !== undefined) === servesNames(network))
+      return;
     entry.network = network;
     for (const record of records) this.#put(entry, record);
     this.#follow(entry);

@@ -1,4 +1,5 @@
-import { execFileSync, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,7 +9,7 @@ import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { addNamespace, removeNamespace } from '../../support/kernel.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
-import { requireTool } from '../../support/tools.ts';
+import { dyingWithParent, requireTool } from '../../support/tools.ts';
 
 // DHCP, router advertisements and names, asked for by the clients that guests have.
 
@@ -66,22 +67,31 @@ const inside = (id: string, command: readonly string[]): string => {
 };
 
 /** The options of a lease that ISC's client gets, by name; undefined where nobody answers for some seconds. */
-function dhclient(id: string, family: 4 | 6 = 4): Record<string, string> | undefined {
+async function dhclient(id: string, family: 4 | 6 = 4): Promise<Row | undefined> {
+  await until('the address of the link is settled', () => {
+    return !inside(id, ['ip', '-6', 'address', 'show', 'dev', 'eth0']).includes('tentative');
+  });
   const leases = join(folder, `${id}.${family}.leases`);
   rmSync(leases, { force: true });
-  inside(id, [
-    'timeout',
-    '5',
-    requireTool('dhclient'),
-    ...[`-${family}`, '-1', '-d', '-lf', leases, '-pf', join(folder, `${id}.pid`)],
-    ...['-sf', '/bin/true', 'eth0'],
-  ]);
-  if (!existsSync(leases)) return undefined;
-  const options = [
-    ...readFileSync(leases, 'utf8').matchAll(/(?:option |)([a-z0-9.-]+) ([^;{]+)[;{]/g),
-  ].map(([, name = '', value = '']) => [name, value.trim()] as const);
-  return Object.fromEntries(options);
+  const client = [requireTool('dhclient'), `-${family}`, '-1', '-d', '-lf', leases];
+  const ignored = ['-pf', '/dev/null', '-sf', '/bin/true', 'eth0'];
+  const [program, args] = dyingWithParent(['ip', 'netns', 'exec', id, ...client, ...ignored]);
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const exited = once(child, 'exit');
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  for (const end = Date.now() + 8_000; Date.now() < end; await sleep(20)) {
+    if (/^(bound to|PRC: Bound to lease|PRC: Renewal event)/m.test(said)) break;
+  }
+  child.kill();
+  await exited;
+  const text = existsSync(leases) ? readFileSync(leases, 'utf8') : '';
+  const options = [...text.matchAll(/(?:option |)([a-z0-9.-]+) ([^;{]+)[;{]/g)];
+  if (options.length === 0) return undefined;
+  return Object.fromEntries(options.map(([, name = '', value = '']) => [name, value.trim()]));
 }
+
+type Row = Record<string, string>;
 
 const dig = (id: string, ...question: string[]): string =>
   inside(id, ['dig', '+short', '+time=1', '+tries=2', '@10.50.0.1', ...question]).trim();
@@ -98,9 +108,9 @@ describe('a workload that asks', () => {
   });
   afterAll(() => detach('web'));
 
-  test('gets by DHCP what the answer to the attach says', () => {
+  test('gets by DHCP what the answer to the attach says', async () => {
     const [own4, own6] = web.addresses.map(({ address }) => bare(address));
-    expect(dhclient('web')).toMatchObject({
+    expect(await dhclient('web')).toMatchObject({
       'fixed-address': own4,
       'subnet-mask': '255.255.255.0',
       routers: '10.50.0.1',
@@ -113,10 +123,10 @@ describe('a workload that asks', () => {
       'host-name': '"web"',
       'rfc3442-classless-static-routes': '16,10,9,10,50,0,9,0,10,50,0,1',
     });
-    expect(dhclient('web', 6)).toMatchObject({
+    expect(await dhclient('web', 6)).toMatchObject({
       iaaddr: own6,
       'dhcp6.name-servers': 'fd50::1',
-      'dhcp6.domain-search': '"gs0.example.internal.","example.org."',
+      'dhcp6.domain-search': '"gs0.example.internal.", "example.org."',
     });
     expect(web.dns).toEqual({
       servers: ['10.50.0.1', 'fd50::1'],
@@ -135,9 +145,117 @@ describe('a workload that asks', () => {
     expect(dig('web', '-x', db6)).toBe('db.gs0.example.internal.');
     expect(dig('db', 'web.gs0.example.internal')).toBe(own4);
     expect(dig('db', 'web.gs0.example.internal', 'AAAA')).toBe(own6);
-    expect(dhclient('db')?.['fixed-address']).toBe(db4);
+    expect((await dhclient('db'))?.['fixed-address']).toBe(db4);
     await detach('db');
     await until('the name is gone', () => dig('web', 'db.gs0.example.internal') === '');
     expect(dig('web', '-x', db4)).toBe('');
+  });
+});
+
+describe('an address that goes from one workload to another', () => {
+  test('is told to the next one at once, under another MAC', async () => {
+    const addresses = ['10.50.0.77', 'fd50::77'];
+    const first = await attach('first', { addresses });
+    expect((await dhclient('first'))?.['fixed-address']).toBe('10.50.0.77');
+    expect((await dhclient('first', 6))?.['iaaddr']).toBe('fd50::77');
+    await detach('first');
+    const next = await attach('next', { addresses });
+    expect(next.mac).not.toBe(first.mac);
+    expect(await dhclient('next')).toMatchObject({
+      'fixed-address': '10.50.0.77',
+      'host-name': '"next"',
+    });
+    expect((await dhclient('next', 6))?.['iaaddr']).toBe('fd50::77');
+    await detach('next');
+  });
+
+  test('is no longer the name of the one before', async () => {
+    const asker = await attach('asker');
+    expect(asker.state).toBe('attached');
+    await attach('old', { addresses: ['10.50.0.78'] });
+    await until(
+      'old is there',
+      () => dig('asker', '-x', '10.50.0.78') === 'old.gs0.example.internal.',
+    );
+    await detach('old');
+    await attach('new', { addresses: ['10.50.0.78'] });
+    await until(
+      'new is there',
+      () => dig('asker', '-x', '10.50.0.78') === 'new.gs0.example.internal.',
+    );
+    expect(dig('asker', 'old.gs0.example.internal')).toBe('');
+    await detach('new');
+    await detach('asker');
+  });
+});
+
+describe('dnsmasq and the agent, killed', () => {
+  test('dnsmasq is back with its names', async () => {
+    await attach('stays');
+    await attach('asks');
+    await until('named', () => dig('asks', 'stays.gs0.example.internal') !== '');
+    const before = dnsmasqPid('gs0');
+    process.kill(before, 'SIGKILL');
+    await until('another runs', () => dnsmasqPid('gs0') !== before);
+    await until('named', () => dig('asks', 'stays.gs0.example.internal') !== '');
+    expect((await dhclient('asks'))?.['host-name']).toBe('"asks"');
+  });
+
+  test('it outlives the agent, and the next agent goes on with it', async () => {
+    const before = dnsmasqPid('gs0');
+    await stack.agent.kill();
+    expect(dig('asks', 'stays.gs0.example.internal')).not.toBe('');
+    await stack.agent.restart();
+    await stack.agent.ready();
+    expect(dig('asks', 'stays.gs0.example.internal')).not.toBe('');
+    await detach('stays');
+    await until('the name is gone', () => dig('asks', 'stays.gs0.example.internal') === '');
+    expect(dnsmasqPid('gs0')).toBe(before);
+    process.kill(before, 'SIGKILL');
+    await until('another runs', () => dnsmasqPid('gs0') !== before);
+    expect((await dhclient('asks'))?.['host-name']).toBe('"asks"');
+  });
+
+  test('what was detached while dnsmasq was away is gone when it is back', async () => {
+    await attach('leaves', { addresses: ['10.50.0.80'] });
+    expect((await dhclient('leaves'))?.['fixed-address']).toBe('10.50.0.80');
+    process.kill(dnsmasqPid('gs0'), 'SIGKILL');
+    await detach('leaves');
+    await attach('comes', { addresses: ['10.50.0.80'] });
+    await until('asked', async () => (await dhclient('comes'))?.['fixed-address'] === '10.50.0.80');
+    await detach('comes');
+  });
+
+  test('it goes with the last workload', async () => {
+    const pid = dnsmasqPid('gs0');
+    await detach('asks');
+    await until('dnsmasq has ended', () => !existsSync(`/proc/${pid}`));
+    await until('its files are gone', () => {
+      return readdirSync(join(stack.agent.runtimeDir, 'dnsmasq')).length === 0;
+    });
+  });
+});
+
+describe('an edit while it is in use', () => {
+  test('switches DHCP off and on, and names', async () => {
+    await attach('edited');
+    expect(await dhclient('edited')).toBeDefined();
+    const { revision } = await stack.client.getNetwork('gs0');
+    const { dhcp: _dhcp, dns: _dns, ...off } = NETWORK;
+    await stack.client.putNetwork({ ...off, revision });
+    await until('off', () => !existsSync(join(stack.agent.runtimeDir, 'dnsmasq', 'gs0')));
+    expect(await dhclient('edited')).toBeUndefined();
+    const without = await stack.client.getNetwork('gs0');
+    await stack.client.putNetwork({ ...NETWORK, revision: without.revision });
+    await until('on', async () => (await dhclient('edited')) !== undefined);
+    await until('named', () => dig('edited', 'edited.gs0.example.internal') !== '');
+    const on = await stack.client.getNetwork('gs0');
+    const dns = { names: true, domain: 'other.internal' };
+    await stack.client.putNetwork({ ...NETWORK, dns, revision: on.revision });
+    await until('renamed', () => dig('edited', 'edited.gs0.other.internal') !== '');
+    expect(dig('edited', 'edited.gs0.example.internal')).toBe('');
+    const { attachment } = await stack.client.get(stack.host, { id: 'edited' });
+    expect(attachment.dns.domain).toBe('gs0.other.internal');
+    await detach('edited');
   });
 });
