@@ -79,13 +79,20 @@ export interface PortHolder {
 }
 
 /** The process that holds a port, as far as /proc tells; null if it does not. Reads every process: slow. */
-export function portHolder({ protocol, port }: HostPort): PortHolder | null {
+export const portHolder = (held: Pick<HostPort, 'protocol' | 'port'>): PortHolder | null =>
+  portHolders(held).next().value ?? null;
+
+/** All processes that hold a port, each as it is found. */
+export function* portHolders({
+  protocol,
+  port,
+}: Pick<HostPort, 'protocol' | 'port'>): Generator<PortHolder, undefined> {
   const inodes = new Set([protocol, `${protocol}6`].flatMap((table) => socketsOn(table, port)));
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     const command = commandOf(pid);
-    if (command !== null && holdsOne(pid, inodes)) return { pid: Number(pid), command };
+    if (command !== null && holdsOne(pid, inodes)) yield { pid: Number(pid), command };
   }
-  return null;
+  return undefined;
 }
 
 /** Inodes of the sockets that are bound to a port, listeners first (man 5 proc_pid_net). */

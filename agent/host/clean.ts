@@ -5,6 +5,7 @@ import { readMachine } from '../fleet/machine.ts';
 import { ownFolder, whileNoAgentRuns } from '../fleet/own-folders.ts';
 import type { Log } from '../log.ts';
 import { Journal } from '../storage/journal.ts';
+import { endGuestServers } from './dnsmasq/guest-servers.ts';
 import { openHostNetwork } from './networks/types.ts';
 import { isMadeByAgent, taggedId } from './ownership.ts';
 
@@ -36,6 +37,7 @@ export async function cleanHost(
     await host.networkTypes[record.networkType]?.detach(record).removed;
     journal.remove(record.id);
   }
+  await endGuestServers(runtimeDir, log);
   const networks = host.bridges.clean();
   const devices: string[] = [];
   for (const link of host.links()) {

@@ -2,12 +2,15 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { isKernelError } from '#native/errors.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
+import { isServed } from '#protocol/guest-services.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { appliedIn } from './bridges/applied.ts';
 import type { BridgeDescription } from './bridges/description.ts';
 import { compareBridge } from './bridges/comparison.ts';
 import { type BridgeProblem, problemsOf } from './bridges/problems.ts';
 import { look } from './bridges/snapshot.ts';
+import { GUEST_PROGRAMS, programPath } from './dnsmasq/demands.ts';
+import { servicePortHolders } from './dnsmasq/port-holders.ts';
 import { Kernel } from './kernel.ts';
 import { type ForwardingSwitch, forwardingSwitch } from './networks/forwarding.ts';
 import { conflictOf, overlapWithHost } from './own-addresses.ts';
@@ -44,6 +47,10 @@ export interface Observed {
   readonly accountUnread: string | undefined;
   /** What the host itself has in a subnet of a network, in words, by network. */
   readonly overlaps: ReadonlyMap<string, string>;
+  /** Who has a port of DHCP or DNS, where a network of the fleet has hosts serve these; in words. */
+  readonly servicePorts: readonly string[];
+  /** The program that is missing for that, and how to get it. */
+  readonly dnsmasq: 'there' | 'missing' | 'not wanted';
   /** Why nobody knows which networks the fleet has. */
   readonly networksUnknown: string | undefined;
 }
@@ -76,8 +83,18 @@ export function observeHost({ table, runtimeDir, networks }: Look): Observed {
     legacyTables: ['ip', 'ip6'].flatMap((family) => linesOf(`/proc/net/${family}_tables_names`)),
     forwardedBy: { 4: forwardingSwitch(4), 6: forwardingSwitch(6) },
     tun: existsSync('/dev/net/tun'),
+    ...guestServices(networks),
     ...networksOn(runtimeDir, networks),
   };
+}
+
+function guestServices(networks: Look['networks']): Pick<Observed, 'servicePorts' | 'dnsmasq'> {
+  if (typeof networks === 'string' || !networks.some(isServed)) {
+    return { servicePorts: [], dnsmasq: 'not wanted' };
+  }
+  const isThere = GUEST_PROGRAMS.every((name) => programPath(name) !== undefined);
+  const others = servicePortHolders().filter(({ isOurs }) => !isOurs);
+  return { servicePorts: others.map(({ text }) => text), dnsmasq: isThere ? 'there' : 'missing' };
 }
 
 function networksOn(
@@ -137,6 +154,7 @@ export function diagnose(observed: Observed): Finding[] {
     tun
       ? ok('tun', '/dev/net/tun is there')
       : problem('tun', 'without /dev/net/tun no VM gets a TAP', ['modprobe tun']),
+    ...guestFindings(observed),
     ...forwardingFindings(observed),
     ...(legacyTables.length > 0
       ? [
@@ -151,6 +169,22 @@ export function diagnose(observed: Observed): Finding[] {
     ...networkFindings(observed),
   ];
 }
+
+const guestFindings = ({ dnsmasq, servicePorts }: Observed): Finding[] => [
+  ...(dnsmasq === 'missing'
+    ? [
+        problem('dnsmasq', 'networks with DHCP or names cannot have workloads here', [
+          'apt-get install dnsmasq-base dnsmasq-utils',
+        ]),
+      ]
+    : []),
+  ...servicePorts.map((seen) =>
+    advice(
+      'dnsmasq',
+      `${seen}: unless that is on other devices and addresses alone, networks with DHCP or names are not served`,
+    ),
+  ),
+];
 
 const networkFindings = ({
   differing,

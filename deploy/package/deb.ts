@@ -131,7 +131,9 @@ function putSystem(folder: string): void {
   const copy = (from: string, to: string): void => {
     cpSync(join(ROOT, 'deploy', from), join(folder, to), { recursive: true });
   };
-  copy('systemd/volt-network-agent.service', 'usr/lib/systemd/system/volt-network-agent.service');
+  for (const name of ['volt-network-agent.service', 'volt-network-dnsmasq@.service']) {
+    copy(`systemd/${name}`, `usr/lib/systemd/system/${name}`);
+  }
   for (const name of ['10-volt-vmm.network', '90-volt-vmm.link']) {
     copy(`systemd/${name}`, `usr/lib/systemd/network/${name}`);
   }
@@ -206,7 +208,8 @@ function putControl(folder: string, arch: string): void {
     'Priority: optional',
     `Depends: ${DEPENDS.join(', ')}`,
     // The kernel with tun, veth, bridge and nf_tables as modules; a host that is a container has that of its own host.
-    `Recommends: linux-image-${arch} (>= 5.15) | linux-image-generic, kmod`,
+    // dnsmasq for networks with DHCP or names.
+    `Recommends: linux-image-${arch} (>= 5.15) | linux-image-generic, kmod, dnsmasq-base, dnsmasq-utils`,
     'Suggests: nats-server, redis-server (>= 5:7.0)',
     'Description: network agent for virtual machines and containers',
     ' One agent per host gives virtual machines and containers their network: a TAP',

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { connect, headers, type NatsConnection } from 'nats';
 import { existsSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -9,12 +10,14 @@ import { addNamespace, ip, removeNamespace } from '../support/kernel.ts';
 import { answers, run as runIp } from '../support/segment.ts';
 import { type Server, startNats, startRedis } from '../support/servers.ts';
 import { INSTALLED, startSystemd, type Systemd } from '../support/systemd.ts';
+import { requireTool } from '../support/tools.ts';
 
 // The unit as it is installed, under Debian's systemd as PID 1 of namespaces of its own: whatever kind of attachment
 // there is can be had, and lost again, with what the unit leaves the agent.
 
 const DEPLOY = new URL('../../deploy', import.meta.url).pathname;
 const UNIT = 'volt-network-agent.service';
+const DNSMASQ = 'volt-network-dnsmasq@asked.service';
 const read = (file: string): string => readFileSync(`${DEPLOY}/systemd/${file}`, 'utf8');
 const HOST = 'h1';
 const LOG = '/run/agent.log';
@@ -24,6 +27,14 @@ const NETWORKS = [
   { network: 'volt0', subnet: '10.42.0.0/24', gateway: '10.42.0.1' },
   { network: 'alone', type: 'isolated' },
   { network: 'inner', type: 'host-only', subnet: '10.49.0.0/24', gateway: '10.49.0.1' },
+  {
+    network: 'asked',
+    subnet: '10.52.0.0/24',
+    gateway: '10.52.0.1',
+    ipv6: { subnet: 'fd52::/64', gateway: 'fd52::1' },
+    dhcp: true,
+    dns: { names: true },
+  },
   {
     network: 'outer',
     type: 'macvtap',
@@ -65,6 +76,7 @@ beforeAll(async () => {
   });
   systemd.put({
     [UNIT]: read(UNIT),
+    'volt-network-dnsmasq@.service': read('volt-network-dnsmasq@.service'),
     // A container as its runtime has it: a process in a network of its own, with more rights than the agent.
     'container.service': '[Service]\nPrivateNetwork=yes\nExecStart=sleep 600\n',
     'foreign.service': `[Service]\nType=oneshot\nExecStart=sh -c ': <${FOREIGN}'\n`,
@@ -183,8 +195,41 @@ async function attachIsolated(): Promise<void> {
   runIp('-n volt-container-i link show lo');
 }
 
+/** DHCP and names, by a unit that is none of the agent's. */
+async function attachAsking(): Promise<void> {
+  await attach({
+    workload: 'container-q',
+    kind: 'container',
+    network: 'asked',
+    netns: '/run/netns/box',
+    ifname: 'eth9',
+    hostname: 'q',
+  });
+  await until('the name is known', isNamed);
+  const { stdout: status } = systemd.run('cat', `/proc/${pidOf(DNSMASQ)}/status`);
+  const [, uid] = /^Uid:\s+(\d+)/m.exec(status) ?? [];
+  expect(Number(uid)).toBeGreaterThan(0);
+}
+
+const isNamed = (): boolean =>
+  execFileSync(
+    requireTool('ip'),
+    [
+      'netns',
+      'exec',
+      'box',
+      'dig',
+      '+short',
+      '+time=1',
+      '+tries=1',
+      '@10.52.0.1',
+      'q.asked.internal',
+    ],
+    { encoding: 'utf8' },
+  ).startsWith('10.52.0.');
+
 /** What stands is kept over a stop and a kill of the agent, and goes with its detach. */
-async function restartAndDetach(): Promise<void> {
+async function restartAndDetach(afterwards = (): void => {}): Promise<void> {
   const before = (await client.list(HOST)).attachments;
   systemd.systemctl('restart', UNIT);
   await ready();
@@ -193,6 +238,7 @@ async function restartAndDetach(): Promise<void> {
   await ready();
   expect(await client.check(HOST)).toMatchObject({ inSync: true });
   expect((await client.list(HOST)).attachments).toEqual(before);
+  afterwards();
   await detachAll();
   nothingWasKeptBack(1);
 }
@@ -211,12 +257,28 @@ test('the unit as it is: every kind of attachment, dry run and restart', async (
   await attachVms();
   await attachContainers();
   await attachIsolated();
+  await attachAsking();
   expect(mountsOf(pidOf(UNIT))).toBe(mountsOf('1'));
   // Who holds a port is read from /proc of another user's process.
   const port = { protocol: 'tcp', port: 80, hostPort: 80 } as const;
   const refused = attach({ workload: 'vm-t', kind: 'vm', network: 'inner', ports: [port] });
   await expect(refused).rejects.toThrow(pidOf('web.service'));
-  await restartAndDetach();
+  const before = pidOf(DNSMASQ);
+  // It goes on while there is no agent, and ends with its last workload.
+  await restartAndDetach(() => expect(pidOf(DNSMASQ)).toBe(before));
+  await until('dnsmasq has ended', () => systemd.show(DNSMASQ, 'ActiveState') === 'inactive');
+  await until('its leases are gone', () => !existsSync('/run/volt-network-dnsmasq/asked'));
+});
+
+test('a dnsmasq that is killed is back', async () => {
+  await start('');
+  await attachAsking();
+  const before = pidOf(DNSMASQ);
+  systemd.systemctl('kill', '--signal=KILL', DNSMASQ);
+  await until('another runs', () => !['0', before].includes(pidOf(DNSMASQ)));
+  await until('the name is known', isNamed);
+  await detachAll();
+  nothingWasKeptBack();
 });
 
 test('nothing that the filter keeps back is tried, but io_uring, without which libuv goes on', async () => {
@@ -224,6 +286,7 @@ test('nothing that the filter keeps back is tried, but io_uring, without which l
   await attachVms();
   await attachContainers();
   await attachIsolated();
+  await attachAsking();
   await detachAll();
   nothingWasKeptBack();
 });

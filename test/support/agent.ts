@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import {
   chmodSync,
   existsSync,
+  globSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -121,6 +122,7 @@ export async function startAgent(
     },
     stop: async () => {
       const code = await end('SIGTERM');
+      endDnsmasqs(runtimeDir);
       for (const own of [folder, runtimeDir]) rmSync(own, { recursive: true, force: true });
       return code;
     },
@@ -133,6 +135,17 @@ export async function startAgent(
       child = await launch();
     },
   };
+}
+
+/** Ends what goes on when an agent ends. */
+function endDnsmasqs(runtimeDir: string): void {
+  for (const name of globSync(join(runtimeDir, 'dnsmasq/*/state/pid'))) {
+    try {
+      process.kill(Number(readFileSync(name, 'utf8')));
+    } catch {
+      // It has ended by itself.
+    }
+  }
 }
 
 /** Repeats a question until the answer is yes; an error counts as no. */

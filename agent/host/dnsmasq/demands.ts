@@ -9,10 +9,11 @@ import type { Fact } from '../firewall/ruleset.ts';
 /** Where Debian has daemons; the PATH of a service may lack them. */
 const MORE_FOLDERS = ['/usr/sbin', '/sbin', '/usr/local/sbin'];
 
-/** The path of a program of dnsmasq, or undefined where the host does not have it. */
-export function programPath(
-  name: 'dnsmasq' | 'dhcp_release' | 'dhcp_release6',
-): string | undefined {
+/** Debian has them in dnsmasq-base and dnsmasq-utils. */
+export const GUEST_PROGRAMS = ['dnsmasq', 'dhcp_release', 'dhcp_release6'] as const;
+
+/** The path of a program, or undefined where the host does not have it. */
+export function programPath(name: (typeof GUEST_PROGRAMS)[number]): string | undefined {
   const folders = [...(process.env['PATH'] ?? '').split(':'), ...MORE_FOLDERS];
   return folders
     .filter((folder) => folder !== '')
@@ -27,10 +28,7 @@ export function programPath(
 export function refuseUnservedHere(network: Network): void {
   if (!isServed(network)) return;
   refuseUnserved(network, 'network.');
-  const wanted = servesDhcp(network)
-    ? (['dnsmasq', 'dhcp_release', 'dhcp_release6'] as const)
-    : (['dnsmasq'] as const);
-  const missing = wanted.find((name) => programPath(name) === undefined);
+  const missing = GUEST_PROGRAMS.find((name) => programPath(name) === undefined);
   if (missing === undefined) return;
   const path = servesDhcp(network) ? 'network.dhcp' : 'network.dns.names';
   throw new VoltError(

@@ -1,6 +1,14 @@
 import { createHash } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import {
+  chmodSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { dirname, join } from 'node:path';
 
 /** Files among which names are spread: each change is one small file for dnsmasq to read. */
 const NAME_FILES = 64;
@@ -84,7 +92,8 @@ export class Folder {
 
   /** Writes what differs. Throws the error of the disk; the next call writes the rest. */
   write(): Written {
-    mkdirSync(this.path, { recursive: true, mode: 0o755 });
+    makeFolder(dirname(this.path));
+    makeFolder(this.path);
     for (const file of this.#dirty) {
       const lines = [...this.#linesIn(file).values()].flat();
       this.#names.set(file, lines.length === 0 ? undefined : `${lines.join('\n')}\n`);
@@ -129,7 +138,7 @@ class Files {
 
   /** True where a file that was there is gone, or is another. */
   write(): boolean {
-    mkdirSync(this.#folder, { recursive: true, mode: 0o755 });
+    makeFolder(this.#folder);
     let changed = false;
     for (const [name, text] of this.#wanted) {
       const before = this.#written.get(name);
@@ -146,10 +155,16 @@ class Files {
   }
 }
 
+/** Whatever the umask of the agent is. */
+function makeFolder(path: string): void {
+  if (mkdirSync(path, { recursive: true }) !== undefined) chmodSync(path, 0o755);
+}
+
 /** dnsmasq passes over names that begin with a dot. */
 function replace(path: string, text: string): void {
   const fresh = path.replace(/[^/]+$/, '.$&');
-  writeFileSync(fresh, text, { mode: 0o644 });
+  writeFileSync(fresh, text);
+  chmodSync(fresh, 0o644);
   renameSync(fresh, path);
 }
 

@@ -246,6 +246,13 @@ export class GuestServers {
   }
 }
 
+/** Ends every dnsmasq of this host, while no agent runs. */
+export async function endGuestServers(runtimeDir: string, log: Log): Promise<void> {
+  const names = namesIn(foldersOf(runtimeDir));
+  const servers = names.map((network) => new NetworkServer({ network, runtimeDir, log }));
+  await Promise.all(servers.map(async (server) => server.end()));
+}
+
 /** The MTU of most, and that of those that have another. */
 function servedTo(network: Network, records: readonly AttachmentRecord[]): Served {
   const mtus = records.flatMap(({ attachment }) => {

@@ -7,7 +7,8 @@ import { configuration, type Served } from './configuration.ts';
 import { programPath } from './demands.ts';
 import { Folder } from './folder.ts';
 import { type HandedOut, parseLeases } from './leases.ts';
-import { forgetState, supervise, type Supervisor } from './supervisor.ts';
+import { servicePortHolders } from './port-holders.ts';
+import { supervise, type Supervisor } from './supervisor.ts';
 
 const run = promisify(execFile);
 
@@ -142,7 +143,7 @@ export class NetworkServer {
       if (isDone) this.#retryMs = RETRY_FIRST_MS;
       else this.#retry();
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      const reason = told(error);
       if (reason !== this.#problem) {
         this.#options.log.warn(
           { network: this.network, error: reason },
@@ -162,7 +163,6 @@ export class NetworkServer {
 
   async #remove(): Promise<boolean> {
     await this.#supervisor.stop();
-    forgetState(this.#supervisor);
     this.#folder.remove();
     return true;
   }
@@ -217,6 +217,13 @@ export class NetworkServer {
       return parseLeases('');
     }
   }
+}
+
+/** With whoever is in the way. */
+function told(error: unknown): string {
+  const reason = error instanceof Error ? error.message : String(error);
+  const holders = servicePortHolders().filter(({ isOurs }) => !isOurs);
+  return holders.length === 0 ? reason : `${reason}; ${holders.map(({ text }) => text).join(', ')}`;
 }
 
 /** Where the agent has the files for all dnsmasqs. */

@@ -1,12 +1,12 @@
 import { execFile, spawn } from 'node:child_process';
 import {
+  chmodSync,
   chownSync,
   closeSync,
   existsSync,
   mkdirSync,
   openSync,
   readFileSync,
-  rmSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -123,7 +123,8 @@ class Child implements Supervisor {
     const program = programPath('dnsmasq');
     if (program === undefined) throw new Error('this host has no dnsmasq');
     const { uid, gid } = userOfDnsmasq();
-    mkdirSync(this.stateFolder, { recursive: true, mode: 0o755 });
+    mkdirSync(this.stateFolder, { recursive: true });
+    chmodSync(this.stateFolder, 0o755);
     chownSync(this.stateFolder, uid, gid);
     const log = openSync(this.#log, 'w', 0o600);
     const child = spawn(program, [confArgument(this.#conf)], {
@@ -182,11 +183,6 @@ class Child implements Supervisor {
       return 'it ended without a word';
     }
   }
-}
-
-/** Removes what a dnsmasq leaves behind that is not started again. */
-export function forgetState({ stateFolder }: Pick<Supervisor, 'stateFolder'>): void {
-  rmSync(stateFolder, { recursive: true, force: true });
 }
 
 interface User {
