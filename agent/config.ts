@@ -126,6 +126,7 @@ const configSchema = z.strictObject({
     .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must match [a-z][a-z0-9_]{0,31}')
     .default('volt'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+  logFormat: z.enum(['auto', 'json', 'text']).default('auto'),
 });
 
 type Checked = z.infer<typeof configSchema>;
@@ -175,6 +176,7 @@ const OVERRIDES = [
   { key: 'subjectPrefix', variable: 'VOLT_NET_SUBJECT_PREFIX' },
   { key: 'onReboot', variable: 'VOLT_NET_ON_REBOOT' },
   { key: 'logLevel', variable: 'VOLT_NET_LOG_LEVEL' },
+  { key: 'logFormat', variable: 'VOLT_NET_LOG_FORMAT' },
 ] as const;
 
 export type OverrideKey = (typeof OVERRIDES)[number]['key'];

@@ -14,7 +14,7 @@ import { Bus } from './bus/bus.ts';
 import { createAgentCommand } from './cli/agent-command.ts';
 import { type Config, ConfigError, defaultHost, loadConfig } from './config.ts';
 import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './fleet/identity.ts';
-import { createLog, type Log } from './log.ts';
+import { createLog, type Log, logForm } from './log.ts';
 import { MachineError, readMachine } from './fleet/machine.ts';
 import { checkAccess } from './bus/nats-access.ts';
 import { openHostNetwork } from './host/networks/types.ts';
@@ -46,6 +46,7 @@ function configured(): Config {
           ...(flags.stateDir !== undefined && { stateDir: flags.stateDir }),
           ...(flags.networksDir !== undefined && { networksDir: flags.networksDir }),
           ...(flags.logLevel !== undefined && { logLevel: flags.logLevel }),
+          ...(flags.logFormat !== undefined && { logFormat: flags.logFormat }),
         },
       }),
     );
@@ -81,6 +82,7 @@ const flagsSchema = z.object({
   stateDir: text,
   networksDir: text,
   logLevel: text,
+  logFormat: text,
   checkConfig: z.boolean().optional(),
 });
 
@@ -88,7 +90,7 @@ async function main(): Promise<void> {
   // In place of node and its flags, for ps and top.
   process.title = SERVICE_NAME;
   const config = configured();
-  const log = createLog(config.logLevel, config.host);
+  const log = createLog(config.logLevel, config.host, await logForm(config.logFormat));
   const telemetry = await startTelemetry({
     env: process.env,
     host: config.host,

@@ -122,6 +122,7 @@ describe('docs/operating.md', () => {
       'redis.url': 'redis://10.0.0.7:6379/0',
       onReboot: 'release',
       logLevel: 'debug',
+      logFormat: 'text',
       'nats.streams.replicas': '3',
       'nats.streams.storage': 'memory',
     };

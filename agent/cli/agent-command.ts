@@ -14,4 +14,5 @@ export const createAgentCommand = (version: string): Command =>
     .option('--state-dir <folder>', 'what survives a reboot')
     .option('--networks-dir <folder>', 'network files')
     .option('--log-level <level>', 'debug, info, warn or error')
+    .option('--log-format <format>', 'json, text, or auto: text on a terminal')
     .option('--check-config', 'print the checked configuration and exit');

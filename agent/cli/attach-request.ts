@@ -50,7 +50,11 @@ export function attachRequest(flags: AttachFlags): AttachRequest {
   set('requestId', flags.requestId);
   set('netns', flags.netns);
   set('ifname', flags.ifname);
-  set('addresses', flags.address);
+  // As answers have them, too: with the prefix length of the subnet.
+  set(
+    'addresses',
+    flags.address?.map((one) => one.replace(/\/.*/, '')),
+  );
   set('mac', flags.mac);
   set('mtu', wholeNumber('--mtu', flags.mtu));
   set('hostname', flags.hostname);

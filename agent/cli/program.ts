@@ -43,6 +43,10 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       names: ['ledger'],
       load: async () => (await import('./commands/ledger.ts')).addLedgerCommands,
     },
+    {
+      names: ['version', 'completion'],
+      load: async () => (await import('./commands/about.ts')).addAboutCommands,
+    },
   ];
 
 /**
@@ -60,7 +64,7 @@ export async function createProgram(options: {
       'Networks of virtual machines and containers, for people and scripts.\n' +
         'Each command but "setup", "job" and "ledger install" sends one request to the agent of a host and shows its answer.',
     )
-    .version(version)
+    .version(version, '-v, --version')
     .addOption(new Option('--config <file>', 'agent.json to take servers, host and folders from'))
     .addOption(new Option('--nats <url>', 'NATS server, instead of the configured one'))
     .addOption(
@@ -85,7 +89,7 @@ export async function createProgram(options: {
     .helpCommand('help [command]', 'show the help of a command')
     .configureHelp({ showGlobalOptions: true })
     .addHelpText('after', FIRST_STEPS + EXIT_CODES_HELP);
-  const help = ['help', '--help', '-h'].some((word) => words.includes(word));
+  const help = ['help', '--help', '-h', 'completion'].some((word) => words.includes(word));
   const named = FAMILIES.filter(({ names }) => names.some((name) => words.includes(name)));
   const families = help || named.length === 0 ? FAMILIES : named;
   for (const { load } of families) (await load())(program, shell);

@@ -14,6 +14,9 @@ export interface Surroundings {
   readonly terminal: Terminal;
 }
 
+/** What takes longer than this is told of. */
+const TELL_EVERY_MS = 1_500;
+
 /** What every command works with: settings, output, a connection if it asks for one, the exit code. */
 export class Shell {
   readonly #surroundings: Surroundings;
@@ -27,6 +30,10 @@ export class Shell {
   /** Takes note of the common flags, before the command runs. */
   begin(command: Command): void {
     this.#flags = command.optsWithGlobals<CommonFlags>();
+  }
+
+  get env(): Surroundings['env'] {
+    return this.#surroundings.env;
   }
 
   settings(): Settings {
@@ -47,7 +54,19 @@ export class Shell {
     const settings = this.settings();
     if (settings.local) throw new UsageError('--local: this command needs NATS');
     const { withClient } = await import('./connect.ts');
-    return withClient(settings, work, options);
+    const answer = withClient(settings, work, options);
+    return options.stay === true ? answer : this.#patiently(answer);
+  }
+
+  /** Tells people who wait that there is still something to wait for. */
+  async #patiently<T>(answer: Promise<T>): Promise<T> {
+    if (!this.#surroundings.terminal.isTTY()) return answer;
+    const began = performance.now();
+    const timer = setInterval(() => {
+      const seconds = Math.round((performance.now() - began) / 1_000);
+      this.output().note(`waiting for an answer, ${seconds} s`);
+    }, TELL_EVERY_MS);
+    return answer.finally(() => clearInterval(timer));
   }
 
   /**
@@ -70,7 +89,7 @@ export class Shell {
       }
     }
     const { LocalClient } = await import('./local-client.ts');
-    return work({ client: new LocalClient(settings), settings });
+    return this.#patiently(work({ client: new LocalClient(settings), settings }));
   }
 }
 

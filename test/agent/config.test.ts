@@ -62,6 +62,7 @@ test('an empty file is the documented defaults', () => {
     onReboot: 'recreate',
     nftablesTable: 'volt',
     logLevel: 'info',
+    logFormat: 'auto',
   });
 });
 

@@ -16,3 +16,56 @@ test.each([TEXT.slice(0, 16), TEXT])('a line of the log is one line of plain JSO
   expect(stdout.trimEnd().split('\n')).toHaveLength(1);
   expect(JSON.parse(stdout)).toMatchObject({ host: 'h1', msg: text, [text]: text });
 });
+
+const logged = (program: string, env: Record<string, string> = {}): string => {
+  const source = `import { createLog, logForm } from '#agent/log.ts'; ${program}`;
+  const words = ['--input-type=module', '--eval', source];
+  const { stdout, stderr } = spawnSync(process.execPath, words, {
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+  });
+  return stdout + stderr;
+};
+
+test('text for people is one line of what the event says, and acts on no terminal', () => {
+  const text = JSON.stringify(TEXT.slice(0, 16));
+  const said = logged(
+    `createLog('info', 'h1', await logForm('text')).warn({ id: ${text}, port: 67 }, ${text} + 'end');`,
+  );
+  expect(actsOnTerminals(said)).toEqual([]);
+  expect(said).toMatch(/^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\] WARN: .*end \{.*"port":67/s);
+});
+
+test('what is no terminal gets JSON', () => {
+  const said = logged(`createLog('info', 'h1', await logForm('auto')).info('hello');`);
+  expect(JSON.parse(said)).toMatchObject({ msg: 'hello' });
+});
+
+test('the journal is told the priority of each line, and nobody else', () => {
+  const program = `
+    import { fstatSync } from 'node:fs';
+    const { dev, ino } = fstatSync(1);
+    if (process.env.IS_JOURNAL) process.env.JOURNAL_STREAM = dev + ':' + ino;
+    else process.env.JOURNAL_STREAM = '1:2';
+    const log = createLog('debug', 'h1');
+    log.debug('d'); log.info('i'); log.warn('w'); log.error('e'); log.fatal('f');`;
+  // By level: a pipe that is not ready for the first line may have it after others.
+  const priorities = (text: string): [number, string][] =>
+    text
+      .trimEnd()
+      .split('\n')
+      .map((line): [number, string] => {
+        const begin = line.indexOf('{');
+        const { level } = JSON.parse(line.slice(begin)) as { level: number };
+        return [level, line.slice(0, begin)];
+      })
+      .toSorted(([one], [other]) => one - other);
+  expect(priorities(logged(program, { IS_JOURNAL: '1' }))).toEqual([
+    [20, '<7>'],
+    [30, '<6>'],
+    [40, '<4>'],
+    [50, '<3>'],
+    [60, '<2>'],
+  ]);
+  expect(priorities(logged(program)).map(([, prefix]) => prefix)).toEqual(['', '', '', '', '']);
+});

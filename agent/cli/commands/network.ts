@@ -6,12 +6,13 @@ import { details, table } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { UsageError } from '../errors.ts';
 import { wholeNumber } from '../units.ts';
+import { addNetworkEditCommands } from './network-edit.ts';
 
-/** `network put`, `get`, `show`, `list`, `delete`: the networks of the whole fleet. */
+/** `network put`, `get`, `show`, `list`, `delete`, `edit`, `diff`: the networks of the whole fleet. */
 export function addNetworkCommands(program: Command, shell: Shell): void {
   const network = program
     .command('network')
-    .description('networks of the fleet: put, get, show, list, delete')
+    .description('networks of the fleet: put, get, show, list, edit, diff, delete')
     .addHelpText(
       'after',
       `
@@ -26,6 +27,7 @@ Examples:
   addShow(network, shell);
   addList(network, shell);
   addDelete(network, shell);
+  addNetworkEditCommands(network, shell);
 }
 
 const addPut = (network: Command, shell: Shell): Command =>
@@ -77,11 +79,7 @@ const addGet = (network: Command, shell: Shell): Command =>
       `
 Examples:
   $ voltnet network get volt0
-  $ voltnet network get volt0 --json | jq .usage.free
-
-  Edit a network
-  $ voltnet network get volt0 --json | jq .network > volt0.json
-  $ voltnet network put volt0.json --revision "$(voltnet network get volt0 --json | jq .revision)"`,
+  $ voltnet network get volt0 --json | jq .usage.free`,
     )
     .action(async (name: string) => {
       const answer = await shell.withClient(({ client }) => client.getNetwork(name));

@@ -3,7 +3,7 @@ import { VoltError } from '#protocol/errors.ts';
 import type { EventType } from '#protocol/events.ts';
 import type { Connected } from '../connect.ts';
 import type { Shell } from '../shell.ts';
-import { wholeNumber } from '../units.ts';
+import { parseSeconds, wholeNumber } from '../units.ts';
 import { UsageError } from '../errors.ts';
 import { eventLine } from '../event-line.ts';
 
@@ -11,6 +11,7 @@ interface WatchFlags {
   readonly network?: string;
   readonly type?: readonly string[];
   readonly count?: string;
+  readonly since?: string;
 }
 
 /** `watch`: events of the fleet as they come. */
@@ -20,6 +21,7 @@ export function addWatchCommand(program: Command, shell: Shell): void {
     .description('show events as they come, of all hosts or of the one that --host names')
     .option('--network <name>', 'only of this network')
     .option('--type <type>', 'only of this type; may be repeated', collect)
+    .option('--since <time>', 'first those of before: 15m, 2h, or a time as 2026-01-31T08:00:00Z')
     .option('--count <number>', 'end after so many events')
     .addHelpText('after', EXAMPLES)
     .action(async (flags: WatchFlags) => {
@@ -32,6 +34,7 @@ export function addWatchCommand(program: Command, shell: Shell): void {
           ...(settings.hostGiven && { host: settings.host }),
           ...(flags.network !== undefined && { network: flags.network }),
           ...(types !== undefined && { types }),
+          ...(flags.since !== undefined && { since: timeOf(flags.since) }),
         });
         // The first call subscribes. After "watching" every event from then on is shown.
         let next = events.next();
@@ -50,6 +53,13 @@ export function addWatchCommand(program: Command, shell: Shell): void {
 
 const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
 
+/** RFC 3339, or so long ago. */
+function timeOf(text: string): string {
+  const time = Date.parse(text);
+  if (/^\d{4}-/.test(text) && !Number.isNaN(time)) return new Date(time).toISOString();
+  return new Date(Date.now() - parseSeconds(text) * 1_000).toISOString();
+}
+
 function eventType(text: string, types: readonly EventType[]): EventType {
   const known = types.find((type) => type === text);
   if (known !== undefined) return known;
@@ -65,4 +75,7 @@ Examples:
   Wait for the next detach
   $ voltnet watch --type detached --count 1
 
-Shown is what happens from now on; the stream VOLT_NET_EVENTS keeps what happened before.`;
+  What has failed during the last hour, and what fails from now on
+  $ voltnet watch --since 1h --type failed
+
+Shown is what happens from now on; with --since also what the stream VOLT_NET_EVENTS has of before.`;

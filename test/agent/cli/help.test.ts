@@ -35,6 +35,8 @@ describe('help', () => {
       'network show',
       'network list',
       'network delete',
+      'network edit',
+      'network diff',
       'attach',
       'update',
       'detach',
@@ -57,9 +59,12 @@ describe('help', () => {
       'host settle',
       'host rename',
       'host clean',
+      'host drain',
       'ledger',
       'ledger check',
       'ledger install',
+      'version',
+      'completion',
     ]);
   });
 

@@ -1,6 +1,8 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { dirname } from 'node:path';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -13,10 +15,14 @@ import { startStack, type Stack } from '../../support/stack.ts';
 const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 
 let stack: Stack;
+const folder = mkdtempSync(join(tmpdir(), 'volt-test-voltnet-'));
 beforeAll(async () => {
   stack = await startStack();
 });
-afterAll(() => stack[Symbol.asyncDispose]());
+afterAll(async () => {
+  rmSync(folder, { recursive: true });
+  await stack[Symbol.asyncDispose]();
+});
 
 interface Ended {
   readonly exitCode: number | null;
@@ -278,3 +284,106 @@ describe('watch and status', () => {
     expect((await ended(start(['--local', 'list'], nowhere))).exitCode).toBe(3);
   });
 });
+
+describe('a network, changed by hand', () => {
+  const edited = (script: string, ...words: string[]): Promise<Ended> =>
+    ended(start(words, { EDITOR: `sed -i ${script}` }));
+
+  test('edit puts what was saved, and nothing where nothing was changed', async () => {
+    await json('network', 'put', networkFile({ network: 'edit0', subnet: '10.91.0.0/24' }));
+    const same = await edited("''", 'network', 'edit', 'edit0');
+    expect(same).toMatchObject({ exitCode: 0, stdout: 'edit0 is as it was\n' });
+    const script = `'s/"reuseDelaySeconds": 60/"reuseDelaySeconds": 5/'`;
+    const changed = await edited(script, 'network', 'edit', 'edit0', '--json');
+    expect(changed.exitCode).toBe(0);
+    expect(await json('network', 'get', 'edit0')).toMatchObject({
+      network: { reuseDelaySeconds: 5 },
+    });
+  });
+
+  test('edit keeps the text that was refused', async () => {
+    const { exitCode, stderr } = await edited(
+      `'s/10.91.0.0/10.91.0.1/'`,
+      'network',
+      'edit',
+      'edit0',
+    );
+    expect(exitCode).toBe(2);
+    expect(stderr).toContain('host bits');
+    const [, file = ''] = /your text is in (\S+)/.exec(stderr) ?? [];
+    expect(readFileSync(file, 'utf8')).toContain('10.91.0.1');
+    rmSync(dirname(file), { recursive: true });
+  });
+
+  test('an editor that fails changes nothing', async () => {
+    const { exitCode, stderr } = await ended(
+      start(['network', 'edit', 'edit0'], { EDITOR: 'false' }),
+    );
+    expect(exitCode).toBe(2);
+    expect(stderr).toContain('false ended with 1');
+  });
+
+  test('diff names each key, and what is the same is exit code 0', async () => {
+    const file = networkFile({ network: 'edit0', subnet: '10.91.0.0/24', mtu: 1400 });
+    const { exitCode, stdout } = await voltnet('network', 'diff', file, '--json');
+    expect(exitCode).toBe(8);
+    expect(JSON.parse(stdout)).toMatchObject({
+      differences: [
+        { path: 'reuseDelaySeconds', now: '5', file: '60' },
+        { path: 'mtu', now: null, file: '1400' },
+      ],
+    });
+    const same = networkFile({ network: 'edit0', subnet: '10.91.0.0/24', reuseDelaySeconds: 5 });
+    expect(await voltnet('network', 'diff', same)).toMatchObject({ exitCode: 0 });
+    const other = networkFile({ network: 'other0', subnet: '10.92.0.0/24' });
+    expect(await voltnet('network', 'diff', other)).toMatchObject({
+      exitCode: 8,
+      stdout: 'other0: there is no such network yet\n',
+    });
+  });
+});
+
+test('an address may be given as answers have it', async () => {
+  const { attachment } = await json(...vm('as-shown', '--address', '10.42.0.77/24'));
+  expect(attachment).toMatchObject({ addresses: [{ address: '10.42.0.77/24' }] });
+  await json('detach', 'as-shown');
+});
+
+test('watch shows what was before, since a time', async () => {
+  await json(...vm('seen'));
+  await json('detach', 'seen');
+  const { exitCode, stdout } = await voltnet(
+    ...['watch', '--since', '1h', '--type', 'attached', '--count', '1', '--json'],
+  );
+  expect(exitCode).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ type: 'attached' });
+  expect(await voltnet('watch', '--since', 'yesterday')).toMatchObject({ exitCode: 2 });
+});
+
+test('drain detaches all of a host, and says how many', async () => {
+  await json(...vm('drain-a'));
+  await json(...vm('drain-b'));
+  const { attachments } = await json('list');
+  expect(await json('host', 'drain', stack.host)).toEqual({
+    host: stack.host,
+    detached: z.array(z.unknown()).parse(attachments).length,
+  });
+  expect(await json('list')).toEqual({ attachments: [] });
+  expect(await json('host', 'drain', stack.host)).toMatchObject({ detached: 0 });
+});
+
+test('version, completion', async () => {
+  const version = expect.stringMatching(/^\d+\.\d+\.\d+\n$/);
+  expect(await voltnet('-v')).toMatchObject({ exitCode: 0, stdout: version });
+  expect(await voltnet('version')).toMatchObject({ exitCode: 0, stdout: version });
+  const { stdout } = await voltnet('completion', 'bash');
+  expect(execFileSync('bash', ['-n'], { input: stdout, encoding: 'utf8' })).toBe('');
+  expect(stdout).toContain('network put');
+  expect(await voltnet('completion', 'csh')).toMatchObject({ exitCode: 2 });
+});
+
+function networkFile(network: object): string {
+  const file = join(folder, 'network.json');
+  writeFileSync(file, JSON.stringify(network));
+  return file;
+}
