@@ -27,6 +27,7 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
     },
     { names: ['exec'], load: async () => (await import('./commands/exec.ts')).addExecCommand },
     { names: ['watch'], load: async () => (await import('./commands/watch.ts')).addWatchCommand },
+    { names: ['trace'], load: async () => (await import('./commands/trace.ts')).addTraceCommand },
     {
       names: ['status'],
       load: async () => (await import('./commands/status.ts')).addStatusCommand,

@@ -7,7 +7,7 @@ import { claimTap } from './claim.ts';
 import { runGuest } from './guest.ts';
 import type { Stage } from './stage.ts';
 import { TapGuest } from './tap-guest.ts';
-import { type Span, waterfall } from './waterfall.ts';
+import { type Span, waterfall } from '#protocol/waterfall.ts';
 import { RUNTIME_DIR, type World } from './world.ts';
 
 /** The network that the documentation shows. */

@@ -1,6 +1,6 @@
 import { createServer, type Server } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Span } from './waterfall.ts';
+import { type Span, spansOf } from '#protocol/waterfall.ts';
 
 const QUIET_MS = 400;
 
@@ -66,38 +66,4 @@ export class TraceReceiver implements AsyncDisposable {
     this.#spans.push(...spansOf(JSON.parse(text)));
     this.#lastAt = performance.now();
   }
-}
-
-/** The spans of an ExportTraceServiceRequest (opentelemetry-proto, JSON form). */
-export function spansOf(message: unknown): Span[] {
-  return list(message, 'resourceSpans')
-    .flatMap((resource) => list(resource, 'scopeSpans'))
-    .flatMap((scope) => list(scope, 'spans'))
-    .map((span) => {
-      const parentSpanId = textOf(span, 'parentSpanId');
-      return {
-        traceId: textOf(span, 'traceId'),
-        spanId: textOf(span, 'spanId'),
-        ...(parentSpanId !== '' && { parentSpanId }),
-        name: textOf(span, 'name'),
-        start: BigInt(textOf(span, 'startTimeUnixNano')),
-        end: BigInt(textOf(span, 'endTimeUnixNano')),
-        failed: property(property(span, 'status'), 'code') === 2,
-      };
-    });
-}
-
-function property(value: unknown, key: string): unknown {
-  if (typeof value !== 'object' || value === null) return undefined;
-  return Object.getOwnPropertyDescriptor(value, key)?.value;
-}
-
-function list(value: unknown, key: string): unknown[] {
-  const elements = property(value, key);
-  return Array.isArray(elements) ? elements : [];
-}
-
-function textOf(value: unknown, key: string): string {
-  const found = property(value, key);
-  return typeof found === 'string' || typeof found === 'number' ? String(found) : '';
 }

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { run, Running } from './processes.ts';
 import { TraceReceiver } from './trace-receiver.ts';
-import type { Span } from './waterfall.ts';
+import type { Span } from '#protocol/waterfall.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const AGENT = `${ROOT}deploy/bin/volt-network-agent`;
@@ -114,7 +114,7 @@ export class World implements AsyncDisposable {
     const spanId = randomBytes(8).toString('hex');
     const start = nowNs();
     const output = await this.voltnet(words, { traceparent: `00-${traceId}-${spanId}-01` });
-    const own: Span = { traceId, spanId, name, start, end: nowNs(), failed: false };
+    const own: Span = { traceId, spanId, name, start, end: nowNs(), failed: false, attributes: {} };
     const spans = async (): Promise<Span[]> => {
       if (this.#traces === undefined) throw new Error('nobody receives traces');
       return [own, ...(await this.#traces.trace(traceId, lastSpan, TRACE_MS))];

@@ -45,6 +45,7 @@ describe('help', () => {
       'check',
       'exec',
       'watch',
+      'trace',
       'status',
       'doctor',
       'setup',

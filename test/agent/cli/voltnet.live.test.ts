@@ -382,6 +382,48 @@ test('version, completion', async () => {
   expect(await voltnet('completion', 'csh')).toMatchObject({ exitCode: 2 });
 });
 
+describe('trace', () => {
+  const span = (spanId: string, more: object) => ({
+    traceId: '4bf92f3577b34da6a3ce929d0e0e4736',
+    spanId,
+    name: spanId,
+    startTimeUnixNano: '1000000000',
+    endTimeUnixNano: '1002000000',
+    ...more,
+  });
+  const line = (...spans: object[]): string =>
+    `${JSON.stringify({ resourceSpans: [{ scopeSpans: [{ spans }] }] })}\n`;
+  const named = { attributes: [{ key: 'volt.attachment.id', value: { stringValue: 'web' } }] };
+  const spans = [
+    line(span('attach', named), span('kernel', { parentSpanId: 'attach' })),
+    'no JSON\n{"resourceMetrics":[]}\n',
+    line(span('other', { traceId: 'f'.repeat(32) })),
+  ].join('');
+
+  test('is found by attachment id and by trace id', async () => {
+    const file = join(folder, 'traces.jsonl');
+    writeFileSync(file, spans);
+    for (const id of ['web', '4bf92f3577b34da6a3ce929d0e0e4736']) {
+      const { exitCode, stdout } = await voltnet('trace', id, '--file', file);
+      expect(exitCode).toBe(0);
+      expect(stdout).toMatch(/^trace 4bf9.*\nattach +━+ +2\.000 ms\n {2}kernel +━+ +2\.000 ms\n$/);
+    }
+    const { stdout } = await ended(start(['trace', 'web', '--file', '-', '--json']), spans);
+    expect(JSON.parse(stdout)).toMatchObject({
+      traces: [{ spans: [{ name: 'attach', start: '1000000000' }, { name: 'kernel' }] }],
+    });
+  });
+
+  test('what is not there is said', async () => {
+    const file = join(folder, 'traces.jsonl');
+    expect(await voltnet('trace', 'nobody', '--file', file)).toMatchObject({ exitCode: 4 });
+    expect(await voltnet('trace', 'web', '--file', '/nowhere')).toMatchObject({
+      exitCode: 2,
+      stderr: expect.stringContaining('no such file'),
+    });
+  });
+});
+
 function networkFile(network: object): string {
   const file = join(folder, 'network.json');
   writeFileSync(file, JSON.stringify(network));

@@ -7,6 +7,7 @@ export interface Span {
   readonly start: bigint;
   readonly end: bigint;
   readonly failed: boolean;
+  readonly attributes: Readonly<Record<string, string>>;
 }
 
 const BAR = '━';
@@ -15,11 +16,11 @@ const DURATION_WIDTH = 10;
 
 /**
  * A trace as rows: the tree of names, a bar where each span lies in time, and how long it took. The axis is
- * that of the spans in `within` and all below it; a span that lies around it fills its row.
+ * that of the first span named `within`, or of the first one, and all below it; a span that lies around it fills its row.
  */
 export function waterfall(
   spans: readonly Span[],
-  options: { readonly within: string; readonly width: number },
+  options: { readonly within?: string; readonly width: number },
 ): string[] {
   const rows = inTreeOrder(spans);
   const axis = extent(rows, options.within);
@@ -64,7 +65,7 @@ function inTreeOrder(spans: readonly Span[]): Row[] {
 }
 
 /** From the start of the named span to the end of the last one at or below it. */
-function extent(rows: readonly Row[], name: string): { start: bigint; end: bigint } {
+function extent(rows: readonly Row[], name: string | undefined): { start: bigint; end: bigint } {
   const first = rows.findIndex(({ span }) => span.name === name);
   const top = rows[first] ?? rows[0];
   if (top === undefined) return { start: 0n, end: 1n };
@@ -82,3 +83,51 @@ const fitted = (name: string): string =>
 
 const milliseconds = ({ start, end }: Span): string =>
   `${(Number(end - start) / 1e6).toFixed(3)} ms`;
+
+/** opentelemetry/proto/trace/v1/trace.proto. */
+const STATUS_CODE_ERROR = 2;
+
+/** The spans of an ExportTraceServiceRequest (opentelemetry-proto, JSON form). */
+export function spansOf(message: unknown): Span[] {
+  return list(message, 'resourceSpans')
+    .flatMap((resource) => list(resource, 'scopeSpans'))
+    .flatMap((scope) => list(scope, 'spans'))
+    .map((span) => {
+      const parentSpanId = textOf(span, 'parentSpanId');
+      return {
+        traceId: textOf(span, 'traceId'),
+        spanId: textOf(span, 'spanId'),
+        ...(parentSpanId !== '' && { parentSpanId }),
+        name: textOf(span, 'name'),
+        start: BigInt(textOf(span, 'startTimeUnixNano')),
+        end: BigInt(textOf(span, 'endTimeUnixNano')),
+        failed: property(property(span, 'status'), 'code') === STATUS_CODE_ERROR,
+        attributes: attributesOf(span),
+      };
+    });
+}
+
+/** Of numbers and texts; others are left out. */
+function attributesOf(span: unknown): Record<string, string> {
+  const pairs = list(span, 'attributes').map((one): [string, string] => {
+    const value = property(one, 'value');
+    const text = ['stringValue', 'intValue', 'doubleValue'].map((key) => textOf(value, key));
+    return [textOf(one, 'key'), text.join('')];
+  });
+  return Object.fromEntries(pairs);
+}
+
+function property(value: unknown, key: string): unknown {
+  if (typeof value !== 'object' || value === null) return undefined;
+  return Object.getOwnPropertyDescriptor(value, key)?.value;
+}
+
+function list(value: unknown, key: string): unknown[] {
+  const elements = property(value, key);
+  return Array.isArray(elements) ? elements : [];
+}
+
+function textOf(value: unknown, key: string): string {
+  const found = property(value, key);
+  return typeof found === 'string' || typeof found === 'number' ? String(found) : '';
+}

@@ -1,6 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { spansOf } from '../../deploy/demo/trace-receiver.ts';
-import { type Span, waterfall } from '../../deploy/demo/waterfall.ts';
+import { type Span, spansOf, waterfall } from '#protocol/waterfall.ts';
 
 const span = (
   spanId: string,
@@ -15,6 +14,7 @@ const span = (
   start: BigInt(start) * 1_000_000n,
   end: BigInt(end) * 1_000_000n,
   failed,
+  attributes: {},
 });
 
 const name = (text: string): string => text.padEnd(46);
@@ -64,6 +64,10 @@ describe('OTLP', () => {
                   startTimeUnixNano: '1767323045000000001',
                   endTimeUnixNano: '1767323045000000002',
                   status: { code: 2 },
+                  attributes: [
+                    { key: 'volt.request.id', value: { stringValue: 'r1' } },
+                    { key: 'retries', value: { intValue: '3' } },
+                  ],
                 },
               ],
             },
@@ -79,6 +83,7 @@ describe('OTLP', () => {
         start: 1_767_323_045_000_000_001n,
         end: 1_767_323_045_000_000_002n,
         failed: true,
+        attributes: { 'volt.request.id': 'r1', retries: '3' },
       },
     ]);
     expect(spansOf({})).toEqual([]);
