@@ -51,6 +51,10 @@ case $purpose in
   package)
     need ip iproute2
     need nft nftables
+    need podman podman
+    need runc runc
+    need nats-server nats-server
+    need redis-server redis-server
     need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
     ;;
   demo) servers ;;

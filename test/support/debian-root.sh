@@ -33,6 +33,9 @@ printf '%s\n' 'APT::Get::Assume-Yes "true";' 'APT::Install-Recommends "false";' 
 rm root/var/cache/apt/archives/*.deb
 env -i PATH="$PATH" chroot root apt-get -qq --download-only install nats-server redis-server libnftables1 netbase >download.log 2>&1 ||
   { cat download.log >&2 && exit 1; }
+# Takes the place of systemd where that is not (debian-base.sh).
+env -i PATH="$PATH" chroot root sh -c 'cd /var/cache/apt/archives && apt-get -qq download systemd-standalone-sysusers' >download.log 2>&1 ||
+  { cat download.log >&2 && exit 1; }
 # What these set is the machine's, not a namespace's.
 for unit in systemd-sysctl systemd-modules-load systemd-binfmt; do
   ln -s /dev/null "root/etc/systemd/system/$unit.service"

@@ -74,11 +74,13 @@ export type Booted = Omit<Systemd, 'put'>;
 export async function boot(of: {
   readonly folder: string;
   readonly words: readonly string[];
+  /** What the command becomes, in words, where it is not systemd. */
+  readonly what?: string;
   /** Whether what is run there has its root, too. */
   readonly ownRoot?: boolean;
   readonly isUp: (systemd: Pick<Systemd, 'run' | 'systemctl'>) => boolean;
 }): Promise<Booted> {
-  const { folder, words, ownRoot = false, isUp } = of;
+  const { folder, words, what = 'systemd', ownRoot = false, isUp } = of;
   const cgroup = makeControlGroup(join(folder, 'cgroup'));
   const [program, args] = dyingWithParent(['sh', '-c', JOIN, 'sh', cgroup, ...words]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -106,12 +108,12 @@ export async function boot(of: {
     throw new Error(`systemctl ${command.join(' ')}: ${status}\n${stdout}${stderr}${said()}`);
   };
   try {
-    await until('systemd is up', () => {
-      if (child.exitCode !== null) throw new Error(`systemd ended: ${said()}`);
+    await until(`${what} is up`, () => {
+      if (child.exitCode !== null) throw new Error(`${what} ended: ${said()}`);
       return isUp({ run, systemctl });
     });
   } catch (cause) {
-    throw new Error(`systemd does not run here: ${said()}`, { cause });
+    throw new Error(`${what} does not run here: ${said()}`, { cause });
   }
   return {
     run,

@@ -13,6 +13,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   setpriv: 'util-linux',
   unshare: 'util-linux',
   'systemd-analyze': 'systemd',
+  podman: 'podman runc',
   python3: 'python3 python3-msgpack',
   'qemu-system-x86_64': 'qemu-system-x86',
 };
