@@ -35,6 +35,7 @@ case $purpose in
     servers
     guest
     need strace strace
+    need jq jq
     need faketime faketime
     need dnsmasq dnsmasq-base
     need dhcp_release6 dnsmasq-utils

@@ -22,7 +22,7 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
       load: async () => (await import('./commands/update.ts')).addUpdateCommand,
     },
     {
-      names: ['detach', 'get', 'list', 'check'],
+      names: ['detach', 'get', 'guest-config', 'list', 'check'],
       load: async () => (await import('./commands/attachments.ts')).addAttachmentCommands,
     },
     { names: ['exec'], load: async () => (await import('./commands/exec.ts')).addExecCommand },
@@ -115,7 +115,7 @@ First steps:
       -netdev tap,id=n0,fd={fd} -device virtio-net-pci,netdev=n0,mac={mac} ...
   $ voltnet detach web
 
-Where NATS cannot be used, attach, detach, update, get, list and check ask the agent of this host over
-its socket, as root; --local does so at once. Every command shows more examples with --help. Settings come from flags, then VOLT_NET_* variables,
+Where NATS cannot be used, attach, detach, update, get, guest-config, list and check ask the agent of
+this host over its socket, as root; --local does so at once. Every command shows more examples with --help. Settings come from flags, then VOLT_NET_* variables,
 then /etc/volt/network/agent.json. TRACEPARENT and TRACESTATE continue a trace.
 `;

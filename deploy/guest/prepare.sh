@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prepares a guest for QEMU: Debian's cloud kernel, unpacked and not installed, and an initramfs of busybox
-# and the modules of a virtio NIC. Kept in .cache/guest/<kernel>-<recipe>/, made anew when either changes;
+# Prepares a guest for QEMU: Debian's cloud kernel, unpacked and not installed, and an initramfs of busybox,
+# klibc's ipconfig and the modules of a virtio NIC. Kept in .cache/guest/<kernel>-<recipe>/, made anew when either changes;
 # safe to run twice at once. Prints the folder, which holds `vmlinuz` and `initrd`.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
@@ -34,10 +34,16 @@ mkdir "$work/download" "$work/kernel" "$work/root" "$work/ready"
 (cd "$work/download" && { apt-get download -qq "$package" >/dev/null 2>&1 || { apt-get update -qq && apt-get download -qq "$package" >/dev/null; }; })
 dpkg -x "$work"/download/*.deb "$work/kernel"
 cp "$work"/kernel/boot/vmlinuz-* "$work/ready/vmlinuz"
+# Debian's initramfs configures the NIC of `ip=` with klibc's ipconfig.
+(cd "$work/download" && apt-get download -qq klibc-utils libklibc >/dev/null 2>&1)
+for deb in "$work"/download/*klibc*.deb; do dpkg -x "$deb" "$work/klibc"; done
 
 mkdir "$work/root/bin" "$work/root/modules"
 cp /bin/busybox "$work/root/bin/busybox"
 cp "$here/init" "$here/udhcpc" "$work/root/"
+mkdir -p "$work/root/lib"
+cp "$work"/klibc/usr/lib/klibc/bin/ipconfig "$work/root/bin/"
+find "$work/klibc" -name 'klibc-*.so' -exec cp {} "$work/root/lib/" \;
 chmod 755 "$work/root/init" "$work/root/udhcpc"
 modules=$(dirname "$(find "$work/kernel" -name modules.dep -o -name modules.order | head -n 1)")
 # In the order in which they need each other; what the kernel has built in is not there.

@@ -48,7 +48,8 @@ const put = (network: object): string =>
     `echo '${JSON.stringify(network)}' | podman exec --interactive volt-network-agent voltnet network put /dev/stdin`,
   );
 
-const ready = (): Promise<void> => until('the agent serves', () => voltnet('status') !== '', 60_000);
+const ready = (): Promise<void> =>
+  until('the agent serves', () => voltnet('status') !== '', 60_000);
 
 const agentPid = (): string =>
   host.shell("podman inspect --format '{{.State.Pid}}' volt-network-agent").trim();

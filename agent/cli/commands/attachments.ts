@@ -8,6 +8,7 @@ import type {
   ListRequest,
 } from '#protocol/attachment.ts';
 import { EXIT } from '../exit-codes.ts';
+import { GUEST_FORMATS, guestConfig } from '../guest-config.ts';
 import { UsageError } from '../errors.ts';
 import type { HostClient } from '../local-client.ts';
 import { marked, type Page } from '../page.ts';
@@ -23,10 +24,11 @@ import {
   planTable,
 } from '../views.ts';
 
-/** `detach`, `get`, `list`, `check`: what is attached on a host. */
+/** `detach`, `get`, `guest-config`, `list`, `check`: what is attached on a host. */
 export function addAttachmentCommands(program: Command, shell: Shell): void {
   addDetach(program, shell);
   addGet(program, shell);
+  addGuestConfig(program, shell);
   addList(program, shell);
   addCheck(program, shell);
 }
@@ -88,6 +90,35 @@ Examples:
         client.get(host, { id }),
       );
       shell.output().result(answer, () => attachmentDetails(answer.attachment));
+    });
+
+const addGuestConfig = (program: Command, shell: Shell): Command =>
+  program
+    .command('guest-config')
+    .description('print the network configuration of a guest, for one that does not ask by DHCP')
+    .argument('<id>', 'attachment id, of a VM')
+    .option('--format <format>', 'cloud-init (default), kernel, networkd or interfaces')
+    .option('--ifname <name>', "kernel, interfaces: the NIC's name in the guest (default: eth0)")
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ voltnet guest-config web > seed/network-config
+  $ voltnet guest-config web --format networkd > guest/etc/systemd/network/10-nic.network
+  $ voltnet guest-config web --format kernel
+  ip=10.42.0.10::10.42.0.1:255.255.255.0::eth0:off
+
+Formats: cloud-init is its network-config, version 2; kernel is for the kernel's command line, IPv4
+alone; networkd is a .network file; interfaces is /etc/network/interfaces of Alpine and Debian.`,
+    )
+    .action(async (id: string, flags: { format?: string; ifname?: string }) => {
+      const format = oneOf('--format', flags.format, GUEST_FORMATS) ?? 'cloud-init';
+      const { attachment } = await shell.withHost(({ client, settings: { host } }) =>
+        client.get(host, { id }),
+      );
+      const { ifname } = flags;
+      const lines = guestConfig(attachment, { format, ...(ifname !== undefined && { ifname }) });
+      shell.output().result({ format, lines }, () => lines);
     });
 
 interface ListFlags {

@@ -38,7 +38,10 @@ describe('manual pages', () => {
       text
         .split('\n.SS ')
         .slice(1)
-        .map((part) => [/^voltnet ([a-z ]*[a-z])/.exec(part)?.[1] ?? '', part]),
+        .map((part) => {
+          const [, path = ''] = /^voltnet ((?:[a-z ]|\\-)*[a-z])/.exec(part) ?? [];
+          return [path.replaceAll('\\-', '-'), part];
+        }),
     );
     const leaves = commands.filter(({ commands: below }) => below.length === 0);
     const missing = leaves.flatMap((command) => {

@@ -41,6 +41,7 @@ describe('help', () => {
       'update',
       'detach',
       'get',
+      'guest-config',
       'list',
       'check',
       'exec',
@@ -89,6 +90,7 @@ describe('help', () => {
       'attach',
       'detach',
       'get',
+      'guest-config',
       'list',
       'check',
     ]);
