@@ -134,6 +134,9 @@ case $purpose in
   vm | test) sh "$root/deploy/guest/prepare.sh" >/dev/null ;;
 esac
 case $purpose in
-  test) sh "$root/test/support/udev.sh" >/dev/null ;;
+  test)
+    sh "$root/test/support/udev.sh" >/dev/null
+    sh "$root/test/support/cloud-init.sh" >/dev/null
+    ;;
   package) sh "$root/test/support/debian-root.sh" >/dev/null ;;
 esac

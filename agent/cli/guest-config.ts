@@ -1,4 +1,5 @@
 import type { Attachment } from '#protocol/attachment.ts';
+import { isDeviceName } from '#protocol/names.ts';
 import { UsageError } from './errors.ts';
 
 /**
@@ -10,7 +11,8 @@ export type GuestFormat = (typeof GUEST_FORMATS)[number];
 
 /**
  * How a guest without DHCP configures its NIC, as lines of a file, or of the kernel's command line. `ifname` is the NIC's name
- * in the guest, for formats that do not find it by its MAC. UsageError where a format cannot say what is needed.
+ * in the guest, `eth0` by default: cloud-init gives it this name, networkd takes the name that it has. UsageError where a
+ * format cannot say what is needed.
  */
 export function guestConfig(
   attachment: Attachment,
@@ -19,21 +21,20 @@ export function guestConfig(
   if (attachment.kind !== 'vm') {
     throw new UsageError(`${attachment.id} is a container: its interface is configured already`);
   }
-  switch (format) {
-    case 'cloud-init':
-    case 'networkd':
-      if (ifname !== undefined) {
-        throw new UsageError(`--ifname: ${format} finds the NIC by its MAC`);
-      }
-      return format === 'networkd' ? networkd(attachment) : cloudInit(attachment);
-    case 'kernel':
-      return [kernel(attachment, ifname ?? DEFAULT_NAME)];
-    case 'interfaces':
-      return interfaces(attachment, ifname ?? DEFAULT_NAME);
+  if (format === 'networkd') {
+    if (ifname === undefined) return networkd(attachment);
+    throw new UsageError('--ifname: networkd finds the NIC by its MAC, and leaves its name alone');
   }
+  const name = ifname ?? 'eth0';
+  if (!isDeviceName(name)) throw new UsageError(`--ifname "${name}": is no name of a device`);
+  return MADE_WITH_NAME[format](attachment, name);
 }
 
-const DEFAULT_NAME = 'eth0';
+const MADE_WITH_NAME = {
+  'cloud-init': cloudInit,
+  kernel: (attachment: Attachment, ifname: string) => [kernel(attachment, ifname)],
+  interfaces,
+} as const;
 
 interface Address {
   readonly address: string;
@@ -49,52 +50,43 @@ const addressesOf = ({ addresses }: Attachment): Address[] =>
 
 const isIPv6 = (address: string): boolean => address.includes(':');
 
-/** Default routes first. */
-const routesOf = ({ addresses, routes }: Attachment): { to: string; via: string }[] => [
-  ...addresses.flatMap(({ gateway }) =>
-    gateway === undefined ? [] : [{ to: isIPv6(gateway) ? '::/0' : '0.0.0.0/0', via: gateway }],
-  ),
-  ...routes.map(({ to, via }) => ({ to, via })),
-];
-
-const searchOf = ({ dns: { search = [], domain } }: Attachment): string[] => [
+const searchOf = ({ search = [], domain }: Attachment['dns']): string[] => [
   ...new Set([...(domain === undefined ? [] : [domain]), ...search]),
 ];
 
-// Values are JSON, which is YAML too.
-function cloudInit(attachment: Attachment): string[] {
-  const { mac, device, dns, addresses } = attachment;
-  const routes = routesOf(attachment);
-  const search = searchOf(attachment);
-  const { servers = [] } = dns;
-  const list = (name: string, values: readonly string[]): string[] =>
-    values.length === 0 ? [] : [`${name}: ${JSON.stringify(values)}`];
-  const indented = (lines: readonly string[]): string[] => lines.map((line) => `  ${line}`);
-  const nameservers = [...list('addresses', servers), ...list('search', search)];
-  return [
-    'version: 2',
-    'ethernets:',
-    '  nic:',
-    ...indented(
-      indented([
-        `match: {macaddress: ${JSON.stringify(mac)}}`,
-        'dhcp4: false',
-        'dhcp6: false',
-        'accept-ra: false',
-        ...(device === null ? [] : [`mtu: ${device.mtu}`]),
-        ...list(
-          'addresses',
-          addresses.map(({ address }) => address),
-        ),
-        ...(routes.length === 0 ? [] : ['routes:']),
-        ...routes.map(
-          ({ to, via }) => `  - {to: ${JSON.stringify(to)}, via: ${JSON.stringify(via)}}`,
-        ),
-        ...(nameservers.length === 0 ? [] : ['nameservers:', ...indented(nameservers)]),
-      ]),
+// cloud-init 22.4, Debian 12's, makes ::/64 of a route to ::/0 and does not know
+// `default`, so that default routes are gateway4 and gateway6. Without set-name it looks for a NIC of the name `ethernets` has.
+function cloudInit({ mac, device, dns, ...attachment }: Attachment, ifname: string): string[] {
+  const nameservers = [...list('addresses', dns.servers ?? []), ...list('search', searchOf(dns))];
+  const nic = [
+    `match: {${value('macaddress', mac)}}`,
+    value('set-name', ifname),
+    'dhcp4: false',
+    'dhcp6: false',
+    'accept-ra: false',
+    ...(device === null ? [] : [value('mtu', device.mtu)]),
+    ...list(
+      'addresses',
+      attachment.addresses.map(({ address }) => address),
     ),
+    ...attachment.addresses.flatMap(({ gateway }) =>
+      gateway === undefined ? [] : [value(isIPv6(gateway) ? 'gateway6' : 'gateway4', gateway)],
+    ),
+    ...(attachment.routes.length === 0 ? [] : ['routes:']),
+    ...attachment.routes.map(({ to, via }) => `  - {${value('to', to)}, ${value('via', via)}}`),
+    ...(nameservers.length === 0 ? [] : ['nameservers:', ...indented(nameservers)]),
   ];
+  return ['version: 2', 'ethernets:', `  ${JSON.stringify(ifname)}:`, ...indented(indented(nic))];
 }
+
+/** A line of YAML; JSON is YAML, too. */
+const value = (name: string, of: string | number | readonly string[]): string =>
+  `${name}: ${JSON.stringify(of)}`;
+
+const list = (name: string, of: readonly string[]): string[] =>
+  of.length === 0 ? [] : [value(name, of)];
+
+const indented = (lines: readonly string[]): string[] => lines.map((line) => `  ${line}`);
 
 function kernel(attachment: Attachment, ifname: string): string {
   const address = addressesOf(attachment).find((one) => !isIPv6(one.address));
@@ -110,7 +102,7 @@ function kernel(attachment: Attachment, ifname: string): string {
 function networkd(attachment: Attachment): string[] {
   const { mac, device, dns, addresses } = attachment;
   const { servers = [] } = dns;
-  const search = searchOf(attachment);
+  const search = searchOf(dns);
   return [
     '[Match]',
     `MACAddress=${mac}`,
@@ -123,7 +115,10 @@ function networkd(attachment: Attachment): string[] {
     'IPv6AcceptRA=no',
     // The port filter knows this link-local address and no other.
     'IPv6LinkLocalAddressGenerationMode=eui64',
-    ...routesOf(attachment).flatMap(({ to, via }) => [
+    ...addresses.flatMap(({ gateway }) =>
+      gateway === undefined ? [] : ['', '[Route]', `Gateway=${gateway}`],
+    ),
+    ...attachment.routes.flatMap(({ to, via }) => [
       '',
       '[Route]',
       `Destination=${to}`,
@@ -135,7 +130,7 @@ function networkd(attachment: Attachment): string[] {
 function interfaces(attachment: Attachment, ifname: string): string[] {
   const { device, dns, routes } = attachment;
   const { servers = [] } = dns;
-  const search = searchOf(attachment);
+  const search = searchOf(dns);
   const mtu = device === null ? [] : [`mtu ${device.mtu}`];
   const resolver = [
     ...(servers.length === 0 ? [] : [`dns-nameservers ${servers.join(' ')}`]),

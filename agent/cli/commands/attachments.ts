@@ -98,7 +98,7 @@ const addGuestConfig = (program: Command, shell: Shell): Command =>
     .description('print the network configuration of a guest, for one that does not ask by DHCP')
     .argument('<id>', 'attachment id, of a VM')
     .option('--format <format>', 'cloud-init (default), kernel, networkd or interfaces')
-    .option('--ifname <name>', "kernel, interfaces: the NIC's name in the guest (default: eth0)")
+    .option('--ifname <name>', "the NIC's name in the guest (default: eth0)")
     .addHelpText(
       'after',
       `

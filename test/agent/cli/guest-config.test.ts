@@ -40,16 +40,17 @@ const config = (attachment: Attachment, format: GuestFormat): string =>
 test('cloud-init: the NIC by its MAC, with everything that the attachment has', () => {
   expect(config(web, 'cloud-init')).toBe(`version: 2
 ethernets:
-  nic:
+  "eth0":
     match: {macaddress: "0a:58:0a:2a:00:0a"}
+    set-name: "eth0"
     dhcp4: false
     dhcp6: false
     accept-ra: false
     mtu: 1400
     addresses: ["10.42.0.10/23","fd42::10/64"]
+    gateway4: "10.42.0.1"
+    gateway6: "fd42::1"
     routes:
-      - {to: "0.0.0.0/0", via: "10.42.0.1"}
-      - {to: "::/0", via: "fd42::1"}
       - {to: "10.99.0.0/16", via: "10.42.0.9"}
     nameservers:
       addresses: ["10.42.0.1","fd42::1"]
@@ -73,11 +74,9 @@ IPv6AcceptRA=no
 IPv6LinkLocalAddressGenerationMode=eui64
 
 [Route]
-Destination=0.0.0.0/0
 Gateway=10.42.0.1
 
 [Route]
-Destination=::/0
 Gateway=fd42::1
 
 [Route]
@@ -158,7 +157,10 @@ describe('is refused', () => {
   test('as ip= where there is no IPv4 address', () => {
     expect(() => config({ ...bare, addresses: [six] }, 'kernel')).toThrow(/no IPv4 address/);
   });
-  test('with a name where the MAC says which NIC', () => {
-    expect(() => guestConfig(web, { format: 'cloud-init', ifname: 'eth0' })).toThrow(/--ifname/);
+  test('with a name that no NIC can have', () => {
+    expect(() => guestConfig(web, { format: 'kernel', ifname: 'eth0 init=x' })).toThrow(/--ifname/);
+  });
+  test('with a name for networkd, which leaves names alone', () => {
+    expect(() => guestConfig(web, { format: 'networkd', ifname: 'eth0' })).toThrow(/--ifname/);
   });
 });

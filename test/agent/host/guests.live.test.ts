@@ -1,6 +1,14 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,6 +16,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { guestFolder } from '../../../deploy/guest/qemu.ts';
 import { until } from '../../support/agent.ts';
 import { VOLTNET } from '../../support/guest.ts';
+import { addNamespace, ip, only, removeNamespace } from '../../support/kernel.ts';
 import { openPage } from '../../support/page.ts';
 import { type Stack, startStack, VOLT0 } from '../../support/stack.ts';
 import { dyingWithParent, requireTool } from '../../support/tools.ts';
@@ -20,6 +29,22 @@ const VMMS = fileURLToPath(new URL('../../support/vmms', import.meta.url));
 // A jailer makes a /dev/net/tun that its user may open; this machine's may be root's.
 const AS_IN_JAIL = '--inh-caps +dac_override --ambient-caps +dac_override';
 const WITH_DNS = { ...VOLT0, dns: { servers: ['10.42.0.1'] } };
+const CLOUD_INIT = fileURLToPath(new URL('../../support/cloud-init.sh', import.meta.url));
+const BOTH = {
+  network: 'both',
+  subnet: '10.44.0.0/24',
+  gateway: '10.44.0.1',
+  ipv6: { subnet: 'fd44::/64', gateway: 'fd44::1' },
+  routes: [{ to: 'fd99::/48', via: 'fd44::2' }],
+};
+// As its unit starts it. Where sysfs is read-only networkd does not wait for udevd; the signal at the parent's death comes last,
+// since a change of user takes it away.
+const NETWORKD = [
+  ...['sh', '-c', 'mount -o remount,ro /sys && exec "$@"', 'sh', 'setpriv'],
+  ...['--reuid', 'systemd-network', '--regid', 'systemd-network', '--clear-groups'],
+  ...['--inh-caps', '+net_admin,+net_raw', '--ambient-caps', '+net_admin,+net_raw', '--'],
+  ...dyingWithParent(['/lib/systemd/systemd-networkd']).flat(),
+];
 /** Whoever attached with `--owner`. */
 const OWNER = 4711;
 
@@ -73,7 +98,7 @@ function type(chapter: string, index = 0): string {
 
 const attach = (id: string, flags = ''): void => {
   const { status, stderr } = shell(
-    `voltnet attach --id ${id} --workload vm-${id} --kind vm --network volt0 ${flags}`,
+    `voltnet attach --id ${id} --workload vm-${id} --kind vm ${flags.includes('--network') ? '' : '--network volt0'} ${flags}`,
   );
   if (status !== 0) throw new Error(stderr);
 };
@@ -223,15 +248,94 @@ describe('Cloud Hypervisor (a stub)', () => {
 describe('what a guest is given', () => {
   const written = (name: string): string => readFileSync(join(folder, name), 'utf8');
 
-  test('a seed of NoCloud', () => {
-    type('How the guest gets its addresses', 0);
-    expect(written('seed/network-config')).toContain('addresses: ["10.42.0.10/24"]');
+  describe('a seed of NoCloud', () => {
+    /** What cloud-init itself makes of it for a guest, as one text. */
+    const converted = (renderer: string): string => {
+      const root = execFileSync('sh', [CLOUD_INIT], { encoding: 'utf8' }).trim();
+      const words = ['-p', 'seed/network-config', '-k', 'yaml', '-d', 'made', '-D', 'debian'];
+      const { status, stderr } = spawnSync(
+        '/usr/bin/python3',
+        ['-m', 'cloudinit.cmd.main', 'devel', 'net-convert', ...words, '-O', renderer],
+        {
+          cwd: folder,
+          env: { ...env, PYTHONPATH: join(root, 'usr/lib/python3/dist-packages') },
+          encoding: 'utf8',
+        },
+      );
+      if (status !== 0) throw new Error(stderr);
+      return shell('find made -type f | xargs cat; rm -r made').stdout;
+    };
+
+    test('is what cloud-init takes for the address, the gateway and the DNS server', () => {
+      type('How the guest gets its addresses', 0);
+      const networkd = converted('networkd');
+      for (const line of [
+        'Address=10.42.0.10/24',
+        'Gateway=10.42.0.1',
+        'DNS=10.42.0.1',
+        'Name=eth0',
+      ])
+        expect(networkd).toContain(`${line}\n`);
+      expect(converted('eni')).toMatch(/ address 10\.42\.0\.10\/24\n[^]* gateway 10\.42\.0\.1\n/);
+      expect(converted('netplan')).toContain('- 10.42.0.10/24\n');
+    });
+
+    test('has both families, their default routes and other routes', async () => {
+      await stack.client.putNetwork(BOTH);
+      attach('other', '--network both');
+      const { stdout } = shell('voltnet guest-config other | tee seed/network-config');
+      expect(stdout).toContain('gateway6');
+      const networkd = converted('networkd');
+      for (const line of ['Gateway=10.44.0.1', 'Gateway=fd44::1', 'Destination=fd99::/48'])
+        expect(networkd).toContain(`${line}\n`);
+      expect(networkd).toMatch(/^Address=fd44::[0-9a-f:]+\/64$/m);
+      expect(networkd).not.toContain('::/64\n\nGateway');
+      expect(converted('eni')).toContain('gateway fd44::1\n');
+    });
   });
 
   test('files of an image', () => {
     type('How the guest gets its addresses', 1);
     expect(written('image/etc/systemd/network/10-nic.network')).toContain('Address=10.42.0.10/24');
     expect(written('image/etc/network/interfaces')).toContain('address 10.42.0.10\n');
+  });
+
+  test('a file by which systemd-networkd configures a NIC', async () => {
+    await stack.client.putNetwork(BOTH);
+    attach('other', '--network both');
+    const { attachment } = await stack.client.get(stack.host, { id: 'other' });
+    addNamespace('guest');
+    ip('link', 'add', 'outside', 'type', 'veth', 'peer', 'name', 'nic', 'netns', 'guest');
+    ip('-n', 'guest', 'link', 'set', 'nic', 'address', attachment.mac);
+    ip('link', 'set', 'outside', 'up');
+    mkdirSync('/run/systemd/network', { recursive: true });
+    const { stdout } = shell('voltnet guest-config other --format networkd');
+    writeFileSync('/run/systemd/network/10-nic.network', stdout);
+    shell('mkdir -p /run/systemd/netif && chown -R systemd-network: /run/systemd/netif');
+    const networkd = spawn(requireTool('ip'), ['netns', 'exec', 'guest', ...NETWORKD]);
+    try {
+      const addresses = (): string[] =>
+        only(ip('-n', 'guest', 'addr', 'show', 'nic')).addr_info.map(
+          ({ local, prefixlen }) => `${local}/${prefixlen}`,
+        );
+      const routes = (family: string): string[] =>
+        ip('-n', 'guest', family, 'route', 'show', 'default').map(({ gateway }) => String(gateway));
+      await until('networkd has configured it', () =>
+        attachment.addresses.every(({ address }) => addresses().includes(address)),
+      );
+      await until(
+        'the default routes are there',
+        () => routes('-4').length + routes('-6').length === 2,
+      );
+      expect([...routes('-4'), ...routes('-6')]).toEqual(['10.44.0.1', 'fd44::1']);
+      expect(only(ip('-n', 'guest', 'link', 'show', 'nic'))['mtu']).toBe(attachment.device?.mtu);
+      expect(ip('-n', 'guest', '-6', 'route', 'show', 'fd99::/48')).toHaveLength(1);
+    } finally {
+      const ended = once(networkd, 'exit');
+      networkd.kill('SIGKILL');
+      await ended;
+      removeNamespace('guest');
+    }
   });
 
   test('none of what does not exist: an unknown id, or format', () => {
