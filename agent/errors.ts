@@ -42,7 +42,7 @@ function fromKernelError(error: KernelError): VoltError {
     case 'EACCES':
       return new VoltError(
         'KERNEL_ERROR',
-        `${error.message}: a capability is missing (CAP_NET_ADMIN, CAP_SYS_ADMIN)`,
+        `${error.message}: a capability is missing (${operation === 'mknod' ? 'CAP_MKNOD' : 'CAP_NET_ADMIN, CAP_SYS_ADMIN'})`,
         options,
       );
     default:
