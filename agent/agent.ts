@@ -4,7 +4,7 @@ import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
 import { refuseUnserved } from '#protocol/guest-services.ts';
 import { parseNetwork } from '#protocol/network.ts';
-import type { Ledger, Self } from '#ipam-store/ledger.ts';
+import type { Ledger, NetworkUsage, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
 import { Admission } from './bus/admission.ts';
 import { answerBytes } from './bus/answer-size.ts';
@@ -41,6 +41,7 @@ import { Session } from './fleet/session.ts';
 import { Slices } from './schedule/slices.ts';
 import { Stretches } from './schedule/stretches.ts';
 import { Standing } from './fleet/standing.ts';
+import { type Reading, readingsOf } from './telemetry/readings.ts';
 import { IdLocks } from './schedule/id-lock.ts';
 import type { UnexpectedErrors } from './health/unexpected.ts';
 import { Updates } from './attachments/updates.ts';
@@ -67,6 +68,8 @@ export interface AgentOptions {
   readonly openHostNetwork: typeof openHostNetwork;
   readonly listen: typeof listenSeqpacket;
   readonly unexpected: Pick<UnexpectedErrors, 'seen'>;
+  /** Why nobody can ask for metrics, if they should be able to. The default is that nobody should. */
+  readonly metricsProblem?: () => string | undefined;
   /** Cuts long work into slices. The default is good for a host. */
   readonly slices?: Slices;
   /** Gives the kernel work of requests its turns. The default is good for a host. */
@@ -380,6 +383,7 @@ export class Agent {
         guestServers: this.#guestServers,
         disk: this.#disk,
         clocks: this.#clocks,
+        metrics: { problem: options.metricsProblem ?? (() => undefined) },
         otherName: () => {
           const hostName = defaultHost();
           // The host is recorded under the name that it had at its first start.
@@ -452,6 +456,28 @@ export class Agent {
     await this.#hostNetwork.dryRuns.close();
     this.#hostNetwork.forwarding[Symbol.dispose]();
     this.#hostNetwork.firewall[Symbol.dispose]();
+  }
+
+  /** Networks that this host has attachments of. */
+  get networks(): readonly string[] {
+    return [...new Set(this.#journal.values().map(({ request }) => request.network))];
+  }
+
+  /** The state of the agent for metrics; `pools` is how full its networks are. */
+  readings(pools: ReadonlyMap<string, NetworkUsage>): readonly Reading[] {
+    const parts = {
+      journal: this.#journal,
+      bus: this.#bus,
+      events: this.#events,
+      ledger: this.#ledger,
+      session: this.#session,
+      reconcile: this.#reconcile,
+      clocks: this.#clocks,
+      conditions: this.#conditions,
+      unexpected: this.#unexpected,
+      version: this.#version,
+    };
+    return readingsOf(parts, pools);
   }
 
   #health(): Readonly<Record<string, unknown>> {

@@ -3,6 +3,8 @@ import { hostname } from 'node:os';
 import { z } from 'zod';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
 import { parseNatsUrl, problemOfUser, SUBJECT } from './bus/nats-url.ts';
+import { parseListen } from './telemetry/listen-address.ts';
+import { namesIn } from './telemetry/telemetry.ts';
 
 const path = z.string().startsWith('/', 'must be an absolute path');
 const nullablePath = path.nullable().default(null);
@@ -101,6 +103,22 @@ const redisSection = z.strictObject({
   minReplicas: z.int().min(0).max(16).default(0),
 });
 
+const metricsSection = z.strictObject({
+  listen: z
+    .string()
+    .superRefine((text, context) => {
+      try {
+        parseListen(text);
+      } catch (error) {
+        context.addIssue(error instanceof Error ? error.message : String(error));
+      }
+    })
+    .nullable()
+    .default(null),
+  // How often each network's usage is read from the ledger, while there is somebody to tell it to.
+  poolSeconds: seconds.min(1).default(60),
+});
+
 /** `agent.json`: every key optional, unknown keys refused. Defaults are those of docs/operating.md. */
 const configSchema = z.strictObject({
   host: z
@@ -127,6 +145,7 @@ const configSchema = z.strictObject({
     .default('volt'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
   logFormat: z.enum(['auto', 'json', 'text']).default('auto'),
+  metrics: metricsSection.prefault({}),
 });
 
 type Checked = z.infer<typeof configSchema>;
@@ -177,6 +196,7 @@ const OVERRIDES = [
   { key: 'onReboot', variable: 'VOLT_NET_ON_REBOOT' },
   { key: 'logLevel', variable: 'VOLT_NET_LOG_LEVEL' },
   { key: 'logFormat', variable: 'VOLT_NET_LOG_FORMAT' },
+  { key: 'metrics.listen', variable: 'VOLT_NET_METRICS_LISTEN' },
 ] as const;
 
 export type OverrideKey = (typeof OVERRIDES)[number]['key'];
@@ -200,6 +220,8 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
     put(settings, key.split('.'), isNumber ? Number(value) : value);
     origins.set(key, flag === undefined ? variable : 'the command line');
   }
+  const variables = listenAsOpenTelemetrySays(settings, env);
+  if (variables !== undefined) origins.set('metrics.listen', variables);
   noteSecrets(settings);
   refuseUnknownVariables(env);
   const checked = configSchema.safeParse(settings);
@@ -217,6 +239,25 @@ export function loadConfig({ file, env, flags = {} }: ConfigSources): Config {
   const inboxPrefix = nats.inboxPrefix ?? `_INBOX.agent-${host}`;
   const hostGiven = checked.data.host !== undefined;
   return { ...checked.data, host, hostGiven, nats: { ...nats, inboxPrefix } };
+}
+
+/**
+ * OTEL_METRICS_EXPORTER=prometheus, where no address is configured: puts the address of OpenTelemetry's variables into the
+ * settings, and returns where it is from.
+ */
+function listenAsOpenTelemetrySays(
+  settings: Record<string, unknown>,
+  env: ConfigSources['env'],
+): string | undefined {
+  const exporters = namesIn(env['OTEL_METRICS_EXPORTER']);
+  const { metrics } = settings;
+  const isGiven = isRecord(metrics) && (metrics['listen'] ?? null) !== null;
+  if (!exporters.includes('prometheus') || exporters.includes('none') || isGiven) return undefined;
+  const host = env['OTEL_EXPORTER_PROMETHEUS_HOST'] || '127.0.0.1';
+  const port = env['OTEL_EXPORTER_PROMETHEUS_PORT'] || '9464';
+  const address = host.includes(':') ? `[${host}]` : host;
+  put(settings, ['metrics', 'listen'], `${address}:${port}`);
+  return 'OTEL_EXPORTER_PROMETHEUS_HOST and _PORT';
 }
 
 /** What each key alone does not show. */

@@ -19,7 +19,7 @@ import { MachineError, readMachine } from './fleet/machine.ts';
 import { checkAccess } from './bus/nats-access.ts';
 import { openHostNetwork } from './host/networks/types.ts';
 import { FolderError, ownFolder } from './fleet/own-folders.ts';
-import { startTelemetry } from './telemetry.ts';
+import { startTelemetry } from './telemetry/telemetry.ts';
 import { UnexpectedErrors } from './health/unexpected.ts';
 
 const VERSION = packageJson.version;
@@ -93,8 +93,10 @@ async function main(): Promise<void> {
   const log = createLog(config.logLevel, config.host, await logForm(config.logFormat));
   const telemetry = await startTelemetry({
     env: process.env,
+    config: config.metrics,
     host: config.host,
     version: VERSION,
+    log,
   });
   const machine = mendable(readMachine, MachineError);
   using _lock = exclusive(config, log);
@@ -106,6 +108,7 @@ async function main(): Promise<void> {
     );
   }
   const unexpected = new UnexpectedErrors(log);
+  const ledger = new Ledger(config.redis);
   const agent = new Agent({
     config,
     log,
@@ -120,12 +123,18 @@ async function main(): Promise<void> {
         log.error({ error: String(error) }, 'who this host yields to is not kept');
       }
     },
-    ledger: new Ledger(config.redis),
+    ledger,
     makeBus: (options) => new Bus(options),
     openHostNetwork,
     listen: listenSeqpacket,
+    metricsProblem: () => telemetry.problem,
   });
   agent.start();
+  telemetry.observe({
+    ledger,
+    networks: () => agent.networks,
+    readings: (pools) => agent.readings(pools),
+  });
   // What failed before ends the process, and systemd starts another.
   unexpected.survive();
   notifySystemd('READY=1');
@@ -136,7 +145,7 @@ async function main(): Promise<void> {
   notifySystemd('STOPPING=1');
   await agent.stop();
   await telemetry.shutdown().catch((error: unknown) => {
-    log.warn({ error: String(error) }, 'spans were not exported');
+    log.warn({ error: String(error) }, 'not all traces and metrics were exported');
   });
   log.info('stopped');
 }

@@ -42,6 +42,7 @@ case $purpose in
     need dhclient isc-dhcp-client
     need dig bind9-dnsutils
     need perfdhcp kea-admin
+    need promtool prometheus
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     need_file /lib/systemd/systemd-networkd systemd
     ;;

@@ -10,7 +10,8 @@ export type ConditionArea =
   | 'firewall'
   | 'reconcile'
   | 'disk'
-  | 'clock';
+  | 'clock'
+  | 'metrics';
 
 interface ConditionKind {
   readonly area: ConditionArea;
@@ -165,6 +166,12 @@ export const CONDITIONS = {
     area: 'clock',
     blocks: false,
     remedy: 'Let chrony or systemd-timesyncd set the clocks of hosts, NATS and Redis.',
+  },
+  'metrics-unserved': {
+    area: 'metrics',
+    blocks: false,
+    remedy:
+      'Free the address that metrics.listen names, or give another one. The agent tries again.',
   },
 } as const satisfies Readonly<Record<string, ConditionKind>>;
 

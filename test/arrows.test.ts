@@ -36,7 +36,7 @@ const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^koffi$/, /^native\/(libc|nftables|poll)\.ts$/],
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
   [/^nats$/, /^agent\/(bus\/[a-z-]+|cli\/connect)\.ts$/],
-  [/^@opentelemetry\//, /^agent\/telemetry\.ts$/],
+  [/^@opentelemetry\//, /^agent\/telemetry\/[a-z-]+\.ts$/],
   [
     /^zod$/,
     /^(protocol\/|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,

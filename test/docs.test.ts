@@ -123,6 +123,7 @@ describe('docs/operating.md', () => {
       onReboot: 'release',
       logLevel: 'debug',
       logFormat: 'text',
+      'metrics.listen': '127.0.0.1:7',
       'nats.streams.replicas': '3',
       'nats.streams.storage': 'memory',
     };

@@ -38,6 +38,7 @@ import type { NamedNamespace } from '../host/networks/workload.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
 import type { Stretches } from '../schedule/stretches.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
+import { phases, repairs } from '../measure.ts';
 import { type RequestTrace, tracedStep, tracedStepSync } from '../trace.ts';
 
 /** The trace of a request, and until when its caller waits (`performance.now()` time). */
@@ -174,6 +175,11 @@ export class Attachments {
       };
       return await this.#make({ request, revised, checked, record, held, call });
     });
+  }
+
+  /** The type of a network that was read; undefined if it was not. */
+  typeOf(network: string): Network['type'] | undefined {
+    return this.#networks.get(network)?.network.type;
   }
 
   /** What `attach` would do now, or the error that it would throw. Changes nothing and publishes no event. */
@@ -345,6 +351,7 @@ export class Attachments {
     }
     if (remedy === 'mend' || remedy === 'remake') {
       tellRepaired({ ...this.#options, host: self.host }, id, remedy, differences);
+      repairs.note({ action: remedy, result: 'done' });
     }
     const replayed = remedy !== 'remake';
     if (request.leaseTtlSeconds === undefined) return { attachment: now, replayed };
@@ -424,6 +431,9 @@ export class Attachments {
       },
     );
     undo.move();
+    const of = { operation: 'attach', type: network.type, result: 'ok' } as const;
+    phases.note({ ...of, phase: 'ipam', ms: ipamMs });
+    phases.note({ ...of, phase: 'kernel', ms: kernelMs });
     return attachment;
   }
 

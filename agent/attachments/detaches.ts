@@ -6,6 +6,7 @@ import { endedLease, type EventLog } from '../storage/events.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
 import type { NetworkTypes } from '../host/networks/network-type.ts';
+import { phases } from '../measure.ts';
 import { withDeadline } from '../schedule/id-lock.ts';
 
 export interface DetachesOptions {
@@ -90,6 +91,13 @@ export class Detaches {
         this.#report(ending, detach);
         journal.remove(record.id);
         this.#releasing.delete(record.id);
+        phases.note({
+          operation: 'detach',
+          phase: 'total',
+          type: record.networkType,
+          result: 'ok',
+          ms: Date.now() - Date.parse(detach.startedAt),
+        });
         return;
       } catch (error) {
         const reason = String(error);

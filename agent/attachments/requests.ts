@@ -29,6 +29,7 @@ import {
   type RememberedOperation,
   type StoredPosition,
 } from './request-log.ts';
+import { phases, type Phase } from '../measure.ts';
 import type { IdLocks } from '../schedule/id-lock.ts';
 import type { Updates } from './updates.ts';
 
@@ -196,7 +197,7 @@ export class Requests {
       content,
       position: call.position,
     };
-    return locks.take(request.id, call.deadline, async () => {
+    const work = async (): Promise<Answer> => {
       let known: Remembered | undefined;
       try {
         known = requestLog.find(asked);
@@ -219,7 +220,29 @@ export class Requests {
         this.#tellFailure(asked, identified, call, error);
         throw error;
       }
-    });
+    };
+    return locks.take(request.id, call.deadline, () => this.#measured(operation, request, work));
+  }
+
+  /** Does the work, and notes how long it took and what it came to. */
+  async #measured<Answer extends object>(
+    operation: RememberedOperation,
+    { id, network = '' }: { readonly id: string; readonly network?: string },
+    work: () => Promise<Answer>,
+  ): Promise<Answer> {
+    const { journal, attachments } = this.#options;
+    const started = performance.now();
+    // A detach removes the record.
+    const recorded = journal.get(id)?.networkType;
+    let result: Phase['result'] = 'error';
+    try {
+      const answer = await work();
+      result = 'replayed' in answer && answer.replayed === true ? 'replayed' : 'ok';
+      return answer;
+    } finally {
+      const type = recorded ?? attachments.typeOf(network) ?? 'unknown';
+      phases.note({ operation, phase: 'answer', type, result, ms: performance.now() - started });
+    }
   }
 
   /** Each attach makes events. While too many wait for NATS, no attach is begun. */

@@ -14,6 +14,7 @@ import type { AttachmentRecord, Journal } from '../storage/journal.ts';
 import type { HostAttachments } from '../host/host-attachments.ts';
 import type { NetworkTypes } from '../host/networks/network-type.ts';
 import type { Stretches } from '../schedule/stretches.ts';
+import { phases } from '../measure.ts';
 import { tracedStepSync } from '../trace.ts';
 
 export interface UpdatesOptions {
@@ -66,6 +67,14 @@ export class Updates {
       journal.put(updatedRecord(record, after));
       undo.move();
       return performance.now() - started;
+    });
+    const { networkType } = record;
+    phases.note({
+      operation: 'update',
+      phase: 'kernel',
+      type: networkType,
+      result: 'ok',
+      ms: kernelMs,
     });
     events.add({
       type: 'updated',

@@ -125,6 +125,11 @@ export class Bus {
     return this.#state === 'connected' ? this.#jobs.problem?.reason : this.#awayReason();
   }
 
+  /** Undefined while no jobs are taken: then nobody tells how many wait. */
+  get jobs(): JobQueue['jobs'] | undefined {
+    return this.jobProblem === undefined ? this.#jobs.jobs : undefined;
+  }
+
   /** All problems between this agent and NATS now, in words, without secrets. */
   problems(): readonly BusProblem[] {
     const away = this.#link.problem;

@@ -64,6 +64,7 @@ export class JobQueue {
   #acting = Promise.withResolvers<void>();
   #stopped = false;
   #underWay = 0;
+  #waiting = 0;
   /** Since when jobs are asked for without one having come. */
   #quietSinceMs = 0;
   #slot = Promise.withResolvers<void>();
@@ -76,6 +77,11 @@ export class JobQueue {
   /** Why no jobs are taken; undefined when they are. */
   get problem(): BusProblem | undefined {
     return this.#problem;
+  }
+
+  /** Jobs that are under way, and those that the server had yet to deliver when it delivered the last one. */
+  get jobs(): { readonly underWay: number; readonly waiting: number } {
+    return { underWay: this.#underWay, waiting: this.#waiting };
   }
 
   /**
@@ -234,6 +240,7 @@ export class JobQueue {
         throw foreign(message);
       }
       const prompt = this.#isPrompt(message);
+      this.#waiting = message.info.pending;
       this.#quietSinceMs = performance.now();
       void this.#takeOne(message, prompt);
       while (this.#underWay >= MAX_JOBS_UNDER_WAY) {

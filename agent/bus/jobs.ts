@@ -19,6 +19,7 @@ import type { RequestLog, Position } from '../attachments/request-log.ts';
 import type { JobCall, Requests } from '../attachments/requests.ts';
 import type { Standing } from '../fleet/standing.ts';
 import { JOB_WORKING_MS } from './job-consumer.ts';
+import { answers } from '../measure.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
 
 /** One delivery of a job, as the bus hands it over. */
@@ -109,16 +110,21 @@ export class Jobs {
       ...headers.trace,
     };
     const progress: Progress = { told: false, succeeded: false };
+    const started = performance.now();
+    const measure = (code: string): void =>
+      answers.note({ operation: trace.name, code, ms: performance.now() - started });
     try {
       const deadline = performance.now() + ATTEMPT_MS;
       const about = (): About | undefined => operation && aboutOf(operation, delivery.payload);
       await admission.passIn('change', { caller: CALLER, deadline, about }, () =>
         tracedRequest(trace, () => this.#run(operation, delivery, { trace, deadline, progress })),
       );
+      measure('OK');
     } catch (cause) {
       // Of what was done, another delivery tells.
       if (progress.succeeded) throw cause;
       const error = toVoltError(cause);
+      measure(error.code);
       // The job is for the other machine under this host id: no event tells of it, and it goes back.
       if (error.code === 'HOST_CONFLICT') {
         delivery.again(retryMs(delivery.deliveries));

@@ -45,6 +45,7 @@ import type { Log } from '../log.ts';
 import type { Requests } from '../attachments/requests.ts';
 import type { Slices } from '../schedule/slices.ts';
 import type { Standing } from '../fleet/standing.ts';
+import { answers } from '../measure.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
 
@@ -329,11 +330,14 @@ class Gate {
           return encoded;
         }),
       );
-      log.debug({ operation: name, ms: performance.now() - started }, 'answered');
+      const ms = performance.now() - started;
+      log.debug({ operation: name, ms }, 'answered');
+      answers.note({ operation: name, code: 'OK', ms });
       return { payload: answered };
     } catch (cause) {
       const error = toVoltError(cause);
       const { code, message } = error;
+      answers.note({ operation: name, code, ms: performance.now() - started });
       if (code === 'OVERLOADED') this.#noteOverload(name);
       else {
         const level = code === 'INTERNAL' ? 'error' : 'info';

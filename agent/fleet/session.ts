@@ -54,6 +54,11 @@ export interface SessionStatus {
   readonly reason?: string;
 }
 
+export interface Heartbeat {
+  readonly answeredAtMs: number;
+  readonly roundTripMs: number;
+}
+
 /** While there is news, the next heartbeat follows at once, this many times at most. */
 const MAX_TURNS = 8;
 /** Expired leases of one answer, as the ledger names them. */
@@ -83,6 +88,7 @@ export class Session {
   #settled: string | undefined;
   /** How many heartbeats were sent since the last answer. */
   #late = 0;
+  #heartbeat: Heartbeat | undefined;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -97,6 +103,11 @@ export class Session {
 
   get status(): SessionStatus {
     return this.#status;
+  }
+
+  /** The last heartbeat that the ledger took (`performance.now()` time); undefined before the first. */
+  get heartbeat(): Heartbeat | undefined {
+    return this.#heartbeat;
   }
 
   start(): void {
@@ -202,7 +213,9 @@ export class Session {
     this.#late = 0;
     const { state, mayAcquire, awaiting, nowMs } = pulse;
     const { standing, clocks, log } = this.#options;
-    clocks.noteLedger({ nowMs, sentAtMs, receivedAtMs: performance.now() });
+    const receivedAtMs = performance.now();
+    clocks.noteLedger({ nowMs, sentAtMs, receivedAtMs });
+    this.#heartbeat = { answeredAtMs: receivedAtMs, roundTripMs: receivedAtMs - sentAtMs };
     if (standing.state === 'refused') log.info({}, 'the ledger knows this host as this machine');
     this.#told = undefined;
     standing.noteOwn();

@@ -30,6 +30,7 @@ export interface Parts {
   readonly guestServers: { readonly problems: readonly string[] };
   readonly clocks: { readonly problems: ReturnType<Probe> };
   readonly disk: { readonly problems: readonly string[] };
+  readonly metrics: { readonly problem: () => string | undefined };
   /** The name of the machine, if the host is recorded under another name. */
   readonly otherName: () => { readonly host: string; readonly hostName: string } | undefined;
 }
@@ -48,6 +49,10 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
     parts.bridges.problems.map(({ kind, reason }) => ({ name: NETWORK_CONDITIONS[kind], reason })),
   () => parts.guestServers.problems.map((reason) => ({ name: 'guests-unserved', reason })),
   () => parts.clocks.problems,
+  () => {
+    const reason = parts.metrics.problem();
+    return reason === undefined ? [] : [{ name: 'metrics-unserved', reason }];
+  },
   () => parts.disk.problems.map((reason) => ({ name: 'disk-refuses', reason })),
   () => {
     const other = parts.otherName();

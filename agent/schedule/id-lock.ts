@@ -58,7 +58,7 @@ export class IdLocks {
 export async function withDeadline(
   work: Promise<unknown>,
   deadline: number,
-  late: () => VoltError,
+  late: () => Error,
 ): Promise<void> {
   if (deadline === Infinity) {
     await work;

@@ -56,6 +56,7 @@ export class World implements AsyncDisposable {
       OTEL_EXPORTER_OTLP_ENDPOINT: this.#traces.url,
       OTEL_EXPORTER_OTLP_PROTOCOL: 'http/json',
       OTEL_BSP_SCHEDULE_DELAY: '100',
+      OTEL_METRICS_EXPORTER: 'none',
     });
     this.#agent = agent;
     await agent.until(

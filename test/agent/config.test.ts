@@ -63,6 +63,7 @@ test('an empty file is the documented defaults', () => {
     nftablesTable: 'volt',
     logLevel: 'info',
     logFormat: 'auto',
+    metrics: { listen: null, poolSeconds: 60 },
   });
 });
 
@@ -86,6 +87,27 @@ describe('what is wrong is named with its key and where it was given', () => {
     ['a host with dots', '{"host":"a.b"}', {}, /^host: must be letters/],
     ['a section that is none', '{"nats":5}', { VOLT_NET_NATS_URL: 'x' }, /^nats: /],
     ['a variable', '{}', { VOLT_NET_RUNTIME_DIR: 'run' }, /\(in VOLT_NET_RUNTIME_DIR\)/],
+    [
+      'metrics without a port',
+      '{"metrics":{"listen":"127.0.0.1"}}',
+      {},
+      /^metrics\.listen: must be/,
+    ],
+    ['metrics on no port', '{"metrics":{"listen":"127.0.0.1:0"}}', {}, /^metrics\.listen: must be/],
+    ['a bare IPv6 address', '{"metrics":{"listen":"::1:9464"}}', {}, /^metrics\.listen: must be/],
+    ['IPv4 in brackets', '{"metrics":{"listen":"[127.0.0.1]:1"}}', {}, /^metrics\.listen: must be/],
+    [
+      'an address in a variable',
+      '{}',
+      { VOLT_NET_METRICS_LISTEN: 'http://127.0.0.1:9464' },
+      /^metrics\.listen: .*\(in VOLT_NET_METRICS_LISTEN\)/,
+    ],
+    [
+      "a port in OpenTelemetry's variable",
+      '{}',
+      { OTEL_METRICS_EXPORTER: 'prometheus', OTEL_EXPORTER_PROMETHEUS_PORT: 'http' },
+      /^metrics\.listen: .*\(in OTEL_EXPORTER_PROMETHEUS_HOST and _PORT\)/,
+    ],
     ['an unknown variable', '{}', { VOLT_NET_HOTS: 'x' }, /VOLT_NET_HOTS/],
     [
       'a host that is suspect between two heartbeats',
@@ -120,6 +142,31 @@ describe('what is wrong is named with its key and where it was given', () => {
 
   test('a file that was asked for must be there', () => {
     expect(() => loadConfig({ file: join(folder, 'none.json'), env: {} })).toThrow(/cannot read/);
+  });
+});
+
+describe('where metrics are served', () => {
+  const prometheus = { OTEL_METRICS_EXPORTER: 'otlp, prometheus' };
+  const cases: [name: string, file: string, env: Record<string, string>, listen: string | null][] =
+    [
+      ['nowhere', '{}', {}, null],
+      ['nowhere for other exporters', '{}', { OTEL_METRICS_EXPORTER: 'otlp' }, null],
+      ['where the file says', '{"metrics":{"listen":"[::1]:9464"}}', prometheus, '[::1]:9464'],
+      ['on loopback, by default', '{}', prometheus, '127.0.0.1:9464'],
+      [
+        'where the variables of OpenTelemetry say',
+        '{"metrics":{"listen":null,"poolSeconds":5}}',
+        {
+          ...prometheus,
+          OTEL_EXPORTER_PROMETHEUS_HOST: 'fd00::1',
+          OTEL_EXPORTER_PROMETHEUS_PORT: '9999',
+        },
+        '[fd00::1]:9999',
+      ],
+      ['nowhere with none', '{}', { OTEL_METRICS_EXPORTER: 'prometheus,none' }, null],
+    ];
+  test.each(cases)('%s', (_name, text, env, listen) => {
+    expect(loadConfig({ file: fileWith(text), env }).metrics.listen).toBe(listen);
   });
 });
 

@@ -12,6 +12,7 @@ export const SUITE: Readonly<Record<string, Bench>> = {
   rate: async (sizes) => (await import('./rate.ts')).benchRate(sizes),
   drain: async (sizes) => (await import('./drain.ts')).benchDrain(sizes),
   tracing: async (sizes) => (await import('./tracing.ts')).benchTracing(sizes),
+  metrics: async (sizes) => (await import('./metrics.ts')).benchMetrics(sizes),
   scale: async (sizes) => (await import('./scale.ts')).benchScale(sizes),
   loop: async (sizes) => (await import('./loop.ts')).benchLoop(sizes),
   restart: async (sizes) => (await import('./restart.ts')).benchRestart(sizes),

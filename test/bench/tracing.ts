@@ -27,6 +27,7 @@ export async function benchTracing(sizes: Sizes): Promise<Table[]> {
   const env = {
     OTEL_EXPORTER_OTLP_ENDPOINT: url,
     OTEL_EXPORTER_OTLP_PROTOCOL: 'http/json',
+    OTEL_METRICS_EXPORTER: 'none',
   };
   const sides = await startSides([{ name: OFF }, { name: ON, env }], open);
   const one = await attachInTurns(sides, { kind: 'vm', rounds, block });

@@ -16,6 +16,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   podman: 'podman runc',
   python3: 'python3 python3-msgpack',
   'qemu-system-x86_64': 'qemu-system-x86',
+  promtool: 'prometheus',
 };
 
 /**

@@ -15,6 +15,7 @@ import type { SeenLink } from './observe.ts';
 import { type Action, GRACE_MS, type Plan, type PlanOptions } from './plan.ts';
 import { Relapses } from './relapses.ts';
 import { Repairs, type RepairsOptions } from './repairs.ts';
+import { repairs } from '../../measure.ts';
 import { isTagOf, taggedId } from '../ownership.ts';
 
 export interface ReconcileOptions extends RepairsOptions {
@@ -86,6 +87,7 @@ export class Reconcile {
   readonly #settled = new Set<number>();
   #suspects: Plan['suspects'] = new Map();
   #agreement: Agreement = 'unknown';
+  #differing = 0;
   /** Kind and id of each action of the last comparison of the whole host. */
   #done: ReadonlySet<string> = new Set();
   #watch: Disposable | undefined;
@@ -129,7 +131,10 @@ export class Reconcile {
       const { device } = attachment ?? {};
       if (device) this.#settled.add(device.ifindex);
     }
-    firewall.onRestored((found) => this.#repairs.toldFirewall(found));
+    firewall.onRestored((found) => {
+      repairs.note({ action: 'firewall', result: 'done' });
+      this.#repairs.toldFirewall(found);
+    });
     forwarding.onSwitchedOff((families) => {
       this.#noteDirtyNetworks(bridges.networksForwarding(families));
     });
@@ -153,6 +158,11 @@ export class Reconcile {
 
   get agreement(): Agreement {
     return this.#agreement;
+  }
+
+  /** How many attachments, devices, leases and networks differed in the last comparison of the whole host. */
+  get differing(): number {
+    return this.#differing;
   }
 
   /** Why the last repair failed, by attachment id or `network NAME`. */
@@ -314,7 +324,8 @@ export class Reconcile {
     this.#suspects = whole.suspects;
     this.#rest(slices.busyMs - busyBefore);
     const actions = [...ofNetworks, ...whole.actions];
-    const differs = actions.length + whole.suspects.size > 0;
+    this.#differing = actions.length + whole.suspects.size;
+    const differs = this.#differing > 0;
     const agreement = differs ? 'differs' : leases === undefined ? 'alone' : 'agrees';
     if (agreement !== this.#agreement) {
       log.info({ agreement, attachments: records.length }, 'the host compared with its records');
@@ -396,6 +407,7 @@ export class Reconcile {
       const key = `${action.kind} ${action.id}`;
       try {
         await this.#repairs.repair(action, this.#suspects);
+        repairs.note({ action: action.kind, result: 'done' });
         done.add(key);
         const relapses = isRepeatable(action) ? this.#relapses[action.kind] : undefined;
         const again = relapses?.note(action.id, performance.now()) === true;
@@ -403,6 +415,7 @@ export class Reconcile {
           this.#noteFailure(action, 'it differs again after a repair', true);
         else this.#failures.delete(subjectOf(action));
       } catch (error) {
+        repairs.note({ action: action.kind, result: 'failed' });
         this.#noteFailure(action, error);
       }
       tried += 1;

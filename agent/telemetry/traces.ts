@@ -9,55 +9,26 @@ import {
   SpanStatusCode,
   trace,
 } from '@opentelemetry/api';
+import { NodeSDK } from '@opentelemetry/sdk-node';
 import { KERNEL_CHANNEL, type KernelOperation } from '#native/trace.ts';
-import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from './trace.ts';
+import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from '../trace.ts';
 
 // The other files publish what they do on diagnostics channels; this one makes spans of it. The parent of
 // a span is the innermost channel event under way, carried by an AsyncLocalStorage of our own that the
 // channels bind, so no context manager is needed.
 const current = new AsyncLocalStorage<Span>();
 
-export interface Telemetry {
-  /** Exports what is buffered, within the exporter's own timeout. */
-  shutdown(): Promise<void>;
-}
-
-/**
- * `env` is the process's own environment: the SDK reads its settings there, so defaults are put there.
- * Starts exporting traces when the standard OpenTelemetry variables name an exporter
- * (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER`) and do
- * not disable the SDK. Otherwise nothing is loaded and nothing is traced: the SDK costs 0.4 s and 40 MiB.
- */
-export async function startTelemetry(options: {
-  env: NodeJS.ProcessEnv;
-  host: string;
-  version: string;
-}): Promise<Telemetry> {
-  const { env } = options;
-  if (!exporterConfigured(env)) return { shutdown: async () => {} };
+/** Starts to export traces as the environment says. */
+export function startTraces(env: NodeJS.ProcessEnv): { shutdown(): Promise<void> } {
   // The batch processor drops spans beyond its queue without a word; 2,048 is 150 attaches.
   env['OTEL_BSP_MAX_QUEUE_SIZE'] ??= '65536';
-  env['OTEL_SERVICE_NAME'] ??= 'volt-network-agent';
-  // Traces are all we make: without these the SDK may start exporters for the rest.
-  env['OTEL_METRICS_EXPORTER'] ??= 'none';
+  // Without this the SDK may start an exporter of logs.
   env['OTEL_LOGS_EXPORTER'] ??= 'none';
-  const known = `host.name=${options.host},service.version=${options.version}`;
-  const given = env['OTEL_RESOURCE_ATTRIBUTES'] ?? '';
-  env['OTEL_RESOURCE_ATTRIBUTES'] = given === '' ? known : `${known},${given}`;
-  const { NodeSDK } = await import('@opentelemetry/sdk-node');
-  const sdk = new NodeSDK({ instrumentations: [] });
+  // Metrics are made by metrics.ts.
+  const sdk = new NodeSDK({ instrumentations: [], metricReaders: [] });
   sdk.start();
   subscribe();
   return { shutdown: () => sdk.shutdown() };
-}
-
-function exporterConfigured(env: NodeJS.ProcessEnv): boolean {
-  if (env['OTEL_SDK_DISABLED'] === 'true' || env['OTEL_TRACES_EXPORTER'] === 'none') return false;
-  return [
-    'OTEL_EXPORTER_OTLP_ENDPOINT',
-    'OTEL_EXPORTER_OTLP_TRACES_ENDPOINT',
-    'OTEL_TRACES_EXPORTER',
-  ].some((name) => (env[name] ?? '') !== '');
 }
 
 function subscribe(): void {
