@@ -20,7 +20,7 @@ import type { JobCall, Requests } from '../attachments/requests.ts';
 import type { Standing } from '../fleet/standing.ts';
 import { JOB_WORKING_MS } from './job-consumer.ts';
 import { answers } from '../measure.ts';
-import { type RequestTrace, tracedRequest } from '../trace.ts';
+import { noteIds, type RequestTrace, tracedRequest } from '../trace.ts';
 
 /** One delivery of a job, as the bus hands it over. */
 export interface Delivery {
@@ -74,6 +74,7 @@ const AWAY = new Set(['STORE_UNAVAILABLE', 'RECOVERING', 'SHUTTING_DOWN', 'OVERL
  */
 export class Jobs {
   readonly #options: JobsOptions;
+  readonly #attempts = new Attempts();
 
   constructor(options: JobsOptions) {
     this.#options = options;
@@ -105,8 +106,14 @@ export class Jobs {
     const operation = job?.kind === 'job' ? job.operation : undefined;
     const trace: RequestTrace = {
       name: `job.${operation ?? 'unknown'}`,
-      role: 'server',
-      attributes: { 'volt.host': host, 'messaging.destination.name': subject },
+      role: 'consumer',
+      attributes: {
+        'volt.host': host,
+        'messaging.system': 'nats',
+        'messaging.destination.name': subject,
+        'volt.job.delivery': delivery.deliveries,
+      },
+      links: this.#attempts.of(delivery.position),
       ...headers.trace,
     };
     const progress: Progress = { told: false, succeeded: false };
@@ -119,8 +126,10 @@ export class Jobs {
       await admission.passIn('change', { caller: CALLER, deadline, about }, () =>
         tracedRequest(trace, () => this.#run(operation, delivery, { trace, deadline, progress })),
       );
+      this.#attempts.forget(delivery.position);
       measure('OK');
     } catch (cause) {
+      this.#attempts.note(delivery.position, trace.traceparent);
       // Of what was done, another delivery tells.
       if (progress.succeeded) throw cause;
       const error = toVoltError(cause);
@@ -149,7 +158,7 @@ export class Jobs {
     const { requests, standing, stopping } = this.#options;
     standing.check();
     if (stopping()) throw new VoltError('SHUTTING_DOWN', 'the agent is stopping');
-    const work = this.#parsed(operation, delivery);
+    const work = this.#parsed(operation, delivery, trace);
     const call: JobCall = {
       trace,
       deadline,
@@ -168,6 +177,7 @@ export class Jobs {
   #parsed(
     operation: JobOperation | undefined,
     { subject, payload, headers, position }: Delivery,
+    trace: RequestTrace,
   ): {
     readonly operation: JobOperation;
     readonly request: { readonly id: string; readonly requestId: string };
@@ -187,6 +197,7 @@ export class Jobs {
     }
     if (headers.flaw !== undefined) throw headers.flaw;
     const body = decode(payload);
+    noteIds(trace, body);
     if (operation === 'attach') {
       const request = named(parseRequest(attachRequestSchema, body));
       if (request.dryRun === true) {
@@ -222,6 +233,32 @@ export class Jobs {
     });
   }
 }
+
+/** The traces of deliveries that have not ended their job, for the next one to be linked with; those of late ones. */
+class Attempts {
+  readonly #traces = new Map<string, readonly string[]>();
+
+  of(position: Position): readonly string[] {
+    return this.#traces.get(requestIdOf(position)) ?? [];
+  }
+
+  note(position: Position, traceparent: string | undefined): void {
+    if (traceparent === undefined) return;
+    const key = requestIdOf(position);
+    const before = this.of(position);
+    this.#traces.delete(key);
+    this.#traces.set(key, [...before, traceparent].slice(-MAX_LINKS));
+    const [oldest] = this.#traces.keys();
+    if (this.#traces.size > MAX_JOBS_LINKED && oldest !== undefined) this.#traces.delete(oldest);
+  }
+
+  forget(position: Position): void {
+    this.#traces.delete(requestIdOf(position));
+  }
+}
+
+const MAX_LINKS = 8;
+const MAX_JOBS_LINKED = 1_000;
 
 /** How far an attempt has come. */
 interface Progress {

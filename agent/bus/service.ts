@@ -46,7 +46,7 @@ import type { Requests } from '../attachments/requests.ts';
 import type { Slices } from '../schedule/slices.ts';
 import type { Standing } from '../fleet/standing.ts';
 import { answers } from '../measure.ts';
-import { type RequestTrace, tracedRequest } from '../trace.ts';
+import { type RequestTrace, noteIds, tracedRequest } from '../trace.ts';
 import type { LedgerWatermark } from '../fleet/ledger-watermark.ts';
 
 export interface ServiceOptions {
@@ -324,7 +324,9 @@ class Gate {
         tracedRequest(trace, async () => {
           // The request was on its way, or has waited, when the ledger knew another machine as the host.
           if (asHost) standing.check();
-          const answer = await run(decode(payload), { trace, deadline, move });
+          const body = decode(payload);
+          noteIds(trace, body);
+          const answer = await run(body, { trace, deadline, move });
           const encoded = await encodedIn(answer, isExpensive(lane) ? slices : undefined);
           refuseLargeAnswer(name, encoded, { limit: answerBytes(), done: lane === 'change' });
           return encoded;

@@ -1,6 +1,8 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { type TracingChannel, tracingChannel } from 'node:diagnostics_channel';
 import {
+  type HrTime,
+  type Link,
   propagation,
   ROOT_CONTEXT,
   type Span,
@@ -35,9 +37,11 @@ function subscribe(): void {
   spansOf(tracingChannel<Span, RequestTrace>(REQUEST_CHANNEL), (request) => ({
     name: request.name,
     options: {
-      kind: request.role === 'server' ? SpanKind.SERVER : SpanKind.PRODUCER,
+      kind: KINDS[request.role],
       attributes: request.attributes,
+      links: linksOf(request.links),
     },
+    late: request.attributes,
     remote: request,
   }));
   spansOf(tracingChannel<Span, StepTrace>(STEP_CHANNEL), (step) => ({
@@ -59,6 +63,19 @@ function subscribe(): void {
   }));
 }
 
+const KINDS: Readonly<Record<RequestTrace['role'], SpanKind>> = {
+  server: SpanKind.SERVER,
+  consumer: SpanKind.CONSUMER,
+  producer: SpanKind.PRODUCER,
+  internal: SpanKind.INTERNAL,
+};
+
+const linksOf = (traceparents: readonly string[] = []): Link[] =>
+  traceparents.flatMap((traceparent) => {
+    const context = trace.getSpanContext(propagation.extract(ROOT_CONTEXT, { traceparent }));
+    return context === undefined ? [] : [{ context }];
+  });
+
 /** What ioredis says of a command; the arguments are left out on purpose. */
 interface RedisCommand {
   readonly command: string;
@@ -68,6 +85,8 @@ interface RedisCommand {
 interface SpanShape {
   readonly name: string;
   readonly options: SpanOptions;
+  /** Attributes that may have come while the span lasted. */
+  readonly late?: RequestTrace['attributes'];
   /** Trace context from outside, taken as the parent and replaced by the new span's. */
   readonly remote?: RequestTrace;
   readonly onlyInside?: boolean;
@@ -79,8 +98,11 @@ function spansOf<Message extends object>(
 ): void {
   const tracer = trace.getTracer('volt-network');
   const spans = new WeakMap<object, Span>();
-  const finish = (message: object): void => {
-    spans.get(message)?.end();
+  const finish = (message: Message): void => {
+    const span = spans.get(message);
+    const { late } = shapeOf(message);
+    if (late !== undefined) span?.setAttributes(late);
+    span?.end(clock.now());
     spans.delete(message);
   };
 
@@ -91,7 +113,7 @@ function spansOf<Message extends object>(
     let parent = ROOT_CONTEXT;
     if (remote?.traceparent !== undefined) parent = propagation.extract(ROOT_CONTEXT, remote);
     else if (outer !== undefined) parent = trace.setSpan(ROOT_CONTEXT, outer);
-    const span = tracer.startSpan(name, options, parent);
+    const span = tracer.startSpan(name, { ...options, startTime: clock.now() }, parent);
     if (remote !== undefined) propagation.inject(trace.setSpan(ROOT_CONTEXT, span), remote);
     spans.set(message, span);
     return span;
@@ -113,5 +135,24 @@ function spansOf<Message extends object>(
     },
   });
 }
+
+/**
+ * One clock for all spans. By itself the SDK rounds each start to a millisecond, and parts would begin before the whole or
+ * end after it.
+ */
+const clock = {
+  /** Between the clock of the system and one that never jumps, in milliseconds. */
+  offset: Date.now() - performance.now(),
+  now(): HrTime {
+    const steady = performance.now();
+    // Somebody has set the system's clock, or it has drifted.
+    if (Math.abs(Date.now() - (steady + this.offset)) > MOST_DRIFT_MS) {
+      this.offset = Date.now() - steady;
+    }
+    const ms = steady + this.offset;
+    return [Math.floor(ms / 1_000), Math.floor((ms % 1_000) * 1e6)];
+  },
+};
+const MOST_DRIFT_MS = 20;
 
 const NO_SPAN = { traceId: '0'.repeat(32), spanId: '0'.repeat(16), traceFlags: 0 };

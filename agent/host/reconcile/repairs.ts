@@ -17,6 +17,7 @@ import type { HostDevices } from './host-devices.ts';
 import { type Action, holderOf, plan, type Plan } from './plan.ts';
 import { remake } from './remake.ts';
 import { isStray, taggedId } from '../ownership.ts';
+import { type RequestTrace, tracedRequest } from '../../trace.ts';
 
 export interface RepairsOptions {
   readonly host: string;
@@ -47,17 +48,26 @@ export class Repairs {
 
   /** Carries out one action; rejects if that fails. `suspects` are those of the plan. */
   async repair(action: Action, suspects: Plan['suspects']): Promise<void> {
-    // `hostLeases.release` takes the turn itself.
-    if (action.kind === 'release') await this.#release(action);
-    else if (action.kind === 'network') this.#repairNetwork(action);
-    else {
-      const { locks } = this.#options;
-      await locks.take(action.id, Infinity, () => this.#inTurn(action, suspects));
-    }
+    const { id, kind } = action;
+    const about = kind === 'network' ? 'volt.network' : 'volt.attachment.id';
+    const trace: RequestTrace = {
+      name: `repair ${kind}`,
+      role: 'internal',
+      attributes: { 'volt.host': this.#options.host, [about]: id },
+    };
+    await tracedRequest(trace, async () => {
+      // `hostLeases.release` takes the turn itself.
+      if (action.kind === 'release') await this.#release(action);
+      else if (action.kind === 'network') this.#repairNetwork(action, trace);
+      else {
+        const { locks } = this.#options;
+        await locks.take(id, Infinity, () => this.#inTurn(action, suspects, trace));
+      }
+    });
   }
 
   /** Plans again, since requests may have changed the attachment since, and carries out the new plan. */
-  async #inTurn(planned: Action, suspects: Plan['suspects']): Promise<void> {
+  async #inTurn(planned: Action, suspects: Plan['suspects'], trace: RequestTrace): Promise<void> {
     const { journal, devices, detaches, networkTypes, attachments, log } = this.#options;
     const { id } = planned;
     const record = journal.get(id);
@@ -108,7 +118,7 @@ export class Repairs {
         attachments.mend({ ...record, attachment, network });
         if (record.bootId !== bootId) journal.put({ ...record, bootId });
       }
-      tellRepaired(this.#options, id, kind, differences);
+      tellRepaired(this.#options, id, kind, differences, trace);
     }
   }
 
@@ -150,7 +160,10 @@ export class Repairs {
     });
   }
 
-  #repairNetwork({ id: network, differences }: Action & { kind: 'network' }): void {
+  #repairNetwork(
+    { id: network, differences }: Action & { kind: 'network' },
+    trace: RequestTrace,
+  ): void {
     const { bridges, events, host, log } = this.#options;
     bridges.repair(network);
     log.warn(
@@ -163,7 +176,7 @@ export class Repairs {
       subject: network,
       operation: 'repair',
       requestId: `repaired-network-${network}-${Date.now()}`,
-      trace: {},
+      trace,
       body: { host, network, action: 'network', differences },
     });
   }
@@ -211,6 +224,7 @@ export function tellRepaired(
   id: string,
   action: 'mend' | 'remake' | 'close',
   differences: readonly Difference[],
+  trace: Pick<RequestTrace, 'traceparent' | 'tracestate'> = {},
 ): void {
   const attachment = journal.get(id)?.attachment;
   if (attachment === undefined) return;
@@ -222,7 +236,7 @@ export function tellRepaired(
     subject: id,
     operation: 'repair',
     requestId: `repaired-${id}-${generation}-${Date.now()}`,
-    trace: {},
+    trace,
     body: { id, generation, workload, network, host, device, action, differences },
   });
 }
