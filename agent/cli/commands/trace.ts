@@ -85,10 +85,11 @@ function tracesOf(spans: readonly Span[], id: string): Span[][] {
     spans.filter(({ traceId }) => wanted.has(traceId)),
     ({ traceId }) => traceId,
   );
-  const startOf = (trace: readonly Span[]): bigint =>
-    trace.reduce((first, { start }) => (start < first ? start : first), trace[0]?.start ?? 0n);
   return [...byTrace.values()].toSorted((one, other) => (startOf(one) < startOf(other) ? -1 : 1));
 }
+
+const startOf = (trace: readonly Span[]): bigint =>
+  trace.reduce((first, { start }) => (start < first ? start : first), trace[0]?.start ?? 0n);
 
 const page = (spans: readonly Span[], width: number): Page => [
   `trace ${spans[0]?.traceId ?? ''}`,
