@@ -10,6 +10,10 @@ export interface GuestOptions {
   readonly gateway?: string;
   /** Pinged three times once the guest is up. */
   readonly ping?: string;
+  /** The guest waits for a router advertisement. */
+  readonly ra?: boolean;
+  /** Looked up in DNS once the guest is up. */
+  readonly lookup?: string;
   /** The guest powers itself off after so long. */
   readonly seconds?: number;
 }
@@ -26,7 +30,7 @@ export const guestFolder = (): string =>
  * address is set.
  */
 export function qemuCommand(options: GuestOptions, folder = guestFolder()): string[] {
-  const { mac, queues, address, gateway, ping, seconds } = options;
+  const { mac, queues, address, gateway, ping, ra = false, lookup, seconds } = options;
   const settings = [
     'console=ttyS0',
     'quiet',
@@ -35,6 +39,8 @@ export function qemuCommand(options: GuestOptions, folder = guestFolder()): stri
     address === undefined ? 'volt.dhcp=1' : `volt.address=${address}`,
     ...(gateway === undefined ? [] : [`volt.gateway=${gateway}`]),
     ...(ping === undefined ? [] : [`volt.ping=${ping}`]),
+    ...(ra ? ['volt.ra=1'] : []),
+    ...(lookup === undefined ? [] : [`volt.lookup=${lookup}`]),
     ...(seconds === undefined ? [] : [`volt.seconds=${seconds}`]),
   ];
   const netdev = queues === 1 ? 'tap,id=n0,fd={fd}' : 'tap,id=n0,fds={fds}';

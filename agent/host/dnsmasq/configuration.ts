@@ -128,7 +128,8 @@ export function hostLine({
   if (first.length === 0) return undefined;
   // A host name with dots is known to the guest by its first label, and in DNS as a whole.
   const label = hostname?.split('.')[0];
-  return [mac, ...first, ...(label === undefined ? [] : [label])].join(',');
+  // Without the dot dnsmasq would read `ignore` as an order, and `12h` as the time of a lease.
+  return [mac, ...first, ...(label === undefined ? [] : [`${label}.`])].join(',');
 }
 
 /** The names of one workload, with a mark at the end of each line that says whose it is. */

@@ -28,7 +28,7 @@ export class Bridged implements NetworkType {
 
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
     refuseUnsupported(network, [['ports', (request.ports?.length ?? 0) > 0]]);
-    refuseUnservedHere(network);
+    refuseUnservedHere(network, request);
     return this.#ports.check(request, network, known);
   }
 

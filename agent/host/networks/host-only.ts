@@ -37,7 +37,7 @@ export class HostOnly implements NetworkType {
   }
 
   check(request: AttachRequest, network: Network, known?: KnownOfAttach): CheckedAttach {
-    refuseUnservedHere(network);
+    refuseUnservedHere(network, request);
     const { portMaps } = this.#options;
     const { id, ports = [] } = request;
     const port = this.#ports.check(request, network, known);

@@ -1,15 +1,11 @@
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
+import { bareAddresses, dhclient, dig as digAt } from '../../support/asking.ts';
 import { addNamespace, removeNamespace } from '../../support/kernel.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
-import { dyingWithParent, requireTool } from '../../support/tools.ts';
 
 // DHCP, router advertisements and names, asked for by the clients that guests have.
 
@@ -26,15 +22,11 @@ const NETWORK = {
 } as const;
 
 let stack: Stack;
-const folder = mkdtempSync(join(tmpdir(), 'volt-test-dhcp-'));
 
 beforeAll(async () => {
   stack = await startStack({ networks: [NETWORK] });
 });
-afterAll(async () => {
-  await stack[Symbol.asyncDispose]();
-  rmSync(folder, { recursive: true });
-});
+afterAll(() => stack[Symbol.asyncDispose]());
 
 const attach = async (id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> => {
   addNamespace(id);
@@ -56,47 +48,7 @@ const detach = async (id: string): Promise<void> => {
   removeNamespace(id);
 };
 
-const inside = (id: string, command: readonly string[]): string => {
-  const [, ...words] = command;
-  const program = requireTool(command[0] ?? '');
-  const { stdout, stderr } = spawnSync('ip', ['netns', 'exec', id, program, ...words], {
-    encoding: 'utf8',
-    timeout: 20_000,
-  });
-  return stdout + stderr;
-};
-
-/** The options of a lease that ISC's client gets, by name; undefined where nobody answers for some seconds. */
-async function dhclient(id: string, family: 4 | 6 = 4): Promise<Row | undefined> {
-  await until('the address of the link is settled', () => {
-    return !inside(id, ['ip', '-6', 'address', 'show', 'dev', 'eth0']).includes('tentative');
-  });
-  const leases = join(folder, `${id}.${family}.leases`);
-  rmSync(leases, { force: true });
-  const client = [requireTool('dhclient'), `-${family}`, '-1', '-d', '-lf', leases];
-  const ignored = ['-pf', '/dev/null', '-sf', '/bin/true', 'eth0'];
-  const [program, args] = dyingWithParent(['ip', 'netns', 'exec', id, ...client, ...ignored]);
-  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
-  const exited = once(child, 'exit');
-  let said = '';
-  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
-  for (const end = Date.now() + 8_000; Date.now() < end; await sleep(20)) {
-    if (/^(bound to|PRC: Bound to lease|PRC: Renewal event)/m.test(said)) break;
-  }
-  child.kill();
-  await exited;
-  const text = existsSync(leases) ? readFileSync(leases, 'utf8') : '';
-  const options = [...text.matchAll(/(?:option |)([a-z0-9.-]+) ([^;{]+)[;{]/g)];
-  if (options.length === 0) return undefined;
-  return Object.fromEntries(options.map(([, name = '', value = '']) => [name, value.trim()]));
-}
-
-type Row = Record<string, string>;
-
-const dig = (id: string, ...question: string[]): string =>
-  inside(id, ['dig', '+short', '+time=1', '+tries=2', '@10.50.0.1', ...question]).trim();
-
-const bare = (address = ''): string => address.replace(/\/.*/, '');
+const dig = (id: string, ...question: string[]): string => digAt(id, '10.50.0.1', ...question);
 
 const dnsmasqPid = (network: string): number =>
   Number(readFileSync(join(stack.agent.runtimeDir, 'dnsmasq', network, 'state', 'pid'), 'utf8'));
@@ -109,7 +61,7 @@ describe('a workload that asks', () => {
   afterAll(() => detach('web'));
 
   test('gets by DHCP what the answer to the attach says', async () => {
-    const [own4, own6] = web.addresses.map(({ address }) => bare(address));
+    const [own4, own6] = bareAddresses(web);
     expect(await dhclient('web')).toMatchObject({
       'fixed-address': own4,
       'subnet-mask': '255.255.255.0',
@@ -136,9 +88,9 @@ describe('a workload that asks', () => {
   });
 
   test('finds others by name, of both families and in reverse', async () => {
-    const [own4, own6] = web.addresses.map(({ address }) => bare(address));
+    const [own4, own6] = bareAddresses(web);
     const db = await attach('db');
-    const [db4 = '', db6 = ''] = db.addresses.map(({ address }) => bare(address));
+    const [db4 = '', db6 = ''] = bareAddresses(db);
     await until('the name is there', () => dig('web', 'db.gs0.example.internal') === db4);
     expect(dig('web', 'db.gs0.example.internal', 'AAAA')).toBe(db6);
     expect(dig('web', '-x', db4)).toBe('db.gs0.example.internal.');
