@@ -96,15 +96,16 @@ export class Followers {
     return { follower, unlisten, watchers, nudging: undefined, ...times };
   }
 
+  /** Networks that somebody watches do not count: they are followed for as long as they are watched. */
   #endSome(): void {
-    let leases = 0;
-    for (const { follower } of this.#entries.values()) leases += follower.leases.size;
-    for (const [network, { follower, askedAt, watchers }] of this.#entries) {
-      const { size } = this.#entries;
-      if (watchers.size > 0) continue;
+    const unwatched = [...this.#entries].filter(([, { watchers }]) => watchers.size === 0);
+    let size = unwatched.length;
+    let leases = unwatched.reduce((sum, [, { follower }]) => sum + follower.leases.size, 0);
+    for (const [network, { follower, askedAt }] of unwatched) {
       const isIdle = performance.now() - askedAt > IDLE_MS;
       if (!isIdle && size <= MAX_FOLLOWED && (leases <= MAX_LEASES || size === 1)) return;
       leases -= follower.leases.size;
+      size -= 1;
       this.#end(network);
     }
   }

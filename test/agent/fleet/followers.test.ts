@@ -121,3 +121,18 @@ test('who waits for a follower that ends is told', async () => {
   await expect(waiting).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
   expect(heard.size).toBe(0);
 });
+
+test('a network that is watched is followed, however many others are, too', async () => {
+  const networks = namesOf(50);
+  const watched = networks.map((network) => followers.watch(network, () => undefined));
+  await until(() => watched.every(({ isWhole }) => isWhole));
+  expect(heard.size).toBe(50);
+  await follow('asked');
+  expect(heard.has('p.changed.asked.leases')).toBe(true);
+  for (const one of watched) one[Symbol.dispose]();
+});
+
+async function until(holds: () => boolean): Promise<void> {
+  for (let turn = 0; turn < 1_000 && !holds(); turn += 1) await nextTurn();
+  expect(holds()).toBe(true);
+}
