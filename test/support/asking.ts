@@ -49,7 +49,9 @@ export async function dhclient(
   const text = existsSync(leases) ? readFileSync(leases, 'utf8') : '';
   rmSync(folder, { recursive: true });
   const options = [...text.matchAll(/(?:option |)([a-z0-9.-]+) ([^;{]+)[;{]/g)];
-  if (options.length === 0) return undefined;
+  // Without an answer there is the client's own DUID at most.
+  if (!options.some(([, name = '']) => ['fixed-address', 'iaaddr'].includes(name)))
+    return undefined;
   return Object.fromEntries(options.map(([, name = '', value = '']) => [name, value.trim()]));
 }
 

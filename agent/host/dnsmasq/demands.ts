@@ -65,4 +65,6 @@ function refuseLongName(network: Network, hostname: string | undefined): void {
 
 /** The firewall's facts of a network that is served, and has a segment beyond the host. */
 export const segmentFacts = (network: Network): Fact[] =>
-  isServed(network) && network.uplink !== undefined ? servingFacts(network.uplink.device) : [];
+  isServed(network) && network.uplink !== undefined
+    ? servingFacts(network.uplink.device, servesDhcp(network))
+    : [];

@@ -204,6 +204,8 @@ export const BRIDGE_FILTER = {
     hairpin: { key: ['ifname', 'ifname'] },
     /** Uplinks of networks whose hosts serve DHCP or names: each host serves its own workloads alone. */
     serving: { key: ['ifname'] },
+    /** Those of networks with DHCP: workloads have servers and routers of their own host alone. */
+    leasing: { key: ['ifname'] },
     /** Protocols whose frames are marked while they go from port to port. */
     marked: { key: ['ether_type'] },
   },
@@ -223,8 +225,8 @@ export const BRIDGE_FILTER = {
       hook: 'type filter hook forward priority -300; policy accept;',
       rules: [
         `meta protocol @marked meta mark set meta mark or ${BRIDGED}`,
-        'iifname @serving goto from_segment',
-        'oifname @serving jump to_segment',
+        'iifname @leasing jump from_segment',
+        'oifname @leasing jump to_segment',
         'iifname . oifname @hairpin iifname . ether daddr != @mac counter drop',
         'iifname @ports accept',
         'iifname @trusted accept',
@@ -232,19 +234,46 @@ export const BRIDGE_FILTER = {
         'oifname @trusted counter drop',
       ],
     },
-    // Answers of servers and routers of the segment: a workload has those of its own host.
+    // Answers of servers and routers of the segment. As with ports, a packet that nftables cannot read is dropped.
     from_segment: {
+      rules: ['ether type ip goto answers_v4', 'ether type ip6 goto answers_v6'],
+    },
+    answers_v4: {
       rules: [
-        'ether type ip udp dport 68 counter drop',
-        'ether type ip6 udp dport 546 counter drop',
-        'ether type ip6 icmpv6 type nd-router-advert counter drop',
-        'accept',
+        `meta l4proto 17 ${LATE_FRAGMENT} ${DHCP_ANSWER_INSIDE} counter drop`,
+        'udp dport 68 counter drop',
+        'meta l4proto 17 return',
+        'meta l4proto != 17 return',
+        'counter drop',
+      ],
+    },
+    answers_v6: {
+      rules: [
+        'ip6 version != 6 counter drop',
+        'frag frag-off != 0 return',
+        'udp dport 546 counter drop',
+        'icmpv6 type nd-router-advert counter drop',
+        'meta l4proto 58 return',
+        'meta l4proto != 58 return',
+        'counter drop',
       ],
     },
     to_segment: {
       rules: [
         'ether type ip udp dport 67 counter drop',
         'ether type ip6 udp dport 547 counter drop',
+      ],
+    },
+    // What the host says to all ports of a bridge, it says to the uplink, too.
+    output: {
+      hook: 'type filter hook output priority -300; policy accept;',
+      rules: ['oifname @leasing goto from_host'],
+    },
+    from_host: {
+      rules: [
+        'ether type ip udp dport 68 counter drop',
+        'ether type ip6 udp dport 546 counter drop',
+        'ether type ip6 icmpv6 type nd-router-advert counter drop',
       ],
     },
     input: {
@@ -257,6 +286,7 @@ export const BRIDGE_FILTER = {
         'tcp dport 53 counter drop',
         'udp dport 67 counter drop',
         'udp dport 547 counter drop',
+        'iifname @leasing icmpv6 type nd-router-solicit counter drop',
       ],
     },
     postrouting: {
@@ -356,8 +386,14 @@ function portFacts(port: FilteredPort, fact: typeof bridge | typeof device): Fac
 /** Exempts a port of a bridge from the filter: an uplink, or a port of a network with `filter: false`. */
 export const trustedFacts = (name: string): Fact[] => [bridge('trusted', { key: [name] })];
 
-/** Keeps DHCP and DNS of a host from the segment behind an uplink, and those of the segment from the workloads. */
-export const servingFacts = (uplink: string): Fact[] => [bridge('serving', { key: [uplink] })];
+/**
+ * Keeps DHCP and DNS of a host from the segment behind an uplink. `leasing`: and DHCP and router advertisements of the
+ * segment from the workloads.
+ */
+export const servingFacts = (uplink: string, leasing: boolean): Fact[] => [
+  bridge('serving', { key: [uplink] }),
+  ...(leasing ? [bridge('leasing', { key: [uplink] })] : []),
+];
 
 /** Allows a port in hairpin mode to get its own frames back, if they are for its own MAC. */
 export const hairpinFacts = (name: string): Fact[] => [bridge('hairpin', { key: [name, name] })];
