@@ -328,6 +328,7 @@ export class Agent {
         return { host, settled };
       },
       clean: () => ({ host, networks: this.#hostNetwork.bridges.clean() }),
+      onClaim: (id) => this.#guestServers.forgetGuest(id),
       endpoints: endpoints.ofHost,
       slices,
       listen: options.listen,

@@ -35,6 +35,8 @@ export interface ClaimSocketOptions {
   readonly settle: () => Promise<Readonly<Record<string, unknown>>>;
   /** What `{"op":"clean"}` does and answers. */
   readonly clean: () => Readonly<Record<string, unknown>>;
+  /** Another VMM has the device of this attachment from now on. */
+  readonly onClaim: (id: string) => void;
   /** What `{"op":"request"}` asks for, by name. */
   readonly endpoints: readonly BusEndpoint[];
   readonly slices: Slices;
@@ -190,7 +192,7 @@ export class ClaimSocket {
   }
 
   #claim({ id, generation }: Claim, peer: PeerCredentials): Answer {
-    const { journal, networkTypes, log } = this.#options;
+    const { journal, networkTypes, onClaim, log } = this.#options;
     const record = journal.get(id);
     const attachment = record?.state === 'attached' ? record.attachment : undefined;
     if (record === undefined || attachment === undefined) {
@@ -209,6 +211,7 @@ export class ClaimSocket {
     const type = networkTypes[record.networkType];
     if (type === undefined) throw new VoltError('UNSUPPORTED', `${id}: its type is not supported`);
     const descriptors = type.claim(attachment);
+    onClaim(id);
     log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'device claimed');
     return answer({ attachment }, descriptors);
   }

@@ -96,6 +96,13 @@ export class GuestServers {
     return problem === undefined ? [] : [`network ${network}: DHCP and DNS: ${problem}`];
   }
 
+  /** Another guest begins on the device of this attachment, which may name itself differently in DHCPv6. */
+  forgetGuest(id: string): void {
+    for (const { server, records } of this.#entries.values()) {
+      if (records.has(id)) server.forgetLeases(id);
+    }
+  }
+
   /** The record of an attachment is another, or gone. */
   #note(id: string, record: AttachmentRecord | undefined): void {
     for (const [name, entry] of this.#entries) {

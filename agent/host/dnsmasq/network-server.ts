@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { Log } from '../../log.ts';
 import { configuration, type Served } from './configuration.ts';
@@ -38,16 +39,22 @@ export class NetworkServer {
   readonly #folder: Folder;
   readonly #supervisor: Supervisor;
   readonly #hosts = new Map<string, Host>();
+  /** Addresses of IPv6 whose leases are of a guest that is gone, whoever has the address now. */
+  readonly #left = new Set<string>();
   #served: Served | undefined;
   #ended = false;
   /** It has to read its hosts again. */
   #stale = false;
   #problem: string | undefined;
+  /** What `problem` says, without who is in the way. */
+  #reason: string | undefined;
   #running: Promise<void> | undefined;
   #again = false;
   #timer: NodeJS.Timeout | undefined;
   #retryMs = RETRY_FIRST_MS;
   #stopped = false;
+  #releasing: Promise<void> | undefined;
+  #unreleased: string | undefined;
 
   constructor(options: NetworkServerOptions) {
     const { network, runtimeDir } = options;
@@ -61,7 +68,7 @@ export class NetworkServer {
 
   /** Why it does not serve as it is to. */
   get problem(): string | undefined {
-    return this.#problem;
+    return this.#problem ?? this.#unreleased;
   }
 
   /** The ids of whom it serves or names, as the files say. */
@@ -85,6 +92,8 @@ export class NetworkServer {
   }
 
   setHost(id: string, host: (Host & { readonly line: string }) | undefined): void {
+    const before = this.#hosts.get(id);
+    if (before !== undefined && before.mac !== host?.mac) this.forgetLeases(id);
     if (host === undefined) this.#hosts.delete(id);
     else this.#hosts.set(id, host);
     this.#folder.setHost(id, host?.line);
@@ -93,6 +102,14 @@ export class NetworkServer {
 
   setNames(id: string, lines: readonly string[]): void {
     this.#folder.setNames(id, lines);
+    this.nudge();
+  }
+
+  /** The guest of before is gone: the next one names itself differently, and gets no lease of IPv6 that is another's. */
+  forgetLeases(id: string): void {
+    for (const address of this.#hosts.get(id)?.addresses ?? []) {
+      if (address.includes(':')) this.#left.add(address);
+    }
     this.nudge();
   }
 
@@ -135,22 +152,26 @@ export class NetworkServer {
     // What comes in one turn of the event loop is written together.
     await Promise.resolve();
     try {
-      const isDone = this.#ended ? await this.#remove() : await this.#apply();
+      if (this.#ended) await this.#remove();
+      else await this.#apply();
       if (this.#problem !== undefined) {
         this.#options.log.info({ network: this.network }, 'DHCP and DNS are served again');
       }
       this.#problem = undefined;
-      if (isDone) this.#retryMs = RETRY_FIRST_MS;
-      else this.#retry();
+      this.#reason = undefined;
+      this.#retryMs = RETRY_FIRST_MS;
+      this.#release();
     } catch (error) {
-      const reason = told(error);
-      if (reason !== this.#problem) {
+      const reason = messageOf(error);
+      // Who is in the way takes a look at every process: once for each reason.
+      if (reason !== this.#reason) {
+        this.#problem = withHolders(reason);
         this.#options.log.warn(
-          { network: this.network, error: reason },
+          { network: this.network, error: this.#problem },
           'DHCP and DNS are not served',
         );
       }
-      this.#problem = reason;
+      this.#reason = reason;
       this.#retry();
     }
   }
@@ -161,16 +182,14 @@ export class NetworkServer {
     this.#retryMs = Math.min(2 * this.#retryMs, RETRY_MOST_MS);
   }
 
-  async #remove(): Promise<boolean> {
+  async #remove(): Promise<void> {
     await this.#supervisor.stop();
     this.#folder.remove();
-    return true;
   }
 
-  /** False where something is still to be looked at. */
-  async #apply(): Promise<boolean> {
+  async #apply(): Promise<void> {
     const written = this.#folder.write();
-    if (this.#served === undefined) return true;
+    if (this.#served === undefined) return;
     this.#stale ||= written.hosts;
     if (written.conf || !this.#supervisor.isRunning()) {
       this.#stale = false;
@@ -180,33 +199,59 @@ export class NetworkServer {
       this.#stale = false;
       await this.#supervisor.reload();
     }
-    return this.#releaseAll();
   }
 
   /**
    * Ends the leases of whom this host does not have any more: dnsmasq gives a leased address to nobody else, whatever its
-   * files say. False where there are some left: it reads its packets in its own time.
+   * files say. Nobody waits for it, since each takes a process, and dnsmasq reads its packets in its own time.
    */
-  async #releaseAll(): Promise<boolean> {
-    const { v4, v6, serverId } = this.#handedOut();
-    const device = this.#served?.network.bridge ?? '';
+  #release(): void {
+    this.#releasing ??= this.#releaseAll().finally(() => {
+      this.#releasing = undefined;
+    });
+  }
+
+  async #releaseAll(): Promise<void> {
+    let waitMs = RETRY_FIRST_MS;
+    for (;;) {
+      const gone = this.#gone();
+      if (gone.length === 0) break;
+      try {
+        for (const [program, args] of gone) {
+          if (this.#stopped || this.#ended) return;
+          await release(program, args);
+        }
+        this.#unreleased = undefined;
+      } catch (error) {
+        this.#unreleased = `leases do not end: ${messageOf(error)}`;
+        waitMs = Math.min(2 * waitMs, RETRY_MOST_MS);
+      }
+      await sleep(waitMs, undefined, { ref: false });
+    }
+    this.#unreleased = undefined;
+  }
+
+  /** What ends the leases of whom this host does not have any more. */
+  #gone(): Release[] {
+    if (this.#served === undefined) return [];
+    const { v4, v6, serverId = '' } = this.#handedOut();
+    const device = this.#served.network.bridge;
     const holders = new Map(
       [...this.#hosts.values()].flatMap(({ mac, addresses }) =>
         addresses.map((address) => [address, mac] as const),
       ),
     );
     const gone4 = v4.filter(({ mac, address }) => holders.get(address) !== mac);
-    const gone6 = v6.filter(({ address }) => !holders.has(address));
-    for (const { mac, address } of gone4) {
-      await release('dhcp_release', [device, address, mac]);
-    }
-    for (const { address, iaid, clientId } of gone6) {
-      await release('dhcp_release6', [
-        ...['--iface', device, '--client-id', clientId, '--server-id', serverId ?? ''],
-        ...['--iaid', iaid, '--ip', address],
-      ]);
-    }
-    return gone4.length + gone6.length === 0;
+    const gone6 = v6.filter(({ address }) => !holders.has(address) || this.#left.has(address));
+    const leased = new Set(gone6.map(({ address }) => address));
+    for (const address of this.#left) if (!leased.has(address)) this.#left.delete(address);
+    return [
+      ...gone4.map(({ mac, address }): Release => ['dhcp_release', [device, address, mac]]),
+      ...gone6.map(({ address, iaid, clientId }): Release => {
+        const who = ['--client-id', clientId, '--server-id', serverId, '--iaid', iaid];
+        return ['dhcp_release6', ['--iface', device, ...who, '--ip', address]];
+      }),
+    ];
   }
 
   #handedOut(): HandedOut {
@@ -219,9 +264,10 @@ export class NetworkServer {
   }
 }
 
-/** With whoever is in the way. */
-function told(error: unknown): string {
-  const reason = error instanceof Error ? error.message : String(error);
+const messageOf = (error: unknown): string =>
+  error instanceof Error ? error.message : String(error);
+
+function withHolders(reason: string): string {
   const holders = servicePortHolders().filter(({ isOurs }) => !isOurs);
   return holders.length === 0 ? reason : `${reason}; ${holders.map(({ text }) => text).join(', ')}`;
 }
@@ -232,7 +278,9 @@ export const foldersOf = (runtimeDir: string): string => join(runtimeDir, 'dnsma
 const folderOf = (runtimeDir: string, network: string): string =>
   join(foldersOf(runtimeDir), network);
 
-async function release(name: 'dhcp_release' | 'dhcp_release6', args: string[]): Promise<void> {
+type Release = readonly ['dhcp_release' | 'dhcp_release6', readonly string[]];
+
+async function release(...[name, args]: Release): Promise<void> {
   const program = programPath(name);
   if (program === undefined) throw new Error(`this host has no ${name}`);
   await run(program, args, { timeout: RELEASE_TIMEOUT_MS });

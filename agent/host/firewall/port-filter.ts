@@ -307,7 +307,11 @@ export const DEVICE_FILTER = {
   egress: true,
   chains: {
     ...portChains('oifname', ['accept']),
-    guard: { rules: [`meta mark and ${PASSED} == 0 counter drop`, 'goto arrival'] },
+    guard: { rules: [`meta mark and ${PASSED} == 0 goto unmarked`, 'goto arrival'] },
+    // What the host sends to a group comes back to it this way, too: so a lease of DHCPv6 is ended.
+    unmarked: {
+      rules: ['ip6 daddr ff02::1:2 udp sport 546 udp dport 547 goto arrival', 'counter drop'],
+    },
     arrival: {
       rules: [
         // Where br_netfilter is on, the reply to a connection that was mapped from ::1 gets its destination ::1 back

@@ -1,11 +1,17 @@
+import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig as digAt } from '../../support/asking.ts';
+import { PROTOCOL, udp } from '../../support/frames.ts';
+import { stationOf } from '../../support/hearing.ts';
 import { addNamespace, removeNamespace } from '../../support/kernel.ts';
+import { type Station, v6 } from '../../support/packets.ts';
+import { claimVm } from '../../support/raw-port.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
+import { requireTool } from '../../support/tools.ts';
 
 // DHCP, router advertisements and names, asked for by the clients that guests have.
 
@@ -140,6 +146,65 @@ describe('an address that goes from one workload to another', () => {
     await detach('asker');
   });
 });
+
+test('a lease of DHCPv6 ends with its attachment, and with its guest', async () => {
+  const leases = (): string =>
+    readFileSync(join(stack.agent.runtimeDir, 'dnsmasq', 'gs0', 'state', 'leases'), 'utf8');
+  await attach('keeper');
+  await attach('six', { addresses: ['fd50::66'] });
+  expect((await dhclient('six', 6))?.['iaaddr']).toBe('fd50::66');
+  expect(leases()).toContain(' fd50::66 ');
+  await detach('six');
+  await until('it has ended', () => !leases().includes(' fd50::66 '));
+  const { attachment } = await stack.client.attach(stack.host, {
+    id: 'vm',
+    workload: 'vm-vm',
+    kind: 'vm',
+    network: 'gs0',
+    hostname: 'vm',
+  });
+  const [, own6 = ''] = bareAddresses(attachment);
+  const from = stationOf(attachment);
+  // By it dnsmasq knows who asks; a raw port answers no solicitation.
+  const neighbour = ['neigh', 'replace', from.linkLocal, 'lladdr', from.mac, 'dev', 'gs0'];
+  execFileSync(requireTool('ip'), neighbour);
+  const ask = async (duid: string): Promise<void> => {
+    using port = await claimVm('vm', stack.agent.socketPath);
+    await until('leased', () => {
+      port.send(rapidSolicit(from, duid));
+      return leases().includes(`${own6} vm ${duid}`);
+    });
+  };
+  await ask('00:03:00:01:02:00:00:00:00:01');
+  await ask('00:03:00:01:02:00:00:00:00:02');
+  await detachVm('vm');
+  await detach('keeper');
+});
+
+const detachVm = async (id: string): Promise<void> => {
+  await stack.client.detach(stack.host, { id });
+  await stack.gone(id);
+};
+
+/** RFC 8415, 18.2.1: asks for an address in two messages in place of four, with rapid commit. */
+function rapidSolicit({ mac, linkLocal }: Station, duid: string): Buffer {
+  const option = (code: number, body: Buffer): Buffer => {
+    const head = Buffer.alloc(4);
+    head.writeUInt16BE(code, 0);
+    head.writeUInt16BE(body.length, 2);
+    return Buffer.concat([head, body]);
+  };
+  const identity = Buffer.concat([Buffer.from([0, 0, 0, 7]), Buffer.alloc(8)]);
+  const message = Buffer.concat([
+    Buffer.from([1, 0x11, 0x22, 0x33]),
+    option(1, Buffer.from(duid.replaceAll(':', ''), 'hex')),
+    option(3, identity),
+    option(8, Buffer.alloc(2)),
+    option(14, Buffer.alloc(0)),
+  ]);
+  const way = { from: linkLocal, to: 'ff02::1:2' };
+  return v6(mac, way, PROTOCOL.udp, udp(way, 546, 547, message));
+}
 
 describe('dnsmasq and the agent, killed', () => {
   test('dnsmasq is back with its names', async () => {
