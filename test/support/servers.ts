@@ -30,7 +30,14 @@ export async function startNats({
   port,
   config,
   configFile,
-}: { port?: number; config?: string; configFile?: string } = {}): Promise<Server> {
+  address = '127.0.0.1',
+}: {
+  port?: number;
+  config?: string;
+  configFile?: string;
+  /** Where it listens. */
+  address?: string;
+} = {}): Promise<Server> {
   const own = port ?? (await freePort());
   return startServer('nats', own, (folder) => {
     const file = configFile ?? join(folder, 'nats.conf');
@@ -38,7 +45,7 @@ export async function startNats({
     return [
       requireTool('nats-server'),
       ...(config === undefined && configFile === undefined ? [] : ['--config', file]),
-      ...['--addr', '127.0.0.1', '--port', String(own)],
+      ...['--addr', address, '--port', String(own)],
       ...(configFile === undefined ? ['--jetstream', '--store_dir', folder] : []),
     ];
   });

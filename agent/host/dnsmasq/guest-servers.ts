@@ -227,8 +227,9 @@ export class GuestServers {
     const name = (id: string, lease: Lease | undefined): void => {
       if (records.has(id)) return;
       const isElsewhere = lease !== undefined && lease.host !== this.#options.host;
-      if (isElsewhere) this.#name(server, network, lease);
-      else server.setNames(id, []);
+      if (isElsewhere) {
+        this.#name(server, network, { ...lease, addresses: lease.addresses.map(bare) });
+      } else server.setNames(id, []);
     };
     // Until then those that an agent before this one has named keep their names.
     if (followed !== undefined && !followed.isWhole) return;
