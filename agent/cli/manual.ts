@@ -38,6 +38,7 @@ export function agentPage(command: Command, operating: string, edition: Edition)
     section('OPTIONS', optionsOf(command)),
     section('EXIT STATUS', chapter(operating, 'Exit codes')),
     section('HEALTH', chapter(operating, 'Health')),
+    section('METRICS', chapter(operating, 'Metrics')),
     section('FILES', chapter(operating, 'Files')),
   ];
   const summary = 'agent for the network of the virtual machines and containers of a host';

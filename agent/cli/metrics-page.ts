@@ -16,8 +16,8 @@ const GROUPS: readonly (readonly [heading: string, names: RegExp])[] = [
 
 const HEAD = `# Metrics
 
-Every metric of an agent. This page is generated from \`agent/telemetry/metrics-table.ts\`; a test fails where it is stale, and
-\`npm run metrics:page\` writes it. How to switch metrics on is in [operating.md](operating.md#metrics), what to do about an alert
+Every metric of an agent. This page is generated from \`agent/telemetry/metrics-table.ts\`; a test fails where it is stale
+([CONTRIBUTING.md](../CONTRIBUTING.md#add-a-metric)). How to switch metrics on is in [operating.md](operating.md#metrics), what to do about an alert
 in [runbook.md](runbook.md).
 
 The names are those of Prometheus. Over OTLP a counter has no \`_total\`, which collectors put there. Each sample on \`/metrics\`

@@ -21,6 +21,7 @@ const COPIED = [
   'deploy/bin',
   'deploy/nats',
   'deploy/networks',
+  'deploy/observability',
   'deploy/systemd',
   ...filesBelow('docs').filter((name) => /^docs\/[^/]+\.md$/.test(name)),
   // The Lua functions, and the file that starts voltnet.

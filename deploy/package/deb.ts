@@ -141,7 +141,13 @@ function putSystem(folder: string): void {
   copy('debian/tmpfiles.conf', 'usr/lib/tmpfiles.d/volt-network.conf');
   copy('debian/lintian-overrides', 'usr/share/lintian/overrides/volt-network');
   copy('agent.json', 'etc/volt/network/agent.json');
-  for (const name of ['nats', 'networks', 'systemd/tighter', 'systemd/volt0.netdev']) {
+  for (const name of [
+    'nats',
+    'networks',
+    'observability',
+    'systemd/tighter',
+    'systemd/volt0.netdev',
+  ]) {
     copy(name, join(DOCUMENTATION, 'examples', name));
   }
   copy('systemd/volt0.network', join(DOCUMENTATION, 'examples/systemd/volt0.network'));

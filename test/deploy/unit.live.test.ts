@@ -7,8 +7,9 @@ import { VoltNetworkClient } from '#protocol/client.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { until } from '../support/agent.ts';
 import { addNamespace, ip, removeNamespace } from '../support/kernel.ts';
+import { scrape } from '../support/metrics.ts';
 import { answers, run as runIp } from '../support/segment.ts';
-import { type Server, startNats, startRedis } from '../support/servers.ts';
+import { freePort, type Server, startNats, startRedis } from '../support/servers.ts';
 import { INSTALLED, startSystemd, type Systemd } from '../support/systemd.ts';
 import { requireTool } from '../support/tools.ts';
 
@@ -60,17 +61,22 @@ const STRICT = 'SystemCallErrorNumber=kill\nSystemCallFilter=io_uring_setup io_u
 let systemd: Systemd;
 let nats: Server;
 let redis: Server;
+let metricsPort: number;
 let connection: NatsConnection;
 let client: VoltNetworkClient;
 
 beforeAll(async () => {
   [nats, redis] = await Promise.all([startNats(), startRedis()]);
+  metricsPort = await freePort();
   const config = { nats: { url: nats.url }, redis: { url: redis.url } };
   const wrapper = (program: string) => `#!/bin/sh\nexec ${INSTALLED}/deploy/bin/${program} "$@"\n`;
   systemd = await startSystemd({
     etc: {
       'volt/network/agent.json': JSON.stringify({ ...config, heartbeatSeconds: 1 }),
-      'volt/network/environment': `VOLT_NET_HOST=${HOST}\n`,
+      'volt/network/environment': [
+        `VOLT_NET_HOST=${HOST}`,
+        `VOLT_NET_METRICS_LISTEN=127.0.0.1:${metricsPort}\n`,
+      ].join('\n'),
     },
     bin: { 'volt-network-agent': wrapper('volt-network-agent'), voltnet: wrapper('voltnet') },
   });
@@ -244,6 +250,7 @@ async function restartAndDetach(afterwards = (): void => {}): Promise<void> {
 }
 
 async function detachAll(): Promise<void> {
+  expect(await scrape(metricsPort)).toContain('volt_network_attachments{');
   for await (const { id } of client.listAll(HOST)) await client.detach(HOST, { id });
   await until('all is gone', async () => (await client.list(HOST)).attachments.length === 0);
   expect(ip('netns').map(({ name }) => name)).toEqual(['box']);
