@@ -1,6 +1,15 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import koffi from 'koffi';
-import { be32, listOf, nested, type Table, text, writeAttributes } from './codec.ts';
+import {
+  be32,
+  listOf,
+  nested,
+  readAttributes,
+  type Table,
+  text,
+  type Values,
+  writeAttributes,
+} from './codec.ts';
 import { checked, isKernelError, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import { Namespace, namespaceIdentity } from './namespace.ts';
@@ -42,9 +51,12 @@ const NFNL_MSG_BATCH_BEGIN = 0x10;
 const NFNL_MSG_BATCH_END = 0x11;
 const NFNL_SUBSYS_NFTABLES = 10;
 const NFT_MSG_NEWTABLE = NFNL_SUBSYS_NFTABLES << 8;
+const NFT_MSG_DELTABLE = NFT_MSG_NEWTABLE | 2;
 const NFT_MSG_NEWCHAIN = NFT_MSG_NEWTABLE | 3;
+const NFT_MSG_GETCHAIN = NFT_MSG_NEWTABLE | 4;
 const NFT_MSG_DELCHAIN = NFT_MSG_NEWTABLE | 5;
 const NFT_MSG_NEWRULE = NFT_MSG_NEWTABLE | 6;
+const NFT_MSG_DELRULE = NFT_MSG_NEWTABLE | 8;
 const NFT_MSG_NEWSETELEM = NFT_MSG_NEWTABLE | 12;
 const NFT_MSG_GETSETELEM = NFT_MSG_NEWTABLE | 13;
 const NFT_MSG_DELSETELEM = NFT_MSG_NEWTABLE | 14;
@@ -120,20 +132,24 @@ export interface NftTable {
 
 /**
  * A base chain on a single device, in a table of the netdev family. Its one rule sends all frames to another chain.
- * Its hook names the device, so it cannot be part of rules that are the same on every host.
+ * Its hook names the device, so it cannot be part of rules that are the same on every host. `renew` replaces the rules
+ * of a chain that exists, without a moment in which a frame meets none or both. To delete a chain and add it again in
+ * one transaction is no such exchange: while the kernel ends the transaction, both are hooked, and a frame meets both.
  */
 export type DeviceChainChange = {
   readonly table: NftTable;
   readonly chain: string;
 } & (
-  | {
-      readonly action: 'add';
-      readonly hook: keyof typeof HOOKS;
-      readonly device: string;
-      readonly goto: string;
-    }
+  | ({ readonly action: 'add'; readonly goto: string } & DeviceHook)
+  | { readonly action: 'renew'; readonly goto: string }
   | { readonly action: 'delete' }
 );
+
+/** Where a base chain on a single device is hooked. */
+export interface DeviceHook {
+  readonly hook: keyof typeof HOOKS;
+  readonly device: string;
+}
 
 /** Elements to add to a set or a map, or to delete from it; `flush` deletes all of its elements. */
 export interface ElementChange {
@@ -231,6 +247,8 @@ export class Nftables implements Disposable {
       if (error instanceof NftablesError && error.reason.includes('No such file')) return null;
       throw error;
     }
+    // With objects that it cannot put into JSON, the library has answered nothing at all, and no error.
+    if (output.trim() === '') throw new NftablesError('it answered nothing', command);
     const parsed: unknown = JSON.parse(output);
     if (typeof parsed !== 'object' || parsed === null || !('nftables' in parsed)) return [];
     const { nftables } = parsed;
@@ -255,6 +273,20 @@ export class Nftables implements Disposable {
     return false;
   }
 
+  /** Deletes a table with all that it has. Success when there is none. */
+  deleteTable({ family, name }: NftTable): void {
+    const write = (writer: Writer): void =>
+      writeAttributes(writer, TABLE, { NFTA_TABLE_NAME: name });
+    const subject = `${family} ${name}`;
+    try {
+      this.#transaction('NFT_MSG_DELTABLE', [
+        { type: NFT_MSG_DELTABLE, flags: 0, family, subject, write },
+      ]);
+    } catch (error) {
+      if (!isKernelError(error, 'ENOENT')) throw error;
+    }
+  }
+
   /**
    * Changes elements and chains of devices, in the order given, in one transaction. Adding an element that exists is
    * success. KernelError ENOENT: an element or chain to be deleted, a set, or (before Linux 6.16) a device does not
@@ -268,16 +300,45 @@ export class Nftables implements Disposable {
   }
 
   /** Reads a set or map: texts as `elementTexts` makes them; null when the set does not exist. */
-  elements(table: NftTable, set: string): string[] | null {
-    for (let reading = 1; ; reading += 1) {
-      try {
-        const { texts, whole } = this.#readElements(table, set);
-        if (whole || reading === MAX_READINGS) return texts;
-      } catch (error) {
-        if (isKernelError(error, 'ENOENT')) return null;
-        throw error;
-      }
+  elements({ family, name }: NftTable, set: string): string[] | null {
+    try {
+      const bodies = this.#dump({
+        operation: 'NFT_MSG_GETSETELEM',
+        type: NFT_MSG_GETSETELEM,
+        family,
+        subject: `${family} ${name} ${set}`,
+        write: (writer) =>
+          writeAttributes(writer, ELEMENT_LIST, {
+            NFTA_SET_ELEM_LIST_TABLE: name,
+            NFTA_SET_ELEM_LIST_SET: set,
+          }),
+        read: readElementTexts,
+      });
+      return bodies.flat();
+    } catch (error) {
+      if (isKernelError(error, 'ENOENT')) return null;
+      throw error;
     }
+  }
+
+  /**
+   * The base chains of a table of the netdev family, by name. Undefined: one that is hooked otherwise than `change` hooks
+   * a chain on a single device. libnftables 1.0.6 has no JSON of the device, nor of a table without its elements.
+   */
+  deviceChains({ family, name }: NftTable): Map<string, DeviceHook | undefined> {
+    const chains = this.#dump({
+      operation: 'NFT_MSG_GETCHAIN',
+      type: NFT_MSG_GETCHAIN,
+      family,
+      subject: `${family} ${name}`,
+      write: () => {},
+      read: (attributes) => readAttributes(CHAIN, attributes),
+    });
+    return new Map(
+      chains
+        .filter((chain) => chain.NFTA_CHAIN_TABLE === name && chain.NFTA_CHAIN_HOOK !== undefined)
+        .map((chain) => [chain.NFTA_CHAIN_NAME ?? '', deviceHookOf(chain)]),
+    );
   }
 
   /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */
@@ -359,25 +420,24 @@ export class Nftables implements Disposable {
     });
   }
 
-  #readElements({ family, name }: NftTable, set: string): { texts: string[]; whole: boolean } {
-    const operation = 'NFT_MSG_GETSETELEM';
-    const subject = `${family} ${name} ${set}`;
+  /** Reads all objects of a kind, again when they change meanwhile. KernelError: the kernel's own. */
+  #dump<T>(question: Dump<T>): T[] {
+    for (let reading = 1; ; reading += 1) {
+      const { found, whole } = this.#dumpOnce(question);
+      if (whole || reading === MAX_READINGS) return found;
+    }
+  }
+
+  #dumpOnce<T>(question: Dump<T>): { found: T[]; whole: boolean } {
+    const { operation, subject, type, write, read } = question;
     const writer = new Writer();
-    const sequence = this.#frame(writer, {
-      type: NFT_MSG_GETSETELEM,
-      flags: NLM_F_DUMP,
-      family: FAMILIES[family],
-      resource: 0,
-      write: (body) =>
-        writeAttributes(body, ELEMENT_LIST, {
-          NFTA_SET_ELEM_LIST_TABLE: name,
-          NFTA_SET_ELEM_LIST_SET: set,
-        }),
-    });
+    const family = FAMILIES[question.family];
+    const frame = { type, flags: NLM_F_DUMP, family, resource: 0, write };
+    const sequence = this.#frame(writer, frame);
     retryInterrupted(() =>
       checked(libc.send(this.#fd, writer.buffer, writer.length, 0), operation, subject),
     );
-    const texts: string[] = [];
+    const found: T[] = [];
     let errno: number | undefined;
     let whole = true;
     while (errno === undefined) {
@@ -388,11 +448,11 @@ export class Nftables implements Disposable {
         if ((message.flags & NLM_F_DUMP_INTR) !== 0) whole = false;
         const ends = message.type === NLMSG_DONE || message.type === NLMSG_ERROR;
         if (ends) errno = outcomeOf(message).errno;
-        else texts.push(...readElementTexts(message.body.subarray(NFGENMSG_BYTES)));
+        else found.push(read(message.body.subarray(NFGENMSG_BYTES)));
       });
     }
     if (errno !== 0) throw new KernelError({ operation, subject, errno });
-    return { texts, whole };
+    return { found, whole };
   }
 
   #growSendBuffer(bytes: number): void {
@@ -462,6 +522,12 @@ export class Nftables implements Disposable {
 /** The kernel's answer could not be read: the transaction may have been done or not. */
 export class Unanswered extends KernelError {}
 
+interface Dump<T> extends Omit<Message, 'flags'> {
+  readonly operation: string;
+  /** Of one message: its attributes. */
+  readonly read: (attributes: Buffer) => T;
+}
+
 interface Message {
   readonly type: number;
   readonly flags: number;
@@ -498,13 +564,39 @@ function chainMessages(change: DeviceChainChange): Message[] {
     const write = (writer: Writer): void => writeAttributes(writer, CHAIN, names);
     return [{ ...message, type: NFT_MSG_DELCHAIN, flags: 0, write }];
   }
-  const { hook, device, goto } = change;
+  const { goto } = change;
+  const NFTA_VERDICT = { NFTA_VERDICT_CODE: NFT_GOTO, NFTA_VERDICT_CHAIN: goto };
+  const rule: Message = {
+    ...message,
+    type: NFT_MSG_NEWRULE,
+    flags: NLM_F_CREATE | NLM_F_APPEND,
+    write: (writer) =>
+      writeAttributes(writer, RULE, {
+        NFTA_RULE_TABLE: name,
+        NFTA_RULE_CHAIN: chain,
+        NFTA_RULE_EXPRESSIONS: [
+          {
+            NFTA_EXPR_NAME: 'immediate',
+            NFTA_EXPR_DATA: {
+              NFTA_IMMEDIATE_DREG: NFT_REG_VERDICT,
+              NFTA_IMMEDIATE_DATA: { NFTA_DATA_VERDICT: NFTA_VERDICT },
+            },
+          },
+        ],
+      }),
+  };
+  if (change.action === 'renew') {
+    // Without a handle: all rules of the chain.
+    const write = (writer: Writer): void =>
+      writeAttributes(writer, RULE, { NFTA_RULE_TABLE: name, NFTA_RULE_CHAIN: chain });
+    return [{ ...message, type: NFT_MSG_DELRULE, flags: 0, write }, rule];
+  }
+  const { hook, device } = change;
   const NFTA_CHAIN_HOOK = {
     NFTA_HOOK_HOOKNUM: HOOKS[hook],
     NFTA_HOOK_PRIORITY: DEVICE_HOOK_PRIORITY,
     NFTA_HOOK_DEV: device,
   };
-  const NFTA_VERDICT = { NFTA_VERDICT_CODE: NFT_GOTO, NFTA_VERDICT_CHAIN: goto };
   return [
     {
       ...message,
@@ -518,26 +610,18 @@ function chainMessages(change: DeviceChainChange): Message[] {
           NFTA_CHAIN_TYPE: 'filter',
         }),
     },
-    {
-      ...message,
-      type: NFT_MSG_NEWRULE,
-      flags: NLM_F_CREATE | NLM_F_APPEND,
-      write: (writer) =>
-        writeAttributes(writer, RULE, {
-          NFTA_RULE_TABLE: name,
-          NFTA_RULE_CHAIN: chain,
-          NFTA_RULE_EXPRESSIONS: [
-            {
-              NFTA_EXPR_NAME: 'immediate',
-              NFTA_EXPR_DATA: {
-                NFTA_IMMEDIATE_DREG: NFT_REG_VERDICT,
-                NFTA_IMMEDIATE_DATA: { NFTA_DATA_VERDICT: NFTA_VERDICT },
-              },
-            },
-          ],
-        }),
-    },
+    rule,
   ];
+}
+
+function deviceHookOf(chain: Values<typeof CHAIN>): DeviceHook | undefined {
+  const { NFTA_CHAIN_TYPE: type, NFTA_CHAIN_POLICY: policy, NFTA_CHAIN_HOOK: place } = chain;
+  const { NFTA_HOOK_DEV: device, NFTA_HOOK_HOOKNUM: number, NFTA_HOOK_PRIORITY } = place ?? {};
+  if (type !== 'filter' || policy !== NF_ACCEPT || device === undefined) return undefined;
+  // Read as a number without a sign.
+  if (NFTA_HOOK_PRIORITY !== DEVICE_HOOK_PRIORITY >>> 0) return undefined;
+  if (number === HOOKS.ingress) return { hook: 'ingress', device };
+  return number === HOOKS.egress ? { hook: 'egress', device } : undefined;
 }
 
 function chunks<T>(all: readonly T[], size: number): T[][] {

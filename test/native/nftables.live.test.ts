@@ -151,6 +151,52 @@ describe('tables of our own: kernel 6.9 and later', () => {
   });
 });
 
+describe('chains on single devices', () => {
+  const ports: NftTable = { family: 'netdev', name: 'ports' };
+  const onLo = { table: ports, chain: 'on_lo' };
+  const rulesOf = (chain: string): string[] =>
+    nft('-a', 'list', 'chain', 'netdev', 'ports', chain)
+      .split('\n')
+      .filter((line) => line.includes('goto'))
+      .map((line) => line.trim());
+
+  beforeEach(() => {
+    nftables.makeTables([ports], { exclusive: false });
+    nftables.run('add chain netdev ports a\nadd chain netdev ports b');
+    nftables.change([{ ...onLo, action: 'add', hook: 'ingress', device: 'lo', goto: 'a' }]);
+  });
+
+  test('are read with where they are hooked', () => {
+    nft(`add chain netdev ports late { type filter hook ingress device "lo" priority 0; }`);
+    nft(`add chain netdev ports out { type filter hook egress device "lo" priority -300; }`);
+    nft('add table netdev theirs');
+    nft(`add chain netdev theirs on_lo { type filter hook ingress device "lo" priority -300; }`);
+    expect(Object.fromEntries(nftables.deviceChains(ports))).toEqual({
+      late: undefined,
+      on_lo: { hook: 'ingress', device: 'lo' },
+      out: { hook: 'egress', device: 'lo' },
+    });
+  });
+
+  test('are renewed with their one rule, whatever rules they have', () => {
+    const [before = ''] = rulesOf('on_lo');
+    expect(before).toMatch(/^goto a # handle/);
+    nft('add rule netdev ports on_lo goto a');
+    nftables.change([{ ...onLo, action: 'renew', goto: 'b' }]);
+    expect(rulesOf('on_lo')).toEqual([expect.stringMatching(/^goto b #/)]);
+    nft('flush chain netdev ports on_lo');
+    nftables.change([{ ...onLo, action: 'renew', goto: 'a' }]);
+    expect(rulesOf('on_lo')).toEqual([expect.stringMatching(/^goto a #/)]);
+  });
+});
+
+test('a table is deleted, whatever it has, and one that is not there is none', () => {
+  nftables.run('add chain inet t c\nadd rule inet t c drop');
+  nftables.deleteTable(table);
+  expect(nft('list', 'tables')).toBe('');
+  nftables.deleteTable(table);
+});
+
 test('changes of others are heard, and our own are not', async () => {
   let heard = 0;
   using _watch = nftables.onForeignChange(() => (heard += 1));

@@ -105,12 +105,8 @@ export class Firewall implements Disposable {
 
   /** Deletes the agent's tables from the kernel, when no agent runs on the host any more. */
   unload(): void {
-    const nftables = Nftables.open();
-    using _closed = nftables;
-    for (const { family, name } of RULESETS.map((ruleset) => this.#tableOf(ruleset))) {
-      if (nftables.list(`list table ${family} ${name}`) === null) continue;
-      nftables.run(`delete table ${family} ${name}`);
-    }
+    using nftables = Nftables.open();
+    for (const ruleset of RULESETS) nftables.deleteTable(this.#tableOf(ruleset));
   }
 
   /** Replaces the facts of an owner. Facts that are put before `start` are noted, and `start` loads them. */
@@ -275,21 +271,31 @@ export class Firewall implements Disposable {
           elements: [],
         })),
       ),
-      ...this.#endedChains(nftables),
-      ...this.#changes('add', [...this.#facts.values()]),
+      ...this.#deviceChains(nftables),
+      ...this.#changes('add', [...this.#facts.values()].filter(isElement)),
     ]);
   }
 
-  /** Deletions of all chains on single devices that the kernel has, including those of devices that are gone. */
-  #endedChains(nftables: Nftables): DeviceChainChange[] {
+  /**
+   * What makes the kernel's chains on single devices ours. A chain that is hooked as it should be stays hooked, and gets
+   * its rule anew: a frame that met it twice would be dropped as one that no rule has let in. All others are deleted,
+   * including those of devices that are gone.
+   */
+  #deviceChains(nftables: Nftables): DeviceChainChange[] {
     const table = this.#tableOf(DEVICE_FILTER);
-    // Not `list table`: libnftables 1.0.6 has no JSON of a table without its elements.
-    const listed = nftables.list(`list chains ${table.family}`) ?? [];
-    return listed.flatMap(({ chain }): DeviceChainChange[] => {
-      if (!isNamed(chain) || !('hook' in chain && 'table' in chain)) return [];
-      if (chain.table !== table.name) return [];
-      return [{ action: 'delete', table, chain: chain.name }];
-    });
+    const found = nftables.deviceChains(table);
+    const wanted = [...this.#facts.values()].filter(isChain);
+    const isHooked = ({ chain, hook, device }: ChainFact): boolean =>
+      found.get(chain)?.hook === hook && found.get(chain)?.device === device;
+    const hooked = new Set(wanted.filter(isHooked).map(({ chain }) => chain));
+    const others = [...found.keys()].filter((chain) => !hooked.has(chain));
+    return [
+      ...others.map((chain): DeviceChainChange => ({ action: 'delete', table, chain })),
+      ...wanted.map(({ chain, hook, device, goto }): DeviceChainChange => {
+        if (hooked.has(chain)) return { action: 'renew', table, chain, goto };
+        return { action: 'add', table, chain, hook, device, goto };
+      }),
+    ];
   }
 
   /** One change for each set, then the chains. */
@@ -366,6 +372,3 @@ const NO_FACTS: Facts = new Map();
 
 const isChain = (fact: Fact): fact is ChainFact => fact.kind === 'chain';
 const isElement = (fact: Fact): fact is ElementFact => fact.kind === 'element';
-
-const isNamed = (value: unknown): value is { readonly name: string } =>
-  typeof value === 'object' && value !== null && 'name' in value && typeof value.name === 'string';

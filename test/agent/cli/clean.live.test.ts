@@ -76,3 +76,14 @@ test('everything goes from a host whose agent is stopped, and not before', async
   expect(tables()).not.toContain('volt');
   removeNamespace('box');
 });
+
+test('everything goes where somebody has put a rule into our tables that libnftables cannot list', async () => {
+  await stack.agent.kill();
+  // 1.0.6 has no JSON of a name that is not UTF-8, and ends the process.
+  const rule = 'add rule inet volt forward iifname "a\\377" counter';
+  execFileSync('sh', ['-c', `printf '${rule}' | ${requireTool('nft')} -f -`]);
+  expect(voltnet('--all')).toMatchObject({ status: 0, answer: { attachments: 2 } });
+  expect(tables()).not.toContain('volt');
+  // Once more, with nothing left.
+  expect(voltnet('--all')).toMatchObject({ status: 0, answer: { attachments: 0 } });
+});

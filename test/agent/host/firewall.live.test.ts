@@ -1,4 +1,5 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { MacAddress } from '#protocol/address.ts';
 import { parseNetwork } from '#protocol/network.ts';
@@ -17,8 +18,8 @@ import {
 } from '#agent/host/firewall/port-filter.ts';
 import { createLog } from '#agent/log.ts';
 import { until } from '../../support/agent.ts';
-import { ip, nftElements, only } from '../../support/kernel.ts';
-import { requireTool } from '../../support/tools.ts';
+import { addNamespace, ip, nftElements, only } from '../../support/kernel.ts';
+import { dyingWithParent, requireTool } from '../../support/tools.ts';
 
 // Tables that others may change, as on kernels before 6.9: what they do to them is put right, by itself.
 
@@ -173,4 +174,51 @@ test('a second start finds tables and elements of an earlier process, and makes 
   expect(later.differences()).toEqual([]);
   const trusted = nftElements().filter((element) => element.startsWith('bridge earlier trusted'));
   expect(trusted).toEqual(['bridge earlier trusted "kept0"']);
+});
+
+test('one that takes over from another drops nothing that a workload sends to its gateway', async () => {
+  addNamespace('box');
+  for (const words of [
+    'link add br1 type bridge',
+    'link set br1 up',
+    'addr add 10.1.0.1/24 dev br1',
+    'link add port1 master br1 type veth peer name eth0 netns box',
+    'link set port1 up',
+    '-n box link set eth0 up',
+    '-n box addr add 10.1.0.2/24 dev eth0',
+  ])
+    execFileSync('ip', words.split(' '));
+  const { ifindex } = only(ip('link', 'show', 'br1'));
+  const { address } = only(ip('-n', 'box', 'link', 'show', 'eth0'));
+  const portFacts = (device: string, own: string, ip4: string) =>
+    bridgePortFacts({ device, mac: own, addresses: [ip4], linkLocal: 'eui64' });
+  const takeOver = (): Firewall => {
+    const next = new Firewall({ log, table: 'volt' });
+    next.put('br1', guardFacts({ name: 'br1', index: Number(ifindex) }));
+    next.put('port1', portFacts('port1', String(address), '10.1.0.2'));
+    // The more there is, the longer the kernel takes from the old rules to the new ones.
+    for (let n = 0; n < 200; n += 1) next.put(`tap${n}`, portFacts(`tap${n}`, mac, '10.1.0.3'));
+    next.ready();
+    return next;
+  };
+  takeOver()[Symbol.dispose]();
+  const words = ['netns', 'exec', 'box', requireTool('ping'), '-f', '-q', '10.1.0.1'];
+  const [program, args] = dyingWithParent([requireTool('ip'), ...words]);
+  const ping = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  let said = '';
+  ping.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  const closed = once(ping, 'close');
+  const sent = (): number =>
+    Number(Object(only(ip('-s', 'link', 'show', 'port1'))['stats64']).rx.packets);
+  for (let turn = 0; turn < 30; turn += 1) {
+    const before = sent();
+    takeOver()[Symbol.dispose]();
+    await until('it goes on', () => sent() > before + 100);
+  }
+  ping.kill('SIGINT');
+  await closed;
+  const [, asked, answered] = /(\d+) packets transmitted, (\d+) received/.exec(said) ?? [];
+  expect(Number(asked)).toBeGreaterThan(10_000);
+  // The last may have been on its way.
+  expect(Number(asked) - Number(answered)).toBeLessThanOrEqual(1);
 });
