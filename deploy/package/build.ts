@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import packageJson from '../../package.json' with { type: 'json' };
 import { prepareDeclarations } from './declarations.ts';
+import { dropDeadLinks } from './links.ts';
 
 // Makes the npm package in dist/, or in the folder that is given: compiled JavaScript with its types, the launchers, and the documentation for users. Node
 // does not run TypeScript below node_modules; a checkout needs nothing of this.
@@ -23,7 +24,7 @@ const COPIED = [
   'deploy/networks',
   'deploy/observability',
   'deploy/systemd',
-  ...filesBelow('docs').filter((name) => /^docs\/[^/]+\.md$/.test(name)),
+  ...filesBelow('docs').filter((name) => /^docs\/([^/]+\.md|benchmarks\/.+\.svg)$/.test(name)),
   // The Lua functions, and the file that starts voltnet.
   ...CODE.flatMap(filesBelow).filter((name) => /\.(lua|js)$/.test(name)),
 ];
@@ -57,6 +58,7 @@ for (const name of COPIED) {
   mkdirSync(dirname(join(DIST, name)), { recursive: true });
   cpSync(join(ROOT, name), join(DIST, name), { recursive: true });
 }
+dropDeadLinks(DIST);
 // As it is executed, whatever the mask of whoever builds.
 for (const name of readdirSync(join(DIST, 'deploy/bin')))
   chmodSync(join(DIST, 'deploy/bin', name), 0o755);

@@ -19,6 +19,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import packageJson from '../../package.json' with { type: 'json' };
+import { dropDeadLinks } from './links.ts';
 
 // Makes the Debian package of what build.ts has left in dist/: compiled JavaScript, the libraries and the Node that
 // package-lock.json pins, and what a host needs around them. The same commit gives the same bytes.
@@ -110,9 +111,12 @@ function installModules(arch: keyof typeof CPU): string {
 
 /** Whether Node could load a file of a library; or what it may be passed on under. */
 function isRun(name: string): boolean {
-  if (/(^|\/)(\.|musl_|include\/|share\/|bin\/|examples\/|cnoke\.cjs$)/.test(name)) return false;
+  if (NOT_RUN.test(name)) return false;
   return /\.([cm]?js|json|node|proto)$/.test(name) || /(^|\/)(LICEN[CS]E|NOTICE)[^/]*$/i.test(name);
 }
+
+const NOT_RUN =
+  /(^|\/)(\.|musl_|include\/|share\/|bin\/|examples\/|tests?\/|bin\.m?js$|(cnoke|trampolines)\.cjs$)/;
 
 function removeEmpty(folder: string): void {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
@@ -172,6 +176,7 @@ function putDocumentation(folder: string): void {
   }
   cpSync(join(ROOT, 'dist/docs'), join(folder, DOCUMENTATION, 'docs'), { recursive: true });
   for (const name of ['README.md', 'SECURITY.md']) put(join(DOCUMENTATION, name), read(name));
+  dropDeadLinks(join(folder, DOCUMENTATION));
   put(join(DOCUMENTATION, 'copyright'), read('deploy/debian/copyright'));
   put(join(DOCUMENTATION, 'changelog.gz'), read('CHANGELOG.md'));
   const entry = [

@@ -1,5 +1,6 @@
 import { execFile, execFileSync } from 'node:child_process';
 import {
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -97,6 +98,25 @@ test('the package has no TypeScript but declarations, and these name neither zod
   for (const text of declarations) {
     expect(text).not.toMatch(/from ['"](?!\.|#)|import\(['"](?!\.|#)|reference types/);
   }
+});
+
+test('links of its pages lead to something in it, and none is lost that could', () => {
+  const modules = join(installedWith(), 'node_modules/volt-network');
+  const linksOf = (root: string, name: string): string[] =>
+    [...readFileSync(join(root, name), 'utf8').matchAll(/\]\(([^)#:]+)(?:#[^)]*)?\)/g)]
+      .map(([, to = '']) => join(dirname(name), to))
+      .toSorted();
+  const pages = readdirSync(modules, { recursive: true, encoding: 'utf8' }).filter((name) =>
+    name.endsWith('.md'),
+  );
+  expect(pages).toEqual(expect.arrayContaining(['README.md', 'docs/benchmarks.md']));
+  const isThere = (to: string): boolean => existsSync(join(modules, to));
+  for (const name of pages) {
+    const inCheckout = linksOf(ROOT, name);
+    expect(linksOf(modules, name), name).toEqual(inCheckout.filter(isThere));
+  }
+  expect(linksOf(modules, 'docs/benchmarks.md')).toContain('docs/benchmarks/attach.svg');
+  expect(linksOf(ROOT, 'README.md').every(isThere)).toBe(false);
 });
 
 describe.each(LIBRARIES)('with %s', (library) => {
