@@ -57,7 +57,14 @@ export default defineConfig({
       },
       {
         extends: true,
-        test: { name: 'package', include: [PACKAGE], setupFiles: ['test/support/live.ts'] },
+        test: {
+          name: 'package',
+          include: [PACKAGE],
+          setupFiles: ['test/support/live.ts'],
+          // It unpacks, installs and starts a hundred things one after the other.
+          testTimeout: 900_000,
+          hookTimeout: 900_000,
+        },
       },
       {
         extends: true,

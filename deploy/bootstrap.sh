@@ -57,6 +57,7 @@ case $purpose in
     need runc runc
     need nats-server nats-server
     need redis-server redis-server
+    need lintian lintian
     need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
     ;;
   demo) servers ;;

@@ -1,11 +1,12 @@
-import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { execFile, execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { until } from '../support/agent.ts';
 import { type Debian, startDebian } from '../support/debian.ts';
 import { ip } from '../support/kernel.ts';
-import { requireTool } from '../support/tools.ts';
+import { dyingWithParent, requireTool } from '../support/tools.ts';
 
 // The Debian package in a fresh Debian 12 without Node, under its systemd, with Debian's NATS and Redis: the commands of
 // docs/install.md, as they stand there and in the order of the page, with looks at the host between them.
@@ -33,6 +34,22 @@ function commandsOf(chapter: string, index: number): string {
   untyped.delete(`${chapter} ${index}`);
   return commands;
 }
+
+/**
+ * What lintian says of a package, nothing if it finds neither errors nor warnings. zstd, which Debian's archive does not
+ * take, is for the test alone.
+ */
+const lintian = (folder: string): Promise<string> =>
+  new Promise((resolve) => {
+    const [file = ''] = readdirSync(join(PACKAGES, folder));
+    const options = ['--fail-on', 'error,warning', '--suppress-tags', 'malformed-deb-archive'];
+    const [program, args] = dyingWithParent([requireTool('lintian'), ...options]);
+    execFile(program, [...args, join(PACKAGES, folder, file)], (error, stdout, stderr) => {
+      resolve(error === null ? '' : `${error.message}\n${stdout}${stderr}`);
+    });
+  });
+/** Begun before the other tests, since it takes long. */
+const faults = [lintian('old'), lintian('other')] as const;
 
 let debian: Debian;
 beforeAll(async () => {
@@ -109,7 +126,6 @@ describe('install', () => {
 
   test('with NATS and Redis a container is attached and has an answer from its gateway', async () => {
     type('Quick start', 0);
-    await ready();
     expect(type('Quick start', 1)).toMatch(/ 0% packet loss[\s\S]*10\.42\.0\.20/);
     expect(ip('link', 'show', 'veth-db-h')).toHaveLength(1);
     type('Quick start', 2);
@@ -150,15 +166,27 @@ describe(`with ${ATTACHMENTS} attachments`, () => {
     debian.shell(`ip netns add late
       voltnet attach --id late --workload container-late --kind container --network volt0 --netns /run/netns/late`);
     type('Back up and restore', 1);
-    await ready();
     await until('the lease is there again', () =>
       debian.shell('voltnet lease list --json').includes('"late"'),
     );
-    debian.shell('voltnet check; voltnet ledger check; voltnet network get volt0');
+    expect(type('Back up and restore', 2)).toMatch(/volt-test.*live/);
+    debian.shell('voltnet check; voltnet network get volt0');
     expect(
       debian.shell('redis-cli config get appendonly; ls /var/lib/redis/appendonlydir'),
     ).toMatch(/yes\nappendonly\.aof/);
     debian.shell('voltnet detach late; ip netns delete late');
+  });
+
+  test('the configuration of a host is restored from a backup', async () => {
+    const before = pid();
+    type('Back up and restore', 3);
+    debian.shell('rm -r /etc/volt/network');
+    type('Back up and restore', 4);
+    await ready();
+    expect(pid()).not.toBe(before);
+    expect(attached()).toEqual(ids);
+    expect(debian.shell('volt-network-agent --check-config')).toContain('"logLevel": "warn"');
+    expect(type('Back up and restore', 5)).toContain('h7');
   });
 
   test('a removal leaves attachments and configuration, and a later installation goes on', async () => {
@@ -226,7 +254,23 @@ describe('uninstall', () => {
     expect(traces()).toEqual([]);
   });
 
+  test('a host id is given before the first start', () => {
+    type('Install', 2, '/mnt/old');
+    expect(debian.systemctl('is-active', UNIT).trim()).toBe('active');
+    expect(debian.systemctl('is-enabled', UNIT).trim()).toBe('enabled');
+    expect(debian.shell('cat /run/volt-vmm/network/host')).toBe('h7\n');
+    debian.shell('apt-get purge volt-network');
+    expect(traces()).toEqual([]);
+  });
+
   test('every command of the page was typed', () => {
     expect([...untyped]).toEqual([]);
   });
+});
+
+test.each([
+  ['this machine type', 0],
+  ['the other', 1],
+] as const)('lintian finds nothing wrong with the package for %s', async (_type, which) => {
+  expect(await faults[which]).toBe('');
 });
