@@ -54,9 +54,9 @@ let built: string | undefined;
 export const librarySource = (): string => (built ??= putTogether());
 
 function putTogether(): string {
-  const parts = FILES.map((name) =>
-    readFileSync(new URL(`./functions/${name}.lua`, import.meta.url), 'utf8'),
-  );
+  // Not `import.meta.url`: in a package this module is part of a bundle, which lies elsewhere.
+  const here = import.meta.resolve('#ipam-store/library.ts');
+  const parts = FILES.map((name) => readFileSync(new URL(`./functions/${name}.lua`, here), 'utf8'));
   const words = parts.map((part) => new Set(codeOf(part).match(/\w+/g)));
   // Only later files can name a local.
   const enclosed = parts.map((part, n) =>

@@ -3,10 +3,11 @@ import { chmodSync, cpSync, mkdirSync, readdirSync, rmSync, writeFileSync } from
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import packageJson from '../../package.json' with { type: 'json' };
+import { bundlePrograms } from './bundle.ts';
 import { prepareDeclarations } from './declarations.ts';
 import { dropDeadLinks } from './links.ts';
 
-// Makes the npm package in dist/, or in the folder that is given: compiled JavaScript with its types, the launchers, and the documentation for users. Node
+// Makes the npm package in dist/, or in the folder that is given: compiled and bundled JavaScript with its types, the launchers, and the documentation for users. Node
 // does not run TypeScript below node_modules; a checkout needs nothing of this.
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
@@ -68,3 +69,4 @@ prepareDeclarations({
   folder: DIST,
   entries: Object.values(packageJson.exports).map((source) => source.replace(/\.ts$/, '')),
 });
+await bundlePrograms({ folder: DIST, modules: join(ROOT, 'node_modules') });
