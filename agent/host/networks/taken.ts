@@ -21,7 +21,8 @@ export function refuseBridgeMac(
 ): void {
   const mac = MacAddress.parse(text);
   if (bridge.mac?.equals(mac) === true) throw macInUse(mac, bridge.name);
-  refuseForwarded(kernel, mac, { bridge: bridge.index });
+  // A bridge that is still to be made has no index, and no entries.
+  if (bridge.index !== 0) refuseForwarded(kernel, mac, { bridge: bridge.index });
   refuseGatewayMac(kernel, text, network, bridge);
 }
 
