@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import {
   chmodSync,
+  existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -92,6 +93,7 @@ export class Folder {
 
   /** Writes what differs. Throws the error of the disk; the next call writes the rest. */
   write(): Written {
+    if (this.#writtenConf !== undefined && !existsSync(join(this.path, 'conf'))) this.#forget();
     makeFolder(dirname(this.path));
     makeFolder(this.path);
     for (const file of this.#dirty) {
@@ -105,6 +107,13 @@ export class Folder {
     replace(join(this.path, 'conf'), this.#conf);
     this.#writtenConf = this.#conf;
     return { conf: true, hosts };
+  }
+
+  /** Somebody has removed the folder: all is to be written again. */
+  #forget(): void {
+    this.#writtenConf = undefined;
+    this.#hosts.forget();
+    this.#names.forget();
   }
 
   remove(): void {
@@ -134,6 +143,14 @@ class Files {
 
   set(name: string, text: string | undefined): void {
     this.#wanted.set(name, text);
+  }
+
+  /** None of the files is there any more. */
+  forget(): void {
+    for (const [name, text] of this.#written) {
+      if (!this.#wanted.has(name)) this.#wanted.set(name, text);
+    }
+    this.#written.clear();
   }
 
   /** True where a file that was there is gone, or is another. */

@@ -8,6 +8,7 @@ import {
   openSync,
   readFileSync,
 } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -120,6 +121,7 @@ class Child implements Supervisor {
 
   async start(): Promise<void> {
     await this.stop();
+    await endStrays(this.#conf);
     const program = programPath('dnsmasq');
     if (program === undefined) throw new Error('this host has no dnsmasq');
     const { uid, gid } = userOfDnsmasq();
@@ -183,6 +185,19 @@ class Child implements Supervisor {
       return 'it ended without a word';
     }
   }
+}
+
+/** Ends a dnsmasq whose pid file is gone, or was never written: the agent was killed while it began. */
+async function endStrays(conf: string): Promise<void> {
+  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
+  await Promise.all(
+    pids.map(async (pid) => {
+      const args = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
+      if (!args.split('\0').includes(confArgument(conf))) return;
+      process.kill(Number(pid), 'SIGKILL');
+      await until(() => !existsSync(`/proc/${pid}`), DOWN_MS);
+    }),
+  );
 }
 
 interface User {
