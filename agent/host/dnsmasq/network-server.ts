@@ -16,6 +16,7 @@ const run = promisify(execFile);
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
 const RELEASE_TIMEOUT_MS = 2_000;
+const RELOAD_EVERY_MS = 300;
 
 export interface NetworkServerOptions {
   readonly network: string;
@@ -45,6 +46,7 @@ export class NetworkServer {
   #ended = false;
   /** It has to read its hosts again. */
   #stale = false;
+  #reloadedAt = -Infinity;
   #problem: string | undefined;
   /** What `problem` says, without who is in the way. */
   #reason: string | undefined;
@@ -53,7 +55,7 @@ export class NetworkServer {
   #timer: NodeJS.Timeout | undefined;
   #retryMs = RETRY_FIRST_MS;
   #stopped = false;
-  #releasing: Promise<void> | undefined;
+  #isReleasing = false;
   #unreleased: string | undefined;
 
   constructor(options: NetworkServerOptions) {
@@ -196,9 +198,20 @@ export class NetworkServer {
       await this.#supervisor.start();
       this.#options.log.info({ network: this.network }, 'dnsmasq started');
     } else if (this.#stale) {
-      this.#stale = false;
-      await this.#supervisor.reload();
+      await this.#reload();
     }
+  }
+
+  /** Many may go in a second, and each time dnsmasq reads the files of all that stay. */
+  async #reload(): Promise<void> {
+    const waitMs = this.#reloadedAt + RELOAD_EVERY_MS - performance.now();
+    if (waitMs > 0) {
+      this.#timer = setTimeout(() => this.nudge(), waitMs).unref();
+      return;
+    }
+    this.#stale = false;
+    this.#reloadedAt = performance.now();
+    await this.#supervisor.reload();
   }
 
   /**
@@ -206,8 +219,10 @@ export class NetworkServer {
    * files say. Nobody waits for it, since each takes a process, and dnsmasq reads its packets in its own time.
    */
   #release(): void {
-    this.#releasing ??= this.#releaseAll().finally(() => {
-      this.#releasing = undefined;
+    if (this.#isReleasing) return;
+    this.#isReleasing = true;
+    void this.#releaseAll().finally(() => {
+      this.#isReleasing = false;
     });
   }
 
