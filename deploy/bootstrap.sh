@@ -43,6 +43,7 @@ case $purpose in
     need dig bind9-dnsutils
     need perfdhcp kea-admin
     need promtool prometheus
+    need chromium chromium
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
     need_file /lib/systemd/systemd-networkd systemd
     ;;

@@ -1,4 +1,12 @@
-import { connect, ErrorCode, headers, type JetStreamManager, NatsError } from 'nats';
+import {
+  connect,
+  ErrorCode,
+  Events,
+  headers,
+  type JetStreamManager,
+  type NatsConnection,
+  NatsError,
+} from 'nats';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { hasCode } from '../bus/bus-problems.ts';
 import { connectionOptionsOf, checkAccess } from '../bus/nats-access.ts';
@@ -19,6 +27,8 @@ export interface Connected {
   readonly settings: Settings;
   /** Resolves when the server has everything that was sent: a subscription that was made before is active then. */
   readonly flush: () => Promise<void>;
+  /** False while the connection is lost and being made again. */
+  readonly isUp: () => boolean;
   /**
    * Lends the manager of JetStream. Its errors come out as VoltError. With `repeated`, work that got no answer to a
    * question within some seconds is begun again, until the command's time is over: a cluster whose leader changes
@@ -69,7 +79,7 @@ export async function withClient<T>(
       within(timeoutMs, connection.flush()).catch((cause: unknown) => {
         throw unconnected(cause, { servers: serversOf(settings), timeoutMs });
       });
-    return await work({ client, settings, flush, jetStream });
+    return await work({ client, settings, flush, isUp: stateOf(connection), jetStream });
   } finally {
     await connection.close();
   }
@@ -99,6 +109,18 @@ async function open(settings: Settings, stay: boolean): ReturnType<typeof connec
     connecting.then((late) => late.close()).catch(() => {});
     throw unconnected(cause, { servers, timeoutMs });
   }
+}
+
+function stateOf(connection: NatsConnection): () => boolean {
+  let up = true;
+  const follow = async (): Promise<void> => {
+    for await (const { type } of connection.status()) {
+      if (type === Events.Disconnect) up = false;
+      if (type === Events.Reconnect) up = true;
+    }
+  };
+  follow().catch(() => {});
+  return () => up && !connection.isClosed();
 }
 
 const serversOf = ({ nats }: Settings): readonly string[] => parseNatsUrl(nats.url).servers;

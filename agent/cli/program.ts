@@ -29,6 +29,10 @@ const FAMILIES: readonly { readonly names: readonly string[]; load: () => Promis
     { names: ['watch'], load: async () => (await import('./commands/watch.ts')).addWatchCommand },
     { names: ['trace'], load: async () => (await import('./commands/trace.ts')).addTraceCommand },
     {
+      names: ['dashboard'],
+      load: async () => (await import('./commands/dashboard.ts')).addDashboardCommand,
+    },
+    {
       names: ['status'],
       load: async () => (await import('./commands/status.ts')).addStatusCommand,
     },

@@ -26,8 +26,8 @@ const COPIED = [
   'deploy/observability',
   'deploy/systemd',
   ...filesBelow('docs').filter((name) => /^docs\/([^/]+\.md|benchmarks\/.+\.svg)$/.test(name)),
-  // The Lua functions, and the file that starts voltnet.
-  ...CODE.flatMap(filesBelow).filter((name) => /\.(lua|js)$/.test(name)),
+  // The Lua functions, the file that starts voltnet, and the page of its dashboard.
+  ...CODE.flatMap(filesBelow).filter((name) => /\.(lua|js|html|css|svg)$/.test(name)),
 ];
 
 function filesBelow(folder: string): string[] {

@@ -2,18 +2,16 @@ import type { Command } from 'commander';
 import type {
   Attachment,
   CheckAnswer,
-  FleetListAnswer,
-  FleetListRequest,
   ListAnswer,
   ListRequest,
 } from '#protocol/attachment.ts';
 import { EXIT } from '../exit-codes.ts';
 import { GUEST_FORMATS, guestConfig } from '../guest-config.ts';
 import { UsageError } from '../errors.ts';
-import type { HostClient } from '../local-client.ts';
 import { marked, type Page } from '../page.ts';
 import type { Shell } from '../shell.ts';
 import { oneOf, wholeNumber } from '../units.ts';
+import { wholeFleet } from '../whole-fleet.ts';
 import {
   attachmentDetails,
   attachmentTable,
@@ -184,25 +182,6 @@ While the ledger does not answer, networks are shown as they were, and it is sai
       output.result(answer, () => attachmentTable(answer.attachments));
       if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
     });
-
-/** All pages, as one. */
-async function wholeFleet(
-  client: HostClient,
-  host: string,
-  request: FleetListRequest,
-): Promise<FleetListAnswer> {
-  const attachments: FleetListAnswer['attachments'] = [];
-  // A network may go on on the next page.
-  const behind = new Map<string, FleetListAnswer['behind'][number]>();
-  let cursor: string | undefined;
-  do {
-    const page = await client.listFleet(host, { ...request, cursor });
-    attachments.push(...page.attachments);
-    for (const one of page.behind) behind.set(one.network, one);
-    ({ cursor } = page);
-  } while (cursor !== undefined);
-  return { attachments, behind: [...behind.values()] };
-}
 
 /** The filters under the keys of the wire. A kind or state that does not exist is refused here by name. */
 export function listRequest(flags: ListFlags): ListRequest {

@@ -47,6 +47,7 @@ describe('help', () => {
       'exec',
       'watch',
       'trace',
+      'dashboard',
       'status',
       'doctor',
       'setup',

@@ -138,6 +138,7 @@ async function printed(
         client: new VoltNetworkClient({ connection, headers }),
         settings: this.settings(),
         flush: () => connection.flush().then(whenListening),
+        isUp: () => true,
         jetStream: () => Promise.reject(new Error('no JetStream')),
       });
     }
