@@ -64,12 +64,13 @@ const text = (value: unknown): string =>
 
 function phasesOf(durations: unknown): ToldEvent['phases'] {
   if (!isRecord(durations)) return [];
-  const rank = ({ phase }: { phase: string }): number => (phase === 'publish' ? 1 : 0);
   return Object.entries(durations)
     .slice(0, MOST_PHASES)
     .flatMap(([phase, ms]) => (isDuration(ms) ? [{ phase: text(phase), ms }] : []))
     .toSorted((a, b) => rank(a) - rank(b));
 }
+
+const rank = ({ phase }: { phase: string }): number => (phase === 'publish' ? 1 : 0);
 
 const isDuration = (ms: unknown): ms is number =>
   typeof ms === 'number' && Number.isFinite(ms) && ms >= 0;

@@ -88,7 +88,7 @@ function route() {
   if (name === 'attachment' && rest.length === 3) {
     const [host, network, id] = rest.map(decoded);
     show('attachment', id);
-    page.open({ host, network, id });
+    void page.open({ host, network, id });
     byId('attachment-title').focus();
     return;
   }

@@ -42,19 +42,19 @@ export function repeated(work, everyMs) {
     } finally {
       running = false;
       clearTimeout(timer);
-      timer = setTimeout(run, again ? 250 : everyMs);
+      timer = setTimeout(() => void run(), again ? 250 : everyMs);
     }
   };
-  document.addEventListener('visibilitychange', run);
+  document.addEventListener('visibilitychange', () => void run());
   let soon = 0;
   return {
-    now: run,
+    now: () => void run(),
     /** Several calls within that time are one. */
     soon: (ms = 600) => {
       if (soon !== 0) return;
       soon = setTimeout(() => {
         soon = 0;
-        run();
+        void run();
       }, ms);
     },
   };

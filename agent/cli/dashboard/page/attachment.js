@@ -85,7 +85,9 @@ export function attachmentPage(guard) {
       if (own.length === 0) return;
       take(own);
       clearTimeout(refreshing);
-      refreshing = setTimeout(() => isShown(named) && refresh(named), REFRESH_MS);
+      refreshing = setTimeout(() => {
+        if (isShown(named)) void refresh(named);
+      }, REFRESH_MS);
     },
   };
 }

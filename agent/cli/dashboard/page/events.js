@@ -37,7 +37,7 @@ export function eventList() {
 
   function redraw() {
     const shown = kept.filter(({ type }) => which.value === '' || type === which.value).slice(-SHOWN);
-    const there = new Map([...list.children].map((row) => [row.dataset.key, row]));
+    const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
     const rows = shown.toReversed().map((event) => there.get(String(event.sequence)) ?? row(event));
     if (rows.length === 0) rows.push(el('li', { class: 'empty' }, 'Nothing in the last 15 minutes.'));
     setChildren(list, rows);

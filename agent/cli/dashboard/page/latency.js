@@ -14,7 +14,6 @@ export function showLatency(minutes) {
   byId('latency').replaceChildren(...charts);
   const last = minutes.findLast(({ attach }) => attach !== null)?.attach;
   setText(byId('tile-attach'), last === undefined ? '–' : duration(last.p99));
-  const cell = (text) => el('td', { class: 'number' }, text);
   setRows(
     byId('latency-rows'),
     minutes.toReversed().map(({ at, attach, detach }) => ({
@@ -32,6 +31,8 @@ export function showLatency(minutes) {
     })),
   );
 }
+
+const cell = (text) => el('td', { class: 'number' }, text);
 
 function chart(title, operation, minutes) {
   const values = minutes.map((one) => one[operation]);
