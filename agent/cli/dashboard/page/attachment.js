@@ -145,7 +145,8 @@ function step(event, hasTraces) {
     {},
     el('div', { class: 'what' }, badge(type), el('time', { datetime: time }, whole(time))),
     more === '' ? null : el('p', { class: type === 'failed' ? 'more warning' : 'more' }, more),
-    phases.length === 0 ? null : phaseBars(phases),
+    // For that alone nobody has waited.
+    phases.every(({ phase }) => phase === 'publish') ? null : phaseBars(phases),
     el('p', { class: 'under code' }, whom.filter((one) => one !== '').join(' · ')),
     traceId === '' || !hasTraces ? null : spansButton(traceId, spans),
     spans,
@@ -160,7 +161,7 @@ function phaseBars(phases) {
     startMs += ms;
     return row;
   });
-  return bars('Phases', rows);
+  return bars(`Phases, ${duration(startMs)} in all`, rows);
 }
 
 function spansButton(traceId, place) {

@@ -3,7 +3,7 @@ import { byId, el, setRows, setText } from './dom.js';
 import { age, count } from './format.js';
 import { asOf, attachmentHref, setOptions } from './parts.js';
 
-const ROWS = 50;
+const ROWS = 25;
 const EVERY_MS = 5_000;
 const TYPING_MS = 200;
 

@@ -47,7 +47,9 @@ function pool(usage) {
     piece.style.flexGrow = String(amount / whole);
     bar.append(piece);
   }
-  const texts = amounts.map(([part, amount]) => `${count(amount)} ${part}`);
+  const texts = amounts
+    .filter(([part, amount]) => amount > 0 || part === 'used' || part === 'free')
+    .map(([part, amount]) => `${count(amount)} ${part}`);
   if (usage.suspect > 0) texts.push(`${count(usage.suspect)} suspect`);
   const full = usage.free === 0 ? 'full' : share >= 0.9 ? 'nearly full' : '';
   return [
