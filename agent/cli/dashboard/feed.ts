@@ -1,12 +1,14 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { VoltNetworkClient } from '#protocol/client.ts';
+import type { VoltEvent, VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { Latency, type Minute, MINUTES } from './latency.ts';
 import { type ToldEvent, toldEvent } from './told-event.ts';
 
 const REMEMBERED_MS = MINUTES * 60_000;
 const MOST_EVENTS = 20_000;
-const RETRY_MS = 1_000;
+const RETRY_MS = 5_000;
+/** What the stream refuses, it refuses before that. */
+const WELL_AFTER_MS = 15_000;
 
 interface Problem {
   readonly code: string;
@@ -19,6 +21,7 @@ export class Feed {
   readonly #latency = new Latency();
   readonly #listeners = new Set<(event: ToldEvent) => void>();
   #events: ToldEvent[] = [];
+  #taken = new Set<string>();
   /** The place in the stream behind which it goes on. */
   #after: number | undefined;
   /** Greater than any of an earlier run, so that a page that comes back knows what is new. */
@@ -29,20 +32,25 @@ export class Feed {
     this.#client = client;
   }
 
-  /** Why there are no events now. */
+  /** Why there are only events from now on: the stream cannot be read, as by a user without JetStream. */
   get problem(): Problem | null {
     return this.#problem;
   }
 
   /** Follows the stream until `signal` aborts. Throws AGENT_UNAVAILABLE once the connection is closed for good. */
   async follow(signal: AbortSignal): Promise<void> {
+    const live = new AbortController();
+    let isLive = false;
     while (!signal.aborted) {
+      const well = setTimeout(() => {
+        this.#problem = null;
+      }, WELL_AFTER_MS);
       try {
         const place = this.#after === undefined ? { since: this.#begin() } : { after: this.#after };
         for await (const event of this.#client.watch({ ...place, signal })) {
           this.#problem = null;
           this.#after = event.sequence;
-          this.#take(toldEvent(event, this.#next++));
+          this.#take(event);
         }
         break;
       } catch (error) {
@@ -51,10 +59,24 @@ export class Feed {
         this.#problem = { code, message };
         // The stream has no longer what follows: it was made anew, or we were away for long.
         if (code === 'NOT_FOUND') this.#after = undefined;
+      } finally {
+        clearTimeout(well);
+      }
+      // From here on both: what both tell is taken once.
+      if (!isLive) {
+        isLive = true;
+        this.#followLive(AbortSignal.any([signal, live.signal])).catch(() => {
+          isLive = false;
+        });
       }
       await sleep(RETRY_MS, undefined, { signal }).catch(() => {});
     }
+    live.abort();
     if (!signal.aborted) throw new VoltError('AGENT_UNAVAILABLE', 'the connection was closed');
+  }
+
+  async #followLive(signal: AbortSignal): Promise<void> {
+    for await (const event of this.#client.watch({ signal })) this.#take(event);
   }
 
   /** The last `most` events of the last minutes behind a place, in their order. */
@@ -73,12 +95,19 @@ export class Feed {
     return () => this.#listeners.delete(listener);
   }
 
-  #take(event: ToldEvent): void {
-    this.#events.push(event);
+  #take(event: VoltEvent): void {
+    const key = `${event.host} ${event.type} ${event.id} ${event.time}`;
+    if (this.#taken.has(key)) return;
+    this.#taken.add(key);
+    const told = toldEvent(event, this.#next++);
+    this.#events.push(told);
     // Not one at a time: that would move all of them at each event.
-    if (this.#events.length > 2 * MOST_EVENTS) this.#events = this.recent();
-    this.#latency.add(event);
-    for (const listener of this.#listeners) listener(event);
+    if (this.#events.length > 2 * MOST_EVENTS) {
+      this.#events = this.recent();
+      this.#taken = new Set([...this.#taken].slice(-this.#events.length));
+    }
+    this.#latency.add(told);
+    for (const listener of this.#listeners) listener(told);
   }
 
   #begin(): string {

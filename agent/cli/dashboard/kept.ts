@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { toErrorBody } from '#protocol/errors.ts';
 
 /** An answer, as old as `asOf` says; with a problem, the last one that there was. */
@@ -11,6 +12,9 @@ export interface Known<T> {
 /** Never asked more often, and never for more than a tenth of the time. */
 const LEAST_AGE_MS = 500;
 const LEAST_AGE_PER_COST = 9;
+const MOST_WAIT_MS = 1_000;
+/** A heartbeat, with its default period. */
+const SETTLES_MS = 6_000;
 
 /** The answer to one question that many ask: it is asked once at a time, and again when the answer is old. */
 export class Kept<T> {
@@ -19,7 +23,7 @@ export class Kept<T> {
   #known: Known<T> = { value: null, asOf: null, problem: null };
   #askedAt = Number.NEGATIVE_INFINITY;
   #costMs = 0;
-  #isOutdated = true;
+  #outdatedUntil = Number.NEGATIVE_INFINITY;
   #asking: Promise<Known<T>> | undefined;
 
   constructor({ ask, mostAgeMs }: { ask: () => Promise<T>; mostAgeMs: number }) {
@@ -27,24 +31,30 @@ export class Kept<T> {
     this.#mostAgeMs = mostAgeMs;
   }
 
-  /** Something has changed: the next who reads does so after a short while at most. */
+  /** Something has changed. The answer may know of it a heartbeat later, so what is read until then is outdated, too. */
   outdate(): void {
-    this.#isOutdated = true;
+    this.#outdatedUntil = performance.now() + SETTLES_MS;
   }
 
   /** Does not throw: why there is no answer is in it. */
   async read(): Promise<Known<T>> {
+    if (this.#asking !== undefined) return this.#asking;
+    const age = performance.now() - this.#askedAt;
     const least = Math.max(LEAST_AGE_MS, this.#costMs * LEAST_AGE_PER_COST);
-    const most = this.#isOutdated ? least : Math.max(least, this.#mostAgeMs);
-    if (this.#asking === undefined && performance.now() - this.#askedAt < most) return this.#known;
-    this.#asking ??= this.#load().finally(() => {
-      this.#asking = undefined;
-    });
+    const isOutdated = performance.now() < this.#outdatedUntil;
+    if (!isOutdated && age < Math.max(least, this.#mostAgeMs)) return this.#known;
+    // Whoever has heard of a change wants to see it.
+    const waitMs = Math.max(0, least - age);
+    if (waitMs > MOST_WAIT_MS) return this.#known;
+    this.#asking = sleep(waitMs)
+      .then(() => this.#load())
+      .finally(() => {
+        this.#asking = undefined;
+      });
     return this.#asking;
   }
 
   async #load(): Promise<Known<T>> {
-    this.#isOutdated = false;
     const began = performance.now();
     const asOf = new Date().toISOString();
     try {

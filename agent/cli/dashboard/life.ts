@@ -50,7 +50,7 @@ export async function lifeOf(
     for await (const event of watched) {
       whenQuiet(QUIET_MS);
       read += 1;
-      if (event.subject === id) events.push(toldEvent(event));
+      if (event.subject === id) events.push(toldEvent(event, event.sequence));
       complete = event.sequence >= last;
       if (complete || read >= MOST_READ) break;
     }

@@ -1,4 +1,4 @@
-import type { StoredEvent } from '#protocol/client.ts';
+import type { VoltEvent } from '#protocol/client.ts';
 import { isRecord } from '../settings.ts';
 
 /** Of an event what the page shows, as text and numbers. */
@@ -32,7 +32,7 @@ const MOST_ADDRESSES = 8;
 export const TRACE_ID = /^[0-9a-f]{32}$/;
 
 /** Bodies are as their agents made them: nothing of them is believed, and what is long is cut. */
-export function toldEvent(event: StoredEvent, sequence = event.sequence): ToldEvent {
+export function toldEvent(event: VoltEvent, sequence: number): ToldEvent {
   const { type, host, network, subject, time, traceparent } = event;
   const body: Readonly<Record<string, unknown>> = event.body;
   const error = isRecord(body['error']) ? body['error'] : {};

@@ -1,14 +1,17 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Redis } from 'ioredis';
 import { headers } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { encodeAnswer } from '#protocol/envelope.ts';
 import { type Browser, type Page, startChromium } from '../../support/chromium.ts';
 import { type RunningDashboard, startDashboard } from '../../support/dashboard.ts';
+import { fillLedger } from '../../support/filled-ledger.ts';
 import { type Hosts, startHosts } from '../../support/hosts.ts';
 import { type Server, startRedis } from '../../support/servers.ts';
 import { VOLT0 } from '../../support/stack.ts';
+import { openLedger } from '../../ipam-store/fixture.ts';
 
 // The page of `voltnet dashboard`, in Debian's Chromium, with two agents behind it.
 
@@ -215,6 +218,34 @@ test('the page says that NATS is away, and goes on when it is back', async () =>
   await expect.poll(() => fleet.client.attach('h2', request), { timeout: 30_000 }).toBeTruthy();
   await page.becomes(`document.getElementById('events-rows').innerText.includes('later')`);
   await page.becomes(`document.getElementById('attachments-rows').innerText.includes('later')`);
+});
+
+test('ten thousand attachments are shown page by page, and the page stays at hand', async () => {
+  const raw = new Redis(redis.url);
+  const ledger = await openLedger(redis.url);
+  const filling = { root: 'volt:{ledger}', hosts: 20, leasesPerHost: 500, networks: 10 };
+  await fillLedger(ledger, raw, filling);
+  await ledger.close();
+  raw.disconnect();
+  await page.evaluate(`(() => {
+    globalThis.longestMs = 0;
+    const tasks = new PerformanceObserver((list) => {
+      for (const { duration } of list.getEntries())
+        globalThis.longestMs = Math.max(globalThis.longestMs, duration);
+    });
+    tasks.observe({ type: 'longtask' });
+  })()`);
+  await page.becomes(`/^1–25 of 10,00\\d$/.test(document.getElementById('page-place').textContent)`);
+  await page.evaluate(`document.getElementById('page-after').click()`);
+  await page.becomes(`document.getElementById('page-place').textContent.startsWith('26–50 of')`);
+  expect(await rowsOf('attachments-rows')).toHaveLength(25);
+  await page.evaluate(`document.querySelector('[name=text]').focus()`);
+  await page.type('vm-00019-499');
+  await page.becomes(`document.querySelectorAll('#attachments-rows tr').length === 1`);
+  expect(await page.evaluate(textOf('#attachments-note'))).toMatch(/^1 of 10,00\d match$/);
+  const longestMs = await page.evaluate<number>('globalThis.longestMs');
+  expect(longestMs).toBeLessThan(2_000);
+  console.info(`longest task of the page: ${longestMs} ms`);
 });
 
 test('it asked nobody but its server, and nothing was refused or thrown', () => {

@@ -52,6 +52,8 @@ function follow() {
     page.heard(fresh);
     table.soon();
     fleet.soon();
+    // The list of the fleet may know of it a moment later.
+    setTimeout(() => table.soon(), 1_500);
   });
   source.addEventListener('error', () => {
     showLink('away', 'Not connected');
@@ -66,9 +68,9 @@ function showState({ isUp, problem, version, traces }) {
   setText(byId('version'), version);
   page.setTraces(traces);
   if (!isUp) showLink('away', 'NATS is away');
-  else if (problem !== null) showLink('away', `Events: ${problem.code}`);
   else showLink('live', 'Live');
-  byId('link').title = problem?.message ?? '';
+  const why = problem === null ? '' : `Only from now on: ${problem.code}: ${problem.message}`;
+  setText(byId('events-note'), why);
   if (isUp !== wasUp) {
     table.soon(0);
     fleet.soon(0);

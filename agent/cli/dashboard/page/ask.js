@@ -50,7 +50,7 @@ export function repeated(work, everyMs) {
   return {
     now: () => void run(),
     /** Several calls within that time are one. */
-    soon: (ms = 600) => {
+    soon: (ms = 300) => {
       if (soon !== 0) return;
       soon = setTimeout(() => {
         soon = 0;
