@@ -1,10 +1,5 @@
 import type { Command } from 'commander';
-import type {
-  Attachment,
-  CheckAnswer,
-  ListAnswer,
-  ListRequest,
-} from '#protocol/attachment.ts';
+import type { Attachment, CheckAnswer, ListAnswer, ListRequest } from '#protocol/attachment.ts';
 import { EXIT } from '../exit-codes.ts';
 import { GUEST_FORMATS, guestConfig } from '../guest-config.ts';
 import { UsageError } from '../errors.ts';

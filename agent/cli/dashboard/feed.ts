@@ -82,7 +82,9 @@ export class Feed {
   /** The last `most` events of the last minutes behind a place, in their order. */
   recent({ after = 0, most = MOST_EVENTS }: { after?: number; most?: number } = {}): ToldEvent[] {
     const begin = this.#begin();
-    return this.#events.filter(({ sequence, time }) => sequence > after && time >= begin).slice(-most);
+    return this.#events
+      .filter(({ sequence, time }) => sequence > after && time >= begin)
+      .slice(-most);
   }
 
   minutes(): Minute[] {

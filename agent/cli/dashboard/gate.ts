@@ -40,7 +40,8 @@ export class Gate {
       return refused(405, 'only GET', { allow: 'GET' });
     }
     if (this.#token === null) {
-      if (!namesLoopback(headers.host ?? '')) return refused(421, 'this is served to loopback only');
+      if (!namesLoopback(headers.host ?? ''))
+        return refused(421, 'this is served to loopback only');
     } else {
       const given = url.searchParams.get('token');
       if (given !== null && url.pathname === '/' && isSame(given, this.#token)) {

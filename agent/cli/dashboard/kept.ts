@@ -59,12 +59,12 @@ export class Kept<T> {
     const asOf = new Date().toISOString();
     try {
       this.#known = { value: await this.#ask(), asOf, problem: null };
+      this.#costMs = performance.now() - began;
     } catch (error) {
       const { code, message } = toErrorBody(error).error;
       this.#known = { ...this.#known, problem: { code, message } };
     }
     this.#askedAt = performance.now();
-    this.#costMs = this.#askedAt - began;
     return this.#known;
   }
 }

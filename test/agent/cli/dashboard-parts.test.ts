@@ -25,12 +25,17 @@ describe('--listen', () => {
     expect(parseListen(text)).toMatchObject({ address, isLoopback });
   });
 
-  test.each(['', '8180', '127.0.0.1', '127.0.0.1:', '127.0.0.1:65536', '::1:8180', '[127.0.0.1]:1'])(
-    '"%s" is refused',
-    (text) => {
-      expect(() => parseListen(text)).toThrow(/--listen ".*": must be an IP address and a port/);
-    },
-  );
+  test.each([
+    '',
+    '8180',
+    '127.0.0.1',
+    '127.0.0.1:',
+    '127.0.0.1:65536',
+    '::1:8180',
+    '[127.0.0.1]:1',
+  ])('"%s" is refused', (text) => {
+    expect(() => parseListen(text)).toThrow(/--listen ".*": must be an IP address and a port/);
+  });
 
   test('a name is refused: it may lead elsewhere tomorrow', () => {
     expect(() => parseListen('example.org:80')).toThrow(/must be an IP address/);
@@ -99,7 +104,11 @@ describe('latency', () => {
     }
     latency.add({ type: 'detached', time, phases: [{ phase: 'total', ms: 7 }] });
     latency.add({ type: 'constructor', time, phases: [{ phase: 'total', ms: 9 }] });
-    latency.add({ type: 'attached', time: '1999-01-01T00:00:00Z', phases: [{ phase: 'x', ms: 9 }] });
+    latency.add({
+      type: 'attached',
+      time: '1999-01-01T00:00:00Z',
+      phases: [{ phase: 'x', ms: 9 }],
+    });
     latency.add({ type: 'attached', time: 'never', phases: [{ phase: 'x', ms: 9 }] });
     const minutes = latency.minutes();
     expect(minutes).toHaveLength(15);
@@ -197,11 +206,14 @@ describe('the files of the page', () => {
     expect(bytes).toBeLessThan(100_000);
   });
 
-  test.each(files)('%s makes no markup of text, has nothing inline and names nobody else', (name, text = '') => {
-    expect(text).not.toMatch(/innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser/);
-    expect(text).not.toMatch(/\beval\(|new Function|\son[a-z]+=|\sstyle=|<style|javascript:/);
-    const others = text.match(/https?:\/\/[^'" ]+/g) ?? [];
-    expect(others.filter((url) => !url.startsWith('http://www.w3.org/'))).toEqual([]);
-    if (name === 'index.html') expect(text.match(/<script(?![^>]* src=)/g)).toBeNull();
-  });
+  test.each(files)(
+    '%s makes no markup of text, has nothing inline and names nobody else',
+    (name, text = '') => {
+      expect(text).not.toMatch(/innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser/);
+      expect(text).not.toMatch(/\beval\(|new Function|\son[a-z]+=|\sstyle=|<style|javascript:/);
+      const others = text.match(/https?:\/\/[^'" ]+/g) ?? [];
+      expect(others.filter((url) => !url.startsWith('http://www.w3.org/'))).toEqual([]);
+      if (name === 'index.html') expect(text.match(/<script(?![^>]* src=)/g)).toBeNull();
+    },
+  );
 });

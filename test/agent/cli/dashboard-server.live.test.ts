@@ -1,16 +1,24 @@
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { request } from 'node:http';
 import { connect as connectTcp } from 'node:net';
+import { connect, headers as natsHeaders } from 'nats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { requireTool } from '../../support/tools.ts';
-import { execFileSync } from 'node:child_process';
+import { encodeAnswer } from '#protocol/envelope.ts';
 import { type RunningDashboard, startDashboard } from '../../support/dashboard.ts';
 import { type Server, startNats } from '../../support/servers.ts';
+import { requireTool } from '../../support/tools.ts';
 import { runVoltnet } from '../../support/voltnet.ts';
 
 // Whom the server of `voltnet dashboard` lets in, and what it answers while there is no agent.
 
 const OUTSIDE = '10.99.0.1';
+/** One user may do everything, without a password; the other may not read streams. */
+const USERS = `no_auth_user: all
+authorization { users: [
+  { user: all, password: all }
+  { user: blind, password: blind, permissions: { publish: { deny: [ "$JS.>" ] } } }
+] }`;
 
 let nats: Server;
 let loopback: RunningDashboard;
@@ -18,7 +26,7 @@ let outside: RunningDashboard;
 
 beforeAll(async () => {
   execFileSync(requireTool('ip'), ['address', 'add', `${OUTSIDE}/24`, 'dev', 'lo']);
-  nats = await startNats();
+  nats = await startNats({ config: USERS });
   [loopback, outside] = await Promise.all([
     startDashboard({ natsUrl: nats.url }),
     startDashboard({ natsUrl: nats.url, listen: `${OUTSIDE}:0` }),
@@ -83,10 +91,13 @@ describe('on loopback', () => {
     expect(await ask(loopback.url, '/', { headers })).toMatchObject({ status: 200 });
   });
 
-  test.each(['POST', 'PUT', 'DELETE', 'PATCH', 'HEAD', 'OPTIONS'])('%s is refused', async (method) => {
-    const { status, headers } = await ask(loopback.url, '/api/hosts', { method });
-    expect({ status, allow: headers['allow'] }).toEqual({ status: 405, allow: 'GET' });
-  });
+  test.each(['POST', 'PUT', 'DELETE', 'PATCH', 'HEAD', 'OPTIONS'])(
+    '%s is refused',
+    async (method) => {
+      const { status, headers } = await ask(loopback.url, '/api/hosts', { method });
+      expect({ status, allow: headers['allow'] }).toEqual({ status: 405, allow: 'GET' });
+    },
+  );
 
   test.each([
     '/../server.ts',
@@ -188,6 +199,34 @@ describe('on another address', () => {
     const posted = await ask(outside.url, `/?token=${token()}`, { method: 'POST' });
     expect(posted).toMatchObject({ status: 405 });
   });
+});
+
+test('a user who may not read the stream sees events from now on, and why', async () => {
+  const { host } = new URL(nats.url);
+  const dashboard = await startDashboard({ natsUrl: `nats://blind:blind@${host}` });
+  const stream = connectTcp(Number(new URL(dashboard.url).port), '127.0.0.1');
+  let heard = '';
+  stream.on('data', (chunk: Buffer) => (heard += chunk.toString()));
+  stream.write('GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n');
+  await expect
+    .poll(() => heard, { timeout: 30_000 })
+    .toMatch(/event: state\ndata: .*"problem":\{"code"/);
+  const connection = await connect({ servers: nats.url });
+  const made = natsHeaders();
+  made.set('ce-source', '/volt/network/h1');
+  made.set('ce-subject', 'web');
+  made.set('ce-time', new Date().toISOString());
+  const tell = (): boolean => {
+    const payload = encodeAnswer({ requestId: 'r', durationMs: {} });
+    connection.publish('volt.net.v1.event.h1.volt0.attached', payload, { headers: made });
+    return heard.includes('"subject":"web"');
+  };
+  await expect.poll(tell, { timeout: 30_000 }).toBe(true);
+  // The same event, told many times, is one.
+  expect(heard.match(/"subject":"web"/g)).toHaveLength(1);
+  stream.destroy();
+  await connection.close();
+  await dashboard.interrupt();
 });
 
 describe('the command', () => {

@@ -42,8 +42,7 @@ fleet.now();
 /** What happens, as the server tells it. The browser connects again by itself. */
 function follow() {
   const source = new EventSource('api/events');
-  const on = (type, take) =>
-    source.addEventListener(type, ({ data }) => take(JSON.parse(data)));
+  const on = (type, take) => source.addEventListener(type, ({ data }) => take(JSON.parse(data)));
   on('state', showState);
   on('latency', showLatency);
   on('events', (told) => {

@@ -138,7 +138,10 @@ function showFacts(named, attachment) {
 function step(event, hasTraces) {
   const { type, time, phases, traceId, requestId } = event;
   const more = outcome(event);
-  const whom = [requestId === '' ? '' : `request ${requestId}`, traceId === '' ? '' : `trace ${traceId}`];
+  const whom = [
+    requestId === '' ? '' : `request ${requestId}`,
+    traceId === '' ? '' : `trace ${traceId}`,
+  ];
   const spans = el('div', { class: 'spans' });
   return el(
     'li',

@@ -23,7 +23,8 @@ export function attachmentsTable(guard) {
         const asked = { ...query(), offset, limit: ROWS };
         const known = await ask('api/attachments', asked);
         // Somebody has typed on meanwhile.
-        if (JSON.stringify({ ...query(), offset, limit: ROWS }) === JSON.stringify(asked)) show(known);
+        if (JSON.stringify({ ...query(), offset, limit: ROWS }) === JSON.stringify(asked))
+          show(known);
       }),
     EVERY_MS,
   );
@@ -48,7 +49,8 @@ export function attachmentsTable(guard) {
     );
     showRows(value.rows);
     const last = Math.min(offset + ROWS, matching);
-    const place = matching === 0 ? 'none' : `${count(offset + 1)}–${count(last)} of ${count(matching)}`;
+    const place =
+      matching === 0 ? 'none' : `${count(offset + 1)}–${count(last)} of ${count(matching)}`;
     setText(byId('page-place'), place);
     byId('page-before').disabled = offset === 0;
     byId('page-after').disabled = last >= matching;
@@ -66,7 +68,9 @@ export function attachmentsTable(guard) {
     clearTimeout(typing);
     typing = setTimeout(() => {
       offset = 0;
-      const given = new URLSearchParams(Object.entries(query()).filter(([, value]) => value !== ''));
+      const given = new URLSearchParams(
+        Object.entries(query()).filter(([, value]) => value !== ''),
+      );
       history.replaceState(null, '', given.size === 0 ? '#/' : `#/?${given}`);
       table.now();
     }, TYPING_MS);

@@ -36,13 +36,18 @@ export function eventList() {
   };
 
   function redraw() {
-    const shown = kept.filter(({ type }) => which.value === '' || type === which.value).slice(-SHOWN);
+    const shown = kept
+      .filter(({ type }) => which.value === '' || type === which.value)
+      .slice(-SHOWN);
     const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
     const rows = shown.toReversed().map((event) => there.get(String(event.sequence)) ?? row(event));
-    if (rows.length === 0) rows.push(el('li', { class: 'empty' }, 'Nothing in the last 15 minutes.'));
+    if (rows.length === 0)
+      rows.push(el('li', { class: 'empty' }, 'Nothing in the last 15 minutes.'));
     setChildren(list, rows);
     const begin = Date.now() - 15 * 60_000;
-    const failures = kept.filter(({ type, time }) => type === 'failed' && Date.parse(time) >= begin);
+    const failures = kept.filter(
+      ({ type, time }) => type === 'failed' && Date.parse(time) >= begin,
+    );
     const tile = byId('tile-failures');
     setText(tile, String(failures.length));
     tile.dataset.state = failures.length === 0 ? 'good' : 'bad';
@@ -87,7 +92,11 @@ export function outcome({ type, code, message, reason, device, addresses, operat
 }
 
 export const badge = (type) =>
-  el('span', { class: 'badge', 'data-type': type, 'data-grave': GRAVE.has(type) ? '' : null }, type);
+  el(
+    'span',
+    { class: 'badge', 'data-type': type, 'data-grave': GRAVE.has(type) ? '' : null },
+    type,
+  );
 
 function row(event) {
   const { sequence, type, host, network, subject, time, phases } = event;

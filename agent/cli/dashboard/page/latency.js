@@ -55,7 +55,11 @@ function chart(title, operation, minutes) {
     ...[0, Math.floor(minutes.length / 2), minutes.length - 1].map((place) =>
       svg(
         'text',
-        { x: x(place), y: HEIGHT - 4, 'text-anchor': place === 0 ? 'start' : place === minutes.length - 1 ? 'end' : 'middle' },
+        {
+          x: x(place),
+          y: HEIGHT - 4,
+          'text-anchor': place === 0 ? 'start' : place === minutes.length - 1 ? 'end' : 'middle',
+        },
         minute(minutes[place].at),
       ),
     ),

@@ -23,7 +23,10 @@ export function bars(caption, rows) {
   );
 }
 
-function bar({ name, startMs, durationMs, depth, service = '', error = '', isFaint = false }, whole) {
+function bar(
+  { name, startMs, durationMs, depth, service = '', error = '', isFaint = false },
+  whole,
+) {
   const piece = el('span', { class: error === '' ? 'piece' : 'piece bad' });
   if (isFaint) piece.classList.add('faint');
   piece.style.insetInlineStart = `${(100 * startMs) / whole}%`;
