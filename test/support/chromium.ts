@@ -3,7 +3,6 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { until } from './agent.ts';
 import { dyingWithParent, requireTool } from './tools.ts';
 
@@ -29,8 +28,8 @@ export interface Page {
   /** Types text into what has the focus. */
   type(text: string): Promise<void>;
   send(method: string, params?: object): Promise<Message>;
-  /** A screenshot of the size as PNG. */
-  picture(options: { width: number; height: number; scheme: 'light' | 'dark' }): Promise<Buffer>;
+  /** In a window of that size, for somebody who prefers that scheme, and no motion. */
+  show(options: { width: number; height: number; scheme: 'light' | 'dark' }): Promise<void>;
   /** Violations that axe-core finds, of serious and critical impact, with the elements. */
   axe(): Promise<readonly string[]>;
   /** URLs of all requests since it was made, and what went wrong in its scripts. */
@@ -118,13 +117,6 @@ async function connectTo(url: string): Promise<Page> {
     if (exceptionDetails !== undefined) throw new Error(JSON.stringify(exceptionDetails));
     return (result as { value: T }).value;
   };
-  const emulate = async (scheme: string): Promise<void> => {
-    const features = [
-      { name: 'prefers-color-scheme', value: scheme },
-      { name: 'prefers-reduced-motion', value: 'reduce' },
-    ];
-    await send('Emulation.setEmulatedMedia', { features });
-  };
   return {
     requests,
     problems,
@@ -144,13 +136,14 @@ async function connectTo(url: string): Promise<Page> {
     type: async (text) => {
       await send('Input.insertText', { text });
     },
-    picture: async ({ width, height, scheme }) => {
-      await emulate(scheme);
+    show: async ({ width, height, scheme }) => {
+      const features = [
+        { name: 'prefers-color-scheme', value: scheme },
+        { name: 'prefers-reduced-motion', value: 'reduce' },
+      ];
+      await send('Emulation.setEmulatedMedia', { features });
       const size = { width, height, deviceScaleFactor: 1, mobile: width < 600 };
       await send('Emulation.setDeviceMetricsOverride', size);
-      await sleep(300);
-      const { data } = await send('Page.captureScreenshot', { captureBeyondViewport: true });
-      return Buffer.from(String(data), 'base64');
     },
     axe: async () => {
       const source = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
