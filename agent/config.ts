@@ -119,8 +119,8 @@ const metricsSection = z.strictObject({
   poolSeconds: seconds.min(1).default(60),
 });
 
-/** `agent.json`: every key optional, unknown keys refused. Defaults are those of docs/operating.md. */
-const configSchema = z.strictObject({
+/** `agent.json`: every key optional, unknown keys refused. docs/reference/configuration.md is made of it. */
+export const configSchema = z.strictObject({
   host: z
     .string()
     .regex(/^[A-Za-z0-9_-]{1,64}$/, 'must be letters, digits, "-" and "_", 64 at most')
@@ -164,11 +164,10 @@ export class ConfigError extends Error {
 
 export const DEFAULT_CONFIG_FILE = '/etc/volt/network/agent.json';
 
-// One row a setting that can also be given by variable and flag. Flags win over variables, which win over
-// the file.
-const OVERRIDES = [
-  { key: 'host', variable: 'VOLT_NET_HOST' },
-  { key: 'nats.url', variable: 'VOLT_NET_NATS_URL' },
+/** One row a setting that can also be given by variable and flag. Flags win over variables, which win over the file. */
+export const OVERRIDES = [
+  { key: 'host', variable: 'VOLT_NET_HOST', flag: '--host' },
+  { key: 'nats.url', variable: 'VOLT_NET_NATS_URL', flag: '--nats' },
   { key: 'nats.username', variable: 'VOLT_NET_NATS_USERNAME' },
   { key: 'nats.passwordFile', variable: 'VOLT_NET_NATS_PASSWORD_FILE' },
   { key: 'nats.tokenFile', variable: 'VOLT_NET_NATS_TOKEN_FILE' },
@@ -185,17 +184,17 @@ const OVERRIDES = [
   { key: 'nats.streams.eventBytes', variable: 'VOLT_NET_NATS_EVENT_BYTES', isNumber: true },
   { key: 'nats.streams.jobAgeSeconds', variable: 'VOLT_NET_NATS_JOB_AGE_SECONDS', isNumber: true },
   { key: 'nats.streams.jobBytes', variable: 'VOLT_NET_NATS_JOB_BYTES', isNumber: true },
-  { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL' },
+  { key: 'redis.url', variable: 'VOLT_NET_REDIS_URL', flag: '--redis' },
   { key: 'redis.username', variable: 'VOLT_NET_REDIS_USERNAME' },
   { key: 'redis.passwordFile', variable: 'VOLT_NET_REDIS_PASSWORD_FILE' },
   { key: 'redis.keyPrefix', variable: 'VOLT_NET_REDIS_KEY_PREFIX' },
-  { key: 'runtimeDir', variable: 'VOLT_NET_RUNTIME_DIR' },
-  { key: 'stateDir', variable: 'VOLT_NET_STATE_DIR' },
-  { key: 'networksDir', variable: 'VOLT_NET_NETWORKS_DIR' },
+  { key: 'runtimeDir', variable: 'VOLT_NET_RUNTIME_DIR', flag: '--runtime-dir' },
+  { key: 'stateDir', variable: 'VOLT_NET_STATE_DIR', flag: '--state-dir' },
+  { key: 'networksDir', variable: 'VOLT_NET_NETWORKS_DIR', flag: '--networks-dir' },
   { key: 'subjectPrefix', variable: 'VOLT_NET_SUBJECT_PREFIX' },
   { key: 'onReboot', variable: 'VOLT_NET_ON_REBOOT' },
-  { key: 'logLevel', variable: 'VOLT_NET_LOG_LEVEL' },
-  { key: 'logFormat', variable: 'VOLT_NET_LOG_FORMAT' },
+  { key: 'logLevel', variable: 'VOLT_NET_LOG_LEVEL', flag: '--log-level' },
+  { key: 'logFormat', variable: 'VOLT_NET_LOG_FORMAT', flag: '--log-format' },
   { key: 'metrics.listen', variable: 'VOLT_NET_METRICS_LISTEN' },
 ] as const;
 

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import type { Command } from 'commander';
 import { z } from 'zod';
 import { checkPasswords } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
@@ -12,7 +13,14 @@ import packageJson from '../package.json' with { type: 'json' };
 import { Agent } from './agent.ts';
 import { Bus } from './bus/bus.ts';
 import { createAgentCommand } from './cli/agent-command.ts';
-import { type Config, ConfigError, defaultHost, loadConfig } from './config.ts';
+import {
+  type Config,
+  ConfigError,
+  type ConfigSources,
+  defaultHost,
+  loadConfig,
+  OVERRIDES,
+} from './config.ts';
 import { asRecorded, IdentityError, keepIdentity, writeIdentity } from './fleet/identity.ts';
 import { createLog, type Log, logForm } from './log.ts';
 import { MachineError, readMachine } from './fleet/machine.ts';
@@ -38,16 +46,7 @@ function configured(): Config {
       loadConfig({
         ...(flags.config !== undefined && { file: flags.config }),
         env: process.env,
-        flags: {
-          ...(flags.host !== undefined && { host: flags.host }),
-          ...(flags.nats !== undefined && { 'nats.url': flags.nats }),
-          ...(flags.redis !== undefined && { 'redis.url': flags.redis }),
-          ...(flags.runtimeDir !== undefined && { runtimeDir: flags.runtimeDir }),
-          ...(flags.stateDir !== undefined && { stateDir: flags.stateDir }),
-          ...(flags.networksDir !== undefined && { networksDir: flags.networksDir }),
-          ...(flags.logLevel !== undefined && { logLevel: flags.logLevel }),
-          ...(flags.logFormat !== undefined && { logFormat: flags.logFormat }),
-        },
+        flags: settingsOf(command),
       }),
     );
     if (flags.checkConfig !== true) return config;
@@ -58,6 +57,17 @@ function configured(): Config {
   } catch (error) {
     refuse(error, ConfigError, IdentityError);
   }
+}
+
+/** What the command line gives, by key of agent.json. */
+function settingsOf(command: Command): NonNullable<ConfigSources['flags']> {
+  const given = OVERRIDES.flatMap((one) => {
+    const option =
+      'flag' in one ? command.options.find(({ long }) => long === one.flag) : undefined;
+    const value: unknown = option && command.getOptionValue(option.attributeName());
+    return typeof value === 'string' ? [[one.key, value] as const] : [];
+  });
+  return Object.fromEntries(given);
 }
 
 /** The agent itself waits for a file that is missing: it is read anew with each connection. */
@@ -72,17 +82,8 @@ function checkSecrets({ nats, redis }: Config): void {
 
 const shown = (text: string): string => printableLines(redacted(text));
 
-const text = z.string().optional();
 const flagsSchema = z.object({
-  config: text,
-  host: text,
-  nats: text,
-  redis: text,
-  runtimeDir: text,
-  stateDir: text,
-  networksDir: text,
-  logLevel: text,
-  logFormat: text,
+  config: z.string().optional(),
   checkConfig: z.boolean().optional(),
 });
 

@@ -20,12 +20,8 @@ export const errorSchema = z.object({
 });
 
 const attached = z.object({ ...attachmentSchema.shape, ...outcome });
-const onHost = z.looseObject(outcome);
 
-/**
- * What the body of each event type holds, read as answers are: keys that are not known here are left out.
- * Types whose body is not fixed yet keep all keys.
- */
+/** What the body of each event type holds, read as answers are: keys that are not known here are left out. */
 export const eventBodySchemas = {
   attached,
   updated: attached,
@@ -56,16 +52,33 @@ export const eventBodySchemas = {
     ...outcome,
     id: z.string().optional(),
     generation: z.int().optional(),
+    workload: z.string().optional(),
+    network: z.string().optional(),
     host: z.string(),
-    /** `mend`, `remake`, `close`, `firewall`; a newer agent may have more. */
+    device: attachmentSchema.shape.device.optional(),
+    /** `mend`, `remake`, `close`, `network`, `firewall`; a newer agent may have more. */
     action: z.string(),
     differences: checkAnswerSchema.shape.differences,
   }),
-  suspect: onHost,
-  recovering: onHost,
-  recovered: onHost,
-  'host-up': onHost,
-  'host-down': onHost,
+  suspect: z.object({ host: z.string(), ...outcome }),
+  recovering: z.object({ epoch: z.string(), awaiting: z.array(z.string()), ...outcome }),
+  recovered: z.object({ epoch: z.string(), missed: z.array(z.string()), ...outcome }),
+  'host-up': z.object({
+    host: z.string(),
+    bootId: z.string(),
+    /** `live`, `suspect` or `unknown`; a newer agent may have more. */
+    before: z.string(),
+    rebooted: z.boolean(),
+    kept: z.array(z.string()),
+    released: z.array(z.string()),
+    ...outcome,
+  }),
+  'host-down': z.object({
+    host: z.string(),
+    reason: z.string(),
+    released: z.int(),
+    ...outcome,
+  }),
 } as const satisfies Record<EventType, z.ZodType>;
 
 /** The same as types. */

@@ -56,7 +56,7 @@ const nat = z.union([z.boolean(), z.strictObject({ ipv6: z.boolean().optional() 
   error: 'must be true, false or {ipv6: true or false}',
 });
 
-const networkSchema = z.strictObject({
+export const networkSchema = z.strictObject({
   network: z.string().regex(NETWORK_PATTERN, 'must match [a-z0-9][a-z0-9_-]{0,14}'),
   type: z.enum(NETWORK_TYPES).default('bridged'),
   subnet: prefix.optional(),
@@ -187,7 +187,7 @@ const hasGatewayMode = ({ type, uplink, gateway, ipv6 }: GatewayKeys): boolean =
   (gateway !== undefined || ipv6?.gateway !== undefined);
 
 /** What a network came to be in a record of the fleet: its keys, loosely, since a newer agent may have more. */
-const recorded = z.custom<Network>(
+export const recorded = z.custom<Network>(
   (value) => typeof value === 'object' && value !== null && 'network' in value,
   'must be a network',
 );

@@ -3,8 +3,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
-import { EXIT } from '#agent/cli/exit-codes.ts';
-import { loadConfig } from '#agent/config.ts';
+import { loadConfig, OVERRIDES } from '#agent/config.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { DEVICE_GROUP } from '#agent/host/ownership.ts';
 
@@ -75,7 +74,7 @@ test('the rooms of docs/architecture.md have the files that it names, and none i
 const names = (cell: string): string[] =>
   [...cell.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name);
 
-describe('docs/operating.md', () => {
+describe('settings', () => {
   const page = read('docs/operating.md');
   const folder = mkdtempSync(join(tmpdir(), 'volt-docs-'));
   const empty = join(folder, 'agent.json');
@@ -84,37 +83,12 @@ describe('docs/operating.md', () => {
     rmSync(folder, { recursive: true });
   });
 
-  /** Cells of the table whose first heading is `heading`. */
-  const tables = (heading: string): string[][] =>
-    page
-      .split('\n\n')
-      .filter((part) => part.startsWith(`| ${heading} |`))
-      .flatMap((part) => part.trim().split('\n').slice(2))
-      .map((row) =>
-        row
-          .split('|')
-          .slice(1, -1)
-          .map((cell) => cell.trim().replaceAll('`', '')),
-      );
-
-  test('shows the defaults', () => {
-    const [, json = ''] = /```json\n([^`]+)```/.exec(page) ?? [];
-    const documented = JSON.parse(json) as Record<string, unknown>;
-    const config = loadConfig({ file: empty, env: {} });
-    const { host, nats } = config;
-    expect(nats.inboxPrefix).toBe(`_INBOX.agent-${host}`);
-    const withHost = { ...nats, inboxPrefix: '_INBOX.agent-<host>' };
-    expect({ ...documented, host, hostGiven: false }).toEqual({ ...config, nats: withHost });
-  });
-
-  const settings = tables('key').slice(1);
-
   const valueOf = (key: string): string => {
     if (/Seconds$|Bytes$/.test(key)) return '7000000';
     return /Dir$|File$/.test(key) ? '/seven' : 'seven';
   };
 
-  test.each(settings)('%s is set by %s', (key, variable) => {
+  test.each(OVERRIDES)('$key is set by $variable', ({ key, variable }) => {
     const values: Readonly<Record<string, string>> = {
       host: 'h7',
       'nats.url': 'nats://10.0.0.7:4222',
@@ -140,26 +114,18 @@ describe('docs/operating.md', () => {
     expect(String(found)).toBe(value);
   });
 
-  test('knows every variable and every flag', () => {
-    const known = new Set(read('agent/config.ts').match(/\bVOLT_NET_[A-Z_]+(?=')/g));
-    known.delete('VOLT_NET_');
-    expect(new Set(settings.map(([, variable]) => variable))).toEqual(known);
-    const help = execFileSync(join(ROOT, 'deploy/bin/volt-network-agent'), ['--help'], {
-      encoding: 'utf8',
-    });
-    const flags = [...help.matchAll(/ (--[a-z-]+) </g)].map(([, flag]) => flag);
-    const documented = tables('key').map(([, , flag]) => flag);
-    expect(new Set(documented.filter((flag) => flag !== ''))).toEqual(new Set(flags));
-  });
-
-  test('knows the exit codes of voltnet', () => {
-    const codes = [
-      ...page.slice(page.indexOf('| code | of `voltnet` |')).matchAll(/^\| (`\d.*?) \|/gm),
-    ]
-      .flatMap(([, cell = '']) => cell.match(/\d+/g) ?? [])
-      .map(Number);
-    expect(codes).toEqual(Object.values(EXIT));
-  });
+  test.each(OVERRIDES.flatMap((one) => ('flag' in one ? [one] : [])))(
+    '$key is set by $flag',
+    ({ key, flag }) => {
+      const value = flag === '--log-level' ? 'debug' : valueOf(key);
+      const given = ['nats.url', 'redis.url'].includes(key) ? `${key.split('.')[0]}://h:7` : value;
+      const args = ['--config', empty, '--check-config', flag, given];
+      const shown = execFileSync(join(ROOT, 'deploy/bin/volt-network-agent'), args, {
+        encoding: 'utf8',
+      });
+      expect(shown).toContain(`": "${given}"`);
+    },
+  );
 
   test('names the link group of our devices', () => {
     expect(page).toContain(`ip link show group ${DEVICE_GROUP}`);

@@ -46,9 +46,16 @@ export function agentPage(command: Command, operating: string, edition: Edition)
   return page({ name, section: 8, summary, synopsis: usage(command), edition }, parts);
 }
 
-/** `agent.json(5)`. `operating` is docs/operating.md. */
-export function configurationPage(operating: string, edition: Edition): Page {
-  const parts = [section('DESCRIPTION', chapter(operating, 'Configuration'))];
+/** `agent.json(5)`. `operating` is docs/operating.md, `reference` docs/reference/configuration.md. */
+export function configurationPage(
+  { operating, reference }: { readonly operating: string; readonly reference: string },
+  edition: Edition,
+): Page {
+  const parts = [
+    section('DESCRIPTION', chapter(operating, 'Configuration')),
+    section('KEYS', chapter(reference, 'Keys')),
+    section('DEFAULTS', chapter(reference, 'Defaults')),
+  ];
   const summary = 'configuration of volt-network-agent(8) and voltnet(1)';
   const synopsis = '/etc/volt/network/agent.json';
   return page({ name: 'agent.json', section: 5, summary, synopsis, edition }, parts);
@@ -97,7 +104,7 @@ const optionsOf = (command: Command): string =>
     .join('');
 
 /** What help says after arguments and options: examples, and how the command behaves. */
-function afterHelp(command: Command): string {
+export function afterHelp(command: Command): string {
   let whole = '';
   command.configureOutput({ writeOut: (text) => (whole += text) });
   command.outputHelp();
@@ -112,7 +119,7 @@ function chapter(markdown: string, heading: string): string {
   if (start === -1) throw new Error(`there is no chapter "${heading}"`);
   const [, body = ''] =
     /^\n## .*\n([\s\S]*?)(?=\n## |$(?![\s\S]))/.exec(markdown.slice(start)) ?? [];
-  return blocks(body)
+  return blocks(body.replaceAll(/^<!--.*-->$/gm, ''))
     .map(block)
     .join('')
     .replaceAll(/^(\.SS .*\n)\.PP\n/gm, '$1');

@@ -13,14 +13,17 @@ import { Shell } from './shell.ts';
 
 const [, , folder = '', date = ''] = process.argv;
 const { version } = packageJson;
-const operating = readFileSync(new URL('../../docs/operating.md', import.meta.url), 'utf8');
+const read = (name: string): string =>
+  readFileSync(new URL(`../../docs/${name}`, import.meta.url), 'utf8');
+const operating = read('operating.md');
+const reference = read('reference/configuration.md');
 const shell = new Shell({ env: {}, terminal: STANDARD });
 const program = await createProgram({ shell, version, words: ['help'] });
 
 for (const { name, section, text } of [
   voltnetPage(program, { version, date }),
   agentPage(createAgentCommand(version), operating, { version, date }),
-  configurationPage(operating, { version, date }),
+  configurationPage({ operating, reference }, { version, date }),
 ]) {
   put(`man/man${section}/${name}.${section}`, text);
 }

@@ -1,22 +1,15 @@
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
-import {
-  attachmentSchema,
-  attachRequestSchema,
-  detachRequestSchema,
-  dryRunAnswerSchema,
-  updateRequestSchema,
-} from '#protocol/attachment.ts';
+import { attachRequestSchema, detachRequestSchema } from '#protocol/attachment.ts';
 import {
   decodeAnswer,
   encodeAnswer,
   MAX_ANSWER_BYTES,
   MAX_PAYLOAD_BYTES,
 } from '#protocol/envelope.ts';
-import { ERRORS } from '#protocol/errors.ts';
 import { EVENT_TYPES, eventHeaders } from '#protocol/events.ts';
-import { NETWORK_KEYS, parseNetwork } from '#protocol/network.ts';
+import { parseNetwork } from '#protocol/network.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { subjects } from '#protocol/subjects.ts';
 import { VOLT0 } from './samples.ts';
@@ -67,20 +60,8 @@ describe('examples', () => {
 });
 
 describe('tables', () => {
-  const tap = attachRequestSchema.shape.tap.unwrap().shape;
-  const port = attachRequestSchema.shape.ports.unwrap();
-  const device = attachmentSchema.shape.device.unwrap().shape;
-
+  // Tables of keys and errors are made of the source: test/docs/reference.test.ts.
   test.for([
-    ['attach', 0, Object.keys(attachRequestSchema.shape)],
-    ['attach', 1, Object.keys(tap)],
-    ['attach', 4, Object.keys(dryRunAnswerSchema.shape)],
-    ['attach', 5, Object.keys(attachmentSchema.shape)],
-    ['attach', 6, Object.keys(device)],
-    ['detach', 0, Object.keys(detachRequestSchema.shape)],
-    ['update', 0, Object.keys(updateRequestSchema.shape)],
-    ['Networks', 0, NETWORK_KEYS],
-    ['Errors', 0, Object.keys(ERRORS)],
     ['Events', 1, EVENT_TYPES],
     [
       'Events',
@@ -91,21 +72,6 @@ describe('tables', () => {
     ],
   ] as const)('%s, table %d, has every key and no other', ([heading, table, keys]) => {
     expect(new Set(firstColumn(heading, table))).toEqual(new Set<string>(keys));
-  });
-
-  test('port maps have the keys that are documented', () => {
-    const documented = Object.fromEntries(firstColumn('attach', 2).map((key) => [key, undefined]));
-    const issues = port.safeParse([documented]).error?.issues ?? [];
-    expect(issues.map(({ path }) => path[1])).toEqual(['protocol', 'hostPort', 'port']);
-  });
-
-  test('number and retryable of each error are those of the source', () => {
-    const rows = [...page.matchAll(/^\| `([A-Z_]+)` \| (\d+) \| (yes|no) \|/gm)];
-    const documented = rows.map(([, code = '', status, retryable]) => [
-      code,
-      { status: Number(status), retryable: retryable === 'yes' },
-    ]);
-    expect(Object.fromEntries(documented)).toEqual(ERRORS);
   });
 
   test('subjects are those that are built', () => {

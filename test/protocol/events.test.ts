@@ -73,7 +73,22 @@ describe('eventBodySchemas', () => {
     ],
     ['network-changed', { network: { network: 'volt0' }, revision: 1, created: true, ...outcome }],
     ['network-changed', { network: 'volt0', deleted: true, ...outcome }],
-    ['host-up', { host: 'h1', ...outcome }],
+    [
+      'host-up',
+      {
+        host: 'h1',
+        bootId: '2f0e',
+        before: 'live',
+        rebooted: false,
+        kept: [],
+        released: ['att-1'],
+        ...outcome,
+      },
+    ],
+    ['suspect', { host: 'h1', ...outcome }],
+    ['host-down', { host: 'h1', reason: 'forgotten', released: 2, ...outcome }],
+    ['recovering', { epoch: '7', awaiting: ['h1'], ...outcome }],
+    ['recovered', { epoch: '7', missed: [], ...outcome }],
   ] as const)('%s: the body is taken, with a key of a newer agent too', ([type, body]) => {
     expect(eventBodySchemas[type].parse({ ...body, newer: 1 })).toMatchObject(body);
   });

@@ -13,7 +13,10 @@ import { agentPage, configurationPage, voltnetPage } from '#agent/cli/manual.ts'
 // The manual pages and completions of the Debian package, held against the commands that they are made from.
 
 const edition = { version: '0.1.0', date: '2026-11-29' };
-const operating = readFileSync(new URL('../../../docs/operating.md', import.meta.url), 'utf8');
+const read = (name: string): string =>
+  readFileSync(new URL(`../../../docs/${name}`, import.meta.url), 'utf8');
+const operating = read('operating.md');
+const reference = read('reference/configuration.md');
 const shell = new Shell({ env: {}, terminal: STANDARD });
 const program = await createProgram({ shell, version: edition.version, words: ['help'] });
 const [, ...commands] = allCommands(program);
@@ -64,9 +67,9 @@ describe('manual pages', () => {
   });
 
   test('agent.json(5) has every key of the table and the defaults', () => {
-    const { text } = configurationPage(operating, edition);
-    const keys = [...operating.matchAll(/^\| `([\w.]+)` \| `VOLT_NET_/gm)].map(([, key]) => key);
-    expect(keys.length).toBeGreaterThan(20);
+    const { text } = configurationPage({ operating, reference }, edition);
+    const keys = [...reference.matchAll(/^\| `([\w.]+)` \|/gm)].map(([, key]) => key);
+    expect(keys.length).toBeGreaterThan(40);
     expect(keys.filter((key) => !text.includes(`\\fB${key}\\fR`))).toEqual([]);
     expect(text).toContain('"heartbeatSeconds": 5');
   });
@@ -75,7 +78,7 @@ describe('manual pages', () => {
     const pages = [
       voltnetPage(program, edition),
       agentPage(createAgentCommand(edition.version), operating, edition),
-      configurationPage(operating, edition),
+      configurationPage({ operating, reference }, edition),
     ];
     const odd = pages.flatMap(({ text }) =>
       text

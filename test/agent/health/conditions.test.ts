@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs';
 import { pino } from 'pino';
 import { expect, test, vi } from 'vitest';
 import { Conditions, type Found } from '#agent/health/conditions.ts';
@@ -74,13 +73,4 @@ test('no secret is told', () => {
   const now: readonly Found[] = [{ name: 'bus-away', reason: 'nats://me:pw@host: refused' }];
   const { conditions, told } = tableOf({ now });
   expect(JSON.stringify([conditions.look(), told()])).not.toContain('pw');
-});
-
-test('the operating manual has each condition, with whether it stops attaches', () => {
-  const manual = readFileSync(new URL('../../../docs/operating.md', import.meta.url), 'utf8');
-  const rows = [...manual.matchAll(/^\| `([a-z-]+)` \| (yes|no) \|/gm)];
-  const documented = rows.map(([, name, stops]) => [name, stops === 'yes']);
-  expect(documented).toEqual(
-    Object.entries(CONDITIONS).map(([name, { blocks }]) => [name, blocks]),
-  );
 });
