@@ -45,6 +45,10 @@ case $purpose in
     need promtool prometheus
     need chromium chromium
     need_file /usr/lib/python3/dist-packages/msgpack python3-msgpack
+    need go golang-go
+    need_file /usr/share/gocode/src/github.com/nats-io/nats.go golang-github-nats-io-go-nats-dev
+    need_file /usr/share/gocode/src/github.com/vmihailenco/msgpack/v5 golang-github-vmihailenco-msgpack.v5-dev
+    need jq jq
     need_file /lib/systemd/systemd-networkd systemd
     ;;
   lab)

@@ -1,0 +1,186 @@
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { Ajv, type ValidateFunction } from 'ajv';
+import formats from 'ajv-formats';
+import type { Msg } from 'nats';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { decodeAnswer } from '#protocol/envelope.ts';
+import { type Subject, subjects } from '#protocol/subjects.ts';
+import { addNamespace, deviceNames, removeNamespace } from '../support/kernel.ts';
+import { startStack, type Stack } from '../support/stack.ts';
+import { dyingWithParent, requireTool } from '../support/tools.ts';
+
+// The orchestrators of docs/examples against an agent, and every message that goes over the bus meanwhile against the
+// schemas of docs/reference.
+
+const ROOT = new URL('../../', import.meta.url).pathname;
+const folder = mkdtempSync(join(tmpdir(), 'volt-examples-'));
+const EXAMPLES = ['typescript', 'python', 'go'] as const;
+type Example = (typeof EXAMPLES)[number];
+
+let stack: Stack;
+/** Of each subject or header, what was sent and does not fit. */
+const misfits: string[] = [];
+const seen = new Set<string>();
+
+beforeAll(async () => {
+  const go = { GO111MODULE: 'off', GOPATH: '/usr/share/gocode', GOCACHE: join(folder, 'cache') };
+  execFileSync(requireTool('go'), ['build', '-o', join(folder, 'go'), 'orchestrate.go'], {
+    cwd: join(ROOT, 'docs/examples/go'),
+    env: { ...process.env, ...go },
+  });
+  stack = await startStack({ networks: [], config: { host: 'h1' } });
+  const all = stack.connection.subscribe('>');
+  void (async () => {
+    for await (const message of all) look(message);
+  })();
+});
+afterAll(async () => {
+  await stack[Symbol.asyncDispose]();
+  rmSync(folder, { recursive: true });
+});
+
+const COMMANDS: Readonly<Record<Example, readonly [string, ...string[]]>> = {
+  typescript: [process.execPath, join(ROOT, 'docs/examples/typescript/orchestrate.ts')],
+  // Debian's interpreter: it is the one that sees Debian's msgpack.
+  python: ['/usr/bin/python3', join(ROOT, 'docs/examples/python/orchestrate.py')],
+  go: [join(folder, 'go')],
+};
+
+/** Runs a program to its end; `heard` is called with each line. */
+async function orchestrate(
+  example: Example,
+  heard: (line: string) => void = () => {},
+): Promise<string[]> {
+  const [command, args] = dyingWithParent([
+    ...COMMANDS[example],
+    stack.nats.url,
+    stack.host,
+    `/run/netns/${example}`,
+  ]);
+  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const lines: string[] = [];
+  for await (const line of createInterface(child.stdout)) {
+    lines.push(line);
+    heard(line);
+  }
+  const [code] = child.exitCode === null ? await once(child, 'exit') : [child.exitCode];
+  expect(code, lines.join('\n')).toBe(0);
+  return lines;
+}
+
+describe.each(EXAMPLES)('%s', (example) => {
+  beforeAll(() => addNamespace(example));
+  afterAll(() => removeNamespace(example));
+
+  const eventsIn = (lines: readonly string[]): string[][] =>
+    lines.filter((line) => line.startsWith('event ')).map((line) => line.split(' '));
+  let last = 0;
+
+  test('puts, attaches, has a job done, detaches, and hears of all of it', async () => {
+    const lines = await orchestrate(example);
+    expect(lines).toEqual(
+      expect.arrayContaining([
+        expect.stringMatching(/^network volt0 revision \d+$/),
+        expect.stringMatching(/^attached web tap-web 10\.42\.0\.\d+\/24$/),
+        expect.stringMatching(/^attached box veth-box-h 10\.42\.0\.\d+\/24$/),
+        'job updated front',
+        'detached web requested',
+        'detached box requested',
+      ]),
+    );
+    const events = eventsIn(lines).map(([, , type, subject]) => `${type} ${subject}`);
+    expect(events.slice(-5, -2)).toEqual(['attached web', 'attached box', 'updated web']);
+    expect(events.slice(-2).toSorted()).toEqual(['detached box', 'detached web']);
+    expect(deviceNames().filter((name) => /web|box/.test(name))).toEqual([]);
+    last = Number(eventsIn(lines).at(-1)?.[1]);
+  });
+
+  test('tries again while Redis is away, and hears first what happened while it was away itself', async () => {
+    const away = { id: 'away', workload: 'vm-away', kind: 'vm', network: 'volt0' } as const;
+    await stack.client.attach(stack.host, away);
+    await stack.client.detach(stack.host, { id: 'away' });
+    await stack.gone('away');
+    await stack.redis.kill();
+    let restarted: Promise<void> | undefined;
+    const lines = await orchestrate(example, (line) => {
+      if (line.startsWith('retry ')) restarted ??= stack.redis.restart();
+    });
+    await restarted;
+    expect(lines).toContain('retry STORE_UNAVAILABLE');
+    expect(lines).toContain('job updated front');
+    const events = eventsIn(lines);
+    expect(events.slice(0, 2).map(([, , ...rest]) => rest)).toEqual([
+      ['attached', 'away'],
+      ['detached', 'away'],
+    ]);
+    const sequences = events.map(([, sequence]) => Number(sequence));
+    expect(sequences[0]).toBe(last + 1);
+    expect(sequences).toEqual(sequences.toSorted((a, b) => a - b));
+    expect(new Set(sequences).size).toBe(sequences.length);
+  });
+});
+
+test('every message of these programs and of the agent is what its schema says', () => {
+  expect(misfits).toEqual([]);
+  expect([...seen].toSorted()).toEqual(
+    expect.arrayContaining([
+      'attach-answer',
+      'attach-request',
+      'detach-answer',
+      'error-answer',
+      'event-attached',
+      'event-detached',
+      'event-network-changed',
+      'event-updated',
+      'network-put-answer',
+      'network-put-request',
+      'update-job',
+    ]),
+  );
+});
+
+const ajv = formats.default(new Ajv({ allErrors: true, strictTypes: false }));
+const validators = new Map<string, ValidateFunction>();
+/** Of a reply subject, what was asked. */
+const asked = new Map<string, string>();
+const own = subjects();
+
+function look({ subject, reply = '', data }: Msg): void {
+  const matched = own.match(subject);
+  const request = asked.get(subject);
+  if (matched !== null && matched.kind !== 'changed') {
+    const name = sentOn(matched);
+    if (['host', 'network', 'ledger'].includes(matched.kind)) asked.set(reply, name);
+    hold([name], data);
+  } else if (request !== undefined) {
+    hold([request.replace('-request', '-answer'), 'error-answer'], data);
+  }
+}
+
+function sentOn(subject: Exclude<Subject, { kind: 'changed' }>): string {
+  if (subject.kind === 'event') return `event-${subject.type}`;
+  if (subject.kind === 'job') return `${subject.operation}-job`;
+  const scope = subject.kind === 'host' ? '' : `${subject.kind}-`;
+  return `${scope}${subject.operation}-request`;
+}
+
+function hold(names: readonly string[], payload: Uint8Array): void {
+  const value = decodeAnswer(payload);
+  const fits = names.find((name) => validator(name)(value));
+  if (fits !== undefined) seen.add(fits);
+  else misfits.push(`${names[0]}: ${ajv.errorsText(validator(names[0] ?? '').errors)}`);
+}
+
+function validator(name: string): ValidateFunction {
+  const known = validators.get(name);
+  if (known !== undefined) return known;
+  const text = readFileSync(join(ROOT, `docs/reference/schemas/${name}.json`), 'utf8');
+  const made = ajv.compile(JSON.parse(text) as object);
+  validators.set(name, made);
+  return made;
+}
