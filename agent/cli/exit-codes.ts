@@ -71,5 +71,5 @@ Exit codes:
   0  done                                  5  somebody else has it, or its content differs
   1  the agent answered an error           6  try again: a server is away, the device is busy, ...
   2  wrong usage or invalid request        7  not permitted
-  3  no agent answered, or NATS is away    8  check or status found something amiss
+  3  no agent answered, or NATS is away    8  check, status, doctor, setup found a fault
   4  not found                             126, 127  exec: command not executable, not found`;

@@ -69,8 +69,11 @@ Examples:
   $ voltnet attach --id web2 --workload vm-web2 --kind vm --network volt0 \\
       --address 10.42.0.50 --queues 2 --owner 1000
 
-  A published port and a limit of 100 Mbit/s, for one hour
-  $ voltnet attach --id job --workload container-job --kind container --network volt0 \\
+  A published port, which only host-only networks have, and a limit of 100 Mbit/s, for one hour
+  $ echo '{"network":"nat0","type":"host-only","subnet":"10.43.0.0/24","gateway":"10.43.0.1"}' |
+      voltnet network put -
+  $ ip netns add job
+  $ voltnet attach --id job --workload container-job --kind container --network nat0 \\
       --netns /run/netns/job --port 127.0.0.1:8080:80 --egress 100M --ttl 1h
 
   What that would do, and nothing else

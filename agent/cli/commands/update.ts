@@ -70,8 +70,8 @@ function updateRequest(id: string, flags: UpdateFlags): UpdateRequest {
 
 const EXAMPLES = `
 Examples:
-  $ voltnet update web --port 8080:80 --port 8443:443
+  $ voltnet update job --port 8080:80 --port 8443:443
   $ voltnet update web --ingress 100M --egress 50M
-  $ voltnet update web --no-ports --label tier=web
+  $ voltnet update job --no-ports --label tier=batch
 
 What no flag names stays as it is; what one names takes the place of all that was there.`;
