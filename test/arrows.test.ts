@@ -30,21 +30,22 @@ const FOLDERS = {
   'ipam-store': ['ipam-store', 'protocol'],
   agent: ['agent', 'native', 'ipam-store', 'protocol', 'package.json'],
   deploy: ['deploy', 'native', 'protocol'],
+  docs: ['docs', 'agent', 'protocol', 'package.json'],
 } as const;
 
 const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^koffi$/, /^native\/(libc|nftables|poll)\.ts$/],
   [/^ioredis$/, /^ipam-store\/(client|sentinels|errors)\.ts$/],
-  [/^nats$/, /^agent\/(bus\/[a-z-]+|cli\/connect)\.ts$/],
+  [/^nats$/, /^(agent\/(bus\/[a-z-]+|cli\/connect)|docs\/examples\/.*)\.ts$/],
   [/^@opentelemetry\//, /^agent\/telemetry\/[a-z-]+\.ts$/],
   [
     /^zod$/,
-    /^(protocol\/|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,
+    /^(protocol\/|docs\/generator\/schemas|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,
   ],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],
   [/^pino$/, /^agent\/log\.ts$/],
-  [/^commander$/, /^agent\/(main\.ts$|cli\/)/],
+  [/^commander$/, /^(agent\/(main\.ts$|cli\/)|docs\/generator\/pages)/],
 ];
 
 const OURS = /^(agent|protocol|native|ipam-store|deploy|test)\//;
