@@ -117,7 +117,11 @@ describe('settings', () => {
   test.each(OVERRIDES.flatMap((one) => ('flag' in one ? [one] : [])))(
     '$key is set by $flag',
     ({ key, flag }) => {
-      const value = flag === '--log-level' ? 'debug' : valueOf(key);
+      const known: Readonly<Record<string, string>> = {
+        '--log-level': 'debug',
+        '--log-format': 'text',
+      };
+      const value = known[flag] ?? valueOf(key);
       const given = ['nats.url', 'redis.url'].includes(key) ? `${key.split('.')[0]}://h:7` : value;
       const args = ['--config', empty, '--check-config', flag, given];
       const shown = execFileSync(join(ROOT, 'deploy/bin/volt-network-agent'), args, {

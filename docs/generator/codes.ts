@@ -90,6 +90,8 @@ export const CONDITION_MEANINGS: Readonly<Record<ConditionName, string>> = {
     "a bridge with uplink still has the gateway's address, as an earlier release gave it",
   'guests-unserved':
     'dnsmasq of a network does not run: somebody else has its port, or it ended; workloads that ask get no DHCP or no names',
+  'metrics-unserved':
+    'the agent cannot listen on `metrics.listen`: another process does, or the host has no such address; it is tried again every five seconds',
   'disk-refuses': 'nothing can be written to the runtime or state folder',
   'clock-skew': 'two of the clocks of host, Redis and NATS differ by more than half a second',
 };

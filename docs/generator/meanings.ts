@@ -297,6 +297,10 @@ const CONFIGURATION: Meanings = {
   nftablesTable:
     "name of the agent's nftables tables (`bridge`, `netdev` and `inet`); another one is for a second agent in one network namespace",
   logLevel: 'the least that is logged',
+  logFormat: 'lines of JSON, or text for people; `auto`: text on a terminal',
+  metrics: 'see [Metrics](../operating.md#metrics)',
+  'metrics.listen': 'address and port that Prometheus fetches metrics from: `127.0.0.1:9464`',
+  'metrics.poolSeconds': "how often the use of each network's pool is read from the ledger",
 };
 
 export const MEANINGS: Readonly<Record<string, Meanings>> = {

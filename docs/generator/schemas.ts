@@ -13,7 +13,8 @@ export interface JsonSchema {
   $id?: string;
   title?: string;
   description?: string;
-  type?: string;
+  /** Several where null is one of them. */
+  type?: string | string[];
   const?: unknown;
   enum?: unknown[];
   default?: unknown;

@@ -59,6 +59,9 @@ export function typeOf(part: JsonSchema): string {
   if (part.anyOf !== undefined) {
     return part.anyOf.map((one) => (one.type === 'null' ? 'nil' : typeOf(one))).join(' or ');
   }
+  if (Array.isArray(part.type)) {
+    return typeOf({ anyOf: part.type.map((type) => ({ ...part, type })) });
+  }
   if (part.enum !== undefined) return alternatives(part.enum);
   if (part.const !== undefined) return JSON.stringify(part.const);
   switch (part.type) {
