@@ -25,7 +25,9 @@ const COPIED = [
   'deploy/networks',
   'deploy/observability',
   'deploy/systemd',
-  ...filesBelow('docs').filter((name) => /^docs\/([^/]+\.md|benchmarks\/.+\.svg)$/.test(name)),
+  ...filesBelow('docs').filter((name) =>
+    /^docs\/([^/]+\.md|benchmarks\/.+\.svg|reference\/.+)$/.test(name),
+  ),
   // The Lua functions, the file that starts voltnet, and the page of its dashboard.
   ...CODE.flatMap(filesBelow).filter((name) => /\.(lua|js|html|css|svg)$/.test(name)),
 ];
