@@ -120,13 +120,13 @@ test('links of its pages lead to something in it, and none is lost that could', 
 });
 
 test('the package has the page of the dashboard, as it is', () => {
-  const page = 'agent/cli/dashboard/page';
-  const packed = join(installedWith(), 'node_modules/volt-network', page);
-  const names = readdirSync(join(ROOT, page));
+  const files = 'agent/cli/dashboard/page';
+  const packed = join(installedWith(), 'node_modules/volt-network', files);
+  const names = readdirSync(join(ROOT, files));
   expect(names).toEqual(expect.arrayContaining(['index.html', 'style.css', 'app.js', 'icon.svg']));
   expect(readdirSync(packed).toSorted()).toEqual(names.toSorted());
   for (const name of names) {
-    expect(readFileSync(join(packed, name))).toEqual(readFileSync(join(ROOT, page, name)));
+    expect(readFileSync(join(packed, name))).toEqual(readFileSync(join(ROOT, files, name)));
   }
 });
 
