@@ -131,6 +131,13 @@ describe('install', () => {
     type('Quick start', 2);
     await until('the device is gone', () => !devices().includes('veth-db-h'));
   });
+
+  test('a guest that asks has its address by DHCP', async () => {
+    // It ends with an error where nobody answers.
+    type('Quick start', 3);
+    const unit = 'volt-network-dnsmasq@guests0.service';
+    await until('dnsmasq has ended', () => debian.show(unit, 'ActiveState') === 'inactive');
+  });
 });
 
 describe(`with ${ATTACHMENTS} attachments`, () => {

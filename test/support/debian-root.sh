@@ -31,7 +31,7 @@ echo volt-test >root/etc/hostname
 # apt asks nobody, and brings no kernel: that is the machine's.
 printf '%s\n' 'APT::Get::Assume-Yes "true";' 'APT::Install-Recommends "false";' >root/etc/apt/apt.conf.d/90-test
 rm root/var/cache/apt/archives/*.deb
-env -i PATH="$PATH" chroot root apt-get -qq --download-only install nats-server redis-server libnftables1 netbase >download.log 2>&1 ||
+env -i PATH="$PATH" chroot root apt-get -qq --download-only install nats-server redis-server libnftables1 netbase dnsmasq-base dnsmasq-utils udhcpc >download.log 2>&1 ||
   { cat download.log >&2 && exit 1; }
 # Takes the place of systemd where that is not (debian-base.sh).
 env -i PATH="$PATH" chroot root sh -c 'cd /var/cache/apt/archives && apt-get -qq download systemd-standalone-sysusers' >download.log 2>&1 ||
