@@ -102,7 +102,7 @@ test('five hundred clients get their leases, none is lost, and all end with thei
     const { attachment } = await stack.client.get(stack.host, { id: name });
     expect([mac, `${address}/21`]).toEqual([attachment.mac, attachment.addresses[0]?.address]);
   }
-  await forAll(clients, (id) => stack.client.detach(stack.host, { id }));
+  await forAll(clients, (id) => stack.client.detach(stack.host, { id }, { timeoutMs: 100_000 }));
   await until('all leases have ended', () => leases().length === 0, 120_000);
   await until('no name is left', () => dig('perf', '10.70.0.1', 'c0.gm0.internal') === '');
   expect(readdirSync(join(stack.agent.runtimeDir, 'dnsmasq/gm0/hosts'))).toEqual(['perf']);
