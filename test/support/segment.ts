@@ -37,7 +37,6 @@ const NETWORKS = [
   network('mv-gone', 10, { parent: 'nic9' }),
   network('mv-lo', 11, { parent: 'lo' }),
   network('mv-port', 12, { parent: 'port0' }),
-  network('mv-dhcp', 13, { dhcp: true }),
   network('mv-isolated', 14, { portIsolation: true }),
   network('mv-dual', 15, { ipv6: { subnet: 'fd00:60::/64', gateway: 'fd00:60::1' } }),
 ];

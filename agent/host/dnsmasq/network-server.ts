@@ -15,7 +15,8 @@ const run = promisify(execFile);
 
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 5_000;
-const RELEASE_TIMEOUT_MS = 2_000;
+const RELEASES_AT_ONCE = 64;
+const RELEASE_TIMEOUT_MS = 5_000;
 const RELOAD_EVERY_MS = 300;
 
 export interface NetworkServerOptions {
@@ -232,10 +233,8 @@ export class NetworkServer {
       const gone = this.#gone();
       if (gone.length === 0) break;
       try {
-        for (const [program, args] of gone) {
-          if (this.#stopped || this.#ended) return;
-          await release(program, args);
-        }
+        if (this.#stopped || this.#ended) return;
+        await releaseAll(gone.slice(0, RELEASES_AT_ONCE));
         this.#unreleased = undefined;
       } catch (error) {
         this.#unreleased = `leases do not end: ${messageOf(error)}`;
@@ -295,8 +294,16 @@ const folderOf = (runtimeDir: string, network: string): string =>
 
 type Release = readonly ['dhcp_release' | 'dhcp_release6', readonly string[]];
 
-async function release(...[name, args]: Release): Promise<void> {
-  const program = programPath(name);
-  if (program === undefined) throw new Error(`this host has no ${name}`);
-  await run(program, args, { timeout: RELEASE_TIMEOUT_MS });
+/** In one process: to start one holds up everything else for some milliseconds. Rejects if one of them fails. */
+async function releaseAll(releases: readonly Release[]): Promise<void> {
+  const lines = releases.map(([name, args]) => {
+    const program = programPath(name);
+    if (program === undefined) throw new Error(`this host has no ${name}`);
+    return `${[program, ...args].map(quoted).join(' ')} || failed=1`;
+  });
+  const script = ['failed=0', ...lines, 'exit $failed'].join('\n');
+  await run('sh', ['-c', script], { timeout: RELEASE_TIMEOUT_MS });
 }
+
+/** As a word of the shell. */
+const quoted = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;

@@ -185,12 +185,27 @@ describe('a container', () => {
   });
 });
 
+test.each([
+  ['dhcp', { dhcp: true }],
+  ['dns.names', { dns: { names: true } }],
+])(
+  'a network with %s is refused when it is put: no host has an address there',
+  async (path, keys) => {
+    const network = { network: 'mv-asked', type: 'macvtap', parent: 'nic0', ...keys } as const;
+    const put = segment.stack.client.putNetwork({
+      ...network,
+      subnet: '10.60.13.0/24',
+      gateway: '10.60.13.1',
+    });
+    await expect(put).rejects.toMatchObject({ code: 'UNSUPPORTED', details: { path } });
+  },
+);
+
 describe('a refused attach leaves everything as it was', () => {
   const cases: [name: string, code: string, details: object, extra: Partial<AttachRequest>][] = [
     ['no such parent', 'PARENT_NOT_FOUND', { parent: 'nic9' }, { network: 'mv-gone' }],
     ['loopback as parent', 'UNSUPPORTED', { parent: 'lo' }, { network: 'mv-lo' }],
     ['a bridge port as parent', 'DEVICE_BUSY', { parent: 'port0' }, { network: 'mv-port' }],
-    ['DHCP', 'UNSUPPORTED', { path: 'network.dhcp' }, { network: 'mv-dhcp' }],
     ['isolation', 'UNSUPPORTED', { path: 'network.portIsolation' }, { network: 'mv-isolated' }],
     ['a large MTU', 'INVALID_REQUEST', { path: 'mtu', limit: 1450 }, { mtu: 1451 }],
     [
