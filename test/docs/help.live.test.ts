@@ -9,7 +9,7 @@ import { afterHelp } from '#agent/cli/manual.ts';
 import { allCommands, createProgram } from '#agent/cli/program.ts';
 import { Shell } from '#agent/cli/shell.ts';
 import { type RunningAgent, until } from '../support/agent.ts';
-import { removeNamespace } from '../support/kernel.ts';
+import { ip, removeNamespace } from '../support/kernel.ts';
 import { startStack, type Stack } from '../support/stack.ts';
 
 // Every example of `voltnet --help`, in the order in which help has them, typed into a shell on a host.
@@ -60,7 +60,12 @@ const WEB = 'voltnet attach --id web --workload vm-web --kind vm --network volt0
 /** What has to be there before an example, beside what the examples before it have left. */
 const BEFORE: Readonly<Record<string, string>> = {
   'voltnet network put volt0.json --revision 3': 'sed -i s/254/253/ volt0.json',
+  'voltnet network edit volt0': 'voltnet network put volt0.json',
+  'voltnet network diff volt0.json': 'voltnet network put volt0.json',
   [WEB]: 'voltnet network put volt0.json',
+  'voltnet guest-config web --format': 'mkdir -p guest/etc/systemd/network',
+  'voltnet guest-config web': 'mkdir -p seed',
+  'zcat traces.jsonl.gz': 'gzip -k traces.jsonl',
   "voltnet attach --file web.json --json | jq -r '.attachment.addresses[0].address'": `echo '{"id":"file","workload":"vm-file","kind":"vm","network":"volt0"}' > web.json`,
   'voltnet get web': WEB,
   'voltnet exec web2':
@@ -78,9 +83,35 @@ const ENDS: readonly (readonly [begins: string, codes: readonly number[], why: s
   ['VOLT_NET_NATS_CREDENTIALS_FILE=', [2], 'there is no such file'],
   ['voltnet ledger install --username admin', [6], 'there is no such file'],
   ['voltnet ledger install --redis rediss:', [6], 'there is no such server'],
+  ['voltnet trace web --file /var/lib/otelcol', [2], 'there is no such file'],
+  ['voltnet dashboard --listen 127.0.0.1:9000 --traces', [2], 'there is no such file'],
+  ['voltnet dashboard', [124], 'ends when somebody ends it'],
+  ['voltnet host drain h7', [3], 'there is no host h7'],
   ['voltnet doctor', [0, 8], 'it says what it finds'],
   ['clean: voltnet host forget h7', [3], 'this was the only host with an agent'],
 ];
+
+/** A line of a Collector's file. */
+const TRACE = `${JSON.stringify({
+  resourceSpans: [
+    {
+      scopeSpans: [
+        {
+          spans: [
+            {
+              traceId: '4bf92f3577b34da6a3ce929d0e0e4736',
+              spanId: '00f067aa0ba902b7',
+              name: 'attach',
+              startTimeUnixNano: '1000000000',
+              endTimeUnixNano: '1002000000',
+              attributes: [{ key: 'volt.attachment.id', value: { stringValue: 'web' } }],
+            },
+          ],
+        },
+      ],
+    },
+  ],
+})}\n`;
 
 let stack: Stack;
 let agent: RunningAgent;
@@ -101,7 +132,10 @@ beforeAll(async () => {
     `for fd in $(echo "$*" | grep -oE 'fds?=[0-9:]+' | sed 's/.*=//; s/:/ /g'); do [ -e /proc/self/fd/$fd ] || exit 9; done
 echo "$*" | grep -qE 'fds?=[0-9]' || exit 9`,
   );
-  install('systemctl', 'exit 0');
+  for (const name of ['systemctl', 'ssh', 'vi', 'nano']) install(name, 'exit 0');
+  // An address of the host, as of its network for administration.
+  ip('address', 'add', '10.0.0.7/32', 'dev', 'lo');
+  writeFileSync(join(folder, 'traces.jsonl'), TRACE);
 });
 afterAll(async () => {
   await stack[Symbol.asyncDispose]();
@@ -120,7 +154,7 @@ interface Ended {
 }
 
 async function type(line: string): Promise<Ended> {
-  const endless = line.includes('voltnet watch') && !line.includes('--count');
+  const endless = /^voltnet (watch|dashboard)/.test(line) && !line.includes('--count');
   const words = [...(endless ? ['timeout', '3'] : []), 'bash', '-o', 'pipefail', '-c', line];
   const child = spawn(words[0] ?? '', words.slice(1), {
     cwd: folder,
