@@ -16,7 +16,8 @@ import { requestSeqpacket } from '#native/unix.ts';
 import { dyingWithParent } from './tools.ts';
 
 export const AGENT = new URL('../../deploy/bin/volt-network-agent', import.meta.url).pathname;
-const START_TIMEOUT_MS = 60_000;
+// An emulated guest on a busy machine takes a minute.
+const START_TIMEOUT_MS = 180_000;
 
 export interface RunningAgent {
   readonly host: string;
