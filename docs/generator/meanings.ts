@@ -295,7 +295,7 @@ const CONFIGURATION: Meanings = {
   onReboot:
     "what becomes of a VM's lease when its host was rebooted: `recreate` keeps it and makes its device again, `release` ends it",
   nftablesTable:
-    "name of the agent's nftables tables (`bridge`, `netdev` and `inet`); another one is for a second agent in one network namespace",
+    "name of the agent's nftables tables (`bridge`, `netdev` and `inet`); another name is for a host where somebody else has tables of this one",
   logLevel: 'the least that is logged',
   logFormat: 'lines of JSON, or text for people; `auto`: text on a terminal',
   metrics: 'see [Metrics](../operating.md#metrics)',

@@ -29,7 +29,8 @@ export async function startHosts({ config, hosts, wrap }: HostsOptions): Promise
   const start = async (host: string, more: object = {}): Promise<RunningAgent> => {
     // One network namespace for all: each has tables of its own.
     const nftablesTable = `volt_${host.replaceAll('-', '_')}`;
-    const periods = { heartbeatSeconds: 0.5, suspectAfterSeconds: 3 };
+    // A comparison of the whole host removes devices that no record of its agent has: here, those of the others.
+    const periods = { heartbeatSeconds: 0.5, suspectAfterSeconds: 3, reconcileSeconds: 3_600 };
     const own = { nats: { url: nats.url }, ...periods, nftablesTable };
     const agent = await startAgent({
       config: { ...own, ...config, ...more, host },
