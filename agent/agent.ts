@@ -13,6 +13,7 @@ import type { Bus, BusOptions } from './bus/bus.ts';
 import { Clocks } from './health/clocks.ts';
 import { Conditions } from './health/conditions.ts';
 import { type Config, defaultHost } from './config.ts';
+import { Cordon } from './attachments/cordon.ts';
 import { Detaches } from './attachments/detaches.ts';
 import { Disk } from './storage/disk.ts';
 import { NetworkNotices } from './bus/network-notices.ts';
@@ -91,6 +92,7 @@ export class Agent {
   readonly #claimSocket: ClaimSocket;
   readonly #reconcile: Reconcile;
   readonly #journal: Journal;
+  readonly #cordon: Cordon;
   readonly #requestLog: RequestLog;
   readonly #watermark: LedgerWatermark;
   readonly #hostNetwork: HostNetwork;
@@ -118,6 +120,8 @@ export class Agent {
     this.#disk = new Disk([runtimeDir, stateDir]);
     this.#journal = new Journal({ runtimeDir, stateDir, bootId, log });
     const journal = this.#journal;
+    this.#cordon = new Cordon({ host, stateDir, log });
+    const cordon = this.#cordon;
     this.#watermark = new LedgerWatermark({ stateDir, log });
     const watermark = this.#watermark;
     this.#hostNetwork = options.openHostNetwork({ config, journal, log });
@@ -152,6 +156,7 @@ export class Agent {
       events,
       networkTypes,
       attachments: onHost,
+      cordon,
       dryRuns: this.#hostNetwork.dryRuns,
       ownAddresses: this.#hostNetwork.ownAddresses,
       warningsOf: (network) => [
@@ -292,6 +297,7 @@ export class Agent {
       slices,
       requests,
       queries,
+      cordon,
       fleetCheck: new FleetCheck({
         ledger,
         bus: () => this.#bus,
@@ -349,7 +355,7 @@ export class Agent {
       version,
       metadata: () => ({
         host,
-        features: [...Object.keys(networkTypes), 'update', 'jobs'].join(','),
+        features: [...Object.keys(networkTypes), 'update', 'jobs', 'cordon'].join(','),
         fleet: subjectPrefix,
         generation: String(watermark.seen.generation),
         // Whether the ledger knows the host as this machine.
@@ -378,6 +384,7 @@ export class Agent {
         ledger,
         session: this.#session,
         standing: this.#standing,
+        cordon,
         firewall: this.#hostNetwork.firewall,
         reconcile: this.#reconcile,
         bridges: this.#hostNetwork.bridges,
@@ -400,6 +407,7 @@ export class Agent {
     this.#journal.load();
     this.#requestLog.load();
     this.#watermark.load();
+    this.#cordon.load();
     for (const { generation = 0 } of this.#journal.values()) {
       this.#watermark.noteGeneration(generation);
     }

@@ -13,9 +13,10 @@ const id = z.string().regex(ID_PATTERN, 'must be an id: [A-Za-z0-9][A-Za-z0-9._:
 const network = z.string().regex(NETWORK_PATTERN, 'must be a network: [a-z0-9][a-z0-9_-]{0,14}');
 const generation = z.int().min(1);
 // It travels in a header of jobs, where a line break would begin another header.
-const requestId = z
+const requestText = z
   .string()
   .regex(/^[^\p{Cc}\p{Cs}]{1,128}$/u, 'must be 1 to 128 characters without control characters');
+const requestId = requestText;
 const uid = z.int().min(0).max(0xff_ff_ff_fe);
 const port = z.int().min(1).max(65_535);
 /** From 8 kbit/s to 1 Tbit/s. */
@@ -157,6 +158,12 @@ export const updateRequestSchema = z.strictObject({
 export const getRequestSchema = z.strictObject({ id });
 
 export const checkRequestSchema = z.strictObject({ id: id.optional() });
+export const cordonRequestSchema = z
+  .strictObject({ cordoned: z.boolean(), reason: requestText.optional() })
+  .refine(({ cordoned, reason }) => cordoned || reason === undefined, {
+    path: ['reason'],
+    message: 'is for cordoned: true',
+  });
 
 const limit = z.int().min(1).max(1_000);
 
@@ -197,6 +204,7 @@ export type DetachRequest = z.infer<typeof detachRequestSchema>;
 export type UpdateRequest = z.infer<typeof updateRequestSchema>;
 export type GetRequest = z.infer<typeof getRequestSchema>;
 export type CheckRequest = z.infer<typeof checkRequestSchema>;
+export type CordonRequest = z.infer<typeof cordonRequestSchema>;
 export type ListRequest = z.infer<typeof listRequestSchema>;
 export type FleetListRequest = Omit<ListRequest, 'allHosts' | 'state'>;
 export type NetworkListRequest = z.infer<typeof networkListRequestSchema>;
@@ -333,6 +341,15 @@ export const checkAnswerSchema = z.object({
   truncated: z.boolean().optional(),
 });
 
+export const cordonAnswerSchema = z.object({
+  host: z.string(),
+  cordoned: z.boolean(),
+  /** As the operator has given it. */
+  reason: z.string().optional(),
+  /** When the host was cordoned. */
+  since: z.string().optional(),
+});
+
 export const listAnswerSchema = z.object({
   attachments: z.array(attachmentSchema),
   /** More follows; a request with it gets the next page. */
@@ -376,6 +393,7 @@ export type UpdateAnswer = z.infer<typeof updateAnswerSchema>;
 export type GetAnswer = z.infer<typeof getAnswerSchema>;
 export type Difference = z.infer<typeof differenceSchema>;
 export type CheckAnswer = z.infer<typeof checkAnswerSchema>;
+export type CordonAnswer = z.infer<typeof cordonAnswerSchema>;
 export type ListAnswer = z.infer<typeof listAnswerSchema>;
 
 /**

@@ -5,6 +5,8 @@ import type {
   AttachRequest,
   CheckAnswer,
   CheckRequest,
+  CordonAnswer,
+  CordonRequest,
   DetachAnswer,
   DetachRequest,
   FleetListAnswer,
@@ -69,6 +71,8 @@ export type {
   AttachRequest,
   CheckAnswer,
   CheckRequest,
+  CordonAnswer,
+  CordonRequest,
   DetachAnswer,
   DetachRequest,
   Difference,
@@ -227,6 +231,11 @@ export class VoltNetworkClient {
   /** Compares records, kernel and ledger for one attachment, or for all if there is no `id`. */
   check(host: string, request: CheckRequest = {}, options?: CallOptions): Promise<CheckAnswer> {
     return this.#askHost(host, 'check', request, IS_ANSWER.check, options);
+  }
+
+  /** Closes a host to new attachments, or opens it again. What is attached stays; HOST_CORDONED is what others get. */
+  cordon(host: string, request: CordonRequest, options?: CallOptions): Promise<CordonAnswer> {
+    return this.#askHost(host, 'cordon', request, IS_ANSWER.cordon, options);
   }
 
   /** One page; `cursor` in the answer asks for the next. For a request with `allHosts`, use `listFleet()`. */

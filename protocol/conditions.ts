@@ -124,6 +124,12 @@ export const CONDITIONS = {
     blocks: true,
     remedy: 'See "Two machines have one host id" in docs/operating.md.',
   },
+  'host-cordoned': {
+    area: 'session',
+    blocks: true,
+    remedy:
+      'An operator wants it so. voltnet host uncordon opens the host to new attachments again.',
+  },
   'host-renamed': {
     area: 'identity',
     blocks: false,

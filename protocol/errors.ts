@@ -19,6 +19,8 @@ export const ERRORS = {
   ALREADY_ATTACHED: { retryable: false, status: 409 },
   WRONG_HOST: { retryable: false, status: 421 },
   HOST_CONFLICT: { retryable: false, status: 409 },
+  /** An operator has closed the host to new attachments. */
+  HOST_CORDONED: { retryable: false, status: 409 },
   /** `ledger.forget` of a host that sends heartbeats. */
   HOST_ALIVE: { retryable: false, status: 409 },
   POOL_EXHAUSTED: { retryable: true, status: 503 },

@@ -1,6 +1,7 @@
 import type {
   AttachAnswer,
   CheckAnswer,
+  CordonAnswer,
   DetachAnswer,
   FleetListAnswer,
   GetAnswer,
@@ -50,6 +51,7 @@ export const IS_ANSWER = {
   update: outlined<UpdateAnswer>({ attachment: 'object' }),
   get: outlined<GetAnswer>({ attachment: 'object' }),
   check: outlined<CheckAnswer>({ inSync: 'boolean', differences: 'object' }),
+  cordon: outlined<CordonAnswer>({ cordoned: 'boolean' }),
   list: outlined<ListAnswer>({ attachments: 'object' }),
   fleetList: outlined<FleetListAnswer>({ attachments: 'object', behind: 'object' }),
   networkPut: outlined<NetworkPutAnswer>({

@@ -2,7 +2,15 @@ import { VoltError } from './errors.ts';
 import { HOST_PATTERN, NETWORK_PATTERN } from './names.ts';
 
 /** Operations on one host, the last token of its subjects. */
-export const HOST_OPERATIONS = ['attach', 'detach', 'update', 'check', 'get', 'list'] as const;
+export const HOST_OPERATIONS = [
+  'attach',
+  'detach',
+  'update',
+  'check',
+  'get',
+  'list',
+  'cordon',
+] as const;
 export const JOB_OPERATIONS = ['attach', 'detach', 'update'] as const;
 export const NETWORK_OPERATIONS = ['put', 'get', 'list', 'delete'] as const;
 export const LEDGER_OPERATIONS = ['leases', 'hosts', 'forget', 'check'] as const;

@@ -22,6 +22,7 @@ import { endedLease, type EventLog } from '../storage/events.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
+import type { Cordon } from './cordon.ts';
 import type { Detaches } from './detaches.ts';
 import { type Position, storedPosition } from './request-log.ts';
 import type {
@@ -57,6 +58,7 @@ export interface AttachmentsOptions {
   readonly events: EventLog;
   readonly networkTypes: NetworkTypes;
   readonly attachments: Pick<HostAttachments, 'compare' | 'mend' | 'resume' | 'hasLeftover'>;
+  readonly cordon: Pick<Cordon, 'refuseNew'>;
   readonly dryRuns: HostNetwork['dryRuns'];
   readonly namespaces: HostNetwork['namespaces'];
   readonly locks: IdLocks;
@@ -153,6 +155,7 @@ export class Attachments {
         if (call.position !== undefined) this.#announceRepeat(request, call);
         return replayed;
       }
+      if (held === undefined) this.#options.cordon.refuseNew();
       const revised = await this.#network(request.network, call.deadline);
       const type = this.#networkType(revised.network.type);
       using checked = type.check(request, revised.network, { named });
@@ -203,6 +206,7 @@ export class Attachments {
           const addresses = attachment.addresses.map(({ address }) => address);
           return { dryRun: true, replayed: true, lease: { mac, addresses }, operations: [] };
         }
+        if (held === undefined) this.#options.cordon.refuseNew();
         const revised = await this.#network(request.network, deadline);
         const { network } = revised;
         const known = { deviceName: held?.deviceName, named };

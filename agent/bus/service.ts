@@ -3,6 +3,7 @@ import type { z } from 'zod';
 import {
   attachRequestSchema,
   checkRequestSchema,
+  cordonRequestSchema,
   detachRequestSchema,
   getRequestSchema,
   listRequestSchema,
@@ -34,6 +35,7 @@ import { type Admission, isExpensive, type LaneName, type Move } from './admissi
 import { aboutOf } from './inbound.ts';
 import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from '../attachments/attachments.ts';
+import type { Cordon } from '../attachments/cordon.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
 import { errorAnswer } from './error-answer.ts';
 import { toVoltError } from '../errors.ts';
@@ -56,6 +58,7 @@ export interface ServiceOptions {
   readonly slices: Slices;
   readonly requests: Requests;
   readonly queries: Queries;
+  readonly cordon: Cordon;
   readonly fleetCheck: FleetCheck;
   readonly fleetList: FleetList;
   readonly ledger: Ledger;
@@ -153,6 +156,7 @@ const operation = <Name extends string, Schema extends z.ZodType>(
 const hostOperations = ({
   requests,
   queries,
+  cordon,
   fleetList,
 }: ServiceOptions): Operation<HostOperation>[] => [
   operation('attach', 'change', attachRequestSchema, async (request, call) => {
@@ -178,6 +182,7 @@ const hostOperations = ({
     await move('check');
     return queries.checkAll(deadline);
   }),
+  operation('cordon', 'read', cordonRequestSchema, (request) => cordon.set(request)),
 ];
 
 const networkOperations = ({

@@ -46,6 +46,7 @@ const BY_ERROR_CODE: Readonly<Record<string, ExitCode>> = {
   NETWORK_IN_USE: EXIT.conflict,
   WRONG_HOST: EXIT.conflict,
   HOST_CONFLICT: EXIT.conflict,
+  HOST_CORDONED: EXIT.conflict,
   HOST_ALIVE: EXIT.conflict,
   STALE_GENERATION: EXIT.conflict,
   SUPERSEDED: EXIT.conflict,

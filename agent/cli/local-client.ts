@@ -8,7 +8,16 @@ import type { Settings } from './settings.ts';
 /** Requests to one host, over NATS or over its agent's socket. */
 export type HostClient = Pick<
   VoltNetworkClient,
-  'attach' | 'dryRun' | 'detach' | 'update' | 'get' | 'check' | 'list' | 'listAll' | 'listFleet'
+  | 'attach'
+  | 'dryRun'
+  | 'detach'
+  | 'update'
+  | 'get'
+  | 'check'
+  | 'cordon'
+  | 'list'
+  | 'listAll'
+  | 'listFleet'
 >;
 
 type Method<Name extends keyof HostClient> = HostClient[Name];
@@ -37,6 +46,9 @@ export class LocalClient implements HostClient {
 
   readonly check: Method<'check'> = (host, request) =>
     this.#ask(host, 'check', request ?? {}, IS_ANSWER.check);
+
+  readonly cordon: Method<'cordon'> = (host, request) =>
+    this.#ask(host, 'cordon', request, IS_ANSWER.cordon);
 
   readonly list: Method<'list'> = (host, request) =>
     this.#ask(host, 'list', request ?? {}, IS_ANSWER.list);

@@ -71,12 +71,15 @@ export class Shell {
 
   /**
    * As `connected`, for requests to one host: over NATS or, with `--local` or if NATS did not take the question, over
-   * the socket of the agent here. `work` may begin twice; the first time it has asked nobody anything.
+   * the socket of the agent here. `work` may begin twice; the first time it has asked nobody anything. `host`: the host
+   * that the command itself names.
    */
   async withHost<T>(
     work: (asked: { readonly client: HostClient; readonly settings: Settings }) => Promise<T>,
+    { host }: { host?: string } = {},
   ): Promise<T> {
-    const settings = this.settings();
+    const named = host === undefined ? {} : { host };
+    const settings = loadSettings({ ...this.#flags, ...named }, this.#surroundings.env);
     if (!settings.local) {
       try {
         return await this.withClient(work);

@@ -1,5 +1,4 @@
 import { mkdirSync, readFileSync, renameSync } from 'node:fs';
-import { open, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { parseNetwork } from '#protocol/network.ts';
@@ -11,6 +10,7 @@ import {
   type Seen,
 } from '#ipam-store/ledger.ts';
 import type { Log } from '../log.ts';
+import { writeDurably } from '../storage/durable-file.ts';
 
 const VERSION = 1;
 const LEDGER_FILE = 'ledger.json';
@@ -181,18 +181,11 @@ export class LedgerWatermark {
     }
   }
 
-  /** Survives a crash of the machine: written, synced, renamed. False if the disk refuses. */
+  /** False if the disk refuses. */
   async #write(name: string, value: object): Promise<boolean> {
     const path = join(this.#folder, name);
     try {
-      const file = await open(`${path}.tmp`, 'w', 0o600);
-      try {
-        await file.writeFile(`${JSON.stringify({ version: VERSION, ...value })}\n`);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(`${path}.tmp`, path);
+      await writeDurably(path, { version: VERSION, ...value });
       return true;
     } catch (error) {
       this.#log.error({ file: path, error: String(error) }, 'watermark file not written to disk');

@@ -1,4 +1,5 @@
 import type { LedgerStatus } from '#ipam-store/ledger.ts';
+import { type CordonState, wordsOf } from '../attachments/cordon.ts';
 import type { BridgeProblem } from '../host/bridges/problems.ts';
 import type { Probe } from './conditions.ts';
 import type { SessionStatus } from '../fleet/session.ts';
@@ -24,6 +25,7 @@ export interface Parts {
   readonly ledger: { readonly status: LedgerStatus };
   readonly session: { readonly status: SessionStatus };
   readonly standing: { readonly state: StandingState };
+  readonly cordon: { readonly current: CordonState | undefined };
   readonly firewall: { readonly problem: string | undefined };
   readonly reconcile: { readonly unrepaired: ReadonlyMap<string, string> };
   readonly bridges: { readonly problems: readonly BridgeProblem[] };
@@ -40,6 +42,10 @@ export const probesOf = (parts: Parts): readonly Probe[] => [
   () => eventConditions(parts.events),
   () => ledgerConditions(parts.ledger.status),
   () => sessionConditions(parts.session.status, parts.ledger.status),
+  () => {
+    const { current } = parts.cordon;
+    return current === undefined ? [] : [{ name: 'host-cordoned', reason: wordsOf(current) }];
+  },
   () => {
     const { problem } = parts.firewall;
     return problem === undefined ? [] : [{ name: 'firewall-unusable', reason: problem }];

@@ -21,6 +21,8 @@ export const ERROR_MEANINGS: Readonly<Record<ErrorCode, string>> = {
     'another host has this id (`details.host`); over the local socket: the request is for another host',
   HOST_CONFLICT:
     'two machines under one host id (`details.machineId`: the one that the ledger knows; `details.clones`: boots of copies of it, none of which is believed); nothing was changed',
+  HOST_CORDONED:
+    'an operator has closed this host to new attachments (`details.since`, `details.reason`): attach on another one',
   HOST_ALIVE:
     '`ledger.forget`, or `voltnet host settle` or `rename`, of a host that sends heartbeats',
   POOL_EXHAUSTED: 'no address is free',
@@ -88,6 +90,8 @@ export const CONDITION_MEANINGS: Readonly<Record<ConditionName, string>> = {
     'something that a network needs on this host is as its owner has it: an adopted bridge that is down, has not the gateway, or delays new ports by spanning tree; an uplink that is not there',
   'gateway-undecided':
     "a bridge with uplink still has the gateway's address, as an earlier release gave it",
+  'host-cordoned':
+    'an operator has closed the host to new attachments (`voltnet host cordon`, `drain`); all else is answered',
   'guests-unserved':
     'dnsmasq of a network does not run: somebody else has its port, or it ended; workloads that ask get no DHCP or no names',
   'metrics-unserved':

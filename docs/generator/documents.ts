@@ -36,6 +36,7 @@ const TABLES: Readonly<Record<string, () => string>> = {
   'detach answer': () => keyTable(schemaNamed('detach-answer')),
   update: () => keyTable(schemaNamed('update-request')),
   list: () => keyTable(schemaNamed('list-request')),
+  cordon: () => keyTable(schemaNamed('cordon-request')),
   network: () => keyTable(networkKeys()),
 };
 

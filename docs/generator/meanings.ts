@@ -314,6 +314,10 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
   'update-request': UPDATE,
   'get-request': { id: 'the attachment' },
   'check-request': { id: 'one attachment; default: all of the host' },
+  'cordon-request': {
+    cordoned: 'true: the host takes no new attachments; false: it takes them again',
+    reason: 'shown by `voltnet status`, and with each refusal',
+  },
   'list-request': {
     allHosts: 'default false: not what is on the host, but what is attached in the fleet',
     network: 'only these',
@@ -391,6 +395,7 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
     'behind.message': "the ledger's",
     cursor: 'more follows; the next page may be empty',
   },
+  'cordon-answer': { host: '', cordoned: '', reason: 'as given', since: 'when it was cordoned' },
   'check-answer': {
     inSync: '',
     ...DIFFERENCES,

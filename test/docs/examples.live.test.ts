@@ -157,6 +157,8 @@ test('every message of these programs, and of every operation, is what its schem
     });
     await client.check(host);
     await client.update(host, { id: 'web', bandwidth: { ingressBitsPerSecond: 1e6 } });
+    await client.cordon(host, { cordoned: true, reason: 'new kernel' });
+    await client.cordon(host, { cordoned: false });
     await client.getNetwork('volt0');
     await client.listNetworks();
     await client.ledgerLeases();

@@ -11,9 +11,9 @@ describe('the table of codes', () => {
     NAMESPACE_NOT_FOUND INTERFACE_EXISTS DEVICE_BUSY BRIDGE_FULL PORT_IN_USE PARENT_NOT_FOUND NO_FREE_VF
     UNSUPPORTED OVERLOADED DEADLINE_EXCEEDED SHUTTING_DOWN KERNEL_ERROR INTERNAL`.split(/\s+/);
 
-  test('has every code of the contract, and two more', () => {
+  test('has every code of the contract, and three more', () => {
     expect(Object.keys(ERRORS).toSorted()).toEqual(
-      [...contract, 'AGENT_UNAVAILABLE', 'HOST_ALIVE'].toSorted(),
+      [...contract, 'AGENT_UNAVAILABLE', 'HOST_ALIVE', 'HOST_CORDONED'].toSorted(),
     );
   });
 

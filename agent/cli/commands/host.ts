@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { HOST_PATTERN } from '#protocol/names.ts';
 import { UsageError } from '../errors.ts';
@@ -6,18 +5,16 @@ import type { LedgerHostsAnswer } from '#protocol/ledger.ts';
 import type { Shell } from '../shell.ts';
 import { counted } from '../units.ts';
 import { hostTable } from '../views.ts';
-
-const DRAIN_AT_ONCE = 8;
-const DRAIN_LOOK_MS = 200;
+import { addDrainCommands } from './drain.ts';
 
 /**
  * `host list` and `host forget`: the hosts that the ledger knows. `host settle` decides whose a host id is; `host
- * rename` gives this host another id; `host clean` takes off it what nobody needs; `host drain` detaches what is on one.
+ * rename` gives this host another id; `host clean` takes off it what nobody needs.
  */
 export function addHostCommands(program: Command, shell: Shell): void {
   const host = program
     .command('host')
-    .description('hosts of the fleet: list, forget, settle, rename, clean, drain')
+    .description('hosts of the fleet: list, cordon, drain, forget, settle, rename, clean')
     .addHelpText('after', '\nExamples:\n  $ voltnet host list\n  $ voltnet host forget h7');
   host
     .command('list')
@@ -99,7 +96,7 @@ its local socket.`,
     });
   addRename(host, shell);
   addClean(host, shell);
-  addDrain(host, shell);
+  addDrainCommands(host, shell);
 }
 
 const addClean = (host: Command, shell: Shell): Command =>
@@ -158,53 +155,6 @@ async function cleanAll(file: string | undefined) {
     }
     throw error;
   }
-}
-
-const addDrain = (host: Command, shell: Shell): Command =>
-  host
-    .command('drain')
-    .description('detach everything on a host')
-    .argument('<host>', 'host id; named, so that it is no accident')
-    .addHelpText(
-      'after',
-      `
-Examples:
-  $ voltnet host drain h7
-  $ voltnet host drain h7 && voltnet host forget h7
-
-Ends when nothing is attached there any more. Workloads lose their network, so stop or move them
-first, and see to it that nothing new is placed there: attaches are not refused meanwhile.`,
-    )
-    .action(async (name: string) => {
-      const output = shell.output();
-      const detached = await shell.withClient(async ({ client }) => {
-        const seen = new Set<string>();
-        for (;;) {
-          const ids = [];
-          for await (const { id } of client.listAll(name)) ids.push(id);
-          if (ids.length === 0) return seen.size;
-          output.note(`${counted(ids.length, 'attachment')} left on ${name}`);
-          for (const id of ids) seen.add(id);
-          await inTurns(ids, (id) => client.detach(name, { id }));
-          // The second half of a detach follows the answer.
-          await sleep(DRAIN_LOOK_MS);
-        }
-      });
-      output.result({ host: name, detached }, () => [
-        `${counted(detached, 'attachment')} detached, nothing left on ${name}`,
-      ]);
-    });
-
-/** A few at a time: the agent has others to serve. */
-async function inTurns(
-  ids: readonly string[],
-  work: (id: string) => Promise<unknown>,
-): Promise<void> {
-  const left = [...ids];
-  const lane = async (): Promise<void> => {
-    for (let id = left.pop(); id !== undefined; id = left.pop()) await work(id);
-  };
-  await Promise.all(Array.from({ length: DRAIN_AT_ONCE }, lane));
 }
 
 const addRename = (host: Command, shell: Shell): Command =>

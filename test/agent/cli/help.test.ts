@@ -62,6 +62,8 @@ describe('help', () => {
       'host settle',
       'host rename',
       'host clean',
+      'host cordon',
+      'host uncordon',
       'host drain',
       'ledger',
       'ledger check',

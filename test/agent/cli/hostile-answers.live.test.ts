@@ -12,6 +12,7 @@ import { listenSeqpacket } from '#native/seqpacket.ts';
 import {
   attachAnswerSchema,
   checkAnswerSchema,
+  cordonAnswerSchema,
   detachAnswerSchema,
   fleetListAnswerSchema,
   getAnswerSchema,
@@ -63,6 +64,7 @@ const ANSWERS: Readonly<
   list: { schema: listAnswerSchema, commands: ['list', 'list --limit 1'] },
   fleetList: { schema: fleetListAnswerSchema, commands: ['list --all-hosts'] },
   check: { schema: checkAnswerSchema, commands: ['check'] },
+  cordon: { schema: cordonAnswerSchema, commands: ['host cordon h1'] },
   networkPut: { schema: networkPutAnswerSchema, commands: [`network put ${networkFile}`] },
   networkGet: {
     schema: networkGetAnswerSchema,

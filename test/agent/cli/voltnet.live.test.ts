@@ -360,16 +360,38 @@ test('watch shows what was before, since a time', async () => {
   expect(await voltnet('watch', '--since', 'yesterday')).toMatchObject({ exitCode: 2 });
 });
 
-test('drain detaches all of a host, and says how many', async () => {
+test('drain cordons a host, detaches all of it, and says how many', async () => {
   await json(...vm('drain-a'));
   await json(...vm('drain-b'));
   const { attachments } = await json('list');
-  expect(await json('host', 'drain', stack.host)).toEqual({
+  expect(await json('host', 'drain', stack.host, '--reason', 'new kernel')).toEqual({
     host: stack.host,
+    cordoned: true,
     detached: z.array(z.unknown()).parse(attachments).length,
   });
   expect(await json('list')).toEqual({ attachments: [] });
-  expect(await json('host', 'drain', stack.host)).toMatchObject({ detached: 0 });
+  // By another host's command line, then by the machine's own where there is no NATS.
+  expect(await voltnet(...vm('late'))).toMatchObject({
+    exitCode: 5,
+    stderr: expect.stringContaining('new kernel'),
+  });
+  expect(await json('host', 'drain', stack.host, '--local')).toMatchObject({ detached: 0 });
+  const { exitCode, stdout } = await voltnet('status');
+  expect({ exitCode, stdout }).toMatchObject({
+    exitCode: 8,
+    stdout: expect.stringContaining('host-cordoned'),
+  });
+  expect(await json('host', 'uncordon', stack.host, '--local')).toEqual({
+    host: stack.host,
+    cordoned: false,
+  });
+  await json(...vm('late'));
+  await gone('late');
+  expect(await voltnet('host', 'cordon', 'h9')).toMatchObject({ exitCode: 3 });
+  expect(await voltnet('host', 'cordon', 'h9', '--local')).toMatchObject({ exitCode: 5 });
+  expect(await voltnet('host', 'cordon', stack.host, '--reason', '')).toMatchObject({
+    exitCode: 2,
+  });
 });
 
 test('version, completion', async () => {
