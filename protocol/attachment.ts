@@ -175,14 +175,17 @@ export const listRequestSchema = z
     workload: id.optional(),
     kind: z.enum(KINDS).optional(),
     state: z.enum(STATES).optional(),
+    /** All of these, with these values. */
+    labels: labels.optional(),
     limit: limit.optional(),
     /** As the page before gave it: an id; with `allHosts` a network, a slash, and an id or nothing. */
     cursor: z.string().max(80).optional(),
   })
-  .superRefine(({ allHosts = false, state, cursor }, context) => {
+  .superRefine(({ allHosts = false, state, labels: wanted, cursor }, context) => {
     const refuse = (path: string, message: string): void =>
       context.addIssue({ code: 'custom', path: [path], message });
     if (allHosts && state !== undefined) refuse('state', 'is known on its host alone');
+    if (allHosts && wanted !== undefined) refuse('labels', 'are known on their host alone');
     if (cursor === undefined) return;
     const [at = '', last, ...rest] = cursor.split('/');
     const isPlace = NETWORK_PATTERN.test(at) && (last === '' || ID_PATTERN.test(last ?? ''));
@@ -206,7 +209,7 @@ export type GetRequest = z.infer<typeof getRequestSchema>;
 export type CheckRequest = z.infer<typeof checkRequestSchema>;
 export type CordonRequest = z.infer<typeof cordonRequestSchema>;
 export type ListRequest = z.infer<typeof listRequestSchema>;
-export type FleetListRequest = Omit<ListRequest, 'allHosts' | 'state'>;
+export type FleetListRequest = Omit<ListRequest, 'allHosts' | 'state' | 'labels'>;
 export type NetworkListRequest = z.infer<typeof networkListRequestSchema>;
 
 // Answers and events are read loosely, keys that are not known here left out: a newer agent may say more.

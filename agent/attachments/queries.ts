@@ -62,6 +62,7 @@ export class Queries {
 
   *#page({ network, workload, kind, state, cursor, ...asked }: ListRequest): Steps<EncodedAnswer> {
     const { journal, answerBytes } = this.#options;
+    const labels = Object.entries(asked.labels ?? {});
     const limit = Math.min(asked.limit ?? LIST_LIMIT, LIST_LIMIT);
     const page = new AnswerPage({ limit, bytes: answerBytes() });
     let last: string | undefined;
@@ -72,7 +73,8 @@ export class Queries {
         (network === undefined || one?.network === network) &&
         (workload === undefined || one?.workload === workload) &&
         (kind === undefined || one?.kind === kind) &&
-        (state === undefined || one?.state === state);
+        (state === undefined || one?.state === state) &&
+        labels.every(([key, value]) => one?.labels[key] === value);
       if (one === undefined || !matches) continue;
       if (!page.add(one.id, one)) return page.encoded('attachments', { cursor: last });
       last = one.id;

@@ -14,6 +14,12 @@ export interface Surroundings {
   readonly terminal: Terminal;
 }
 
+/** For requests to one host. */
+export interface Asked {
+  readonly client: HostClient;
+  readonly settings: Settings;
+}
+
 /** What takes longer than this is told of. */
 const TELL_EVERY_MS = 1_500;
 
@@ -75,7 +81,7 @@ export class Shell {
    * that the command itself names.
    */
   async withHost<T>(
-    work: (asked: { readonly client: HostClient; readonly settings: Settings }) => Promise<T>,
+    work: (asked: Asked) => Promise<T>,
     { host }: { host?: string } = {},
   ): Promise<T> {
     const named = host === undefined ? {} : { host };

@@ -56,3 +56,9 @@ export function oneOf<Value extends string>(
 /** `1 lease`, `2 leases`. */
 export const counted = (number: number, noun: string): string =>
   `${number} ${noun}${number === 1 ? '' : 's'}`;
+
+/** The values of an option that may be given several times. */
+export const collect = (value: string, previous: readonly string[] = []): string[] => [
+  ...previous,
+  value,
+];

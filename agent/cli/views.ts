@@ -2,22 +2,31 @@ import type {
   Attachment,
   CheckAnswer,
   Difference,
-  FleetAttachment,
   FleetListAnswer,
   DryRunAnswer,
 } from '#protocol/attachment.ts';
 import type { LedgerDifference, LedgerHostsAnswer, LedgerLease } from '#protocol/ledger.ts';
 import type { WaitingJobs } from '../bus/waiting-jobs.ts';
+import type { Labelled, Labels } from './whole-fleet.ts';
 import { details, type Line, type Page, table } from './page.ts';
 import { age } from './units.ts';
+
+interface TableOptions {
+  /** With a column for them. */
+  readonly labels?: boolean;
+  readonly now?: number;
+}
 
 /** Attachments as a table, one a row. */
 export const attachmentTable = (
   attachments: readonly Attachment[],
-  now: number = Date.now(),
+  { labels = false, now = Date.now() }: TableOptions = {},
 ): Page =>
   table(
-    ['ID', 'KIND', 'NETWORK', 'STATE', 'DEVICE', 'ADDRESSES', 'MAC', 'AGE'],
+    [
+      ...['ID', 'KIND', 'NETWORK', 'STATE', 'DEVICE', 'ADDRESSES', 'MAC', 'AGE'],
+      ...(labels ? ['LABELS'] : []),
+    ],
     attachments.map((one) => [
       one.id,
       one.kind,
@@ -27,16 +36,20 @@ export const attachmentTable = (
       one.addresses.map(({ address }) => address).join(','),
       one.mac,
       age(one.createdAt, now),
+      ...(labels ? [pairs(one.labels)] : []),
     ]),
   );
 
 /** The same of the whole fleet. */
 export const fleetTable = (
-  attachments: readonly FleetAttachment[],
-  now: number = Date.now(),
+  attachments: readonly Labelled[],
+  { labels = false, now = Date.now() }: TableOptions = {},
 ): Page =>
   table(
-    ['ID', 'HOST', 'KIND', 'NETWORK', 'ADDRESSES', 'MAC', 'GENERATION', 'AGE'],
+    [
+      ...['ID', 'HOST', 'KIND', 'NETWORK', 'ADDRESSES', 'MAC', 'GENERATION', 'AGE'],
+      ...(labels ? ['LABELS'] : []),
+    ],
     attachments.map((one) => [
       one.id,
       one.host,
@@ -46,8 +59,14 @@ export const fleetTable = (
       one.mac,
       one.generation,
       age(one.grantedAt, now),
+      ...(labels ? [one.labels && pairs(one.labels)] : []),
     ]),
   );
+
+const pairs = (labels: Labels): string =>
+  Object.entries(labels)
+    .map(([key, value]) => `${key}=${value}`)
+    .join(',');
 
 /** Why a network is shown in an earlier state, and of when that is. */
 export const behindLine = (

@@ -324,6 +324,7 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
     workload: 'only these',
     kind: 'only these',
     state: 'only these',
+    labels: 'only what has all of these, with these values; not with `allHosts`',
     limit: 'default 1000',
     cursor: 'of the answer before',
   },

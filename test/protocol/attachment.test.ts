@@ -15,6 +15,7 @@ import {
   PORT_PROTOCOLS,
 } from '#protocol/attachment.ts';
 import { decode, decodeAnswer, encode, encodeAnswer } from '#protocol/envelope.ts';
+import { isDeviceName } from '#protocol/names.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { attachment, containerRequest, vmRequest } from './samples.ts';
 import { thrownBy } from './thrown.ts';
@@ -34,7 +35,7 @@ const anyRequest = fc
     network: fc.stringMatching(/^[a-z0-9][a-z0-9_-]{0,14}$/),
     requestId: optional(fc.uuid()),
     netns: optional(fc.stringMatching(/^\/[a-z/]{1,40}$/)),
-    ifname: optional(fc.stringMatching(/^[a-z][a-z0-9]{0,14}$/)),
+    ifname: optional(fc.stringMatching(/^[a-z][a-z0-9]{0,14}$/).filter(isDeviceName)),
     addresses: optional(fc.constantFrom(['10.42.0.5'], ['fd00::5'], ['10.42.0.5', 'fd00::5'])),
     mac: optional(fc.stringMatching(/^[0-9a-d]2(:[0-9a-f]{2}){5}$/)),
     mtu: optional(fc.integer({ min: 68, max: 65_535 })),

@@ -2,6 +2,7 @@ import type { Command } from 'commander';
 import type { AttachRequest } from '#protocol/attachment.ts';
 import { type AttachFlags, attachRequest } from '../attach-request.ts';
 import type { Shell } from '../shell.ts';
+import { collect } from '../units.ts';
 import { attachmentDetails, dryRunDetails } from '../views.ts';
 
 /** `attach`: a flag for every field of the request, or the request itself. */
@@ -27,8 +28,6 @@ async function dryRun(shell: Shell, request: AttachRequest): Promise<void> {
   );
   shell.output().result(answer, () => dryRunDetails(answer));
 }
-
-const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
 
 const withFlags = (attach: Command): Command =>
   attach

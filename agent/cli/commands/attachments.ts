@@ -1,12 +1,19 @@
 import type { Command } from 'commander';
-import type { Attachment, CheckAnswer, ListAnswer, ListRequest } from '#protocol/attachment.ts';
+import type {
+  Attachment,
+  CheckAnswer,
+  FleetListAnswer,
+  ListAnswer,
+  ListRequest,
+} from '#protocol/attachment.ts';
+import { labelsOf } from '../attach-request.ts';
 import { EXIT } from '../exit-codes.ts';
 import { GUEST_FORMATS, guestConfig } from '../guest-config.ts';
 import { UsageError } from '../errors.ts';
 import { marked, type Page } from '../page.ts';
-import type { Shell } from '../shell.ts';
-import { oneOf, wholeNumber } from '../units.ts';
-import { wholeFleet } from '../whole-fleet.ts';
+import type { Asked, Shell } from '../shell.ts';
+import { collect, oneOf, wholeNumber } from '../units.ts';
+import { labelled, type LabelledFleet, wholeFleet } from '../whole-fleet.ts';
 import {
   attachmentDetails,
   attachmentTable,
@@ -120,6 +127,8 @@ interface ListFlags {
   readonly workload?: string;
   readonly kind?: string;
   readonly state?: string;
+  readonly label?: readonly string[];
+  readonly labels?: boolean;
   readonly limit?: string;
   readonly cursor?: string;
 }
@@ -133,6 +142,8 @@ const addList = (program: Command, shell: Shell): Command =>
     .option('--workload <id>', 'only of this workload')
     .option('--kind <kind>', 'only vm, or only container')
     .option('--state <state>', 'only attaching, attached, detaching or fenced')
+    .option('--label <key=value>', 'only what has all of these labels', collect)
+    .option('--labels', 'show labels; of the fleet, each host is asked for them')
     .option('--limit <number>', 'one page of at most so many, with a cursor when more follow')
     .option('--cursor <cursor>', 'the page after this cursor')
     .addHelpText(
@@ -143,44 +154,63 @@ Examples:
   $ voltnet list --network volt0 --kind vm
   $ voltnet --host h2 list --json | jq -r '.attachments[] | [.id, .mac] | @tsv'
   $ voltnet list --all-hosts --network volt0
+  $ voltnet list --all-hosts --label tier=web
 
   Page by page
   $ voltnet list --limit 100 --json > page1.json
   $ voltnet list --limit 100 --json --cursor "$(jq -r .cursor page1.json)"
 
 With --all-hosts the agent answers from what it follows of the ledger, at most a heartbeat old.
-While the ledger does not answer, networks are shown as they were, and it is said since when.`,
+While the ledger does not answer, networks are shown as they were, and it is said since when. Labels
+are known to their hosts alone: --label and --labels ask each of them, over NATS.`,
     )
     .action(async (flags: ListFlags) => {
+      if (flags.allHosts === true) return listFleet(shell, flags);
       const request = listRequest(flags);
-      const paged = flags.limit !== undefined || flags.cursor !== undefined;
       const output = shell.output();
-      if (flags.allHosts === true) {
-        const { state, ...asked } = request;
-        if (state !== undefined) throw new UsageError('--state: is known on its host alone');
-        const answer = await shell.withHost(({ client, settings: { host } }) =>
-          paged ? client.listFleet(host, asked) : wholeFleet(client, host, asked),
-        );
-        output.result(answer, () => fleetTable(answer.attachments));
-        for (const one of answer.behind) output.note(behindLine(one));
-        if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
-        return;
-      }
       const answer = await shell.withHost(
         async ({ client, settings: { host } }): Promise<ListAnswer> => {
-          if (paged) return client.list(host, request);
+          if (isPaged(flags)) return client.list(host, request);
           const attachments: Attachment[] = [];
           for await (const one of client.listAll(host, request)) attachments.push(one);
           return { attachments };
         },
       );
-      output.result(answer, () => attachmentTable(answer.attachments));
+      output.result(answer, () =>
+        attachmentTable(answer.attachments, { labels: showsLabels(flags) }),
+      );
       if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
     });
 
+const isPaged = ({ limit, cursor }: ListFlags): boolean =>
+  limit !== undefined || cursor !== undefined;
+
+const showsLabels = ({ label, labels = false }: ListFlags): boolean =>
+  labels || label !== undefined;
+
+async function listFleet(shell: Shell, flags: ListFlags): Promise<void> {
+  const { state, labels: wanted, ...asked } = listRequest(flags);
+  if (state !== undefined) throw new UsageError('--state: is known on its host alone');
+  const list = ({ client, settings: { host } }: Asked): Promise<FleetListAnswer> =>
+    isPaged(flags) ? client.listFleet(host, asked) : wholeFleet(client, host, asked);
+  const answer: FleetListAnswer | LabelledFleet = showsLabels(flags)
+    ? await shell.withClient(async (connected) =>
+        labelled(connected.client, await list(connected), wanted),
+      )
+    : await shell.withHost(list);
+  const output = shell.output();
+  output.result(answer, () => fleetTable(answer.attachments, { labels: showsLabels(flags) }));
+  for (const one of answer.behind) output.note(behindLine(one));
+  for (const { host, code } of 'silent' in answer ? answer.silent : []) {
+    const left = wanted === undefined ? 'its labels are not shown' : 'what it has is left out';
+    output.note(`${host} did not answer (${code}): ${left}`);
+  }
+  if (answer.cursor !== undefined) output.note(`more follow: --cursor ${answer.cursor}`);
+}
+
 /** The filters under the keys of the wire. A kind or state that does not exist is refused here by name. */
 export function listRequest(flags: ListFlags): ListRequest {
-  const { network, workload, cursor } = flags;
+  const { network, workload, cursor, label } = flags;
   const kind = oneOf('--kind', flags.kind, ['vm', 'container']);
   const state = oneOf('--state', flags.state, ['attaching', 'attached', 'detaching', 'fenced']);
   const limit = wholeNumber('--limit', flags.limit);
@@ -189,6 +219,7 @@ export function listRequest(flags: ListFlags): ListRequest {
     ...(workload !== undefined && { workload }),
     ...(kind !== undefined && { kind }),
     ...(state !== undefined && { state }),
+    ...(label !== undefined && { labels: labelsOf(label) }),
     ...(limit !== undefined && { limit }),
     ...(cursor !== undefined && { cursor }),
   };

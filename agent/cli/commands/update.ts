@@ -4,7 +4,7 @@ import { bandwidthOf, labelsOf } from '../attach-request.ts';
 import { UsageError } from '../errors.ts';
 import { parsePort } from '../ports.ts';
 import type { Shell } from '../shell.ts';
-import { wholeNumber } from '../units.ts';
+import { collect, wholeNumber } from '../units.ts';
 import { attachmentDetails } from '../views.ts';
 
 /** `update`: changes what can be changed of a live attachment. */
@@ -31,8 +31,6 @@ export function addUpdateCommand(program: Command, shell: Shell): void {
       shell.output().result(answer, () => attachmentDetails(answer.attachment));
     });
 }
-
-const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
 
 interface UpdateFlags {
   readonly port?: readonly string[];

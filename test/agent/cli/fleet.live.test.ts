@@ -60,6 +60,47 @@ test('lease list shows who holds what, on all hosts or one', () => {
   expect(voltnet('lease', 'list', '--state', 'odd').status).toBe(2);
 });
 
+test('list --all-hosts shows labels, which each host is asked for, and filters by them', async () => {
+  await fleet.client.update('h1', { id: 'of-h1', labels: { tier: 'web', zone: 'a' } });
+  await fleet.client.update('h2', { id: 'of-h2', labels: { tier: 'web' } });
+  await until('the list has both', () => {
+    const { answer } = json('list', '--all-hosts');
+    return (answer['attachments'] as unknown[]).length === 2;
+  });
+  const plain = json('list', '--all-hosts').answer['attachments'] as object[];
+  expect(plain.filter((one) => 'labels' in one)).toEqual([]);
+  const shown = voltnet('list', '--all-hosts', '--labels');
+  expect(shown).toMatchObject({ status: 0, stderr: '' });
+  expect(shown.stdout).toMatch(/^ID .* LABELS\nof-h1 .* tier=web,zone=a\nof-h2 .* tier=web\n$/);
+  expect(json('list', '--all-hosts', '--label', 'tier=web', '--label', 'zone=a').answer).toEqual({
+    attachments: [
+      expect.objectContaining({ id: 'of-h1', host: 'h1', labels: { tier: 'web', zone: 'a' } }),
+    ],
+    behind: [],
+    silent: [],
+  });
+  expect(json('list', '--label', 'zone=a').answer['attachments']).toMatchObject([{ id: 'of-h1' }]);
+  expect(json('list', '--label', 'zone=b').answer['attachments']).toEqual([]);
+  expect(voltnet('list', '--labels').stdout).toMatch(/LABELS\nof-h1 .* tier=web,zone=a\n$/);
+  expect(voltnet('list', '--all-hosts', '--labels', '--local').status).toBe(2);
+  expect(voltnet('list', '--label', 'zone').status).toBe(2);
+});
+
+test('a host that does not answer is named, and what it has is shown without labels', async () => {
+  await fleet.agent('h2').kill();
+  const shown = voltnet('list', '--all-hosts', '--labels');
+  expect(shown.status).toBe(0);
+  expect(shown.stdout).toMatch(/\nof-h1 .* tier=web,zone=a\nof-h2 .* -\n$/);
+  expect(shown.stderr).toContain('h2 did not answer (AGENT_UNAVAILABLE): its labels are not shown');
+  const { answer } = json('list', '--all-hosts', '--label', 'tier=web');
+  expect(answer).toMatchObject({
+    attachments: [{ id: 'of-h1' }],
+    silent: [{ host: 'h2', code: 'AGENT_UNAVAILABLE' }],
+  });
+  await fleet.agent('h2').restart();
+  await fleet.agent('h2').ready();
+});
+
 test('host list shows who lives, and host forget refuses those', () => {
   const { answer } = json('host', 'list');
   expect(answer).toMatchObject({

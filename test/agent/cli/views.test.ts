@@ -55,7 +55,7 @@ describe('views', () => {
       device: null,
       addresses: [],
     };
-    expect(text(attachmentTable([vm, isolated], now))).toBe(
+    expect(text(attachmentTable([vm, isolated], { now }))).toBe(
       [
         'ID    KIND       NETWORK  STATE     DEVICE   ADDRESSES      MAC                AGE',
         'web   vm         volt0    attached  tap-web  10.42.0.10/24  0a:58:0a:2a:00:0a  5m',
