@@ -84,8 +84,8 @@ const fitted = (name: string): string =>
 const milliseconds = ({ start, end }: Span): string =>
   `${(Number(end - start) / 1e6).toFixed(3)} ms`;
 
-/** opentelemetry/proto/trace/v1/trace.proto. */
-const STATUS_CODE_ERROR = 2;
+/** opentelemetry/proto/trace/v1/trace.proto; protobuf's own JSON has the names of an enum. */
+const STATUS_CODE_ERROR: ReadonlySet<unknown> = new Set([2, 'STATUS_CODE_ERROR']);
 
 /** The spans of an ExportTraceServiceRequest (opentelemetry-proto, JSON form). */
 export function spansOf(message: unknown): Span[] {
@@ -93,18 +93,26 @@ export function spansOf(message: unknown): Span[] {
     .flatMap((resource) => list(resource, 'scopeSpans'))
     .flatMap((scope) => list(scope, 'spans'))
     .map((span) => {
-      const parentSpanId = textOf(span, 'parentSpanId');
+      const parentSpanId = idOf(span, 'parentSpanId');
       return {
-        traceId: textOf(span, 'traceId'),
-        spanId: textOf(span, 'spanId'),
+        traceId: idOf(span, 'traceId'),
+        spanId: idOf(span, 'spanId'),
         ...(parentSpanId !== '' && { parentSpanId }),
         name: textOf(span, 'name'),
         start: BigInt(textOf(span, 'startTimeUnixNano')),
         end: BigInt(textOf(span, 'endTimeUnixNano')),
-        failed: property(property(span, 'status'), 'code') === STATUS_CODE_ERROR,
+        failed: STATUS_CODE_ERROR.has(property(property(span, 'status'), 'code')),
         attributes: attributesOf(span),
       };
     });
+}
+
+/** 8 or 16 bytes as hexadecimal digits, which is OTLP's form, or in base64, which is that of protobuf's own JSON. */
+function idOf(span: unknown, key: string): string {
+  const text = textOf(span, key);
+  if (/^[\w+/-]{11}=$|^[\w+/-]{22}==$/.test(text))
+    return Buffer.from(text, 'base64').toString('hex');
+  return text.toLowerCase();
 }
 
 /** Of numbers and texts; others are left out. */

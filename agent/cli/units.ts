@@ -57,6 +57,13 @@ export function oneOf<Value extends string>(
 export const counted = (number: number, noun: string): string =>
   `${number} ${noun}${number === 1 ? '' : 's'}`;
 
+/** A time in RFC 3339, from that form or as so long ago: `15m`, `2h`. */
+export function timeOf(text: string): string {
+  const time = Date.parse(text);
+  if (/^\d{4}-/.test(text) && !Number.isNaN(time)) return new Date(time).toISOString();
+  return new Date(Date.now() - parseSeconds(text) * 1_000).toISOString();
+}
+
 /** The values of an option that may be given several times. */
 export const collect = (value: string, previous: readonly string[] = []): string[] => [
   ...previous,

@@ -84,6 +84,8 @@ const ENDS: readonly (readonly [begins: string, codes: readonly number[], why: s
   ['voltnet ledger install --username admin', [6], 'there is no such file'],
   ['voltnet ledger install --redis rediss:', [6], 'there is no such server'],
   ['voltnet trace web --file /var/lib/otelcol', [2], 'there is no such file'],
+  ['voltnet trace web --tempo http://tempo:3200', [6], 'there is no such server'],
+  ['voltnet trace web --jaeger https://jaeger.example/ui', [2], 'there is no such file of headers'],
   ['voltnet dashboard --listen 127.0.0.1:9000 --traces', [2], 'there is no such file'],
   ['voltnet dashboard', [124], 'ends when somebody ends it'],
   ['voltnet host drain h7', [3], 'there is no host h7'],

@@ -3,7 +3,7 @@ import { VoltError } from '#protocol/errors.ts';
 import type { EventType } from '#protocol/events.ts';
 import type { Connected } from '../connect.ts';
 import type { Shell } from '../shell.ts';
-import { parseSeconds, wholeNumber } from '../units.ts';
+import { collect, timeOf, wholeNumber } from '../units.ts';
 import { UsageError } from '../errors.ts';
 import { eventLine } from '../event-line.ts';
 
@@ -49,15 +49,6 @@ export function addWatchCommand(program: Command, shell: Shell): void {
       };
       await shell.withClient(watch, { stay: true });
     });
-}
-
-const collect = (value: string, previous: readonly string[] = []): string[] => [...previous, value];
-
-/** RFC 3339, or so long ago. */
-function timeOf(text: string): string {
-  const time = Date.parse(text);
-  if (/^\d{4}-/.test(text) && !Number.isNaN(time)) return new Date(time).toISOString();
-  return new Date(Date.now() - parseSeconds(text) * 1_000).toISOString();
 }
 
 function eventType(text: string, types: readonly EventType[]): EventType {
