@@ -6,7 +6,7 @@ import {
   PeriodicExportingMetricReader,
   type PushMetricExporter,
 } from '@opentelemetry/sdk-metrics';
-import type { MetricExporter } from './telemetry.ts';
+import { type MetricExporter, positive } from './telemetry.ts';
 
 // Defaults of the OpenTelemetry specification.
 const INTERVAL_MS = 60_000;
@@ -39,11 +39,6 @@ async function otlpExporter(env: NodeJS.ProcessEnv): Promise<PushMetricExporter>
         ? await import('@opentelemetry/exporter-metrics-otlp-http')
         : await import('@opentelemetry/exporter-metrics-otlp-proto');
   return new OTLPMetricExporter();
-}
-
-function positive(text: string | undefined): number | undefined {
-  const number = Number(text);
-  return number > 0 ? number : undefined;
 }
 
 /** Metrics for whoever asks: `text` collects them, in Prometheus's text format. Each has the host's name as a label. */

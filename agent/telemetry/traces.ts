@@ -11,8 +11,8 @@ import {
   SpanStatusCode,
   trace,
 } from '@opentelemetry/api';
-import { NodeSDK } from '@opentelemetry/sdk-node';
 import { KERNEL_CHANNEL, type KernelOperation } from '#native/trace.ts';
+import { startTracer, type Tracing } from './tracer.ts';
 import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from '../trace.ts';
 
 // The other files publish what they do on diagnostics channels; this one makes spans of it. The parent of
@@ -21,16 +21,14 @@ import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from
 const current = new AsyncLocalStorage<Span>();
 
 /** Starts to export traces as the environment says. */
-export function startTraces(env: NodeJS.ProcessEnv): { shutdown(): Promise<void> } {
+export async function startTraces(env: NodeJS.ProcessEnv): Promise<Tracing> {
   // The batch processor drops spans beyond its queue without a word; 2,048 is 150 attaches.
   env['OTEL_BSP_MAX_QUEUE_SIZE'] ??= '65536';
   // Without this the SDK may start an exporter of logs.
   env['OTEL_LOGS_EXPORTER'] ??= 'none';
-  // Metrics are made by metrics.ts.
-  const sdk = new NodeSDK({ instrumentations: [], metricReaders: [] });
-  sdk.start();
+  const tracing = await startTracer(env);
   subscribe();
-  return { shutdown: () => sdk.shutdown() };
+  return tracing;
 }
 
 function subscribe(): void {
