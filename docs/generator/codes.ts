@@ -56,6 +56,63 @@ export const ERROR_MEANINGS: Readonly<Record<ErrorCode, string>> = {
   AGENT_UNAVAILABLE: 'made by clients, never sent: nobody serves the subject, or NATS is away',
 };
 
+/** What whoever gets it, or the operator, does about it. */
+export const ERROR_REMEDIES: Readonly<Record<ErrorCode, string>> = {
+  INVALID_REQUEST: 'mend what the message and `details.path` name ([schemas](README.md))',
+  TOO_LARGE:
+    'ask for less at once (`limit`), or raise `max_payload` of NATS as far as [protocol.md](../protocol.md#messages) has use for it. With `details.done` read what was done by `get`',
+  UNAUTHORIZED:
+    'give the user its rights or the right credentials ([security.md](../security.md)); over the local socket, be root',
+  NOT_FOUND:
+    'for a detach nothing: it is gone. Else `voltnet list --all-hosts`: it may be on another host',
+  UNKNOWN_NETWORK: '`voltnet network list`, then `voltnet network put`',
+  NETWORK_CONFLICT:
+    '`voltnet network diff` shows how a definition differs; another subnet for the second network; or take off the host what `details.device` has there',
+  NETWORK_IN_USE:
+    'detach what `voltnet lease list --network` shows, or change what may be changed in use ([networks.md](../networks.md))',
+  ALREADY_ATTACHED: 'detach it before, `voltnet update` what may be changed, or take another id',
+  WRONG_HOST: 'ask the host of `details.host`; `voltnet lease list` says who has what',
+  HOST_CONFLICT:
+    'see "Two machines have one host id" in [operating.md](../operating.md#the-fleets-ledger)',
+  HOST_CORDONED: 'place it on another host, or `voltnet host uncordon`',
+  HOST_ALIVE: 'stop the agent of that host, and wait until it is silent',
+  POOL_EXHAUSTED:
+    '`voltnet network show`: widen the pool, shorten `reuseDelaySeconds`, or detach what is not used; `voltnet lease list --state suspect` shows what lost hosts hold',
+  ADDRESS_IN_USE:
+    '`voltnet lease list` says who has it; wait until it has cooled down, or ask for another one',
+  ADDRESS_OUT_OF_RANGE: 'ask for an address of the network: `voltnet network show`',
+  MAC_IN_USE: 'leave `mac` out, or give another one',
+  STALE_GENERATION:
+    'somebody else has this id or address now. Read it by `get`; a fenced one is detached, or attached anew: [runbook](../runbook.md#voltfenced)',
+  SUPERSEDED: 'nothing: a later request counts',
+  STORE_UNAVAILABLE:
+    'repeat it. If it stays so: `voltnet status` on the host, [runbook](../runbook.md#voltattachesblocked)',
+  STORE_VERSION: 'update this agent: another one of the fleet is newer',
+  RECOVERING:
+    'repeat it. If it stays so, `voltnet host list` names the hosts that are awaited: start their agents, or forget them',
+  NAMESPACE_NOT_FOUND: 'make the namespace before the attach, and give its path on the host',
+  INTERFACE_EXISTS:
+    'look whose the device of the message is, and take it away or give another `ifname`',
+  DEVICE_BUSY: 'end the process that holds the device, or wait for it; then repeat it',
+  BRIDGE_FULL: 'place it on another host, or in another network',
+  PORT_IN_USE: 'another `hostPort`; `ss -ltnup` and `voltnet list` say who has this one',
+  PARENT_NOT_FOUND:
+    'name the device as this host calls it, or place the workload where there is one: `ip link`',
+  NO_FREE_VF: 'place it on another host, or give the parent more (`sriov_numvfs`)',
+  UNSUPPORTED: '`voltnet doctor` on the host says what its kernel lacks; else leave the key out',
+  OVERLOADED:
+    'repeat it after `retryAfterMs`. If it stays so: `voltnet status` names a full disk or events that wait',
+  DEADLINE_EXCEEDED:
+    'repeat it, which is harmless, with more time (`volt-timeout-ms`, `--timeout`); for `netns` mend the file system',
+  SHUTTING_DOWN: 'repeat it when the agent is there again',
+  KERNEL_ERROR:
+    '`voltnet doctor` on the host, [runbook](../runbook.md#voltkernelerrors); what was begun was undone',
+  INTERNAL:
+    "the agent's log has the cause and its stack: report it with the version (`voltnet version`)",
+  AGENT_UNAVAILABLE:
+    'look at the agent of that host and at NATS: [runbook](../runbook.md#voltagentdown); is the host id right (`voltnet host list`)?',
+};
+
 /** What an operator does is the `remedy` of protocol/conditions.ts. */
 export const CONDITION_MEANINGS: Readonly<Record<ConditionName, string>> = {
   'bus-away': 'NATS cannot be reached, or does not answer',

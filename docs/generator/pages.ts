@@ -5,7 +5,7 @@ import { configSchema, OVERRIDES } from '#agent/config.ts';
 import { CONDITIONS } from '#protocol/conditions.ts';
 import { ERRORS } from '#protocol/errors.ts';
 import { exchanges } from './asyncapi.ts';
-import { CONDITION_MEANINGS, ERROR_MEANINGS, EXIT_MEANINGS } from './codes.ts';
+import { CONDITION_MEANINGS, ERROR_MEANINGS, ERROR_REMEDIES, EXIT_MEANINGS } from './codes.ts';
 import { type JsonSchema, schemaNamed } from './schemas.ts';
 import { code, table, typeOf } from './tables.ts';
 
@@ -58,13 +58,14 @@ export const errorPage = (): string =>
     '`voltnet` for it. `retryable` of an answer wins over that of its code here.',
     '',
     table(
-      ['code', 'number', 'retryable', 'exit code', 'meaning'],
+      ['code', 'number', 'retryable', 'exit code', 'meaning', 'what to do'],
       Object.entries(ERRORS).map(([name, { status, retryable }]) => [
         code(name),
         String(status),
         yes(retryable),
         String(exitCodeOf({ code: name, retryable })),
         said(ERROR_MEANINGS, name),
+        said(ERROR_REMEDIES, name),
       ]),
     ),
   ]);
