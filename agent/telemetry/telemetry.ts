@@ -43,9 +43,10 @@ export async function startTelemetry(options: TelemetryOptions): Promise<Telemet
   const wantsMetrics = exporters.length > 0 || config.listen !== null;
   const wantsTraces = exportsTraces(env);
   if (!wantsMetrics && !wantsTraces) return OFF;
-  describeAgent(options);
   const { reportTo } = await import('./diagnostics.ts');
   reportTo(log, env);
+  const { describeAgent } = await import('./resource.ts');
+  describeAgent(options);
   const traces = wantsTraces ? await (await import('./traces.ts')).startTraces(env) : undefined;
   const metrics = wantsMetrics
     ? await (await import('./metrics.ts')).startMetrics({ ...options, exporters })
@@ -69,7 +70,7 @@ const isGiven = (env: NodeJS.ProcessEnv, ...names: readonly string[]): boolean =
   names.some((name) => (env[name] ?? '').trim() !== '');
 
 function exportsTraces(env: NodeJS.ProcessEnv): boolean {
-  if (env['OTEL_TRACES_EXPORTER'] === 'none') return false;
+  if (namesIn(env['OTEL_TRACES_EXPORTER']).includes('none')) return false;
   return isGiven(
     env,
     'OTEL_EXPORTER_OTLP_ENDPOINT',
@@ -101,16 +102,11 @@ export const namesIn = (list: string | undefined): readonly string[] => [
   ...new Set((list ?? '').split(',').flatMap((name) => name.trim() || [])),
 ];
 
+/** Node makes one millisecond of what a timer cannot hold. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 /** The number in a variable; undefined, for the default, where there is none above zero. */
 export function positive(text: string | undefined): number | undefined {
   const number = Number(text);
-  return number > 0 ? number : undefined;
-}
-
-/** Who exports; what the operator says of the host wins. */
-function describeAgent({ env, host, version }: TelemetryOptions): void {
-  env['OTEL_SERVICE_NAME'] ??= 'volt-network-agent';
-  const known = `host.name=${host},service.version=${version}`;
-  const given = env['OTEL_RESOURCE_ATTRIBUTES'] ?? '';
-  env['OTEL_RESOURCE_ATTRIBUTES'] = given === '' ? known : `${known},${given}`;
+  return number > 0 ? Math.min(number, LONGEST_TIMER_MS) : undefined;
 }

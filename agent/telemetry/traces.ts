@@ -12,6 +12,7 @@ import {
   trace,
 } from '@opentelemetry/api';
 import { KERNEL_CHANNEL, type KernelOperation } from '#native/trace.ts';
+import { redacted } from '#protocol/secrets.ts';
 import { startTracer, type Tracing } from './tracer.ts';
 import { REQUEST_CHANNEL, type RequestTrace, STEP_CHANNEL, type StepTrace } from '../trace.ts';
 
@@ -23,9 +24,9 @@ const current = new AsyncLocalStorage<Span>();
 /** Starts to export traces as the environment says. */
 export async function startTraces(env: NodeJS.ProcessEnv): Promise<Tracing> {
   // The batch processor drops spans beyond its queue without a word; 2,048 is 150 attaches.
-  env['OTEL_BSP_MAX_QUEUE_SIZE'] ??= '65536';
+  env['OTEL_BSP_MAX_QUEUE_SIZE'] ||= '65536';
   // Without this the SDK may start an exporter of logs.
-  env['OTEL_LOGS_EXPORTER'] ??= 'none';
+  env['OTEL_LOGS_EXPORTER'] ||= 'none';
   const tracing = await startTracer(env);
   subscribe();
   return tracing;
@@ -127,9 +128,12 @@ function spansOf<Message extends object>(
     asyncEnd: (message) => finish(message),
     error: (message) => {
       const error = message.error;
-      const text = error instanceof Error ? error.message : String(error);
-      spans.get(message)?.setStatus({ code: SpanStatusCode.ERROR, message: text });
-      if (error instanceof Error) spans.get(message)?.recordException(error);
+      const span = spans.get(message);
+      const text = redacted(error instanceof Error ? error.message : String(error));
+      span?.setStatus({ code: SpanStatusCode.ERROR, message: text });
+      if (!(error instanceof Error)) return;
+      const { name, stack } = error;
+      span?.recordException({ name, message: text, ...(stack && { stack: redacted(stack) }) });
     },
   });
 }

@@ -240,6 +240,25 @@ describe('an agent', () => {
   });
 });
 
+test('an agent that exports traces, and was started with addresses on its command line', async () => {
+  const flags = ['--nats', natsUrl(NATS_SECRET), '--redis', redisUrl(WRONG)];
+  agent = await startAgent({
+    wrap: ['sh', '-c', `exec "$@" ${flags.map((one) => `'${one}'`).join(' ')}`, 'sh'],
+    env: {
+      ...{ OTEL_TRACES_EXPORTER: 'console,otlp', OTEL_BSP_SCHEDULE_DELAY: '100' },
+      OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${closed}`,
+      OTEL_EXPORTER_OTLP_HEADERS: `authorization=Bearer%20${TOKEN}`,
+      OTEL_LOG_LEVEL: 'all',
+    },
+  });
+  const { output } = agent;
+  await until('a span is exported, with the command line', () =>
+    /process\.command_args[^\]]*--redis/.test(output()),
+  );
+  await agent.stop();
+  expectNoSecret(output());
+});
+
 describe('voltnet', () => {
   test('connects as whom the address names', () => {
     const { stdout, status } = spawnSync(

@@ -1,5 +1,6 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { METRICS, instrumentName } from '#agent/telemetry/metrics-table.ts';
 import { type RunningAgent, startAgent, until } from '../../support/agent.ts';
@@ -127,4 +128,88 @@ describe('a collector that is away', () => {
     expect(agent.output()).toContain('"exporter":"foo"');
     expect(await agent.health()).toMatchObject({ host: 'h3' });
   });
+});
+
+describe('whose they are', () => {
+  interface Exported {
+    readonly resourceMetrics?: readonly Owned[];
+    readonly resourceSpans?: readonly Owned[];
+  }
+  interface Owned {
+    readonly resource: { readonly attributes: readonly { key: string; value: object }[] };
+  }
+  const own = { 'service.name': 'volt-network-agent', 'host.name': 'h4' };
+  const mine = { 'service.name': 'mine', 'host.name': 'other' };
+
+  test.each([
+    ['nothing is said', {}, own],
+    ['nonsense is said', { OTEL_RESOURCE_ATTRIBUTES: 'rack=r7,rack' }, own],
+    ['an empty name is said', { OTEL_SERVICE_NAME: '' }, own],
+    ['attributes say so', { OTEL_RESOURCE_ATTRIBUTES: 'service.name=mine,host.name=other' }, mine],
+    [
+      'the service is named twice',
+      { OTEL_SERVICE_NAME: 'mine', OTEL_RESOURCE_ATTRIBUTES: 'service.name=not,host.name=other' },
+      mine,
+    ],
+  ])('metrics and traces say it where %s', async (name, said, expected) => {
+    const place = `/${name.replaceAll(' ', '-')}`;
+    const agent = await startAgent({
+      config: { host: 'h4' },
+      env: {
+        ...{ OTEL_METRIC_EXPORT_INTERVAL: '200', OTEL_BSP_SCHEDULE_DELAY: '100' },
+        ...{ OTEL_EXPORTER_OTLP_ENDPOINT: url + place, OTEL_EXPORTER_OTLP_PROTOCOL: 'http/json' },
+        ...said,
+      },
+    });
+    const resourceOf = (path: string): Record<string, unknown> | undefined => {
+      const found = received.find((one) => one.path === place + path);
+      if (found === undefined) return undefined;
+      const exported = JSON.parse(found.body.toString()) as Exported;
+      const [owned] = exported.resourceMetrics ?? exported.resourceSpans ?? [];
+      return Object.fromEntries(
+        owned?.resource.attributes.map(({ key, value }) => [key, Object.values(value)[0]]) ?? [],
+      );
+    };
+    try {
+      for (const path of ['/v1/metrics', '/v1/traces']) {
+        await until(`${path} is exported`, () => resourceOf(path) !== undefined);
+        expect([path, resourceOf(path)]).toMatchObject([path, expected]);
+      }
+      const isRefused = agent.output().includes('OTEL_RESOURCE_ATTRIBUTES is left out');
+      expect(isRefused).toBe(name === 'nonsense is said');
+    } finally {
+      await agent.stop();
+    }
+  });
+});
+
+test('an interval that no timer holds is a long one', async () => {
+  const agent = await startAgent({
+    config: { host: 'h5' },
+    env: {
+      ...{ OTEL_METRICS_EXPORTER: 'otlp', OTEL_METRIC_EXPORT_INTERVAL: String(2 ** 40) },
+      OTEL_EXPORTER_OTLP_ENDPOINT: `${url}/never`,
+    },
+  });
+  try {
+    const { length } = received;
+    await sleep(1_000);
+    expect(received.slice(length).filter(({ path }) => path.startsWith('/never'))).toEqual([]);
+    expect(agent.output()).not.toContain('TimeoutOverflowWarning');
+  } finally {
+    await agent.stop();
+  }
+});
+
+test('what OTEL_LOG_LEVEL asks for is in the log, each thing one line', async () => {
+  const agent = await startAgent({
+    config: { host: 'h6' },
+    env: { ...every, OTEL_TRACES_EXPORTER: 'otlp', OTEL_LOG_LEVEL: 'debug' },
+  });
+  await agent.stop();
+  const lines = agent.output().trimEnd().split('\n');
+  const said = lines.map((line) => JSON.parse(line) as { msg: string; error?: string });
+  expect(
+    said.filter(({ msg }) => msg === 'OpenTelemetry').map(({ error }) => error),
+  ).toContainEqual(expect.stringMatching(/^ProcessDetector found resource\. .*process\.pid/));
 });
