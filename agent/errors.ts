@@ -18,6 +18,13 @@ export function toVoltError(error: unknown): VoltError {
   return new VoltError('INTERNAL', reason, { cause: error });
 }
 
+/**
+ * Why, for a line of the log. Whoever looks for the cause of an INTERNAL error has to know where it was thrown, which JSON
+ * does not say of an Error.
+ */
+export const loggedCause = ({ code, cause }: VoltError): unknown =>
+  code === 'INTERNAL' && cause instanceof Error ? cause.stack : cause;
+
 /** STORE_UNAVAILABLE leaves open whether the ledger did what it was asked, unless the request never left. */
 export const mayHaveBeenDone = (error: unknown): boolean =>
   error instanceof VoltError &&

@@ -1,6 +1,6 @@
 import { fstatSync } from 'node:fs';
 import { pino, type Logger } from 'pino';
-import { printableLines } from '#protocol/printable.ts';
+import { printable } from '#protocol/printable.ts';
 import { redacted } from '#protocol/secrets.ts';
 
 export type Log = Logger;
@@ -21,7 +21,13 @@ export function createLog(level: string, host: string, form: LogForm = (line) =>
     level,
     base: { host },
     timestamp: pino.stdTimeFunctions.isoTime,
-    hooks: { streamWrite: (line) => prefix(line) + printableLines(redacted(form(line))) },
+    hooks: {
+      // Each thing is one line: the journal would know no priority of a second one, and anybody could have written it.
+      streamWrite: (line) => {
+        const text = form(line).replace(/\n$/, '');
+        return `${prefix(line)}${printable(redacted(text))}\n`;
+      },
+    },
   });
 }
 
@@ -38,6 +44,8 @@ export async function logForm(format: 'auto' | 'json' | 'text'): Promise<LogForm
     translateTime: 'SYS:yyyy-mm-dd HH:MM:ss.l',
     ignore: 'pid,hostname,host',
     singleLine: true,
+    // By default what is named `error` has a line of its own.
+    errorLikeObjectKeys: [],
   });
 }
 

@@ -11,7 +11,7 @@ import { type JobOperation, subjects } from '#protocol/subjects.ts';
 import type { About, Admission } from './admission.ts';
 import type { Call } from '../attachments/attachments.ts';
 import type { Clocks } from '../health/clocks.ts';
-import { toVoltError } from '../errors.ts';
+import { loggedCause, toVoltError } from '../errors.ts';
 import type { EventLog } from '../storage/events.ts';
 import { aboutOf, type Headers } from './inbound.ts';
 import type { Log } from '../log.ts';
@@ -144,7 +144,9 @@ export class Jobs {
         return;
       }
       if (!progress.told) this.#tellFailure(operation, delivery, trace, error);
-      this.#options.log.info({ subject, code: error.code, message: error.message }, 'job failed');
+      const { code, message } = error;
+      const level = code === 'INTERNAL' ? 'error' : 'info';
+      this.#options.log[level]({ subject, code, message, cause: loggedCause(error) }, 'job failed');
     }
     await Promise.all([requestLog.sync(), events.sync()]);
     await delivery.done();

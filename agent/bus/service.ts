@@ -38,7 +38,7 @@ import type { Call } from '../attachments/attachments.ts';
 import type { Cordon } from '../attachments/cordon.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
 import { errorAnswer } from './error-answer.ts';
-import { toVoltError } from '../errors.ts';
+import { loggedCause, toVoltError } from '../errors.ts';
 import type { EventLog } from '../storage/events.ts';
 import type { FleetCheck } from '../fleet/fleet-check.ts';
 import type { FleetList } from '../fleet/fleet-list.ts';
@@ -348,7 +348,7 @@ class Gate {
       if (code === 'OVERLOADED') this.#noteOverload(name);
       else {
         const level = code === 'INTERNAL' ? 'error' : 'info';
-        log[level]({ operation: name, code, message, cause: error.cause }, 'refused');
+        log[level]({ operation: name, code, message, cause: loggedCause(error) }, 'refused');
       }
       return errorAnswer(error, answerBytes());
     }

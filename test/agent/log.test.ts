@@ -36,6 +36,23 @@ test('text for people is one line of what the event says, and acts on no termina
   expect(said).toMatch(/^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\] WARN: .*end \{.*"port":67/s);
 });
 
+test('text for people is one line with one priority, whatever it is of', () => {
+  const said = logged(`
+    import { fstatSync } from 'node:fs';
+    const { dev, ino } = fstatSync(1);
+    process.env.JOURNAL_STREAM = dev + ':' + ino;
+    const log = createLog('info', 'h1', await logForm('text'));
+    log.warn({ error: 'away\\nfor long' }, 'Redis');
+    log.warn({ err: new Error('away') }, 'Redis');
+    log.warn({ error: 'away' }, 'Redis\\n<2>[2026-11-29 23:04:05.678] FATAL: forged');`);
+  const lines = said.trimEnd().split('\n');
+  expect(lines).toEqual([
+    expect.stringMatching(/^<4>\[[-:. \d]+\] WARN: Redis .*away.*for long/),
+    expect.stringMatching(/^<4>\[[-:. \d]+\] WARN: Redis .*away.* at file:/),
+    expect.stringMatching(/^<4>\[[-:. \d]+\] WARN: Redis.*forged.*away/),
+  ]);
+});
+
 test('what is no terminal gets JSON', () => {
   const said = logged(`createLog('info', 'h1', await logForm('auto')).info('hello');`);
   expect(JSON.parse(said)).toMatchObject({ msg: 'hello' });

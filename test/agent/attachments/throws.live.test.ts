@@ -107,6 +107,13 @@ test.for(Object.entries(WAYS))(
       const other = await stack.client.get('h1', { id: 'nobody' }, options).catch(codeOf);
       expect(other, step).toBe('NOT_FOUND');
     }
+    // Whoever is asked to report such an error reads in the log where it was thrown.
+    const causes = stack.agent
+      .output()
+      .split('\n')
+      .filter((line) => line.includes('"code":"INTERNAL"'))
+      .map((line) => (JSON.parse(line) as { cause?: unknown }).cause);
+    for (const cause of causes) expect(cause).toMatch(/planted at .*\n +at /);
     for (const id of ids) await stack.client.detach('h1', { id }, options);
     expect((await stack.agent.health())['pid']).toBe(stack.agent.pid);
     await until('all is told', async () => (await stack.agent.health())['eventsPending'] === 0);
