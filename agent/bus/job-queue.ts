@@ -26,6 +26,7 @@ import {
   MAX_JOBS_UNDER_WAY,
 } from './job-consumer.ts';
 import { JobFinder } from './job-finder.ts';
+import { PendingJobs, QUIET_MS } from './pending-jobs.ts';
 import type { StreamSettings } from './streams.ts';
 
 export interface JobQueueOptions {
@@ -47,8 +48,6 @@ const RETRY_MOST_MS = 8_000;
 const ASKED_MS = 20_000;
 const HEARTBEAT_MS = 4_000;
 const FAILED_RETRY_MS = 1_000;
-/** After this time without a job, none was there. */
-const QUIET_MS = 1_000;
 
 /**
  * This host's end of the job stream. While there is a connection it asks for jobs, and looks for the stream and its
@@ -64,7 +63,7 @@ export class JobQueue {
   #acting = Promise.withResolvers<void>();
   #stopped = false;
   #underWay = 0;
-  #waiting = 0;
+  readonly #pending = new PendingJobs();
   /** Since when jobs are asked for without one having come. */
   #quietSinceMs = 0;
   #slot = Promise.withResolvers<void>();
@@ -79,9 +78,11 @@ export class JobQueue {
     return this.#problem;
   }
 
-  /** Jobs that are under way, and those that the server had yet to deliver when it delivered the last one. */
+  /** Jobs that are under way, and those that wait in the stream. */
   get jobs(): { readonly underWay: number; readonly waiting: number } {
-    return { underWay: this.#underWay, waiting: this.#waiting };
+    const isAsking = this.#underWay < MAX_JOBS_UNDER_WAY;
+    const quietMs = isAsking ? performance.now() - this.#quietSinceMs : 0;
+    return { underWay: this.#underWay, waiting: this.#pending.count(quietMs) };
   }
 
   /**
@@ -118,6 +119,7 @@ export class JobQueue {
           continue;
         }
         this.#messages = messages;
+        this.#pending.clear();
         this.#quietSinceMs = performance.now();
         this.#setProblem(undefined);
         waitMs = RETRY_FIRST_MS;
@@ -240,12 +242,13 @@ export class JobQueue {
         throw foreign(message);
       }
       const prompt = this.#isPrompt(message);
-      this.#waiting = message.info.pending;
+      this.#pending.noteDelivered({ sequence: message.seq, undelivered: message.info.pending });
       this.#quietSinceMs = performance.now();
       void this.#takeOne(message, prompt);
       while (this.#underWay >= MAX_JOBS_UNDER_WAY) {
         this.#slot = Promise.withResolvers<void>();
         await this.#slot.promise;
+        this.#quietSinceMs = performance.now();
       }
     }
   }
@@ -267,7 +270,14 @@ export class JobQueue {
     }
     this.#underWay += 1;
     try {
-      await take(deliveryOf(message, prompt, log));
+      const delivery = deliveryOf(message, prompt, log);
+      await take({
+        ...delivery,
+        again: (delayMs) => {
+          this.#pending.noteLater(message.seq, delayMs);
+          delivery.again(delayMs);
+        },
+      });
     } catch (error) {
       const { subject } = message;
       log.error({ subject, error: String(error) }, 'a job failed outside its operation');

@@ -138,7 +138,7 @@ export const READ = {
     kind: 'gauge',
     unit: '',
     labels: [],
-    help: 'Jobs that waited in the stream when it delivered the last one; absent while no jobs are taken.',
+    help: 'Jobs that wait in the stream, new ones and those that are tried again; absent while no jobs are taken.',
   },
   volt_network_jobs_under_way: {
     kind: 'gauge',

@@ -106,6 +106,33 @@ test('the state of the parts is told, one sample for each state', async () => {
   }
 });
 
+test('jobs that are tried again are pending, until they are done or deleted', async () => {
+  const { client, host, connection } = stack;
+  const vm = (id: string) => ({ id, workload: id, kind: 'vm', network: 'small' }) as const;
+  for (const id of ['one', 'two']) await client.attach(host, vm(id));
+  for (let n = 0; n < 5; n += 1) await client.submitAttach(host, vm(`full-${n}`));
+  await untilScraped(port, 'they are pending', (samples) => {
+    return sumOf(samples, 'volt_network_jobs_pending') === 5;
+  });
+  const { streams } = await connection.jetstreamManager();
+  await streams.purge('VOLT_NET_JOBS');
+  await untilScraped(port, 'none is', (samples) => {
+    return sumOf(samples, 'volt_network_jobs_pending') === 0;
+  });
+  // More than the agent takes at once, all of them before it looks.
+  process.kill(stack.agent.pid, 'SIGSTOP');
+  for (let n = 0; n < 400; n += 1) await client.submitAttach(host, vm(`full-again-${n}`));
+  process.kill(stack.agent.pid, 'SIGCONT');
+  await untilScraped(port, 'they are pending', (samples) => {
+    return (sumOf(samples, 'volt_network_jobs_pending') ?? 0) > 0;
+  });
+  await streams.purge('VOLT_NET_JOBS');
+  await untilScraped(port, 'none is', (samples) => {
+    return sumOf(samples, 'volt_network_jobs_pending') === 0;
+  });
+  for (const id of ['one', 'two']) await client.detach(host, { id });
+});
+
 test('what ends shows at once: Redis away', async () => {
   await stack.redis.kill();
   const condition = { condition: 'ledger-away' };
