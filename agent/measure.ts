@@ -1,8 +1,23 @@
+import {
+  HOST_OPERATIONS,
+  JOB_OPERATIONS,
+  LEDGER_OPERATIONS,
+  NETWORK_OPERATIONS,
+} from '#protocol/subjects.ts';
+
 // What metrics are made of, beside the state of the agent.
+
+/** What is asked of an agent: `attach`, `network.put`, `job.attach`. */
+export const OPERATIONS: readonly string[] = [
+  ...HOST_OPERATIONS,
+  ...NETWORK_OPERATIONS.map((name) => `network.${name}`),
+  ...LEDGER_OPERATIONS.map((name) => `ledger.${name}`),
+  ...JOB_OPERATIONS.map((name) => `job.${name}`),
+];
 
 /** A request or a job was answered, refused ones included. */
 export interface Answered {
-  /** `attach`, `network.put`, `job.attach`. */
+  /** One of OPERATIONS, or `job.unknown`. */
   readonly operation: string;
   /** `OK`, or the code of the error. */
   readonly code: string;
@@ -10,8 +25,7 @@ export interface Answered {
   readonly ms: number;
 }
 
-export const CHANGES = ['attach', 'detach', 'update'] as const;
-export type Change = (typeof CHANGES)[number];
+export type Change = 'attach' | 'detach' | 'update';
 
 /** A part of a change of an attachment has ended. */
 export interface Phase {

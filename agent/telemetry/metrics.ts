@@ -19,7 +19,7 @@ import {
 } from '@opentelemetry/sdk-metrics';
 import { isKernelError } from '#native/errors.ts';
 import { KERNEL_CHANNEL, type KernelOperation } from '#native/trace.ts';
-import { answers, CHANGES, phases, repairs } from '../measure.ts';
+import { answers, OPERATIONS, phases, repairs } from '../measure.ts';
 import {
   instrumentName,
   type LabelsOf,
@@ -151,13 +151,8 @@ function recordInto(readers: MetricReader[]): MeterProvider {
     instruments.histograms[name].record(ms / 1_000, labels);
 
   // A counter that begins with its first error has no increase that an alert could see.
-  for (const operation of CHANGES) {
-    for (const name of [operation, `job.${operation}`]) {
-      instruments.counters.volt_network_requests_total.add(0, {
-        operation: name,
-        code: 'INTERNAL',
-      });
-    }
+  for (const operation of OPERATIONS) {
+    instruments.counters.volt_network_requests_total.add(0, { operation, code: 'INTERNAL' });
   }
   answers.hear(({ operation, code, ms }) => {
     count('volt_network_requests_total', { operation, code });

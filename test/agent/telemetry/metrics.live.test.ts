@@ -106,6 +106,14 @@ test('the state of the parts is told, one sample for each state', async () => {
   }
 });
 
+test('an error that nobody expects is an increase, whatever was asked for', async () => {
+  const counted = samplesOf(await now(), 'volt_network_requests_total', { code: 'INTERNAL' });
+  const asked = counted.map(({ labels }) => labels['operation']);
+  expect(asked).toEqual(
+    expect.arrayContaining(['list', 'network.put', 'ledger.check', 'job.attach']),
+  );
+});
+
 test('jobs that are tried again are pending, until they are done or deleted', async () => {
   const { client, host, connection } = stack;
   const vm = (id: string) => ({ id, workload: id, kind: 'vm', network: 'small' }) as const;
