@@ -1,21 +1,43 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { UsageError } from './errors.ts';
 
 /**
- * Writes `text` to a file and opens it in the user's editor, with the terminal; resolves when the editor has ended. The
- * editor is a command of the shell, as everywhere: `code --wait`.
+ * Writes `text` to a file and opens it in the user's editor, with the terminal; resolves with what was saved when the
+ * editor has ended. The editor is a command of the shell, as everywhere: `code --wait`. Throws UsageError.
  */
 export async function editFile(
   file: string,
   text: string,
   env: Readonly<Record<string, string | undefined>>,
-): Promise<void> {
+): Promise<string> {
   writeFileSync(file, text, { mode: 0o600 });
   const editor = [env['VISUAL'], env['EDITOR']].find((one) => (one ?? '') !== '') ?? 'vi';
-  const child = spawn('sh', ['-c', `${editor} "$1"`, 'sh', file], { stdio: 'inherit' });
-  const [code] = await once(child, 'exit');
-  if (code !== 0)
-    throw new UsageError(`${editor} ended with ${String(code)}; your text is in ${file}`);
+  const ended = await withoutInterrupts(() => {
+    const child = spawn('sh', ['-c', `${editor} "$1"`, 'sh', file], { stdio: 'inherit' });
+    return once(child, 'exit');
+  });
+  const [code, signal] = ended as [number | null, string | null];
+  const how = code === 0 ? '' : `${editor} ended with ${code ?? signal}; `;
+  let saved: string;
+  try {
+    saved = readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw new UsageError(`${how}the file is gone, and nothing was changed`, { cause });
+  }
+  if (code !== 0) throw new UsageError(`${how}your text is in ${file}`);
+  return saved;
+}
+
+/** Ctrl-C goes to all who have the terminal, and means the editor as long as there is one. */
+async function withoutInterrupts<T>(work: () => Promise<T>): Promise<T> {
+  const signals = ['SIGINT', 'SIGQUIT'] as const;
+  const ignore = (): void => {};
+  for (const signal of signals) process.on(signal, ignore);
+  try {
+    return await work();
+  } finally {
+    for (const signal of signals) process.off(signal, ignore);
+  }
 }

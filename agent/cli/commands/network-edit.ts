@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
@@ -53,8 +53,7 @@ async function edit(shell: Shell, name: string): Promise<void> {
   const file = join(folder, `${name}.json`);
   const before = `${printableLines(JSON.stringify(network, null, 2))}\n`;
   const output = shell.output();
-  await editFile(file, before, shell.env);
-  const text = readFileSync(file, 'utf8');
+  const text = await editFile(file, before, shell.env);
   if (text === before) {
     rmSync(folder, { recursive: true });
     output.result({ network, revision, created: false }, () => [`${name} is as it was`]);
@@ -68,7 +67,7 @@ async function edit(shell: Shell, name: string): Promise<void> {
     rmSync(folder, { recursive: true });
     output.result(answer, () => [`${name} is at revision ${answer.revision}`]);
   } catch (error) {
-    output.note(`your text is in ${file}`);
+    output.notice({ file }, `your text is in ${file}`);
     throw error;
   }
 }

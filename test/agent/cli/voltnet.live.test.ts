@@ -1,6 +1,6 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { globSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,6 +8,7 @@ import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { attachmentSchema } from '#protocol/attachment.ts';
+import { until } from '../../support/agent.ts';
 import { startStack, type Stack } from '../../support/stack.ts';
 
 // The command line as installed, against a real agent.
@@ -31,8 +32,13 @@ interface Ended {
   readonly pid: number | undefined;
 }
 
-function start(words: readonly string[], env: Record<string, string> = {}): ChildProcess {
+function start(
+  words: readonly string[],
+  env: Record<string, string> = {},
+  { detached = false } = {},
+): ChildProcess {
   return spawn(VOLTNET, words, {
+    detached,
     env: {
       ...process.env,
       VOLT_NET_NATS_URL: stack.nats.url,
@@ -315,6 +321,26 @@ describe('a network, changed by hand', () => {
     rmSync(dirname(file), { recursive: true });
   });
 
+  test('edit names the file with --json, too', async () => {
+    const script = `'s/"reuseDelaySeconds": 5/"reuseDelaySeconds": -5/'`;
+    const { exitCode, stderr } = await edited(script, 'network', 'edit', 'edit0', '--json');
+    expect(exitCode).toBe(2);
+    const [kept, error] = stderr.trimEnd().split('\n');
+    const { file } = JSON.parse(kept ?? '') as { file: string };
+    expect(readFileSync(file, 'utf8')).toContain('-5');
+    expect(JSON.parse(error ?? '')).toMatchObject({ error: { code: 'INVALID_REQUEST' } });
+    rmSync(dirname(file), { recursive: true });
+  });
+
+  test('an editor that removes the file changes nothing', async () => {
+    const editing = start(['network', 'edit', 'edit0'], { EDITOR: 'rm' });
+    const { exitCode, stderr } = await ended(editing);
+    expect({ exitCode, stderr }).toEqual({
+      exitCode: 2,
+      stderr: 'voltnet: the file is gone, and nothing was changed\n',
+    });
+  });
+
   test('an editor that fails changes nothing', async () => {
     const { exitCode, stderr } = await ended(
       start(['network', 'edit', 'edit0'], { EDITOR: 'false' }),
@@ -340,6 +366,31 @@ describe('a network, changed by hand', () => {
       exitCode: 8,
       stdout: 'other0: there is no such network yet\n',
     });
+  });
+
+  test('Ctrl-C is for the editor', async () => {
+    const script = join(mkdtempSync(join(tmpdir(), 'volt-test-editor-')), 'editor');
+    writeFileSync(
+      script,
+      `trap '' INT
+      touch "$1.open"
+      until [ -e "$1.interrupted" ]; do sleep 0.1; done
+      sed -i 's/"reuseDelaySeconds": 5/"reuseDelaySeconds": 6/' "$1"`,
+    );
+    const editing = dirname(script);
+    // In a group of its own, as a shell starts what has its terminal.
+    const env = { EDITOR: `exec sh ${script}`, TMPDIR: editing };
+    const child = start(['network', 'edit', 'edit0'], env, { detached: true });
+    const opened = (): string | undefined =>
+      globSync(join(editing, 'voltnet-*/edit0.json.open'))[0];
+    await until('the editor runs', () => opened() !== undefined);
+    process.kill(-(child.pid ?? 0), 'SIGINT');
+    writeFileSync((opened() ?? '').replace(/open$/, 'interrupted'), '');
+    expect(await once(child, 'exit')).toEqual([0, null]);
+    expect(await json('network', 'get', 'edit0')).toMatchObject({
+      network: { reuseDelaySeconds: 6 },
+    });
+    rmSync(editing, { recursive: true });
   });
 });
 
