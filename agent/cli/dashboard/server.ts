@@ -66,7 +66,12 @@ export async function serveDashboard(options: {
   const files = pageFiles();
   feed.listen(() => fleet.outdate());
 
-  const server = createServer({ maxHeaderSize: MOST_HEADER_BYTES, requestTimeout: REQUEST_MS });
+  const server = createServer({
+    maxHeaderSize: MOST_HEADER_BYTES,
+    requestTimeout: REQUEST_MS,
+    // How often Node looks for requests that take too long; by default twice a minute.
+    connectionsCheckingInterval: 1_000,
+  });
   server.maxConnections = MOST_CONNECTIONS;
   server.listen(place.port, place.address);
   try {

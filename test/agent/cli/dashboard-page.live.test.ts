@@ -128,7 +128,7 @@ describe('the overview', () => {
     await page.becomes(`document.querySelectorAll('#attachments-rows tr').length === 1`);
     expect((await rowsOf('attachments-rows'))[0]).toContain('web');
     expect(await page.evaluate(textOf('#attachments-note'))).toBe('1 of 2 match');
-    expect(await page.evaluate('location.hash')).toBe('#/?text=10.42.0.10');
+    await page.becomes(`location.hash === '#/?text=10.42.0.10'`);
     await overview('?host=h2');
     await page.becomes(`document.getElementById('attachments-rows').innerText.startsWith('db')`);
     expect(await page.evaluate(`document.querySelector('[name=host]').value`)).toBe('h2');
@@ -241,6 +241,32 @@ test('it asked nobody but its server, and nothing was refused or thrown', () => 
   expect(page.requests.length).toBeGreaterThan(20);
   expect(page.requests.filter((url) => new URL(url).origin !== origin)).toEqual([]);
   expect(page.problems).toEqual([]);
+});
+
+test('any number of pages may be open, as long as few are looked at', async () => {
+  const hide = `(() => {
+    Object.defineProperty(document, 'hidden', { configurable: true, get: () => true });
+    document.dispatchEvent(new Event('visibilitychange'));
+  })()`;
+  const show = `delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))`;
+  const isLive = `document.getElementById('link').textContent === 'Live'`;
+  const pages: Page[] = [];
+  for (let n = 0; n < 7; n += 1) {
+    const one = await browser.page();
+    pages.push(one);
+    await one.open(dashboard.url);
+    await one.becomes(isLive);
+    await one.evaluate(hide);
+  }
+  const request = { id: 'unseen', workload: 'vm-unseen', kind: 'vm', network: 'volt0' } as const;
+  await fleet.client.attach('h1', request);
+  await pages[0]?.send('Page.bringToFront');
+  await pages[0]?.evaluate(show);
+  await pages[0]?.becomes(`document.getElementById('events-rows').innerText.includes('unseen')`);
+  await fleet.client.detach('h1', { id: 'unseen' });
+  await page.send('Page.bringToFront');
+  // A page that is closed may not answer any more.
+  for (const one of pages) void one.send('Page.close');
 });
 
 test('ten thousand attachments are shown page by page, and the page stays at hand', async () => {

@@ -39,27 +39,46 @@ route();
 addEventListener('hashchange', route);
 fleet.now();
 
-/** What happens, as the server tells it. The browser connects again by itself. */
+/**
+ * What happens, as the server tells it; the browser connects again by itself. A page that nobody looks at does not follow:
+ * a browser has six connections to a server, and a seventh page would get none.
+ */
 function follow() {
-  const source = new EventSource('api/events');
-  const on = (type, take) => source.addEventListener(type, ({ data }) => take(JSON.parse(data)));
-  on('state', showState);
-  on('latency', showLatency);
-  on('events', (told) => {
-    const fresh = events.add(told);
-    if (fresh.length === 0) return;
-    page.heard(fresh);
-    table.soon();
-    fleet.soon();
-    // The list of the fleet may know of it a moment later.
-    setTimeout(() => table.soon(), 1_500);
-  });
-  source.addEventListener('error', () => {
-    showLink('away', 'Not connected');
-    // Refused for good, as by a server with another token: the browser has given up.
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5_000);
-    fleet.soon();
-  });
+  let source = null;
+  const connect = () => {
+    source?.close();
+    source = document.hidden ? null : opened();
+  };
+  const opened = () => {
+    const stream = new EventSource('api/events');
+    const on = (type, take) => stream.addEventListener(type, ({ data }) => take(JSON.parse(data)));
+    on('state', showState);
+    on('latency', showLatency);
+    on('events', showEvents);
+    stream.addEventListener('error', () => {
+      showLink('away', 'Not connected');
+      // Refused for good, as by a server with another token: the browser has given up.
+      if (stream.readyState === EventSource.CLOSED) {
+        setTimeout(() => {
+          if (stream === source) connect();
+        }, 5_000);
+      }
+      fleet.soon();
+    });
+    return stream;
+  };
+  document.addEventListener('visibilitychange', connect);
+  connect();
+}
+
+function showEvents(told) {
+  const fresh = events.add(told);
+  if (fresh.length === 0) return;
+  page.heard(fresh);
+  table.soon();
+  fleet.soon();
+  // The list of the fleet may know of it a moment later.
+  setTimeout(() => table.soon(), 1_500);
 }
 
 let wasUp = true;
