@@ -46,12 +46,21 @@ export function placeIn(
 /** As JetStream takes them. Another character would address another subject. */
 const CONSUMER = /^[^\s.*>/\\]{1,256}$/;
 
-/** Text stays as it is: a Date would round what is finer than a millisecond. */
+/**
+ * Text stays as it is: a Date would round what is finer than a millisecond. What nanoseconds since 1970 cannot tell,
+ * nats-server takes for some other time.
+ */
 function timeOf(since: unknown): string {
-  if (typeof since === 'string' && !Number.isNaN(Date.parse(since))) return since;
-  if (since instanceof Date && !Number.isNaN(since.getTime())) return since.toISOString();
-  throw invalid('since', 'must be a Date, or RFC 3339');
+  const at = since instanceof Date || typeof since === 'string' ? new Date(since).getTime() : NaN;
+  if (Number.isNaN(at)) throw invalid('since', 'must be a Date, or RFC 3339');
+  if (at < EARLIEST_MS || at > LATEST_MS) {
+    return new Date(Math.min(Math.max(at, EARLIEST_MS), LATEST_MS)).toISOString();
+  }
+  return since instanceof Date ? since.toISOString() : String(since);
 }
+
+const EARLIEST_MS = 0;
+const LATEST_MS = Date.parse('2262-01-01T00:00:00Z');
 
 const invalid = (path: string, message: string): VoltError =>
   new VoltError('INVALID_REQUEST', `${path}: ${message}`, { details: { path } });

@@ -46,6 +46,17 @@ export class Shell {
     return loadSettings(this.#flags, this.#surroundings.env);
   }
 
+  /** For a command that is about this machine alone. Throws UsageError where `--host` names another one. */
+  settingsHere(): Settings {
+    const settings = this.settings();
+    if (this.#flags.host !== undefined && !settings.isThisHost) {
+      const message =
+        'this command is about the host that it runs on: run it there, without --host';
+      throw new UsageError(`--host ${settings.host}: ${message}`);
+    }
+    return settings;
+  }
+
   /** Results, notes and errors. Errors of the command line itself are words, also with `--json`. */
   output(): Printer {
     const { terminal, env } = this.#surroundings;

@@ -119,6 +119,13 @@ describe.each(Object.entries(LIBRARIES))('with %s', (_, { open, headers }) => {
     await store(['e4']);
     expect(ids(await first)).toEqual(['e4']);
     await now.return();
+
+    // Nanoseconds since 1970 do not go back so far.
+    for (const long of ['0885-01-01T00:00:00Z', new Date(-1e14)]) {
+      const all = client.watch({ since: long });
+      expect(ids(await take(all, 1))).toEqual(['e1']);
+      await all.return();
+    }
   });
 
   const consumers = async (): Promise<number> =>

@@ -25,7 +25,7 @@ run. Exit code 8 when there is a problem.`,
     )
     .action(async ({ table }: { readonly table: string }) => {
       const { diagnose, observeHost } = await import('../../host/doctor.ts');
-      const { runtimeDir } = shell.settings();
+      const { runtimeDir } = shell.settingsHere();
       const networks = await fleetNetworks(shell);
       const findings = diagnose(observeHost({ table, runtimeDir, networks }));
       shell

@@ -13,7 +13,7 @@ export function addExecCommand(program: Command, shell: Shell): void {
     .addHelpText('after', EXAMPLES)
     .action(async (id: string, words: string[], flags: { generation?: string }) => {
       const generation = wholeNumber('--generation', flags.generation);
-      const { runtimeDir, timeoutMs } = shell.settings();
+      const { runtimeDir, timeoutMs } = shell.settingsHere();
       const { execClaimed } = await import('../exec.ts');
       await execClaimed({
         runtimeDir,

@@ -84,7 +84,7 @@ machine an id and a host of its own. What the host holds stays. Asks the agent o
 its local socket.`,
     )
     .action(async () => {
-      const { runtimeDir, timeoutMs } = shell.settings();
+      const { runtimeDir, timeoutMs } = shell.settingsHere();
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'settle' } });
       const { host: name, settled } = reply.body;
@@ -120,8 +120,8 @@ the agent of this machine over its local socket, and the next attach makes anew 
     )
     .action(async ({ all = false }: { all?: boolean }, command: Command) => {
       const output = shell.output();
+      const { runtimeDir, timeoutMs } = shell.settingsHere();
       if (!all) {
-        const { runtimeDir, timeoutMs } = shell.settings();
         const { askAgent } = await import('../local-socket.ts');
         using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'clean' } });
         const { networks } = reply.body;

@@ -23,7 +23,7 @@ Exit code 0 when attaches that are asked for over NATS can be done, 8 while not,
 agent. What is wrong is listed with since when, why, and what to do about it.`,
     )
     .action(async () => {
-      const { runtimeDir, timeoutMs } = shell.settings();
+      const { runtimeDir, timeoutMs } = shell.settingsHere();
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
       const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;

@@ -275,9 +275,23 @@ describe('watch and status', () => {
 
   test('status answers over the local socket', async () => {
     expect(await json('status')).toMatchObject({ health: { nats: 'connected' } });
+    expect(await json('status', '--host', 'h1')).toMatchObject({ health: { host: 'h1' } });
     const { exitCode, stdout } = await voltnet('status');
     expect(exitCode).toBe(0);
     expect(stdout).toMatch(/^session +armed$/m);
+  });
+
+  test.each([
+    'status',
+    'doctor',
+    'exec web -- true',
+    'host settle',
+    'host clean',
+    'host clean --all',
+  ])('%s is about this host, and refuses another', async (command) => {
+    const { exitCode, stdout, stderr } = await voltnet('--host', 'h9', ...command.split(' '));
+    expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' });
+    expect(stderr).toMatch(/^voltnet: --host h9: this command is about the host that it runs on/);
   });
 
   test('what cannot be reached is exit code 3', async () => {
