@@ -1,11 +1,12 @@
 import { execFile, execFileSync } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { until } from '../support/agent.ts';
 import { type Debian, startDebian } from '../support/debian.ts';
 import { ip } from '../support/kernel.ts';
+import { openPage } from '../support/page.ts';
 import { dyingWithParent, requireTool } from '../support/tools.ts';
 
 // The Debian package in a fresh Debian 12 without Node, under its systemd, with Debian's NATS and Redis: the commands of
@@ -15,25 +16,7 @@ const PACKAGES = fileURLToPath(new URL('../../.cache/deb/test', import.meta.url)
 const UNIT = 'volt-network-agent';
 const ATTACHMENTS = 100;
 
-/** The fenced commands of each chapter. */
-const chapters = new Map(
-  readFileSync(new URL('../../docs/install.md', import.meta.url), 'utf8')
-    .split('\n## ')
-    .map((text) => [
-      text.slice(0, text.indexOf('\n')),
-      [...text.matchAll(/^```sh\n([\s\S]*?)^```$/gm)].map(([, commands = '']) => commands),
-    ]),
-);
-
-/** What the page says, not yet typed. */
-const untyped = new Set([...chapters].flatMap(([name, all]) => all.map((_, n) => `${name} ${n}`)));
-
-function commandsOf(chapter: string, index: number): string {
-  const commands = chapters.get(chapter)?.[index];
-  if (commands === undefined) throw new Error(`"${chapter}" has no commands ${index}`);
-  untyped.delete(`${chapter} ${index}`);
-  return commands;
-}
+const page = openPage('install.md');
 
 /**
  * What lintian says of a package, nothing if it finds neither errors nor warnings. zstd, which Debian's archive does not
@@ -59,7 +42,7 @@ afterAll(() => debian[Symbol.asyncDispose]());
 
 /** Types commands of the page; packages are those of `folder`. */
 const type = (chapter: string, index = 0, folder = '/root'): string =>
-  debian.shell(`cd ${folder}; ${commandsOf(chapter, index)}`);
+  debian.shell(`cd ${folder}; ${page.commandsOf(chapter, index)}`);
 
 const statusOf = (command: string): number | null => debian.run('sh', '-c', command).status;
 
@@ -227,7 +210,7 @@ describe('uninstall', () => {
   });
 
   test('a removal leaves the configuration, a purge leaves nothing', () => {
-    const [remove = '', purge = ''] = commandsOf('Uninstall', 1).trim().split('\n');
+    const [remove = '', purge = ''] = page.commandsOf('Uninstall', 1).trim().split('\n');
     debian.shell(remove);
     expect(statusOf('test -e /etc/volt/network/agent.json')).toBe(0);
     debian.shell(purge);
@@ -271,7 +254,7 @@ describe('uninstall', () => {
   });
 
   test('every command of the page was typed', () => {
-    expect([...untyped]).toEqual([]);
+    expect(page.untyped()).toEqual([]);
   });
 });
 

@@ -32,26 +32,16 @@ export async function startPodmanHost(): Promise<PodmanHost> {
     folder,
     words: ['sh', here('podman.sh'), folder],
     what: 'podman',
+    env: { ...confs, BUILDAH_ISOLATION: 'chroot' },
     isUp: ({ run }) => run('test', '-e', join(folder, 'ready')).status === 0,
   });
-  const env = Object.entries({
-    ...confs,
-    BUILDAH_ISOLATION: 'chroot',
-    PATH: '/usr/sbin:/usr/bin:/sbin:/bin',
-    HOME: '/root',
-  }).map(([name, value]) => `${name}=${value}`);
-  const shell = (script: string): string => {
-    const { stdout, stderr, status } = host.run('env', '-i', ...env, 'sh', '-euc', script);
-    if (status === 0) return stdout;
-    throw new Error(`${script}\nended with ${status}:\n${stdout}${stderr}`);
-  };
   const tar = join(storage, 'base.tar');
-  shell(`sh ${here('debian-base.sh')} ${folder}/base >${tar}
+  host.shell(`sh ${here('debian-base.sh')} ${folder}/base >${tar}
     podman import --quiet ${tar} localhost/debian:12-slim; rm ${tar}`);
   return {
-    shell,
+    shell: host.shell,
     async [Symbol.asyncDispose]() {
-      shell('podman rm --all --force --time 20; umount /etc /var/lib');
+      host.shell('podman rm --all --force --time 20; umount /etc /var/lib');
       await host[Symbol.asyncDispose]();
       rmSync(storage, { recursive: true, force: true });
     },

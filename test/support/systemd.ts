@@ -20,12 +20,14 @@ const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 const UNITS = '/run/systemd/system';
 
 /** Where units find this checkout. */
-export const INSTALLED = '/opt';
+export const INSTALLED = '/opt/volt-network';
 
 /** Debian's systemd as PID 1 of namespaces of its own, in the network namespace of the calling test. */
 export interface Systemd extends AsyncDisposable {
   /** Runs a program where systemd is. */
   readonly run: (...words: string[]) => { stdout: string; stderr: string; status: number | null };
+  /** Runs a script as root does who types it, and returns what it says; throws unless every command of it succeeds. */
+  readonly shell: (script: string) => string;
   /** `systemctl`; throws with what it and the unit say unless it succeeds. */
   readonly systemctl: (...words: string[]) => string;
   /** One property of a unit. */
@@ -43,8 +45,8 @@ export async function startSystemd(view: {
   readonly bin: Readonly<Record<string, string>>;
 }): Promise<Systemd> {
   const folder = mkdtempSync('/run/volt-test-systemd-');
-  for (const place of ['etc', 'bin', 'lib']) {
-    mkdirSync(join(folder, place));
+  for (const place of ['etc', 'bin', 'lib', 'opt']) {
+    mkdirSync(join(folder, place), { mode: 0o755 });
     mkdirSync(join(folder, `${place}.work`));
   }
   write(join(folder, 'etc'), view.etc, 0o644);
@@ -78,9 +80,11 @@ export async function boot(of: {
   readonly what?: string;
   /** Whether what is run there has its root, too. */
   readonly ownRoot?: boolean;
+  /** What whoever types there has beside a path and a home. */
+  readonly env?: Readonly<Record<string, string>>;
   readonly isUp: (systemd: Pick<Systemd, 'run' | 'systemctl'>) => boolean;
 }): Promise<Booted> {
-  const { folder, words, what = 'systemd', ownRoot = false, isUp } = of;
+  const { folder, words, what = 'systemd', ownRoot = false, env = {}, isUp } = of;
   const cgroup = makeControlGroup(join(folder, 'cgroup'));
   const [program, args] = dyingWithParent(['sh', '-c', JOIN, 'sh', cgroup, ...words]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -102,6 +106,13 @@ export async function boot(of: {
     ];
     return spawnSync(requireTool('nsenter'), [...target, '--', ...command], { encoding: 'utf8' });
   };
+  const typed = Object.entries({ PATH: SYSTEM_PATH, HOME: '/root', ...env });
+  const shell: Systemd['shell'] = (script) => {
+    const words = typed.map(([name, value]) => `${name}=${value}`);
+    const { stdout, stderr, status } = run('env', '-i', ...words, 'sh', '-euc', script);
+    if (status === 0) return stdout;
+    throw new Error(`${script}\nended with ${status}:\n${stdout}${stderr}`);
+  };
   const systemctl: Systemd['systemctl'] = (...command) => {
     const { stdout, stderr, status } = run('systemctl', ...command);
     if (status === 0) return stdout;
@@ -117,6 +128,7 @@ export async function boot(of: {
   }
   return {
     run,
+    shell,
     systemctl,
     show: (unit, property) => systemctl('show', '--value', `--property=${property}`, unit).trim(),
     async [Symbol.asyncDispose]() {
@@ -129,6 +141,8 @@ export async function boot(of: {
     },
   };
 }
+
+const SYSTEM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 
 // Into its control group first, so that this is the root of its view of them.
 const JOIN = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"';
