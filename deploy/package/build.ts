@@ -24,6 +24,7 @@ const COPIED = [
   'deploy/nats',
   'deploy/networks',
   'deploy/observability',
+  'deploy/redis',
   'deploy/systemd',
   ...filesBelow('docs').filter((name) =>
     /^docs\/([^/]+\.md|benchmarks\/.+\.svg|reference\/.+)$/.test(name),

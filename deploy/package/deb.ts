@@ -149,6 +149,7 @@ function putSystem(folder: string): void {
     'nats',
     'networks',
     'observability',
+    'redis',
     'systemd/tighter',
     'systemd/volt0.netdev',
   ]) {

@@ -25,6 +25,12 @@ function documentedRights(user: string): string[] {
   return line.trim().split(/\s+/).slice(2);
 }
 
+test.each(['volt-h1', 'volt-admin'])('deploy/redis/users.acl gives %s just these', (user) => {
+  const file = readFileSync(new URL('../../deploy/redis/users.acl', import.meta.url), 'utf8');
+  const [, rights = ''] = new RegExp(`^user ${user} on (.*)$`, 'm').exec(file) ?? [];
+  expect(rights.split(' ')).toEqual(documentedRights(user));
+});
+
 /** Rights that docs/ledger.md gives beside, for one way of running it. */
 function furtherRights(what: string): string[] {
   const page = readFileSync(new URL('../../docs/ledger.md', import.meta.url), 'utf8');

@@ -19,6 +19,7 @@ export async function startDebian(packages: string): Promise<Debian> {
     words: ['sh', here('debian.sh'), root, folder, packages],
     ownRoot: true,
     env: { DEBIAN_FRONTEND: 'noninteractive' },
+    limitSeconds: 850,
     isUp: ({ run }) => /running|degraded/.test(run('systemctl', 'is-system-running').stdout.trim()),
   });
 }

@@ -70,18 +70,22 @@ export async function startOperatedHost({
   config,
   bin = {},
   hasServers = true,
+  debians = [],
   before = () => {},
 }: {
   readonly config: object;
   readonly bin?: Readonly<Record<string, string>>;
   readonly hasServers?: boolean;
+  /** Units of Debian's packages, beside those of systemd. */
+  readonly debians?: readonly string[];
   readonly before?: (shell: Systemd['shell']) => Promise<void> | void;
 }): Promise<OperatedHost> {
   const servers: Server[] = hasServers
     ? await Promise.all([startNats({ port: 4222 }), startRedis({ port: 6379 })])
     : [];
   mkdirSync(UNITS, { recursive: true });
-  for (const name of DEBIANS) symlinkSync(`/lib/systemd/system/${name}`, `${UNITS}/${name}`);
+  for (const name of [...DEBIANS, ...debians])
+    symlinkSync(`/lib/systemd/system/${name}`, `${UNITS}/${name}`);
   const systemd = await startSystemd({
     etc: { 'volt/network/agent.json': JSON.stringify(config) },
     bin: { udevadm: `#!/bin/sh\nexec ${UDEVADM} "$@"\n`, ...bin },

@@ -33,6 +33,7 @@ export async function startPodmanHost(): Promise<PodmanHost> {
     words: ['sh', here('podman.sh'), folder],
     what: 'podman',
     env: { ...confs, BUILDAH_ISOLATION: 'chroot' },
+    limitSeconds: 850,
     isUp: ({ run }) => run('test', '-e', join(folder, 'ready')).status === 0,
   });
   const tar = join(storage, 'base.tar');

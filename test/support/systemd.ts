@@ -82,9 +82,19 @@ export async function boot(of: {
   readonly ownRoot?: boolean;
   /** What whoever types there has beside a path and a home. */
   readonly env?: Readonly<Record<string, string>>;
+  /** How long a script may take: the test's own limit does not count while it waits for one. */
+  readonly limitSeconds?: number;
   readonly isUp: (systemd: Pick<Systemd, 'run' | 'systemctl'>) => boolean;
 }): Promise<Booted> {
-  const { folder, words, what = 'systemd', ownRoot = false, env = {}, isUp } = of;
+  const {
+    folder,
+    words,
+    what = 'systemd',
+    ownRoot = false,
+    env = {},
+    limitSeconds = 180,
+    isUp,
+  } = of;
   const cgroup = makeControlGroup(join(folder, 'cgroup'));
   const [program, args] = dyingWithParent(['sh', '-c', JOIN, 'sh', cgroup, ...words]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -106,10 +116,11 @@ export async function boot(of: {
     ];
     return spawnSync(requireTool('nsenter'), [...target, '--', ...command], { encoding: 'utf8' });
   };
+  const limit = ['timeout', String(limitSeconds)];
   const typed = Object.entries({ PATH: SYSTEM_PATH, HOME: '/root', ...env });
   const shell: Systemd['shell'] = (script) => {
     const words = typed.map(([name, value]) => `${name}=${value}`);
-    const { stdout, stderr, status } = run('env', '-i', ...words, 'sh', '-euc', script);
+    const { stdout, stderr, status } = run('env', '-i', ...words, ...limit, 'sh', '-euc', script);
     if (status === 0) return stdout;
     throw new Error(`${script}\nended with ${status}:\n${stdout}${stderr}`);
   };
