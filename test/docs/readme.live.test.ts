@@ -38,7 +38,7 @@ test.each(linesOf(page.commandsOf('Use it', 1)))('%s', (line) => {
 });
 
 test('the orchestrator of the examples attaches and detaches', () => {
-  host.shell('ip netns add box');
+  host.shell('voltnet network delete volt0; ip netns add box');
   const said = host.shell(IN_CHECKOUT + examples.commandsOf(examples.text.split('\n', 1)[0] ?? ''));
   expect(said).toMatch(/attached/);
   host.shell('ip netns delete box');
