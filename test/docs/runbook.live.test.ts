@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { until } from '../support/agent.ts';
-import { ENDED_BY_US, type OperatedHost, startOperatedHost } from '../support/operated-host.ts';
+import { type OperatedHost, startOperatedHost } from '../support/operated-host.ts';
 import { linesOf, openPage } from '../support/page.ts';
 
 // The commands of docs/runbook.md, as they stand there, on a host that has what the alerts speak of.

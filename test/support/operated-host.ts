@@ -102,9 +102,8 @@ export async function startOperatedHost({
     shell,
     servers,
     type: (command, { until: words = '', meanwhile = '' } = {}) => {
-      const env = ['env', '-i', 'PATH=/usr/sbin:/usr/bin:/sbin:/bin', 'HOME=/root'];
       const typed = ['sh', '-c', TYPE, 'sh', command, words, meanwhile];
-      const { status, stdout, stderr } = systemd.run(...env, ...typed);
+      const { status, stdout, stderr } = systemd.runTyped(...typed);
       return { status, said: stdout + stderr };
     },
     ready: () => until('the agent serves', () => host.type('voltnet status').status === 0, 60_000),

@@ -26,6 +26,8 @@ export const INSTALLED = '/opt/volt-network';
 export interface Systemd extends AsyncDisposable {
   /** Runs a program where systemd is. */
   readonly run: (...words: string[]) => { stdout: string; stderr: string; status: number | null };
+  /** The same, with the environment of root who types it. */
+  readonly runTyped: Systemd['run'];
   /** Runs a script as root does who types it, and returns what it says; throws unless every command of it succeeds. */
   readonly shell: (script: string) => string;
   /** `systemctl`; throws with what it and the unit say unless it succeeds. */
@@ -116,11 +118,12 @@ export async function boot(of: {
     ];
     return spawnSync(requireTool('nsenter'), [...target, '--', ...command], { encoding: 'utf8' });
   };
-  const limit = ['timeout', String(limitSeconds)];
-  const typed = Object.entries({ PATH: SYSTEM_PATH, HOME: '/root', ...env });
+  const variables = Object.entries({ PATH: SYSTEM_PATH, HOME: '/root', ...env });
+  const runTyped: Systemd['run'] = (...command) =>
+    run('env', '-i', ...variables.map(([name, value]) => `${name}=${value}`), ...command);
   const shell: Systemd['shell'] = (script) => {
-    const words = typed.map(([name, value]) => `${name}=${value}`);
-    const { stdout, stderr, status } = run('env', '-i', ...words, ...limit, 'sh', '-euc', script);
+    const limit = ['timeout', String(limitSeconds)];
+    const { stdout, stderr, status } = runTyped(...limit, 'sh', '-euc', script);
     if (status === 0) return stdout;
     throw new Error(`${script}\nended with ${status}:\n${stdout}${stderr}`);
   };
@@ -139,6 +142,7 @@ export async function boot(of: {
   }
   return {
     run,
+    runTyped,
     shell,
     systemctl,
     show: (unit, property) => systemctl('show', '--value', `--property=${property}`, unit).trim(),
