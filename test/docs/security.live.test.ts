@@ -44,7 +44,7 @@ test('what is not theirs is refused as the page shows', () => {
     return said;
   });
   expect(told.join('')).toBe(page.shown('voltnet: '));
-  expect(host.shell('voltnet list')).toContain('tap-web');
+  expect(host.shell('voltnet --local list')).toContain('tap-web');
 });
 
 test('the dashboard serves an observer', () => {
