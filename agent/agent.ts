@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { VoltError } from '#protocol/errors.ts';
 import { redacted } from '#protocol/secrets.ts';
 import { refuseUnserved } from '#protocol/guest-services.ts';
+import type { LocalAnswers } from '#protocol/local-socket.ts';
 import { parseNetwork } from '#protocol/network.ts';
 import type { Ledger, NetworkUsage, Self } from '#ipam-store/ledger.ts';
 import type { listenSeqpacket } from '#native/seqpacket.ts';
@@ -489,7 +490,7 @@ export class Agent {
     return readingsOf(parts, pools);
   }
 
-  #health(): Readonly<Record<string, unknown>> {
+  #health(): LocalAnswers['health'] {
     const { host, hostGiven } = this.#config;
     const records = this.#journal.values();
     const redis = this.#ledger.status;

@@ -44,7 +44,14 @@ const SETTING_PLACES = Object.entries(SETTINGS);
 const SETTING_BYTES = 4;
 
 /** By family and name as below `/proc/sys/net/<family>/conf/<device>/`. */
-export type LinkSettings = Partial<Readonly<Record<keyof typeof SETTINGS, number>>>;
+export type LinkSettings = Partial<Readonly<Record<LinkSetting, number>>>;
+export type LinkSetting = keyof typeof SETTINGS;
+
+const isSetting = (name: string): name is LinkSetting => Object.hasOwn(SETTINGS, name);
+
+/** The settings that are there, each with its name. */
+export const settingEntries = (settings: LinkSettings): [LinkSetting, number][] =>
+  Object.entries(settings).flatMap(([name, value]) => (isSetting(name) ? [[name, value]] : []));
 
 /** A network device as the kernel reports it. */
 export interface Link {

@@ -30,10 +30,7 @@ export const eventBodySchemas = {
     id: z.string(),
     host: z.string(),
     state: z.literal('detached'),
-    /**
-     * `requested`, `absent`, `expired`, `failed`, `fenced`, `interrupted`, `namespace-gone`, `reboot`, `reclaimed`; a newer
-     * agent may have more. With the last two there may be no attachment, but a lease.
-     */
+    /** One of DETACHED_REASONS; a newer agent may have more. With the last two there may be no attachment, but a lease. */
     reason: z.string(),
     ...outcome,
   }),
@@ -56,21 +53,21 @@ export const eventBodySchemas = {
     network: z.string().optional(),
     host: z.string(),
     device: attachmentSchema.shape.device.optional(),
-    /** `mend`, `remake`, `close`, `network`, `firewall`; a newer agent may have more. */
+    /** One of REPAIR_ACTIONS; a newer agent may have more. */
     action: z.string(),
     differences: checkAnswerSchema.shape.differences,
   }),
   suspect: z.object({ host: z.string(), ...outcome }),
-  recovering: z.object({ epoch: z.string(), awaiting: z.array(z.string()), ...outcome }),
-  recovered: z.object({ epoch: z.string(), missed: z.array(z.string()), ...outcome }),
+  recovering: z.object({ epoch: z.string(), awaiting: z.array(z.string()).readonly(), ...outcome }),
+  recovered: z.object({ epoch: z.string(), missed: z.array(z.string()).readonly(), ...outcome }),
   'host-up': z.object({
     host: z.string(),
     bootId: z.string(),
     /** `live`, `suspect` or `unknown`; a newer agent may have more. */
     before: z.string(),
     rebooted: z.boolean(),
-    kept: z.array(z.string()),
-    released: z.array(z.string()),
+    kept: z.array(z.string()).readonly(),
+    released: z.array(z.string()).readonly(),
     ...outcome,
   }),
   'host-down': z.object({

@@ -16,6 +16,26 @@ export const EVENT_TYPES = [
 
 export type EventType = (typeof EVENT_TYPES)[number];
 
+/** Why an attachment has ended: `reason` of `detached`. */
+export const DETACHED_REASONS = [
+  'requested',
+  'absent',
+  'expired',
+  'failed',
+  'fenced',
+  'interrupted',
+  'namespace-gone',
+  'reboot',
+  'reclaimed',
+] as const;
+
+export type DetachedReason = (typeof DETACHED_REASONS)[number];
+
+/** What was done about a difference: `action` of `repaired`. */
+export const REPAIR_ACTIONS = ['mend', 'remake', 'close', 'network', 'firewall'] as const;
+
+export type RepairAction = (typeof REPAIR_ACTIONS)[number];
+
 /**
  * The id of an outcome, and so its `Nats-Msg-Id`: a function of host, operation and request, so that the
  * same outcome told twice is one event.

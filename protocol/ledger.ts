@@ -4,7 +4,7 @@ import { HOST_PATTERN, NETWORK_PATTERN } from './names.ts';
 /** Where a lease stands: `suspect` and `expired` ones are held all the same, until they are given back. */
 const LEASE_STATES = ['held', 'suspect', 'expired'] as const;
 export const HOST_STATES = ['live', 'joining', 'suspect', 'awaited'] as const;
-const LEDGER_STATES = ['armed', 'arming', 'recovering', 'unclaimed'] as const;
+export const LEDGER_STATES = ['armed', 'arming', 'recovering', 'unclaimed'] as const;
 
 const host = z.string().regex(HOST_PATTERN, 'must be a host id');
 /** What the page before ended with. */

@@ -13,12 +13,15 @@ export const HOSTNAME_PATTERN =
 /** IFNAMSIZ without the terminating zero (linux/if.h). */
 const DEVICE_NAME_BYTES = 15;
 
+export const DEVICE_NAME_PATTERN = /^[A-Za-z0-9_.-]{1,15}$/;
+export const NO_DEVICES = ['.', '..', 'all', 'default'];
+
 /**
  * True for what the kernel takes as the name of a device (dev_valid_name) and shells need not quote. `all`
  * and `default` are folders in /proc/sys/net/ipv4/conf: a setting of such a device would be everybody's.
  */
 export const isDeviceName = (name: string): boolean =>
-  /^[A-Za-z0-9_.-]{1,15}$/.test(name) && !['.', '..', 'all', 'default'].includes(name);
+  DEVICE_NAME_PATTERN.test(name) && !NO_DEVICES.includes(name);
 
 /** True for names that systemd-networkd's own units match (80-container-*, 80-vm-vt): it would configure them. */
 export const isNetworkdName = (name: string): boolean =>

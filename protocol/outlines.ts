@@ -15,6 +15,7 @@ import type {
   LedgerHostsAnswer,
   LedgerLeasesAnswer,
 } from './ledger.ts';
+import type { LocalAnswers } from './local-socket.ts';
 import type {
   NetworkDeleteAnswer,
   NetworkGetAnswer,
@@ -71,3 +72,12 @@ export const IS_ANSWER = {
   ledgerForget: outlined<LedgerForgetAnswer>({ forgotten: 'boolean', released: 'number' }),
   ledgerCheck: outlined<LedgerCheckAnswer>({ inSync: 'boolean', differences: 'object' }),
 } as const;
+
+/** The same of answers on the local socket, by `op`. */
+export const IS_LOCAL_ANSWER: { readonly [Op in keyof LocalAnswers]: IsAnswer<LocalAnswers[Op]> } =
+  {
+    claim: outlined<LocalAnswers['claim']>({ attachment: 'object' }),
+    clean: outlined<LocalAnswers['clean']>({ networks: 'object' }),
+    health: outlined<LocalAnswers['health']>({ health: 'object' }),
+    settle: outlined<LocalAnswers['settle']>({ settled: 'boolean' }),
+  };

@@ -149,7 +149,7 @@ export class Detaches {
   #report(record: AttachmentRecord, detach: DetachIntent): void {
     const { attachment, kept } = record;
     const ended = attachment
-      ? { ...attachment, state: 'detached', reason: detach.reason }
+      ? { ...attachment, state: 'detached' as const, reason: detach.reason }
       : kept && endedLease(kept, detach.reason);
     if (ended === undefined) return;
     // A repeated attach may fail each time and end another attachment each time. The generation tells them apart.

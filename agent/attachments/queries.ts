@@ -1,4 +1,5 @@
 import type { Attachment, CheckAnswer, Difference, ListRequest } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
 import { encodeAnswer, EncodedAnswer } from '#protocol/envelope.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Ledger, Lease } from '#ipam-store/ledger.ts';
@@ -170,9 +171,9 @@ export class Queries {
   *#compareAgain(
     suspected: Iterable<Suspected>,
     leases: ReadonlyMap<string, Lease>,
-  ): Steps<Difference[]> {
+  ): Steps<FoundDifference[]> {
     const { journal, taggedDevices } = this.#options;
-    const differences: Difference[] = [];
+    const differences: FoundDifference[] = [];
     let devices: ReadonlyMap<string, string> | undefined;
     for (const { id, record, lease: before } of suspected) {
       yield;
@@ -191,7 +192,10 @@ export class Queries {
   }
 
   /** Compares the attachment's revision of its network with the current one. */
-  #revisionDifferences({ id, attachment, revision }: Attached, current: Revisions): Difference[] {
+  #revisionDifferences(
+    { id, attachment, revision }: Attached,
+    current: Revisions,
+  ): FoundDifference[] {
     const { network } = attachment;
     const expected = current.get(network);
     if (expected === undefined || expected === revision) return [];
@@ -216,7 +220,7 @@ function attachmentIn(record: AttachmentRecord): Attachment | undefined {
   return attachment === undefined ? undefined : { ...attachment, state };
 }
 
-function compareLease(attachment: Attachment, lease: Lease | undefined): Difference[] {
+function compareLease(attachment: Attachment, lease: Lease | undefined): FoundDifference[] {
   const { id, generation, host, mac } = attachment;
   const addresses = attachment.addresses.map(({ address }) => address);
   const expected = { generation, host, mac, addresses };

@@ -280,7 +280,7 @@ export class Requests {
       requestId: request.requestId,
       final,
       trace: call.trace,
-      body: { ...toErrorBody(error), operation, request },
+      body: { ...toErrorBody(error), operation, request: { ...request } },
     });
     if ('isLast' in call) call.onFailureTold();
   }

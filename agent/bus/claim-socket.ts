@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { decodeAnswer } from '#protocol/envelope.ts';
 import { toErrorBody, VoltError } from '#protocol/errors.ts';
+import type { LocalAnswers } from '#protocol/local-socket.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import type { PeerCredentials } from '#native/peer.ts';
 import type { listenSeqpacket, SeqpacketServer } from '#native/seqpacket.ts';
@@ -13,6 +14,7 @@ import type { Journal } from '../storage/journal.ts';
 import {
   type Claim,
   encodedBody,
+  headersIn,
   jsonOf,
   parsePacket,
   type Request,
@@ -30,11 +32,11 @@ export interface ClaimSocketOptions {
   readonly journal: Journal;
   readonly networkTypes: NetworkTypes;
   /** What `{"op":"health"}` answers. */
-  readonly health: () => Readonly<Record<string, unknown>>;
+  readonly health: () => LocalAnswers['health'];
   /** What `{"op":"settle"}` does and answers. */
-  readonly settle: () => Promise<Readonly<Record<string, unknown>>>;
+  readonly settle: () => Promise<LocalAnswers['settle']>;
   /** What `{"op":"clean"}` does and answers. */
-  readonly clean: () => Readonly<Record<string, unknown>>;
+  readonly clean: () => LocalAnswers['clean'];
   /** Another VMM has the device of this attachment from now on. */
   readonly onClaim: (id: string) => void;
   /** What `{"op":"request"}` asks for, by name. */
@@ -145,7 +147,8 @@ export class ClaimSocket {
   }
 
   /** Handled like a request from the bus: the same limits, checks and answers. */
-  async #answerTo({ operation, host, body, headers }: Request, { uid, pid }: PeerCredentials) {
+  async #answerTo(packet: Request, { uid, pid }: PeerCredentials) {
+    const { operation, host, body = {} } = packet;
     const { endpoints, slices, log, host: own } = this.#options;
     if (uid !== ROOT) {
       throw new VoltError('UNAUTHORIZED', `uid ${uid} may not ask for ${operation} here`);
@@ -164,6 +167,7 @@ export class ClaimSocket {
     log.info({ operation, pid, uid }, 'asked over the local socket');
     const { subject } = endpoint;
     const caller = `uid ${uid}`;
+    const headers = headersIn(packet);
     const asked = { subject, caller, payload: encodedBody(body), headers };
     const { payload } = await endpoint.answer(asked);
     if (payload.length < MAX_PACKET_BYTES) return decodeAnswer(payload);
@@ -203,7 +207,7 @@ export class ClaimSocket {
         details: { uid: peer.uid, gid: peer.gid },
       });
     }
-    if (generation !== undefined && generation !== attachment.generation) {
+    if ((generation ?? attachment.generation) !== attachment.generation) {
       throw new VoltError('STALE_GENERATION', `${id} has generation ${attachment.generation}`, {
         details: { generation: attachment.generation },
       });
@@ -213,7 +217,8 @@ export class ClaimSocket {
     const descriptors = type.claim(attachment);
     onClaim(id);
     log.info({ id, pid: peer.pid, uid: peer.uid, queues: descriptors.length }, 'device claimed');
-    return answer({ attachment }, descriptors);
+    const claimed: LocalAnswers['claim'] = { attachment };
+    return answer(claimed, descriptors);
   }
 }
 

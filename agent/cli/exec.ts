@@ -20,7 +20,7 @@ export interface ExecOptions {
  */
 export async function execClaimed(options: ExecOptions): Promise<never> {
   const { runtimeDir, timeoutMs, id, generation, words } = options;
-  const request = { op: 'claim', id, ...(generation !== undefined && { generation }) };
+  const request = { op: 'claim', id, ...(generation !== undefined && { generation }) } as const;
   using reply = await askAgent({ runtimeDir, timeoutMs, request });
   const claim = claimOf(
     reply.body,

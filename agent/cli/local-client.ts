@@ -2,7 +2,7 @@ import type { VoltNetworkClient } from '#protocol/client.ts';
 import { VoltError } from '#protocol/errors.ts';
 import { IS_ANSWER, type IsAnswer } from '#protocol/outlines.ts';
 import type { HostOperation } from '#protocol/subjects.ts';
-import { askAgent } from './local-socket.ts';
+import { sendToAgent } from './local-socket.ts';
 import type { Settings } from './settings.ts';
 
 /** Requests to one host, over NATS or over its agent's socket. */
@@ -72,8 +72,9 @@ export class LocalClient implements HostClient {
     isAnswer: IsAnswer<Answer>,
   ): Promise<Answer> {
     const { runtimeDir, timeoutMs, traceContext } = this.#settings;
-    const request = { op: 'request', operation, host, body, timeoutMs, ...traceContext };
-    using reply = await askAgent({ runtimeDir, timeoutMs: timeoutMs + ANSWER_GRACE_MS, request });
+    const request = { op: 'request', operation, host, body, timeoutMs, ...traceContext } as const;
+    const patienceMs = timeoutMs + ANSWER_GRACE_MS;
+    using reply = await sendToAgent({ runtimeDir, timeoutMs: patienceMs, request });
     const answer: unknown = reply.body;
     if (isAnswer(answer)) return answer;
     throw new VoltError('INTERNAL', `the answer to ${operation} lacks what the protocol promises`);

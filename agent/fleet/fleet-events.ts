@@ -1,5 +1,5 @@
 import type { Pulse, Self } from '#ipam-store/ledger.ts';
-import type { EventLog } from '../storage/events.ts';
+import type { EventDraft, EventLog } from '../storage/events.ts';
 import type { HostLeases, Settled } from '../attachments/host-leases.ts';
 
 /** What the answer to a heartbeat says of how this host came. */
@@ -32,14 +32,14 @@ export class FleetEvents {
     this.#add('host-up', host, String(nowMs), body);
   }
 
-  #add(
-    type: 'recovering' | 'recovered' | 'suspect' | 'host-up',
+  #add<Type extends 'recovering' | 'recovered' | 'suspect' | 'host-up'>(
+    type: Type,
     subject: string,
     which: string,
-    body: Readonly<Record<string, unknown>>,
+    body: EventDraft<Type>['body'],
   ): void {
     const requestId = `${type}-${which}`;
     const draft = { type, network: '-', subject, operation: type, requestId, trace: {}, body };
-    this.#options.events.add(draft);
+    this.#options.events.add<Type>(draft);
   }
 }

@@ -1,5 +1,5 @@
-import type { Difference } from '#protocol/attachment.ts';
-import type { LinkSettings } from '#native/link.ts';
+import type { AttachmentPart, FoundDifference } from '#protocol/differences.ts';
+import { type LinkSettings, settingEntries } from '#native/link.ts';
 import { portDifferences } from './networks/bridge-port.ts';
 import { ifbName, rateOf } from './networks/bandwidth.ts';
 import { factKeys, filterFacts, mapFacts } from './networks/port-facts.ts';
@@ -20,18 +20,18 @@ export interface Finding {
    */
   readonly remedy: 'none' | 'mend' | 'remake' | 'close';
   /** The differences that the remedy repairs. */
-  readonly differences: readonly Difference[];
+  readonly differences: readonly FoundDifference[];
   /** Differences inside the workload's namespace: they are only reported. */
-  readonly reported: readonly Difference[];
+  readonly reported: readonly FoundDifference[];
 }
 
-type Compared = readonly [what: string, expected: unknown, observed: unknown];
+type Compared = readonly [what: AttachmentPart, expected: unknown, observed: unknown];
 
 const NONE: Finding = { remedy: 'none', differences: [], reported: [] };
 
 export function compare(description: Description, seen: Snapshot): Finding {
   const { id, device } = description;
-  const named = (compared: readonly Compared[]): Difference[] =>
+  const named = (compared: readonly Compared[]): FoundDifference[] =>
     compared.map(([what, expected, observed]) => ({ id, what, expected, observed }));
   if (description.closed === true) {
     const open = openings(description, seen);
@@ -119,9 +119,8 @@ function bridgeDiffering(
 
 /** A device may lack the settings of a family, for example without IPv6. That is not a difference. */
 function settingDiffering(wanted: LinkSettings, { settings = {} }: SeenLink): Compared[] {
-  const found = new Map(Object.entries(settings));
-  return Object.entries(wanted).flatMap(([name, expected]) => {
-    const observed = found.get(name);
+  return settingEntries(wanted).flatMap(([name, expected]) => {
+    const observed = settings[name];
     return observed === undefined ? [] : unequal([[`device.${name}`, expected, observed]]);
   });
 }
@@ -162,7 +161,7 @@ function limitsDiffering(
 }
 
 const limitDiffering = (
-  what: string,
+  what: AttachmentPart,
   limit: number | undefined,
   found: number | undefined,
 ): Compared[] => (limit === undefined ? [] : unequal([[what, rateOf(limit), found ?? null]]));

@@ -1,6 +1,7 @@
 import { MacAddress } from '#protocol/address.ts';
 import { VoltError } from '#protocol/errors.ts';
 import type { Network } from '#protocol/network.ts';
+import { settingEntries } from '#native/link.ts';
 import { atOnce } from '#native/steps.ts';
 import { writeSysctl } from '#native/sysctl.ts';
 import { compare, deviceIn, type Finding, linkDiffering } from './comparator.ts';
@@ -151,7 +152,7 @@ function mendLink({ links }: Kernel, description: Description, device: Described
     ...(marked && { group: device.group, alias: device.alias }),
   };
   if (Object.keys(change).length > 0) links.set({ index, name: device.name }, change);
-  for (const [setting, value] of Object.entries(device.settings)) {
+  for (const [setting, value] of settingEntries(device.settings)) {
     const [family = '', key = ''] = setting.split('.');
     if (!differing.has(`device.${setting}`)) continue;
     writeSysctl(['net', family, 'conf', device.name, key], String(value));

@@ -1,6 +1,13 @@
 import { randomUUID } from 'node:crypto';
 import { encode, encodeAnswer, MAX_PAYLOAD_BYTES } from '#protocol/envelope.ts';
-import { eventHeaders, eventId, eventSource, type EventType } from '#protocol/events.ts';
+import type { EventBodies } from '#protocol/event-bodies.ts';
+import {
+  type DetachedReason,
+  eventHeaders,
+  eventId,
+  eventSource,
+  type EventType,
+} from '#protocol/events.ts';
 import { subjects } from '#protocol/subjects.ts';
 import { parseTraceContext } from '#protocol/trace-context.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -11,8 +18,14 @@ import { type PendingEvent, PublishError } from './pending-event.ts';
 import { type RequestTrace, tracedRequest } from '../trace.ts';
 
 /** The content of a new event, before it has an id and a time. */
-export interface EventDraft {
-  readonly type: EventType;
+/** The body of an event without what is put there when it goes out. */
+type Told<Type extends EventType> = Distributed<EventBodies[Type]>;
+type Distributed<Whole> = Whole extends unknown
+  ? Readonly<Omit<Whole, 'requestId' | 'durationMs'>>
+  : never;
+
+export interface EventDraft<Type extends EventType> {
+  readonly type: Type;
   /** The network that the event concerns; `-` where there is none. */
   readonly network: string;
   /** The attachment, network or host that the event is about. */
@@ -24,7 +37,7 @@ export interface EventDraft {
   readonly final?: boolean;
   /** The trace of the request that caused the event. */
   readonly trace: { readonly traceparent?: string; readonly tracestate?: string };
-  readonly body: Readonly<Record<string, unknown>>;
+  readonly body: Told<Type>;
   /** By phase: `ipam`, `kernel`; `publish` is added when the event goes out. */
   readonly durationMs?: Readonly<Record<string, number>>;
 }
@@ -112,7 +125,7 @@ export class EventLog {
   }
 
   /** Stores the event, after the `attached` event of its subject where that is not stored yet. */
-  add(draft: EventDraft): void {
+  add<Type extends EventType>(draft: EventDraft<Type>): void {
     this.announce(draft.subject);
     this.#store(draft);
   }
@@ -154,7 +167,7 @@ export class EventLog {
     for (const id of this.#options.journal.untoldIds()) this.announce(id);
   }
 
-  #store(draft: EventDraft): void {
+  #store<Type extends EventType>(draft: EventDraft<Type>): void {
     const { host } = this.#options;
     const { type, network, subject, operation, requestId, trace, body, durationMs } = draft;
     const attempt = draft.final === false ? `${operation} ${randomUUID()}` : operation;
@@ -229,7 +242,7 @@ export class EventLog {
   }
 }
 
-type Body = EventDraft['body'];
+type Body = Readonly<Record<string, unknown>>;
 
 /**
  * A body that fits an event of at most `most` bytes. While the body is too large, its largest field is shortened: a map
@@ -275,7 +288,7 @@ function shortened(value: unknown): unknown {
 }
 
 /** The body of the `detached` event of a lease that ended without an attachment of this host. */
-export function endedLease(lease: Lease, reason: string): EventDraft['body'] {
+export function endedLease(lease: Lease, reason: DetachedReason): Told<'detached'> {
   const { id, generation, network, workload, kind, host, mac, addresses } = lease;
   return {
     id,

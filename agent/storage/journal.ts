@@ -17,6 +17,7 @@ import {
   attachRequestSchema,
   type Difference,
 } from '#protocol/attachment.ts';
+import type { DetachedReason } from '#protocol/events.ts';
 import { parseRequest } from '#protocol/parse.ts';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
@@ -91,8 +92,7 @@ export interface Untold {
 }
 
 export interface DetachIntent {
-  readonly reason:
-    'requested' | 'expired' | 'failed' | 'fenced' | 'interrupted' | 'namespace-gone' | 'reboot';
+  readonly reason: Exclude<DetachedReason, 'absent' | 'reclaimed'>;
   readonly requestId: string;
   /** As the request named it. */
   readonly generation?: number;

@@ -1,4 +1,4 @@
-import { attachmentSchema } from '#protocol/attachment.ts';
+import { localAnswerSchemas } from '#protocol/local-socket.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { requestSeqpacket } from '#native/unix.ts';
 import { RUNTIME_DIR } from './world.ts';
@@ -18,12 +18,7 @@ export async function claimTap(id: string): Promise<ClaimedTap> {
   const text = Buffer.from(bytes).toString('utf8');
   const [descriptor] = descriptors;
   if (descriptor === undefined) throw new Error(`claim of ${id}: ${text}`);
-  const { mac, device } = attachmentIn(JSON.parse(text));
+  const { mac, device } = localAnswerSchemas.claim.parse(JSON.parse(text)).attachment;
   if (device === null) throw new Error(`${id} has no device`);
   return { descriptor, name: device.name, mac, vnetHdrSize: device.vnetHdrSize ?? 0 };
 }
-
-const attachmentIn = (answer: unknown): ReturnType<typeof attachmentSchema.parse> =>
-  attachmentSchema.parse(
-    typeof answer === 'object' && answer !== null && 'attachment' in answer && answer.attachment,
-  );

@@ -32,7 +32,9 @@ const HEADERS = {
   request: {
     ...TRACE,
     'volt-timeout-ms': {
-      ...text('how long the caller waits, in milliseconds; default 10000, at most 120000'),
+      ...text(
+        'how long the caller waits, from the arrival on, in milliseconds; default 10000, at most 120000',
+      ),
       pattern: '^[0-9]+$',
     },
   },
@@ -52,7 +54,7 @@ const HEADERS = {
       '`/volt/network/` and the host. Take no event whose source is another than the host in its subject',
     ),
     'ce-subject': text(
-      'the attachment, network or host that it is about; percent-encoded where it is not printable ASCII',
+      'the attachment, network or host that it is about; `-` where it has no name. Other characters than printable ASCII are percent-encoded',
     ),
     'ce-time': { ...text('when it happened'), format: 'date-time' },
     'ce-datacontenttype': { type: 'string', const: CONTENT_TYPE },
@@ -60,6 +62,13 @@ const HEADERS = {
     'Nats-Msg-Id': text('the same as `ce-id`'),
   },
 } as const satisfies Readonly<Record<string, Readonly<Record<string, Json>>>>;
+
+/** The headers of one kind of message, each with what it says: its one value, or words. */
+export const headersOf = (kind: keyof typeof HEADERS): [name: string, meaning: string][] =>
+  Object.entries<Json>(HEADERS[kind]).map(([name, { const: value, description }]) => [
+    name,
+    typeof value === 'string' ? `\`${value}\`` : String(description),
+  ]);
 
 const REQUIRED: Readonly<Partial<Record<keyof typeof HEADERS, readonly string[]>>> = {
   job: ['Nats-Msg-Id'],

@@ -1,6 +1,15 @@
 import type { EXIT } from '#agent/cli/exit-codes.ts';
+import type { Action } from '#agent/host/reconcile/plan.ts';
 import type { ConditionName } from '#protocol/conditions.ts';
+import type {
+  AttachmentDifference,
+  FirewallDifference,
+  LedgerDifferenceName,
+  NetworkDifference,
+} from '#protocol/differences.ts';
 import type { ErrorCode } from '#protocol/errors.ts';
+import type { LocalOp } from '#protocol/local-socket.ts';
+import type { DetachedReason, EventType, RepairAction } from '#protocol/events.ts';
 
 // What codes and names mean, in the words of the reference.
 
@@ -170,4 +179,169 @@ export const EXIT_MEANINGS: Readonly<Record<keyof typeof EXIT, string>> = {
     '`check` or `ledger check` found differences or could not compare all, `status` an agent that cannot serve now, `doctor` a problem, or `setup` a stream or consumer that is configured otherwise',
   cannotExecute: '`exec`: the command cannot be executed',
   commandNotFound: "`exec`: there is no such command; else the code is the command's own",
+};
+
+export const EVENT_MEANINGS: Readonly<Record<EventType, string>> = {
+  attached: 'an attach is done, also where the id was attached already',
+  detached:
+    'an attachment has ended. The body is the attachment as it was. Where a job found nothing (`absent`) there are only `id`, `host`, `state` and `reason`; where the host had no record of it any more (`reclaimed`, and some of `reboot`) only what its lease says: `id`, `generation`, `workload`, `kind`, `network`, `host`, `mac`, `addresses`',
+  updated: 'an update is done, or a changed network was given to what is attached',
+  failed: 'a request or a job has ended in an error, or an attachment is fenced',
+  repaired: 'something on the host was not as recorded, and was put right',
+  suspect: 'a host has fallen silent',
+  recovering:
+    'Redis has lost something: nothing is granted until the hosts have said what they hold',
+  recovered: 'the ledger grants again after it was recovering',
+  'host-up': 'a host is there again, or for the first time',
+  'host-down': 'a host was declared gone: its leases have ended',
+  'network-changed': 'a network was put or deleted',
+};
+
+export const DETACHED_MEANINGS: Readonly<Record<DetachedReason, string>> = {
+  requested: 'somebody has asked for it',
+  absent: 'a job to detach found nothing',
+  expired: 'the time of `leaseTtlSeconds` is over',
+  failed: 'an attach of the same id was to make it again, and failed',
+  fenced: 'it was fenced, and an attach of the same id took its place',
+  interrupted: 'an agent died in the middle of its attach or detach',
+  'namespace-gone': "its container's namespace is gone",
+  reboot: 'it was made before the host was rebooted',
+  reclaimed: "its host has been silent for the network's `reclaimAfterSeconds`",
+};
+
+export const REPAIR_MEANINGS: Readonly<Record<RepairAction, string>> = {
+  mend: 'a device was set back in its place',
+  remake: 'a device was made again',
+  close:
+    'a device was set down for good, since its holder changed its MAC again and again; its `state` is `fenced` from then on',
+  network: 'what a network has on the host; there are only `host`, `network` and `differences`',
+  firewall: "the agent's nftables; there are only `host` and `differences`",
+};
+
+/** Of the plan in the answer of `check`. What needs the ledger is not planned there. */
+export const PLAN_MEANINGS: Readonly<
+  Record<Exclude<Action['kind'], 'release' | 'reassert'>, string>
+> = {
+  mend: 'set a device back in its place',
+  remake: 'make a device again',
+  close: 'set a fenced device down and out of its bridge again',
+  detach: 'end an attachment whose workload is gone',
+  remove: 'delete a device of ours that nobody has',
+  network: 'put right what a network has on the host',
+};
+
+const SETTING = (family: string): string => `a setting below \`/proc/sys/net/${family}\``;
+const INSIDE = 'in its namespace: it is told, and left to the workload';
+
+export const ATTACHMENT_DIFFERENCE_MEANINGS: Readonly<Record<AttachmentDifference, string>> = {
+  device: 'the device is not there',
+  'device.name': 'name of the device',
+  'device.alias': 'its alias, which says whose it is',
+  'device.group': 'its link group',
+  'device.mac': 'its MAC; of the closed one, the MAC that its holder gave it',
+  'device.mtu': 'its MTU',
+  'device.up': 'whether it is up',
+  'device.bridge': 'the bridge that it is a port of',
+  'device.ipv4.<setting>': SETTING('ipv4'),
+  'device.ipv6.<setting>': `${SETTING('ipv6')}: \`device.ipv6.disable_ipv6\``,
+  'device.port.<attribute>':
+    "a setting of it as a port of its bridge, by the kernel's name: `device.port.IFLA_BRPORT_ISOLATED`",
+  'device.forwarding': "the bridge's entry for the workload's MAC",
+  'device.driver': "the driver of a VM's virtual function",
+  'bandwidth.ingress': 'bits a second towards the workload',
+  'bandwidth.egress': 'bits a second from the workload',
+  filter: 'what the firewall holds to keep the workload to its MAC and addresses',
+  ports: 'what the firewall holds for its port maps',
+  'device.peer': `the container's end ${INSIDE}`,
+  'device.peer.name': `its name ${INSIDE}`,
+  'device.peer.mac': `its MAC ${INSIDE}`,
+  'device.peer.mtu': `its MTU ${INSIDE}`,
+  'device.peer.up': `whether it is up ${INSIDE}`,
+  address: `an address ${INSIDE}`,
+  'lo.up': `whether \`lo\` is up ${INSIDE}`,
+  netns: 'the namespace is gone, is another than the one that was named, or does not answer',
+  mac: "the MAC that the parent holds a VM's virtual function to",
+  lease: 'the lease in the ledger: generation, host, MAC, addresses',
+  record: 'a lease or a device is there of which the host has no record',
+  'network.revision': 'the revision of the network that the attachment has',
+  boot: 'the boot of the host in which it was made',
+};
+
+export const NETWORK_DIFFERENCE_MEANINGS: Readonly<Record<NetworkDifference, string>> = {
+  bridge: 'the bridge is not there',
+  'bridge.alias': 'its alias, which says whose it is',
+  'bridge.group': 'its link group',
+  'bridge.mac': 'its MAC',
+  'bridge.mtu': 'its MTU',
+  'bridge.up': 'whether it is up',
+  'bridge.stp_state': 'a bridge that the agent made has spanning tree',
+  'bridge.forwardDelayMs': 'an adopted bridge has spanning tree, and delays new ports by so much',
+  'bridge.arp': 'a bridge that the agent made answers no ARP (`arp off`)',
+  'bridge.address': 'an address is missing, or is there and is no gateway of the network any more',
+  'bridge.ipv4.<setting>': SETTING('ipv4'),
+  'bridge.ipv6.<setting>': SETTING('ipv6'),
+  'bridge.route': '`::1` leads nowhere when it comes in by the bridge',
+  uplink: 'the uplink is not there',
+  'uplink.bridge': 'the uplink is no port of the bridge',
+  'uplink.up': 'whether the uplink is up',
+  'sysctl <name>':
+    'the host does not forward: `sysctl net.ipv4.ip_forward`, `sysctl net.ipv6.conf.all.forwarding`',
+};
+
+export const FIREWALL_DIFFERENCE_MEANINGS: Readonly<Record<FirewallDifference, string>> = {
+  'nftables <family> chain <name>': 'the rules of a chain, in numbers of them',
+  'nftables <family> set <name>': 'the elements of a set, in numbers of them',
+};
+
+export const LEDGER_DIFFERENCE_MEANINGS: Readonly<Record<LedgerDifferenceName, string>> = {
+  'by missing': 'a released address is not found by the workload that had it',
+  'by stray': 'a workload is said to have had an address that another had, or nobody',
+  'changes missing': 'the log of changed networks is incomplete',
+  count: 'the number of held addresses that a network counts is not that of its leases',
+  'due missing': 'a lease that ends by itself is not among those of its host that do',
+  'due stray': 'a lease that does not end by itself, or is not there, is among those that do',
+  'free missing': 'a released address that the pool has is not free',
+  'free stray': 'an address is free that was neither released nor held',
+  'gone missing': 'addresses of a deleted network that still rest are not there',
+  'gone unreadable': 'an entry of these is none',
+  'held and free': 'an address is held and could be granted all the same',
+  'held missing': "a lease's address is not held",
+  'held stray': 'an address is held for an id that has no lease of it',
+  'held unreadable': 'an entry of the held addresses is none',
+  'host missing': 'a lease is not in the list of its host',
+  'host stray': 'the list of a host has an id that has no lease there',
+  'hosts missing': 'a host of a lease is not among those of its network',
+  'last unreadable': 'an entry of the released addresses is none',
+  'lease unreadable': 'a lease is none',
+  'leaving missing':
+    'an address that a network keeps closed no longer is not among those that wait for its hosts',
+  lost: 'an address of the pool is neither free, held nor unused: it would never be granted',
+  'mac missing': 'a lease is not found by its MAC',
+  'mac stray': 'a MAC leads to an id that has no lease with it',
+  'meta missing': 'counters of the ledger are missing or behind',
+  'network differs': 'what is kept of a network is not what its definition says',
+  'network missing': 'a network has a name or a subnet, and no definition',
+  'network unfinished': 'a change of a network that takes several calls is not finished',
+  'network unlisted': 'a network is not in the list of networks',
+  'networks missing': 'the list of networks is incomplete',
+  'pool differs': "the ranges of a pool are not those of the network's definition",
+  'revised differs': 'a network is listed under another revision than its own',
+  'revised missing': 'the list of revisions is incomplete',
+  'roster missing': 'a host is not in the list of hosts',
+  'session missing': 'a host in the list has no session',
+  'state missing': 'a host in the list is neither live nor suspect',
+  'subnet missing': 'the subnet of a network is not among those that are taken',
+  'subnet stray': 'a subnet is taken by no network that has it',
+  'subnets missing': 'the list of taken subnets is incomplete',
+  unreadable: 'a key of the ledger has another type or content than a function writes',
+};
+
+export const LOCAL_OP_MEANINGS: Readonly<Record<LocalOp, string>> = {
+  claim:
+    'Asks for the descriptors of a TAP. They come with the answer, in the same packet, as `SCM_RIGHTS`: one for each queue.',
+  clean: 'From root: takes off the host what networks have there that nobody is attached to.',
+  health: 'From anybody: how the agent is.',
+  request: 'From root: asks what `host.<host>.<operation>` is asked on the bus.',
+  settle:
+    'From root: decides that this machine is the host where copies of it are refused with it.',
 };

@@ -12,8 +12,18 @@ import {
   errorPage,
   errorTable,
   exitTable,
+  nameTable,
   schemaTable,
+  subjectTable,
 } from './pages.ts';
+import {
+  differencePage,
+  eventHeaderTable,
+  eventPage,
+  eventTable,
+  headerTable,
+  localSocketPage,
+} from './message-pages.ts';
 import { type JsonSchema, schemaNamed, SCHEMAS } from './schemas.ts';
 import { at, keyTable } from './tables.ts';
 
@@ -38,6 +48,11 @@ const TABLES: Readonly<Record<string, () => string>> = {
   list: () => keyTable(schemaNamed('list-request')),
   cordon: () => keyTable(schemaNamed('cordon-request')),
   network: () => keyTable(networkKeys()),
+  headers: headerTable,
+  subjects: subjectTable,
+  names: nameTable,
+  'event headers': eventHeaderTable,
+  events: eventTable,
 };
 
 /** What `network.put` takes, but for `revision`, which the text explains. */
@@ -64,6 +79,9 @@ export async function documents(version: string): Promise<ReadonlyMap<string, st
     ['docs/reference/asyncapi.json', json(asyncApi())],
     ['docs/reference/errors.md', errorPage()],
     ['docs/reference/conditions.md', conditionPage()],
+    ['docs/reference/differences.md', differencePage()],
+    ['docs/reference/events.md', eventPage()],
+    ['docs/reference/local-socket.md', localSocketPage()],
     ['docs/reference/configuration.md', configurationPage()],
     ['docs/reference/command-line.md', commandPage(program, createAgentCommand(version), commands)],
     ...PAGES_WITH_TABLES.map((name): [string, string] => [

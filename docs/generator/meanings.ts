@@ -1,3 +1,6 @@
+import { DETACHED_REASONS, REPAIR_ACTIONS } from '#protocol/events.ts';
+import { PLAN_MEANINGS } from './codes.ts';
+
 // What each key of a message and of agent.json means, in the words of the reference. Whoever adds a key adds its meaning:
 // the generator refuses a key without one, and a meaning without a key.
 
@@ -6,6 +9,10 @@ export type Meaning = string | { readonly text: string; readonly of: string };
 
 /** By path: `tap.queues`; elements of arrays have the path of the array. */
 export type Meanings = Readonly<Record<string, Meaning>>;
+
+/** Values of a key that a newer agent may have more of. */
+const known = (values: readonly string[]): string =>
+  `one of ${values.map((value) => `\`${value}\``).join(', ')}; a newer agent may have more`;
 
 const REQUEST_ID = 'names this request in its event';
 const PAGE = {
@@ -214,7 +221,7 @@ const ATTACHMENT_RECORD = { text: 'see below', of: 'attachment' };
 const DIFFERENCES = {
   differences: 'what is not as it should be; nil stands for what is not there',
   'differences.id': 'the attachment, or the network',
-  'differences.what': '',
+  'differences.what': 'one of [differences.md](differences.md)',
   'differences.expected': '',
   'differences.observed': '',
 };
@@ -402,7 +409,7 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
     ...DIFFERENCES,
     plan: 'what the agent would do now',
     'plan.id': '',
-    'plan.action': '`mend`, `remake`, `close`, `detach`, `remove` or `network`',
+    'plan.action': known(Object.keys(PLAN_MEANINGS)),
     'plan.reason': '',
     notCompared: 'what could not be compared; `inSync` is false then. Absent where everything was',
     'notCompared.what': '`ledger`',
@@ -482,14 +489,78 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
     progress: 'with `cursor`: how far it is, in words',
   },
   'error-answer': ERROR,
+  'local-claim-packet': {
+    op: '',
+    id: 'the attachment',
+    generation: 'this one only: another is `STALE_GENERATION`',
+  },
+  'local-clean-packet': { op: '' },
+  'local-health-packet': { op: '' },
+  'local-request-packet': {
+    op: '',
+    operation: '`attach`, `detach`, `update`, `get`, `list` or `check`',
+    host: 'another host id than the agent has is `WRONG_HOST`',
+    body: 'the request of that operation; may be missing where it would be empty. nil is `null`',
+    timeoutMs: 'default 10000, at most 120000: how long the caller waits',
+    traceparent: "W3C trace context of the caller: the agent's spans continue it",
+    tracestate: 'with `traceparent`',
+  },
+  'local-settle-packet': { op: '' },
+  'local-claim-answer': {
+    attachment: { ...ATTACHMENT_RECORD, text: 'as the answer of `attach` has it' },
+  },
+  'local-clean-answer': { host: '', networks: 'names of those that were taken off the host' },
+  'local-settle-answer': { host: '', settled: 'false where the ledger does not know the host' },
+  'local-health-answer': {
+    health: '',
+    'health.version': '',
+    'health.host': '',
+    'health.hostName':
+      'where the host id, made of the host name at the first start, is another by now',
+    'health.pid': '',
+    'health.startedAt': 'time',
+    'health.nats': 'how the agent stands with NATS',
+    'health.requests': '`ready`, or why none are taken',
+    'health.jobs': '`ready`, or why none are taken',
+    'health.redis': 'how the agent stands with Redis',
+    'health.redis.state': '',
+    'health.redis.reason': 'where it is not `ready`, or lacks something all the same',
+    'health.session': "the host's heartbeats",
+    'health.session.state':
+      'of the ledger; `refused` where the host is another machine, `unknown` where the ledger did not answer',
+    'health.session.open': 'leases can be granted',
+    'health.session.awaiting': 'hosts that the ledger waits for',
+    'health.session.reason': 'why the last heartbeat was refused',
+    'health.firewall': '`ready`, or why nftables cannot be used',
+    'health.reconcile':
+      'the host compared with records and ledger; `alone`: with records, the ledger being away',
+    'health.attachments': 'how many',
+    'health.unfinished': 'attachments that are being made or taken away, or are fenced',
+    'health.eventsPending': 'events that wait for NATS',
+    'health.eventsSetAside': 'events that the stream refuses for their size',
+    'health.clockAheadMs': "by how much the host's clock is ahead of others, where they are known",
+    'health.clockAheadMs.ledger': "of Redis's",
+    'health.clockAheadMs.stream': "of NATS's",
+    'health.unexpectedErrors':
+      'errors since the start that nobody had foreseen: they are in the log, and worth a report',
+    'health.unexpectedErrors.count': '',
+    'health.unexpectedErrors.at': 'of the last: time',
+    'health.unexpectedErrors.message': 'of the last',
+    'health.conditions': 'what is wrong now: [conditions.md](conditions.md)',
+    'health.conditions.name': 'stable',
+    'health.conditions.area': '',
+    'health.conditions.blocks': 'attaches that are asked for over NATS fail',
+    'health.conditions.reason': '',
+    'health.conditions.since': 'time',
+    'health.conditions.remedy': 'what to do about it',
+  },
   'event-attached': { ...ATTACHMENT, ...OUTCOME },
   'event-updated': { ...ATTACHMENT, ...OUTCOME },
   'event-detached': {
     ...ATTACHMENT,
     ...OUTCOME,
     state: '',
-    reason:
-      '`requested`, `absent`, `expired`, `failed`, `fenced`, `interrupted`, `namespace-gone`, `reboot`, `reclaimed`; a newer agent may have more',
+    reason: known(DETACHED_REASONS),
   },
   'event-failed': {
     ...ERROR,
@@ -515,8 +586,7 @@ export const MEANINGS: Readonly<Record<string, Meanings>> = {
     network: '',
     host: '',
     device: { text: 'as it is now', of: 'device' },
-    action:
-      '`mend`: set back; `remake`: made again; `close`: set down for good; `network`; `firewall`; a newer agent may have more',
+    action: known(REPAIR_ACTIONS),
     ...DIFFERENCES,
   },
   'event-suspect': { host: 'it has fallen silent', ...OUTCOME },

@@ -4,6 +4,23 @@ import { EXIT, exitCodeOf } from '#agent/cli/exit-codes.ts';
 import { configSchema, OVERRIDES } from '#agent/config.ts';
 import { CONDITIONS } from '#protocol/conditions.ts';
 import { ERRORS } from '#protocol/errors.ts';
+import {
+  DEVICE_NAME_PATTERN,
+  HOST_PATTERN,
+  ID_PATTERN,
+  NETWORK_PATTERN,
+  NO_DEVICES,
+} from '#protocol/names.ts';
+import {
+  DEFAULT_PREFIX,
+  EVENT_STREAM,
+  HOST_OPERATIONS,
+  JOB_OPERATIONS,
+  JOB_STREAM,
+  LEDGER_OPERATIONS,
+  NETWORK_CHANGES,
+  NETWORK_OPERATIONS,
+} from '#protocol/subjects.ts';
 import { exchanges } from './asyncapi.ts';
 import { CONDITION_MEANINGS, ERROR_MEANINGS, ERROR_REMEDIES, EXIT_MEANINGS } from './codes.ts';
 import { type JsonSchema, schemaNamed } from './schemas.ts';
@@ -199,9 +216,10 @@ const optionTable = (command: Command): string =>
 const NOTE = '<!-- Written by `npm run docs`. -->';
 
 /** Links within docs/reference have no folder in their texts either. */
-const OWN = /\]\(\.\.\/(errors|conditions|configuration|command-line)\.md/g;
+const OWN =
+  /\]\(\.\.\/(errors|conditions|configuration|command-line|differences|events|local-socket)\.md/g;
 
-function page(title: string, lines: readonly string[]): string {
+export function page(title: string, lines: readonly string[]): string {
   const text = [NOTE, '', `# ${title}`, '', ...lines, ''].join('\n');
   return fromReference(text).replaceAll(OWN, ']($1.md');
 }
@@ -212,9 +230,57 @@ export const schemaTable = (): string =>
     ['subject', 'sent', 'answered'],
     exchanges().map(({ subject, sent, answered }) => [
       code(subject),
-      file(sent),
-      answered.map(file).join(', '),
+      schemaFile(sent),
+      answered.map(schemaFile).join(', '),
     ]),
   );
 
-const file = (name: string): string => `[${name}](schemas/${name}.json)`;
+export const schemaFile = (name: string): string => `[${name}](schemas/${name}.json)`;
+
+/** Subjects that differ in their last token. */
+const alike = (start: string, operations: readonly string[]): string => {
+  const [first = '', ...others] = operations;
+  return [`${start}.${first}`, ...others.map((one) => `.${one}`)].map(code).join(' ');
+};
+
+/** Every subject, those of one kind in a row. */
+export const subjectTable = (): string => {
+  const p = DEFAULT_PREFIX;
+  return table(
+    ['subject', 'way', 'answered by'],
+    [
+      [alike(`${p}.host.<host>`, HOST_OPERATIONS), 'request and reply', 'the agent of that host'],
+      [alike(`${p}.network`, NETWORK_OPERATIONS), 'request and reply', 'any one agent'],
+      [alike(`${p}.ledger`, LEDGER_OPERATIONS), 'request and reply', 'any one agent'],
+      [
+        alike(`${p}.job.<host>`, JOB_OPERATIONS),
+        `JetStream stream ${code(JOB_STREAM)}`,
+        'an event',
+      ],
+      [code(`${p}.event.<host>.<network>.<type>`), `JetStream stream ${code(EVENT_STREAM)}`, ''],
+      [
+        alike(`${p}.changed.<network>`, NETWORK_CHANGES),
+        'published, without content',
+        'whoever listens',
+      ],
+    ],
+  );
+};
+
+/** A pattern as pages show it. */
+const form = ({ source }: RegExp): string => code(source.replace(/^\^/, '').replace(/\$$/, ''));
+
+export const nameTable = (): string =>
+  table(
+    ['name', 'form'],
+    [
+      ['attachment id, workload id', form(ID_PATTERN)],
+      ['network', form(NETWORK_PATTERN)],
+      [
+        'host id',
+        `${form(HOST_PATTERN)}. A host's default is its host name, other characters made \`_\``,
+      ],
+      ['request id', '1 to 128 characters, no control characters'],
+      ['device', `${form(DEVICE_NAME_PATTERN)}; not ${NO_DEVICES.map(code).join(', ')}`],
+    ],
+  );

@@ -4,6 +4,7 @@ import * as attachment from '#protocol/attachment.ts';
 import { errorSchema, eventBodySchemas } from '#protocol/event-bodies.ts';
 import { EVENT_TYPES, type EventType } from '#protocol/events.ts';
 import * as ledger from '#protocol/ledger.ts';
+import { LOCAL_OPS, localAnswerSchemas, localPacketSchemas } from '#protocol/local-socket.ts';
 import * as network from '#protocol/network.ts';
 import { type Meanings, MEANINGS } from './meanings.ts';
 
@@ -20,6 +21,7 @@ export interface JsonSchema {
   default?: unknown;
   pattern?: string;
   format?: string;
+  readOnly?: boolean;
   minimum?: number;
   maximum?: number;
   exclusiveMinimum?: number;
@@ -34,7 +36,7 @@ export interface JsonSchema {
 }
 
 /** What a schema is for decides how strictly it reads: requests refuse unknown keys, all others take them. */
-type Use = 'request' | 'answer' | 'event' | 'job' | 'record' | 'configuration';
+type Use = 'request' | 'answer' | 'event' | 'job' | 'record' | 'packet' | 'configuration';
 
 interface Source {
   readonly schema: z.ZodType;
@@ -68,6 +70,19 @@ const events = Object.fromEntries(
     const schema = eventBodySchemas[type];
     return [`event-${type}`, { schema, title: `Body of the event ${type}`, use: 'event' }];
   }),
+);
+
+const packets = Object.fromEntries(
+  LOCAL_OPS.map((op): [string, Source] => {
+    const title = `Packet ${op} to the local socket`;
+    return [`local-${op}-packet`, { schema: localPacketSchemas[op], title, use: 'packet' }];
+  }),
+);
+const localAnswers = Object.fromEntries(
+  Object.entries(localAnswerSchemas).map(([op, schema]): [string, Source] => [
+    `local-${op}-answer`,
+    answer(schema, `Answer of the local socket to ${op}`),
+  ]),
 );
 
 /** Every schema of docs/reference/schemas by its file's name. */
@@ -118,6 +133,8 @@ const SOURCES: Readonly<Record<string, Source>> = {
   'ledger-check-answer': answer(ledger.ledgerCheckAnswerSchema, 'Answer of ledger.check'),
   'error-answer': answer(z.object({ error: errorSchema }), 'Answer that is an error'),
   ...events,
+  ...packets,
+  ...localAnswers,
   attachment: { schema: attachment.attachmentSchema, title: 'Attachment', use: 'record' },
   network: { schema: network.networkSchema, title: 'Network, with its defaults', use: 'record' },
   configuration: { schema: configSchema, title: 'agent.json', use: 'configuration' },
@@ -171,10 +188,11 @@ function below({ properties, items, anyOf, additionalProperties }: JsonSchema): 
   ];
 }
 
-/** zod bounds every integer by what JavaScript can count, and names formats that only it knows. */
+/** zod bounds every integer by what JavaScript can count, names formats that only it knows, and tells what its types say. */
 function withoutOwnWords(made: JsonSchema): JsonSchema {
   if (made.maximum === Number.MAX_SAFE_INTEGER) delete made.maximum;
   if (made.format === 'starts_with') delete made.format;
+  delete made.readOnly;
   if (made.minimum === Number.MIN_SAFE_INTEGER) delete made.minimum;
   for (const one of below(made)) withoutOwnWords(one);
   return made;

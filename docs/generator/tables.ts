@@ -12,12 +12,15 @@ export const table = (head: readonly string[], rows: readonly (readonly string[]
       (_all, first: string, second: string) => first + second.replaceAll(' ', ''),
     );
 
-/** The keys of a map, each with its type and meaning. Keys that follow each other and are alike share a row. */
-export function keyTable(map: JsonSchema): string {
+/**
+ * The keys of a map, each with its type and meaning. Keys that follow each other and are alike share a row. `asked`: some
+ * keys have to be there.
+ */
+export function keyTable(map: JsonSchema, asked = map.additionalProperties === false): string {
   const required = new Set(map.required);
   const rows: { keys: string[]; type: string; meaning: string }[] = [];
   for (const [key, property] of Object.entries(map.properties ?? {})) {
-    const needed = map.additionalProperties === false && required.has(key) ? ', required' : '';
+    const needed = asked && required.has(key) ? ', required' : '';
     const type = typeOf(property) + needed;
     const meaning = meaningOf(property);
     const before = rows.at(-1);
@@ -93,7 +96,8 @@ function alternatives(values: readonly unknown[]): string {
 
 function range({ minimum, maximum, exclusiveMinimum }: JsonSchema): string {
   if (exclusiveMinimum !== undefined) {
-    return `, more than ${exclusiveMinimum}, at most ${maximum}`;
+    const most = maximum === undefined ? '' : `, at most ${maximum}`;
+    return `, more than ${exclusiveMinimum}${most}`;
   }
   if (minimum === undefined) return maximum === undefined ? '' : `, at most ${maximum}`;
   if (maximum === undefined) return `, ${minimum} or more`;

@@ -66,9 +66,12 @@ describe('tables', () => {
     [
       'Events',
       0,
-      Object.keys(
-        eventHeaders({ id: '', type: '', source: '', subject: '', time: '', traceparent: '' }),
-      ),
+      [
+        ...Object.keys(
+          eventHeaders({ id: '', type: '', source: '', subject: '', time: '', traceparent: '' }),
+        ),
+        'Nats-Msg-Id',
+      ],
     ],
   ] as const)('%s, table %d, has every key and no other', ([heading, table, keys]) => {
     expect(new Set(firstColumn(heading, table))).toEqual(new Set<string>(keys));

@@ -90,9 +90,7 @@ its local socket.`,
       const { host: name, settled } = reply.body;
       shell
         .output()
-        .result(reply.body, () => [
-          settled === true ? `this machine is ${String(name)}` : `${String(name)} is not known`,
-        ]);
+        .result(reply.body, () => [settled ? `this machine is ${name}` : `${name} is not known`]);
     });
   addRename(host, shell);
   addClean(host, shell);

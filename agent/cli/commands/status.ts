@@ -26,7 +26,7 @@ agent. What is wrong is listed with since when, why, and what to do about it.`,
       const { runtimeDir, timeoutMs } = shell.settingsHere();
       const { askAgent } = await import('../local-socket.ts');
       using reply = await askAgent({ runtimeDir, timeoutMs, request: { op: 'health' } });
-      const health = isRecord(reply.body['health']) ? reply.body['health'] : reply.body;
+      const { health }: { readonly health: Readonly<Record<string, unknown>> } = reply.body;
       const { conditions: found, ...rest } = health;
       const conditions = Array.isArray(found) ? found.filter(isRecord) : [];
       shell

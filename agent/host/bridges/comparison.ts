@@ -1,4 +1,5 @@
-import type { Link, LinkSettings } from '#native/link.ts';
+import type { NetworkPart } from '#protocol/differences.ts';
+import { type Link, type LinkSettings, settingEntries } from '#native/link.ts';
 import { SWITCHES } from '../networks/forwarding.ts';
 import type { BridgeDescription } from './description.ts';
 import type { BridgeSnapshot } from './snapshot.ts';
@@ -6,7 +7,7 @@ import { DEVICE_GROUP, bridgeTagOf, isBridgeOf, isMadeByAgent } from '../ownersh
 
 /** One difference between the host and a network's description. `what` names it; null stands for a missing object. */
 export interface BridgeDifference {
-  readonly what: string;
+  readonly what: NetworkPart;
   readonly expected: string | number | boolean | null;
   readonly observed: string | number | boolean | null;
   /** False if the object belongs to somebody else, or cannot be repaired from here: the difference is only reported. */
@@ -86,9 +87,8 @@ function compareAdopted(
 }
 
 function compareSettings(expected: LinkSettings, { settings = {} }: Link): BridgeDifference[] {
-  const found: Readonly<Record<string, number | undefined>> = settings;
-  return Object.entries(expected).flatMap(([name, value]) => {
-    const observed = found[name];
+  return settingEntries(expected).flatMap(([name, value]) => {
+    const observed = settings[name];
     // A bridge may lack the settings of a family, for example without IPv6. That is not a difference.
     if (observed === undefined || observed === value) return [];
     return [difference(`bridge.${name}`, value, observed)];
@@ -121,7 +121,7 @@ const compareForwarding = (
     .map((family) => difference(`sysctl ${SWITCHES[family].join('.')}`, '1', '0'));
 
 const missing = (
-  what: string,
+  what: NetworkPart,
   expected: readonly string[],
   found: readonly string[] | undefined,
 ): BridgeDifference[] =>
@@ -130,7 +130,7 @@ const missing = (
     : expected.filter((one) => !found.includes(one)).map((one) => difference(what, one, null));
 
 const difference = (
-  what: string,
+  what: NetworkPart,
   expected: BridgeDifference['expected'],
   observed: BridgeDifference['observed'],
 ): BridgeDifference => ({ what, expected, observed, repairable: true });

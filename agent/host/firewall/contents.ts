@@ -1,17 +1,19 @@
 import type { NftTable, Nftables } from '#native/nftables.ts';
 import type { Ruleset } from './ruleset.ts';
 
+/** `bridge set mac`, `inet chain forward`. */
+export type ContentName = `${NftTable['family']} ${'chain' | 'set'} ${string}`;
+
 /** One chain or set of our tables, as plain data. */
 export interface NftContent {
-  /** `bridge set mac`, `inet chain forward`. */
-  readonly what: string;
+  readonly what: ContentName;
   /** A chain: its hook, if it is a base chain, and its rules in order. A set: its elements in any order. */
   readonly has: readonly string[];
 }
 
 /** A chain or a set that differs, in counts: `3 entries`, `2 of them and 1 others`. Null: it is missing. */
 export interface TableDifference {
-  readonly what: string;
+  readonly what: ContentName;
   readonly expected: string;
   readonly observed: string | null;
 }

@@ -344,11 +344,11 @@ export class Firewall implements Disposable {
     const onDevices = this.#rules === undefined ? [] : facts.filter(isChain);
     return [
       ...own,
-      ...onDevices.map(({ chain, hook, goto }) => ({
+      ...onDevices.map(({ chain, hook, goto }): NftContent => ({
         what: `${family} chain ${chain}`,
         has: deviceChain(hook, goto),
       })),
-      ...Object.entries(sets).map(([set, declaration]) => ({
+      ...Object.entries(sets).map(([set, declaration]): NftContent => ({
         what: `${family} set ${set}`,
         has: (elements.get(set) ?? []).flatMap(({ element }) => elementTexts(declaration, element)),
       })),

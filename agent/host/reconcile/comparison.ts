@@ -1,4 +1,4 @@
-import type { Difference } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
@@ -67,8 +67,8 @@ export function* differencesIn(
   records: readonly AttachmentRecord[],
   { observed, changed }: Pick<Comparison, 'observed' | 'changed'>,
   describe: Describe,
-): Steps<Difference[]> {
-  const found: Difference[] = [];
+): Steps<FoundDifference[]> {
+  const found: FoundDifference[] = [];
   const unknown = new Set(changed);
   for (const record of records) {
     yield;

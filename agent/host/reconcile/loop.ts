@@ -1,7 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Firewall } from '../firewall/firewall.ts';
 import type { Forwarding } from '../networks/forwarding.ts';
-import type { Difference } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
 import type { AttachmentRecord } from '../../storage/journal.ts';
 import type { HostLeases } from '../../attachments/host-leases.ts';
 import { Rhythm } from '../../schedule/rhythm.ts';
@@ -59,7 +59,7 @@ export type Agreement = 'unknown' | 'alone' | 'differs' | 'agrees';
 /** The result of a check of records and kernel. */
 export interface Preview {
   readonly plan: Plan;
-  readonly differences: readonly Difference[];
+  readonly differences: readonly FoundDifference[];
 }
 
 interface Failure {
@@ -112,7 +112,7 @@ export class Reconcile {
       },
     });
     this.#repairs = new Repairs(options);
-    const close = (id: string, difference: Difference): void => {
+    const close = (id: string, difference: FoundDifference): void => {
       this.#repairs.close(id, difference).catch((error: unknown) => {
         options.log.error(
           { id, difference, error: String(error) },
@@ -451,5 +451,5 @@ const networkActions = (found: readonly NetworkDifferences[]): Action[] =>
     return [{ kind: 'network', id: one.network, differences }];
   });
 
-const networkDifferences = ({ network, differences }: NetworkDifferences): Difference[] =>
+const networkDifferences = ({ network, differences }: NetworkDifferences): FoundDifference[] =>
   differences.map(({ what, expected, observed }) => ({ id: network, what, expected, observed }));

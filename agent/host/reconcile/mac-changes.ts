@@ -1,4 +1,4 @@
-import type { Difference } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
 import type { AttachmentRecord, Journal } from '../../storage/journal.ts';
 import type { HostDevices } from './host-devices.ts';
 import type { SeenLink } from './observe.ts';
@@ -12,7 +12,7 @@ export interface MacChangesOptions {
   readonly journal: Pick<Journal, 'ofMac'>;
   readonly devices: Pick<HostDevices, 'putForwarding'>;
   /** Closes a device for good. */
-  readonly close: (id: string, difference: Difference) => void;
+  readonly close: (id: string, difference: FoundDifference) => void;
 }
 
 /**

@@ -1,4 +1,5 @@
-import type { Attachment, Difference } from '#protocol/attachment.ts';
+import type { Attachment } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
 import type { Lease } from '#ipam-store/ledger.ts';
 import type { Steps } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
@@ -12,36 +13,52 @@ import { type Holder, isStray, taggedId } from '../ownership.ts';
 /** One thing to do, and why. */
 export type Action =
   /** The device is there but differs: it is repaired in place. */
-  | { readonly kind: 'mend'; readonly id: string; readonly differences: readonly Difference[] }
+  | { readonly kind: 'mend'; readonly id: string; readonly differences: readonly FoundDifference[] }
   /** The device is gone: it is made again under the same name, with the same addresses. */
-  | { readonly kind: 'remake'; readonly id: string; readonly differences: readonly Difference[] }
+  | {
+      readonly kind: 'remake';
+      readonly id: string;
+      readonly differences: readonly FoundDifference[];
+    }
   /** The port of a fenced attachment is open: it is closed again. */
-  | { readonly kind: 'close'; readonly id: string; readonly differences: readonly Difference[] }
+  | {
+      readonly kind: 'close';
+      readonly id: string;
+      readonly differences: readonly FoundDifference[];
+    }
   /** The workload is gone: the attachment ends. */
   | {
       readonly kind: 'detach';
       readonly id: string;
       readonly reason: 'namespace-gone' | 'reboot';
-      readonly differences: readonly Difference[];
+      readonly differences: readonly FoundDifference[];
     }
   /** A device of ours that belongs to no attachment, or is not the one of its attachment: it is deleted. */
   | {
       readonly kind: 'remove';
       readonly id: string;
       readonly link: SeenLink;
-      readonly differences: readonly Difference[];
+      readonly differences: readonly FoundDifference[];
     }
   /** A lease of this host that has neither record nor device: it is released. */
   | {
       readonly kind: 'release';
       readonly id: string;
       readonly lease: Lease;
-      readonly differences: readonly Difference[];
+      readonly differences: readonly FoundDifference[];
     }
   /** The objects of a network on the host differ: they are repaired. `id` is the name of the network. */
-  | { readonly kind: 'network'; readonly id: string; readonly differences: readonly Difference[] }
+  | {
+      readonly kind: 'network';
+      readonly id: string;
+      readonly differences: readonly FoundDifference[];
+    }
   /** The ledger has no lease of an attachment here: the lease is asserted again, and the ledger says who has it. */
-  | { readonly kind: 'reassert'; readonly id: string; readonly differences: readonly Difference[] };
+  | {
+      readonly kind: 'reassert';
+      readonly id: string;
+      readonly differences: readonly FoundDifference[];
+    };
 
 export interface PlanOptions {
   readonly records: readonly AttachmentRecord[];
@@ -114,7 +131,7 @@ function actionFor(
     return remedy === 'close' ? { kind: 'close', id, differences } : undefined;
   }
   if (state !== 'attached') return undefined;
-  const boot: Difference = { id, what: 'boot', expected: bootId, observed: record.bootId };
+  const boot: FoundDifference = { id, what: 'boot', expected: bootId, observed: record.bootId };
   const rebooted = record.bootId !== bootId;
   if (rebooted && !isOwn) return undefined;
   if (rebooted && (attachment.kind === 'container' || onReboot === 'release')) {
@@ -146,7 +163,7 @@ function namespaceGone(
   attachment: Attachment,
   description: Description,
   observed: Observed,
-): Difference | undefined {
+): FoundDifference | undefined {
   const { id, kind, netns } = attachment;
   if (kind !== 'container') return undefined;
   const stands =
@@ -192,7 +209,7 @@ function* strays(
     if (!stays(`device ${link.index} ${link.name} ${link.alias ?? ''}`)) continue;
     const what = record === undefined ? 'record' : 'device';
     const expected = record === undefined ? null : record.deviceName;
-    const differences = [{ id, what, expected, observed: link.name }];
+    const differences: FoundDifference[] = [{ id, what, expected, observed: link.name }];
     actions.push({ kind: 'remove', id, link, differences });
   }
   return actions;
@@ -211,9 +228,9 @@ function* leaseless(
     known.add(id);
     if (state !== 'attached' || attachment === undefined || !isAsRead(id)) continue;
     const { generation } = attachment;
-    const observedGeneration = leases.get(id)?.generation ?? null;
-    if (observedGeneration === generation || !stays(`record ${id} ${generation}`)) continue;
-    const difference = { id, what: 'lease', expected: generation, observed: observedGeneration };
+    const held = leases.get(id)?.generation ?? null;
+    if (held === generation || !stays(`record ${id} ${generation}`)) continue;
+    const difference = { id, what: 'lease', expected: generation, observed: held } as const;
     actions.push({ kind: 'reassert', id, differences: [difference] });
   }
   const unrecorded = [...leases.values()].filter(({ id }) => !known.has(id) && isAsRead(id));
@@ -225,7 +242,7 @@ function* leaseless(
     const { id, generation, kind } = lease;
     const kept = lease.bootId !== bootId && kind === 'vm' && onReboot === 'recreate';
     if (kept || devices.has(id) || !stays(`lease ${id} ${generation}`)) continue;
-    const difference = { id, what: 'record', expected: null, observed: { generation } };
+    const difference = { id, what: 'record', expected: null, observed: { generation } } as const;
     actions.push({ kind: 'release', id, lease, differences: [difference] });
   }
   return actions;

@@ -1,4 +1,5 @@
-import type { Difference } from '#protocol/attachment.ts';
+import type { FoundDifference } from '#protocol/differences.ts';
+import type { RepairAction } from '#protocol/events.ts';
 import type { Ledger } from '#ipam-store/ledger.ts';
 import { atOnce } from '#native/steps.ts';
 import type { Config } from '../../config.ts';
@@ -126,7 +127,7 @@ export class Repairs {
    * Sets a device down for good, since its holder harms others again and again. It stays down until it is detached or
    * attached anew.
    */
-  async close(id: string, difference: Difference): Promise<void> {
+  async close(id: string, difference: FoundDifference): Promise<void> {
     const { journal, networkTypes, locks, log } = this.#options;
     await locks.take(id, Infinity, async () => {
       const record = journal.get(id);
@@ -222,8 +223,8 @@ export function tellRepaired(
     log,
   }: Pick<RepairsOptions, 'journal' | 'events' | 'host'> & { readonly log: Pick<Log, 'warn'> },
   id: string,
-  action: 'mend' | 'remake' | 'close',
-  differences: readonly Difference[],
+  action: Exclude<RepairAction, 'network' | 'firewall'>,
+  differences: readonly FoundDifference[],
   trace: Pick<RequestTrace, 'traceparent' | 'tracestate'> = {},
 ): void {
   const attachment = journal.get(id)?.attachment;

@@ -1,10 +1,14 @@
 import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { Ajv } from 'ajv';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { LOCAL_OPS, localAnswerSchemas, localPacketSchema } from '#protocol/local-socket.ts';
 import type { Descriptor } from '#native/descriptor.ts';
 import { MAX_PACKET_BYTES, sendPacket } from '#native/packet.ts';
 import { firstPacket, requestSeqpacket } from '#native/unix.ts';
 import { connectTo, openSocket, SOCK_NONBLOCK, SOCK_SEQPACKET } from '#native/unix-socket.ts';
 import { until } from '../../support/agent.ts';
+import { claimFrom } from '../../support/claim.ts';
 import { addNamespace, deviceNames } from '../../support/kernel.ts';
 import { startStack, type Stack } from '../../support/stack.ts';
 import { type Ended, runVoltnet } from '../../support/voltnet.ts';
@@ -52,6 +56,15 @@ async function ask(packet: object | string): Promise<Record<string, unknown>> {
 const request = (operation: string, body: object = {}, more: object = {}) =>
   ask({ op: 'request', operation, body, ...more });
 
+const SCHEMAS = new URL('../../../docs/reference/schemas/', import.meta.url);
+
+/** Whether a value is what a JSON Schema of the reference describes. */
+const followsReference = (name: string, value: unknown): boolean =>
+  new Ajv().validate(
+    JSON.parse(readFileSync(new URL(`${name}.json`, SCHEMAS), 'utf8')) as object,
+    value,
+  );
+
 /** A connection of some user. */
 function connect(uid = 0): Descriptor {
   const socket = openSocket(SOCK_SEQPACKET | SOCK_NONBLOCK);
@@ -83,7 +96,49 @@ describe('the local socket', () => {
     await stack.gone('one');
   });
 
+  test('packets and answers have the keys that the reference tells of, and no others', async () => {
+    const { host, client, agent } = stack;
+    await client.attach(host, vm('told'));
+    const { generation } = (await client.get(host, { id: 'told' })).attachment;
+    const claim = { op: 'claim', id: 'told', generation } as const;
+    const claimed = await claimFrom(agent, claim);
+    claimed.close();
+    const answered: Record<keyof typeof localAnswerSchemas, unknown> = {
+      claim: claimed.body,
+      clean: await ask({ op: 'clean' }),
+      health: await ask({ op: 'health' }),
+      settle: await ask({ op: 'settle' }),
+    };
+    const listed = { op: 'request', operation: 'list', body: { limit: 1 }, timeoutMs: 5_000 };
+    expect(await ask(listed)).toHaveProperty('attachments');
+    for (const packet of [claim, listed, ...LOCAL_OPS.map((op) => ({ op }))]) {
+      // All that are complete: `{"op":"claim"}` is not.
+      const isWhole = localPacketSchema.safeParse(packet).success;
+      expect(followsReference(`local-${packet.op}-packet`, packet), JSON.stringify(packet)).toBe(
+        isWhole,
+      );
+    }
+    for (const [op, schema] of Object.entries(localAnswerSchemas)) {
+      const answer = answered[op as keyof typeof localAnswerSchemas];
+      // The schema leaves out what it does not know.
+      expect(schema.parse(answer), op).toEqual(answer);
+      expect(followsReference(`local-${op}-answer`, answer), op).toBe(true);
+    }
+    await client.detach(host, { id: 'told' });
+    await stack.gone('told');
+  });
+
   const refused: [name: string, packet: object | string, code: string, said: RegExp][] = [
+    ['what is no packet', '[]', 'INVALID_REQUEST', /"claim", "clean", "health"/],
+    ['what is not JSON', '{', 'INVALID_REQUEST', /not JSON/],
+    ['another op', '{"op":"listen"}', 'INVALID_REQUEST', /op: .*"claim", "clean", "health"/],
+    ['a claim of nothing', '{"op":"claim"}', 'INVALID_REQUEST', /id: must be a string/],
+    [
+      'a generation that is none',
+      '{"op":"claim","id":"x","generation":"1"}',
+      'INVALID_REQUEST',
+      /generation: must be an integer/,
+    ],
     ['an unknown operation', { operation: 'reboot' }, 'INVALID_REQUEST', /one of attach, detach/],
     ['an operation of the fleet', { operation: 'ledger-forget' }, 'INVALID_REQUEST', /operation/],
     ['none', {}, 'INVALID_REQUEST', /operation: must be a string/],

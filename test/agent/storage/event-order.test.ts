@@ -59,6 +59,7 @@ function recordOf(
   return { ...record, attachment: record.attachment };
 }
 
+/** Of one type or another; what is in its body matters to nobody here. */
 const draft = (type: 'updated' | 'repaired' | 'failed' | 'detached') => ({
   type,
   network: 'volt0',
