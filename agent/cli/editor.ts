@@ -14,26 +14,25 @@ export async function editFile(
 ): Promise<string> {
   writeFileSync(file, text, { mode: 0o600 });
   const editor = [env['VISUAL'], env['EDITOR']].find((one) => (one ?? '') !== '') ?? 'vi';
-  const ended = await withoutInterrupts(() => {
+  const { exitCode, signalCode } = await withoutInterrupts(async () => {
     const child = spawn('sh', ['-c', `${editor} "$1"`, 'sh', file], { stdio: 'inherit' });
-    return once(child, 'exit');
+    await once(child, 'exit');
+    return child;
   });
-  const [code, signal] = ended as [number | null, string | null];
-  const how = code === 0 ? '' : `${editor} ended with ${code ?? signal}; `;
+  const how = exitCode === 0 ? '' : `${editor} ended with ${exitCode ?? signalCode}; `;
   let saved: string;
   try {
     saved = readFileSync(file, 'utf8');
   } catch (cause) {
     throw new UsageError(`${how}the file is gone, and nothing was changed`, { cause });
   }
-  if (code !== 0) throw new UsageError(`${how}your text is in ${file}`);
+  if (exitCode !== 0) throw new UsageError(`${how}your text is in ${file}`);
   return saved;
 }
 
 /** Ctrl-C goes to all who have the terminal, and means the editor as long as there is one. */
 async function withoutInterrupts<T>(work: () => Promise<T>): Promise<T> {
   const signals = ['SIGINT', 'SIGQUIT'] as const;
-  const ignore = (): void => {};
   for (const signal of signals) process.on(signal, ignore);
   try {
     return await work();
@@ -41,3 +40,5 @@ async function withoutInterrupts<T>(work: () => Promise<T>): Promise<T> {
     for (const signal of signals) process.off(signal, ignore);
   }
 }
+
+const ignore = (): void => {};

@@ -11,8 +11,8 @@ const VARIABLE = 'OTEL_RESOURCE_ATTRIBUTES';
 export function describeAgent({ env, host, version, log }: TelemetryOptions): void {
   // The SDK drops all of the variable for one pair that is none: then the host would have no name.
   const given = env[VARIABLE]?.trim() ?? '';
-  const { attributes = {} } = detectResources({ detectors: [resourceAttributesEnvDetector] });
-  const isRead = Object.keys(attributes).length > 0;
+  const read = detectResources({ detectors: [resourceAttributesEnvDetector] }).attributes;
+  const isRead = Object.keys(read).length > 0;
   if (given !== '' && !isRead) {
     log.warn({}, `${VARIABLE} is left out: it must have the form key=value,key=value`);
   }
