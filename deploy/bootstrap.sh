@@ -48,8 +48,11 @@ case $purpose in
     need go golang-go
     need_file /usr/share/gocode/src/github.com/nats-io/nats.go golang-github-nats-io-go-nats-dev
     need_file /usr/share/gocode/src/github.com/vmihailenco/msgpack/v5 golang-github-vmihailenco-msgpack.v5-dev
-    need jq jq
     need_file /lib/systemd/systemd-networkd systemd
+    need dbus-daemon dbus
+    need openssl openssl
+    need curl curl
+    need top procps
     ;;
   lab)
     servers
