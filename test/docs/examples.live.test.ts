@@ -182,11 +182,11 @@ test('every message of these programs, and of every operation, is what its schem
     'network',
     'configuration',
   ];
-  expect([...seen, ...elsewhere].toSorted()).toEqual(
-    expect.arrayContaining(
-      readdirSync(join(ROOT, 'docs/reference/schemas')).map((name) => name.replace('.json', '')),
-    ),
-  );
+  // Packets of the local socket are held against theirs in agent/cli/local.live.
+  const onTheBus = readdirSync(join(ROOT, 'docs/reference/schemas'))
+    .map((name) => name.replace('.json', ''))
+    .filter((name) => !name.startsWith('local-'));
+  expect([...seen, ...elsewhere].toSorted()).toEqual(expect.arrayContaining(onTheBus));
 });
 
 const ajv = formats.default(new Ajv({ allErrors: true, strictTypes: false }));

@@ -71,7 +71,7 @@ const BEFORE: readonly (readonly [part: string, make: () => Promise<void> | void
 ];
 
 /** What finds nothing on a host on which nothing unexpected has happened. */
-const SILENT = ['out of memory|oom', 'please report it', 'apt-cache policy'];
+const SILENT = ['grep OpenTelemetry', 'out of memory|oom', 'please report it', 'apt-cache policy'];
 
 const commands = page.text
   .split('\n## ')
