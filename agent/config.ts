@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { z } from 'zod';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
 import { parseNatsUrl, problemOfUser, SUBJECT } from './bus/nats-url.ts';
 import { parseListen } from './telemetry/listen-address.ts';
@@ -306,8 +307,7 @@ function readSettings(file: string | undefined): Record<string, unknown> {
   } catch (cause) {
     const missing = cause instanceof Error && 'code' in cause && cause.code === 'ENOENT';
     if (missing && file === undefined) return {};
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new ConfigError(`cannot read ${name}: ${reason}`, { cause });
+    throw new ConfigError(`cannot read ${name}: ${fileProblem(cause)}`, { cause });
   }
   const value = parseJson(text, name);
   if (!isRecord(value)) throw new ConfigError(`${name}: must hold one JSON object`);
@@ -315,6 +315,7 @@ function readSettings(file: string | undefined): Record<string, unknown> {
 }
 
 function parseJson(text: string, name: string): unknown {
+  if (text.trim() === '') throw new ConfigError(`${name} is empty`);
   try {
     return JSON.parse(text);
   } catch (cause) {

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { z } from 'zod';
-import { checkPasswords } from '#ipam-store/client.ts';
+import { checkFiles } from '#ipam-store/client.ts';
 import { Ledger } from '#ipam-store/ledger.ts';
 import { LockedError, lockFile } from '#native/lock.ts';
 import { listenSeqpacket } from '#native/seqpacket.ts';
@@ -74,7 +74,7 @@ function settingsOf(command: Command): NonNullable<ConfigSources['flags']> {
 function checkSecrets({ nats, redis }: Config): void {
   try {
     checkAccess(nats);
-    checkPasswords(redis);
+    checkFiles(redis);
   } catch (cause) {
     throw new ConfigError(cause instanceof Error ? cause.message : String(cause), { cause });
   }

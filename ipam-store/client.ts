@@ -1,10 +1,10 @@
-import { readFileSync } from 'node:fs';
 import { Redis, type RedisOptions } from 'ioredis';
 import { VoltError } from '#protocol/errors.ts';
 import { keepSecretsOf, secretIn } from '#protocol/secrets.ts';
 import { type Address, type Master, mastersOf } from './cluster.ts';
 import { messageOf } from './errors.ts';
 import { slotOf } from './keys.ts';
+import { readNamed, readTls } from './named-files.ts';
 import { findMaster, watchMaster } from './sentinels.ts';
 
 /** The `redis` section of agent.json. */
@@ -119,7 +119,7 @@ export function settingsOf(options: LedgerOptions): Settings {
     disableClientInfo: true,
     ...(username !== null && { username }),
     ...(passwordFile !== null && { password: readPassword('passwordFile', passwordFile) }),
-    ...(tls !== null && { tls: readTls(tls) }),
+    ...(tls !== null && { tls: readTls('redis.tls', tls) }),
   };
 }
 
@@ -132,31 +132,19 @@ function sentinelUserOf(options: LedgerOptions): Pick<RedisOptions, 'username' |
   };
 }
 
-function readTls(files: NonNullable<LedgerOptions['tls']>): Record<string, Buffer> {
-  const { caFile, certFile, keyFile } = files;
-  return {
-    ...(caFile !== null && { ca: readFileSync(caFile) }),
-    ...(certFile !== null && { cert: readFileSync(certFile) }),
-    ...(keyFile !== null && { key: readFileSync(keyFile) }),
-  };
-}
-
-/** Reads what a connection would read now. Throws Error where it would fail, naming the setting and the file. */
-export function checkPasswords({ passwordFile, sentinelPasswordFile = null }: LedgerOptions): void {
+/** Reads what a connection would read now. Throws FileError where it would fail. */
+export function checkFiles({
+  passwordFile,
+  sentinelPasswordFile = null,
+  tls,
+}: LedgerOptions): void {
   if (passwordFile !== null) readPassword('passwordFile', passwordFile);
   if (sentinelPasswordFile !== null) readPassword('sentinelPasswordFile', sentinelPasswordFile);
+  if (tls !== null) readTls('redis.tls', tls);
 }
 
 function readPassword(key: string, file: string): string {
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (cause) {
-    throw new Error(`redis.${key}: ${messageOf(cause)}`, { cause });
-  }
-  const password = secretIn(text);
-  if (password === '') throw new Error(`redis.${key}: ${file} is empty`);
-  return password;
+  return secretIn(readNamed(`redis.${key}`, file));
 }
 
 /** ioredis would let a user in the URL win over the one that is configured beside it. */

@@ -1,4 +1,5 @@
 import { ErrorCode, NatsError } from 'nats';
+import { FileError } from '#ipam-store/named-files.ts';
 
 /**
  * What can be wrong between the agent and NATS. The names never change:
@@ -116,9 +117,8 @@ export function connectProblem(server: string, error: unknown): BusProblem {
   if (credentials !== undefined) {
     return { name: 'credentials-refused', reason: `${server}: ${credentials}` };
   }
-  // The authenticator reads files; its errors name the setting.
-  const isOurs = code === '' && textOf(error).startsWith('nats.');
-  const name = isOurs ? 'credentials-refused' : 'bus-away';
+  // The authenticator reads files.
+  const name = error instanceof FileError ? 'credentials-refused' : 'bus-away';
   return { name, reason: `${server}: ${CONNECT_WORDS.get(code) ?? textOf(error)}` };
 }
 

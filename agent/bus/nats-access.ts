@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs';
 import {
   type Authenticator,
   type ConnectionOptions,
@@ -9,6 +8,7 @@ import {
   usernamePasswordAuthenticator,
 } from 'nats';
 import { keptSecret, secretIn } from '#protocol/secrets.ts';
+import { FileError, readNamed, readTls, type TlsFiles } from '#ipam-store/named-files.ts';
 import { parseNatsUrl } from './nats-url.ts';
 
 /** Where NATS is, and as whom to connect: the `nats` section of agent.json. */
@@ -23,16 +23,10 @@ export interface NatsAccess {
   readonly tls?: TlsFiles | null;
 }
 
-export interface TlsFiles {
-  readonly caFile?: string | null;
-  readonly certFile?: string | null;
-  readonly keyFile?: string | null;
-}
-
 /**
  * The options for the library to connect. Files with passwords, tokens and keys are read at each connection, also
- * when the library connects again by itself, so that changed files are taken up; an Error then names the setting and
- * the file. Throws Error for a malformed URL.
+ * when the library connects again by itself, so that changed files are taken up; a FileError then names the setting
+ * and the file. Throws Error for a malformed URL.
  */
 export function connectionOptionsOf(access: NatsAccess): ConnectionOptions {
   const { url, inboxPrefix = null, tls = null } = access;
@@ -46,12 +40,12 @@ export function connectionOptionsOf(access: NatsAccess): ConnectionOptions {
 }
 
 /**
- * Reads every file that a connection would read now. Throws the Error that the connection would, which names the
- * setting and the file.
+ * Reads every file that a connection would read now. Throws FileError, which names the setting and the file.
  */
 export function checkAccess(access: NatsAccess): void {
   // Any nonce will do: the check is whether the files are there and hold what they should.
   authenticatorOf(access)?.('nonce');
+  if (access.tls) readTls('nats.tls', access.tls);
 }
 
 function authenticatorOf(access: NatsAccess): Authenticator | undefined {
@@ -77,23 +71,13 @@ function fromFile(
   make: (content: string) => Authenticator,
 ): Authenticator {
   return (nonce) => {
-    const content = secretIn(read(key, file));
-    if (content === '') throw new Error(`nats.${key}: ${file} is empty`);
+    const content = secretIn(readNamed(`nats.${key}`, file));
     try {
       return make(content)(nonce);
     } catch (cause) {
-      throw new Error(`nats.${key}: ${file} does not hold what it should`, { cause });
+      throw new FileError(`nats.${key}: ${file} does not hold what it should`, { cause });
     }
   };
-}
-
-function read(key: string, file: string): string {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new Error(`nats.${key}: ${reason}`, { cause });
-  }
 }
 
 /** A file as `nsc` writes it: a JWT and a seed between lines of dashes. */

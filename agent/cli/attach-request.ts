@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import type { AttachRequest } from '#protocol/attachment.ts';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { parsePort } from './ports.ts';
 import { isRecord, parseJsonObject } from './settings.ts';
 import { parseBitsPerSecond, parseSeconds, wholeNumber } from './units.ts';
@@ -77,8 +78,7 @@ export function readJsonObject(file: string): Record<string, unknown> {
   try {
     content = readFileSync(file === '-' ? 0 : file, 'utf8');
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError(`cannot read ${origin}: ${reason}`, { cause });
+    throw new UsageError(`cannot read ${origin}: ${fileProblem(cause)}`, { cause });
   }
   return parseJsonObject(content, origin);
 }

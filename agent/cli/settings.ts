@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { DEFAULT_INBOX_PREFIX } from '#protocol/inbox.ts';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
-import type { NatsAccess, TlsFiles } from '../bus/nats-access.ts';
+import type { TlsFiles } from '#ipam-store/named-files.ts';
+import type { NatsAccess } from '../bus/nats-access.ts';
 import { CREDENTIAL_KEYS, parseNatsUrl, problemOfUser, SUBJECT } from '../bus/nats-url.ts';
 import { UsageError } from './errors.ts';
 
@@ -196,13 +198,14 @@ function readConfig(file: string | undefined): Record<string, unknown> {
   } catch (cause) {
     const missing = cause instanceof Error && 'code' in cause && cause.code === 'ENOENT';
     if (missing && file === undefined) return {};
-    throw new UsageError(`cannot read ${name}: ${reasonOf(cause)}`, { cause });
+    throw new UsageError(`cannot read ${name}: ${fileProblem(cause)}`, { cause });
   }
   return parseJsonObject(content, name);
 }
 
 /** Throws UsageError, naming `origin`, if the text is not one JSON object. */
 export function parseJsonObject(content: string, origin: string): Record<string, unknown> {
+  if (content.trim() === '') throw new UsageError(`${origin} is empty`);
   let value: unknown;
   try {
     value = JSON.parse(content);
@@ -229,6 +232,3 @@ function text(parent: Record<string, unknown>, key: string): string | undefined 
   if (typeof value !== 'string') throw new UsageError(`the configuration: ${key} must be text`);
   return value;
 }
-
-const reasonOf = (cause: unknown): string =>
-  cause instanceof Error ? cause.message : String(cause);

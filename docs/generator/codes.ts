@@ -169,7 +169,7 @@ export const CONDITION_MEANINGS: Readonly<Record<ConditionName, string>> = {
 export const EXIT_MEANINGS: Readonly<Record<keyof typeof EXIT, string>> = {
   ok: 'done',
   failed: 'the agent answered an error that has no code of its own here',
-  usage: 'wrong usage, or an invalid request',
+  usage: 'wrong usage, a file that cannot be used, or an invalid request',
   unreachable: 'no agent answered, or NATS (for `setup`, JetStream) is away',
   notFound: 'what the request names does not exist',
   conflict: 'somebody else has it, or it is there with other content',

@@ -191,6 +191,8 @@ async function rename(to: string, file: string | undefined, note: (text: string)
   const { MachineError, readMachine } = await import('../../fleet/machine.ts');
   const { FolderError } = await import('../../fleet/own-folders.ts');
   const { renameHost } = await import('../../fleet/rename.ts');
+  const { checkFiles } = await import('#ipam-store/client.ts');
+  const { FileError } = await import('#ipam-store/named-files.ts');
   try {
     const config = loadConfig({ ...(file !== undefined && { file }), env: process.env });
     if (config.hostGiven && config.host !== to) {
@@ -198,10 +200,11 @@ async function rename(to: string, file: string | undefined, note: (text: string)
         `host: "${config.host}" is configured: configure "${to}" first, or no host`,
       );
     }
+    checkFiles(config.redis);
     const { machineId } = readMachine();
     return await renameHost({ config, machineId, to, note });
   } catch (error) {
-    for (const problem of [ConfigError, IdentityError, MachineError, FolderError]) {
+    for (const problem of [ConfigError, FileError, IdentityError, MachineError, FolderError]) {
       if (error instanceof problem) throw new UsageError(error.message, { cause: error });
     }
     throw error;

@@ -48,7 +48,8 @@ left alone.`,
     .action(async (_flags: unknown, command: Command) => {
       const options = command.optsWithGlobals<InstallFlags>();
       const { installLedger } = await import('#ipam-store/install.ts');
-      const installed = await installLedger(await redisOf(options));
+      const redis = await redisOf(options);
+      const installed = await installLedger(redis);
       shell.output().result({ installed }, () =>
         table(
           ['SERVER', 'BEFORE', 'NOW'],
@@ -93,8 +94,10 @@ takes minutes; --timeout is for each step of it.`,
 /** The agent's own configuration, checked as the agent checks it. */
 async function redisOf({ config, redis, username, passwordFile }: InstallFlags) {
   const { ConfigError, loadConfig } = await import('../../config.ts');
+  const { checkFiles } = await import('#ipam-store/client.ts');
+  const { FileError } = await import('#ipam-store/named-files.ts');
   try {
-    return loadConfig({
+    const { redis: options } = loadConfig({
       ...(config !== undefined && { file: config }),
       env: process.env,
       flags: {
@@ -102,8 +105,11 @@ async function redisOf({ config, redis, username, passwordFile }: InstallFlags) 
         ...(username !== undefined && { 'redis.username': username }),
         ...(passwordFile !== undefined && { 'redis.passwordFile': passwordFile }),
       },
-    }).redis;
+    });
+    checkFiles(options);
+    return options;
   } catch (error) {
-    throw error instanceof ConfigError ? new UsageError(error.message, { cause: error }) : error;
+    const isWrong = error instanceof ConfigError || error instanceof FileError;
+    throw isWrong ? new UsageError(error.message, { cause: error }) : error;
   }
 }

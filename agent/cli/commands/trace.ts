@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
 import { VoltError } from '#protocol/errors.ts';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { type Span, spansOf, waterfall } from '#protocol/waterfall.ts';
 import { UsageError } from '../errors.ts';
 import type { Page } from '../page.ts';
@@ -92,8 +93,7 @@ async function readSpans(file: string): Promise<Span[]> {
       for (const line of lines) spans.push(...spansIn(line));
     }
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError(`--file: cannot read ${file}: ${reason}`, { cause });
+    throw new UsageError(`--file: cannot read ${file}: ${fileProblem(cause)}`, { cause });
   }
   return [...spans, ...spansIn(rest)];
 }

@@ -1,4 +1,5 @@
 import { open } from 'node:fs/promises';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { UsageError } from '../errors.ts';
 import { isRecord } from '../settings.ts';
 
@@ -36,10 +37,12 @@ export class Traces {
   static async of(file: string): Promise<Traces> {
     try {
       await using opened = await open(file);
-      if (!(await opened.stat()).isFile()) throw new Error('is no file');
+      const found = await opened.stat();
+      // A folder is opened all the same, and only reading it fails.
+      if (found.isDirectory()) await opened.readFile();
+      if (!found.isFile()) throw new Error('it is no file');
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
-      throw new UsageError(`--traces ${file}: ${reason}`, { cause });
+      throw new UsageError(`--traces ${file}: ${fileProblem(cause)}`, { cause });
     }
     return new Traces(file);
   }
