@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { VoltError } from '#protocol/errors.ts';
+import { fileProblem } from '#protocol/file-problem.ts';
 import { type Span, spansOf } from '#protocol/waterfall.ts';
 import { UsageError } from './errors.ts';
 
@@ -157,8 +158,9 @@ function headersIn(file: string): Headers {
   try {
     text = readFileSync(file, 'utf8');
   } catch (cause) {
-    throw new UsageError(`--headers: cannot read ${file}: ${reasonOf(cause)}`, { cause });
+    throw new UsageError(`--headers: cannot read ${file}: ${fileProblem(cause)}`, { cause });
   }
+  if (text.trim() === '') throw new UsageError(`--headers: ${file} is empty`);
   const lines = text.split(/\r?\n/).filter((line) => line.trim() !== '');
   return new Headers(
     lines.map((line): [string, string] => {

@@ -81,7 +81,7 @@ const ENDS: readonly (readonly [begins: string, codes: readonly number[], why: s
   ['voltnet watch --type detached --count 1', [0], 'ends by itself'],
   ['voltnet watch', [124], 'ends when somebody ends it'],
   ['VOLT_NET_NATS_CREDENTIALS_FILE=', [2], 'there is no such file'],
-  ['voltnet ledger install --username admin', [6], 'there is no such file'],
+  ['voltnet ledger install --username admin', [2], 'there is no such file'],
   ['voltnet ledger install --redis rediss:', [6], 'there is no such server'],
   ['voltnet trace web --file /var/lib/otelcol', [2], 'there is no such file'],
   ['voltnet trace web --tempo http://tempo:3200', [6], 'there is no such server'],

@@ -48,6 +48,10 @@ const USAGES: [name: string, words: (file: string) => string[], variable?: strin
   ['network put', (file) => ['network', 'put', file]],
   ['network diff', (file) => ['network', 'diff', file]],
   [
+    'trace --headers',
+    (file) => ['trace', 'web', '--tempo', 'http://127.0.0.1:9', '--headers', file],
+  ],
+  [
     'ledger install --password-file',
     (file) => ['ledger', 'install', '--username', 'admin', '--password-file', file],
   ],
