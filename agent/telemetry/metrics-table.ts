@@ -68,6 +68,12 @@ export const READ = {
     labels: ['network', 'type', 'state'],
     help: 'Attachments of this host by network, type of network and state.',
   },
+  volt_network_unfinished_oldest_age_seconds: {
+    kind: 'gauge',
+    unit: 'seconds',
+    labels: ['network'],
+    help: 'Age of the oldest attach or detach of the network that has not ended; absent if all have.',
+  },
   volt_network_pool_addresses: {
     kind: 'gauge',
     unit: '',

@@ -83,6 +83,10 @@ export function readingsOf(parts: Parts, pools: ReadonlyMap<string, NetworkUsage
     const { networkType: type, state, request } = record;
     read('volt_network_attachments', count, { network: request.network, type, state });
   }
+  for (const [network, sinceMs] of oldestUnfinished(parts.journal.values())) {
+    const ageMs = Math.max(0, Date.now() - sinceMs);
+    read('volt_network_unfinished_oldest_age_seconds', ageMs / 1_000, { network });
+  }
   for (const [network, usage] of pools) {
     read('volt_network_pool_addresses', usage.size, { network });
     read('volt_network_pool_used_addresses', usage.used, { network });
@@ -138,6 +142,17 @@ export function readingsOf(parts: Parts, pools: ReadonlyMap<string, NetworkUsage
 
 const seconds = (ms: number | undefined): number | undefined =>
   ms === undefined ? undefined : ms / 1_000;
+
+/** By network, when the oldest attach or detach began that is under way. */
+function oldestUnfinished(records: readonly AttachmentRecord[]): ReadonlyMap<string, number> {
+  const oldest = new Map<string, number>();
+  for (const { state, request, createdAt, detach } of records) {
+    if (state === 'attached' || state === 'fenced') continue;
+    const began = Date.parse(detach?.startedAt ?? createdAt);
+    oldest.set(request.network, Math.min(began, oldest.get(request.network) ?? Infinity));
+  }
+  return oldest;
+}
 
 /** One of the records of each network, type and state, and how many there are. */
 function counted(

@@ -106,6 +106,22 @@ test('the state of the parts is told, one sample for each state', async () => {
   }
 });
 
+test('a detach that waits is told by its age, until it has ended', async () => {
+  const { client, host, redis } = stack;
+  const oldest = 'volt_network_unfinished_oldest_age_seconds';
+  await client.attach(host, { id: 'slow', workload: 'vm-slow', kind: 'vm', network: 'volt0' });
+  expect(samplesOf(await now(), oldest)).toEqual([]);
+  redis.pause();
+  await client.detach(host, { id: 'slow' });
+  const waits = await untilScraped(port, 'it is old', (samples) => {
+    return (sumOf(samples, oldest, { network: 'volt0' }) ?? 0) > 1;
+  });
+  expect(sumOf(waits, 'volt_network_attachments', { state: 'detaching' })).toBe(1);
+  redis.resume();
+  await stack.gone('slow');
+  expect(samplesOf(await now(), oldest)).toEqual([]);
+});
+
 test('an error that nobody expects is an increase, whatever was asked for', async () => {
   const counted = samplesOf(await now(), 'volt_network_requests_total', { code: 'INTERNAL' });
   const asked = counted.map(({ labels }) => labels['operation']);
