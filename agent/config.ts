@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { fileProblem } from '#protocol/file-problem.ts';
 import { jsonProblem, keepSecretsOf } from '#protocol/secrets.ts';
 import { parseNatsUrl, problemOfUser, SUBJECT } from './bus/nats-url.ts';
+import { DEFAULT_STREAMS, STREAM_LIMITS } from './bus/stream-settings.ts';
 import { parseListen } from './telemetry/listen-address.ts';
 import { namesIn } from './telemetry/telemetry.ts';
 
@@ -20,23 +21,17 @@ const tls = z
   .nullable()
   .default(null);
 
-const age = z
-  .int()
-  .min(60)
-  .max(10 * 365 * 86_400);
-const bytes = z
-  .int()
-  .min(1 << 20)
-  .max(2 ** 50);
+const within = ({ least, most }: { readonly least: number; readonly most: number }) =>
+  z.int().min(least).max(most);
 
 // How the streams of jobs and events are made, where the agent makes them.
 const streamsSection = z.strictObject({
-  replicas: z.int().min(1).max(5).default(1),
-  storage: z.enum(['file', 'memory']).default('file'),
-  eventAgeSeconds: age.default(7 * 86_400),
-  eventBytes: bytes.default(1 << 30),
-  jobAgeSeconds: age.default(86_400 / 2),
-  jobBytes: bytes.default(1 << 30),
+  replicas: within(STREAM_LIMITS.replicas).default(DEFAULT_STREAMS.replicas),
+  storage: z.enum(['file', 'memory']).default(DEFAULT_STREAMS.storage),
+  eventAgeSeconds: within(STREAM_LIMITS.eventAgeSeconds).default(DEFAULT_STREAMS.eventAgeSeconds),
+  eventBytes: within(STREAM_LIMITS.eventBytes).default(DEFAULT_STREAMS.eventBytes),
+  jobAgeSeconds: within(STREAM_LIMITS.jobAgeSeconds).default(DEFAULT_STREAMS.jobAgeSeconds),
+  jobBytes: within(STREAM_LIMITS.jobBytes).default(DEFAULT_STREAMS.jobBytes),
 });
 
 const natsSection = z.strictObject({

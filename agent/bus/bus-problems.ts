@@ -78,6 +78,14 @@ export const cannotBeAsked = (error: unknown): boolean =>
   isApiError(error, JETSTREAM.notEnabledForAccount) ||
   hasCode(error, ErrorCode.PermissionsViolation);
 
+/** True if JetStream is there and will not make something: it has a limit, or an administrator has set one. */
+export const isRefusal = (error: unknown): error is BusProblemError =>
+  error instanceof BusProblemError &&
+  error.cause instanceof NatsError &&
+  error.cause.api_error !== undefined &&
+  !isApiError(error.cause, JETSTREAM.notEnabled) &&
+  !isApiError(error.cause, JETSTREAM.notEnabledForAccount);
+
 /** What an error of JetStream means that is about no stream or consumer in particular. */
 export function jetStreamProblem(error: unknown): BusProblem {
   if (error instanceof BusProblemError) return error.problem;

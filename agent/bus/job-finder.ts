@@ -2,7 +2,8 @@ import type { JetStreamManager } from 'nats';
 import { BusProblemError, cannotBeAsked } from './bus-problems.ts';
 import { consumerIn, ensureJobConsumer, type JobPlace, jobPlaces } from './job-consumer.ts';
 import type { Log } from '../log.ts';
-import { ensureJobStream, type Ensured, type StreamSettings } from './streams.ts';
+import type { StreamSettings } from './stream-settings.ts';
+import { ensureJobStream, type Ensured } from './streams.ts';
 
 export interface JobFinderOptions {
   readonly host: string;

@@ -27,7 +27,7 @@ import {
 } from './job-consumer.ts';
 import { JobFinder } from './job-finder.ts';
 import { PendingJobs, QUIET_MS } from './pending-jobs.ts';
-import type { StreamSettings } from './streams.ts';
+import type { StreamSettings } from './stream-settings.ts';
 
 export interface JobQueueOptions {
   readonly host: string;

@@ -7,6 +7,7 @@ import {
   RetentionPolicy,
   StorageType,
   type StreamConfig,
+  type StreamInfo,
 } from 'nats';
 import {
   EVENT_STREAM,
@@ -23,28 +24,9 @@ import {
   JETSTREAM,
   jetStreamReason,
 } from './bus-problems.ts';
+import type { StreamSettings } from './stream-settings.ts';
 import type { WhyNotPublished } from '../storage/pending-event.ts';
 import { areCovered, eventStreamFlaw, jobStreamFlaw } from './stream-flaws.ts';
-
-/** How streams are made: the section `nats.streams` of agent.json. */
-export interface StreamSettings {
-  readonly replicas: number;
-  readonly storage: 'file' | 'memory';
-  readonly eventAgeSeconds: number;
-  readonly eventBytes: number;
-  readonly jobAgeSeconds: number;
-  readonly jobBytes: number;
-}
-
-const DAY_SECONDS = 86_400;
-export const DEFAULT_STREAMS: StreamSettings = {
-  replicas: 1,
-  storage: 'file',
-  eventAgeSeconds: 7 * DAY_SECONDS,
-  eventBytes: 1 << 30,
-  jobAgeSeconds: DAY_SECONDS / 2,
-  jobBytes: 1 << 30,
-};
 
 // An event is published again if its acknowledgement was lost: usually within one reconnect.
 const DUPLICATE_WINDOW_MS = 10 * 60_000;
@@ -66,12 +48,12 @@ const TOO_LARGE_FOR_STREAM: ReadonlySet<number> = new Set([10_054, 10_097]);
 
 /**
  * How a stream or consumer was found: `made` now; `updated` now; `there` as it should be; it `differs`, and is left
- * as its maker wants it; `unfit` to serve. `voltnet setup` shows this.
+ * as its maker wants it; `unfit` to serve; or not there, and JetStream has `refused` to make it. `voltnet setup` shows this.
  */
 export interface Ensured {
   readonly name: string;
-  readonly outcome: 'made' | 'updated' | 'there' | 'differs' | 'unfit';
-  /** `max_age: 3600000000000, not 43200000000000`; of an `unfit` one the reason. */
+  readonly outcome: 'made' | 'updated' | 'there' | 'differs' | 'unfit' | 'refused';
+  /** `max_age: 3600000000000, not 43200000000000`; of an `unfit` or `refused` one the reason. */
   readonly differences: readonly string[];
 }
 
@@ -108,7 +90,7 @@ const eventStream = ({ prefix, settings }: Fleet): Wanted => ({
   num_replicas: settings.replicas,
   max_age: nanos(settings.eventAgeSeconds * 1_000),
   max_bytes: settings.eventBytes,
-  duplicate_window: nanos(Math.min(DUPLICATE_WINDOW_MS, settings.eventAgeSeconds * 1_000)),
+  duplicate_window: windowWithin(nanos(settings.eventAgeSeconds * 1_000)),
 });
 
 /** A full queue refuses new jobs: their senders learn of it, and jobs that were taken stay. */
@@ -123,8 +105,10 @@ const jobStream = ({ prefix, settings }: Fleet): Wanted => ({
   max_msgs_per_subject: JOBS_PER_SUBJECT,
   max_age: nanos(settings.jobAgeSeconds * 1_000),
   max_bytes: settings.jobBytes,
-  duplicate_window: nanos(Math.min(DUPLICATE_WINDOW_MS, settings.jobAgeSeconds * 1_000)),
+  duplicate_window: windowWithin(nanos(settings.jobAgeSeconds * 1_000)),
 });
+
+const windowWithin = (ageNanos: number): number => Math.min(nanos(DUPLICATE_WINDOW_MS), ageNanos);
 
 const storageOf = ({ storage }: StreamSettings): StorageType =>
   storage === 'file' ? StorageType.File : StorageType.Memory;
@@ -191,11 +175,13 @@ interface StreamNeed {
 async function ensureStream(manager: JetStreamManager, need: StreamNeed): Promise<Ensured> {
   const { wanted, earlier, needed } = need;
   const { name } = wanted;
-  const found = await configOf(manager, name);
+  const found = await infoOf(manager, name);
   if (found !== undefined) return adjusted(manager, need, found);
   if (earlier !== name) {
-    const before = await configOf(manager, earlier).catch(() => undefined);
-    if (before !== undefined && areCovered(before, needed)) return adjusted(manager, need, before);
+    const before = await infoOf(manager, earlier).catch(() => undefined);
+    if (before !== undefined && areCovered(before.config, needed)) {
+      return adjusted(manager, need, before);
+    }
   }
   await made('stream-missing', name, () => manager.streams.add(wanted));
   return { name, outcome: 'made', differences: [] };
@@ -204,30 +190,53 @@ async function ensureStream(manager: JetStreamManager, need: StreamNeed): Promis
 async function adjusted(
   manager: JetStreamManager,
   { compared, flawOf, changeable }: StreamNeed,
-  found: StreamConfig,
+  found: StreamInfo,
 ): Promise<Ensured> {
-  const { name } = found;
-  const compare = (config: StreamConfig): Ensured =>
-    comparison(name, { ...compared, name }, config, flawOf(config));
+  const { name, duplicate_window: window } = found.config;
+  const compare = (info: StreamInfo): Ensured =>
+    comparison(name, { ...compared, name }, inTruth(info), flawOf(info.config));
   const before = compare(found);
-  const keys = CHANGEABLE.filter((key) => changeable.has(key) && compared[key] !== found[key]);
+  const there = inTruth(found);
+  const keys = CHANGEABLE.filter((key) => changeable.has(key) && compared[key] !== there[key]);
   if (before.outcome !== 'differs' || keys.length === 0) return before;
+  // Such a server takes the number, and keeps one.
+  const inVain = isAlone(found) && keys.includes('num_replicas');
+  const why = inVain ? [`num_replicas is not changed: ${LONE}`] : [];
+  const changed = keys.filter((key) => !inVain || key !== 'num_replicas');
+  const told = ({ differences, ...rest }: Ensured, reasons: readonly string[]): Ensured => ({
+    ...rest,
+    differences: [...differences, ...reasons],
+  });
+  if (changed.length === 0) return told(before, why);
+  const changes = Object.fromEntries(changed.map((key) => [key, compared[key]]));
+  const { max_age: age = 0, duplicate_window: wantedWindow } = compared;
+  // It goes with the age, as whoever makes a stream here has it; and JetStream takes none that is longer than the age.
+  const follows = window > age || window === windowWithin(found.config.max_age);
+  const isMoved = changed.includes('max_age') && follows && wantedWindow !== undefined;
   try {
-    const changes = Object.fromEntries(keys.map((key) => [key, compared[key]]));
-    const after = compare((await manager.streams.update(name, changes)).config);
-    return after.outcome === 'there' ? { ...after, outcome: 'updated' } : after;
+    const after = await manager.streams.update(name, {
+      ...changes,
+      ...(isMoved && { duplicate_window: wantedWindow }),
+    });
+    const outcome = compare(after);
+    return outcome.outcome === 'there' ? { ...outcome, outcome: 'updated' } : told(outcome, why);
   } catch (error) {
-    const reason = `not changed: ${jetStreamReason(error)}`;
-    return { ...before, differences: [...before.differences, reason] };
+    return told(before, [...why, `not changed: ${jetStreamReason(error)}`]);
   }
 }
 
-async function configOf(
-  manager: JetStreamManager,
-  name: string,
-): Promise<StreamConfig | undefined> {
+const LONE = 'a server that is alone keeps one replica';
+
+/** Only servers of a cluster, which has a name, keep replicas of each other's streams. */
+const isAlone = ({ cluster }: StreamInfo): boolean => (cluster?.name ?? '') === '';
+
+/** The configuration with what the server does, where that is something else. */
+const inTruth = (info: StreamInfo): StreamConfig =>
+  isAlone(info) ? { ...info.config, num_replicas: 1 } : info.config;
+
+async function infoOf(manager: JetStreamManager, name: string): Promise<StreamInfo | undefined> {
   try {
-    return (await manager.streams.info(name)).config;
+    return await manager.streams.info(name);
   } catch (error) {
     if (isApiError(error, JETSTREAM.streamNotFound)) return undefined;
     throw error;

@@ -176,7 +176,7 @@ export const EXIT_MEANINGS: Readonly<Record<keyof typeof EXIT, string>> = {
   retry: 'the same request may succeed later',
   denied: 'not permitted, by the agent or by NATS: wrong user, password, token or key',
   differs:
-    '`check` or `ledger check` found differences or could not compare all, `status` an agent that cannot serve now, `doctor` a problem, or `setup` a stream or consumer that is configured otherwise',
+    '`check` or `ledger check` found differences or could not compare all, `status` an agent that cannot serve now, `doctor` a problem, or `setup` a stream or consumer that is configured otherwise or that the server refuses',
   cannotExecute: '`exec`: the command cannot be executed',
   commandNotFound: "`exec`: there is no such command; else the code is the command's own",
 };

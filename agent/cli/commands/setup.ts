@@ -1,5 +1,7 @@
 import type { Command } from 'commander';
-import type { StreamSettings } from '../../bus/streams.ts';
+import { eventStreamOf, jobConsumer, jobStreamOf } from '#protocol/subjects.ts';
+import { DEFAULT_STREAMS, STREAM_LIMITS, type StreamSettings } from '../../bus/stream-settings.ts';
+import type { Ensured } from '../../bus/streams.ts';
 import { UsageError } from '../errors.ts';
 import { EXIT } from '../exit-codes.ts';
 import { table } from '../page.ts';
@@ -31,12 +33,12 @@ Examples:
 Asks no agent, and is needed only where agents may not make these themselves, or to change streams
 that are there: replicas, age and bytes are set where a flag, a variable or nats.streams of
 agent.json gives them. All else of what is there is left as it is; exit code 8 when it differs from
-what was asked for, or is nothing that agents can use.`,
+what was asked for, is nothing that agents can use, or is refused by the server, which says why: a
+server that is alone keeps no replicas.`,
     )
     .action(async (hosts: string[], flags: Flags) => {
       const made = await shell.withClient(async ({ settings, jetStream }) => {
-        const { DEFAULT_STREAMS, ensureEventStream, ensureJobStream } =
-          await import('../../bus/streams.ts');
+        const { ensureEventStream, ensureJobStream } = await import('../../bus/streams.ts');
         const { ensureJobConsumer } = await import('../../bus/job-consumer.ts');
         const given = streamSettings({ ...settings.streams, ...flags });
         const named = hosts.length === 0 ? [settings.host] : hosts;
@@ -48,11 +50,16 @@ what was asked for, or is nothing that agents can use.`,
         };
         return jetStream(
           async (manager) => {
-            const events = await ensureEventStream(manager, fleet);
-            const jobs = await ensureJobStream(manager, fleet);
-            const ensured = [events, jobs];
+            const events = await ensureEventStream(manager, fleet).catch(
+              refused(eventStreamOf(prefix)),
+            );
+            const jobs = await ensureJobStream(manager, fleet).catch(refused(jobStreamOf(prefix)));
+            const ensured: Ensured[] = [events, jobs];
+            // A consumer is a part of its stream.
+            if (jobs.outcome === 'refused') return ensured;
             for (const host of named) {
-              ensured.push(await ensureJobConsumer(manager, { prefix, host, stream: jobs.name }));
+              const making = ensureJobConsumer(manager, { prefix, host, stream: jobs.name });
+              ensured.push(await making.catch(refused(jobConsumer(host, prefix))));
             }
             return ensured;
           },
@@ -65,14 +72,23 @@ what was asked for, or is nothing that agents can use.`,
           made.map(({ name, outcome, differences }) => [name, outcome, differences.join('; ')]),
         ),
       );
-      if (made.some(({ outcome }) => outcome === 'differs' || outcome === 'unfit')) {
-        shell.exitCode = EXIT.differs;
-      }
+      if (!made.every(({ outcome }) => AS_ASKED.has(outcome))) shell.exitCode = EXIT.differs;
     });
 }
 
+const AS_ASKED: ReadonlySet<Ensured['outcome']> = new Set(['made', 'updated', 'there']);
+
 const NUMBERS = ['replicas', 'eventAgeSeconds', 'eventBytes', 'jobAgeSeconds', 'jobBytes'] as const;
 const KEYS = [...NUMBERS, 'storage'] as const;
+
+/** Takes the refusal of a server for an outcome. */
+const refused =
+  (name: string) =>
+  async (error: unknown): Promise<Ensured> => {
+    const { isRefusal } = await import('../../bus/bus-problems.ts');
+    if (!isRefusal(error)) throw error;
+    return { name, outcome: 'refused', differences: [error.problem.reason] };
+  };
 
 /** The values of flags, variables and file. Throws UsageError. */
 function streamSettings(given: Readonly<Record<string, unknown>>): Partial<StreamSettings> {
@@ -84,8 +100,11 @@ function streamSettings(given: Readonly<Record<string, unknown>>): Partial<Strea
     const value = given[key];
     if (value === undefined) return [];
     const number = Number(value);
-    if (Number.isSafeInteger(number) && number > 0) return [[key, number] as const];
-    throw new UsageError(`${key}: must be a whole number, above zero`);
+    const { least, most } = STREAM_LIMITS[key];
+    if (Number.isSafeInteger(number) && number >= least && number <= most) {
+      return [[key, number] as const];
+    }
+    throw new UsageError(`${key}: must be a whole number, ${least} to ${most}`);
   });
   return { ...Object.fromEntries(numbers), ...(storage !== undefined && { storage }) };
 }

@@ -166,6 +166,15 @@ describe('with one server', () => {
     }
   });
 
+  const setup = (...words: string[]) => {
+    const env = { ...process.env, VOLT_NET_NATS_URL: nats.url };
+    const all = ['setup', '--json', ...words, 'h1'];
+    const { status, stdout, stderr } = spawnSync(VOLTNET, all, { env, encoding: 'utf8' });
+    expect(stderr).toBe('');
+    const { made } = JSON.parse(stdout) as { made: { outcome: string; differences: string[] }[] };
+    return { status, outcomes: made.map(({ outcome }) => outcome), made };
+  };
+
   test('settings say how the agent makes them, and setup changes those that are there', async () => {
     const streams = { storage: 'memory', eventAgeSeconds: 7_200, jobBytes: 3_000_000 };
     await using bus = startBus({ url: nats.url, nats: { streams } });
@@ -177,14 +186,6 @@ describe('with one server', () => {
       return [events.max_age / 1e9, jobs.max_bytes, jobs.storage];
     };
     expect(await configs()).toEqual([7_200, 3_000_000, 'memory']);
-    const setup = (...words: string[]) => {
-      const env = { ...process.env, VOLT_NET_NATS_URL: nats.url };
-      const all = ['setup', '--json', ...words, 'h1'];
-      const { status, stdout, stderr } = spawnSync(VOLTNET, all, { env, encoding: 'utf8' });
-      expect(stderr).toBe('');
-      const { made } = JSON.parse(stdout) as { made: { outcome: string; differences: string[] }[] };
-      return { status, outcomes: made.map(({ outcome }) => outcome), made };
-    };
     expect(setup()).toMatchObject({ status: 0, outcomes: ['there', 'there', 'there'] });
     const changes = ['--event-age-seconds', '3600', '--job-bytes', '4000000'];
     expect(setup(...changes)).toMatchObject({
@@ -195,6 +196,55 @@ describe('with one server', () => {
     const differs = setup('--storage', 'file');
     expect(differs).toMatchObject({ status: 8, outcomes: ['differs', 'differs', 'there'] });
     expect(differs.made[0]?.differences).toEqual(['storage: "memory", not "file"']);
+  });
+
+  test('setup of more replicas than a server that is alone keeps is no success', async () => {
+    expect(setup('--replicas', '3')).toMatchObject({ status: 8, outcomes: ['refused', 'refused'] });
+    expect(setup()).toMatchObject({ status: 0, outcomes: ['made', 'made', 'made'] });
+    const alone: unknown = expect.stringMatching(/alone keeps one replica/);
+    const changes = ['--replicas', '3', '--event-bytes', '2000000'];
+    const found = setup(...changes);
+    expect(found).toMatchObject({ status: 8, outcomes: ['differs', 'differs', 'there'] });
+    expect(found.made[0]?.differences).toEqual(['num_replicas: 1, not 3', alone]);
+    // What else was asked for is done.
+    const config = async () => (await manager.streams.info(EVENT_STREAM)).config;
+    expect(await config()).toMatchObject({ num_replicas: 1, max_bytes: 2_000_000 });
+    // An earlier release has asked such a server for three, and the server has taken that down.
+    await manager.streams.update(EVENT_STREAM, { num_replicas: 3 });
+    expect((await config()).num_replicas).toBe(3);
+    expect(setup('--replicas', '3')).toMatchObject({
+      status: 8,
+      outcomes: ['differs', 'differs', 'there'],
+    });
+    expect(setup('--replicas', '1')).toMatchObject({
+      status: 0,
+      outcomes: ['there', 'there', 'there'],
+    });
+  });
+
+  test('setup shortens the window in which repeats are recognised together with the age', async () => {
+    expect(setup().status).toBe(0);
+    const seconds = async () => {
+      const { max_age, duplicate_window } = (await manager.streams.info(EVENT_STREAM)).config;
+      return [max_age / 1e9, duplicate_window / 1e9];
+    };
+    expect(setup('--event-age-seconds', '60')).toMatchObject({
+      status: 0,
+      outcomes: ['updated', 'there', 'there'],
+    });
+    expect(await seconds()).toEqual([60, 60]);
+    expect(setup('--event-age-seconds', '7200').status).toBe(0);
+    expect(await seconds()).toEqual([7_200, 600]);
+  });
+
+  test('setup says what else the server does not take', async () => {
+    expect(setup().status).toBe(0);
+    const found = setup('--job-bytes', String(2 ** 50));
+    expect(found).toMatchObject({ status: 8, outcomes: ['there', 'differs', 'there'] });
+    expect(found.made[1]?.differences.at(-1)).toMatch(/not changed: .*insufficient storage/);
+    const words = [...['--replicas', '9'], ...['--nats', nats.url]];
+    const { status, stderr } = spawnSync(VOLTNET, ['setup', ...words], { encoding: 'utf8' });
+    expect([status, stderr]).toEqual([2, 'voltnet: replicas: must be a whole number, 1 to 5\n']);
   });
 
   test('more replicas than there are servers are told as the reason', async () => {
