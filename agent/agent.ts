@@ -14,7 +14,7 @@ import type { Bus, BusOptions } from './bus/bus.ts';
 import { Clocks } from './health/clocks.ts';
 import { Conditions } from './health/conditions.ts';
 import { type Config, defaultHost } from './config.ts';
-import { Cordon } from './attachments/cordon.ts';
+import { Cordon } from './fleet/cordon.ts';
 import { Detaches } from './attachments/detaches.ts';
 import { Disk } from './storage/disk.ts';
 import { NetworkNotices } from './bus/network-notices.ts';

@@ -40,7 +40,7 @@ const LIBRARIES: readonly [library: RegExp, homes: RegExp][] = [
   [/^@opentelemetry\//, /^agent\/telemetry\/[a-z-]+\.ts$/],
   [
     /^zod$/,
-    /^(protocol\/|docs\/generator\/schemas|agent\/(config|main|fleet\/(identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,
+    /^(protocol\/|docs\/generator\/schemas|agent\/(config|main|fleet\/(cordon|identity|rename|ledger-watermark)|host\/bridges\/applied)\.ts$)/,
   ],
   [/^@msgpack\/msgpack$/, /^protocol\/envelope\.ts$/],
   [/^ipaddr\.js$/, /^protocol\/address\.ts$/],

@@ -22,7 +22,7 @@ import { endedLease, type EventLog } from '../storage/events.ts';
 import { mayHaveBeenDone } from '../errors.ts';
 import type { AttachmentRecord, DetachIntent, Journal } from '../storage/journal.ts';
 import type { Log } from '../log.ts';
-import type { Cordon } from './cordon.ts';
+import type { Cordon } from '../fleet/cordon.ts';
 import type { Detaches } from './detaches.ts';
 import { type Position, storedPosition } from './request-log.ts';
 import type {

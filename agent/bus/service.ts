@@ -35,7 +35,7 @@ import { type Admission, isExpensive, type LaneName, type Move } from './admissi
 import { aboutOf } from './inbound.ts';
 import { ledgerPage, refuseLargeAnswer, refuseLargeChange } from './answer-size.ts';
 import type { Call } from '../attachments/attachments.ts';
-import type { Cordon } from '../attachments/cordon.ts';
+import type { Cordon } from '../fleet/cordon.ts';
 import type { BusAnswer, BusEndpoint, BusRequest } from './serving.ts';
 import { errorAnswer } from './error-answer.ts';
 import { loggedCause, toVoltError } from '../errors.ts';

@@ -1,5 +1,5 @@
 import type { LedgerStatus } from '#ipam-store/ledger.ts';
-import { type CordonState, wordsOf } from '../attachments/cordon.ts';
+import { type CordonState, wordsOf } from '../fleet/cordon.ts';
 import type { BridgeProblem } from '../host/bridges/problems.ts';
 import type { Probe } from './conditions.ts';
 import type { SessionStatus } from '../fleet/session.ts';
