@@ -39,6 +39,13 @@ import {
   type SetElement,
   writeElements,
 } from './nftset.ts';
+import {
+  type ListedChain,
+  type ListedRule,
+  readChain,
+  readRule,
+  RULE_PLACE,
+} from './nft-listing.ts';
 import { traced } from './trace.ts';
 import { Writer } from './writer.ts';
 
@@ -56,6 +63,7 @@ const NFT_MSG_NEWCHAIN = NFT_MSG_NEWTABLE | 3;
 const NFT_MSG_GETCHAIN = NFT_MSG_NEWTABLE | 4;
 const NFT_MSG_DELCHAIN = NFT_MSG_NEWTABLE | 5;
 const NFT_MSG_NEWRULE = NFT_MSG_NEWTABLE | 6;
+const NFT_MSG_GETRULE = NFT_MSG_NEWTABLE | 7;
 const NFT_MSG_DELRULE = NFT_MSG_NEWTABLE | 8;
 const NFT_MSG_NEWSETELEM = NFT_MSG_NEWTABLE | 12;
 const NFT_MSG_GETSETELEM = NFT_MSG_NEWTABLE | 13;
@@ -108,7 +116,7 @@ const RULE = {
     NFTA_EXPR_DATA: nested(2, IMMEDIATE, { flagged: true }),
   }),
 } as const satisfies Table;
-const FAMILIES = { inet: 1, netdev: 5, bridge: 7 } as const;
+const FAMILIES = { inet: 1, ip: 2, netdev: 5, bridge: 7, ip6: 10 } as const;
 const AF_NETLINK = 16;
 const SO_PROTOCOL = 38;
 const SO_DOMAIN = 39;
@@ -339,6 +347,31 @@ export class Nftables implements Disposable {
         .filter((chain) => chain.NFTA_CHAIN_TABLE === name && chain.NFTA_CHAIN_HOOK !== undefined)
         .map((chain) => [chain.NFTA_CHAIN_NAME ?? '', deviceHookOf(chain)]),
     );
+  }
+
+  /** The chains of all tables of a family, whoever has made them. */
+  chains(family: 'ip' | 'ip6' | 'inet'): ListedChain[] {
+    return this.#dump({
+      operation: 'NFT_MSG_GETCHAIN',
+      type: NFT_MSG_GETCHAIN,
+      family,
+      subject: family,
+      write: () => {},
+      read: readChain,
+    });
+  }
+
+  /** The rules of a table, whoever has made it; none if there is no such table. */
+  rules({ family, name }: NftTable): ListedRule[] {
+    const rules = this.#dump({
+      operation: 'NFT_MSG_GETRULE',
+      type: NFT_MSG_GETRULE,
+      family,
+      subject: `${family} ${name}`,
+      write: (writer) => writeAttributes(writer, RULE_PLACE, { NFTA_RULE_TABLE: name }),
+      read: readRule,
+    });
+    return rules.filter(({ table }) => table === name);
   }
 
   /** Calls back after each transaction of somebody else's, until disposed. Keeps the process alive. */

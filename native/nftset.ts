@@ -162,6 +162,14 @@ export function readElementTexts(attributes: Buffer): string[] {
 export const elementTexts = (declaration: SetDeclaration, element: SetElement): string[] =>
   wireElements(declaration, element).map(elementText);
 
+/** The name in the key of an element, as a text has it, of a set whose only field is `ifname`. */
+export function ifnameIn(key: string): string {
+  const [name = ''] = Buffer.from(key.split(' ')[0] ?? '', 'hex')
+    .toString('utf8')
+    .split('\0');
+  return name;
+}
+
 /** One that the kernel sent may lack anything. */
 type ReadElement = Omit<WireElement, 'key'> & { readonly key: Uint8Array | undefined };
 

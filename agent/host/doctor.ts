@@ -1,7 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { isKernelError } from '#native/errors.ts';
+import type { ListedChain, ListedRule } from '#native/nft-listing.ts';
 import { Nftables, NftablesUnavailable } from '#native/nftables.ts';
+import { ifnameIn } from '#native/nftset.ts';
 import { isServed } from '#protocol/guest-services.ts';
 import { gatewayHolder, type Network } from '#protocol/network.ts';
 import { appliedIn } from './bridges/applied.ts';
@@ -24,8 +26,15 @@ export interface Finding {
   readonly commands: readonly string[];
 }
 
-/** An object of `nft -j` (man 5 libnftables-json). */
-type NftObject = Readonly<Record<string, unknown>>;
+/** A table of somebody else's that has a chain where packets are forwarded. */
+export interface ForwardingTable {
+  readonly family: (typeof FAMILIES)[number];
+  readonly name: string;
+  readonly chains: readonly ListedChain[];
+  readonly rules: readonly ListedRule[];
+}
+
+const FAMILIES = ['ip', 'ip6', 'inet'] as const;
 
 /** A host as far as the doctor looks at it. */
 export interface Observed {
@@ -34,8 +43,7 @@ export interface Observed {
   readonly nftables: string | undefined;
   /** Bridges of host-only networks of this host. */
   readonly bridges: readonly string[];
-  /** Chains and rules of everybody else's tables that have to do with forwarding. */
-  readonly forwarding: readonly NftObject[];
+  readonly forwarding: readonly ForwardingTable[];
   /** Tables of iptables-legacy, which nft does not see. */
   readonly legacyTables: readonly string[];
   /** Who has switched on that the host forwards packets, by address family. */
@@ -66,11 +74,11 @@ export interface Look {
 
 /** Reads this host; needs CAP_NET_ADMIN. */
 export function observeHost({ table, runtimeDir, networks }: Look): Observed {
-  const found = { bridges: [] as string[], forwarding: [] as NftObject[] };
+  const found = { bridges: [] as string[], forwarding: [] as ForwardingTable[] };
   let nftables: string | undefined;
   try {
     using nft = Nftables.open();
-    found.bridges = elementsOf(nft.list(`list set inet ${table} bridges`) ?? []);
+    found.bridges = (nft.elements({ family: 'inet', name: table }, 'bridges') ?? []).map(ifnameIn);
     found.forwarding = forwardingOf(nft, table);
   } catch (error) {
     if (!(error instanceof NftablesUnavailable) && !isKernelError(error, 'EPERM')) throw error;
@@ -264,35 +272,22 @@ function forwardingFindings({ bridges, forwardedBy }: Observed): Finding[] {
   });
 }
 
-interface Chain {
-  readonly family: string;
-  readonly table: string;
-  readonly name: string;
-  readonly policy?: string;
-}
-
 /** What in everybody else's rules stops the traffic of one host-only bridge. */
-function forwardFindings(bridge: string, forwarding: readonly NftObject[]): Finding[] {
-  const chains = forwarding.map(({ chain }) => chain).filter(isChain);
-  const rules = forwarding.map(({ rule }) => rule).filter(isRule);
-  const hasChain = (family: string, table: string, name: string): boolean =>
-    chains.some((one) => one.family === family && one.table === table && one.name === name);
-  const findings = chains
-    .filter((chain) => property(chain, 'hook') === 'forward')
-    .filter(({ policy, table }) => policy === 'drop' || table === 'firewalld')
-    .map((chain) => {
-      const { family, table, name } = chain;
-      const own = rules.filter((rule) => rule.family === family && rule.table === table);
-      const passes = (side: 'iifname' | 'oifname'): boolean =>
-        own.some(({ expr }) => accepts(expr, side, bridge));
-      const place = `${family} ${table} ${name}`;
-      if (passes('iifname') && passes('oifname')) {
-        return ok(`bridge ${bridge}`, `${place} drops by default, and lets this bridge through`);
-      }
-      const commands = remedy(bridge, chain, (other) => hasChain(family, table, other));
-      const seen = `${place} drops what is forwarded to and from this bridge`;
-      return problem(`bridge ${bridge}`, seen, commands);
-    });
+function forwardFindings(bridge: string, forwarding: readonly ForwardingTable[]): Finding[] {
+  const findings = forwarding.flatMap((table) => {
+    const passes = (side: 'iifname' | 'oifname'): boolean =>
+      table.rules.some((rule) => accepts(rule, side, bridge));
+    return table.chains
+      .filter(({ forwards, drops }) => forwards && (drops || table.name === 'firewalld'))
+      .map(({ name }) => {
+        const place = `${table.family} ${table.name} ${name}`;
+        if (passes('iifname') && passes('oifname')) {
+          return ok(`bridge ${bridge}`, `${place} drops by default, and lets this bridge through`);
+        }
+        const seen = `${place} drops what is forwarded to and from this bridge`;
+        return problem(`bridge ${bridge}`, seen, remedy(bridge, table, name));
+      });
+  });
   if (findings.length > 0) return findings;
   return [ok(`bridge ${bridge}`, 'nobody else drops what is forwarded to and from it')];
 }
@@ -300,9 +295,10 @@ function forwardFindings(bridge: string, forwarding: readonly NftObject[]): Find
 /** In the words of whoever owns the chain: rules of another tool in its table would confuse it. */
 function remedy(
   bridge: string,
-  { family, table, name }: Chain,
-  hasChain: (name: string) => boolean,
+  { family, name: table, chains }: ForwardingTable,
+  name: string,
 ): string[] {
+  const hasChain = (other: string): boolean => chains.some((one) => one.name === other);
   if (table === 'firewalld') {
     return [
       `firewall-cmd --permanent --zone=trusted --add-interface=${bridge}`,
@@ -331,49 +327,25 @@ function remedy(
 }
 
 /** True for a rule that accepts what comes from a bridge, or goes to it on whatever further condition. */
-function accepts(expr: readonly unknown[], side: 'iifname' | 'oifname', bridge: string): boolean {
-  if (!expr.some((one) => property(one, 'accept') !== undefined)) return false;
-  const matches = expr.map((one) => property(one, 'match')).filter((one) => one !== undefined);
-  const named = matches.some((match) => {
-    const key = property(property(property(match, 'left'), 'meta'), 'key');
-    const right = property(match, 'right');
-    if (key !== side || property(match, 'op') !== '==' || typeof right !== 'string') return false;
-    return right.endsWith('*') ? bridge.startsWith(right.slice(0, -1)) : right === bridge;
+function accepts(rule: ListedRule, side: 'iifname' | 'oifname', bridge: string): boolean {
+  const { conditions } = rule;
+  const named = conditions.some((one) => {
+    if (one.key !== side) return false;
+    return one.isWhole ? one.name === bridge : bridge.startsWith(one.name);
   });
   // What comes from a workload has to pass whatever it is.
-  return named && (side === 'oifname' || matches.length === 1);
+  return rule.accepts && named && (side === 'oifname' || conditions.length === 1);
 }
-
-function property(value: unknown, key: string): unknown {
-  if (typeof value !== 'object' || value === null) return undefined;
-  return Object.getOwnPropertyDescriptor(value, key)?.value;
-}
-
-const isChain = (value: unknown): value is Chain =>
-  ['family', 'table', 'name'].every((key) => typeof property(value, key) === 'string');
-
-const isRule = (
-  value: unknown,
-): value is { family: string; table: string; expr: readonly unknown[] } =>
-  ['family', 'table'].every((key) => typeof property(value, key) === 'string') &&
-  Array.isArray(property(value, 'expr'));
 
 /** The tables of others that have a chain at the forward hook, whole. */
-function forwardingOf(nft: Nftables, own: string): NftObject[] {
-  const chains = (nft.list('list chains') ?? []).map(({ chain }) => chain).filter(isChain);
-  const tables = new Set(
-    chains
-      .filter((chain) => property(chain, 'hook') === 'forward' && chain.table !== own)
-      .filter(({ family }) => family !== 'bridge')
-      .map(({ family, table }) => `${family} ${table}`),
-  );
-  return [...tables].flatMap((table) => nft.list(`list table ${table}`) ?? []);
+function forwardingOf(nft: Nftables, own: string): ForwardingTable[] {
+  return FAMILIES.flatMap((family) => {
+    const tables = Map.groupBy(nft.chains(family), ({ table }) => table);
+    return [...tables]
+      .filter(([name, chains]) => name !== own && chains.some(({ forwards }) => forwards))
+      .map(([name, chains]) => ({ family, name, chains, rules: nft.rules({ family, name }) }));
+  });
 }
-
-const elementsOf = (listed: readonly NftObject[]): string[] =>
-  listed
-    .flatMap(({ set }) => property(set, 'elem') ?? [])
-    .filter((element) => typeof element === 'string');
 
 function linesOf(path: string): string[] {
   try {

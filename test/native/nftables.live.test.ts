@@ -190,6 +190,78 @@ describe('chains on single devices', () => {
   });
 });
 
+describe('chains and rules of others', () => {
+  const own = { family: 'inet', name: 'other' } as const;
+  const other = { key: 'other' } as const;
+  const device = (key: 'iifname' | 'oifname', name: string, isWhole: boolean) => ({
+    key,
+    name,
+    isWhole,
+  });
+
+  test('are read with where they are hooked', () => {
+    nft('add table ip other');
+    nft('add chain ip other plain');
+    nft('add chain ip other drops { type filter hook forward priority 0; policy drop; }');
+    nft('add chain ip other passes { type nat hook prerouting priority 0; policy accept; }');
+    const found = (name: string, forwards: boolean, drops: boolean) => ({
+      ...{ table: 'other', name },
+      forwards,
+      drops,
+    });
+    expect(nftables.chains('ip')).toEqual([
+      found('plain', false, false),
+      found('drops', true, true),
+      found('passes', false, false),
+    ]);
+    expect(nftables.chains('ip6')).toEqual([]);
+    expect(nftables.chains('inet')).toEqual([]);
+  });
+
+  test.each([
+    ['iifname "doc0" accept', true, [device('iifname', 'doc0', true)]],
+    ['iifname "doc*" counter accept', true, [device('iifname', 'doc', false)]],
+    ['iifname "fifteen-letters" drop', false, [device('iifname', 'fifteen-letters', true)]],
+    ['log prefix "x" oifname "doc0" accept', true, [device('oifname', 'doc0', true)]],
+    ['iifname != "doc0" accept', true, [other]],
+    ['iifname { "doc0", "doc1" } accept', true, [other]],
+    [
+      'oifname "doc0" ct state established accept',
+      true,
+      [device('oifname', 'doc0', true), other, other, other],
+    ],
+    ['iifname "doc0" limit rate 1/second accept', true, [device('iifname', 'doc0', true), other]],
+    ['meta mark 7 accept', true, [other, other]],
+    ['iifname "doc0" jump plain', false, [device('iifname', 'doc0', true)]],
+    ['iifname "doc0" meta mark set 7', false, [device('iifname', 'doc0', true), other, other]],
+  ])('are read by what they are about: %s', (rule, accepts, conditions) => {
+    nft('add table inet other');
+    nft('add chain inet other plain');
+    nft('add chain inet other rules');
+    nft(`add rule inet other rules ${rule}`);
+    expect(nftables.rules(own)).toEqual([{ table: 'other', chain: 'rules', accepts, conditions }]);
+  });
+
+  test('are read of iptables, too', () => {
+    execFileSync(requireTool('iptables-nft'), [...'-I FORWARD -i doc0 -j ACCEPT'.split(' ')]);
+    execFileSync(requireTool('iptables-nft'), [...'-I FORWARD -o doc+ -j ACCEPT'.split(' ')]);
+    expect(nftables.rules({ family: 'ip', name: 'filter' })).toEqual([
+      {
+        ...{ table: 'filter', chain: 'FORWARD', accepts: true },
+        conditions: [device('oifname', 'doc', false)],
+      },
+      {
+        ...{ table: 'filter', chain: 'FORWARD', accepts: true },
+        conditions: [device('iifname', 'doc0', true)],
+      },
+    ]);
+  });
+
+  test('are none where there is no table', () => {
+    expect(nftables.rules({ family: 'ip6', name: 'nowhere' })).toEqual([]);
+  });
+});
+
 test('a table is deleted, whatever it has, and one that is not there is none', () => {
   nftables.run('add chain inet t c\nadd rule inet t c drop');
   nftables.deleteTable(table);

@@ -111,6 +111,22 @@ test('a rule that lets the bridge through counts, also by the beginning of its n
   run('nft delete table inet own');
 });
 
+test('rules of others that libnftables cannot put into JSON are looked at like all others', () => {
+  load('table inet own { chain forward { type filter hook forward priority 0; policy drop; }; }');
+  // 1.0.6 has no JSON of a name that is not UTF-8, and ends the process.
+  const rule = 'add rule inet own forward iifname "a\\377" counter accept';
+  run(`printf '${rule}' | ${requireTool('nft')} -f -`);
+  const listed = spawnSync(requireTool('nft'), ['-j', 'list', 'table', 'inet', 'own']);
+  expect(listed.status).not.toBe(0);
+  const { status, stdout, stderr } = spawnSync('deploy/bin/voltnet', ['doctor'], {
+    encoding: 'utf8',
+  });
+  expect(stderr).toBe('');
+  expect(stdout).toContain('inet own forward drops what is forwarded to and from this bridge');
+  expect(status).toBe(8);
+  run('nft delete table inet own');
+});
+
 test('what cannot be seen or used is said', () => {
   const host = {
     ...observed('NATS is away'),
