@@ -22,6 +22,7 @@ const NETWORKS = [
   { network: 'second0', bridge: 'given1', subnet: '10.53.0.0/24', gateway: '10.53.0.1' },
   { network: 'free0', bridge: 'given2', subnet: '10.54.0.0/24', filter: false },
   { network: 'later0', subnet: '10.55.0.0/24', gateway: '10.55.0.1' },
+  { network: 'new0', subnet: '10.56.0.0/24', gateway: '10.56.0.1' },
 ];
 const BRIDGE_MAC = '02:00:00:00:52:01';
 const OPEN_BRIDGE_MAC = '02:00:00:00:52:03';
@@ -122,6 +123,23 @@ describe('a MAC that is asked for', () => {
     run('link delete later0');
     await expect(attach('taker', { network: 'later0', mac })).rejects.toMatchObject(refusal);
     expect(ip('link').map(({ ifname }) => ifname)).not.toContain('later0');
+  });
+
+  test('may be any other at the first attach of a network, which makes the bridge', async () => {
+    const names = () => ip('link').map(({ ifname }) => ifname);
+    for (const mac of ['02:00:00:00:56:01', '02:00:00:00:56:02']) {
+      // The second time the bridge is gone that the first attach has made.
+      expect(names()).not.toContain('new0');
+      const asked = { network: 'new0', mac };
+      await expect(attach('opens', { ...asked, dryRun: true })).resolves.toMatchObject({
+        lease: { mac },
+      });
+      expect(names()).not.toContain('new0');
+      const { attachment } = await attach('opens', asked);
+      expect(attachment).toMatchObject({ mac, device: { bridge: 'new0' } });
+      await detach('opens');
+      run('link delete new0');
+    }
   });
 
   test('may be one that the bridge has learned somewhere: the workload has moved here', async () => {
