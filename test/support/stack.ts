@@ -1,7 +1,8 @@
 import { connect, headers, type NatsConnection } from 'nats';
 import { join } from 'node:path';
 import { VoltNetworkClient } from '#protocol/client.ts';
-import { type RunningAgent, startAgent, until } from './agent.ts';
+import { type RunningAgent, startAgent } from './agent.ts';
+import { untilGone } from './boxes.ts';
 import { deviceNames, filesIn, nftElements } from './kernel.ts';
 import { type Server, startNats, startRedis } from './servers.ts';
 
@@ -76,11 +77,7 @@ export async function startStack(
     connection,
     client,
     host,
-    gone: (id) =>
-      until(`${id} is gone`, async () => {
-        const error: unknown = await client.get(host, { id }).catch((cause: unknown) => cause);
-        return error instanceof Error && 'code' in error && error.code === 'NOT_FOUND';
-      }),
+    gone: (id) => untilGone({ client, host }, id),
     snapshot: async () => {
       const [first] = networks;
       const { attachments } = await client.list(host, {});

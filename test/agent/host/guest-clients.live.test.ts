@@ -4,8 +4,9 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, inside, udhcpc } from '../../support/asking.ts';
+import { attachBox } from '../../support/boxes.ts';
 import { bootGuest } from '../../support/guest.ts';
-import { addNamespace, ip, only } from '../../support/kernel.ts';
+import { ip, only } from '../../support/kernel.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
 import { dyingWithParent, requireTool } from '../../support/tools.ts';
 
@@ -32,13 +33,8 @@ afterAll(() => stack[Symbol.asyncDispose]());
 
 /** A container that has been told nothing: its device is up, and has link-local addresses alone. */
 async function attachEmpty(id: string, mtu?: number): Promise<Attachment> {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
+  const attachment = await attachBox(stack, id, {
     network: 'gc0',
-    netns: `/run/netns/${id}`,
     hostname: `${id}.Sub`,
     ...(mtu !== undefined && { mtu }),
   });

@@ -5,6 +5,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig } from '../../support/asking.ts';
+import { attachBox, detachBox } from '../../support/boxes.ts';
 import { addNamespace, deviceNames, removeNamespace } from '../../support/kernel.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
 import { dyingWithParent, requireTool } from '../../support/tools.ts';
@@ -37,25 +38,9 @@ afterEach(async () => {
   for (const { id } of attachments) await detach(id);
 });
 
-async function attach(id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    network: 'gf0',
-    netns: `/run/netns/${id}`,
-    hostname: id,
-    ...more,
-  });
-  return attachment;
-}
-
-async function detach(id: string): Promise<void> {
-  await stack.client.detach(stack.host, { id });
-  await stack.gone(id);
-  removeNamespace(id);
-}
+const attach = (id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> =>
+  attachBox(stack, id, { network: 'gf0', hostname: id, ...more });
+const detach = (id: string): Promise<void> => detachBox(stack, id);
 
 const folders = (): string[] => {
   const folder = join(stack.agent.runtimeDir, 'dnsmasq');

@@ -5,7 +5,8 @@ import type { Attachment } from '#protocol/attachment.ts';
 import { VoltNetworkClient } from '#protocol/client.ts';
 import { type RunningAgent, startAgent, until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig } from '../../support/asking.ts';
-import { addNamespace, removeNamespace } from '../../support/kernel.ts';
+import { attachBox, detachBox } from '../../support/boxes.ts';
+import { addNamespace } from '../../support/kernel.ts';
 import { type Server, startNats, startRedis } from '../../support/servers.ts';
 import { requireTool } from '../../support/tools.ts';
 
@@ -81,27 +82,9 @@ beforeAll(async () => {
 });
 afterAll(() => open.disposeAsync());
 
-async function attach(host: Host, id: string): Promise<Attachment> {
-  addNamespace(id);
-  const { attachment } = await client.attach(host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    network: 'gx0',
-    netns: `/run/netns/${id}`,
-    hostname: id,
-  });
-  return attachment;
-}
-
-const detach = async (host: Host, id: string): Promise<void> => {
-  await client.detach(host, { id });
-  await until('it is gone', async () => {
-    const { attachments } = await client.list(host);
-    return attachments.every((one) => one.id !== id);
-  });
-  removeNamespace(id);
-};
+const attach = (host: Host, id: string): Promise<Attachment> =>
+  attachBox({ client, host }, id, { network: 'gx0', hostname: id });
+const detach = (host: Host, id: string): Promise<void> => detachBox({ client, host }, id);
 
 const lookUp = (asker: string, ...question: string[]): string =>
   dig(asker, '10.59.0.1', ...question);

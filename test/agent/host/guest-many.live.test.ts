@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { until } from '../../support/agent.ts';
 import { dig } from '../../support/asking.ts';
-import { addNamespace } from '../../support/kernel.ts';
+import { attachBox } from '../../support/boxes.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
 import { dyingWithParent, requireTool } from '../../support/tools.ts';
 
@@ -53,22 +53,14 @@ async function forAll<Item>(items: readonly Item[], act: (item: Item) => Promise
   }
 }
 
-async function attachBox(id: string, network: string): Promise<string> {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    network,
-    netns: `/run/netns/${id}`,
-    hostname: 'box',
-  });
+async function addressOfBox(id: string, network: string): Promise<string> {
+  const attachment = await attachBox(stack, id, { network, hostname: 'box' });
   return attachment.addresses[0]?.address.replace(/\/.*/, '') ?? '';
 }
 
 test('five hundred clients get their leases, none is lost, and all end with their attachments', async () => {
   const clients = Array.from({ length: CLIENTS }, (_, number) => `c${number}`);
-  await attachBox('perf', 'gm0');
+  await addressOfBox('perf', 'gm0');
   await forAll(clients, (id) => {
     const number = Number(id.slice(1));
     const last = [number >> 8, number & 0xff].map((byte) => byte.toString(16).padStart(2, '0'));
@@ -111,7 +103,7 @@ test('five hundred clients get their leases, none is lost, and all end with thei
 test('fifty networks serve side by side, each its own', async () => {
   const addresses = new Map<number, string>();
   for (const number of numbers) {
-    addresses.set(number, await attachBox(`box${number}`, `gm-${number}`));
+    addresses.set(number, await addressOfBox(`box${number}`, `gm-${number}`));
   }
   for (const number of numbers) {
     await until(`named in ${number}`, () => {

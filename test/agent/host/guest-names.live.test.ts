@@ -2,7 +2,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig, inside } from '../../support/asking.ts';
-import { addNamespace, removeNamespace } from '../../support/kernel.ts';
+import { attachBox, detachBox } from '../../support/boxes.ts';
+import { addNamespace } from '../../support/kernel.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
 
 // Names of networks and of workloads that mean something else to dnsmasq, and networks of one family.
@@ -29,26 +30,11 @@ beforeAll(async () => {
 });
 afterAll(() => stack[Symbol.asyncDispose]());
 
-async function attach(
+const attach = (
   id: string,
   more: Partial<AttachRequest> & { network: string },
-): Promise<Attachment> {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    netns: `/run/netns/${id}`,
-    ...more,
-  });
-  return attachment;
-}
-
-async function detach(id: string): Promise<void> {
-  await stack.client.detach(stack.host, { id });
-  await stack.gone(id);
-  removeNamespace(id);
-}
+): Promise<Attachment> => attachBox(stack, id, more);
+const detach = (id: string): Promise<void> => detachBox(stack, id);
 
 describe('a host name', () => {
   let number = 0;

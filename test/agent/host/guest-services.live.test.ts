@@ -5,9 +5,9 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig as digAt } from '../../support/asking.ts';
+import { attachBox, detachBox } from '../../support/boxes.ts';
 import { PROTOCOL, udp } from '../../support/frames.ts';
 import { stationOf } from '../../support/hearing.ts';
-import { addNamespace, removeNamespace } from '../../support/kernel.ts';
 import { type Station, v6 } from '../../support/packets.ts';
 import { claimVm } from '../../support/raw-port.ts';
 import { type Stack, startStack } from '../../support/stack.ts';
@@ -34,25 +34,9 @@ beforeAll(async () => {
 });
 afterAll(() => stack[Symbol.asyncDispose]());
 
-const attach = async (id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> => {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    network: 'gs0',
-    netns: `/run/netns/${id}`,
-    hostname: id,
-    ...more,
-  });
-  return attachment;
-};
-
-const detach = async (id: string): Promise<void> => {
-  await stack.client.detach(stack.host, { id });
-  await stack.gone(id);
-  removeNamespace(id);
-};
+const attach = (id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> =>
+  attachBox(stack, id, { network: 'gs0', hostname: id, ...more });
+const detach = (id: string): Promise<void> => detachBox(stack, id);
 
 const dig = (id: string, ...question: string[]): string => digAt(id, '10.50.0.1', ...question);
 

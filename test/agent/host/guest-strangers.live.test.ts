@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Attachment, AttachRequest } from '#protocol/attachment.ts';
 import { until } from '../../support/agent.ts';
 import { bareAddresses, dhclient, dig, inside } from '../../support/asking.ts';
+import { attachBox } from '../../support/boxes.ts';
 import {
   BROADCAST,
   discovery,
@@ -68,19 +69,8 @@ let workload: RawPort;
 const run = (words: string): string =>
   execFileSync(requireTool('ip'), words.split(' '), { encoding: 'utf8' });
 
-async function attach(id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> {
-  addNamespace(id);
-  const { attachment } = await stack.client.attach(stack.host, {
-    id,
-    workload: `container-${id}`,
-    kind: 'container',
-    network: 'st0',
-    netns: `/run/netns/${id}`,
-    hostname: id,
-    ...more,
-  });
-  return attachment;
-}
+const attach = (id: string, more: Partial<AttachRequest> = {}): Promise<Attachment> =>
+  attachBox(stack, id, { network: 'st0', hostname: id, ...more });
 
 beforeAll(async () => {
   addNamespace('segment');
