@@ -76,6 +76,7 @@ const BEFORE: Readonly<Record<string, string>> = {
 
 /** Exit codes of those that cannot come to a good end here, and why. Several: either. */
 const ENDS: readonly (readonly [begins: string, codes: readonly number[], why: string])[] = [
+  ['voltnet setup --replicas 3', [8], 'a server that is alone keeps one replica'],
   ['voltnet network put volt0.json --revision 3', [0, 5], 'if the network is at revision 3'],
   ['voltnet --host h2 ', [3], 'there is no host h2; jq has nothing to read'],
   ['voltnet watch --type detached --count 1', [0], 'ends by itself'],

@@ -54,8 +54,13 @@ beforeAll(async () => {
 });
 afterAll(() => stack[Symbol.asyncDispose]());
 
+const requestOf = (id: string, more: Partial<AttachRequest>): AttachRequest => ({
+  ...{ id, workload: id, kind: 'vm', network: 'given0' },
+  ...more,
+});
+
 const attach = (id: string, more: Partial<AttachRequest>) =>
-  stack.client.attach(stack.host, { id, workload: id, kind: 'vm', network: 'given0', ...more });
+  stack.client.attach(stack.host, requestOf(id, more));
 
 const detach = async (id: string): Promise<void> => {
   await stack.client.detach(stack.host, { id });
@@ -131,9 +136,8 @@ describe('a MAC that is asked for', () => {
       // The second time the bridge is gone that the first attach has made.
       expect(names()).not.toContain('new0');
       const asked = { network: 'new0', mac };
-      await expect(attach('opens', { ...asked, dryRun: true })).resolves.toMatchObject({
-        lease: { mac },
-      });
+      const { lease } = await stack.client.dryRun(stack.host, requestOf('opens', asked));
+      expect(lease).toMatchObject({ mac });
       expect(names()).not.toContain('new0');
       const { attachment } = await attach('opens', asked);
       expect(attachment).toMatchObject({ mac, device: { bridge: 'new0' } });
