@@ -13,6 +13,7 @@ import packageJson from '../package.json' with { type: 'json' };
 import { Agent } from './agent.ts';
 import { Bus } from './bus/bus.ts';
 import { createAgentCommand } from './cli/agent-command.ts';
+import { AGENT_EXIT } from './cli/exit-codes.ts';
 import {
   type Config,
   ConfigError,
@@ -32,8 +33,6 @@ import { UnexpectedErrors } from './health/unexpected.ts';
 
 const VERSION = packageJson.version;
 // sysexits.h: what systemd and scripts can tell apart.
-const EXIT_CONFIG = 78;
-const EXIT_TEMPORARY = 75;
 
 /** Reads flags, variables and file; prints what is wrong with them and exits 78. */
 function configured(): Config {
@@ -162,7 +161,7 @@ function exclusive({ runtimeDir, stateDir }: Config, log: Log): Disposable {
     const locked = error instanceof LockedError;
     const what = locked ? 'another agent runs on this host' : 'this host cannot be locked';
     log.fatal({ error: String(error) }, what);
-    process.exit(EXIT_TEMPORARY);
+    process.exit(AGENT_EXIT.locked);
   }
 }
 
@@ -178,7 +177,7 @@ function mendable<T>(look: () => T, ...problems: readonly (new (message: string)
 function refuse(error: unknown, ...problems: readonly (new (message: string) => Error)[]): never {
   if (!(error instanceof Error) || !problems.some((one) => error instanceof one)) throw error;
   process.stderr.write(shown(`${SERVICE_NAME}: ${error.message}\n`));
-  process.exit(EXIT_CONFIG);
+  process.exit(AGENT_EXIT.configuration);
 }
 
 function notifySystemd(message: string): void {

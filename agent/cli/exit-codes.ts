@@ -31,6 +31,18 @@ export const EXIT = {
   commandNotFound: 127,
 } as const;
 
+/** The exit codes of `volt-network-agent`, by sysexits.h. systemd's unit goes by them. */
+export const AGENT_EXIT = {
+  ok: 0,
+  failed: 1,
+  /** EX_UNAVAILABLE, which `deploy/bin/node` ends with. */
+  noNode: 69,
+  /** EX_TEMPFAIL. */
+  locked: 75,
+  /** EX_CONFIG. */
+  configuration: 78,
+} as const;
+
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
 
 const BY_ERROR_CODE: Readonly<Record<string, ExitCode>> = {

@@ -1,4 +1,4 @@
-import type { EXIT } from '#agent/cli/exit-codes.ts';
+import type { AGENT_EXIT, EXIT } from '#agent/cli/exit-codes.ts';
 import type { Action } from '#agent/host/reconcile/plan.ts';
 import type { ConditionName } from '#protocol/conditions.ts';
 import type {
@@ -179,6 +179,15 @@ export const EXIT_MEANINGS: Readonly<Record<keyof typeof EXIT, string>> = {
     '`check` or `ledger check` found differences or could not compare all, `status` an agent that cannot serve now, `doctor` a problem, or `setup` a stream or consumer that is configured otherwise or that the server refuses',
   cannotExecute: '`exec`: the command cannot be executed',
   commandNotFound: "`exec`: there is no such command; else the code is the command's own",
+};
+
+export const AGENT_EXIT_MEANINGS: Readonly<Record<keyof typeof AGENT_EXIT, string>> = {
+  ok: 'ended on `SIGTERM` or `SIGINT`, `--help`, `--version`, `--check-config`',
+  failed: 'an error in its command line, or one that it did not expect',
+  noNode: 'Node 24 is not there: `npm ci` did not run in this checkout',
+  locked: 'another agent holds the runtime folder',
+  configuration:
+    "the configuration is wrong (with `--check-config` also a file that it names), the folders are not the agent's alone, or the state folder is another machine's or host's",
 };
 
 export const EVENT_MEANINGS: Readonly<Record<EventType, string>> = {

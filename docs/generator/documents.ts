@@ -5,6 +5,7 @@ import { allCommands, createProgram } from '#agent/cli/program.ts';
 import { Shell } from '#agent/cli/shell.ts';
 import { asyncApi } from './asyncapi.ts';
 import {
+  agentExitTable,
   commandPage,
   conditionPage,
   conditionTable,
@@ -34,6 +35,7 @@ const TABLES: Readonly<Record<string, () => string>> = {
   errors: errorTable,
   conditions: conditionTable,
   'exit codes': exitTable,
+  'agent exit codes': agentExitTable,
   schemas: schemaTable,
   attach: () => keyTable(schemaNamed('attach-request')),
   'attach tap': () => keyTable(at(schemaNamed('attach-request'), 'tap')),

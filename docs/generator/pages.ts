@@ -1,6 +1,6 @@
 import { Help, type Command } from 'commander';
 import { afterHelp } from '#agent/cli/manual.ts';
-import { EXIT, exitCodeOf } from '#agent/cli/exit-codes.ts';
+import { AGENT_EXIT, EXIT, exitCodeOf } from '#agent/cli/exit-codes.ts';
 import { configSchema, OVERRIDES } from '#agent/config.ts';
 import { CONDITIONS } from '#protocol/conditions.ts';
 import { ERRORS } from '#protocol/errors.ts';
@@ -22,7 +22,13 @@ import {
   NETWORK_OPERATIONS,
 } from '#protocol/subjects.ts';
 import { exchanges } from './asyncapi.ts';
-import { CONDITION_MEANINGS, ERROR_MEANINGS, ERROR_REMEDIES, EXIT_MEANINGS } from './codes.ts';
+import {
+  AGENT_EXIT_MEANINGS,
+  CONDITION_MEANINGS,
+  ERROR_MEANINGS,
+  ERROR_REMEDIES,
+  EXIT_MEANINGS,
+} from './codes.ts';
 import { type JsonSchema, schemaNamed } from './schemas.ts';
 import { code, table, typeOf } from './tables.ts';
 
@@ -67,6 +73,15 @@ export const exitTable = (): string =>
   table(
     ['code', 'of `voltnet`'],
     Object.entries(EXIT).map(([name, number]) => [code(String(number)), said(EXIT_MEANINGS, name)]),
+  );
+
+export const agentExitTable = (): string =>
+  table(
+    ['code', 'of `volt-network-agent`'],
+    Object.entries(AGENT_EXIT).map(([name, number]) => [
+      code(String(number)),
+      said(AGENT_EXIT_MEANINGS, name),
+    ]),
   );
 
 export const errorPage = (): string =>
@@ -180,6 +195,8 @@ export function commandPage(program: Command, agent: Command, all: readonly Comm
     agent.description(),
     '',
     optionTable(agent),
+    '',
+    agentExitTable(),
   ]);
 }
 
