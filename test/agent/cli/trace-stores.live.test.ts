@@ -1,17 +1,15 @@
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeEach, expect, test } from 'vitest';
+import { type Ended, runVoltnet } from '../../support/voltnet.ts';
 
 // `voltnet trace` against stores of traces. The stores are fakes, since neither is in Debian: they answer as Tempo's API
 // page and Jaeger's api_v3 have it, ids in base64 and enums by name, as protobuf's own JSON does.
 
-const VOLTNET = fileURLToPath(new URL('../../../deploy/bin/voltnet', import.meta.url));
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 const base64 = (hex: string): string => Buffer.from(hex, 'hex').toString('base64');
 
@@ -47,17 +45,7 @@ afterEach(() => {
   server.close();
 });
 
-async function trace(
-  ...words: string[]
-): Promise<{ exitCode: number | null; stdout: string; stderr: string }> {
-  const child = spawn(VOLTNET, ['trace', ...words]);
-  let stdout = '';
-  let stderr = '';
-  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
-  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
-  await once(child, 'close');
-  return { exitCode: child.exitCode, stdout, stderr };
-}
+const trace = (...words: string[]): Promise<Ended> => runVoltnet(['trace', ...words]);
 
 const span = (id: (hex: string) => string, spanId: string, more: object = {}): object => ({
   traceId: id(TRACE),
