@@ -156,10 +156,12 @@ export class Bridges {
     return this.#networks.get(network.network)?.network === network;
   }
 
-  /** Makes what is missing of a network, and repairs what a glance has shown to differ; answers the bridge. */
-  ensure(network: Network, seen: BridgeSnapshot): Link {
-    const { applied, attached } = this.#options;
+  /** Makes what is missing of a network, and repairs what a glance, `looked`, has shown to differ; answers the bridge. */
+  ensure(network: Network, looked: BridgeSnapshot): Link {
+    const { kernel, applied, attached } = this.#options;
     const { description, facts } = this.#describe(network);
+    // Of several first attaches that wait for their leases one makes the bridge.
+    const seen = looked.link === null ? glance(kernel, description) : looked;
     const before = applied.descriptionOf(network.network);
     if (this.isKnown(network) && seen.link !== null) {
       return this.#maker.repair(description, facts, seen);

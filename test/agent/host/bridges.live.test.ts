@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type Network, parseNetwork } from '#protocol/network.ts';
 import { atOnce } from '#native/steps.ts';
 import { Applied } from '#agent/host/bridges/applied.ts';
@@ -352,6 +352,22 @@ describe('a bridge that was there before', () => {
     expect(bridges()).toEqual([]);
   });
 });
+
+test.each(NETS)(
+  '$type: of several that saw no bridge one makes it; the others leave it',
+  (network) => {
+    const bridges = agent();
+    inUse.add(network.network);
+    const [first, ...others] = Array.from({ length: 3 }, () => bridges.look(network));
+    if (first === undefined) throw new Error('nobody has looked');
+    const { index } = bridges.ensure(network, first);
+    const set = vi.spyOn(kernel.links, 'set');
+    for (const seen of others) expect(bridges.ensure(network, seen).index).toBe(index);
+    // A bridge that goes down for a moment takes all ports that are on it by now along.
+    expect(set).not.toHaveBeenCalled();
+    set.mockRestore();
+  },
+);
 
 test('a NIC that a network without workloads has is free for another network at once', () => {
   const [network] = NETS;
