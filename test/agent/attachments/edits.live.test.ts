@@ -133,9 +133,10 @@ test('routes reach a container, name servers the answer, and nothing else is tou
 
 test('a check tells of a change that this host has not applied, and it is applied in the end', async () => {
   // What the agent meets there is somebody else's: its port cannot be mended while it is no bridge.
-  execFileSync('ip', ['link', 'set', 'net0', 'name', 'away0']);
   const { network, revision } = await stack.client.getNetwork('net0');
-  execFileSync('ip', ['link', 'add', 'net0', 'type', 'veth', 'peer', 'name', 'net0-peer']);
+  // At once: the agent gives a bridge its name back as soon as it hears that it has another.
+  const away = ['link set net0 name away0', 'link add net0 type veth peer name net0-peer'];
+  execFileSync('ip', ['-batch', '-'], { input: away.join('\n') });
   const put = await stack.client.putNetwork({ ...network, linkLocal: 'any', revision });
   const { differences } = await stack.client.check(stack.host, { id: 'one' });
   expect(differences).toContainEqual({
